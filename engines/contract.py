@@ -1,0 +1,224 @@
+"""The contract of every component: the tensors that go in and come out, as data.
+
+Export (dynamic axes), optimisation profiles, binding, the manifest and the table in the docs derive from `COMPONENTS`.
+An axis is an integer, the name of a size of `Dims` ("heads", "head_dim/2"), or symbolic: "batch" (images drawn at once),
+"text" (encoder tokens), "prefix" (tokens before the target), "tokens" (target tokens = height * width), "height" and
+"width" (rows and columns of the latents), "16*height" (rows of the image). A symbolic axis has one value in all tensors
+of a call.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from qwen_image_engine.engines.errors import QwenImageError
+
+TIME_FEATURES = 256
+"""Width of the time features: 128 cosines, then 128 sines, of 1000 * sigma."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor: its name in the graph, its axes, its dtype by numpy's name, its meaning with units."""
+
+    name: str
+    shape: tuple[str | int, ...]
+    dtype: str
+    meaning: str
+
+    def describe(self) -> str:
+        """Dtype and axes as one reads them in an error: `float32 (batch, tokens, 64)`."""
+        return f"{self.dtype} {describe_shape(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a component takes and gives. The order of the tensors is the order in the graph."""
+
+    component: str
+    purpose: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def symbols(self) -> tuple[str, ...]:
+        """The symbolic axes without their factors, in order of appearance: ("batch", "tokens", "prefix")."""
+        axes = (axis for spec in (*self.inputs, *self.outputs) for axis in spec.shape if isinstance(axis, str))
+        return tuple(dict.fromkeys(split_axis(axis)[1] for axis in axes))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts, as the manifest keeps them; `from_json` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Contract":
+        """The contract that `to_json` wrote.
+
+        Raises:
+            QwenImageError: a key is missing or a value has another form.
+        """
+        try:
+            inputs, outputs = (tuple(_spec_from_json(item) for item in data[key]) for key in ("inputs", "outputs"))
+            return cls(str(data["component"]), str(data["purpose"]), inputs, outputs)
+        except (KeyError, TypeError) as error:
+            raise QwenImageError(
+                f"a contract has another form than this version writes: {error!r}; export the bundle again"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The sizes of a checkpoint that its contracts name."""
+
+    encoder_hidden: int
+    """Width of the text encoder's hidden states."""
+    encoder_head_dim: int
+    context: int
+    """Width of the states that the transformer takes from the encoder."""
+    layers: int
+    """Blocks of the transformer."""
+    heads: int
+    head_dim: int
+    channels: int
+    """Channels of a latent token in the transformer."""
+    z: int
+    """Channels of the VAE's latents."""
+
+
+def _f32(name: str, *shape: str | int, meaning: str) -> TensorSpec:
+    return TensorSpec(name, shape, "float32", meaning)
+
+
+def _rotary(axis: str, half: str, what: str) -> tuple[TensorSpec, TensorSpec]:
+    return (
+        _f32("cos", axis, half, meaning=f"cosine of the rotary angle of {what}"),
+        _f32("sin", axis, half, meaning="sine of the same angle"),
+    )
+
+
+_CACHE = (
+    _f32(
+        "key_{layer}",
+        "batch",
+        "prefix",
+        "heads",
+        "head_dim",
+        meaning="normalised, rotated keys of the prefix in one block",
+    ),
+    _f32("value_{layer}", "batch", "prefix", "heads", "head_dim", meaning="values of the prefix in the same block"),
+)
+_LATENTS = _f32("latents", "batch", "z", "height", "width", meaning="normalised per channel: (mode - mean) / std")
+_IMAGE = _f32("image", "batch", 4, "16*height", "16*width", meaning="RGBA, each channel in [-1, 1]")
+
+COMPONENTS: Mapping[str, Contract] = {
+    item.component: item
+    for item in (
+        Contract(
+            "text_encoder",
+            "Hidden states of a prompt; runs once a prompt.",
+            (
+                _f32("embeddings", "batch", "text", "encoder_hidden", meaning="rows of the token embedding table"),
+                *_rotary("text", "encoder_head_dim/2", "each token, halves of a head paired"),
+            ),
+            (
+                _f32(
+                    "hidden_states",
+                    "batch",
+                    "text",
+                    "encoder_hidden",
+                    meaning="output of the last decoder layer, before the final norm",
+                ),
+            ),
+        ),
+        Contract(
+            "prefix",
+            "Keys and values of everything before the target; runs once a prompt, for all steps.",
+            (
+                _f32("text_states", "batch", "prefix", "context", meaning="hidden states without the system turn"),
+                *_rotary("prefix", "head_dim/2", "each prefix token, neighbouring channels paired"),
+            ),
+            _CACHE,
+        ),
+        Contract(
+            "step",
+            "Velocity of the target at one sigma; runs every step.",
+            (
+                _f32("latents", "batch", "tokens", "channels", meaning="target latents at sigma, row by row"),
+                _f32(
+                    "time_features", 1, TIME_FEATURES, meaning="cosines, then sines, of 1000 * sigma; one for the batch"
+                ),
+                *_rotary("tokens", "head_dim/2", "each target token, neighbouring channels paired"),
+                *_CACHE,
+            ),
+            (_f32("velocity", "batch", "tokens", "channels", meaning="d latents / d sigma"),),
+        ),
+        Contract("vae_decoder", "The image of final latents; runs once an image.", (_LATENTS,), (_IMAGE,)),
+        Contract("vae_encoder", "Latents of a reference image; runs once an image.", (_IMAGE,), (_LATENTS,)),
+    )
+}
+"""The contracts with sizes by name, `{layer}` standing for each block of the transformer."""
+
+
+def contract(component: str, dims: Dims) -> Contract:
+    """The contract of `component` with a checkpoint's sizes filled in and a pair `key_i`, `value_i` for each block.
+
+    Raises:
+        QwenImageError: no component of that name.
+    """
+    named = COMPONENTS.get(component)
+    if named is None:
+        raise QwenImageError(f"no component {component!r}; known: {', '.join(COMPONENTS)}")
+    return replace(named, inputs=tuple(_filled(named.inputs, dims)), outputs=tuple(_filled(named.outputs, dims)))
+
+
+def split_axis(axis: str) -> tuple[int, str]:
+    """Factor and name of a symbolic axis: "16*height" is (16, "height"), "batch" is (1, "batch")."""
+    factor, star, name = axis.partition("*")
+    return (int(factor), name) if star else (1, axis)
+
+
+def describe_shape(shape: tuple[str | int | None, ...]) -> str:
+    """Axes in brackets, `?` where unknown."""
+    return f"({', '.join('?' if axis is None else str(axis) for axis in shape)})"
+
+
+def markdown() -> str:
+    """The contracts as Markdown, one table for each component, for the docs."""
+    return "\n".join(line for item in COMPONENTS.values() for line in _section(item))
+
+
+def _section(item: Contract) -> Iterator[str]:
+    yield from (
+        f"### {item.component}",
+        "",
+        item.purpose,
+        "",
+        "| | tensor | shape | dtype | meaning |",
+        "|---|---|---|---|---|",
+    )
+    for side, specs in (("in", item.inputs), ("out", item.outputs)):
+        for spec in specs:
+            shape = ", ".join(str(axis).replace("*", "·") for axis in spec.shape)
+            yield f"| {side} | `{spec.name}` | {shape} | {spec.dtype} | {spec.meaning} |"
+    yield ""
+
+
+def _filled(specs: tuple[TensorSpec, ...], dims: Dims) -> Iterator[TensorSpec]:
+    sizes = {field.name: int(getattr(dims, field.name)) for field in fields(dims)}
+    sized = [replace(spec, shape=tuple(_sized(axis, sizes) for axis in spec.shape)) for spec in specs]
+    yield from (spec for spec in sized if "{layer}" not in spec.name)
+    for layer in range(dims.layers):
+        yield from (replace(spec, name=spec.name.format(layer=layer)) for spec in sized if "{layer}" in spec.name)
+
+
+def _sized(axis: str | int, sizes: Mapping[str, int]) -> str | int:
+    if isinstance(axis, int):
+        return axis
+    name, _, divisor = axis.partition("/")
+    return sizes[name] // int(divisor or 1) if name in sizes else axis
+
+
+def _spec_from_json(item: Mapping[str, Any]) -> TensorSpec:
+    shape = tuple(item["shape"])
+    if not all(isinstance(axis, str | int) for axis in shape):
+        raise TypeError(f"shape {shape}")
+    return TensorSpec(str(item["name"]), shape, str(item["dtype"]), str(item["meaning"]))

@@ -1,0 +1,108 @@
+"""One small interface over every backend: a graph, its contract, `run`, `close`.
+
+Backends and their packages are imported when asked for, never before.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from qwen_image_engine.engines.check import Array as Array
+from qwen_image_engine.engines.contract import Contract
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.failure import one_line
+
+
+class Engine(Protocol):
+    """A component that is ready to run.
+
+    Arrays that `run` returns belong to the caller: a later run does not overwrite them. Whether runs may overlap is
+    each backend's to say; `close` must not overlap with a run.
+    """
+
+    @property
+    def contract(self) -> Contract:
+        """The tensors that `run` takes and returns."""
+        ...
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name.
+
+        Raises:
+            QwenImageError: inputs that do not match the contract, a run that failed, an engine that is closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the weights and the scratch memory. Closing twice is allowed; running afterwards is an error."""
+        ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend and how it is installed here: `version`, or where that is None, in `missing`, why and what to do."""
+
+    name: str
+    version: str | None
+    missing: str | None
+
+
+_EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino"}
+
+
+def load_engine(backend: str, model: Path, contract: Contract, threads: int | None = None) -> Engine:
+    """The graph in the file `model` on `backend`: "onnxruntime" or "openvino".
+
+    `threads` is the number of threads of one run; None leaves it to the backend, which takes every core.
+
+    Raises:
+        UsageError: no such backend, or fewer threads than one.
+        QwenImageError: its package is not installed, the file is missing or no ONNX model, the graph is another than
+            its contract's, or memory does not suffice.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads: at least 1 is needed")
+    if backend == "onnxruntime":
+        from qwen_image_engine.engines.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(model, contract, threads)
+    if backend == "openvino":
+        from qwen_image_engine.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(model, contract, threads)
+    raise UsageError(f"unknown engine {backend!r}; known: {', '.join(_EXTRAS)}")
+
+
+def available() -> tuple[Backend, ...]:
+    """Every backend with its version or why it is missing; imports the packages, which proves that they load."""
+    return tuple(_facts(name) for name in _EXTRAS)
+
+
+def require(name: str) -> Any:
+    """The package of backend `name`.
+
+    Raises:
+        QwenImageError: it is not installed, or installed and does not load.
+    """
+    install = f"pip install 'qwen-image-engine[{_EXTRAS[name]}]'"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            raise QwenImageError(f"{name} is not installed; install it with: {install}") from None
+        raise QwenImageError(
+            f"{name} needs the package {error.name}, which is not installed; install it again with: {install}"
+        ) from error
+    except (ImportError, OSError) as error:
+        raise QwenImageError(
+            f"{name} is installed and does not load ({one_line(error)}); install it again with: {install}"
+        ) from error
+
+
+def _facts(name: str) -> Backend:
+    try:
+        return Backend(name, str(require(name).__version__), None)
+    except QwenImageError as error:
+        return Backend(name, None, str(error))

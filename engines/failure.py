@@ -1,0 +1,56 @@
+"""A backend's failure in one line: what was being done, with which sizes, what the backend said, what to do."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from qwen_image_engine.engines.contract import Contract
+from qwen_image_engine.engines.errors import QwenImageError
+
+_SOURCE_LINES = re.compile(
+    r"Exception from \S+:\d+:"
+    r"|Check '[^']*' failed at \S+:\d+:"
+    r"|/onnxruntime_src/\S+:\d+ .*?\) "
+    r"|\[ONNXRuntimeError\] : \d+ : \w+ : "
+)
+"""Where in the backends' C++ an error arose, which tells a user nothing."""
+
+
+def load_failure(contract: Contract, model: Path, backend: str, error: Exception) -> QwenImageError:
+    """The error of a graph that `backend` could not load, in one line."""
+    if _is_memory(error):
+        return QwenImageError(
+            f"{contract.component}: not enough memory to load {model} in {backend} ({one_line(error)})"
+        )
+    return QwenImageError(
+        f"{contract.component}: {backend} cannot load {model}: {one_line(error)}; export the bundle again"
+    )
+
+
+def run_failure(contract: Contract, sizes: Mapping[str, int], backend: str, error: Exception) -> QwenImageError:
+    """The error of a run that failed in `backend`, in one line with the sizes of the call."""
+    call = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    if _is_memory(error):
+        return QwenImageError(
+            f"{contract.component}: {backend} has not enough memory for {call} ({one_line(error)}); "
+            "ask for a smaller size, fewer images, or --memory sequential"
+        )
+    return QwenImageError(f"{contract.component}: the run in {backend} failed for {call}: {one_line(error)}")
+
+
+def closed(contract: Contract) -> QwenImageError:
+    """The error of running an engine after `close`."""
+    return QwenImageError(f"{contract.component}: this engine is closed; load it again")
+
+
+def one_line(error: Exception) -> str:
+    """An error's text without line breaks and without the source lines of the C++ that raised it."""
+    return " ".join(_SOURCE_LINES.sub(" ", str(error)).split()) or type(error).__name__
+
+
+def _is_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        word in text
+        for word in ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "can not allocate")
+    )

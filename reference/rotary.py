@@ -1,0 +1,25 @@
+"""Rotary position embedding in real arithmetic (an exported graph has no complex numbers)."""
+
+import torch
+from torch import Tensor
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+    """Rotate pairs of channels by the angles behind cos and sin, in fp32.
+
+    Args:
+        x: (B, S, H, d).
+        cos: (S, d/2) or (B, S, d/2), float32.
+        sin: As cos.
+        interleaved: Pairs are neighbours (0, 1), (2, 3), … as in the transformer; otherwise channel i pairs with
+            i + d/2, as in Qwen3-VL.
+
+    Returns:
+        (B, S, H, d) in x's dtype.
+
+    """
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # (.., S, 1, d/2)
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1) if interleaved else x.float().chunk(2, dim=-1)
+    pairs = (a * cos - b * sin, b * cos + a * sin)
+    out = torch.stack(pairs, dim=-1).flatten(-2) if interleaved else torch.cat(pairs, dim=-1)
+    return out.to(x.dtype)

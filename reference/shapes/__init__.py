@@ -1,0 +1,1 @@
+"""`shapes`: a small real checkpoint of the released architecture, its training recipe and its judge."""

@@ -1,0 +1,93 @@
+"""What a picture of `shapes` shows: one to three coloured shapes at places of a 3x3 grid, a ground, perhaps a word."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+RGB = tuple[int, int, int]
+
+SHAPES = ("circle", "square", "triangle", "cross")
+COLOURS: dict[str, RGB] = {
+    "red": (220, 35, 40),
+    "orange": (245, 130, 25),
+    "yellow": (250, 215, 40),
+    "green": (40, 165, 60),
+    "blue": (35, 75, 225),
+    "purple": (150, 50, 190),
+    "white": (250, 250, 250),
+    "black": (20, 20, 20),
+}
+GROUNDS: dict[str, RGB] = {
+    "white": (250, 250, 250),
+    "black": (20, 20, 20),
+    "grey": (140, 140, 140),
+    "pink": (245, 160, 190),
+    "sky blue": (140, 205, 245),
+}
+TRANSPARENT = "transparent"
+# Row and column of the grid.
+PLACES: dict[str, tuple[int, int]] = {
+    "top left": (0, 0),
+    "top": (0, 1),
+    "top right": (0, 2),
+    "left": (1, 0),
+    "center": (1, 1),
+    "right": (1, 2),
+    "bottom left": (2, 0),
+    "bottom": (2, 1),
+    "bottom right": (2, 2),
+}
+WORDS = ("HI", "OK", "GO", "YES", "NO", "CAT", "SUN", "ART")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One coloured shape at one place."""
+
+    shape: str
+    colour: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the prompt states. `word` stands at `word_place`, both None for pictures without one."""
+
+    items: tuple[Item, ...]
+    ground: str
+    word: str | None = None
+    word_place: str | None = None
+
+
+def random_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
+    """Draw a scene with `count` items (1 to 3, random by default), no two at one place, none coloured as its ground."""
+    if count is None:
+        count = int(rng.choice(3, p=(0.35, 0.35, 0.3))) + 1
+    ground = TRANSPARENT if rng.random() < 0.2 else str(rng.choice(list(GROUNDS)))
+    places = rng.permutation(list(PLACES))
+    colours = [c for c in COLOURS if c != ground]
+    items = tuple(
+        Item(str(rng.choice(SHAPES)), str(rng.choice(colours)), str(place)) for place in places[:count]
+    )
+    if rng.random() < 0.2:
+        return Scene(items, ground, str(rng.choice(WORDS)), str(places[count]))
+    return Scene(items, ground)
+
+
+def swaps(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, Scene]]:
+    """One changed scene for each attribute of a random item, and one with another ground: what a judge must refuse."""
+    index = int(rng.integers(len(scene.items)))
+    item = scene.items[index]
+    taken = {i.place for i in scene.items} | {scene.word_place}
+    choices = {
+        "shape": [s for s in SHAPES if s != item.shape],
+        "colour": [c for c in COLOURS if c not in (item.colour, scene.ground)],
+        "place": [p for p in PLACES if p not in taken],
+    }
+    for attribute, values in choices.items():
+        changed = replace(item, **{attribute: str(rng.choice(values))})
+        yield attribute, replace(scene, items=(*scene.items[:index], changed, *scene.items[index + 1 :]))
+    colours = {i.colour for i in scene.items}
+    grounds = [g for g in (*GROUNDS, TRANSPARENT) if g != scene.ground and g not in colours]
+    yield "ground", replace(scene, ground=str(rng.choice(grounds)))

@@ -1,0 +1,240 @@
+"""Second stage of the recipe: text encoder and transformer learn together to denoise the autoencoder's latents.
+
+Flow matching (Lipman et al. 2022): x_t = (1 - t) x + t e, the network predicts e - x, t = sigmoid(normal). Matrices of the
+blocks are trained with Muon, the rest with AdamW; the exponential moving average of the weights is what is kept.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from qwen_image_engine.reference.config import TextEncoderConfig, TransformerConfig
+from qwen_image_engine.reference.shapes.draw import draw
+from qwen_image_engine.reference.shapes.prompts import write_prompt
+from qwen_image_engine.reference.shapes.scene import Scene, random_scene
+from qwen_image_engine.reference.shapes.vae_training import to_model_range
+from qwen_image_engine.reference.text_encoder import TextEncoder
+from qwen_image_engine.reference.transformer import TIME_FEATURES, Transformer
+from qwen_image_engine.reference.vae import Vae
+from qwen_image_engine.runtime.layout import image_positions, text_positions
+from qwen_image_engine.runtime.prompt import tokenize
+from qwen_image_engine.runtime.rope import rotary_tables, text_rotary_tables
+
+# Width, height, scenes in the pool, share of the steps, batch.
+BUCKETS = (
+    (128, 128, 12000, 0.50, 64),
+    (160, 160, 3000, 0.12, 48),
+    (192, 192, 3000, 0.12, 32),
+    (256, 256, 3000, 0.10, 20),
+    (192, 128, 2000, 0.08, 48),
+    (128, 192, 2000, 0.08, 48),
+)
+STEPS = 4200
+SMALL_ONLY = 0.35  # the first part of the steps sees 128x128 alone
+MATRIX_RATE, OTHER_RATE = 2e-3, 2e-3
+WARMUP, DECAY = 100, 0.35
+EMA_DECAY = 0.998
+DROP_PROMPT = 0.05  # share of empty prompts, so that guidance has something to steer from
+
+
+@dataclass
+class Bucket:
+    """Scenes of one size and their latents, normalised."""
+
+    width: int
+    height: int
+    share: float
+    batch: int
+    scenes: list[Scene]
+    latents: Tensor  # (N, tokens, z) float16
+
+
+class Denoiser(nn.Module):
+    """Embedding table, text encoder and transformer: what this stage trains."""
+
+    def __init__(self, encoder: TextEncoderConfig, transformer: TransformerConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(encoder.vocab_size, encoder.hidden_size)
+        self.encoder = TextEncoder(encoder)
+        self.transformer = Transformer(transformer)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        nn.init.normal_(self.embed_tokens.weight)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "to_out.0.weight", "img_mlp.out.weight")):
+                nn.init.zeros_(parameter)
+        nn.init.zeros_(self.transformer.proj_out.weight)
+        nn.init.normal_(self.transformer.modulation[1].weight, std=0.02)
+
+
+@dataclass
+class TextBatch:
+    """Prompts padded on the right."""
+
+    ids: Tensor  # (B, T)
+    lengths: list[int]  # tokens after the system turn
+    dropped: int  # tokens of the system turn
+
+
+def train_denoiser(
+    encoder: TextEncoderConfig,
+    transformer: TransformerConfig,
+    tokenizer: Tokenizer,
+    buckets: list[Bucket],
+    seed: int,
+    device: str,
+    report: Callable[[str], None],
+    snapshot: Path | None = None,
+) -> Denoiser:
+    """Train both networks end to end.
+
+    Args:
+        encoder: Sizes of the text encoder.
+        transformer: Sizes of the transformer.
+        tokenizer: What `train_tokenizer` returned.
+        buckets: What `encode_pool` returned.
+        seed: Of weights, prompts, noise and times.
+        device: Where to train.
+        report: Called with a line of progress every 50 steps.
+        snapshot: Where the averaged weights are saved every 500 steps, if given.
+
+    Returns:
+        The exponential moving average of the weights, in fp32 on the CPU.
+
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model = Denoiser(encoder, transformer).to(device)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
+    )
+    matrices, others = _split_parameters(model)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, _rate) for o in optimizers]
+    shares = np.array([b.share for b in buckets]) / sum(b.share for b in buckets)
+    start, losses = time.monotonic(), []
+    for step in range(STEPS):
+        early = step < SMALL_ONLY * STEPS
+        bucket = buckets[0] if early else buckets[int(rng.choice(len(buckets), p=shares))]
+        picked = rng.integers(len(bucket.scenes), size=bucket.batch)
+        prompts = ["" if rng.random() < DROP_PROMPT else write_prompt(bucket.scenes[i], rng) for i in picked]
+        clean = bucket.latents[torch.from_numpy(picked)].to(device).float()  # (B, N, z)
+        quantile = (torch.arange(bucket.batch, device=device) + torch.rand(bucket.batch, device=device)) / bucket.batch
+        t = torch.sigmoid(torch.special.ndtri(quantile.clamp(1e-4, 1 - 1e-4)))
+        noise = torch.randn_like(clean)
+        noisy = torch.lerp(clean, noise, t[:, None, None])
+        with torch.autocast(device, torch.bfloat16):
+            velocity = predict(model, tokenize_batch(tokenizer, prompts, device), noisy, t, bucket.height // 16)
+        loss = F.mse_loss(velocity.float(), noise - clean)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        average.update_parameters(model)
+        losses.append(loss.item())
+        if step % 50 == 49:
+            report(f"denoiser {step + 1}/{STEPS}  loss {np.mean(losses[-50:]):.4f}  {time.monotonic() - start:.0f} s")
+        if snapshot is not None and step % 500 == 499:
+            torch.save(average.module.state_dict(), snapshot)
+    trained: Denoiser = average.module.cpu().eval()
+    return trained
+
+
+def predict(model: Denoiser, text: TextBatch, noisy: Tensor, t: Tensor, rows: int) -> Tensor:
+    """Velocity for prompts of different lengths in one padded pass: noisy (B, N, z), t (B,) -> (B, N, z)."""
+    device = noisy.device
+    width = text.ids.shape[1]
+    config = model.encoder.config
+    cos, sin = text_rotary_tables(width, config.head_dim, config.rope_theta)
+    states = model.encoder(model.embed_tokens(text.ids), _to(cos, device), _to(sin, device))[:, text.dropped :]
+    padded = width - text.dropped
+    columns = noisy.shape[1] // rows
+    axes = model.transformer.config.axes_dims_rope
+    tables = {}
+    for length in set(text.lengths):
+        positions = np.concatenate([text_positions(padded), image_positions(rows, columns, length)])
+        tables[length] = rotary_tables(positions, axes)
+    cos = np.stack([tables[n][0] for n in text.lengths])
+    sin = np.stack([tables[n][1] for n in text.lengths])
+    key_mask = torch.arange(padded)[None] < torch.tensor(text.lengths)[:, None]
+    return model.transformer(
+        states, noisy, time_features(t), _to(cos, device), _to(sin, device), key_mask=key_mask.to(device)
+    )
+
+
+def time_features(t: Tensor) -> Tensor:
+    """`runtime.schedule.time_features` for a batch of t on the device: (B,) -> (B, 256)."""
+    half = TIME_FEATURES // 2
+    frequencies = torch.exp(-np.log(10000.0) * torch.arange(half, device=t.device) / half)
+    angles = 1000 * t[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def tokenize_batch(tokenizer: Tokenizer, prompts: Iterable[str], device: str) -> TextBatch:
+    """Template and tokenize prompts, padded on the right with token 0."""
+    tokens = [tokenize(tokenizer, prompt) for prompt in prompts]
+    width = max(len(t.ids) for t in tokens)
+    ids = np.zeros((len(tokens), width), np.int64)
+    for row, t in zip(ids, tokens, strict=True):
+        row[: len(t.ids)] = t.ids
+    dropped = tokens[0].dropped
+    return TextBatch(torch.from_numpy(ids).to(device), [len(t.ids) - dropped for t in tokens], dropped)
+
+
+@torch.inference_mode()
+def encode_pool(vae: Vae, seed: int, device: str) -> tuple[list[Bucket], Tensor, Tensor]:
+    """Draw and encode the scenes of every bucket.
+
+    Returns:
+        The buckets with latents normalised per channel, and the mean and the standard deviation that normalised them,
+        each (z,), measured on the first bucket.
+
+    """
+    rng = np.random.default_rng(seed)
+    vae = vae.to(device)
+    buckets = []
+    for width, height, count, share, batch in BUCKETS:
+        scenes = [random_scene(rng) for _ in range(count)]
+        latents = []
+        for first in range(0, count, 64):
+            pictures = np.stack([draw(s, width, height, rng) for s in scenes[first : first + 64]])
+            mean, _ = vae.moments(to_model_range(torch.from_numpy(pictures).to(device)))
+            latents.append(mean.flatten(2).transpose(1, 2).cpu())
+        buckets.append(Bucket(width, height, share, batch, scenes, torch.cat(latents)))
+    flat = buckets[0].latents.flatten(0, 1)
+    mean, std = flat.mean(0), flat.std(0)
+    for bucket in buckets:
+        bucket.latents = ((bucket.latents - mean) / std).half()
+    return buckets, mean, std
+
+
+def _split_parameters(model: Denoiser) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        inside = "transformer_blocks" in name or "layers" in name
+        (matrices if inside and parameter.ndim == 2 else others).append(parameter)
+    return matrices, others
+
+
+def _rate(step: int) -> float:
+    """Linear warm-up, plateau, linear decay to a fiftieth."""
+    return min(1.0, (step + 1) / WARMUP, max(0.02, (STEPS - step) / (DECAY * STEPS)))
+
+
+def _to(table: NDArray[np.float32], device: torch.device) -> Tensor:
+    return torch.from_numpy(table).to(device)

@@ -1,0 +1,119 @@
+"""Where the tensors of a safetensors file lie, from its header alone.
+
+Format (huggingface/safetensors, README): 8 bytes little-endian header length, a JSON header of name -> {dtype, shape,
+data_offsets}, then the tensors without gaps; offsets count from the end of the header.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_image_engine.engines.errors import QwenImageError
+
+ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
+}
+# The library's own limit (MAX_HEADER_SIZE): a larger length is damage, not a header.
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One stored tensor: `nbytes` bytes at `offset` of `file` (symlinks resolved), little-endian, row-major.
+
+    `dtype` is safetensors' spelling: F32, BF16, F16, ...
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Name -> place of every tensor in the safetensors file at `path`, in the order of the bytes.
+
+    Raises:
+        QwenImageError: the file cannot be read, is truncated, or its header is not one.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            text = file.read(length) if 2 <= length <= min(MAX_HEADER_BYTES, size - 8) else None
+    except OSError as error:
+        raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if start == b"version ":
+        raise QwenImageError(f"{path}: is a git-lfs pointer, expected the weights; fetch them with `git lfs pull`")
+    if text is None:
+        if 2 <= length <= MAX_HEADER_BYTES:
+            raise QwenImageError(
+                f"{path}: truncated: it holds {size} bytes, its header alone takes {length + 8}; download it again"
+            )
+        raise QwenImageError(f"{path}: not a safetensors file: no header in its {size} bytes")
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise QwenImageError(f"{path}: not a safetensors file: its header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise QwenImageError(f"{path}: not a safetensors file: its header is not a JSON object")
+
+    tensors = [
+        _entry(path, name, entry, first_byte=8 + length) for name, entry in header.items() if name != "__metadata__"
+    ]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    end = 8 + length
+    for tensor in tensors:
+        if tensor.offset != end:
+            raise QwenImageError(
+                f"{path}: bad header: tensor {tensor.name!r} starts at {tensor.offset}, expected {end}"
+            )
+        end += tensor.nbytes
+    if size < end:
+        raise QwenImageError(f"{path}: truncated: it holds {size} bytes, its header lists {end}; download it again")
+    if size > end:
+        raise QwenImageError(f"{path}: it holds {size} bytes, its header lists {end}; download it again")
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _entry(path: Path, name: str, entry: Any, first_byte: int) -> TensorInfo:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end)) and begin <= end
+    except (TypeError, KeyError, ValueError):
+        sound = False
+    if not sound:
+        raise QwenImageError(f"{path}: bad header: tensor {name!r} has no sound dtype, shape and data_offsets")
+    if dtype not in ITEM_BYTES:
+        raise QwenImageError(f"{path}: tensor {name!r} has dtype {dtype!r}, expected BF16, F16 or F32")
+    expected = math.prod(shape) * ITEM_BYTES[dtype]
+    if end - begin != expected:
+        raise QwenImageError(f"{path}: bad header: tensor {name!r} takes {end - begin} bytes, its shape {expected}")
+    return TensorInfo(name, dtype, tuple(shape), path.resolve(), first_byte + begin, expected)

@@ -1,0 +1,82 @@
+"""The sequence the transformer sees, as positions on three axes (frame, row, column).
+
+Shared by text, reference images and the target: the counterpart of the index part of diffusers' `QwenImage21Rope`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TextRun:
+    """`length` text tokens in a row."""
+
+    length: int
+
+
+@dataclass(frozen=True)
+class ImageBlock:
+    """One image of `height` x `width` latents, in raster order; bidirectional inside, so never merged with another."""
+
+    height: int
+    width: int
+
+
+Segment = TextRun | ImageBlock
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Positions of one sequence: the prefix (text and reference images), then the target image.
+
+    Attributes:
+        prefix: (T, 3) int32.
+        target: (h*w, 3) int32.
+    """
+
+    prefix: NDArray[np.int32]
+    target: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, prefix: Sequence[Segment], target: ImageBlock) -> Self:
+        """Lay out segments in order; position 0 is the first token after the encoder's dropped system turn.
+
+        A text token advances the position by 1, an image by max(height, width).
+        """
+        start, blocks = 0, [np.empty((0, 3), np.int32)]
+        for segment in prefix:
+            match segment:
+                case TextRun(length):
+                    blocks.append(text_positions(length, start))
+                    start += length
+                case ImageBlock(height, width):
+                    blocks.append(image_positions(height, width, start))
+                    start += max(height, width)
+        return cls(np.concatenate(blocks), image_positions(target.height, target.width, start))
+
+    @classmethod
+    def text_to_image(cls, text_length: int, height: int, width: int) -> Self:
+        """Lay out `text_length` text tokens, then a target of `height` x `width` latents."""
+        return cls.of([TextRun(text_length)], ImageBlock(height, width))
+
+
+def text_positions(length: int, start: int = 0) -> NDArray[np.int32]:
+    """Give (length, 3) int32: token i sits at start + i on every axis."""
+    return np.repeat(np.arange(start, start + length, dtype=np.int32)[:, None], 3, axis=1)
+
+
+def image_positions(height: int, width: int, start: int) -> NDArray[np.int32]:
+    """Give (height*width, 3) int32 in raster order.
+
+    The frame axis stands at `start`; rows run -(h - h//2) .. h//2 - 1 and columns alike, centred on zero wherever the
+    image stands in the sequence.
+    """
+    positions = np.empty((height, width, 3), np.int32)
+    positions[..., 0] = start
+    positions[..., 1] = np.arange(height)[:, None] - (height - height // 2)
+    positions[..., 2] = np.arange(width)[None, :] - (width - width // 2)
+    return positions.reshape(height * width, 3)

@@ -1,0 +1,186 @@
+"""The noise levels of a run: sigmas with dynamic shift and terminal stretch, or a fixed (Turbo) grid.
+
+The formulas are those of diffusers' `FlowMatchEulerDiscreteScheduler.set_timesteps` as `QwenImage21Pipeline` calls it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
+
+DEFAULT_STEPS = 40
+TIME_FEATURES = 256
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """What decides the sigmas: `scheduler/scheduler_config.json` and `sample_sigmas` of `model_index.json`.
+
+    Attributes:
+        use_dynamic_shifting: shift by the number of target tokens; otherwise by the constant `shift`.
+        shift: the constant shift.
+        base_shift: mu at `base_image_seq_len` tokens.
+        max_shift: mu at `max_image_seq_len` tokens; the line between them is not clamped.
+        base_image_seq_len: target tokens.
+        max_image_seq_len: target tokens.
+        shift_terminal: the last sigma before 0, to which the others are stretched; None for no stretch.
+        sample_sigmas: the checkpoint's own grid without its final 0; None for an even grid of any length.
+    """
+
+    use_dynamic_shifting: bool
+    shift: float
+    base_shift: float
+    max_shift: float
+    base_image_seq_len: int
+    max_image_seq_len: int
+    shift_terminal: float | None
+    sample_sigmas: tuple[float, ...] | None
+
+    @classmethod
+    def from_json(cls, scheduler: Mapping[str, object], sample_sigmas: object, where: str) -> Self:
+        """Read and check the configuration.
+
+        Args:
+            scheduler: the object in `scheduler_config.json`.
+            sample_sigmas: the value of that key in `model_index.json`, None where it has none.
+            where: the file's name, for errors.
+
+        Raises:
+            QwenImageError: a key is missing, or holds a value that is not implemented here.
+        """
+        remaining = {key: value for key, value in scheduler.items() if not key.startswith("_")}
+
+        def take(key: str) -> object:
+            if key not in remaining:
+                raise QwenImageError(f"{where}: key {key!r} is missing")
+            return remaining.pop(key)
+
+        def number(key: str) -> float:
+            value = take(key)
+            if not _is_number(value):
+                raise QwenImageError(f"{where}: {key} is {value!r}, expected a number")
+            return float(value)
+
+        def positive(key: str) -> float:
+            value = number(key)
+            if value <= 0:
+                raise QwenImageError(f"{where}: {key} is {value:g}, expected a positive number")
+            return value
+
+        def only(key: str, expected: object) -> None:
+            value = take(key)
+            if value != expected:
+                raise QwenImageError(f"{where}: {key} is {value!r}, only {expected!r} is implemented")
+
+        scheduler_class = scheduler.get("_class_name", "FlowMatchEulerDiscreteScheduler")
+        if scheduler_class != "FlowMatchEulerDiscreteScheduler":
+            raise QwenImageError(
+                f"{where}: _class_name is {scheduler_class!r}, only 'FlowMatchEulerDiscreteScheduler' is implemented"
+            )
+        only("num_train_timesteps", 1000)
+        only("time_shift_type", "exponential")
+        dynamic = take("use_dynamic_shifting")
+        if not isinstance(dynamic, bool):
+            raise QwenImageError(f"{where}: use_dynamic_shifting is {dynamic!r}, expected true or false")
+        terminal = take("shift_terminal")
+        if terminal is not None and not (_is_number(terminal) and 0.0 <= terminal < 1.0):
+            raise QwenImageError(f"{where}: shift_terminal is {terminal!r}, expected null or a number below 1")
+        config = cls(
+            use_dynamic_shifting=dynamic,
+            shift=positive("shift"),
+            base_shift=number("base_shift"),
+            max_shift=number("max_shift"),
+            base_image_seq_len=int(positive("base_image_seq_len")),
+            max_image_seq_len=int(positive("max_image_seq_len")),
+            shift_terminal=float(terminal) if terminal else None,  # diffusers reads 0 as "no stretch"
+            sample_sigmas=_fixed_grid(sample_sigmas, where),
+        )
+        if config.max_image_seq_len <= config.base_image_seq_len:
+            raise QwenImageError(
+                f"{where}: max_image_seq_len {config.max_image_seq_len} must exceed "
+                f"base_image_seq_len {config.base_image_seq_len}"
+            )
+        for key, value in remaining.items():
+            # Karras, beta, inverted or stochastic sampling and whatever comes after them: harmless only when off.
+            if value is not None and value is not False:
+                raise QwenImageError(f"{where}: {key} is {value!r}, which is not implemented")
+        return config
+
+
+def sigmas(config: ScheduleConfig, num_steps: int | None, target_tokens: int) -> NDArray[np.float32]:
+    """Give the noise levels of a run, from 1 (noise) down to 0 (picture).
+
+    s' = e^mu / (e^mu + 1/s - 1), with mu linear in the number of target tokens, then stretched so that the last is
+    `shift_terminal`.
+
+    Args:
+        config: the schedule.
+        num_steps: N; None for the length of the fixed grid, or 40 where there is none.
+        target_tokens: latents of the target, height/16 * width/16.
+
+    Returns:
+        (N + 1,) float32, the last 0.
+
+    Raises:
+        UsageError: fewer steps than the formula allows, or another number than a fixed grid has.
+    """
+    fixed = config.sample_sigmas
+    if fixed is not None and num_steps is not None and num_steps != len(fixed):
+        raise UsageError(f"{num_steps} steps asked for, but this checkpoint has a fixed grid of {len(fixed)} steps")
+    steps = len(fixed) if fixed is not None else DEFAULT_STEPS if num_steps is None else num_steps
+    fewest = 1 if config.shift_terminal is None else 2  # the stretch divides by 1 - sigma, 0 for a single step
+    if steps < fewest:
+        raise UsageError(f"{steps} steps asked for, this schedule needs at least {fewest}")
+    grid = np.array(fixed if fixed is not None else np.linspace(1.0, 1.0 / steps, steps), dtype=np.float32)
+    if config.use_dynamic_shifting:
+        growth = math.exp(shift_exponent(config, target_tokens))
+        grid = growth / (growth + (1.0 / grid - 1.0))
+    else:
+        grid = config.shift * grid / (1.0 + (config.shift - 1.0) * grid)
+    if config.shift_terminal is not None:
+        complement = 1.0 - grid
+        grid = 1.0 - complement / (complement[-1] / (1.0 - config.shift_terminal))
+    return np.append(grid, np.float32(0)).astype(np.float32)
+
+
+def shift_exponent(config: ScheduleConfig, target_tokens: int) -> float:
+    """Give mu, the line through the config's two (tokens, shift) pairs, not clamped (diffusers `calculate_shift`)."""
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    return target_tokens * slope + (config.base_shift - slope * config.base_image_seq_len)
+
+
+def time_features(sigma: float) -> NDArray[np.float32]:
+    """Give the sinusoid of 1000*sigma that the transformer's time embedding reads.
+
+    Frequencies are exp(-ln(10000) * i/128); every step rounds to float32 as diffusers'
+    `QwenImage21TemporalTimesteps` does, because a last bit of the angle is worth 6e-5.
+
+    Returns:
+        (256,) float32, 128 cosines then 128 sines.
+    """
+    half = TIME_FEATURES // 2
+    exponents = np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = (np.float32(sigma) * np.float32(1000) * frequencies).astype(np.float64)
+    return np.concatenate([np.cos(angles), np.sin(angles)]).astype(np.float32)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _fixed_grid(values: object, where: str) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    if not isinstance(values, list | tuple) or not values or not all(_is_number(value) for value in values):
+        raise QwenImageError(f"{where}: sample_sigmas is {values!r}, expected a list of numbers or null")
+    grid = tuple(float(value) for value in values)
+    falling = all(a > b for a, b in pairwise(grid))
+    if not falling or grid[0] > 1.0 or grid[-1] <= 0.0:
+        raise QwenImageError(f"{where}: sample_sigmas {list(grid)} must fall from at most 1 and stay above 0")
+    return grid

@@ -1,0 +1,43 @@
+"""Loading the tokenizer of a checkpoint or a bundle."""
+
+from pathlib import Path
+
+from qwen_image_engine.engines.errors import QwenImageError
+from tokenizers import Tokenizer
+
+TEMPLATE_TOKENS = ("<|im_start|>", "<|im_end|>")
+"""Special tokens the prompt template is made of; without them it would be read as plain text."""
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Load `processor/tokenizer.json` below `folder`, with truncation and padding off.
+
+    Args:
+        folder: the checkpoint (diffusers layout) or the bundle.
+
+    Raises:
+        QwenImageError: the file is missing, unreadable, or lacks the tokens of the prompt template.
+    """
+    path = folder / "processor" / "tokenizer.json"
+    if not path.is_file():
+        hint = "copy it from the checkpoint"
+        if (path.parent / "vocab.json").is_file() and (path.parent / "merges.txt").is_file():
+            hint = (
+                "vocab.json and merges.txt are there; make it from them with transformers: "
+                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            )
+        raise QwenImageError(f"{path} is missing; {hint}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise QwenImageError(f"cannot read {path}: {error}") from error
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises bare Exception for every malformed file
+        raise QwenImageError(f"{path} is not a tokenizer of the tokenizers library: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    missing = [token for token in TEMPLATE_TOKENS if tokenizer.encode(token).ids != [tokenizer.token_to_id(token)]]
+    if missing:
+        raise QwenImageError(f"{path} has no special token {', '.join(missing)}; expected the tokenizer of Qwen3-VL")
+    return tokenizer

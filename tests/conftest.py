@@ -1,0 +1,27 @@
+"""Fixtures shared by every test folder."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Import mode importlib adds no folder to the path, and the fixture module is imported by name.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`random_checkpoint(name="narrow", **options) -> Path`: each variant of `write_checkpoint` once."""
+    written: dict[tuple[Any, ...], Path] = {}
+
+    def checkpoint(name: str = "narrow", **options: Any) -> Path:
+        from random_checkpoint import write_checkpoint
+
+        key = (name, *sorted(options.items()))
+        if key not in written:
+            written[key] = write_checkpoint(tmp_path_factory.mktemp(name), name, **options)
+        return written[key]
+
+    return checkpoint

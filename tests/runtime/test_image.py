@@ -1,0 +1,84 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.runtime.image import read_png_parameters, save_png, to_rgba8
+
+RGBA = np.random.default_rng(0).integers(0, 256, (32, 64, 4), dtype=np.uint8)
+
+
+def test_bytes_equal_diffusers() -> None:
+    values = np.random.default_rng(0).uniform(-1.2, 1.2, (2, 4, 64, 96)).astype(np.float32)
+    halves = (np.arange(255, dtype=np.float32) + np.float32(0.5)) / np.float32(127.5) - 1  # where rounding decides
+    values[0, 0].flat[: halves.size] = halves
+    pictures = VaeImageProcessor().postprocess(torch.from_numpy(values), output_type="pil")
+    actual = to_rgba8(values)
+    assert actual.shape == (2, 64, 96, 4)
+    for index, picture in enumerate(pictures):
+        assert picture.mode == "RGBA"
+        np.testing.assert_array_equal(actual[index], np.asarray(picture))
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    values = np.zeros((1, 4, 32, 32), np.float32)
+    values[0, 0, 0, :3] = [np.nan, np.inf, -np.inf]
+    with pytest.raises(QwenImageError, match=r"3 values that are not finite"):
+        to_rgba8(values)
+
+
+def test_png_keeps_pixels_and_parameters(tmp_path: Path) -> None:
+    path = tmp_path / "图 1.png"
+    parameters = {"prompt": "一个红色的圆 🙂\nsecond line", "negative": "", "seed": "7", "latin": "café"}
+    path.write_bytes(b"an older file")
+    save_png(path, RGBA, parameters)
+    assert read_png_parameters(path) == parameters
+    with Image.open(path) as image:
+        assert image.mode == "RGBA"
+        np.testing.assert_array_equal(np.asarray(image), RGBA)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_interrupted_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.png"
+    path.write_bytes(b"an older file")
+
+    def interrupted(self: Image.Image, file: Any, *args: Any, **kwargs: Any) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_png(path, RGBA, {})
+    assert path.read_bytes() == b"an older file"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_unwritable_places_are_named(tmp_path: Path) -> None:
+    with pytest.raises(QwenImageError, match=r"cannot write .*absent/out.png: No such file"):
+        save_png(tmp_path / "absent" / "out.png", RGBA, {})
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(QwenImageError, match=r"cannot write .*folder.png: Is a directory"):
+        save_png(tmp_path / "folder.png", RGBA, {})
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(QwenImageError, match=r"cannot write .*: Not a directory"):
+        save_png(tmp_path / "file" / "out.png", RGBA, {})
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_reading_what_is_no_png(tmp_path: Path) -> None:
+    with pytest.raises(QwenImageError, match=r"cannot read .*absent.png"):
+        read_png_parameters(tmp_path / "absent.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(QwenImageError, match=r"text.png is not a PNG"):
+        read_png_parameters(tmp_path / "text.png")
+    save_png(tmp_path / "whole.png", RGBA, {"prompt": "x"})
+    data = (tmp_path / "whole.png").read_bytes()
+    for length in range(0, len(data) - 12, 97):
+        (tmp_path / "cut.png").write_bytes(data[:length])
+        with pytest.raises(QwenImageError, match=r"cut.png"):
+            read_png_parameters(tmp_path / "cut.png")
