@@ -1,0 +1,1 @@
+"""Contracts of the components and the engines that run them."""

@@ -1,11 +1,13 @@
 """What a graph and the arrays of a run must be: the contract, compared before a backend sees them."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
+
 from qwen_image_engine.engines.contract import Contract, TensorSpec, describe_shape, split_axis
 from qwen_image_engine.engines.errors import QwenImageError
 
@@ -21,23 +23,22 @@ class PortFacts:
 
 
 def check_model_file(contract: Contract, model: Path) -> None:
-    """Refuse what is no ONNX file before a backend sees it.
+    """Refuse what is no whole ONNX file before a backend sees it.
 
-    OpenVINO would offer it to its readers of other formats, which write to stderr. An ONNX file begins with the tag of
-    `ModelProto.ir_version` (field 1, varint), the byte 0x08.
+    OpenVINO would offer it to its readers of other formats, which write to stderr. Only the outermost fields are read.
 
     Raises:
-        QwenImageError: the file is missing, unreadable, or begins otherwise.
+        QwenImageError: the file is missing, unreadable, cut short, or no ONNX model.
     """
     try:
         with model.open("rb") as file:
-            start = file.read(1)
+            whole = _is_model(file, model.stat().st_size)
     except OSError as error:
         raise QwenImageError(
             f"{contract.component}: cannot read {model}: {error.strerror}; export the bundle again"
         ) from error
-    if start != b"\x08":
-        raise QwenImageError(f"{contract.component}: {model} is no ONNX model; export the bundle again")
+    if not whole:
+        raise QwenImageError(f"{contract.component}: {model} is no ONNX model, or is damaged; export the bundle again")
 
 
 def check_graph(
@@ -82,6 +83,38 @@ def check_outputs(contract: Contract, outputs: Mapping[str, Array], sizes: dict[
         QwenImageError: a tensor has another dtype or shape.
     """
     _check_arrays(contract.component, "output", contract.outputs, outputs, sizes)
+
+
+def _is_model(file: BinaryIO, size: int) -> bool:
+    """Whether the fields of a `ModelProto`, integers (0) and bytes (2), with the graph (7), end where the file does.
+
+    Wire format: https://protobuf.dev/programming-guides/encoding
+    """
+    seen = set()
+    try:
+        while file.tell() < size:
+            field, kind = divmod(_varint(file), 8)
+            seen.add(field)
+            if kind not in (0, 2):
+                return False
+            number = _varint(file)
+            if kind == 2:
+                file.seek(number, os.SEEK_CUR)
+    except (EOFError, OverflowError):
+        return False
+    return file.tell() == size and 7 in seen
+
+
+def _varint(file: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = file.read(1)
+        if not byte:
+            raise EOFError
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    raise OverflowError
 
 
 def _check_names(where: str, side: str, specs: tuple[TensorSpec, ...], found: Mapping[str, object]) -> None:

@@ -1,7 +1,7 @@
 """The contract of every component: the tensors that go in and come out, as data.
 
 Export (dynamic axes), optimisation profiles, binding, the manifest and the table in the docs derive from `COMPONENTS`.
-An axis is an integer, the name of a size of `Dims` ("heads", "head_dim/2"), or symbolic: "batch" (images drawn at once),
+An axis is an integer, the name of a size of `Dims` ("heads", "head_dim/2"), or symbolic: "batch" (images at once),
 "text" (encoder tokens), "prefix" (tokens before the target), "tokens" (target tokens = height * width), "height" and
 "width" (rows and columns of the latents), "16*height" (rows of the image). A symbolic axis has one value in all tensors
 of a call.

@@ -8,6 +8,7 @@ from qwen_image_engine.engines import check, failure
 from qwen_image_engine.engines.check import Array, PortFacts
 from qwen_image_engine.engines.contract import Contract
 from qwen_image_engine.engines.engine import require
+from qwen_image_engine.engines.memory import return_freed_memory
 
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 
@@ -59,7 +60,9 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         """Free the session; see `Engine.close`."""
-        self._session = None
+        if self._session is not None:
+            self._session = None
+            return_freed_memory()
 
 
 def _facts(port: Any) -> PortFacts:

@@ -23,8 +23,8 @@ class OpenVinoEngine:
         """Load `model`; errors as in `load_engine`."""
         package = require("openvino")
         check.check_model_file(contract, model)
-        # Left alone, OpenVINO computes in bf16 on a CPU that has it (relative L2 2e-3 after one product) and, where weights
-        # are compressed, may quantise activations.
+        # By default OpenVINO computes in bf16 where the CPU has it (relative L2 2e-3 after one product), and may
+        # quantise activations in front of compressed weights.
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads

@@ -152,9 +152,7 @@ def _find(path_or_name: str | Path) -> Path:
     elif not path.exists() and isinstance(path_or_name, str) and REPOSITORY_NAME.fullmatch(path_or_name):
         folder = snapshot_folder(path_or_name)
     else:
-        raise QwenImageError(
-            f"{path}: does not exist, expected a folder or the name org/name of a cached checkpoint"
-        )
+        raise QwenImageError(f"{path}: does not exist, expected a folder or the name org/name of a cached checkpoint")
     if not (folder / "model_index.json").is_file():
         raise QwenImageError(f"{folder}: no model_index.json, expected a checkpoint in the diffusers layout")
     return folder

@@ -18,8 +18,20 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
         (B, S, H, d) in x's dtype.
 
     """
+    if torch.compiler.is_exporting():
+        return _one_node(x, cos, sin, interleaved)
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # (.., S, 1, d/2)
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1) if interleaved else x.float().chunk(2, dim=-1)
     pairs = (a * cos - b * sin, b * cos + a * sin)
     out = torch.stack(pairs, dim=-1).flatten(-2) if interleaved else torch.cat(pairs, dim=-1)
     return out.to(x.dtype)
+
+
+def _one_node(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """The same as ONNX's RotaryEmbedding-23, which ONNX Runtime computes only with tables of every batch entry."""
+    b, _, heads, d = x.shape
+    cos, sin = cos.expand(b, -1, -1), sin.expand(b, -1, -1)
+    out: Tensor = torch.onnx.ops.rotary_embedding(
+        x.float().flatten(2), cos, sin, interleaved=interleaved, num_heads=heads
+    )
+    return out.to(x.dtype).unflatten(-1, (heads, d))

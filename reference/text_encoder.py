@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qwen_image_engine.reference.attention import attention
 from qwen_image_engine.reference.config import TextEncoderConfig
+from qwen_image_engine.reference.norm import RMSNorm
 from qwen_image_engine.reference.rotary import rotary
 
 
@@ -23,8 +24,8 @@ class SelfAttention(nn.Module):
         self.k_proj = nn.Linear(c, config.num_key_value_heads * d, bias=False)
         self.v_proj = nn.Linear(c, config.num_key_value_heads * d, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * d, c, bias=False)
-        self.q_norm = nn.RMSNorm(d, eps=config.rms_norm_eps)
-        self.k_norm = nn.RMSNorm(d, eps=config.rms_norm_eps)
+        self.q_norm = RMSNorm(d, config.rms_norm_eps)
+        self.k_norm = RMSNorm(d, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -55,9 +56,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = SelfAttention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qwen_image_engine.reference.attention import attention
 from qwen_image_engine.reference.config import TransformerConfig
+from qwen_image_engine.reference.norm import RMSNorm
 from qwen_image_engine.reference.rotary import rotary
 
 TIME_FEATURES = 256
@@ -74,8 +75,8 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(c, c, bias=False)
         self.to_v = nn.Linear(c, c, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(c, c, bias=False)])
-        self.norm_q = nn.RMSNorm(d, eps=config.eps)
-        self.norm_k = nn.RMSNorm(d, eps=config.eps)
+        self.norm_q = RMSNorm(d, config.eps)
+        self.norm_k = RMSNorm(d, config.eps)
 
     def qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, S, C) -> q, k, v, each (B, S, H, d)."""
@@ -196,7 +197,15 @@ class Transformer(nn.Module):
             cache.append(kv)
         return cache
 
-    def step(self, latents: Tensor, features: Tensor, cos: Tensor, sin: Tensor, cache: list[KeyValue]) -> Tensor:
+    def step(
+        self,
+        latents: Tensor,
+        features: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: list[KeyValue],
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Velocity of the target tokens.
 
         Args:
@@ -205,6 +214,7 @@ class Transformer(nn.Module):
             cos: (N, d/2) float32.
             sin: As cos.
             cache: What `prefix` returned.
+            mask: (B, 1, 1, P + N) boolean, False at the padding of a batch of prompts; training alone needs it.
 
         Returns:
             (B, N, C_out).
@@ -214,27 +224,18 @@ class Transformer(nn.Module):
         modulation = self.modulation(temb)
         x = self.img_in(latents)
         for block, past in zip(self.transformer_blocks, cache, strict=True):
-            x, _ = block(x, modulation, cos, sin, past=past)
+            x, _ = block(x, modulation, cos, sin, past=past, mask=mask)
         return self.proj_out(self.norm_out(x, temb))
 
-    def forward(
-        self,
-        text_states: Tensor,
-        latents: Tensor,
-        features: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        key_mask: Tensor | None = None,
-    ) -> Tensor:
-        """The whole sequence in one masked pass; differentiable, and the yardstick of the other two.
+    def forward(self, text_states: Tensor, latents: Tensor, features: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The whole sequence in one masked pass: the yardstick of the other two.
 
         Args:
-            text_states: (B, P, context_in_dim), padded on the right where prompts differ in length.
+            text_states: (B, P, context_in_dim).
             latents: (B, N, C_in).
             features: (B or 1, 256) float32.
-            cos: (P + N, d/2), or (B, P + N, d/2) where prompts differ in length; float32.
+            cos: (P + N, d/2) float32.
             sin: As cos.
-            key_mask: (B, P) boolean, False at padding.
 
         Returns:
             (B, N, C_out), the velocity.
@@ -249,8 +250,6 @@ class Transformer(nn.Module):
         )  # (B or 1, P + N, 4C)
         position = torch.arange(p + n, device=x.device)
         mask = (position[:, None] >= position[None, :]) | (position[:, None] >= p)  # the target sees everything
-        if key_mask is not None:
-            mask = mask & F.pad(key_mask, (0, n), value=True)[:, None, None, :]
         for block in self.transformer_blocks:
             x, _ = block(x, modulation, cos, sin, mask=mask)
         return self.proj_out(self.norm_out(x[:, p:], temb))

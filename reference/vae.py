@@ -88,7 +88,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Every pixel doubled (nearest-exact at x2), then a 3x3 convolution."""
+    """Every pixel doubled ("nearest-exact", which at x2 is "nearest"), then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""
-        return self.resample(F.interpolate(x.float(), scale_factor=2.0, mode="nearest-exact").to(x.dtype))
+        return self.resample(F.interpolate(x.float(), scale_factor=2.0, mode="nearest").to(x.dtype))
 
 
 class AverageDown(nn.Module):
@@ -129,12 +129,13 @@ class DuplicateUp(nn.Module):
         super().__init__()
         frames = 2 if temporal else 1
         repeats = out_channels * frames * 4 // channels
-        source = torch.arange(channels).repeat_interleave(repeats).view(out_channels, frames, 4)
+        # On the CPU by name: derived values stay real where the module is built on "meta".
+        source = torch.arange(channels, device="cpu").repeat_interleave(repeats).view(out_channels, frames, 4)
         self.register_buffer("index", source[:, -1].flatten(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', 2H, 2W)."""
-        return F.pixel_shuffle(x[:, self.index], 2)
+        return F.pixel_shuffle(x.index_select(1, self.index), 2)
 
 
 class DownBlock(nn.Module):
@@ -187,7 +188,10 @@ class Encoder(nn.Module):
         last = len(config.dim_mult) - 1
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            [DownBlock(widths[i], widths[i + 1], config.num_res_blocks, temporal[i], i != last) for i in range(last + 1)]
+            [
+                DownBlock(widths[i], widths[i + 1], config.num_res_blocks, temporal[i], i != last)
+                for i in range(last + 1)
+            ]
         )
         self.mid_block = MidBlock(widths[-1])
         self.norm_out = ChannelNorm(widths[-1], 3)
@@ -244,8 +248,8 @@ class Vae(nn.Module):
         self.quant_conv = nn.Conv2d(2 * config.z_dim, 2 * config.z_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.z_dim, config.z_dim, 1)
         self.decoder = Decoder(config)
-        self.register_buffer("mean", torch.tensor(config.latents_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.latents_std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(config.latents_mean, device="cpu").view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.latents_std, device="cpu").view(-1, 1, 1), persistent=False)
 
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 4, 16h, 16w) in [-1, 1] -> mean and log variance, each (B, z, h, w), not normalised."""

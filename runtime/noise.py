@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
 from qwen_image_engine.engines.errors import UsageError
 
 NoiseDtype = Literal["float32", "bfloat16"]

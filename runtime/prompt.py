@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from qwen_image_engine.engines.errors import UsageError
 from tokenizers import Tokenizer
+
+from qwen_image_engine.engines.errors import UsageError
 
 SYSTEM_PROMPT = "Comprehend and analyze the provided prompt."
 SYSTEM_TURN = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n"

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+
 from qwen_image_engine.engines.errors import QwenImageError
 
 Velocity = Callable[[NDArray[np.float32], float], NDArray[np.float32]]

@@ -11,6 +11,7 @@ from typing import Self, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
+
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 
 DEFAULT_STEPS = 40

@@ -1,11 +1,16 @@
 """Fixtures shared by every test folder."""
 
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Where torchvision is installed beside a CPU build of torch, its compiled operators are missing and this one
+# module fails to import, and transformers with it; nothing here calls an operator.
+sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
 
 # Import mode importlib adds no folder to the path, and the fixture module is imported by name.
 sys.path.insert(0, str(Path(__file__).parent))

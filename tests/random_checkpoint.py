@@ -266,7 +266,7 @@ def write_checkpoint(
 
     `dtype` is float32, bfloat16 or float16, for every component unless `vae_dtype` says otherwise. `max_shard_size` as
     in `save_pretrained`; "500KB" splits the transformer and the text encoder of every configuration. `spelling` is that
-    of text_encoder/config.json and of the processor's files. `licence` is named in README.md's front matter; None: no README.
+    of text_encoder/config.json and of the processor's files. `licence` goes into README.md; None: no README.
     """
     import torch
     from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel

@@ -14,6 +14,7 @@ _ZH = {
     "top left": "左上角", "top": "上方", "top right": "右上角", "left": "左边", "center": "中间", "right": "右边",
     "bottom left": "左下角", "bottom": "下方", "bottom right": "右下角",
 }  # fmt: skip
+CHINESE_WORDS = (*_ZH.values(), "有一个", "一个", "的", "在", "写着", "背景", "，", "。", "“", "”")
 _AT = {"center": "in the center", "left": "on the left", "right": "on the right"}
 
 

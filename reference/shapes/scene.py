@@ -67,9 +67,7 @@ def random_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
     ground = TRANSPARENT if rng.random() < 0.2 else str(rng.choice(list(GROUNDS)))
     places = rng.permutation(list(PLACES))
     colours = [c for c in COLOURS if c != ground]
-    items = tuple(
-        Item(str(rng.choice(SHAPES)), str(rng.choice(colours)), str(place)) for place in places[:count]
-    )
+    items = tuple(Item(str(rng.choice(SHAPES)), str(rng.choice(colours)), str(place)) for place in places[:count])
     if rng.random() < 0.2:
         return Scene(items, ground, str(rng.choice(WORDS)), str(places[count]))
     return Scene(items, ground)

@@ -3,13 +3,17 @@
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from qwen_image_engine.reference.shapes.prompts import write_prompt
+from qwen_image_engine.reference.shapes.prompts import CHINESE_WORDS, write_prompt
 from qwen_image_engine.reference.shapes.scene import random_scene
 from qwen_image_engine.runtime.prompt import TEXT_TEMPLATE
 
-VOCABULARY = 560
-PROMPTS = 6000
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+VOCABULARY = 520
+PROMPTS = 3000
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
 # Qwen2's pre-tokenizer (tokenizer.json of the released processor).
 _PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -28,7 +32,9 @@ def train_tokenizer(seed: int) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    texts = [TEXT_TEMPLATE.format(write_prompt(random_scene(rng), rng)) for _ in range(PROMPTS)]
+    texts = [TEXT_TEMPLATE.format(write_prompt(random_scene(rng), rng, "en")) for _ in range(PROMPTS)]
+    # Chinese has no spaces: learnt from whole prompts, tokens would straddle its words.
+    texts += list(CHINESE_WORDS) * PROMPTS
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qwen_image_engine.reference.config import TextEncoderConfig, TransformerConfig
 from qwen_image_engine.reference.shapes.draw import draw
+from qwen_image_engine.reference.shapes.muon import Muon
 from qwen_image_engine.reference.shapes.prompts import write_prompt
 from qwen_image_engine.reference.shapes.scene import Scene, random_scene
 from qwen_image_engine.reference.shapes.vae_training import to_model_range
@@ -30,18 +31,19 @@ from qwen_image_engine.runtime.rope import rotary_tables, text_rotary_tables
 
 # Width, height, scenes in the pool, share of the steps, batch.
 BUCKETS = (
-    (128, 128, 12000, 0.50, 64),
-    (160, 160, 3000, 0.12, 48),
-    (192, 192, 3000, 0.12, 32),
-    (256, 256, 3000, 0.10, 20),
-    (192, 128, 2000, 0.08, 48),
-    (128, 192, 2000, 0.08, 48),
+    (128, 128, 9000, 0.50, 64),
+    (160, 160, 2000, 0.12, 48),
+    (192, 192, 1600, 0.12, 32),
+    (256, 256, 1500, 0.10, 20),
+    (192, 128, 1500, 0.08, 48),
+    (128, 192, 1500, 0.08, 48),
 )
 STEPS = 4200
 SMALL_ONLY = 0.35  # the first part of the steps sees 128x128 alone
 MATRIX_RATE, OTHER_RATE = 2e-3, 2e-3
 WARMUP, DECAY = 100, 0.35
 EMA_DECAY = 0.998
+TARGETS = 2  # noisy targets of one prompt, which share its prefix
 DROP_PROMPT = 0.05  # share of empty prompts, so that guidance has something to steer from
 
 
@@ -119,7 +121,7 @@ def train_denoiser(
     )
     matrices, others = _split_parameters(model)
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, MATRIX_RATE, weight_decay=0.05),
         torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, _rate) for o in optimizers]
@@ -128,11 +130,10 @@ def train_denoiser(
     for step in range(STEPS):
         early = step < SMALL_ONLY * STEPS
         bucket = buckets[0] if early else buckets[int(rng.choice(len(buckets), p=shares))]
-        picked = rng.integers(len(bucket.scenes), size=bucket.batch)
+        picked = rng.integers(len(bucket.scenes), size=bucket.batch // TARGETS)
         prompts = ["" if rng.random() < DROP_PROMPT else write_prompt(bucket.scenes[i], rng) for i in picked]
-        clean = bucket.latents[torch.from_numpy(picked)].to(device).float()  # (B, N, z)
-        quantile = (torch.arange(bucket.batch, device=device) + torch.rand(bucket.batch, device=device)) / bucket.batch
-        t = torch.sigmoid(torch.special.ndtri(quantile.clamp(1e-4, 1 - 1e-4)))
+        clean = bucket.latents[torch.from_numpy(picked.repeat(TARGETS))].to(device).float()  # (B, N, z)
+        t = _times(bucket.batch).to(device)
         noise = torch.randn_like(clean)
         noisy = torch.lerp(clean, noise, t[:, None, None])
         with torch.autocast(device, torch.bfloat16):
@@ -156,24 +157,37 @@ def train_denoiser(
 
 
 def predict(model: Denoiser, text: TextBatch, noisy: Tensor, t: Tensor, rows: int) -> Tensor:
-    """Velocity for prompts of different lengths in one padded pass: noisy (B, N, z), t (B,) -> (B, N, z)."""
+    """Velocity for prompts of different lengths, padded, each with one or more noisy targets.
+
+    Args:
+        model: What is trained.
+        text: B prompts.
+        noisy: (B * K, N, z), K targets of a prompt after one another.
+        t: (B * K,).
+        rows: Latent rows of a target.
+
+    Returns:
+        (B * K, N, z).
+
+    """
     device = noisy.device
     width = text.ids.shape[1]
     config = model.encoder.config
     cos, sin = text_rotary_tables(width, config.head_dim, config.rope_theta)
     states = model.encoder(model.embed_tokens(text.ids), _to(cos, device), _to(sin, device))[:, text.dropped :]
-    padded = width - text.dropped
-    columns = noisy.shape[1] // rows
+    padded, tokens = width - text.dropped, noisy.shape[1]
     axes = model.transformer.config.axes_dims_rope
-    tables = {}
-    for length in set(text.lengths):
-        positions = np.concatenate([text_positions(padded), image_positions(rows, columns, length)])
-        tables[length] = rotary_tables(positions, axes)
-    cos = np.stack([tables[n][0] for n in text.lengths])
-    sin = np.stack([tables[n][1] for n in text.lengths])
-    key_mask = torch.arange(padded)[None] < torch.tensor(text.lengths)[:, None]
-    return model.transformer(
-        states, noisy, time_features(t), _to(cos, device), _to(sin, device), key_mask=key_mask.to(device)
+    cos, sin = rotary_tables(text_positions(padded), axes)
+    cache = model.transformer.prefix(states, _to(cos, device), _to(sin, device))
+    targets = noisy.shape[0] // len(text.lengths)
+    cache = [(k.repeat_interleave(targets, 0), v.repeat_interleave(targets, 0)) for k, v in cache]
+    tables = {n: rotary_tables(image_positions(rows, tokens // rows, n), axes) for n in set(text.lengths)}
+    lengths = np.repeat(text.lengths, targets)
+    cos, sin = (np.stack([tables[n][i] for n in lengths]) for i in range(2))
+    position = torch.arange(padded + tokens)
+    mask = (position[None] < torch.from_numpy(lengths)[:, None]) | (position[None] >= padded)
+    return model.transformer.step(
+        noisy, time_features(t), _to(cos, device), _to(sin, device), cache, mask[:, None, None].to(device)
     )
 
 
@@ -221,6 +235,12 @@ def encode_pool(vae: Vae, seed: int, device: str) -> tuple[list[Bucket], Tensor,
     for bucket in buckets:
         bucket.latents = ((bucket.latents - mean) / std).half()
     return buckets, mean, std
+
+
+def _times(count: int) -> Tensor:
+    """sigmoid(normal), one from each of `count` equally likely strata, in random order: (count,)."""
+    quantile = (torch.randperm(count) + torch.rand(count)) / count
+    return torch.sigmoid(torch.special.ndtri(quantile.clamp(1e-4, 1 - 1e-4)))
 
 
 def _split_parameters(model: Denoiser) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

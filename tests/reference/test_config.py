@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from random_checkpoint import CONFIGURATIONS
+
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.reference.config import TextEncoderConfig, TransformerConfig, VaeConfig, check_components
-from random_checkpoint import CONFIGURATIONS
 
 CLASSES: dict[str, Any] = {"transformer": TransformerConfig, "text_encoder": TextEncoderConfig, "vae": VaeConfig}
 

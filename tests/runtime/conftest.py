@@ -2,17 +2,11 @@
 
 import json
 import random
-import sys
-import types
 import unicodedata
 from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-
-# Where torchvision is installed beside a CPU build of torch, its compiled operators are missing and this one
-# module fails to import, and transformers with it; nothing here calls an operator.
-sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

@@ -1,0 +1,62 @@
+"""What tracing and the other passes leave over."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    CommonSubexpressionEliminationPass,
+    IdentityEliminationPass,
+    RemoveUnusedNodesPass,
+    RemoveUnusedOpsetsPass,
+    TopologicalSortPass,
+)
+
+from qwen_image_engine.export.sizes import axes, reshape_target, set_reshape_target
+
+
+class MergeReshapes(InPlacePass):
+    """Every target: a Reshape of a Reshape reads the first one's input, and one that changes nothing goes."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        """In the order of the graph, so that a chain merges in one go."""
+        modified = False
+        for node in list(model.graph):
+            if node.op_type == "Reshape":
+                modified |= _merge(model.graph, node)
+        return PassResult(model, modified)
+
+
+class Cleanup(InPlacePass):
+    """Every target: equal nodes once, unused ones gone, no names or notes of the Python that was traced."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Runs onnx-ir's own passes."""
+        return ir.passes.Sequential(
+            RemoveUnusedNodesPass(),
+            IdentityEliminationPass(),
+            CommonSubexpressionEliminationPass(),
+            RemoveUnusedNodesPass(),
+            RemoveUnusedOpsetsPass(),
+            TopologicalSortPass(),
+            ClearMetadataAndDocStringPass(),
+        )(model)
+
+
+def _merge(graph: ir.Graph, node: ir.Node) -> bool:
+    value, output = node.inputs[0], node.outputs[0]
+    producer = value.producer() if value is not None else None
+    modified = False
+    if producer is not None and producer.op_type == "Reshape" and producer.inputs[0] is not None:
+        source = producer.inputs[0]
+        target = reshape_target(axes(source), axes(output))
+        if target is not None:
+            node.replace_input_with(0, source)
+            set_reshape_target(node, target)
+            value, modified = source, True
+    if value is not None and axes(value) is not None and axes(value) == axes(output) and not output.is_graph_output():
+        output.replace_all_uses_with(value)
+        graph.remove(node, safe=True)
+        modified = True
+    return modified

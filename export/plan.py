@@ -1,0 +1,139 @@
+"""What an export would read, write and need, from headers alone and before anything is written."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.export.recipe import Recipe
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.component import Component
+from qwen_image_engine.reference.tensor_file import TensorInfo
+
+Weights = Literal["copy", "link"]
+
+PROCESS_BYTES = 700_000_000
+"""torch, onnx and the graphs themselves; 0.5 GB measured for the 7B step graph."""
+
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_EMBEDDINGS = "embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """One network of the checkpoint.
+
+    Attributes:
+        network: the checkpoint's folder.
+        dtypes: stored elements by dtype.
+        stored_parameters: everything in its files.
+        parameters: those that the graphs read.
+        stored_bytes: of everything in its files.
+        bundle_bytes: what its weights add to the bundle's disk.
+        engine_bytes: what its weights take in memory when an engine holds them.
+    """
+
+    network: str
+    dtypes: dict[str, int]
+    stored_parameters: int
+    parameters: int
+    stored_bytes: int
+    bundle_bytes: int
+    engine_bytes: int
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """The whole export.
+
+    Attributes:
+        target: as asked.
+        precision: as asked.
+        weights: as asked.
+        networks: in the order they run.
+        export_memory_bytes: estimate of the exporter's peak: the process and the largest tensor twice.
+        resident_bytes: weights that `run --memory resident` holds, prefix and step each with the transformer's.
+        sequential_bytes: weights that `run --memory sequential` holds at once.
+    """
+
+    target: str
+    precision: str
+    weights: Weights
+    networks: tuple[NetworkPlan, ...]
+    export_memory_bytes: int
+    resident_bytes: int
+    sequential_bytes: int
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the checkpoint's weights."""
+        return sum(network.stored_bytes for network in self.networks)
+
+    @property
+    def bundle_bytes(self) -> int:
+        """Bytes that the bundle adds to the disk, graphs of a few megabytes aside."""
+        return sum(network.bundle_bytes for network in self.networks)
+
+
+def plan_export(checkpoint: Checkpoint, recipe: Recipe, weights: Weights) -> ExportPlan:
+    """The plan of exporting `checkpoint` with `recipe`."""
+    networks = tuple(
+        _network(checkpoint.components[name], _ITEM_BYTES[recipe.dtype], weights)
+        for name in ("text_encoder", "transformer", "vae")
+    )
+    engines = {network.network: network.engine_bytes for network in networks}
+    largest = max(tensor.elements for item in checkpoint.components.values() for tensor in _read(item))
+    return ExportPlan(
+        target=recipe.target,
+        precision=recipe.precision,
+        weights=weights,
+        networks=networks,
+        export_memory_bytes=PROCESS_BYTES + 2 * largest * _ITEM_BYTES["float32"],
+        resident_bytes=sum(engines.values()) + engines["transformer"],
+        sequential_bytes=max(engines.values()),
+    )
+
+
+def check_disk(plan: ExportPlan, bundle: Path) -> int:
+    """The free bytes of the disk that `bundle` would be on.
+
+    Raises:
+        QwenImageError: the bundle would not fit.
+    """
+    folder = bundle.expanduser().absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < plan.bundle_bytes:
+        raise QwenImageError(
+            f"{bundle}: the bundle takes {plan.bundle_bytes} bytes and {folder} has {free} free; "
+            "make room, choose another disk, or export with --weights link beside the checkpoint"
+        )
+    return free
+
+
+def _read(component: Component) -> list[TensorInfo]:
+    """The tensors that go into the bundle: the graphs' and the table the host gathers from."""
+    return [
+        tensor
+        for tensor in component.tensors.values()
+        if not component.may_stay_unread(tensor.name) or tensor.name.endswith(_EMBEDDINGS)
+    ]
+
+
+def _network(component: Component, item_bytes: int, weights: Weights) -> NetworkPlan:
+    tensors = _read(component)
+    graphs = sum(tensor.elements for tensor in tensors if not tensor.name.endswith(_EMBEDDINGS))
+    table = sum(tensor.nbytes for tensor in tensors if tensor.name.endswith(_EMBEDDINGS))
+    return NetworkPlan(
+        network=component.name,
+        dtypes=component.dtypes,
+        stored_parameters=component.parameters,
+        parameters=sum(tensor.elements for tensor in tensors),
+        stored_bytes=component.nbytes,
+        bundle_bytes=0 if weights == "link" else graphs * item_bytes + table,
+        engine_bytes=graphs * item_bytes,
+    )

@@ -1,0 +1,139 @@
+"""What the fp32 reference computes for a few real requests: every component's inputs and outputs, and every step.
+
+Each component is then compared on the reference's own inputs, so that errors do not compound from one to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from qwen_image_engine.engines.contract import Contract
+from qwen_image_engine.engines.engine import Array, Engine
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.pipeline import embedding_table, engine_loader, model_facts, schedule_config
+from qwen_image_engine.runtime.memory import Components, Memory
+from qwen_image_engine.runtime.pipeline import Origin, QwenImage
+from qwen_image_engine.runtime.schedule import sigmas
+from qwen_image_engine.runtime.tokenizer import load_tokenizer
+
+STEPS = 8
+"""Steps of a recorded trajectory where the checkpoint fixes none: from pure noise to the last, most detailed level."""
+
+LONG_PROMPT_TOKENS = 600
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request. Sizes in pixels."""
+
+    name: str
+    prompt: str
+    width: int
+    height: int
+    seed: int = 7
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One run of a component."""
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherStep:
+    """One step of the reference: the latents it was given, their sigma, the velocity it found."""
+
+    latents: NDArray[np.float32]
+    sigma: float
+    velocity: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A case as the reference ran it: calls by component, and the trajectory."""
+
+    case: Case
+    calls: Mapping[str, list[Call]]
+    steps: list[TeacherStep] = field(default_factory=list)
+
+
+def default_cases(tokenizer: Tokenizer) -> tuple[Case, ...]:
+    """Three prompt lengths, two scripts, three sizes; small ones, which hold every operation that large ones do."""
+    sentence = "a red circle on the left of a blue square and a small green triangle above them, "
+    count = 1
+    while len(tokenizer.encode(sentence * count).ids) < LONG_PROMPT_TOKENS:
+        count += 1
+    return (
+        Case("english", "a red circle on a white ground", 256, 256),
+        Case("chinese", "透明背景上，左边有一个蓝色的正方形，右边有一个绿色的三角形", 192, 128),
+        Case("long", sentence * count, 128, 224),
+    )
+
+
+def record(checkpoint: Checkpoint, cases: tuple[Case, ...], memory: Memory = "resident") -> list[Recording]:
+    """Run the cases through the reference.
+
+    Raises:
+        QwenImageError: the checkpoint's tensors are not those of the networks.
+    """
+    calls: dict[str, list[Call]] = {}
+    components = Components(_recorded(engine_loader(checkpoint), calls), memory)
+    schedule = schedule_config(checkpoint)
+    pipeline = QwenImage(
+        components,
+        load_tokenizer(checkpoint.folder),
+        embedding_table(checkpoint),
+        schedule,
+        model_facts(checkpoint),
+        Origin(engine="reference", precision="fp32", checkpoint=checkpoint.name),
+    )
+    recordings = []
+    with pipeline:
+        for case in cases:
+            calls.clear()
+            size = {"width": case.width, "height": case.height}
+            steps = None if schedule.sample_sigmas else STEPS
+            final = None
+            for step in pipeline.sample(pipeline.encode(case.prompt), steps=steps, seed=case.seed, **size):
+                final = step.latents
+            assert final is not None
+            pipeline.decode(final, **size)
+            components.run("vae_encoder", {"image": calls["vae_decoder"][0].outputs["image"]})
+            levels = sigmas(schedule, steps, final.shape[1])
+            trajectory = [
+                TeacherStep(call.inputs["latents"], float(sigma), call.outputs["velocity"])
+                for call, sigma in zip(calls["step"], levels, strict=False)
+            ]
+            recordings.append(Recording(case, dict(calls), trajectory))
+    return recordings
+
+
+class _RecordingEngine:
+    """An engine that keeps what went in and out."""
+
+    def __init__(self, engine: Engine, calls: dict[str, list[Call]]) -> None:
+        self._engine = engine
+        self._calls = calls
+
+    @property
+    def contract(self) -> Contract:
+        return self._engine.contract
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        outputs = self._engine.run(inputs)
+        self._calls.setdefault(self.contract.component, []).append(Call(dict(inputs), outputs))
+        return outputs
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def _recorded(load: Callable[[str], Engine], calls: dict[str, list[Call]]) -> Callable[[str], Engine]:
+    return lambda component: _RecordingEngine(load(component), calls)

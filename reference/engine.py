@@ -1,0 +1,148 @@
+"""The networks behind the engines' interface: what every compiled engine is compared with, and what the exporter traces.
+
+`FORWARD` maps a component's inputs, by the names of its contract, to its outputs in the order of the contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qwen_image_engine.engines import check
+from qwen_image_engine.engines.check import Array
+from qwen_image_engine.engines.contract import Contract, Dims, contract
+from qwen_image_engine.engines.engine import Engine
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.text_encoder import TextEncoder
+from qwen_image_engine.reference.transformer import Transformer
+from qwen_image_engine.reference.vae import Vae
+
+NETWORK = {
+    "text_encoder": "text_encoder",
+    "prefix": "transformer",
+    "step": "transformer",
+    "vae_decoder": "vae",
+    "vae_encoder": "vae",
+}
+"""The network, which is to say the checkpoint's folder, of each component."""
+
+
+def dims(checkpoint: Checkpoint) -> Dims:
+    """The sizes that the checkpoint's contracts name."""
+    transformer, encoder = checkpoint.transformer, checkpoint.text_encoder
+    return Dims(
+        encoder_hidden=encoder.hidden_size,
+        encoder_head_dim=encoder.head_dim,
+        context=transformer.context_in_dim,
+        layers=transformer.num_layers,
+        heads=transformer.num_attention_heads,
+        head_dim=transformer.attention_head_dim,
+        channels=transformer.in_channels,
+        z=checkpoint.vae.z_dim,
+    )
+
+
+def empty_network(checkpoint: Checkpoint, name: str) -> nn.Module:
+    """One of the networks "transformer", "text_encoder", "vae" with parameters on "meta" and derived buffers real."""
+    with torch.device("meta"):
+        if name == "transformer":
+            network: nn.Module = Transformer(checkpoint.transformer)
+        elif name == "text_encoder":
+            network = TextEncoder(checkpoint.text_encoder)
+        else:
+            network = Vae(checkpoint.vae)
+    return network.eval().requires_grad_(False)
+
+
+def load_network(checkpoint: Checkpoint, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The same with the checkpoint's weights in `dtype`; where they are stored in it, views of the mapped file.
+
+    Raises:
+        QwenImageError: the tensors are not those of the network.
+    """
+    network = empty_network(checkpoint, name)
+    checkpoint.components[name].load_into(network, dtype)
+    return network.requires_grad_(False)
+
+
+def _text_encoder(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, TextEncoder)
+    return (network(inputs["embeddings"], inputs["cos"], inputs["sin"]),)
+
+
+def _prefix(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Transformer)
+    cache = network.prefix(inputs["text_states"], inputs["cos"], inputs["sin"])
+    return tuple(tensor for pair in cache for tensor in pair)
+
+
+def _step(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Transformer)
+    cache = [(inputs[f"key_{i}"], inputs[f"value_{i}"]) for i in range(network.config.num_layers)]
+    return (network.step(inputs["latents"], inputs["time_features"], inputs["cos"], inputs["sin"], cache),)
+
+
+def _vae_decoder(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Vae)
+    return (network.decode(inputs["latents"]),)
+
+
+def _vae_encoder(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Vae)
+    return (network.encode(inputs["image"]),)
+
+
+Forward = Callable[[nn.Module, Mapping[str, Tensor]], Sequence[Tensor]]
+
+FORWARD: Mapping[str, Forward] = {
+    "text_encoder": _text_encoder,
+    "prefix": _prefix,
+    "step": _step,
+    "vae_decoder": _vae_decoder,
+    "vae_encoder": _vae_encoder,
+}
+
+
+class TorchEngine:
+    """A component of the reference in fp32 on the CPU, numpy in and out."""
+
+    def __init__(self, contract: Contract, network: nn.Module) -> None:
+        self._contract = contract
+        self._network: nn.Module | None = network
+
+    @property
+    def contract(self) -> Contract:
+        """The tensors that `run` takes and returns."""
+        return self._contract
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name; errors as in `Engine.run`."""
+        if self._network is None:
+            raise QwenImageError(f"{self._contract.component}: this engine is closed; load it again")
+        sizes = check.check_inputs(self._contract, inputs)
+        tensors = {name: torch.as_tensor(array) for name, array in inputs.items()}
+        with torch.inference_mode():
+            results = FORWARD[self._contract.component](self._network, tensors)
+        outputs = {
+            spec.name: result.contiguous().numpy() for spec, result in zip(self._contract.outputs, results, strict=True)
+        }
+        check.check_outputs(self._contract, outputs, sizes)
+        return outputs
+
+    def close(self) -> None:
+        """Free the network; see `Engine.close`."""
+        self._network = None
+
+
+def reference_engines(checkpoint: Checkpoint) -> dict[str, Engine]:
+    """An fp32 engine for every component; prefix and step share their weights, as do the VAE's two halves.
+
+    Raises:
+        QwenImageError: the tensors are not those of the networks.
+    """
+    sizes = dims(checkpoint)
+    networks = {name: load_network(checkpoint, name) for name in dict.fromkeys(NETWORK.values())}
+    return {component: TorchEngine(contract(component, sizes), networks[name]) for component, name in NETWORK.items()}

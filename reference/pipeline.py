@@ -1,0 +1,91 @@
+"""The reference pipeline: the runtime's own, on PyTorch engines in fp32."""
+
+from collections.abc import Callable
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from torch import nn
+
+from qwen_image_engine.engines.contract import contract
+from qwen_image_engine.engines.engine import Engine
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.component import FLOAT_DTYPES
+from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
+from qwen_image_engine.runtime.embedding import EmbeddingTable
+from qwen_image_engine.runtime.memory import Components, Memory
+from qwen_image_engine.runtime.model import ModelFacts
+from qwen_image_engine.runtime.pipeline import COMPONENTS, Origin, QwenImage
+from qwen_image_engine.runtime.schedule import ScheduleConfig
+from qwen_image_engine.runtime.tokenizer import load_tokenizer
+
+
+def reference_pipeline(checkpoint: Checkpoint | str | Path, memory: Memory = "resident") -> QwenImage:
+    """The pipeline that every bundle is compared with.
+
+    Args:
+        checkpoint: an opened one, its folder, or its name in the local hub cache.
+        memory: "resident" keeps the networks, prefix and step sharing one; "sequential" holds one at a time.
+
+    Raises:
+        QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture.
+    """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint.open(checkpoint)
+    components = Components(engine_loader(checkpoint), memory)
+    components.preload(*COMPONENTS)
+    return QwenImage(
+        components,
+        load_tokenizer(checkpoint.folder),
+        embedding_table(checkpoint),
+        schedule_config(checkpoint),
+        model_facts(checkpoint),
+        Origin(engine="reference", precision="fp32", checkpoint=checkpoint.name),
+    )
+
+
+def engine_loader(checkpoint: Checkpoint) -> Callable[[str], Engine]:
+    """Component name to its engine; components that are one network share its weights while one of them is held."""
+    sizes = dims(checkpoint)
+    networks: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
+
+    def load(component: str) -> Engine:
+        name = NETWORK[component]
+        network = networks.get(name)
+        if network is None:
+            network = networks[name] = load_network(checkpoint, name)
+        return TorchEngine(contract(component, sizes), network)
+
+    return load
+
+
+def embedding_table(checkpoint: Checkpoint) -> EmbeddingTable:
+    """The checkpoint's token embeddings, mapped.
+
+    Raises:
+        QwenImageError: they are missing or of another shape or dtype.
+    """
+    checkpoint.token_embeddings()  # which checks name, dtype and shape
+    component = checkpoint.components["text_encoder"]
+    info = component.tensors[component.layout.prefix + "embed_tokens.weight"]
+    shape = (checkpoint.text_encoder.vocab_size, checkpoint.text_encoder.hidden_size)
+    return EmbeddingTable.open(info.file, info.offset, FLOAT_DTYPES[info.dtype], shape)
+
+
+def schedule_config(checkpoint: Checkpoint) -> ScheduleConfig:
+    """The checkpoint's schedule.
+
+    Raises:
+        QwenImageError: it holds a value that is not implemented.
+    """
+    where = str(checkpoint.folder / "scheduler" / "scheduler_config.json")
+    return ScheduleConfig.from_json(checkpoint.scheduler, checkpoint.index.get("sample_sigmas"), where)
+
+
+def model_facts(checkpoint: Checkpoint) -> ModelFacts:
+    """What the host side needs of the checkpoint's configs."""
+    return ModelFacts(
+        channels=checkpoint.transformer.in_channels,
+        axes_dims_rope=checkpoint.transformer.axes_dims_rope,
+        encoder_head_dim=checkpoint.text_encoder.head_dim,
+        encoder_rope_theta=checkpoint.text_encoder.rope_theta,
+    )

@@ -1,0 +1,52 @@
+"""`qwen-image doctor`: what this machine has, and what is missing for what."""
+
+import argparse
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from qwen_image_engine.runtime.commands.export_packages import EXPORT_PACKAGES, INSTALL
+from qwen_image_engine.runtime.commands.report import Report, size_text, table
+from qwen_image_engine.runtime.machine import CPU_FLAGS, Machine, package_versions
+
+SUMMARY = "what this machine has, and what is missing for what"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare no flags of its own."""
+
+
+def execute(options: argparse.Namespace) -> Report:
+    """Look around; exit code 1 where no engine could run a bundle."""
+    from qwen_image_engine.engines.engine import available
+    from qwen_image_engine.reference.hub_cache import hub_cache
+
+    machine, packages, engines = Machine.here(), package_versions(), available()
+    folder = Path.cwd()
+    free_bytes = shutil.disk_usage(folder).free
+    cache = hub_cache()
+    cached = sorted(path.name.removeprefix("models--").replace("--", "/") for path in cache.glob("models--*"))
+    lacking = [name for name in EXPORT_PACKAGES if packages[name] is None]
+    fault = f"{', '.join(lacking)} missing; {INSTALL}" if lacking else None
+
+    rows = [("python", f"{machine.python} on {machine.system}")]
+    rows += [(name, found) for name, found in packages.items() if found]
+    rows += [(f"engine {item.name}", f"✓ {item.version}" if item.version else f"✗ {item.missing}") for item in engines]
+    rows.append(("export, verify", f"✗ {fault}" if fault else "✓"))
+    rows.append(("cpu", f"{machine.cpu}, {machine.cores} cores for this process"))
+    rows += [
+        (f"  {name}", f"{'✓' if found else '–'} {CPU_FLAGS[name]}") for name, found in (machine.cpu_flags or {}).items()
+    ]
+    if machine.memory_bytes is not None and machine.free_memory_bytes is not None:
+        rows.append(("memory", f"{size_text(machine.memory_bytes)}, {size_text(machine.free_memory_bytes)} free"))
+    rows.append(("disk", f"{size_text(free_bytes)} free in {folder}"))
+    rows.append(("hub cache", f"{cache}: {', '.join(cached) or 'no checkpoints'}"))
+    document = {
+        "machine": asdict(machine),
+        "packages": packages,
+        "engines": [asdict(item) for item in engines],
+        "export": {"ready": not lacking, "missing": fault},
+        "disk": {"folder": str(folder), "free_bytes": free_bytes},
+        "hub_cache": {"folder": str(cache), "checkpoints": cached},
+    }
+    return Report(document, table(rows), 0 if any(item.version for item in engines) else 1)

@@ -1,0 +1,25 @@
+"""The packages that only exporting and verifying need, and the error of a verb that misses one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from qwen_image_engine.engines.errors import QwenImageError
+
+EXPORT_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors")
+INSTALL = "pip install 'qwen-image-engine[export]'"
+
+
+@contextmanager
+def export_packages() -> Iterator[None]:
+    """Turn a missing package of the extra `export` into an error that names the extra.
+
+    Raises:
+        QwenImageError: one is missing where it is imported inside.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package.replace("_", "-") not in EXPORT_PACKAGES:
+            raise
+        raise QwenImageError(f"{package} is not installed, and exporting needs it; install it with: {INSTALL}") from error

@@ -1,0 +1,77 @@
+"""`qwen-image plan`: what an export would read, write and need, before anything is written."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from qwen_image_engine.runtime.commands.export_packages import export_packages
+from qwen_image_engine.runtime.commands.report import Report, size_text, table
+
+SUMMARY = "what an export would read, write and need, before anything is written"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="where it would go; checks the free disk")
+    add_recipe_arguments(parser)
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `plan` and `export` both take."""
+    parser.add_argument("-m", "--model", required=True, metavar="CHECKPOINT", help="folder, or name in the hub cache")
+    parser.add_argument("--target", default="cpu", help="what the graphs are lowered for (cpu)")
+    parser.add_argument("--precision", default="fp32", help="of weights and arithmetic (fp32)")
+    parser.add_argument(
+        "--weights",
+        choices=("copy", "link"),
+        default="copy",
+        help="copy them in the bundle's dtype, or hard-link the checkpoint's files (copy)",
+    )
+
+
+def execute(options: argparse.Namespace) -> Report:
+    """Read headers, add up."""
+    with export_packages():
+        from qwen_image_engine.export.plan import check_disk, plan_export
+        from qwen_image_engine.export.recipe import recipe
+        from qwen_image_engine.reference.checkpoint import Checkpoint
+
+    chosen = recipe(options.target, options.precision)
+    checkpoint = Checkpoint.open(options.model)
+    plan = plan_export(checkpoint, chosen, options.weights)
+    free_bytes = None if options.bundle is None else check_disk(plan, options.bundle)
+
+    rows = [("network", "stored as", "parameters", "bytes", "exported", "bundle", "in an engine")]
+    rows += [
+        (
+            item.network,
+            "+".join(item.dtypes),
+            f"{item.stored_parameters:,}",
+            size_text(item.stored_bytes),
+            f"{item.parameters:,}",
+            size_text(item.bundle_bytes),
+            size_text(item.engine_bytes),
+        )
+        for item in plan.networks
+    ]
+    lines = [
+        f"{checkpoint.name} ({checkpoint.licence()}) for {plan.target} in {plan.precision}, weights {plan.weights}",
+        "",
+        *table(rows, right=(2, 3, 4, 5, 6)),
+        "",
+        f"reads    {size_text(plan.stored_bytes)}",
+        f"writes   {size_text(plan.bundle_bytes)}"
+        + ("" if free_bytes is None else f", {size_text(free_bytes)} free")
+        + (" (hard links need the checkpoint's own disk)" if plan.weights == "link" else ""),
+        f"memory   about {size_text(plan.export_memory_bytes)} to export",
+        f"         weights when run: {size_text(plan.resident_bytes)} resident, "
+        f"{size_text(plan.sequential_bytes)} sequential; activations come on top",
+    ]
+    document = {
+        "checkpoint": {"name": checkpoint.name, "path": str(checkpoint.folder), "licence": checkpoint.licence()},
+        **asdict(plan),
+        "stored_bytes": plan.stored_bytes,
+        "bundle_bytes": plan.bundle_bytes,
+        "free_bytes": free_bytes,
+    }
+    return Report(document, lines)

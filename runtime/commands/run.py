@@ -1,0 +1,93 @@
+"""`qwen-image run`: draw pictures with a bundle's engines."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from qwen_image_engine.runtime.commands.outputs import check_writable, picture_paths, read_latents, write_array
+from qwen_image_engine.runtime.commands.report import Report
+
+SUMMARY = "draw pictures with a bundle's engines"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags; ranges are checked where the values are used, so that the API has the same errors."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("-p", "--prompt", required=True, help="what to draw, at most 1,100 tokens; may be empty")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="a .png; several become out-0.png, out-1.png …")
+    parser.add_argument("-W", "--width", type=int, default=1024, help="pixels, a multiple of 32 (1024)")
+    parser.add_argument("-H", "--height", type=int, default=1024, help="pixels, a multiple of 32 (1024)")
+    parser.add_argument("-s", "--steps", type=int, help="of the sampler (40, or the checkpoint's own)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise, the same on every engine (0)")
+    parser.add_argument("-n", "--negative-prompt", help="what to steer away from; needs --guidance above 1")
+    parser.add_argument("--guidance", type=float, default=1.0, help="1 for none; above 1 each step runs twice (1)")
+    parser.add_argument("--num-images", type=int, default=1, choices=range(1, 5), help="drawn as one batch (1)")
+    parser.add_argument("--latents", type=Path, metavar="IN.npy", help="initial noise, float32 (batch, tokens, channels)")
+    parser.add_argument("--save-latents", type=Path, metavar="OUT.npy", help="write the final latents in that form")
+    add_engine_arguments(parser)
+    parser.add_argument(
+        "--memory",
+        choices=("resident", "sequential"),
+        default="resident",
+        help="keep every engine loaded, or one at a time (resident)",
+    )
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what every verb that runs engines takes."""
+    parser.add_argument("--engine", choices=("onnxruntime", "openvino"), default="onnxruntime", help="(onnxruntime)")
+    parser.add_argument("--threads", type=int, help="of one engine (every core)")
+
+
+def execute(options: argparse.Namespace) -> Report:
+    """Draw; nothing is written unless every picture could be drawn."""
+    from qwen_image_engine.runtime.pipeline import QwenImage
+    from qwen_image_engine.runtime.size import latent_size
+
+    latent_size(options.width, options.height)  # before gigabytes are loaded
+    files = picture_paths(options.output, options.num_images)
+    check_writable(*files, *([options.save_latents] if options.save_latents else []))
+    latents = None if options.latents is None else read_latents(options.latents)
+
+    began = time.perf_counter()
+    with QwenImage.load(
+        options.bundle, engine=options.engine, memory=options.memory, threads=options.threads
+    ) as pipeline:
+        pictures = pipeline.generate(
+            options.prompt,
+            negative_prompt=options.negative_prompt,
+            guidance=options.guidance,
+            width=options.width,
+            height=options.height,
+            steps=options.steps,
+            seed=options.seed,
+            num_images=options.num_images,
+            latents=latents,
+        )
+        timings = pipeline.timings.stages()
+    for picture, file in zip(pictures, files, strict=True):
+        picture.save(file)
+    if options.save_latents:
+        import numpy as np
+
+        write_array(options.save_latents, np.stack([picture.latents for picture in pictures]))
+    timings["total_s"] = time.perf_counter() - began
+
+    parameters = pictures[0].parameters
+    document: dict[str, Any] = {
+        "files": [str(file) for file in files],
+        "latents": str(options.save_latents) if options.save_latents else None,
+        "seed": parameters.seed,
+        "width": parameters.width,
+        "height": parameters.height,
+        "steps": parameters.steps,
+        "engine": parameters.engine,
+        "precision": parameters.precision,
+        "checkpoint": parameters.checkpoint,
+        "timings": timings,
+    }
+    spent = ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {seconds:.2f} s" for name, seconds in timings.items())
+    noise = "given latents" if parameters.seed is None else f"seed {parameters.seed}"
+    summary = f"{parameters.width}x{parameters.height}, {parameters.steps} steps, {noise}, {parameters.engine}: {spent}"
+    return Report(document, [*(str(file) for file in files), summary])

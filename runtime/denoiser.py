@@ -1,0 +1,82 @@
+"""The network as the sampler sees it: velocity of the latents at a noise level, with or without guidance."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.runtime.conditioning import Conditioning
+from qwen_image_engine.runtime.layout import Layout
+from qwen_image_engine.runtime.memory import Components
+from qwen_image_engine.runtime.model import ROTARY_THETA, ModelFacts
+from qwen_image_engine.runtime.rope import rotary_tables
+from qwen_image_engine.runtime.sampler import Velocity, guide
+from qwen_image_engine.runtime.schedule import time_features
+
+
+def check_guidance(guidance: float, has_negative: bool) -> None:
+    """Refuse guidance that would change nothing: diffusers warns and draws without it, and the picture is another.
+
+    Raises:
+        UsageError: guidance above 1 without a negative prompt, one without such guidance, or guidance below 1.
+    """
+    if not (math.isfinite(guidance) and guidance >= 1.0):
+        raise UsageError(f"guidance is {guidance:g}, expected 1 (none) or more")
+    if guidance > 1.0 and not has_negative:
+        raise UsageError(f"guidance {guidance:g} needs a negative prompt to steer away from; it may be empty")
+    if guidance == 1.0 and has_negative:
+        raise UsageError("a negative prompt needs guidance above 1, for example 3")
+
+
+def denoiser(
+    components: Components,
+    facts: ModelFacts,
+    conditioning: Conditioning,
+    negative: Conditioning | None,
+    guidance: float,
+    *,
+    rows: int,
+    columns: int,
+    num_images: int,
+) -> Velocity:
+    """Bind the step to a prompt and a size.
+
+    With guidance both branches run one after the other at the batch's own size, not as one batch of twice that: their
+    prefixes differ in length.
+
+    Args:
+        components: "step" is run.
+        facts: of the model.
+        conditioning: of the prompt.
+        negative: of the negative prompt.
+        guidance: above 1 with `negative`, else 1.
+        rows: of latents.
+        columns: of latents.
+        num_images: batch of the latents.
+
+    Raises:
+        UsageError: see `check_guidance`.
+    """
+    check_guidance(guidance, negative is not None)
+
+    def branch(conditioning: Conditioning) -> Velocity:
+        target = Layout.text_to_image(conditioning.length, rows, columns).target
+        cos, sin = rotary_tables(target, facts.axes_dims_rope, ROTARY_THETA)
+        # Repeated once here: a broadcast view would be copied by the engine at every step.
+        cache = {
+            name: values if num_images == 1 else np.repeat(values, num_images, axis=0)
+            for name, values in conditioning.cache.items()
+        }
+
+        def velocity(latents: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+            inputs = {"latents": latents, "time_features": time_features(sigma)[None], "cos": cos, "sin": sin}
+            return components.run("step", inputs | cache)["velocity"]
+
+        return velocity
+
+    toward = branch(conditioning)
+    if negative is None:
+        return toward
+    away = branch(negative)
+    return lambda latents, sigma: guide(toward(latents, sigma), away(latents, sigma), guidance)

@@ -1,0 +1,68 @@
+"""The token embedding table: rows gathered from the mapped file, so that 151,936 rows never enter memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_image_engine.engines.errors import QwenImageError
+
+# bfloat16 is the upper half of float32; numpy has no such dtype.
+_STORED: dict[str, np.dtype[Any]] = {
+    "bfloat16": np.dtype("<u2"),
+    "float16": np.dtype("<f2"),
+    "float32": np.dtype("<f4"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingTable:
+    """Rows of one tensor in a file, read where it stands."""
+
+    stored: NDArray[Any]
+    dtype: str
+    file: Path
+
+    @classmethod
+    def open(cls, file: Path, offset: int, dtype: str, shape: tuple[int, int]) -> Self:
+        """Map the table.
+
+        Args:
+            file: any file that holds the tensor in row-major order (a .safetensors file does).
+            offset: of its first byte in the file.
+            dtype: "bfloat16", "float16" or "float32", little-endian.
+            shape: (vocabulary, hidden).
+
+        Raises:
+            QwenImageError: the dtype is another, or the file is missing or ends before the table does.
+        """
+        if dtype not in _STORED:
+            raise QwenImageError(f"{file}: the token embeddings are {dtype}, expected {', '.join(_STORED)}")
+        end = offset + shape[0] * shape[1] * _STORED[dtype].itemsize
+        try:
+            size = file.stat().st_size
+            if size < end:
+                raise QwenImageError(f"{file} has {size} bytes, the token embeddings end at byte {end}; copy it again")
+            stored = np.memmap(file, _STORED[dtype], "r", offset, shape)
+        except OSError as error:
+            raise QwenImageError(f"cannot read {file}: {error.strerror or error}") from error
+        return cls(stored, dtype, file)
+
+    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Gather (T,) ids into (T, hidden) float32; every stored dtype converts exactly.
+
+        Raises:
+            QwenImageError: an id is beyond the table, which then is another model's than the tokenizer.
+        """
+        vocabulary = self.stored.shape[0]
+        if ids.size and not 0 <= ids.min() <= ids.max() < vocabulary:
+            raise QwenImageError(
+                f"{self.file}: token {ids.max()} is beyond the {vocabulary} rows of the token embeddings; "
+                "the tokenizer is of another model"
+            )
+        rows = np.asarray(self.stored[ids])
+        if self.dtype == "bfloat16":
+            return (rows.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return rows.astype(np.float32)

@@ -1,0 +1,111 @@
+"""Facts of the machine that decide what fits and what is fast; None where this system does not tell."""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Self
+
+CPU_FLAGS: Mapping[str, str] = {
+    "avx2": "fp32, half width",
+    "avx512f": "fp32, full width",
+    "avx512_vnni": "int8",
+    "avx512_bf16": "bf16",
+    "amx_tile": "needed by the next two",
+    "amx_bf16": "bf16, several times faster",
+    "amx_int8": "int8, several times faster",
+}
+"""What the engines' fast paths need, by the kernel's name of the flag."""
+
+PACKAGES = (
+    "qwen-image-engine",
+    "numpy",
+    "tokenizers",
+    "pillow",
+    "onnxruntime",
+    "openvino",
+    "torch",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "safetensors",
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This machine.
+
+    Attributes:
+        python: its version.
+        system: kernel and architecture.
+        cpu: the processor's name.
+        cores: those this process may use.
+        cpu_flags: of `CPU_FLAGS`, whether the processor has it.
+        memory_bytes: of the machine or of the container this runs in, whichever is less.
+        free_memory_bytes: what a new process could take now.
+    """
+
+    python: str
+    system: str
+    cpu: str
+    cores: int
+    cpu_flags: Mapping[str, bool] | None
+    memory_bytes: int | None
+    free_memory_bytes: int | None
+
+    @classmethod
+    def here(cls) -> Self:
+        """Read them."""
+        flags = _proc("/proc/cpuinfo", "flags")
+        total, free = _proc("/proc/meminfo", "MemTotal"), _proc("/proc/meminfo", "MemAvailable")
+        limit = _number("/sys/fs/cgroup/memory.max")
+        used = _number("/sys/fs/cgroup/memory.current")
+        return cls(
+            python=platform.python_version(),
+            system=f"{platform.system()} {platform.machine()}",
+            cpu=_proc("/proc/cpuinfo", "model name") or platform.processor() or "unknown",
+            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            cpu_flags=None if flags is None else {name: name in flags.split() for name in CPU_FLAGS},
+            memory_bytes=_least(_kibibytes(total), limit),
+            free_memory_bytes=_least(_kibibytes(free), None if limit is None or used is None else limit - used),
+        )
+
+
+def package_versions() -> dict[str, str | None]:
+    """The installed version of every package that matters here, None where there is none."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _proc(file: str, key: str) -> str | None:
+    try:
+        lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() == key), None)
+
+
+def _kibibytes(text: str | None) -> int | None:
+    return int(text.split()[0]) * 1024 if text else None
+
+
+def _number(file: str) -> int | None:
+    try:
+        text = Path(file).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None  # "max" is no limit
+
+
+def _least(*values: int | None) -> int | None:
+    return min((value for value in values if value is not None), default=None)

@@ -1,0 +1,55 @@
+"""The memory policy: which components' engines are held, and when they are freed."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
+
+from qwen_image_engine.engines.engine import Array, Engine
+from qwen_image_engine.engines.errors import UsageError
+
+Memory = Literal["resident", "sequential"]
+
+
+class Components:
+    """Engines by component, loaded by `load` and held as the policy says.
+
+    "resident" keeps every engine once it is loaded. "sequential" holds one at a time, and frees it before it loads the
+    next: prefix and step, one network in two graphs, then never take the transformer's memory twice.
+    """
+
+    def __init__(self, load: Callable[[str], Engine], memory: Memory = "resident") -> None:
+        """Take the policy.
+
+        Args:
+            load: component name, as in `engines.contract`, to its engine.
+            memory: the policy.
+
+        Raises:
+            UsageError: the policy is unknown.
+        """
+        if memory not in get_args(Memory):
+            raise UsageError(f"memory {memory!r}: expected {' or '.join(get_args(Memory))}")
+        self.memory = memory
+        self._load = load
+        self._held: dict[str, Engine] = {}
+
+    def preload(self, *components: str) -> None:
+        """Load these now if they are to stay; "sequential" loads each when its turn comes."""
+        if self.memory == "resident":
+            for component in components:
+                self._get(component)
+
+    def run(self, component: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one component, loading it first where it is not held; outputs and errors as of `Engine.run`."""
+        return self._get(component).run(inputs)
+
+    def close(self) -> None:
+        """Free every engine; running one afterwards loads it again."""
+        while self._held:
+            self._held.popitem()[1].close()
+
+    def _get(self, component: str) -> Engine:
+        if component not in self._held:
+            if self.memory == "sequential":
+                self.close()
+            self._held[component] = self._load(component)
+        return self._held[component]

@@ -1,0 +1,23 @@
+"""The facts of a model that the host side needs: sizes of heads, rotary axes, channels."""
+
+from dataclasses import dataclass
+
+ROTARY_THETA = 10000.0
+"""Base of the transformer's rotary frequencies, which no config of the released line states."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Sizes and bases read from the checkpoint.
+
+    Attributes:
+        channels: of a latent, equal in transformer and VAE.
+        axes_dims_rope: channels of a transformer head given to (frame, row, column).
+        encoder_head_dim: channels of a head of the text encoder.
+        encoder_rope_theta: base of the text encoder's rotary frequencies.
+    """
+
+    channels: int
+    axes_dims_rope: tuple[int, ...]
+    encoder_head_dim: int
+    encoder_rope_theta: float

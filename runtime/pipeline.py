@@ -1,0 +1,249 @@
+"""The pipeline: prompt to picture on any engines, the bundle's or the reference's torch ones."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.runtime.conditioning import Conditioning, PromptEncoder, check_finite
+from qwen_image_engine.runtime.denoiser import check_guidance, denoiser
+from qwen_image_engine.runtime.embedding import EmbeddingTable
+from qwen_image_engine.runtime.image import to_rgba8
+from qwen_image_engine.runtime.latents import unpack_latents
+from qwen_image_engine.runtime.memory import Components
+from qwen_image_engine.runtime.model import ModelFacts
+from qwen_image_engine.runtime.picture import Picture, PictureParameters
+from qwen_image_engine.runtime.progress import ProgressBar
+from qwen_image_engine.runtime.sampler import Step, Velocity, euler
+from qwen_image_engine.runtime.schedule import ScheduleConfig
+from qwen_image_engine.runtime.size import latent_size
+from qwen_image_engine.runtime.start import Start
+
+COMPONENTS = ("text_encoder", "prefix", "step", "vae_decoder")
+"""What text-to-image runs, in this order."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a pipeline's networks come from, for the parameters of its pictures."""
+
+    engine: str
+    precision: str
+    checkpoint: str
+
+
+class QwenImage:
+    """Draws pictures from prompts. One thread at a time.
+
+    `generate` does everything. Its stages are open to callers who own the loop: `encode`, `sample` (an iterator, so
+    that progress, preview, timing and cancelling are the caller's), `denoiser` (the bare velocity, for teacher forcing)
+    and `decode`.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        tokenizer: Tokenizer,
+        embeddings: EmbeddingTable,
+        schedule: ScheduleConfig,
+        facts: ModelFacts,
+        origin: Origin,
+    ) -> None:
+        self.schedule = schedule
+        self.facts = facts
+        self.origin = origin
+        self._components = components
+        self._encoder = PromptEncoder(components, tokenizer, embeddings, facts)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str | None = None,
+        guidance: float = 1.0,
+        width: int = 1024,
+        height: int = 1024,
+        steps: int | None = None,
+        seed: int = 0,
+        num_images: int = 1,
+        latents: NDArray[np.float32] | None = None,
+        progress: bool = True,
+    ) -> list[Picture]:
+        """Draw pictures of one prompt; the same arguments give the same pictures.
+
+        Args:
+            prompt: at most 1,100 tokens; may be empty.
+            negative_prompt: what to steer away from; needs `guidance` above 1 and may be empty.
+            guidance: 1 for none; above 1 each step runs twice.
+            width: pixels, a multiple of 32.
+            height: pixels, a multiple of 32.
+            steps: None for 40, or for those of a checkpoint with a fixed grid.
+            seed: of the noise, the same on every engine.
+            num_images: 1 to 4, drawn as one batch from one seed.
+            latents: initial noise in place of the seed's, float32 (num_images, tokens, channels).
+            progress: show a bar where standard error is a terminal.
+
+        Raises:
+            UsageError: a request that cannot be drawn, before any network runs.
+            QwenImageError: an engine failed, or gave values that are not finite.
+        """
+        check_guidance(guidance, negative_prompt is not None)
+        start = self._start(width, height, steps, seed, num_images, latents)
+        prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
+        shown = None if progress else io.StringIO()  # which is no terminal
+        with ProgressBar("reading the prompt", 0, stream=shown):
+            conditioning, *rest = self._encoder.encode(prompts)
+        negative = rest[0] if rest else None
+        final = start.latents
+        with ProgressBar("drawing", start.steps, stream=shown) as bar:
+            for step in self.sample(
+                conditioning,
+                negative=negative,
+                guidance=guidance,
+                width=width,
+                height=height,
+                steps=steps,
+                num_images=num_images,
+                latents=start.latents,
+            ):
+                final = step.latents
+                bar.advance()
+        with ProgressBar("decoding", 0, stream=shown):
+            rgba = self.decode(final, width, height)
+        parameters = PictureParameters(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            guidance=float(guidance),
+            seed=seed if latents is None else None,
+            num_images=num_images,
+            image=0,
+            steps=start.steps,
+            width=width,
+            height=height,
+            engine=self.origin.engine,
+            precision=self.origin.precision,
+            checkpoint=self.origin.checkpoint,
+            version=version("qwen-image-engine"),
+        )
+        return [Picture(rgba[image], final[image], replace(parameters, image=image)) for image in range(num_images)]
+
+    def encode(self, prompt: str) -> Conditioning:
+        """Encode one prompt; the last two prompts' results are kept and given again.
+
+        Raises:
+            UsageError: the prompt is too long, no valid Unicode, or holds an image's slot.
+            QwenImageError: an engine failed, or gave values that are not finite.
+        """
+        return self._encoder.encode([prompt])[0]
+
+    def sample(
+        self,
+        conditioning: Conditioning,
+        *,
+        negative: Conditioning | None = None,
+        guidance: float = 1.0,
+        width: int = 1024,
+        height: int = 1024,
+        steps: int | None = None,
+        seed: int = 0,
+        num_images: int = 1,
+        latents: NDArray[np.float32] | None = None,
+    ) -> Iterator[Step]:
+        """Take the steps one by one; leaving the loop cancels, `decode(step.latents, …)` previews.
+
+        Arguments are those of `generate`, with `encode`'s results in place of the prompts.
+
+        Raises:
+            UsageError: as in `generate`; raised by this call, before the first step.
+            QwenImageError: raised at a step: an engine failed, or its velocity is not finite.
+        """
+        start = self._start(width, height, steps, seed, num_images, latents)
+        velocity = self.denoiser(
+            conditioning, negative=negative, guidance=guidance, width=width, height=height, num_images=num_images
+        )
+        return euler(velocity, start.latents, start.sigmas)
+
+    def denoiser(
+        self,
+        conditioning: Conditioning,
+        *,
+        negative: Conditioning | None = None,
+        guidance: float = 1.0,
+        width: int = 1024,
+        height: int = 1024,
+        num_images: int = 1,
+    ) -> Velocity:
+        """Give the velocity alone, a function of latents (num_images, tokens, channels) and sigma.
+
+        Raises:
+            UsageError: as in `generate`.
+        """
+        rows, columns = latent_size(width, height)
+        return denoiser(
+            self._components,
+            self.facts,
+            conditioning,
+            negative,
+            guidance,
+            rows=rows,
+            columns=columns,
+            num_images=num_images,
+        )
+
+    def decode(self, latents: NDArray[np.float32], width: int, height: int) -> NDArray[np.uint8]:
+        """Turn latents (batch, tokens, channels) into pictures (batch, height, width, 4), one after the other.
+
+        Raises:
+            UsageError: they are not the latents of pictures of this size.
+            QwenImageError: the decoder failed, or gave values that are not finite.
+        """
+        rows, columns = latent_size(width, height)
+        expected = (rows * columns, self.facts.channels)
+        if latents.ndim != 3 or latents.shape[1:] != expected:
+            raise UsageError(
+                f"latents of {width}x{height} are (batch, {expected[0]}, {expected[1]}), found {latents.shape}"
+            )
+        check_finite("step", "latents", latents)
+        grids = unpack_latents(latents, rows, columns)
+        # One at a time: at 2048x2048 the decoder needs gigabytes for each.
+        images = [self._components.run("vae_decoder", {"latents": grid[None]})["image"] for grid in grids]
+        return np.concatenate([to_rgba8(image) for image in images])
+
+    def close(self) -> None:
+        """Free the engines; whatever runs afterwards loads them again."""
+        self._components.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(
+        self,
+        width: int,
+        height: int,
+        steps: int | None,
+        seed: int,
+        num_images: int,
+        latents: NDArray[np.float32] | None,
+    ) -> Start:
+        return Start.of(
+            self.schedule,
+            self.facts.channels,
+            width=width,
+            height=height,
+            steps=steps,
+            seed=seed,
+            num_images=num_images,
+            latents=latents,
+        )

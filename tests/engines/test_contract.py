@@ -1,0 +1,62 @@
+import json
+
+import pytest
+
+from qwen_image_engine.engines.contract import COMPONENTS, Contract, Dims, contract, markdown
+from qwen_image_engine.engines.errors import QwenImageError
+
+DIMS = Dims(encoder_hidden=48, encoder_head_dim=12, context=48, layers=3, heads=5, head_dim=8, channels=6, z=7)
+
+
+def shapes(component: str, side: str) -> dict[str, tuple[str | int, ...]]:
+    return {spec.name: spec.shape for spec in getattr(contract(component, DIMS), side)}
+
+
+def test_sizes_are_filled_in() -> None:
+    assert shapes("text_encoder", "inputs") == {
+        "embeddings": ("batch", "text", 48),
+        "cos": ("text", 6),
+        "sin": ("text", 6),
+    }
+    assert shapes("text_encoder", "outputs") == {"hidden_states": ("batch", "text", 48)}
+    assert shapes("vae_decoder", "inputs") == {"latents": ("batch", 7, "height", "width")}
+    assert shapes("vae_decoder", "outputs") == {"image": ("batch", 4, "16*height", "16*width")}
+    assert shapes("vae_encoder", "inputs") == shapes("vae_decoder", "outputs")
+
+
+def test_step_takes_what_prefix_gives() -> None:
+    cache = contract("prefix", DIMS).outputs
+    assert [spec.name for spec in cache] == ["key_0", "value_0", "key_1", "value_1", "key_2", "value_2"]
+    assert {spec.shape for spec in cache} == {("batch", "prefix", 5, 8)}
+    step = contract("step", DIMS).inputs
+    assert [spec.name for spec in step[:4]] == ["latents", "time_features", "cos", "sin"]
+    assert step[1].shape == (1, 256)
+    assert step[4:] == cache
+
+
+def test_symbols_have_no_factors() -> None:
+    assert contract("step", DIMS).symbols() == ("batch", "tokens", "prefix")
+    assert contract("vae_decoder", DIMS).symbols() == ("batch", "height", "width")
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_json_round_trip(component: str) -> None:
+    wanted = contract(component, DIMS)
+    assert Contract.from_json(json.loads(json.dumps(wanted.to_json()))) == wanted
+
+
+@pytest.mark.parametrize("damage", [{"inputs": None}, {"inputs": [{"name": "x"}]}, {"outputs": 3}])
+def test_json_of_another_form_is_refused(damage: dict[str, object]) -> None:
+    with pytest.raises(QwenImageError, match="another form"):
+        Contract.from_json(contract("step", DIMS).to_json() | damage)
+
+
+def test_unknown_component_names_the_known() -> None:
+    with pytest.raises(QwenImageError, match="no component 'vision2'; known: text_encoder, prefix, step"):
+        contract("vision2", DIMS)
+
+
+def test_markdown_has_a_row_for_each_tensor() -> None:
+    rows = [line for line in markdown().splitlines() if line.startswith(("| in |", "| out |"))]
+    assert len(rows) == sum(len(item.inputs) + len(item.outputs) for item in COMPONENTS.values())
+    assert "| out | `image` | batch, 4, 16·height, 16·width | float32 | RGBA, each channel in [-1, 1] |" in rows

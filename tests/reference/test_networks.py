@@ -1,0 +1,175 @@
+"""Every network against diffusers and transformers, in fp32 on random weights in three configurations."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
+from random_checkpoint import load_text_encoder, load_transformer, load_vae
+from torch import Tensor
+
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.text_encoder import TextEncoder
+from qwen_image_engine.reference.transformer import Transformer
+from qwen_image_engine.reference.vae import Vae
+from qwen_image_engine.runtime.layout import Layout
+from qwen_image_engine.runtime.rope import rotary_tables, text_rotary_tables
+from qwen_image_engine.runtime.schedule import time_features
+
+# fp32 sums taken in another order differ by 1e-7 to 1e-6 after a few layers; a wrong term is 1e-3 and more.
+TOLERANCE = 1e-5
+
+# Text length, rows, columns: square, wide 1:6, tall; text of a single token and of more than the latents.
+SEQUENCES = ((9, 4, 4), (1, 2, 12), (40, 6, 2))
+
+
+@pytest.fixture(scope="module", params=["narrow", "odd", "deep"])
+def folder(request: pytest.FixtureRequest, random_checkpoint: Callable[..., Path]) -> Path:
+    return random_checkpoint(request.param)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> Checkpoint:
+    return Checkpoint.open(folder)
+
+
+def load(checkpoint: Checkpoint, component: str, network: torch.nn.Module) -> Any:
+    checkpoint.components[component].load_into(network, torch.float32)
+    return network.eval()
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    assert found.shape == expected.shape
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.fixture(scope="module")
+def transformer_oracle(folder: Path) -> Any:
+    return load_transformer(folder)
+
+
+@pytest.fixture(scope="module")
+def transformer(checkpoint: Checkpoint) -> Transformer:
+    network: Transformer = load(checkpoint, "transformer", Transformer(checkpoint.transformer))
+    return network
+
+
+class TestTransformer:
+    @pytest.mark.parametrize("sequence", SEQUENCES)
+    @torch.inference_mode()
+    def test_prefix_and_step_and_full_pass(
+        self, transformer_oracle: Any, transformer: Transformer, sequence: tuple[int, int, int]
+    ) -> None:
+        text, rows, columns = sequence
+        oracle, network = transformer_oracle, transformer
+        config = network.config
+        generator = torch.Generator().manual_seed(text)
+        # Encoder states before the final norm are large and uneven, as here.
+        states = 5 * torch.randn(2, text, config.context_in_dim, generator=generator).exp()
+        latents = torch.randn(2, rows * columns, config.in_channels, generator=generator)
+        layout = Layout.text_to_image(text, rows, columns)
+        prefix_tables = tables(layout.prefix, config.axes_dims_rope)
+        target_tables = tables(layout.target, config.axes_dims_rope)
+        whole_tables = [torch.cat(pair) for pair in zip(prefix_tables, target_tables, strict=True)]
+
+        cache = network.prefix(states[:1], *prefix_tables)  # one prompt for both images, and no timestep
+        wide = network.prefix(states, *prefix_tables)
+        oracle_cache = QwenImage21KVCache(config.num_layers)
+        for sigma, mode in ((0.9371, "extract"), (0.1234, "cached")):
+            features = torch.from_numpy(time_features(sigma))[None]
+            arguments = {
+                "hidden_states": latents,
+                "encoder_hidden_states": states,
+                "timestep": torch.full((2,), sigma),
+                "img_shapes": [[(1, rows, columns)]] * 2,
+                "img_mask": torch.arange(text + rows * columns // 4).expand(2, -1) >= text,
+                "return_dict": False,
+            }
+            expected = oracle(**arguments)[0][:, -latents.shape[1] :]
+            cached = oracle(**arguments, kv_cache=oracle_cache, kv_cache_mode=mode)[0][:, -latents.shape[1] :]
+            step = network.step(latents, features, *target_tables, wide)
+            full = network(states, latents, features, *whole_tables)
+            assert error(step, expected) < TOLERANCE
+            assert error(step, cached) < TOLERANCE
+            assert error(full, expected) < TOLERANCE
+            assert error(step, full) < TOLERANCE
+            assert error(network.step(latents[:1], features, *target_tables, cache), expected[:1]) < TOLERANCE
+
+        for (key, value), layer in zip(wide, oracle_cache.layer_caches, strict=True):
+            oracle_key, oracle_value = layer.get()
+            assert error(key, oracle_key) < TOLERANCE
+            assert error(value, oracle_value) < TOLERANCE
+
+    @torch.inference_mode()
+    def test_padded_prompts_in_one_full_pass(self, transformer: Transformer) -> None:
+        """Training takes prompts of different lengths at once: each row equals its own pass."""
+        network = transformer
+        config, lengths, rows, columns = network.config, (3, 8), 2, 4
+        generator = torch.Generator().manual_seed(1)
+        states = torch.randn(2, max(lengths), config.context_in_dim, generator=generator)
+        latents = torch.randn(2, rows * columns, config.in_channels, generator=generator)
+        features = torch.from_numpy(np.stack([time_features(0.8), time_features(0.3)]))
+        layouts = [Layout.text_to_image(length, rows, columns) for length in lengths]
+        prefix = [tables(layout.prefix, config.axes_dims_rope) for layout in layouts]
+        target = [tables(layout.target, config.axes_dims_rope) for layout in layouts]
+        cos, sin = (
+            torch.stack([torch.cat([prefix[1][which], target[row][which]]) for row in range(2)]) for which in range(2)
+        )
+        key_mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+        together = network(states, latents, features, cos, sin, key_mask=key_mask)
+        for row, length in enumerate(lengths):
+            own = slice(row, row + 1)
+            cache = network.prefix(states[own, :length], *prefix[row])
+            alone = network.step(latents[own], features[own], *target[row], cache)
+            assert error(together[own], alone) < TOLERANCE
+
+
+class TestTextEncoder:
+    @pytest.mark.parametrize("length", [1, 23, 300])
+    @torch.inference_mode()
+    def test_states_before_the_final_norm(self, folder: Path, checkpoint: Checkpoint, length: int) -> None:
+        oracle = load_text_encoder(folder).model.language_model
+        config = checkpoint.text_encoder
+        network: TextEncoder = load(checkpoint, "text_encoder", TextEncoder(config))
+        ids = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(length))
+        taken: list[Tensor] = []
+        # transformers 5 returns the state after the norm, so diffusers takes the norm's input too.
+        hook = oracle.norm.register_forward_hook(lambda module, inputs, output: taken.append(inputs[0]))
+        oracle(input_ids=ids)
+        hook.remove()
+
+        embeddings = checkpoint.token_embeddings().float()[ids]
+        cos, sin = text_rotary_tables(length, config.head_dim, config.rope_theta)
+        assert error(network(embeddings, torch.from_numpy(cos), torch.from_numpy(sin)), taken[0]) < TOLERANCE
+
+
+class TestVae:
+    @pytest.mark.parametrize("size", [(4, 4), (2, 12), (6, 2)])
+    @torch.inference_mode()
+    def test_encode_and_decode(self, folder: Path, checkpoint: Checkpoint, size: tuple[int, int]) -> None:
+        rows, columns = size
+        oracle = load_vae(folder)
+        network: Vae = load(checkpoint, "vae", Vae(checkpoint.vae))
+        generator = torch.Generator().manual_seed(rows)
+        mean, std = (
+            torch.tensor(values).view(1, -1, 1, 1, 1)
+            for values in (oracle.config.latents_mean, oracle.config.latents_std)
+        )
+
+        image = torch.rand(2, 4, 16 * rows, 16 * columns, generator=generator) * 2 - 1
+        encoded = (oracle.encode(image.unsqueeze(2)).latent_dist.mode() - mean) / std
+        assert error(network.encode(image), encoded[:, :, 0]) < TOLERANCE
+
+        latents = torch.randn(2, checkpoint.vae.z_dim, rows, columns, generator=generator)
+        decoded = oracle.decode(latents.unsqueeze(2) * std + mean).sample[:, :, 0]
+        assert error(network.decode(latents), decoded) < TOLERANCE
+        assert float(decoded.abs().max()) == 1.0  # so the clamp took part
+        unclamped = network.decoder(network.post_quant_conv(latents * network.std + network.mean))
+        assert float(unclamped.abs().max()) > 1.0
+
+
+def tables(positions: Any, axes_dims: tuple[int, ...]) -> list[Tensor]:
+    return [torch.from_numpy(table) for table in rotary_tables(positions, axes_dims)]
