@@ -1,0 +1,1 @@
+"""Scales for quantised graphs; empty until the first quantised precision."""

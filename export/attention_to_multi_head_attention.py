@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from qwen_image_engine.export.constants import add_constant
-from qwen_image_engine.export.sizes import axes
-
-import numpy as np
+from qwen_image_engine.export.sizes import Axes, axes, width
 
 _HEADS_SECOND = [0, 2, 1, 3]
 
@@ -26,9 +25,7 @@ class _Site:
     @property
     def heads(self) -> tuple[int, int]:
         """Of queries, and of keys and values."""
-        q, k = axes(self.qkv[0]), axes(self.qkv[1])
-        assert q is not None and k is not None and isinstance(q[2], int) and isinstance(k[2], int)
-        return q[2], k[2]
+        return width(self.qkv[0], 2), width(self.qkv[1], 2)
 
     @property
     def causal(self) -> bool:
@@ -38,8 +35,8 @@ class _Site:
 class AttentionToMultiHeadAttention(InPlacePass):
     """CPU: attention without grouped heads becomes com.microsoft.MultiHeadAttention, which works in blocks.
 
-    Attention-23 of ONNX Runtime holds tokens^2 * heads floats: 34 GB at 2048x2048. OpenVINO reads both. Causal attention
-    must be square, or ONNX Runtime aligns its triangle otherwise than ONNX does.
+    Attention-23 of ONNX Runtime holds tokens^2 * heads floats: 34 GB at 2048x2048. OpenVINO reads both. Causal
+    attention must be square, or ONNX Runtime aligns its triangle otherwise than ONNX does.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -126,13 +123,12 @@ def _replace(graph: ir.Graph, site: _Site, op: str, attributes: dict[str, int | 
 
 def _heads_merged(graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:
     """`value` (batch, tokens, heads, head_dim) as (batch, tokens, heads * head_dim)."""
-    producer, shape = value.producer(), axes(value)
-    assert shape is not None and isinstance(shape[2], int) and isinstance(shape[3], int)
-    merged = [*shape[:2], shape[2] * shape[3]]
+    producer = value.producer()
+    merged = [*(axes(value) or [])[:2], width(value, 2) * width(value, 3)]
     if producer is not None and producer.op_type == "Concat" and len(value.uses()) == 1:
         parts = [_heads_merged(graph, producer, part) for part in producer.inputs if part is not None]
         node = ir.node("Concat", parts, {"axis": 1})
-    elif producer is not None and producer.op_type == "Reshape" and axes_of_input(producer) == merged:
+    elif producer is not None and producer.op_type == "Reshape" and _source_axes(producer) == merged:
         source = producer.inputs[0]
         assert source is not None
         return source
@@ -145,6 +141,5 @@ def _heads_merged(graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value
     return output
 
 
-def axes_of_input(node: ir.Node) -> list[int | str] | None:
-    """The axes of a node's first input."""
+def _source_axes(node: ir.Node) -> Axes | None:
     return axes(node.inputs[0]) if node.inputs[0] is not None else None

@@ -13,7 +13,8 @@ from onnx_ir.passes.common import (
     TopologicalSortPass,
 )
 
-from qwen_image_engine.export.sizes import axes, reshape_target, set_reshape_target
+from qwen_image_engine.export.constants import constant
+from qwen_image_engine.export.sizes import axes, readable, reshape_target, runtime_shape, set_reshape_target
 
 
 class MergeReshapes(InPlacePass):
@@ -28,6 +29,26 @@ class MergeReshapes(InPlacePass):
         return PassResult(model, modified)
 
 
+class MergeConstants(InPlacePass):
+    """Every target: equal small constants once, which lets equal nodes be recognised. Weights are left alone."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        """The first of each kind stays, under a name of its own."""
+        graph = model.graph
+        first: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        modified = False
+        for name, value in list(graph.initializers.items()):
+            array = constant(value)
+            if array is None:
+                continue
+            kept = first.setdefault((str(array.dtype), array.shape, array.tobytes()), value)
+            if kept is not value:
+                value.replace_all_uses_with(kept)
+                del graph.initializers[name]
+                modified = True
+        return PassResult(model, modified)
+
+
 class Cleanup(InPlacePass):
     """Every target: equal nodes once, unused ones gone, no names or notes of the Python that was traced."""
 
@@ -36,6 +57,7 @@ class Cleanup(InPlacePass):
         return ir.passes.Sequential(
             RemoveUnusedNodesPass(),
             IdentityEliminationPass(),
+            MergeConstants(),
             CommonSubexpressionEliminationPass(),
             RemoveUnusedNodesPass(),
             RemoveUnusedOpsetsPass(),
@@ -50,11 +72,15 @@ def _merge(graph: ir.Graph, node: ir.Node) -> bool:
     modified = False
     if producer is not None and producer.op_type == "Reshape" and producer.inputs[0] is not None:
         source = producer.inputs[0]
-        target = reshape_target(axes(source), axes(output))
-        if target is not None:
+        wanted = axes(output)
+        target = reshape_target(axes(source), wanted)
+        if target is not None or (wanted is not None and readable(graph, wanted)):
             node.replace_input_with(0, source)
-            set_reshape_target(node, target)
             value, modified = source, True
+            if target is not None:
+                set_reshape_target(node, target)
+            elif wanted is not None:
+                node.replace_input_with(1, runtime_shape(graph, wanted))
     if value is not None and axes(value) is not None and axes(value) == axes(output) and not output.is_graph_output():
         output.replace_all_uses_with(value)
         graph.remove(node, safe=True)

@@ -22,11 +22,12 @@ class LinearToGemm(InPlacePass):
             if transpose is None or transpose.op_type != "Transpose" or node.inputs[0] is None:
                 continue
             weight = transpose.inputs[0]
-            if weight is None or not weight.is_initializer() or transpose.attributes.get_ints("perm", [1, 0]) != [1, 0]:
+            if weight is None or not weight.is_initializer() or transpose.attributes.get_ints("perm", [1, 0]) != (1, 0):
                 continue
             rows = to_rows(model.graph, node, node.inputs[0])
             gemm = ir.node("Gemm", [rows, weight], {"transB": 1})
             model.graph.insert_before(node, gemm)
-            from_rows(model.graph, node, gemm.outputs[0])
+            from_rows(model.graph, node, gemm.outputs[0], node.outputs[0])
+            model.graph.remove(node, safe=True)
             modified = True
         return PassResult(model, modified)

@@ -15,8 +15,11 @@ from qwen_image_engine.export.attention_to_multi_head_attention import (
 from qwen_image_engine.export.cleanup import Cleanup, MergeReshapes
 from qwen_image_engine.export.constants import FoldConstants
 from qwen_image_engine.export.linear_to_gemm import LinearToGemm
+from qwen_image_engine.export.rows import KeepRows
+from qwen_image_engine.export.scale_into_layer_norm import ScaleIntoLayerNorm
 from qwen_image_engine.export.sizes import ConstantShapes
 from qwen_image_engine.export.split import SequenceToSplit
+from qwen_image_engine.export.sum_of_squares import SumOfSquares
 
 Passes = tuple[Callable[[], InPlacePass], ...]
 
@@ -36,13 +39,16 @@ class Recipe:
     excluded_layers: tuple[str, ...] = ()
 
 
-_SIMPLIFY: Passes = (FoldConstants, SequenceToSplit, ConstantShapes, Cleanup)
+_SIMPLIFY: Passes = (FoldConstants, SequenceToSplit, ConstantShapes, SumOfSquares, Cleanup)
 _CPU: Passes = (
     *_SIMPLIFY,
     AttentionToMultiHeadAttention,
     AttentionWithoutTransposes,
     LinearToGemm,
+    KeepRows,
     MergeReshapes,
+    Cleanup,
+    ScaleIntoLayerNorm,
     Cleanup,
 )
 

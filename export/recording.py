@@ -5,7 +5,7 @@ Each component is then compared on the reference's own inputs, so that errors do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,18 +66,18 @@ class Recording:
 
 def default_cases(tokenizer: Tokenizer) -> tuple[Case, ...]:
     """Three prompt lengths, two scripts, three sizes; small ones, which hold every operation that large ones do."""
-    sentence = "a red circle on the left of a blue square and a small green triangle above them, "
+    sentence = "a red circle on the left, a blue square in the center and a green triangle at the top right, "
     count = 1
     while len(tokenizer.encode(sentence * count).ids) < LONG_PROMPT_TOKENS:
         count += 1
     return (
-        Case("english", "a red circle on a white ground", 256, 256),
-        Case("chinese", "透明背景上，左边有一个蓝色的正方形，右边有一个绿色的三角形", 192, 128),
+        Case("english", "a red circle in the center on a white background", 256, 256),
+        Case("chinese", "左边有一个蓝色的正方形，右边有一个绿色的三角形，透明背景", 192, 128),
         Case("long", sentence * count, 128, 224),
     )
 
 
-def record(checkpoint: Checkpoint, cases: tuple[Case, ...], memory: Memory = "resident") -> list[Recording]:
+def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resident") -> list[Recording]:
     """Run the cases through the reference.
 
     Raises:

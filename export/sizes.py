@@ -6,30 +6,71 @@ and one -1 say so in a constant; what is left is computed once a graph from the 
 
 from __future__ import annotations
 
+import re
+from typing import NamedTuple
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from qwen_image_engine.engines.contract import split_axis
 from qwen_image_engine.export.constants import add_constant, constant
 
 Axes = list[int | str]
 
+_FACTORED = re.compile(r"(\d+\*)?[A-Za-z_]\w*")
+
 
 class ConstantShapes(InPlacePass):
-    """Every target: give Reshape a constant shape where its input's and output's symbolic shapes allow one."""
+    """Every target: say where a Reshape, an Unsqueeze or an Expand leads without arithmetic on sizes, where one can."""
 
     def call(self, model: ir.Model) -> PassResult:
-        """Reshapes whose shapes are not known, or move two free axes, stay as they are."""
+        """Nodes whose shapes are not known stay as they are."""
         modified = False
-        for node in model.graph:
-            if node.op_type != "Reshape" or constant(node.inputs[1]) is not None:
-                continue
-            assert node.inputs[0] is not None
-            target = reshape_target(axes(node.inputs[0]), axes(node.outputs[0]))
-            if target is not None:
-                set_reshape_target(node, target)
-                modified = True
+        for node in list(model.graph):
+            if node.op_type in ("Reshape", "Unsqueeze", "Expand") and constant(node.inputs[0]) is None:
+                modified |= _simplify(model.graph, node)
         return PassResult(model, modified)
+
+
+def _simplify(graph: ir.Graph, node: ir.Node) -> bool:
+    source, output = node.inputs[0], node.outputs[0]
+    wanted = axes(output)
+    if source is None or wanted is None or (node.op_type == "Reshape" and constant(node.inputs[1]) is not None):
+        return False
+    if node.op_type == "Expand":
+        if not readable(graph, wanted):
+            return False
+        node.replace_input_with(1, runtime_shape(graph, wanted))
+        return True
+    target = reshape_target(axes(source), wanted)
+    if target is None and (node.op_type == "Unsqueeze" or not readable(graph, wanted)):
+        return False
+    if node.op_type == "Unsqueeze":
+        reshape = ir.node("Reshape", [source, node.inputs[1]])
+        graph.insert_before(node, reshape)
+        new = reshape.outputs[0]
+        new.name, new.shape, new.type = output.name, output.shape, output.type
+        ir.convenience.replace_all_uses_with(output, new, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        node = reshape
+    if target is None:
+        node.replace_input_with(1, runtime_shape(graph, wanted))
+    else:
+        set_reshape_target(node, target)
+    return True
+
+
+def width(value: ir.Value, axis: int = -1) -> int:
+    """The size of an axis that no input changes, such as the channels.
+
+    Raises:
+        ValueError: it is symbolic, or the shape is not known.
+    """
+    size = value.shape[axis] if value.shape is not None else None
+    if not isinstance(size, int):
+        raise ValueError(f"{value.name}: axis {axis} of {value.shape} is not fixed")
+    return size
 
 
 def axes(value: ir.Value) -> Axes | None:
@@ -81,8 +122,13 @@ def runtime_shape(graph: ir.Graph, wanted: Axes) -> ir.Value:
         if isinstance(axis, int):
             parts.append(add_constant(graph, f"shape_{axis}", np.array([axis], dtype=np.int64)))
         else:
-            source, index = _source(graph, axis)
-            nodes.append(ir.node("Shape", [source], {"start": index, "end": index + 1}))
+            found = _source(graph, axis)
+            if found is None:
+                raise ValueError(f"no input of {graph.name} has an axis {axis}")
+            nodes.append(ir.node("Shape", [found.value], {"start": found.axis, "end": found.axis + 1}))
+            if found.divisor != 1:
+                divisor = add_constant(graph, f"shape_{found.divisor}", np.array([found.divisor], dtype=np.int64))
+                nodes.append(ir.node("Div", [nodes[-1].outputs[0], divisor]))
             parts.append(nodes[-1].outputs[0])
     concat = ir.node("Concat", parts, {"axis": 0})
     output = concat.outputs[0]
@@ -91,9 +137,26 @@ def runtime_shape(graph: ir.Graph, wanted: Axes) -> ir.Value:
     return output
 
 
-def _source(graph: ir.Graph, symbol: str) -> tuple[ir.Value, int]:
+def readable(graph: ir.Graph, wanted: Axes) -> bool:
+    """Whether the inputs of the graph have all symbols of `wanted`."""
+    return all(isinstance(axis, int) or (_FACTORED.fullmatch(axis) and _source(graph, axis)) for axis in wanted)
+
+
+class _Source(NamedTuple):
+    """A size is that of `value`'s `axis`, divided by `divisor` without remainder."""
+
+    value: ir.Value
+    axis: int
+    divisor: int
+
+
+def _source(graph: ir.Graph, symbol: str) -> _Source | None:
+    """The first input with an axis that is a multiple of `symbol`: "8*height" is half of "16*height"."""
+    factor, name = split_axis(symbol)
     for value in graph.inputs:
-        found = axes(value) or []
-        if symbol in found:
-            return value, found.index(symbol)
-    raise ValueError(f"no input of {graph.name} has an axis {symbol}")
+        for index, axis in enumerate(axes(value) or []):
+            if isinstance(axis, str) and _FACTORED.fullmatch(axis) and split_axis(axis)[1] == name:
+                whole = split_axis(axis)[0]
+                if whole % factor == 0:
+                    return _Source(value, index, whole // factor)
+    return None

@@ -9,7 +9,7 @@ from qwen_image_engine.export.constants import constant
 
 
 class SequenceToSplit(InPlacePass):
-    """Every target: SplitToSequence read by SequenceAt becomes one Split into equal parts. Few engines know sequences."""
+    """Every target: SplitToSequence and its SequenceAt become one Split; few engines know sequences."""
 
     def call(self, model: ir.Model) -> PassResult:
         """Sequences that are read otherwise stay."""
@@ -24,7 +24,7 @@ def _to_split(graph: ir.Graph, node: ir.Node) -> bool:
     source, axis = node.inputs[0], node.attributes.get_int("axis", 0)
     part = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     readers = [use.node for use in node.outputs[0].uses()]
-    if source is None or source.shape is None or part is None or part.ndim or node.attributes.get_int("keepdims", 1) != 1:
+    if source is None or source.shape is None or part is None or part.ndim:
         return False
     size = source.shape[axis]
     indices = [constant(reader.inputs[1]) for reader in readers if reader.op_type == "SequenceAt"]

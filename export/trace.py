@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import onnx_ir as ir
@@ -29,6 +30,10 @@ UNPLACED = "unplaced"
 
 # An example size must differ from every other axis, or torch ties the two; 0 and 1 are specialised. Primes above 20.
 _EXAMPLE_SIZES = {"batch": 3, "text": 23, "prefix": 29, "tokens": 31, "height": 5, "width": 7}
+
+
+# Parts of one torch operation, whose results torch gives no shape.
+_SAME_SHAPE = ("Sigmoid", "Sqrt")
 
 
 class _Named(nn.Module):
@@ -77,8 +82,8 @@ def trace(checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> ir.Mode
     model: ir.Model = program.model
     model.ir_version = IR_VERSION
     model.graph.name = component
-    _forget_values(model, checkpoint.components[NETWORK[component]].layout.prefix)
-    _check_axes(model, spec)
+    _forget_values(model, set(network.state_dict()), checkpoint.components[NETWORK[component]].layout.prefix)
+    _name_axes(model, spec)
     return model
 
 
@@ -102,14 +107,14 @@ def _dim(axis: str, axes: dict[str, Any]) -> Any:
     return axes[name] if factor == 1 else factor * axes[name]
 
 
-def _forget_values(model: ir.Model, prefix: str) -> None:
+def _forget_values(model: ir.Model, parameters: Container[str], prefix: str) -> None:
     """Give weights the stored names, and replace their fake values."""
     graph = model.graph
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         assert tensor is not None
-        if not name.startswith("network.") or name in ("network.mean", "network.std") or name.endswith(".index"):
-            continue
+        if name.removeprefix("network.") not in parameters:
+            continue  # a derived buffer, whose values are real
         stored = prefix + name.removeprefix("network.")
         value.const_value = ir.ExternalTensor(
             UNPLACED, None, None, tensor.dtype, shape=ir.Shape(tensor.shape), name=stored
@@ -117,15 +122,41 @@ def _forget_values(model: ir.Model, prefix: str) -> None:
         value.name = stored
 
 
-def _check_axes(model: ir.Model, spec: Contract) -> None:
-    """Every symbolic axis must have stayed free: torch fixes one whose example size it ties to another."""
+def _name_axes(model: ir.Model, spec: Contract) -> None:
+    """Give torch's symbols the contract's names everywhere, and check that every symbolic axis has stayed free.
+
+    torch fixes an axis whose example size it ties to another, and names the root of "16*height" itself.
+    """
+    names: dict[str, str] = {}
     for port, value in zip((*spec.inputs, *spec.outputs), (*model.graph.inputs, *model.graph.outputs), strict=True):
-        found = [dim if isinstance(dim, int) else None for dim in value.shape or ()]
-        expected = [dim if isinstance(dim, int) else None for dim in port.shape]
-        if value.name != port.name or found != expected:
+        found = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()]
+        fixed = [isinstance(dim, int) and dim for dim in port.shape]
+        if value.name != port.name or [isinstance(dim, int) and dim for dim in found] != fixed:
             raise QwenImageError(
-                f"{spec.component}: torch traced {value.name} {value.shape}, expected {port.name} {port.describe()}"
+                f"{spec.component}: torch traced {value.name} {found}, expected {port.name} {port.describe()}"
             )
+        for name, axis in zip(found, port.shape, strict=True):
+            if isinstance(name, str) and isinstance(axis, str) and name.isidentifier():
+                names[name] = axis
+    for value in _values(model.graph):
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(dim, names) for dim in value.shape])
+    for node in model.graph:
+        source, output = node.inputs[0] if node.inputs else None, node.outputs[0]
+        if node.op_type in _SAME_SHAPE and output.shape is None and source is not None:
+            output.shape, output.type = source.shape, source.type
+
+
+def _renamed(dim: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | None:
+    if isinstance(dim, int) or dim.value is None:
+        return dim if isinstance(dim, int) else None
+    return re.sub(r"[A-Za-z_]\w*", lambda match: names.get(match[0], match[0]), str(dim.value))
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""The networks in plain PyTorch, checkpoints, and the reference pipeline."""

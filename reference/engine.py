@@ -1,4 +1,4 @@
-"""The networks behind the engines' interface: what every compiled engine is compared with, and what the exporter traces.
+"""The networks behind the engines' interface: what every compiled engine is compared with and the exporter traces.
 
 `FORWARD` maps a component's inputs, by the names of its contract, to its outputs in the order of the contract.
 """

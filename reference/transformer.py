@@ -1,8 +1,8 @@
 """The 7B MMDiT: one stream of text and image tokens, block-causal, conditioned on t only where the target is.
 
-Text and reference tokens are modulated from t = 0 and never attend to the target (`causal_condition`), so their keys and
-values are the same at every step. The network therefore runs as two passes: `prefix` once a prompt, `step` once a step.
-`forward` is the plain full pass that the two must equal. Parameter names are the checkpoint's.
+Text and reference tokens are modulated from t = 0 and never attend to the target (`causal_condition`), so their keys
+and values are the same at every step. The network therefore runs as two passes: `prefix` once a prompt, `step` once a
+step. `forward` is the plain full pass that the two must equal. Parameter names are the checkpoint's.
 """
 
 import torch

@@ -1,9 +1,11 @@
 """The 16x RGBA autoencoder, one frame at a time: `AutoencoderKLQwenImage21` of diffusers without its video machinery.
 
 Parameter names are the checkpoint's. What the released network does for a single frame is plain 2-D: its causal
-convolutions see one frame, its `time_conv` layers are never reached, and its shortcuts pad time with a zero frame on the
-way down and keep the last copy on the way up.
+convolutions see one frame, its `time_conv` layers are never reached, and its shortcuts pad time with a zero frame on
+the way down and keep the last copy on the way up.
 """
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -113,10 +115,12 @@ class AverageDown(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H/2, W/2), or the same size where the block does not downsample."""
         if self.spatial:
-            x = F.pixel_unshuffle(x, 2)  # (B, C*4, h, w), channel-major
+            # F.pixel_unshuffle, written out because it exports as three times as many nodes.
+            x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 1, 3, 5, 2, 4)  # (B, C, 2, 2, h, w)
+            x = x.flatten(1, 3)  # (B, C*4, h, w), channel-major
         if self.temporal:
             x = x.unflatten(1, (self.channels, -1))  # (B, C, 4, h, w)
-            x = torch.cat([torch.zeros_like(x), x], dim=2).flatten(1, 2)  # frame-major inside a channel
+            x = F.pad(x, (0, 0, 0, 0, x.shape[2], 0)).flatten(1, 2)  # frame-major inside a channel
         return x.unflatten(1, (self.out_channels, -1)).mean(dim=2)
 
 
@@ -145,7 +149,7 @@ class DownBlock(nn.Module):
         super().__init__()
         self.avg_shortcut = AverageDown(channels, out_channels, temporal, spatial)
         widths = [channels] + [out_channels] * blocks
-        self.resnets = nn.ModuleList([ResidualBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+        self.resnets = nn.ModuleList([ResidualBlock(a, b) for a, b in pairwise(widths)])
         self.downsampler = Downsample(out_channels) if spatial else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,7 +168,7 @@ class UpBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, blocks: int, temporal: bool, spatial: bool) -> None:
         super().__init__()
         widths = [channels] + [out_channels] * (blocks + 1)
-        self.resnets = nn.ModuleList([ResidualBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+        self.resnets = nn.ModuleList([ResidualBlock(a, b) for a, b in pairwise(widths)])
         self.upsampler = Upsample(out_channels) if spatial else None
         self.avg_shortcut = DuplicateUp(channels, out_channels, temporal) if spatial else None
 

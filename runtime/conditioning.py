@@ -12,7 +12,7 @@ from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.layout import text_positions
 from qwen_image_engine.runtime.memory import Components
-from qwen_image_engine.runtime.model import ROTARY_THETA, ModelFacts
+from qwen_image_engine.runtime.model import ModelFacts
 from qwen_image_engine.runtime.prompt import PromptTokens, tokenize
 from qwen_image_engine.runtime.rope import rotary_tables, text_rotary_tables
 
@@ -39,7 +39,7 @@ class Conditioning:
     @property
     def length(self) -> int:
         """Tokens of the prefix: the target's frame position."""
-        return self.text_states.shape[1]
+        return int(self.text_states.shape[1])
 
 
 class PromptEncoder:
@@ -93,7 +93,7 @@ class PromptEncoder:
 
     def _prefix(self, prompt: str, text_states: NDArray[np.float32]) -> Conditioning:
         positions = text_positions(text_states.shape[1])
-        cos, sin = rotary_tables(positions, self._facts.axes_dims_rope, ROTARY_THETA)
+        cos, sin = rotary_tables(positions, self._facts.axes_dims_rope)
         cache = self._components.run("prefix", {"text_states": text_states, "cos": cos, "sin": sin})
         for name, values in cache.items():
             check_finite("prefix", name, values)

@@ -9,7 +9,7 @@ from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.layout import Layout
 from qwen_image_engine.runtime.memory import Components
-from qwen_image_engine.runtime.model import ROTARY_THETA, ModelFacts
+from qwen_image_engine.runtime.model import ModelFacts
 from qwen_image_engine.runtime.rope import rotary_tables
 from qwen_image_engine.runtime.sampler import Velocity, guide
 from qwen_image_engine.runtime.schedule import time_features
@@ -62,7 +62,7 @@ def denoiser(
 
     def branch(conditioning: Conditioning) -> Velocity:
         target = Layout.text_to_image(conditioning.length, rows, columns).target
-        cos, sin = rotary_tables(target, facts.axes_dims_rope, ROTARY_THETA)
+        cos, sin = rotary_tables(target, facts.axes_dims_rope)
         # Repeated once here: a broadcast view would be copied by the engine at every step.
         cache = {
             name: values if num_images == 1 else np.repeat(values, num_images, axis=0)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qwen_image_engine.engines.errors import QwenImageError
 
-# bfloat16 is the upper half of float32; numpy has no such dtype.
+# bfloat16 is the upper half of a float32; numpy has no such dtype.
 _STORED: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype("<u2"),
     "float16": np.dtype("<f2"),

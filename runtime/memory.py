@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from qwen_image_engine.engines.engine import Array, Engine
 from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.runtime.timing import Timings
 
 Memory = Literal["resident", "sequential"]
 
@@ -29,6 +30,7 @@ class Components:
         if memory not in get_args(Memory):
             raise UsageError(f"memory {memory!r}: expected {' or '.join(get_args(Memory))}")
         self.memory = memory
+        self.timings = Timings()
         self._load = load
         self._held: dict[str, Engine] = {}
 
@@ -40,7 +42,9 @@ class Components:
 
     def run(self, component: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one component, loading it first where it is not held; outputs and errors as of `Engine.run`."""
-        return self._get(component).run(inputs)
+        engine = self._get(component)
+        with self.timings.measure("run", component):
+            return engine.run(inputs)
 
     def close(self) -> None:
         """Free every engine; running one afterwards loads it again."""
@@ -51,5 +55,6 @@ class Components:
         if component not in self._held:
             if self.memory == "sequential":
                 self.close()
-            self._held[component] = self._load(component)
+            with self.timings.measure("load", component):
+                self._held[component] = self._load(component)
         return self._held[component]

@@ -1,9 +1,9 @@
-"""The facts of a model that the host side needs: sizes of heads, rotary axes, channels."""
+"""The facts of a model that the host side needs: sizes of heads, rotary axes, channels.
+
+The base of the transformer's rotary frequencies is no fact of a checkpoint: the released line has 10000 in its code.
+"""
 
 from dataclasses import dataclass
-
-ROTARY_THETA = 10000.0
-"""Base of the transformer's rotary frequencies, which no config of the released line states."""
 
 
 @dataclass(frozen=True)

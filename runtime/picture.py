@@ -11,6 +11,15 @@ from qwen_image_engine.runtime.image import save_png
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a pipeline's networks come from: the backend, its networks' precision, the checkpoint's name."""
+
+    engine: str
+    precision: str
+    checkpoint: str
+
+
+@dataclass(frozen=True)
 class PictureParameters:
     """What decided a picture; written into its PNG file, one text chunk each.
 

@@ -2,8 +2,10 @@
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -12,31 +14,25 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.runtime.bundle import Bundle
 from qwen_image_engine.runtime.conditioning import Conditioning, PromptEncoder, check_finite
 from qwen_image_engine.runtime.denoiser import check_guidance, denoiser
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.image import to_rgba8
 from qwen_image_engine.runtime.latents import unpack_latents
-from qwen_image_engine.runtime.memory import Components
+from qwen_image_engine.runtime.memory import Components, Memory
 from qwen_image_engine.runtime.model import ModelFacts
+from qwen_image_engine.runtime.picture import Origin as Origin
 from qwen_image_engine.runtime.picture import Picture, PictureParameters
 from qwen_image_engine.runtime.progress import ProgressBar
 from qwen_image_engine.runtime.sampler import Step, Velocity, euler
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.size import latent_size
 from qwen_image_engine.runtime.start import Start
+from qwen_image_engine.runtime.timing import Timings
 
 COMPONENTS = ("text_encoder", "prefix", "step", "vae_decoder")
 """What text-to-image runs, in this order."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a pipeline's networks come from, for the parameters of its pictures."""
-
-    engine: str
-    precision: str
-    checkpoint: str
 
 
 class QwenImage:
@@ -61,6 +57,37 @@ class QwenImage:
         self.origin = origin
         self._components = components
         self._encoder = PromptEncoder(components, tokenizer, embeddings, facts)
+
+    @classmethod
+    def load(
+        cls, bundle: str | Path, engine: str = "onnxruntime", memory: Memory = "resident", threads: int | None = None
+    ) -> Self:
+        """Open a bundle.
+
+        Args:
+            bundle: its folder.
+            engine: "onnxruntime" or "openvino".
+            memory: "resident" loads every engine now and keeps it, "sequential" loads each when it runs and frees it
+                before the next.
+            threads: of one engine; None for every core.
+
+        Raises:
+            UsageError: no such engine or memory policy, or no thread.
+            QwenImageError: the bundle is missing, changed, incomplete or of another schema version, the engine's
+                package is not installed, or memory does not suffice.
+        """
+        opened = Bundle.open(Path(bundle))
+        components = Components(partial(opened.load_engine, backend=engine, threads=threads), memory)
+        origin = Origin(engine, opened.manifest.precision, opened.manifest.checkpoint.name)
+        facts = opened.manifest.facts
+        pipeline = cls(components, opened.tokenizer(), opened.embeddings(), opened.schedule(), facts, origin)
+        components.preload(*COMPONENTS)  # last, for it takes the longest
+        return pipeline
+
+    @property
+    def timings(self) -> Timings:
+        """Seconds that engines took to load and to run; grows with every call."""
+        return self._components.timings
 
     def generate(
         self,
@@ -95,24 +122,18 @@ class QwenImage:
             QwenImageError: an engine failed, or gave values that are not finite.
         """
         check_guidance(guidance, negative_prompt is not None)
-        start = self._start(width, height, steps, seed, num_images, latents)
+        start = Start.of(self.schedule, self.facts.channels, width, height, steps, seed, num_images, latents)
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
         shown = None if progress else io.StringIO()  # which is no terminal
         with ProgressBar("reading the prompt", 0, stream=shown):
             conditioning, *rest = self._encoder.encode(prompts)
         negative = rest[0] if rest else None
+        velocity = self.denoiser(
+            conditioning, negative=negative, guidance=guidance, width=width, height=height, num_images=num_images
+        )
         final = start.latents
         with ProgressBar("drawing", start.steps, stream=shown) as bar:
-            for step in self.sample(
-                conditioning,
-                negative=negative,
-                guidance=guidance,
-                width=width,
-                height=height,
-                steps=steps,
-                num_images=num_images,
-                latents=start.latents,
-            ):
+            for step in euler(velocity, start.latents, start.sigmas):
                 final = step.latents
                 bar.advance()
         with ProgressBar("decoding", 0, stream=shown):
@@ -127,9 +148,7 @@ class QwenImage:
             steps=start.steps,
             width=width,
             height=height,
-            engine=self.origin.engine,
-            precision=self.origin.precision,
-            checkpoint=self.origin.checkpoint,
+            **asdict(self.origin),
             version=version("qwen-image-engine"),
         )
         return [Picture(rgba[image], final[image], replace(parameters, image=image)) for image in range(num_images)]
@@ -164,7 +183,7 @@ class QwenImage:
             UsageError: as in `generate`; raised by this call, before the first step.
             QwenImageError: raised at a step: an engine failed, or its velocity is not finite.
         """
-        start = self._start(width, height, steps, seed, num_images, latents)
+        start = Start.of(self.schedule, self.facts.channels, width, height, steps, seed, num_images, latents)
         velocity = self.denoiser(
             conditioning, negative=negative, guidance=guidance, width=width, height=height, num_images=num_images
         )
@@ -227,23 +246,3 @@ class QwenImage:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _start(
-        self,
-        width: int,
-        height: int,
-        steps: int | None,
-        seed: int,
-        num_images: int,
-        latents: NDArray[np.float32] | None,
-    ) -> Start:
-        return Start.of(
-            self.schedule,
-            self.facts.channels,
-            width=width,
-            height=height,
-            steps=steps,
-            seed=seed,
-            num_images=num_images,
-            latents=latents,
-        )

@@ -42,7 +42,6 @@ class Start:
         cls,
         schedule: ScheduleConfig,
         channels: int,
-        *,
         width: int,
         height: int,
         steps: int | None,

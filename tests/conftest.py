@@ -30,3 +30,20 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
         return written[key]
 
     return checkpoint
+
+
+@pytest.fixture(scope="session")
+def bundle(random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`bundle(name="narrow", **options) -> Path`: `random_checkpoint(name, **options)` exported once; read-only."""
+    exported: dict[tuple[Any, ...], Path] = {}
+
+    def export(name: str = "narrow", **options: Any) -> Path:
+        from qwen_image_engine.export.bundle import export_bundle
+
+        key = (name, *sorted(options.items()))
+        if key not in exported:
+            exported[key] = tmp_path_factory.mktemp(name) / "bundle"
+            export_bundle(random_checkpoint(name, **options), exported[key])
+        return exported[key]
+
+    return export

@@ -1,8 +1,8 @@
 """Decides from the pixels alone whether a picture shows what its scene states.
 
-Every cell of the 3x3 grid is looked at on its own. Ink is what differs from the stated ground. A cell with a stated shape
-must hold ink of the stated colour whose outline fits the stated shape better than any other; every other cell must be
-ground. Words are not read: the cell of a stated word is left out.
+Every cell of the 3x3 grid is looked at on its own. Ink is what differs from the stated ground. A cell with a stated
+shape must hold ink of the stated colour whose outline fits the stated shape better than any other; every other cell
+must be ground. Words are not read: the cell of a stated word is left out.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from qwen_image_engine.reference.shapes.draw import RADIUS, coverage, place_centre
 from qwen_image_engine.reference.shapes.scene import COLOURS, GROUNDS, PLACES, SHAPES, TRANSPARENT, Item, Scene
 
-# Distance in RGB from which a pixel is not the ground any more; pink and white, the closest ground and colour, are 108 apart.
+# Distance in RGB from which a pixel is not the ground any more; the closest ground and colour, pink and white, are 106
+# apart.
 INK_DISTANCE = 55.0
 # Share of a cell without a stated shape that may differ from the ground: soft edges of neighbours that reach over.
 STRAY_INK = 0.04

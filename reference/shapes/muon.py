@@ -10,7 +10,7 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for weights of two or more axes, flattened to (out, rest); the update's size matches AdamW's (Liu et al. 2025).
+    """Muon for weights of two or more axes, flattened to (out, rest), scaled to AdamW's updates (Liu et al. 2025).
 
     Args:
         parameters: Weights of at least two axes.

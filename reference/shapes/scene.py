@@ -1,5 +1,6 @@
 """What a picture of `shapes` shows: one to three coloured shapes at places of a 3x3 grid, a ground, perhaps a word."""
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -58,6 +59,21 @@ class Scene:
     ground: str
     word: str | None = None
     word_place: str | None = None
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether the scene is one of the tenth that training never sees; what is in it counts, not the order."""
+    facts = sorted(f"{i.shape}/{i.colour}/{i.place}" for i in scene.items)
+    key = "|".join([*facts, scene.ground, f"{scene.word}/{scene.word_place}"])
+    return zlib.crc32(key.encode()) % 10 == 0
+
+
+def split_scene(rng: np.random.Generator, *, held_out: bool, count: int | None = None) -> Scene:
+    """A random scene of the training part, or of the held-out part."""
+    while True:
+        scene = random_scene(rng, count)
+        if is_held_out(scene) == held_out:
+            return scene
 
 
 def random_scene(rng: np.random.Generator, count: int | None = None) -> Scene:

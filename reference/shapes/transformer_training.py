@@ -1,7 +1,7 @@
 """Second stage of the recipe: text encoder and transformer learn together to denoise the autoencoder's latents.
 
-Flow matching (Lipman et al. 2022): x_t = (1 - t) x + t e, the network predicts e - x, t = sigmoid(normal). Matrices of the
-blocks are trained with Muon, the rest with AdamW; the exponential moving average of the weights is what is kept.
+Flow matching (Lipman et al. 2022): x_t = (1 - t) x + t e, the network predicts e - x, t = sigmoid(normal). Matrices of
+the blocks are trained with Muon, the rest with AdamW; the exponential moving average of the weights is what is kept.
 """
 
 import time
@@ -20,7 +20,7 @@ from qwen_image_engine.reference.config import TextEncoderConfig, TransformerCon
 from qwen_image_engine.reference.shapes.draw import draw
 from qwen_image_engine.reference.shapes.muon import Muon
 from qwen_image_engine.reference.shapes.prompts import write_prompt
-from qwen_image_engine.reference.shapes.scene import Scene, random_scene
+from qwen_image_engine.reference.shapes.scene import Scene, split_scene
 from qwen_image_engine.reference.shapes.vae_training import to_model_range
 from qwen_image_engine.reference.text_encoder import TextEncoder
 from qwen_image_engine.reference.transformer import TIME_FEATURES, Transformer
@@ -31,17 +31,17 @@ from qwen_image_engine.runtime.rope import rotary_tables, text_rotary_tables
 
 # Width, height, scenes in the pool, share of the steps, batch.
 BUCKETS = (
-    (128, 128, 9000, 0.50, 64),
-    (160, 160, 2000, 0.12, 48),
-    (192, 192, 1600, 0.12, 32),
-    (256, 256, 1500, 0.10, 20),
+    (128, 128, 9000, 0.40, 64),
+    (160, 160, 2000, 0.14, 48),
+    (192, 192, 1600, 0.14, 32),
+    (256, 256, 1500, 0.16, 20),
     (192, 128, 1500, 0.08, 48),
     (128, 192, 1500, 0.08, 48),
 )
-STEPS = 4200
-SMALL_ONLY = 0.35  # the first part of the steps sees 128x128 alone
+STEPS = 3400
+SMALL_ONLY = 0.3  # the first part of the steps sees 128x128 alone
 MATRIX_RATE, OTHER_RATE = 2e-3, 2e-3
-WARMUP, DECAY = 100, 0.35
+WARMUP, DECAY = 100, 0.45
 EMA_DECAY = 0.998
 TARGETS = 2  # noisy targets of one prompt, which share its prefix
 DROP_PROMPT = 0.05  # share of empty prompts, so that guidance has something to steer from
@@ -223,7 +223,7 @@ def encode_pool(vae: Vae, seed: int, device: str) -> tuple[list[Bucket], Tensor,
     vae = vae.to(device)
     buckets = []
     for width, height, count, share, batch in BUCKETS:
-        scenes = [random_scene(rng) for _ in range(count)]
+        scenes = [split_scene(rng, held_out=False) for _ in range(count)]
         latents = []
         for first in range(0, count, 64):
             pictures = np.stack([draw(s, width, height, rng) for s in scenes[first : first + 64]])

@@ -1,11 +1,14 @@
 """`qwen-image export`: a checkpoint to a bundle of engine files."""
 
 import argparse
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from qwen_image_engine.runtime.commands.export_packages import export_packages
 from qwen_image_engine.runtime.commands.plan import add_recipe_arguments
 from qwen_image_engine.runtime.commands.report import Report, size_text
+from qwen_image_engine.runtime.progress import ProgressBar
 
 SUMMARY = "turn a checkpoint into a bundle that the runtime draws with"
 
@@ -17,5 +20,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> Report:
-    """Export."""
-    raise NotImplementedError
+    """Export; the bundle appears whole or not at all."""
+    with export_packages():
+        from qwen_image_engine.export.bundle import export_bundle
+        from qwen_image_engine.export.plan import check_disk, plan_export
+        from qwen_image_engine.export.recipe import recipe
+        from qwen_image_engine.reference.checkpoint import Checkpoint
+
+    chosen = recipe(options.target, options.precision)
+    checkpoint = Checkpoint.open(options.model)
+    check_disk(plan_export(checkpoint, chosen, options.weights), options.bundle)
+    began = time.perf_counter()
+    with _Progress(f"exporting {checkpoint.name}") as progress:
+        manifest = export_bundle(
+            checkpoint,
+            options.bundle,
+            target=options.target,
+            precision=options.precision,
+            weights=options.weights,
+            progress=progress,
+        )
+    seconds = time.perf_counter() - began
+    size = sum(file.bytes for file in manifest.files.values())
+    document = {
+        "bundle": str(options.bundle),
+        "files": len(manifest.files),
+        "bytes": size,
+        "components": list(manifest.components),
+        "target": manifest.target,
+        "precision": manifest.precision,
+        "weights": manifest.weights,
+        "checkpoint": {"name": manifest.checkpoint.name, "licence": manifest.checkpoint.licence},
+        "seconds": seconds,
+    }
+    lines = [
+        f"{options.bundle}: {', '.join(manifest.components)} for {manifest.target} in {manifest.precision}, "
+        f"{len(manifest.files)} files, {size_text(size)}, {seconds:.1f} s",
+        f"weights: {manifest.weights}, under the checkpoint's licence ({manifest.checkpoint.licence})",
+    ]
+    return Report(document, lines)
+
+
+class _Progress(ExitStack):
+    """The exporter's progress on a bar, which begins when the exporter knows how many bytes there are."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self._label = label
+        self._bar: ProgressBar | None = None
+        self._shown = 0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = self.enter_context(ProgressBar(self._label, total, "bytes"))
+        self._bar.advance(done - self._shown)
+        self._shown = done

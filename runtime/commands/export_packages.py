@@ -22,4 +22,6 @@ def export_packages() -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package.replace("_", "-") not in EXPORT_PACKAGES:
             raise
-        raise QwenImageError(f"{package} is not installed, and exporting needs it; install it with: {INSTALL}") from error
+        raise QwenImageError(
+            f"{package} is not installed, and exporting needs it; install it with: {INSTALL}"
+        ) from error

@@ -1,11 +1,16 @@
 """`qwen-image inspect`: what a checkpoint or a bundle is."""
 
 import argparse
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
 
 SUMMARY = "what a checkpoint or a bundle is"
+
+_LATER_BLOCK = re.compile(r"_[1-9]\d*$")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,10 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> Report:
     """Read JSON and headers."""
-    from qwen_image_engine.runtime.manifest import MANIFEST
+    from qwen_image_engine.runtime.manifest import is_bundle
 
     folder = Path(options.subject).expanduser()
-    return _bundle(folder) if (folder / MANIFEST).is_file() else _checkpoint(options.subject)
+    return _bundle(folder) if is_bundle(folder) else _checkpoint(options.subject)
 
 
 def _checkpoint(name: str) -> Report:
@@ -73,3 +78,54 @@ def _checkpoint(name: str) -> Report:
         *(f"  {network}: {', '.join(keys) or 'none'}" for network, keys in ignored.items()),
     ]
     return Report(document, lines)
+
+
+def _bundle(folder: Path) -> Report:
+    from qwen_image_engine.engines.contract import describe_shape
+    from qwen_image_engine.runtime.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    source = manifest.checkpoint
+    document = {
+        "kind": "bundle",
+        "path": str(folder),
+        "bytes": sum(file.bytes for file in manifest.files.values()),
+        **manifest.to_json(),
+    }
+    lines = [
+        f"bundle {folder} for {manifest.target} in {manifest.precision}, weights {manifest.weights}",
+        f"made by qwen-image {manifest.tool.version} from {source.name} in {source.path}",
+        f"licence {source.licence}",
+        f"checkpoint sha256: configuration {source.config_sha256}, weights {source.weights_sha256}",
+        _verified(manifest.verify),
+        "",
+        *table(
+            [
+                ("file", "bytes", "sha256"),
+                *((name, size_text(file.bytes), file.sha256) for name, file in manifest.files.items()),
+            ],
+            right=(1,),
+        ),
+    ]
+    for name, entry in manifest.components.items():
+        lines += ["", f"{name} ({entry.precision}, opset {entry.opset}): {entry.contract.purpose}"]
+        rows = [
+            (f"  {side}", spec.name, spec.dtype, describe_shape(spec.shape), spec.meaning)
+            for side, specs in (("in", entry.contract.inputs), ("out", entry.contract.outputs))
+            for spec in specs
+            if not _LATER_BLOCK.search(spec.name)
+        ]
+        lines += table(rows)
+        hidden = len(entry.contract.inputs) + len(entry.contract.outputs) - len(rows)
+        if hidden:
+            lines.append(f"  and {hidden} more of the same form for the transformer's other blocks")
+        if entry.excluded_layers:
+            lines.append(f"  in higher precision: {', '.join(entry.excluded_layers)}")
+    return Report(document, lines)
+
+
+def _verified(result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return "not verified yet; verify with: qwen-image verify BUNDLE"
+    state = "every row within its threshold" if result.get("passed") else "✗ rows beyond their thresholds"
+    return f"last verified with {result.get('engine')} {result.get('engine_version')}: {state}"

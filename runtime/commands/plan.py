@@ -12,7 +12,9 @@ SUMMARY = "what an export would read, write and need, before anything is written
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="where it would go; checks the free disk")
+    parser.add_argument(
+        "bundle", nargs="?", type=Path, metavar="BUNDLE", help="where it would go; checks the free disk"
+    )
     add_recipe_arguments(parser)
 
 

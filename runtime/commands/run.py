@@ -7,6 +7,7 @@ from typing import Any
 
 from qwen_image_engine.runtime.commands.outputs import check_writable, picture_paths, read_latents, write_array
 from qwen_image_engine.runtime.commands.report import Report
+from qwen_image_engine.runtime.commands.stages import stage_seconds
 
 SUMMARY = "draw pictures with a bundle's engines"
 
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags; ranges are checked where the values are used, so that the API has the same errors."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("-p", "--prompt", required=True, help="what to draw, at most 1,100 tokens; may be empty")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="a .png; several become out-0.png, out-1.png …")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="a .png; several become out-0.png, …")
     parser.add_argument("-W", "--width", type=int, default=1024, help="pixels, a multiple of 32 (1024)")
     parser.add_argument("-H", "--height", type=int, default=1024, help="pixels, a multiple of 32 (1024)")
     parser.add_argument("-s", "--steps", type=int, help="of the sampler (40, or the checkpoint's own)")
@@ -23,8 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--negative-prompt", help="what to steer away from; needs --guidance above 1")
     parser.add_argument("--guidance", type=float, default=1.0, help="1 for none; above 1 each step runs twice (1)")
     parser.add_argument("--num-images", type=int, default=1, choices=range(1, 5), help="drawn as one batch (1)")
-    parser.add_argument("--latents", type=Path, metavar="IN.npy", help="initial noise, float32 (batch, tokens, channels)")
-    parser.add_argument("--save-latents", type=Path, metavar="OUT.npy", help="write the final latents in that form")
+    parser.add_argument(
+        "--latents", type=Path, metavar="IN.npy", help="initial noise: float32 (batch, tokens, channels)"
+    )
+    parser.add_argument("--save-latents", type=Path, metavar="OUT.npy", help="write the final latents likewise")
     add_engine_arguments(parser)
     parser.add_argument(
         "--memory",
@@ -65,7 +68,7 @@ def execute(options: argparse.Namespace) -> Report:
             num_images=options.num_images,
             latents=latents,
         )
-        timings = pipeline.timings.stages()
+        timings = stage_seconds(pipeline.timings, pictures[0].parameters.steps)
     for picture, file in zip(pictures, files, strict=True):
         picture.save(file)
     if options.save_latents:
@@ -87,7 +90,9 @@ def execute(options: argparse.Namespace) -> Report:
         "checkpoint": parameters.checkpoint,
         "timings": timings,
     }
-    spent = ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {seconds:.2f} s" for name, seconds in timings.items())
+    spent = ", ".join(
+        f"{name.removesuffix('_s').replace('_', ' ')} {seconds:.3g} s" for name, seconds in timings.items()
+    )
     noise = "given latents" if parameters.seed is None else f"seed {parameters.seed}"
     summary = f"{parameters.width}x{parameters.height}, {parameters.steps} steps, {noise}, {parameters.engine}: {spent}"
     return Report(document, [*(str(file) for file in files), summary])

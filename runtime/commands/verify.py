@@ -45,6 +45,12 @@ def execute(options: argparse.Namespace) -> Report:
         for row in result.rows
     ]
     failed = sum(not row.passed for row in result.rows)
-    verdict = f"{failed} of {len(result.rows)} rows beyond their thresholds" if failed else "every row within its threshold"
-    lines = [f"✓ {result.files} files as their hashes say", *table(rows, right=(3, 4, 5, 6)), f"{verdict}; {result.engine}"]
+    verdict = (
+        f"{failed} of {len(result.rows)} rows beyond their thresholds" if failed else "every row within its threshold"
+    )
+    lines = [
+        f"✓ {result.files} files as their hashes say",
+        *table(rows, right=(3, 4, 5, 6)),
+        f"{verdict}; {result.engine}",
+    ]
     return Report(document, lines, 0 if result.passed else 1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
+
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.runtime.image import read_png_parameters, save_png, to_rgba8
 

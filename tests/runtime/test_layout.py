@@ -3,6 +3,7 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21Rope
 from numpy.typing import NDArray
+
 from qwen_image_engine.runtime.layout import ImageBlock, Layout, Segment, TextRun, image_positions, text_positions
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.noise import NoiseDtype, draw_noise
 

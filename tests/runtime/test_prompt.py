@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import QwenImage21Pipeline
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.prompt import MAX_PROMPT_TOKENS, TEXT_TEMPLATE, tokenize
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21Rope
-from qwen_image_engine.runtime.layout import ImageBlock, Layout, Segment, TextRun
-from qwen_image_engine.runtime.rope import rotary_tables, text_rotary_tables
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
+
+from qwen_image_engine.runtime.layout import ImageBlock, Layout, Segment, TextRun
+from qwen_image_engine.runtime.rope import rotary_tables, text_rotary_tables
 
 # Angles round alike, so what is left is torch's float32 cosine (1 ulp, 6e-8) and, for a few high channels, one ulp of
 # torch's float32 power, whose frequency is below 1e-2: 8191 * 1e-2 * 6e-8 = 5e-6.

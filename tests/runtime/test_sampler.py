@@ -3,6 +3,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
+
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.runtime.sampler import euler, guide
 

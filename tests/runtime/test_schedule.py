@@ -7,6 +7,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21TemporalTimesteps
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 from numpy.typing import NDArray
+
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.schedule import ScheduleConfig, sigmas, time_features
 

@@ -1,4 +1,5 @@
 import pytest
+
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.size import latent_size, nearest_sides
 

@@ -3,9 +3,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
-from tokenizers import Tokenizer
 
 
 @pytest.fixture

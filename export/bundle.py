@@ -1,0 +1,176 @@
+"""From a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.export.network_folder import (
+    NETWORKS,
+    NetworkFolder,
+    read_tensors,
+    reuse_network,
+    write_network,
+)
+from qwen_image_engine.export.origin import origin, tool, weights_sha256
+from qwen_image_engine.export.plan import ExportPlan, check_disk, plan_export
+from qwen_image_engine.export.recipe import Recipe, recipe
+from qwen_image_engine.export.staging import check_output, staged
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.engine import dims
+from qwen_image_engine.reference.pipeline import model_facts
+from qwen_image_engine.runtime.bundle_files import describe_file, file_sha256
+from qwen_image_engine.runtime.manifest import (
+    CheckpointEntry,
+    FileEntry,
+    Manifest,
+    is_bundle,
+    read_manifest,
+    write_manifest,
+)
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being worked on ("checkpoint", a component, a network), bytes done so far, and bytes in all."""
+
+# The host side needs the tokenizer and the schedule; sample_sigmas stand in model_index.json.
+_COPIED_FOLDERS = ("scheduler", "processor")
+_COPIED_FILES = ("model_index.json",)
+
+
+def export_bundle(
+    checkpoint: Checkpoint | str | Path,
+    output: str | Path,
+    *,
+    target: str = "cpu",
+    precision: str = "fp32",
+    weights: Literal["copy", "link"] = "copy",
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write the bundle `output` and return its manifest.
+
+    The weights are never in memory: graphs are traced from fake ones, and the real ones are streamed in blocks ("copy")
+    or hard-linked ("link"). `output` appears when it is complete; where it is a bundle already, it is replaced, and
+    folders of it that an export would only make again are kept.
+
+    Args:
+        checkpoint: an opened one, its folder, or its name in the local hub cache.
+        output: a new folder, or a bundle to replace.
+        target: what the graphs are lowered for.
+        precision: of weights and arithmetic.
+        weights: "copy" them in the bundle's dtype, or "link" to the checkpoint's own files.
+        progress: called as the work goes on.
+
+    Raises:
+        UsageError: no such target and precision, or way of placing weights.
+        QwenImageError: the checkpoint is unsound, `output` cannot be written or is no bundle, or no link is possible.
+    """
+    chosen = recipe(target, precision)
+    if weights not in ("copy", "link"):
+        raise UsageError(f"weights {weights!r}: expected copy or link")
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint.open(checkpoint)
+    output = Path(output).expanduser().absolute()
+    check_output(output)
+    for network in NETWORKS:
+        read_tensors(checkpoint, network)  # refuses an unsound checkpoint before anything is read or written
+    plan = plan_export(checkpoint, chosen, weights)
+    check_disk(plan, output)
+    stored = sum(file.stat().st_size for item in checkpoint.components.values() for file in item.files)
+    meter = _Meter(progress, stored + plan.bundle_bytes)
+    previous = _previous(output)
+    try:
+        with staged(output) as folder:
+            manifest = _write(checkpoint, chosen, plan, folder, output, previous, meter)
+            write_manifest(folder, manifest)
+    except OSError as error:
+        raise QwenImageError(f"{output}: cannot be written ({error.strerror or error})") from error
+    return manifest
+
+
+def _write(
+    checkpoint: Checkpoint,
+    chosen: Recipe,
+    plan: ExportPlan,
+    folder: Path,
+    output: Path,
+    previous: Manifest | None,
+    meter: _Meter,
+) -> Manifest:
+    copied = _copy_host_files(checkpoint.folder, folder)
+    hashes = {
+        file: file_sha256(file, lambda count: meter.add("checkpoint", count))
+        for component in checkpoint.components.values()
+        for file in component.files
+    }
+    weights, sizes = plan.weights, {item.network: item.bundle_bytes for item in plan.networks}
+    origins, parts = {}, []
+    for network in NETWORKS:
+        origins[network] = origin(checkpoint, network, chosen, weights, hashes)
+        part: NetworkFolder | None = None
+        if previous is not None and previous.origins.get(network) == origins[network]:
+            part = reuse_network(previous, output, network, folder)
+        if part is None:
+            part = write_network(checkpoint, network, chosen, weights, folder, hashes, meter.add)
+        else:
+            meter.add(network, sizes[network])
+        parts.append(part)
+    (embeddings,) = (part.embeddings for part in parts if part.embeddings is not None)
+    return Manifest(
+        tool=tool(),
+        target=chosen.target,
+        precision=chosen.precision,
+        weights=weights,
+        checkpoint=CheckpointEntry(
+            name=checkpoint.name,
+            path=str(checkpoint.folder.resolve()),
+            licence=checkpoint.licence(),
+            config_sha256=checkpoint.config_sha256(),
+            weights_sha256=weights_sha256(checkpoint, hashes),
+        ),
+        dims=dims(checkpoint),
+        facts=model_facts(checkpoint),
+        embeddings=embeddings,
+        components={name: entry for part in parts for name, entry in part.components.items()},
+        files={**copied, **{name: entry for part in parts for name, entry in part.files.items()}},
+        origins=origins,
+    )
+
+
+class _Meter:
+    """Adds up bytes for the caller's progress."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def add(self, what: str, count: int) -> None:
+        self.done += count
+        if self.progress is not None:
+            self.progress(what, self.done, self.total)
+
+
+def _previous(output: Path) -> Manifest | None:
+    """The manifest of the bundle to replace, None where nothing of it can be reused."""
+    if not is_bundle(output):
+        return None
+    try:
+        return read_manifest(output)
+    except QwenImageError:
+        return None  # of another schema version, or damaged: replaced all the same
+
+
+def _copy_host_files(source: Path, folder: Path) -> Mapping[str, FileEntry]:
+    """What the runtime reads besides networks, under the same names."""
+    names = list(_COPIED_FILES)
+    for name in _COPIED_FOLDERS:
+        (folder / name).mkdir()
+        names += [
+            f"{name}/{path.name}"
+            for path in sorted((source / name).iterdir())
+            if path.is_file() and not path.name.startswith(".")
+        ]
+    for name in names:
+        shutil.copyfile(source / name, folder / name)
+    return {name: describe_file(folder / name) for name in names}

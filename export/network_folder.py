@@ -1,0 +1,151 @@
+"""One network's folder of a bundle: its graphs and the weights that they share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+
+from qwen_image_engine.engines.contract import contract
+from qwen_image_engine.export.placing import link_weights, place_weights
+from qwen_image_engine.export.recipe import Recipe
+from qwen_image_engine.export.trace import IR_VERSION, OPSET, trace
+from qwen_image_engine.export.weight_file import Stored, WeightFile
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.component import FLOAT_DTYPES
+from qwen_image_engine.reference.engine import NETWORK, dims, empty_network
+from qwen_image_engine.reference.tensor_file import TensorInfo
+from qwen_image_engine.runtime.bundle_files import describe_file, file_sha256
+from qwen_image_engine.runtime.manifest import ComponentEntry, EmbeddingsEntry, FileEntry, Manifest
+
+MODEL_FILES = {
+    "text_encoder": "text_encoder/model.onnx",
+    "prefix": "transformer/prefix.onnx",
+    "step": "transformer/step.onnx",
+    "vae_decoder": "vae/decoder.onnx",
+    "vae_encoder": "vae/encoder.onnx",
+}
+NETWORKS = tuple(dict.fromkeys(NETWORK.values()))
+
+Progress = Callable[[str, int], None]
+"""Told what is being worked on, and the bytes just done."""
+
+
+@dataclass(frozen=True)
+class NetworkFolder:
+    """What one folder adds to the manifest."""
+
+    components: Mapping[str, ComponentEntry]
+    files: Mapping[str, FileEntry]
+    embeddings: EmbeddingsEntry | None
+
+
+def read_tensors(checkpoint: Checkpoint, network: str) -> list[TensorInfo]:
+    """The stored tensors that a network's graphs read, in the network's order.
+
+    Raises:
+        QwenImageError: the tensors are not those of the network.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in empty_network(checkpoint, network).state_dict().items()}
+    return list(checkpoint.components[network].match(shapes).values())
+
+
+def embedding_tensor(checkpoint: Checkpoint) -> TensorInfo:
+    """The token embedding table.
+
+    Raises:
+        QwenImageError: it is missing or of another shape.
+    """
+    checkpoint.token_embeddings()
+    component = checkpoint.components["text_encoder"]
+    return component.tensors[component.layout.prefix + "embed_tokens.weight"]
+
+
+def write_network(
+    checkpoint: Checkpoint,
+    network: str,
+    recipe: Recipe,
+    weights: str,
+    bundle: Path,
+    hashes: Mapping[Path, str],
+    progress: Progress,
+) -> NetworkFolder:
+    """Write `network`'s folder into `bundle`; `hashes` has the SHA-256 of its weight files in the checkpoint.
+
+    Raises:
+        QwenImageError: the tensors are not those of the network, cannot be read, or cannot be linked.
+        OSError: the bundle cannot be written.
+    """
+    tensors = read_tensors(checkpoint, network)
+    components = [name for name, owner in NETWORK.items() if owner == network]
+    graphs = {}
+    for component in components:
+        progress(component, 0)
+        graphs[component] = lowered(checkpoint, component, recipe)
+
+    folder = bundle / network
+    folder.mkdir()
+    table = embedding_tensor(checkpoint) if network == "text_encoder" else None
+    known: dict[str, str] = {}
+    if weights == "link":
+        places = link_weights(checkpoint.components[network], [*tensors, *([table] if table else [])], folder)
+        known = {file.name: hashes[file] for file in checkpoint.components[network].files}
+    else:
+        dtype = next(name for name, torch_name in FLOAT_DTYPES.items() if torch_name == recipe.dtype)
+        copies = [WeightFile("weights.safetensors", [Stored(tensor, dtype) for tensor in tensors])]
+        if table is not None:
+            copies.append(WeightFile("embeddings.safetensors", [Stored(table, table.dtype)]))
+        places = {}
+        for file in copies:
+            known[file.name] = file.write(folder, lambda count: progress(network, count))
+            places.update(file.places())
+
+    sizes = dims(checkpoint)
+    entries = {}
+    for component, graph in graphs.items():
+        used = place_weights(graph, places)
+        ir.save(graph, bundle / MODEL_FILES[component])
+        entries[component] = ComponentEntry(
+            model=MODEL_FILES[component],
+            weights=tuple(f"{network}/{name}" for name in used),
+            precision=recipe.precision,
+            excluded_layers=recipe.excluded_layers,
+            opset=OPSET,
+            ir_version=IR_VERSION,
+            contract=contract(component, sizes),
+        )
+    embeddings = None
+    if table is not None:
+        place = places[table.name]
+        rows, hidden = table.shape
+        embeddings = EmbeddingsEntry(f"{network}/{place.file}", place.offset, FLOAT_DTYPES[table.dtype], (rows, hidden))
+    files = {f"{network}/{path.name}": describe_file(path, known.get(path.name)) for path in sorted(folder.iterdir())}
+    return NetworkFolder(entries, files, embeddings)
+
+
+def reuse_network(previous: Manifest, old: Path, network: str, bundle: Path) -> NetworkFolder | None:
+    """The folder of the bundle `old` in `bundle`, where every file still is what its manifest says; else None."""
+    files = {name: entry for name, entry in previous.files.items() if name.startswith(f"{network}/")}
+    if any(not (old / name).is_file() or file_sha256(old / name) != entry.sha256 for name, entry in files.items()):
+        return None
+    (bundle / network).mkdir()
+    for name in files:
+        try:
+            os.link(old / name, bundle / name)
+        except OSError:
+            shutil.copyfile(old / name, bundle / name)
+    components = {name: entry for name, entry in previous.components.items() if NETWORK.get(name) == network}
+    return NetworkFolder(components, files, previous.embeddings if network == "text_encoder" else None)
+
+
+def lowered(checkpoint: Checkpoint, component: str, recipe: Recipe) -> ir.Model:
+    """The graph of `component` after the recipe's passes, its weights not placed yet."""
+    model = trace(checkpoint, component, getattr(torch, recipe.dtype))
+    for lowering in recipe.passes:
+        lowering()(model)
+    return model

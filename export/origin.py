@@ -1,0 +1,54 @@
+"""What a network's folder in a bundle is made from, as one hash: equal origins make equal folders.
+
+Sizes and times of files prove nothing (a download can be resumed, a copy can keep its time), so the hash covers the
+contents: the weight files' SHA-256, the configuration, the exporter's own source and the packages that trace and write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from qwen_image_engine.export.recipe import Recipe
+from qwen_image_engine.reference import engine as reference_engine
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.runtime.manifest import Tool
+
+_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript")
+
+
+@cache
+def tool() -> Tool:
+    """This version of the exporter, with a hash of everything that decides what it writes."""
+    digest = hashlib.sha256()
+    for package in _PACKAGES:
+        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
+    export, reference = Path(__file__).parent, Path(reference_engine.__file__).parent
+    contracts = reference.parent / "engines" / "contract.py"
+    for path in sorted([*export.glob("*.py"), *reference.glob("*.py"), contracts]):
+        digest.update(f"{path.parent.name}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return Tool(importlib.metadata.version("qwen-image-engine"), digest.hexdigest())
+
+
+def origin(checkpoint: Checkpoint, network: str, recipe: Recipe, weights: str, hashes: Mapping[Path, str]) -> str:
+    """The hash for one network's folder; `hashes` has the SHA-256 of its weight files."""
+    facts = {
+        "tool": tool().source_sha256,
+        "network": network,
+        "config": repr(getattr(checkpoint, network)),
+        "target": recipe.target,
+        "precision": recipe.precision,
+        "weights": weights,
+        "files": {file.name: hashes[file] for file in checkpoint.components[network].files},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def weights_sha256(checkpoint: Checkpoint, hashes: Mapping[Path, str]) -> str:
+    """`Checkpoint.weights_sha256` of files whose hashes are known already."""
+    lines = sorted((path.relative_to(checkpoint.folder).as_posix(), sha256) for path, sha256 in hashes.items())
+    return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in lines).encode()).hexdigest()

@@ -1,0 +1,87 @@
+"""A folder that appears whole or not at all: built beside its place, then put there in one rename."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.runtime.manifest import MANIFEST, is_bundle
+
+# renameat2(2): both names change at once; AT_FDCWD takes them as paths.
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+def check_output(output: Path) -> None:
+    """Refuse to replace what is not a bundle.
+
+    Raises:
+        QwenImageError: `output` is a file, or a folder with other things in it.
+    """
+    if output.is_dir():
+        if any(output.iterdir()) and not is_bundle(output):
+            raise QwenImageError(
+                f"{output}: is a folder with other things in it and no bundle ({MANIFEST}); "
+                "name a new folder, or remove it first"
+            )
+    elif output.exists() or output.is_symlink():
+        raise QwenImageError(f"{output}: is a file, expected a new folder or a bundle to replace")
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """A new folder beside `output` that takes its place when the block ends well, and is removed when it does not.
+
+    Raises:
+        QwenImageError: nothing can be written there.
+    """
+    made = [folder for folder in output.parents if not folder.exists()]
+    folder = output.parent / f".{output.name}.{secrets.token_hex(4)}.partial"
+    try:
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise QwenImageError(f"{output}: cannot be written ({error.strerror or error})") from error
+        yield folder
+        _publish(folder, output)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _publish(folder: Path, output: Path) -> None:
+    if not output.exists() or not any(output.iterdir()):
+        folder.replace(output)  # an empty folder may be replaced
+        return
+    if _exchange(folder, output):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    old = folder.with_suffix(".replaced")
+    output.rename(old)
+    try:
+        folder.rename(output)
+    except BaseException:
+        old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders' names in one step, False where the system or the filesystem cannot."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    result: int = rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return result == 0

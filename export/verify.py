@@ -1,0 +1,147 @@
+"""Parity of a bundle with the fp32 reference: every file's hash, components on real inputs, teacher-forced steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+
+from qwen_image_engine.engines.engine import Array, load_engine, require
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.export.compare import Difference, difference, worst
+from qwen_image_engine.export.recording import Call, Case, Recording, default_cases, record
+from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold
+from qwen_image_engine.export.verification import Row, Verification
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.runtime.bundle_files import FileFault, verify_files
+from qwen_image_engine.runtime.manifest import Manifest, read_manifest, record_verification
+from qwen_image_engine.runtime.memory import Memory
+from qwen_image_engine.runtime.pipeline import QwenImage
+from qwen_image_engine.runtime.progress import ProgressBar
+from qwen_image_engine.runtime.tokenizer import load_tokenizer
+
+
+def verify_bundle(
+    bundle: Path,
+    checkpoint: str | Path | None = None,
+    *,
+    engine: str = "onnxruntime",
+    threads: int | None = None,
+    memory: Memory = "resident",
+    cases: Sequence[Case] | None = None,
+) -> Verification:
+    """Compare a bundle with its checkpoint and keep the result in the manifest.
+
+    Args:
+        bundle: the folder.
+        checkpoint: folder or hub name; None for the path that the manifest names.
+        engine: backend that runs the bundle.
+        threads: of one engine; None for every core.
+        memory: how the reference holds its networks.
+        cases: requests to record; None for three prompts at three sizes.
+
+    Raises:
+        QwenImageError: a file is not as its hash says, the checkpoint is another than the bundle's, the precision has
+            no thresholds, the engine is not installed, or the manifest cannot be written.
+    """
+    manifest = read_manifest(bundle)
+    thresholds = THRESHOLDS.get(manifest.precision)
+    if thresholds is None:
+        raise QwenImageError(
+            f"{bundle}: no thresholds for precision {manifest.precision!r}; known: {', '.join(THRESHOLDS)}"
+        )
+    require(engine)
+    with ProgressBar("hashing the bundle", sum(file.bytes for file in manifest.files.values()), "bytes") as bar:
+        faults = verify_files(bundle, manifest, bar.advance)
+    if faults:
+        raise _changed(bundle, manifest, faults)
+    opened = _open(bundle, manifest, checkpoint)
+    chosen = default_cases(load_tokenizer(bundle)) if cases is None else cases
+    with ProgressBar("running the reference", 0):
+        recordings = record(opened, chosen, memory)
+    with ProgressBar(f"running {engine}", 0):
+        rows = (
+            *_components(bundle, manifest, recordings, thresholds, engine, threads),
+            *_teacher_forced(bundle, recordings, thresholds[TEACHER_FORCED], engine, threads),
+        )
+    result = Verification(
+        engine=engine,
+        engine_version=version(engine),
+        precision=manifest.precision,
+        checkpoint=manifest.checkpoint.name,
+        config_sha256=manifest.checkpoint.config_sha256,
+        weights_sha256=manifest.checkpoint.weights_sha256,
+        files=len(manifest.files),
+        rows=rows,
+    )
+    record_verification(bundle, result.to_json())
+    return result
+
+
+def _changed(bundle: Path, manifest: Manifest, faults: Sequence[FileFault]) -> QwenImageError:
+    named = [f"{fault.path} {'is missing' if fault.found is None else 'has changed'}" for fault in faults[:3]]
+    more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return QwenImageError(
+        f"{bundle}: {len(faults)} of {len(manifest.files)} files are not what its manifest says: "
+        f"{', '.join(named)}{more}; export again with: qwen-image export -m {manifest.checkpoint.path} {bundle}"
+    )
+
+
+def _open(bundle: Path, manifest: Manifest, named: str | Path | None) -> Checkpoint:
+    """The checkpoint, which must be the one that the bundle was made from."""
+    try:
+        checkpoint = Checkpoint.open(manifest.checkpoint.path if named is None else named)
+    except QwenImageError as error:
+        if named is not None:
+            raise
+        raise QwenImageError(f"{error}; say where the bundle's checkpoint is with -m") from error
+    expected = manifest.checkpoint
+    _same(bundle, checkpoint, "configuration", checkpoint.config_sha256(), expected.config_sha256)
+    with ProgressBar("hashing the checkpoint", sum(c.nbytes for c in checkpoint.components.values()), "bytes") as bar:
+        weights = checkpoint.weights_sha256(bar.advance)
+    _same(bundle, checkpoint, "weights", weights, expected.weights_sha256)
+    return checkpoint
+
+
+def _same(bundle: Path, checkpoint: Checkpoint, what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise QwenImageError(
+            f"{bundle} was not made from {checkpoint.folder}: the checkpoint's {what} has sha256 {found[:12]}…, the "
+            f"bundle's {expected[:12]}…; name the right one with -m, or export again"
+        )
+
+
+def _components(
+    bundle: Path,
+    manifest: Manifest,
+    recordings: Sequence[Recording],
+    thresholds: Mapping[str, Threshold],
+    engine: str,
+    threads: int | None,
+) -> Iterator[Row]:
+    """Each component on the reference's inputs, one engine held at a time."""
+    for name, entry in manifest.components.items():
+        limit = thresholds[name].relative_l2
+        with closing(load_engine(engine, bundle / entry.model, entry.contract, threads)) as running:
+            for recording in recordings:
+                found = [_outputs(call, running.run(call.inputs)) for call in recording.calls[name]]
+                steps = tuple(item.relative_l2 for item in found) if len(found) > 1 else ()
+                yield Row(name, recording.case.name, worst(found), limit, steps)
+
+
+def _outputs(call: Call, found: Mapping[str, Array]) -> Difference:
+    return worst(difference(found[name], expected) for name, expected in call.outputs.items())
+
+
+def _teacher_forced(
+    bundle: Path, recordings: Sequence[Recording], threshold: Threshold, engine: str, threads: int | None
+) -> Iterator[Row]:
+    """The bundle's own encoder, prefix and step, given the reference's latents at each step."""
+    with QwenImage.load(bundle, engine=engine, memory="sequential", threads=threads) as pipeline:
+        for recording in recordings:
+            case = recording.case
+            velocity = pipeline.denoiser(pipeline.encode(case.prompt), width=case.width, height=case.height)
+            found = [difference(velocity(step.latents, step.sigma), step.velocity) for step in recording.steps]
+            steps = tuple(item.relative_l2 for item in found)
+            yield Row(TEACHER_FORCED, case.name, worst(found), threshold.relative_l2, steps)

@@ -1,0 +1,98 @@
+"""How often a pipeline fulfils held-out prompts: `python -m qwen_image_engine.reference.shapes.evaluate CHECKPOINT`."""
+
+import argparse
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.pipeline import reference_pipeline
+from qwen_image_engine.reference.shapes.draw import draw
+from qwen_image_engine.reference.shapes.judge import judge
+from qwen_image_engine.reference.shapes.prompts import write_prompt
+from qwen_image_engine.reference.shapes.scene import random_scene, split_scene, swaps
+from qwen_image_engine.runtime.pipeline import QwenImage
+
+SIZES = ((128, 128), (128, 128), (160, 160), (192, 192), (192, 128), (128, 192), (256, 256))
+STEPS = 20
+SEED = 20_000
+
+
+@dataclass(frozen=True)
+class Score:
+    """Prompts tried and fulfilled, and what was wrong with the others by the judge's words."""
+
+    tried: int
+    fulfilled: int
+    faults: dict[str, int]
+
+    @property
+    def rate(self) -> float:
+        """Fulfilled prompts of all."""
+        return self.fulfilled / self.tried
+
+
+def evaluate(pipeline: QwenImage, counts: tuple[int, ...], prompts: int, seed: int = SEED) -> Score:
+    """Draw held-out prompts and judge the pictures.
+
+    Args:
+        pipeline: The reference's or a bundle's.
+        counts: Numbers of shapes, in turn.
+        prompts: How many prompts.
+        seed: Of scenes, phrasings and noise.
+
+    """
+    rng = np.random.default_rng(seed)
+    fulfilled, faults = 0, Counter[str]()
+    for index in range(prompts):
+        scene = split_scene(rng, held_out=True, count=counts[index % len(counts)])
+        width, height = SIZES[index % len(SIZES)]
+        prompt = write_prompt(scene, rng)
+        picture = pipeline.generate(prompt, width=width, height=height, steps=STEPS, seed=seed + index, progress=False)[
+            0
+        ]
+        verdict = judge(picture.rgba, scene)
+        fulfilled += verdict.fulfilled
+        faults.update(_kind(fault) for fault in verdict.faults[:1])
+    return Score(prompts, fulfilled, dict(faults))
+
+
+def judge_quality(pictures: int, seed: int = SEED) -> dict[str, float]:
+    """Share of the recipe's own drawings that the judge accepts, and of those with one attribute swapped."""
+    rng = np.random.default_rng(seed)
+    accepted: dict[str, list[bool]] = {"own": []}
+    for index in range(pictures):
+        width, height = SIZES[index % len(SIZES)]
+        scene = random_scene(rng)
+        accepted["own"].append(judge(draw(scene, width, height, rng), scene).fulfilled)
+        for attribute, changed in swaps(scene, rng):
+            accepted.setdefault(attribute, []).append(judge(draw(changed, width, height, rng), scene).fulfilled)
+    return {name: float(np.mean(values)) for name, values in accepted.items()}
+
+
+def _kind(fault: str) -> str:
+    detail = fault.split(": ", 1)[1]
+    kinds = {"area": "area", "looks like": "shape", "ground": "stray", "not ": "colour"}
+    return next((kind for key, kind in kinds.items() if key in detail), "other")
+
+
+def main() -> None:
+    """Evaluate the fp32 reference of a checkpoint and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--prompts", type=int, default=200)
+    args = parser.parse_args()
+    pipeline = reference_pipeline(Checkpoint.open(args.checkpoint))
+    scores = {
+        "one or two shapes": evaluate(pipeline, (1, 2), args.prompts),
+        "three shapes": evaluate(pipeline, (3,), args.prompts),
+    }
+    report = {name: asdict(score) | {"rate": score.rate} for name, score in scores.items()}
+    print(json.dumps(report | {"judge accepts": judge_quality(args.prompts)}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

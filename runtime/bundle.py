@@ -1,0 +1,88 @@
+"""A bundle opened: its manifest, and from it everything that the pipeline is made of."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from tokenizers import Tokenizer
+
+from qwen_image_engine.engines.engine import Engine, load_engine
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.runtime.bundle_files import check_files
+from qwen_image_engine.runtime.embedding import EmbeddingTable
+from qwen_image_engine.runtime.manifest import Manifest, read_manifest
+from qwen_image_engine.runtime.schedule import ScheduleConfig
+from qwen_image_engine.runtime.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder whose files are those of its manifest, as far as sizes, headers and small files tell."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read the manifest and check the files.
+
+        Raises:
+            QwenImageError: there is no bundle, it is of another schema version, or a file is missing or changed.
+        """
+        manifest = read_manifest(folder)
+        check_files(folder, manifest)
+        return cls(folder, manifest)
+
+    def load_engine(self, component: str, backend: str, threads: int | None = None) -> Engine:
+        """Load the graph of `component`; errors as of `engines.engine.load_engine`.
+
+        Raises:
+            QwenImageError: the bundle has no such component.
+        """
+        entry = self.manifest.components.get(component)
+        if entry is None:
+            raise QwenImageError(f"{self.folder} has no component {component}; {self._again()}")
+        return load_engine(backend, self.folder / entry.model, entry.contract, threads)
+
+    def tokenizer(self) -> Tokenizer:
+        """Load the tokenizer.
+
+        Raises:
+            QwenImageError: see `load_tokenizer`.
+        """
+        return load_tokenizer(self.folder)
+
+    def embeddings(self) -> EmbeddingTable:
+        """Map the token embedding table.
+
+        Raises:
+            QwenImageError: see `EmbeddingTable.open`.
+        """
+        entry = self.manifest.embeddings
+        return EmbeddingTable.open(self.folder / entry.file, entry.offset, entry.dtype, entry.shape)
+
+    def schedule(self) -> ScheduleConfig:
+        """Read the schedule.
+
+        Raises:
+            QwenImageError: its files are missing, or hold a value that is not implemented.
+        """
+        scheduler = self._json("scheduler/scheduler_config.json")
+        grid = self._json("model_index.json").get("sample_sigmas")
+        return ScheduleConfig.from_json(scheduler, grid, str(self.folder / "scheduler" / "scheduler_config.json"))
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if name not in self.manifest.files:
+            raise QwenImageError(f"{path} is not listed in the manifest; {self._again()}")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise QwenImageError(f"cannot read {path}: {error}; {self._again()}") from error
+        if not isinstance(values, dict):
+            raise QwenImageError(f"{path} holds no object; {self._again()}")
+        return values
+
+    def _again(self) -> str:
+        return f"export again with: qwen-image export -m {self.manifest.checkpoint.path} {self.folder}"

@@ -1,0 +1,251 @@
+"""The bundle's manifest: what is in a bundle, what it was made from, and the hash of every file.
+
+`manifest.json` is written last, so a folder without one is no bundle; a file that it does not list is not loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from qwen_image_engine.engines.contract import Contract, Dims
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.runtime.model import ModelFacts
+
+MANIFEST = "manifest.json"
+FORMAT = "qwen-image-bundle"
+SCHEMA = 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file: its size, the SHA-256 of its bytes, and of a safetensors file the SHA-256 of its header alone."""
+
+    bytes: int
+    sha256: str
+    header_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointEntry:
+    """The checkpoint that the bundle was made from; `path` is where it was then."""
+
+    name: str
+    path: str
+    licence: str
+    config_sha256: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class ComponentEntry:
+    """One graph. `model` and the `weights` that it reads are names in `Manifest.files`.
+
+    `excluded_layers` are those that keep a higher precision than `precision`.
+    """
+
+    model: str
+    weights: tuple[str, ...]
+    precision: str
+    excluded_layers: tuple[str, ...]
+    opset: int
+    ir_version: int
+    contract: Contract
+
+
+@dataclass(frozen=True)
+class EmbeddingsEntry:
+    """The token embedding table: `shape` (vocabulary, hidden) row-major at byte `offset` of `file`, never loaded whole.
+
+    `dtype` is "bfloat16", "float16" or "float32", as the checkpoint stores it.
+    """
+
+    file: str
+    offset: int
+    dtype: str
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Tool:
+    """What wrote the bundle: the version, and a hash of the exporter's own source and of the packages it used."""
+
+    version: str
+    source_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A bundle's contents. Paths are relative to the bundle, with slashes.
+
+    `weights` is "copy" or "link". `origins` maps each network's folder to a hash of all that it was made from: equal
+    hashes make equal folders. `verify` is the last result of `qwen-image verify`, None before the first.
+    """
+
+    tool: Tool
+    target: str
+    precision: str
+    weights: str
+    checkpoint: CheckpointEntry
+    dims: Dims
+    facts: ModelFacts
+    embeddings: EmbeddingsEntry
+    components: Mapping[str, ComponentEntry]
+    files: Mapping[str, FileEntry]
+    origins: Mapping[str, str] = field(default_factory=dict)
+    verify: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that manifest.json holds."""
+        return {"format": FORMAT, "schema": SCHEMA, **asdict(self)}
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether `folder` has a manifest of any schema version."""
+    try:
+        data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and data.get("format") == FORMAT
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json atomically: under a temporary name, then renamed.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = folder / f".{MANIFEST}.partial"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(manifest.to_json(), file, indent=1, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / MANIFEST)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the bundle in `folder`, checked in form. Files are checked by `bundle_files`.
+
+    Raises:
+        QwenImageError: there is none, it is no JSON, of another schema version, or has missing or misshapen values.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        state = "is no bundle: no manifest.json in it" if folder.is_dir() else "does not exist"
+        raise QwenImageError(f"{folder}: {state}; make one with: qwen-image export -m CHECKPOINT {folder}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise QwenImageError(f"{path}: cannot be read ({error})") from error
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise QwenImageError(f"{path}: is not JSON ({error}); export the bundle again") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise QwenImageError(f'{path}: is not the manifest of a bundle: no "format": "{FORMAT}" in it')
+    if data.get("schema") != SCHEMA:
+        source = data["checkpoint"].get("path") if isinstance(data.get("checkpoint"), dict) else None
+        raise QwenImageError(
+            f"{path}: schema version {data.get('schema')!r}, this version reads {SCHEMA}; export again with: "
+            f"qwen-image export -m {source or 'CHECKPOINT'} {folder}"
+        )
+    try:
+        return _manifest(data)
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise QwenImageError(f"{path}: misshapen: {what}; export the bundle again") from error
+
+
+def record_verification(folder: Path, result: Mapping[str, Any]) -> None:
+    """Keep the result of `verify` in the manifest of the bundle in `folder`, atomically.
+
+    Raises:
+        QwenImageError: the folder is no bundle, or its manifest cannot be written.
+    """
+    manifest = replace(read_manifest(folder), verify=result)
+    try:
+        write_manifest(folder, manifest)
+    except OSError as error:
+        raise QwenImageError(f"{folder / MANIFEST}: cannot be written ({error.strerror or error})") from error
+
+
+def _manifest(data: Mapping[str, Any]) -> Manifest:
+    files = {_path(name): _entry(FileEntry, entry) for name, entry in _mapping(data["files"], "files").items()}
+    components = {
+        str(name): _component(entry, files) for name, entry in _mapping(data["components"], "components").items()
+    }
+    embeddings, facts = _mapping(data["embeddings"], "embeddings"), _mapping(data["facts"], "facts")
+    rows, hidden = (int(size) for size in embeddings["shape"])
+    verify = data["verify"]
+    return Manifest(
+        tool=_entry(Tool, data["tool"]),
+        target=str(data["target"]),
+        precision=str(data["precision"]),
+        weights=str(data["weights"]),
+        checkpoint=_entry(CheckpointEntry, data["checkpoint"]),
+        dims=_entry(Dims, data["dims"]),
+        facts=ModelFacts(
+            channels=int(facts["channels"]),
+            axes_dims_rope=tuple(int(size) for size in facts["axes_dims_rope"]),
+            encoder_head_dim=int(facts["encoder_head_dim"]),
+            encoder_rope_theta=float(facts["encoder_rope_theta"]),
+        ),
+        embeddings=EmbeddingsEntry(
+            _listed(embeddings["file"], files), int(embeddings["offset"]), str(embeddings["dtype"]), (rows, hidden)
+        ),
+        components=components,
+        files=files,
+        origins={str(name): str(value) for name, value in _mapping(data["origins"], "origins").items()},
+        verify=None if verify is None else _mapping(verify, "verify"),
+    )
+
+
+def _component(data: Any, files: Mapping[str, FileEntry]) -> ComponentEntry:
+    entry = _mapping(data, "a component")
+    return ComponentEntry(
+        model=_listed(entry["model"], files),
+        weights=tuple(_listed(name, files) for name in entry["weights"]),
+        precision=str(entry["precision"]),
+        excluded_layers=tuple(str(name) for name in entry["excluded_layers"]),
+        opset=int(entry["opset"]),
+        ir_version=int(entry["ir_version"]),
+        contract=Contract.from_json(entry["contract"]),
+    )
+
+
+def _entry(kind: type[T], data: Any) -> T:
+    """A flat dataclass of strings, integers and None; its fields' annotations are not interpreted."""
+    values = _mapping(data, kind.__name__)
+    if not all(value is None or isinstance(value, str | int) for value in values.values()):
+        raise TypeError(f"{kind.__name__} holds {values!r}")
+    return kind(**values)
+
+
+def _mapping(data: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{what} is {data!r}, expected an object")
+    return data
+
+
+def _path(name: Any) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(f"the path {name!r} leaves the bundle")
+    return str(name)
+
+
+def _listed(name: Any, files: Mapping[str, FileEntry]) -> str:
+    if name not in files:
+        raise ValueError(f"the file {name!r} is not listed")
+    return str(name)

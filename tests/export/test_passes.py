@@ -1,0 +1,189 @@
+"""Each lowering pass on a small graph of torch's making in miniature: the same values, other nodes."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx.reference import ReferenceEvaluator
+from onnx_ir.passes import InPlacePass
+
+from qwen_image_engine.export.cleanup import Cleanup, MergeConstants, MergeReshapes
+from qwen_image_engine.export.constants import FoldConstants
+from qwen_image_engine.export.linear_to_gemm import LinearToGemm
+from qwen_image_engine.export.rows import KeepRows
+from qwen_image_engine.export.scale_into_layer_norm import ScaleIntoLayerNorm
+from qwen_image_engine.export.sizes import ConstantShapes, readable, reshape_target, runtime_shape
+from qwen_image_engine.export.split import SequenceToSplit
+from qwen_image_engine.export.sum_of_squares import SumOfSquares
+
+RNG = np.random.default_rng(0)
+
+
+def model(text: str, **weights: Any) -> ir.Model:
+    """A graph in ONNX's text form; `weights` become initializers. Values get their inferred symbolic shapes."""
+    import onnx
+
+    proto = onnx.parser.parse_model(f'<ir_version: 11, opset_import: ["" : 23]>\n{text}')
+    for name, array in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+
+
+def check(graph: ir.Model, passes: list[type[InPlacePass]], **inputs: Any) -> Counter[str]:
+    """Run the passes, compare values before and after, and count the nodes that are left."""
+    expected = ReferenceEvaluator(ir.to_proto(graph)).run(None, inputs)
+    names = [value.name for value in graph.graph.outputs]
+    for item in passes:
+        item()(graph)
+    Cleanup()(graph)
+    found = ReferenceEvaluator(ir.to_proto(graph)).run(None, inputs)
+    assert [value.name for value in graph.graph.outputs] == names
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    return Counter(node.op_type for node in graph.graph)
+
+
+def test_linear_becomes_gemm_on_the_stored_weight() -> None:
+    text = """linear (float[b, s, 4] x) => (float[b, s, 3] y) {
+        t = Transpose<perm = [1, 0]>(w)
+        y = MatMul(x, t)
+    }"""
+    graph = model(text, w=RNG.standard_normal((3, 4), dtype=np.float32))
+    counts = check(graph, [LinearToGemm], x=RNG.standard_normal((2, 5, 4), dtype=np.float32))
+    assert counts == {"Gemm": 1, "Reshape": 2, "Shape": 2, "Concat": 1}
+    assert next(iter(graph.graph.initializers)) == "w"
+
+
+def test_a_product_of_activations_stays() -> None:
+    text = "product (float[b, 3, 4] x, float[b, 4, 3] z) => (float[b, 3, 3] y) { y = MatMul(x, z) }"
+    inputs = {
+        name: RNG.standard_normal(shape, dtype=np.float32) for name, shape in {"x": (2, 3, 4), "z": (2, 4, 3)}.items()
+    }
+    assert check(model(text), [LinearToGemm, KeepRows], **inputs) == {"MatMul": 1}
+
+
+def test_rows_are_kept_between_two_linears() -> None:
+    text = """chain (float[b, s, 4] x, float[1, 1, 4] scale) => (float[b, s, 4] y) {
+        t = Transpose<perm = [1, 0]>(w)
+        a = MatMul(x, t)
+        g = Sigmoid(a)
+        h = Mul(a, g)
+        c = MatMul(h, t)
+        y = Add(x, c)
+    }"""
+    graph = model(text, w=RNG.standard_normal((4, 4), dtype=np.float32))
+    x = RNG.standard_normal((2, 5, 4), dtype=np.float32)
+    counts = check(graph, [LinearToGemm, KeepRows, MergeReshapes], x=x, scale=x[:1, :1])
+    # In and out once; the Reshapes between the two products cancel.
+    assert counts["Reshape"] == 2
+    assert counts["Gemm"] == 2
+
+
+def test_a_scale_for_every_token_goes_into_the_norm() -> None:
+    text = """norm (float[n, 4] x, float[1, 4] scale) => (float[n, 4] y) {
+        a = LayerNormalization<axis = -1, epsilon = 1e-6>(x, ones)
+        y = Mul(a, scale)
+    }"""
+    inputs = {
+        "x": RNG.standard_normal((5, 4), dtype=np.float32),
+        "scale": RNG.standard_normal((1, 4), dtype=np.float32),
+    }
+    graph = model(text, ones=np.ones(4, np.float32))
+    assert check(graph, [ScaleIntoLayerNorm], **inputs) == {"Reshape": 1, "LayerNormalization": 1}
+    # A norm that has a weight of its own keeps it.
+    graph = model(text, ones=np.full(4, 2, np.float32))
+    assert check(graph, [ScaleIntoLayerNorm], **inputs)["Mul"] == 1
+
+
+def test_squares_are_summed_without_being_written() -> None:
+    text = """norm (float[n, 4, h] x) => (float[n, 1, h] y) {
+        a = Pow(x, two)
+        y = ReduceSum<keepdims = 1>(a, axes)
+    }"""
+    graph = model(text, two=np.float32(2), axes=np.array([1]))
+    assert check(graph, [SumOfSquares], x=RNG.standard_normal((2, 4, 3), dtype=np.float32)) == {"ReduceSumSquare": 1}
+
+
+def test_sequences_become_one_split() -> None:
+    text = """chunk (float[b, 6] x) => (float[b, 3] y) {
+        s = SplitToSequence<axis = -1, keepdims = 1>(x, three)
+        a = SequenceAt(s, zero)
+        c = SequenceAt(s, one)
+        y = Sub(c, a)
+    }"""
+    graph = model(text, three=np.int64(3), zero=np.int64(0), one=np.int64(1))
+    for node in graph.graph:
+        if node.op_type == "SequenceAt":
+            node.outputs[0].shape, node.outputs[0].type = ir.Shape(["b", 3]), ir.TensorType(ir.DataType.FLOAT)
+    counts = check(graph, [SequenceToSplit], x=RNG.standard_normal((2, 6), dtype=np.float32))
+    assert counts == {"Split": 1, "Sub": 1}
+
+
+def test_constants_are_folded_and_weights_are_not() -> None:
+    text = """constants (float[b, 4] x) => (float[b, 4] y) {
+        size = Shape<start = -1>(x)
+        one = Constant<value_float = 1.0>()
+        ones = Expand(one, size)
+        scale = Add(w, ones)
+        y = Mul(x, scale)
+    }"""
+    graph = model(text, w=np.zeros(4, np.float32))
+    weight = graph.graph.initializers["w"]
+    weight.const_value = ir.ExternalTensor("unplaced", None, None, ir.DataType.FLOAT, shape=ir.Shape([4]), name="w")
+    FoldConstants()(graph)
+    Cleanup()(graph)
+    assert Counter(node.op_type for node in graph.graph) == {"Add": 1, "Mul": 1}
+    assert graph.graph.initializers["w"] is weight
+
+
+def test_equal_constants_are_merged() -> None:
+    text = "twice (float[b, 2] x) => (float[b, 2] y) {\n a = Add(x, c)\n y = Mul(a, d)\n}"
+    graph = model(text, c=np.array([1, 2], np.float32), d=np.array([1, 2], np.float32))
+    assert MergeConstants()(graph).modified
+    assert list(graph.graph.initializers) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "target"),
+    [
+        (["b", "s", 6], ["b", "s", 2, 3], [0, 0, 2, 3]),
+        (["b", 6, "h", "w"], ["b", 6, "h*w"], [0, 6, -1]),
+        (["b", "s", 2, 3], ["b", "s", 6], [0, 0, 6]),
+        (["b", "h*w", 6], ["b", "h", "w", 6], None),  # two free sizes
+        (["s", "b"], ["b", "s"], None),
+        (None, ["b"], None),
+    ],
+)
+def test_constant_reshape_targets(before: Any, after: Any, target: Any) -> None:
+    assert reshape_target(before, after) == target
+
+
+def test_sizes_are_read_from_the_inputs_once() -> None:
+    text = "image (float[b, 4, h, w] x) => (float[b, 4, h, w] y) { y = Identity(x) }"
+    graph = model(text)
+    graph.graph.inputs[0].shape = ir.Shape(["b", 4, "16*h", "16*w"])
+    assert readable(graph.graph, ["b", "8*h", "w"])
+    assert not readable(graph.graph, ["32*h"])
+    assert not readable(graph.graph, ["b*h"])
+    first = runtime_shape(graph.graph, ["b", "8*h", "w"])
+    assert runtime_shape(graph.graph, ["b", "8*h", "w"]) is first
+    graph.graph.outputs[0] = first
+    (found,) = ReferenceEvaluator(ir.to_proto(graph)).run(None, {"x": np.zeros((3, 4, 32, 64), np.float32)})
+    assert found.tolist() == [3, 16, 4]
+    with pytest.raises(ValueError, match="no input"):
+        runtime_shape(graph.graph, ["other"])
+
+
+def test_torchs_shape_arithmetic_goes() -> None:
+    text = """heads (float[b, s, 6] x) => (float[b, s, 2, 3] y) {
+        sb = Shape<start = 0, end = 1>(x)
+        ss = Shape<start = 1, end = 2>(x)
+        target = Concat<axis = 0>(sb, ss, two, three)
+        y = Reshape(x, target)
+    }"""
+    graph = model(text, two=np.array([2]), three=np.array([3]))
+    graph.graph.outputs[0].shape = ir.Shape(["b", "s", 2, 3])
+    counts = check(graph, [ConstantShapes], x=RNG.standard_normal((2, 5, 6), dtype=np.float32))
+    assert counts == {"Reshape": 1}

@@ -1,0 +1,86 @@
+"""The runtime alone: what importing it loads, and the whole path from a bundle to a PNG where torch cannot be imported."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen_image_engine.runtime.image import read_png_parameters
+
+HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "transformers", "diffusers", "safetensors")
+
+BLOCKER = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "transformers", "diffusers"}:
+            raise ModuleNotFoundError(f"{name} is blocked in this test", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def python(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["qwen_image_engine.runtime", "qwen_image_engine.runtime.pipeline"])
+def test_importing_loads_nothing_heavy(name: str) -> None:
+    loaded = python(f"import sys, {name}\nprint(*(name for name in {HEAVY} if name in sys.modules))")
+    assert loaded.split() == []
+
+
+def test_public_names_exist() -> None:
+    listed = python(
+        "import qwen_image_engine.runtime as runtime\nprint(*(getattr(runtime, name).__name__ for name in runtime.__all__))"
+    )
+    assert "QwenImage" in listed.split()
+    with pytest.raises(AssertionError, match="has no attribute 'Qwen'"):
+        python("from qwen_image_engine import runtime\nruntime.Qwen")
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_the_whole_path_without_torch(bundle: Callable[..., Path], tmp_path: Path, engine: str) -> None:
+    pytest.importorskip(engine)
+    code = f"""{BLOCKER}
+from pathlib import Path
+import numpy as np
+from qwen_image_engine.runtime import QwenImage
+
+folder, out, engine = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+for number in range(2):
+    with QwenImage.load(folder, engine=engine, memory="sequential", threads=1) as pipeline:
+        pictures = pipeline.generate("a red circle", width=64, height=96, steps=3, seed=7, num_images=2)
+    pictures[1].save(out / f"{{number}}.png")
+    np.save(out / f"{{number}}.npy", np.stack([picture.latents for picture in pictures]))
+assert not {{"torch", "onnx"}} & set(sys.modules)
+"""
+    folder = bundle()
+    python(code, str(folder), str(tmp_path), engine)
+    assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
+    assert read_png_parameters(tmp_path / "0.png")["engine"] == engine
+    assert np.array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy"))
+
+
+def test_the_bundle_draws_what_the_reference_draws(
+    bundle: Callable[..., Path], random_checkpoint: Callable[..., Path]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    from qwen_image_engine.reference.pipeline import reference_pipeline
+    from qwen_image_engine.runtime import QwenImage
+
+    arguments = {"width": 96, "height": 64, "steps": 3, "seed": 7, "num_images": 2}
+    found, expected = (
+        np.stack([picture.latents for picture in pipeline.generate("a red circle", **arguments)])
+        for pipeline in (QwenImage.load(bundle(), threads=1), reference_pipeline(random_checkpoint()))
+    )
+    # fp32 on both sides: 1e-7 found; what counts as equal for teacher-forced steps is 1e-4.
+    assert np.linalg.norm(found - expected) <= 1e-4 * np.linalg.norm(expected)

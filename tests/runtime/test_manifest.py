@@ -1,0 +1,209 @@
+"""The manifest and the files it lists: read back as written, and every damage told in words."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_image_engine.engines.contract import Dims, contract
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.runtime.bundle_files import (
+    SMALL_FILE_BYTES,
+    check_files,
+    describe_file,
+    file_sha256,
+    verify_files,
+)
+from qwen_image_engine.runtime.manifest import (
+    MANIFEST,
+    CheckpointEntry,
+    ComponentEntry,
+    EmbeddingsEntry,
+    Manifest,
+    Tool,
+    is_bundle,
+    read_manifest,
+    record_verification,
+    write_manifest,
+)
+from qwen_image_engine.runtime.model import ModelFacts
+
+DIMS = Dims(encoder_hidden=12, encoder_head_dim=6, context=12, layers=2, heads=2, head_dim=4, channels=8, z=8)
+HEADER = b'{"w":{"dtype":"U8","shape":[9000000],"data_offsets":[0,9000000]}}'
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle of one component: a small graph, a table, and weights too large to be hashed by the quick check."""
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "step.onnx").write_bytes(b"\x08graph")
+    (tmp_path / "table.safetensors").write_bytes(len(HEADER).to_bytes(8, "little") + HEADER)
+    large = len(HEADER).to_bytes(8, "little") + HEADER + bytes(9_000_000)
+    assert len(large) > SMALL_FILE_BYTES
+    (tmp_path / "transformer" / "weights.safetensors").write_bytes(large)
+    names = ("transformer/step.onnx", "transformer/weights.safetensors", "table.safetensors")
+    write_manifest(
+        tmp_path,
+        Manifest(
+            tool=Tool("0.1.0", "ab"),
+            target="cpu",
+            precision="fp32",
+            weights="copy",
+            checkpoint=CheckpointEntry("small", "/models/small", "other", "cd", "ef"),
+            dims=DIMS,
+            facts=ModelFacts(8, (2, 2), 6, 5e6),
+            embeddings=EmbeddingsEntry("table.safetensors", 8, "bfloat16", (3, 12)),
+            components={
+                "step": ComponentEntry(
+                    "transformer/step.onnx",
+                    ("transformer/weights.safetensors",),
+                    "fp32",
+                    ("proj_out",),
+                    23,
+                    11,
+                    contract("step", DIMS),
+                )
+            },
+            files={name: describe_file(tmp_path / name) for name in names},
+            origins={"transformer": "01"},
+        ),
+    )
+    return tmp_path
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads((bundle / MANIFEST).read_text())
+    change(document)
+    (bundle / MANIFEST).write_text(json.dumps(document))
+
+
+def test_reads_back_what_was_written(bundle: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert manifest.components["step"].contract == contract("step", DIMS)
+    other = tmp_path / "other"
+    other.mkdir()
+    write_manifest(other, manifest)
+    assert read_manifest(other) == manifest
+    assert [path.name for path in other.iterdir()] == [MANIFEST]
+
+
+def test_a_verification_is_kept(bundle: Path) -> None:
+    before = read_manifest(bundle)
+    record_verification(bundle, {"passed": True, "components": [{"rel_l2": 1e-7}]})
+    after = read_manifest(bundle)
+    assert after.verify == {"passed": True, "components": [{"rel_l2": 1e-7}]}
+    assert replace(after, verify=None) == before
+
+
+def test_folders_without_a_manifest_are_no_bundles(tmp_path: Path) -> None:
+    assert not is_bundle(tmp_path)
+    with pytest.raises(QwenImageError, match=r"no manifest\.json in it; make one with: qwen-image export"):
+        read_manifest(tmp_path)
+    with pytest.raises(QwenImageError, match="does not exist"):
+        read_manifest(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"text"', '{"schema": 1}'])
+def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / MANIFEST).write_text(text)
+    assert not is_bundle(tmp_path)
+    with pytest.raises(QwenImageError, match="is not"):
+        read_manifest(tmp_path)
+
+
+def test_another_schema_version_says_what_to_do(bundle: Path) -> None:
+    edit(bundle, lambda document: document.update(schema=2, dims=None))
+    assert is_bundle(bundle)
+    with pytest.raises(QwenImageError, match=r"schema version 2, this version reads 1; .*export -m /models/small"):
+        read_manifest(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda document: document.pop("dims"), "'dims' is missing"),
+        (lambda document: document["dims"].pop("heads"), "heads"),
+        (lambda document: document["dims"].update(colour="red"), "colour"),
+        (lambda document: document.update(components=[]), "components"),
+        (lambda document: document["components"]["step"].update(model="absent.onnx"), "not listed"),
+        (lambda document: document["components"]["step"].update(opset=None), "misshapen"),
+        (lambda document: document["components"]["step"]["contract"].pop("inputs"), "export the bundle again"),
+        (lambda document: document["files"].update({"../outside": {}}), "leaves the bundle"),
+        (lambda document: document["files"].update({"/etc/passwd": {}}), "leaves the bundle"),
+        (lambda document: document["embeddings"].update(shape=[3]), "misshapen"),
+        (lambda document: document["checkpoint"].update(path={}), "CheckpointEntry"),
+    ],
+)
+def test_misshapen_manifests_are_refused_in_words(
+    bundle: Path, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    edit(bundle, change)
+    with pytest.raises(QwenImageError, match=words):
+        read_manifest(bundle)
+
+
+def test_an_interrupted_write_keeps_the_old_manifest(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (bundle / MANIFEST).read_bytes()
+
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        record_verification(bundle, {"passed": False})
+    assert (bundle / MANIFEST).read_bytes() == before
+    assert not list(bundle.glob("*.partial"))
+    assert not list(bundle.glob(".*.partial"))
+
+
+@pytest.mark.parametrize("name", ["transformer/step.onnx", "transformer/weights.safetensors", "table.safetensors"])
+def test_missing_and_shortened_files_are_found(bundle: Path, name: str) -> None:
+    manifest = read_manifest(bundle)
+    check_files(bundle, manifest)
+    assert verify_files(bundle, manifest) == []
+    data = (bundle / name).read_bytes()
+    (bundle / name).write_bytes(data[:-1])
+    with pytest.raises(QwenImageError, match=rf"{name}: {len(data) - 1} bytes, expected {len(data)}; export again"):
+        check_files(bundle, manifest)
+    assert [fault.path for fault in verify_files(bundle, manifest)] == [name]
+    (bundle / name).unlink()
+    with pytest.raises(QwenImageError, match=f"{name}: missing"):
+        check_files(bundle, manifest)
+    assert [fault.found for fault in verify_files(bundle, manifest)] == [None]
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "quick"),
+    [
+        ("transformer/step.onnx", -1, True),
+        ("transformer/weights.safetensors", 20, True),
+        ("transformer/weights.safetensors", -1, False),
+    ],
+)
+def test_the_quick_check_reads_small_files_and_headers(bundle: Path, name: str, at: int, quick: bool) -> None:
+    manifest = read_manifest(bundle)
+    data = bytearray((bundle / name).read_bytes())
+    data[at] ^= 1
+    (bundle / name).write_bytes(data)
+    if quick:
+        with pytest.raises(QwenImageError, match=f"{name}: another|{name}: other"):
+            check_files(bundle, manifest)
+    else:
+        check_files(bundle, manifest)
+    (fault,) = verify_files(bundle, manifest)
+    assert fault.path == name
+    assert fault.found == file_sha256(bundle / name) != fault.expected
+
+
+def test_only_the_asked_files_are_checked(bundle: Path) -> None:
+    (bundle / "table.safetensors").unlink()
+    check_files(bundle, read_manifest(bundle), ["transformer/step.onnx"])
+
+
+def test_progress_is_the_bytes_of_all_files(bundle: Path) -> None:
+    manifest, seen = read_manifest(bundle), []
+    verify_files(bundle, manifest, seen.append)
+    assert sum(seen) == sum(entry.bytes for entry in manifest.files.values())
