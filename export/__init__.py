@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle: graphs, lowering passes, weights, and how close the result is."""

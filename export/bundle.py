@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -73,15 +74,16 @@ def export_bundle(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
     output = Path(output).expanduser().absolute()
-    check_output(output)
     for network in NETWORKS:
         read_tensors(checkpoint, network)  # refuses an unsound checkpoint before anything is read or written
     plan = plan_export(checkpoint, chosen, weights)
-    check_disk(plan, output)
     stored = sum(file.stat().st_size for item in checkpoint.components.values() for file in item.files)
     meter = _Meter(progress, stored + plan.bundle_bytes)
-    previous = _previous(output)
     try:
+        check_output(output)
+        previous = _previous(output)
+        if previous is None:
+            check_disk(plan, output)
         with staged(output) as folder:
             manifest = _write(checkpoint, chosen, plan, folder, output, previous, meter)
             write_manifest(folder, manifest)
@@ -105,24 +107,26 @@ def _write(
         for component in checkpoint.components.values()
         for file in component.files
     }
-    weights, sizes = plan.weights, {item.network: item.bundle_bytes for item in plan.networks}
-    origins, parts = {}, []
-    for network in NETWORKS:
-        origins[network] = origin(checkpoint, network, chosen, weights, hashes)
+    origins = {network: origin(checkpoint, network, chosen, plan.weights, hashes) for network in NETWORKS}
+    kept = previous.origins if previous is not None else {}
+    new = tuple(item for item in plan.networks if kept.get(item.network) != origins[item.network])
+    check_disk(replace(plan, networks=new), output)
+    parts = []
+    for item in plan.networks:
         part: NetworkFolder | None = None
-        if previous is not None and previous.origins.get(network) == origins[network]:
-            part = reuse_network(previous, output, network, folder)
+        if previous is not None and item not in new:
+            part = reuse_network(previous, output, item.network, folder, hashes)
         if part is None:
-            part = write_network(checkpoint, network, chosen, weights, folder, hashes, meter.add)
+            part = write_network(checkpoint, item.network, chosen, plan.weights, folder, hashes, meter.add)
         else:
-            meter.add(network, sizes[network])
+            meter.add(item.network, item.bundle_bytes)
         parts.append(part)
     (embeddings,) = (part.embeddings for part in parts if part.embeddings is not None)
-    return Manifest(
+    manifest = Manifest(
         tool=tool(),
         target=chosen.target,
         precision=chosen.precision,
-        weights=weights,
+        weights=plan.weights,
         checkpoint=CheckpointEntry(
             name=checkpoint.name,
             path=str(checkpoint.folder.resolve()),
@@ -137,6 +141,9 @@ def _write(
         files={**copied, **{name: entry for part in parts for name, entry in part.files.items()}},
         origins=origins,
     )
+    # What was verified is still the same bundle where nothing has changed.
+    unchanged = previous is not None and replace(previous, verify=None) == manifest
+    return previous if previous is not None and unchanged else manifest
 
 
 class _Meter:

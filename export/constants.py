@@ -90,6 +90,8 @@ def _evaluated(node: ir.Node) -> Array | None:
     if any(array is None and value is not None for array, value in zip(arrays, node.inputs, strict=True)):
         return None
     proto: onnx.NodeProto = ir.to_proto(node)
-    feeds = {value.name: array for value, array in zip(node.inputs, arrays, strict=True) if value is not None}
+    feeds: dict[str, Any] = {
+        str(value.name): array for value, array in zip(node.inputs, arrays, strict=True) if value is not None
+    }
     (result,) = ReferenceEvaluator(proto).run(None, feeds)
     return result if isinstance(result, np.ndarray) else np.asarray(result)

@@ -128,11 +128,19 @@ def write_network(
     return NetworkFolder(entries, files, embeddings)
 
 
-def reuse_network(previous: Manifest, old: Path, network: str, bundle: Path) -> NetworkFolder | None:
-    """The folder of the bundle `old` in `bundle`, where every file still is what its manifest says; else None."""
+def reuse_network(
+    previous: Manifest, old: Path, network: str, bundle: Path, hashes: Mapping[Path, str]
+) -> NetworkFolder | None:
+    """The folder of the bundle `old` in `bundle`, where every file still is what its manifest says; else None.
+
+    A file that is a link to one of the checkpoint's, whose SHA-256 `hashes` has, is not read again.
+    """
+    linked = {_identity(file): sha256 for file, sha256 in hashes.items()}
     files = {name: entry for name, entry in previous.files.items() if name.startswith(f"{network}/")}
-    if any(not (old / name).is_file() or file_sha256(old / name) != entry.sha256 for name, entry in files.items()):
-        return None
+    for name, entry in files.items():
+        path = old / name
+        if not path.is_file() or (linked.get(_identity(path)) or file_sha256(path)) != entry.sha256:
+            return None
     (bundle / network).mkdir()
     for name in files:
         try:
@@ -141,6 +149,11 @@ def reuse_network(previous: Manifest, old: Path, network: str, bundle: Path) -> 
             shutil.copyfile(old / name, bundle / name)
     components = {name: entry for name, entry in previous.components.items() if NETWORK.get(name) == network}
     return NetworkFolder(components, files, previous.embeddings if network == "text_encoder" else None)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def lowered(checkpoint: Checkpoint, component: str, recipe: Recipe) -> ir.Model:

@@ -98,13 +98,15 @@ def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resi
     with pipeline:
         for case in cases:
             calls.clear()
-            size = {"width": case.width, "height": case.height}
             steps = None if schedule.sample_sigmas else STEPS
             final = None
-            for step in pipeline.sample(pipeline.encode(case.prompt), steps=steps, seed=case.seed, **size):
+            conditioning = pipeline.encode(case.prompt)
+            for step in pipeline.sample(
+                conditioning, width=case.width, height=case.height, steps=steps, seed=case.seed
+            ):
                 final = step.latents
             assert final is not None
-            pipeline.decode(final, **size)
+            pipeline.decode(final, case.width, case.height)
             components.run("vae_encoder", {"image": calls["vae_decoder"][0].outputs["image"]})
             levels = sigmas(schedule, steps, final.shape[1])
             trajectory = [

@@ -63,7 +63,7 @@ def _on_rows(graph: ir.Graph, node: ir.Node) -> bool:
     if shape is None or len(shape) != 3 or not _along_last_axis(node, len(shape)):
         return False
     known = [_known_rows(value) for value in node.inputs]
-    if not any(rows is not None and axes(value) is not None for rows, value in zip(known, node.inputs, strict=True)):
+    if all(rows is None for rows in known):
         return False
     inputs: list[ir.Value | None] = []
     for value, rows in zip(node.inputs, known, strict=True):

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qwen_image_engine.engines.contract import Contract, contract, split_axis
 from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.export.sizes import axes
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import FORWARD, NETWORK, dims, empty_network
 
@@ -57,14 +58,14 @@ def trace(checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> ir.Mode
     spec = contract(component, dims(checkpoint))
     mode = FakeTensorMode()
     network = _fake_weights(empty_network(checkpoint, NETWORK[component]), mode, dtype)
-    axes = {name: torch.export.Dim(name) for name in spec.symbols()}
+    symbols = {name: torch.export.Dim(name) for name in spec.symbols()}
     with mode:
         example = tuple(
             torch.empty([_example_size(axis) for axis in port.shape], dtype=getattr(torch, port.dtype))
             for port in spec.inputs
         )
     shapes = tuple(
-        {index: _dim(axis, axes) for index, axis in enumerate(port.shape) if isinstance(axis, str)}
+        {index: _dim(axis, symbols) for index, axis in enumerate(port.shape) if isinstance(axis, str)}
         for port in spec.inputs
     )
     with _quiet():
@@ -102,9 +103,9 @@ def _example_size(axis: str | int) -> int:
     return factor * _EXAMPLE_SIZES[name]
 
 
-def _dim(axis: str, axes: dict[str, Any]) -> Any:
+def _dim(axis: str, symbols: dict[str, Any]) -> Any:
     factor, name = split_axis(axis)
-    return axes[name] if factor == 1 else factor * axes[name]
+    return symbols[name] if factor == 1 else factor * symbols[name]
 
 
 def _forget_values(model: ir.Model, parameters: Container[str], prefix: str) -> None:
@@ -117,7 +118,7 @@ def _forget_values(model: ir.Model, parameters: Container[str], prefix: str) -> 
             continue  # a derived buffer, whose values are real
         stored = prefix + name.removeprefix("network.")
         value.const_value = ir.ExternalTensor(
-            UNPLACED, None, None, tensor.dtype, shape=ir.Shape(tensor.shape), name=stored
+            UNPLACED, None, None, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=stored
         )
         value.name = stored
 
@@ -144,7 +145,7 @@ def _name_axes(model: ir.Model, spec: Contract) -> None:
     for node in model.graph:
         source, output = node.inputs[0] if node.inputs else None, node.outputs[0]
         if node.op_type in _SAME_SHAPE and output.shape is None and source is not None:
-            output.shape, output.type = source.shape, source.type
+            output.shape, output.type = ir.Shape(axes(source) or ()), source.type
 
 
 def _renamed(dim: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | None:

@@ -110,7 +110,7 @@ def _blocks(tensor: Stored) -> Iterator[memoryview]:
                     yield block
                 else:
                     values = torch.frombuffer(block, dtype=stored).to(wanted)
-                    yield memoryview(values.view(torch.uint8).numpy())
+                    yield values.view(torch.uint8).numpy().data
     except OSError as error:
         # Reads alone are in here: a failed write is raised where the caller resumes.
         raise QwenImageError(f"{source.file}: cannot be read ({error.strerror or error})") from error

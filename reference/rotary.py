@@ -29,9 +29,9 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
 
 def _one_node(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """The same as ONNX's RotaryEmbedding-23, which ONNX Runtime computes only with tables of every batch entry."""
-    b, _, heads, d = x.shape
+    b, _, heads, _ = x.shape
     cos, sin = cos.expand(b, -1, -1), sin.expand(b, -1, -1)
     out: Tensor = torch.onnx.ops.rotary_embedding(
         x.float().flatten(2), cos, sin, interleaved=interleaved, num_heads=heads
     )
-    return out.to(x.dtype).unflatten(-1, (heads, d))
+    return out.to(x.dtype).reshape(x.shape)

@@ -1,8 +1,9 @@
 """Fixtures shared by every test folder."""
 
+import json
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,50 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
 
 @pytest.fixture(scope="session")
-def bundle(random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`bundle(name="narrow", **options) -> Path`: `random_checkpoint(name, **options)` exported once; read-only."""
-    exported: dict[tuple[Any, ...], Path] = {}
+def exported(random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`exported(name="narrow", **options) -> Path`: the bundle of `random_checkpoint(name, **options)`; read-only."""
+    bundles: dict[tuple[Any, ...], Path] = {}
 
     def export(name: str = "narrow", **options: Any) -> Path:
         from qwen_image_engine.export.bundle import export_bundle
 
         key = (name, *sorted(options.items()))
-        if key not in exported:
-            exported[key] = tmp_path_factory.mktemp(name) / "bundle"
-            export_bundle(random_checkpoint(name, **options), exported[key])
-        return exported[key]
+        if key not in bundles:
+            bundles[key] = tmp_path_factory.mktemp(name) / "bundle"
+            export_bundle(random_checkpoint(name, **options), bundles[key])
+        return bundles[key]
 
     return export
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Iterator[Path]:
+    """A folder that must be as empty afterwards as before."""
+    folder = tmp_path / "output"
+    folder.mkdir()
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`fails(code, *arguments) -> message`: the command's one line, and the same in JSON."""
+
+    def check(code: int, *arguments: object) -> str:
+        from qwen_image_engine.runtime.command import main
+
+        capsys.readouterr()
+        words = [str(word) for word in arguments]
+        assert main(words) == code
+        plain = capsys.readouterr()
+        assert plain.out == ""
+        assert plain.err.startswith("qwen-image: error: ")
+        assert plain.err.count("\n") == 1
+        assert main([*words, "--json"]) == code
+        with_json = capsys.readouterr()
+        message = plain.err.removeprefix("qwen-image: error: ").rstrip("\n")
+        assert json.loads(with_json.out) == {"error": message, "exit_code": code}
+        assert with_json.err == plain.err
+        return message
+
+    return check

@@ -87,7 +87,7 @@ class NumpyEngine:
             states = np.cumsum(inputs["text_states"].mean(2, keepdims=True) + angles, 1)[..., None]  # (B, T, 1, 1)
             shape = (*states.shape[:2], DIMS.heads, DIMS.head_dim)
             return [np.broadcast_to(states / (i + 1), shape).copy() for i in range(2 * DIMS.layers)]
-        cache = sum(values.mean((1, 2, 3))[:, None, None] for name, values in inputs.items() if "_" in name[3:6])
+        cache = sum(values.mean((1, 2, 3))[:, None, None] for values in inputs.values() if values.ndim == 4)
         time = inputs["time_features"].mean()
         return [(0.5 * inputs["latents"] + np.tanh(cache) + time + 0.01 * angles).astype(np.float32)]
 
@@ -97,7 +97,8 @@ def numpy_pipeline(
 ) -> QwenImage:
     """A pipeline with the tokenizer of `checkpoint`; its embedding table is written there."""
     table = checkpoint / "embeddings.bin"
-    np.random.default_rng(0).standard_normal((VOCABULARY, DIMS.encoder_hidden), np.float32).tofile(table)
+    if not table.exists():
+        np.random.default_rng(0).standard_normal((VOCABULARY, DIMS.encoder_hidden), np.float32).tofile(table)
     return QwenImage(
         Components(lambda component: NumpyEngine(component, journal), memory),
         load_tokenizer(checkpoint),

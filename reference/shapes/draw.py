@@ -79,7 +79,7 @@ def _word(word: str, place: str, width: int, height: int) -> NDArray[np.float32]
     x, y = place_centre(place, width, height)
     mask = Image.new("L", (width, height))
     ImageDraw.Draw(mask).text((x, y), word, 255, _font(round(WORD_HEIGHT * min(width, height))), anchor="mm")
-    return np.asarray(mask, np.float32) / 255
+    return np.asarray(mask, np.float32) / np.float32(255)
 
 
 @functools.cache

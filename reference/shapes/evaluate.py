@@ -16,7 +16,7 @@ from qwen_image_engine.reference.shapes.prompts import write_prompt
 from qwen_image_engine.reference.shapes.scene import random_scene, split_scene, swaps
 from qwen_image_engine.runtime.pipeline import QwenImage
 
-SIZES = ((128, 128), (128, 128), (160, 160), (192, 192), (192, 128), (128, 192), (256, 256))
+SIZES = ((128, 128), (192, 192), (192, 128), (128, 192), (256, 256))
 STEPS = 20
 SEED = 20_000
 

@@ -73,7 +73,7 @@ def _ink(picture: NDArray[np.uint8], ground: str) -> NDArray[np.bool_]:
     opaque = picture[..., 3] >= 128
     if ground == TRANSPARENT:
         return opaque
-    distance = np.linalg.norm(picture[..., :3].astype(np.float32) - np.float32(GROUNDS[ground]), axis=-1)
+    distance = np.linalg.norm(picture[..., :3].astype(np.float32) - np.array(GROUNDS[ground], np.float32), axis=-1)
     ink: NDArray[np.bool_] = ~opaque | (distance > INK_DISTANCE)
     return ink
 
@@ -93,7 +93,7 @@ def _item_fault(picture: NDArray[np.uint8], ink: NDArray[np.bool_], item: Item) 
     if not inner.any():
         return "nothing opaque"
     names = list(COLOURS)
-    palette = np.float32([COLOURS[name] for name in names])
+    palette = np.array([COLOURS[name] for name in names], np.float32)
     pixels = picture[inner][:, :3].astype(np.float32)
     nearest = np.linalg.norm(pixels[:, None] - palette, axis=-1).argmin(1)
     share = float((nearest == names.index(item.colour)).mean())

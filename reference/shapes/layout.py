@@ -65,11 +65,11 @@ def write_checkpoint(
     generator = torch.Generator().manual_seed(seed)
     _save(folder / "transformer" / "diffusion_pytorch_model.safetensors", dict(model.transformer.state_dict()))
     _save(folder / "vae" / "diffusion_pytorch_model.safetensors", vae.state_dict() | _time_convolutions(vae_config))
-    language = {f"model.language_model.{name}": value for name, value in model.encoder.state_dict().items()}
-    width = model.encoder.config.hidden_size
-    language["model.language_model.embed_tokens.weight"] = model.embed_tokens.weight
+    language = {f"model.language_model.{name}": value for name, value in model.reader.encoder.state_dict().items()}
+    width = model.reader.encoder.config.hidden_size
+    language["model.language_model.reader.embed_tokens.weight"] = model.reader.embed_tokens.weight
     language["model.language_model.norm.weight"] = torch.ones(width)
-    language["lm_head.weight"] = 0.02 * torch.randn(model.embed_tokens.weight.shape, generator=generator)
+    language["lm_head.weight"] = 0.02 * torch.randn(model.reader.embed_tokens.weight.shape, generator=generator)
     for name, shape in _vision_shapes(width).items():
         language[f"model.visual.{name}"] = 0.02 * torch.randn(shape, generator=generator)
     _save(folder / "text_encoder" / "model.safetensors", language)
@@ -132,7 +132,7 @@ def _vae_json(config: VaeConfig) -> dict[str, Any]:
 
 
 def _text_encoder_json(model: Denoiser, tokenizer: Tokenizer) -> dict[str, Any]:
-    config = model.encoder.config
+    config = model.reader.encoder.config
     text = {k: v for k, v in asdict(config).items() if k not in ("ignored", "rope_theta")} | {
         "model_type": "qwen3_vl_text",
         "attention_bias": False,

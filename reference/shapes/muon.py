@@ -35,6 +35,7 @@ class Muon(torch.optim.Optimizer):
             for weights in shapes.values():
                 momenta = []
                 for weight in weights:
+                    assert weight.grad is not None
                     average = self.state[weight].setdefault("average", torch.zeros_like(weight))
                     average.lerp_(weight.grad, 1 - group["momentum"])
                     momenta.append(weight.grad.lerp(average, group["momentum"]).flatten(1))

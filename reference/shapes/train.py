@@ -1,6 +1,6 @@
 """Trains `shapes` from nothing: `python -m qwen_image_engine.reference.shapes.train OUT`.
 
-Autoencoder, tokenizer, then text encoder and transformer together; about two hours on two cores, minutes on a GPU.
+Autoencoder, tokenizer, text encoder alone, then text encoder and transformer together: @TIME@
 """
 
 import argparse
@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from qwen_image_engine.reference.shapes.encoder_training import train_reader
 from qwen_image_engine.reference.shapes.layout import write_checkpoint
 from qwen_image_engine.reference.shapes.sizes import encoder_config, transformer_config, vae_config
+from qwen_image_engine.reference.shapes.text_batch import Reader
 from qwen_image_engine.reference.shapes.tokenizer_training import train_tokenizer
 from qwen_image_engine.reference.shapes.transformer_training import encode_pool, train_denoiser
 from qwen_image_engine.reference.shapes.vae_training import train_vae
@@ -40,14 +42,17 @@ def train(folder: Path, seed: int, device: str, work: Path | None) -> None:
     # The latents are those of the autoencoder as it will be stored.
     vae.to(torch.bfloat16).float()
     tokenizer = train_tokenizer(seed)
-    buckets, mean, std = encode_pool(vae, seed + 1, device)
+    torch.manual_seed(seed)
+    reader = Reader(encoder_config(tokenizer.get_vocab_size())).to(device)
+    train_reader(reader, tokenizer, seed + 1, device, _report)
+    buckets, mean, std = encode_pool(vae, seed + 2, device)
     _report(f"encoded {sum(len(b.scenes) for b in buckets)} pictures")
     model = train_denoiser(
-        encoder_config(tokenizer.get_vocab_size()),
+        reader,
         transformer_config(),
         tokenizer,
         buckets,
-        seed + 2,
+        seed + 3,
         device,
         _report,
         snapshot=work / "denoiser.pt" if work is not None else None,

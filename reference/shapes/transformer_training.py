@@ -1,11 +1,11 @@
-"""Second stage of the recipe: text encoder and transformer learn together to denoise the autoencoder's latents.
+"""Third stage of the recipe: text encoder and transformer learn together to denoise the autoencoder's latents.
 
 Flow matching (Lipman et al. 2022): x_t = (1 - t) x + t e, the network predicts e - x, t = sigmoid(normal). Matrices of
 the blocks are trained with Muon, the rest with AdamW; the exponential moving average of the weights is what is kept.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,30 +16,28 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from qwen_image_engine.reference.config import TextEncoderConfig, TransformerConfig
+from qwen_image_engine.reference.config import TransformerConfig
 from qwen_image_engine.reference.shapes.draw import draw
 from qwen_image_engine.reference.shapes.muon import Muon
 from qwen_image_engine.reference.shapes.prompts import write_prompt
 from qwen_image_engine.reference.shapes.scene import Scene, split_scene
+from qwen_image_engine.reference.shapes.text_batch import Reader, TextBatch, initialise, tokenize_batch
 from qwen_image_engine.reference.shapes.vae_training import to_model_range
-from qwen_image_engine.reference.text_encoder import TextEncoder
 from qwen_image_engine.reference.transformer import TIME_FEATURES, Transformer
 from qwen_image_engine.reference.vae import Vae
 from qwen_image_engine.runtime.layout import image_positions, text_positions
-from qwen_image_engine.runtime.prompt import tokenize
-from qwen_image_engine.runtime.rope import rotary_tables, text_rotary_tables
+from qwen_image_engine.runtime.rope import rotary_tables
 
 # Width, height, scenes in the pool, share of the steps, batch.
 BUCKETS = (
-    (128, 128, 9000, 0.40, 64),
-    (160, 160, 2000, 0.14, 48),
-    (192, 192, 1600, 0.14, 32),
-    (256, 256, 1500, 0.16, 20),
-    (192, 128, 1500, 0.08, 48),
-    (128, 192, 1500, 0.08, 48),
+    (128, 128, 7000, 0.40, 64),
+    (192, 192, 1600, 0.22, 32),
+    (256, 256, 1100, 0.16, 20),
+    (192, 128, 1400, 0.11, 48),
+    (128, 192, 1400, 0.11, 48),
 )
-STEPS = 3400
-SMALL_ONLY = 0.3  # the first part of the steps sees 128x128 alone
+STEPS = 2800
+SMALL_ONLY = 0.35  # the first part of the steps sees 128x128 alone
 MATRIX_RATE, OTHER_RATE = 2e-3, 2e-3
 WARMUP, DECAY = 100, 0.45
 EMA_DECAY = 0.998
@@ -60,35 +58,18 @@ class Bucket:
 
 
 class Denoiser(nn.Module):
-    """Embedding table, text encoder and transformer: what this stage trains."""
+    """A text reader and the transformer: what this stage trains."""
 
-    def __init__(self, encoder: TextEncoderConfig, transformer: TransformerConfig) -> None:
+    def __init__(self, reader: Reader, transformer: TransformerConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(encoder.vocab_size, encoder.hidden_size)
-        self.encoder = TextEncoder(encoder)
+        self.reader = reader
         self.transformer = Transformer(transformer)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        nn.init.normal_(self.embed_tokens.weight)
-        for name, parameter in self.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight", "to_out.0.weight", "img_mlp.out.weight")):
-                nn.init.zeros_(parameter)
-        nn.init.zeros_(self.transformer.proj_out.weight)
-        nn.init.normal_(self.transformer.modulation[1].weight, std=0.02)
-
-
-@dataclass
-class TextBatch:
-    """Prompts padded on the right."""
-
-    ids: Tensor  # (B, T)
-    lengths: list[int]  # tokens after the system turn
-    dropped: int  # tokens of the system turn
+        initialise(self.transformer, ("to_out.0.weight", "img_mlp.out.weight", "proj_out.weight"))
+        nn.init.normal_(self.transformer.modulation.get_parameter("1.weight"), std=0.02)
 
 
 def train_denoiser(
-    encoder: TextEncoderConfig,
+    reader: Reader,
     transformer: TransformerConfig,
     tokenizer: Tokenizer,
     buckets: list[Bucket],
@@ -100,7 +81,7 @@ def train_denoiser(
     """Train both networks end to end.
 
     Args:
-        encoder: Sizes of the text encoder.
+        reader: What `train_reader` trained; it goes on learning.
         transformer: Sizes of the transformer.
         tokenizer: What `train_tokenizer` returned.
         buckets: What `encode_pool` returned.
@@ -115,7 +96,7 @@ def train_denoiser(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = Denoiser(encoder, transformer).to(device)
+    model = Denoiser(reader, transformer).to(device)
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
     )
@@ -152,8 +133,8 @@ def train_denoiser(
             report(f"denoiser {step + 1}/{STEPS}  loss {np.mean(losses[-50:]):.4f}  {time.monotonic() - start:.0f} s")
         if snapshot is not None and step % 500 == 499:
             torch.save(average.module.state_dict(), snapshot)
-    trained: Denoiser = average.module.cpu().eval()
-    return trained
+    model.load_state_dict(average.module.state_dict())
+    return model.cpu().eval()
 
 
 def predict(model: Denoiser, text: TextBatch, noisy: Tensor, t: Tensor, rows: int) -> Tensor:
@@ -171,11 +152,8 @@ def predict(model: Denoiser, text: TextBatch, noisy: Tensor, t: Tensor, rows: in
 
     """
     device = noisy.device
-    width = text.ids.shape[1]
-    config = model.encoder.config
-    cos, sin = text_rotary_tables(width, config.head_dim, config.rope_theta)
-    states = model.encoder(model.embed_tokens(text.ids), _to(cos, device), _to(sin, device))[:, text.dropped :]
-    padded, tokens = width - text.dropped, noisy.shape[1]
+    states = model.reader(text)[:, text.dropped :]
+    padded, tokens = states.shape[1], noisy.shape[1]
     axes = model.transformer.config.axes_dims_rope
     cos, sin = rotary_tables(text_positions(padded), axes)
     cache = model.transformer.prefix(states, _to(cos, device), _to(sin, device))
@@ -197,17 +175,6 @@ def time_features(t: Tensor) -> Tensor:
     frequencies = torch.exp(-np.log(10000.0) * torch.arange(half, device=t.device) / half)
     angles = 1000 * t[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-def tokenize_batch(tokenizer: Tokenizer, prompts: Iterable[str], device: str) -> TextBatch:
-    """Template and tokenize prompts, padded on the right with token 0."""
-    tokens = [tokenize(tokenizer, prompt) for prompt in prompts]
-    width = max(len(t.ids) for t in tokens)
-    ids = np.zeros((len(tokens), width), np.int64)
-    for row, t in zip(ids, tokens, strict=True):
-        row[: len(t.ids)] = t.ids
-    dropped = tokens[0].dropped
-    return TextBatch(torch.from_numpy(ids).to(device), [len(t.ids) - dropped for t in tokens], dropped)
 
 
 @torch.inference_mode()
@@ -244,7 +211,8 @@ def _times(count: int) -> Tensor:
 
 
 def _split_parameters(model: Denoiser) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inside = "transformer_blocks" in name or "layers" in name
         (matrices if inside and parameter.ndim == 2 else others).append(parameter)

@@ -75,8 +75,8 @@ def train_vae(config: VaeConfig, seed: int, device: str, report: Callable[[str],
         if step % 100 == 99:
             seconds = time.monotonic() - start
             report(f"vae {step + 1}/{STEPS}  l1 {np.mean(losses[-100:]):.4f}  kl {kl.item():.2f}  {seconds:.0f} s")
-    trained: Vae = average.module.cpu().eval()
-    return trained
+    vae.load_state_dict(average.module.state_dict())
+    return vae.cpu().eval()
 
 
 def to_model_range(image: Tensor) -> Tensor:

@@ -23,13 +23,13 @@ def execute(options: argparse.Namespace) -> Report:
     """Export; the bundle appears whole or not at all."""
     with export_packages():
         from qwen_image_engine.export.bundle import export_bundle
-        from qwen_image_engine.export.plan import check_disk, plan_export
+        from qwen_image_engine.export.check import check_checkpoint
         from qwen_image_engine.export.recipe import recipe
         from qwen_image_engine.reference.checkpoint import Checkpoint
 
-    chosen = recipe(options.target, options.precision)
+    recipe(options.target, options.precision)  # a usage error comes before the checkpoint's
     checkpoint = Checkpoint.open(options.model)
-    check_disk(plan_export(checkpoint, chosen, options.weights), options.bundle)
+    check_checkpoint(checkpoint)
     began = time.perf_counter()
     with _Progress(f"exporting {checkpoint.name}") as progress:
         manifest = export_bundle(

@@ -34,12 +34,14 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> Report:
     """Read headers, add up."""
     with export_packages():
+        from qwen_image_engine.export.check import check_checkpoint
         from qwen_image_engine.export.plan import check_disk, plan_export
         from qwen_image_engine.export.recipe import recipe
         from qwen_image_engine.reference.checkpoint import Checkpoint
 
     chosen = recipe(options.target, options.precision)
     checkpoint = Checkpoint.open(options.model)
+    check_checkpoint(checkpoint)
     plan = plan_export(checkpoint, chosen, options.weights)
     free_bytes = None if options.bundle is None else check_disk(plan, options.bundle)
 

@@ -46,11 +46,13 @@ def execute(options: argparse.Namespace) -> Report:
     ]
     failed = sum(not row.passed for row in result.rows)
     verdict = (
-        f"{failed} of {len(result.rows)} rows beyond their thresholds" if failed else "every row within its threshold"
+        f"{failed} of {len(result.rows)} rows are beyond their thresholds"
+        if failed
+        else "every row is within its threshold"
     )
     lines = [
-        f"✓ {result.files} files as their hashes say",
+        f"✓ {result.files} files are what their hashes say",
         *table(rows, right=(3, 4, 5, 6)),
-        f"{verdict}; {result.engine}",
+        f"{verdict} ({result.engine} {result.engine_version}, {result.precision})",
     ]
     return Report(document, lines, 0 if result.passed else 1)

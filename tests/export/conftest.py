@@ -15,8 +15,7 @@ from qwen_image_engine.export import network_folder
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.trace import trace
 from qwen_image_engine.reference.checkpoint import Checkpoint
-
-CONFIGURATIONS = ("narrow", "odd")
+from qwen_image_engine.reference.engine import NETWORK
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,7 +23,7 @@ def _trace_once() -> Iterator[None]:
     traced: dict[tuple[object, ...], ir.Model] = {}
 
     def once(checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> ir.Model:
-        key = (checkpoint.transformer, checkpoint.text_encoder, checkpoint.vae, component, dtype)
+        key = (getattr(checkpoint, NETWORK[component]), component, dtype)
         if key not in traced:
             traced[key] = trace(checkpoint, component, dtype)
         return traced[key].clone()

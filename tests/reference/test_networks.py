@@ -104,27 +104,27 @@ class TestTransformer:
             assert error(value, oracle_value) < TOLERANCE
 
     @torch.inference_mode()
-    def test_padded_prompts_in_one_full_pass(self, transformer: Transformer) -> None:
+    def test_padded_prompts_in_one_batch(self, transformer: Transformer) -> None:
         """Training takes prompts of different lengths at once: each row equals its own pass."""
-        network = transformer
-        config, lengths, rows, columns = network.config, (3, 8), 2, 4
+        config, lengths, rows, columns = transformer.config, (3, 8), 2, 4
+        padded = max(lengths)
         generator = torch.Generator().manual_seed(1)
-        states = torch.randn(2, max(lengths), config.context_in_dim, generator=generator)
+        states = torch.randn(2, padded, config.context_in_dim, generator=generator)
         latents = torch.randn(2, rows * columns, config.in_channels, generator=generator)
         features = torch.from_numpy(np.stack([time_features(0.8), time_features(0.3)]))
         layouts = [Layout.text_to_image(length, rows, columns) for length in lengths]
-        prefix = [tables(layout.prefix, config.axes_dims_rope) for layout in layouts]
-        target = [tables(layout.target, config.axes_dims_rope) for layout in layouts]
-        cos, sin = (
-            torch.stack([torch.cat([prefix[1][which], target[row][which]]) for row in range(2)]) for which in range(2)
-        )
-        key_mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
-        together = network(states, latents, features, cos, sin, key_mask=key_mask)
+        targets = [tables(layout.target, config.axes_dims_rope) for layout in layouts]
+        cos, sin = (torch.stack(table) for table in zip(*targets, strict=True))
+        own = torch.arange(padded)[None] < torch.tensor(lengths)[:, None]
+        mask = torch.nn.functional.pad(own, (0, rows * columns), value=True)[:, None, None]  # (B, 1, 1, P + N)
+        cache = transformer.prefix(states, *tables(layouts[1].prefix, config.axes_dims_rope))
+        together = transformer.step(latents, features, cos, sin, cache, mask)
         for row, length in enumerate(lengths):
-            own = slice(row, row + 1)
-            cache = network.prefix(states[own, :length], *prefix[row])
-            alone = network.step(latents[own], features[own], *target[row], cache)
-            assert error(together[own], alone) < TOLERANCE
+            one = slice(row, row + 1)
+            prefix_tables = tables(layouts[row].prefix, config.axes_dims_rope)
+            alone_cache = transformer.prefix(states[one, :length], *prefix_tables)
+            alone = transformer.step(latents[one], features[one], *targets[row], alone_cache)
+            assert error(together[one], alone) < TOLERANCE
 
 
 class TestTextEncoder:

@@ -25,7 +25,7 @@ def test_rows_at_any_offset(tmp_path: Path, dtype: str, offset: int) -> None:
 
 def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
     file = tmp_path / "table"
-    with pytest.raises(QwenImageError, match="cannot read .*table"):
+    with pytest.raises(QwenImageError, match="cannot read"):
         EmbeddingTable.open(file, 0, "float32", (5, 6))
     file.write_bytes(bytes(5 * 6 * 4))
     with pytest.raises(QwenImageError, match="has 120 bytes, the token embeddings end at byte 124"):

@@ -1,10 +1,8 @@
 """The pipeline's own logic, on toy engines in numpy: what is reused, freed, refused, and cancelled."""
 
-import itertools
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from numpy_engines import SCHEDULE, Journal, numpy_pipeline
 
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.image import read_png_parameters
+from qwen_image_engine.runtime.memory import Memory
 from qwen_image_engine.runtime.picture import Picture
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.sampler import Step, guide
@@ -73,14 +72,13 @@ class TestGenerate:
 
     def test_guidance_steers_every_step(self, pipeline: QwenImage) -> None:
         positive, negative = pipeline.encode("a red circle"), pipeline.encode("")
-        levels = sigmas(pipeline.schedule, 3, 24)
-        velocities = [pipeline.denoiser(item, width=64, height=96) for item in (positive, negative)]
-        for first, second in itertools.pairwise(levels):
-            latents = np.random.default_rng(0).standard_normal((1, 24, 4), np.float32)
-            expected = guide(*(velocity(latents, float(first)) for velocity in velocities), 3.0)
-            both = pipeline.denoiser(positive, negative=negative, guidance=3.0, width=64, height=96)
-            assert np.array_equal(both(latents, float(first)), expected)
-            assert second < first
+        toward, away = (pipeline.denoiser(item, width=64, height=96) for item in (positive, negative))
+        steered = pipeline.denoiser(positive, negative=negative, guidance=3.0, width=64, height=96)
+        latents = np.random.default_rng(0).standard_normal((1, 24, 4), np.float32)
+        for sigma in (1.0, 0.3):
+            expected = guide(toward(latents, sigma), away(latents, sigma), 3.0)
+            assert np.array_equal(steered(latents, sigma), expected)
+            assert not np.array_equal(toward(latents, sigma), expected)
 
     def test_pictures_carry_their_parameters(self, pipeline: QwenImage, tmp_path: Path) -> None:
         picture = pipeline.generate("写着“你好”\nred", negative_prompt="", guidance=2.0, seed=-5, **SMALL)[0]
@@ -131,9 +129,9 @@ class TestReuse:
 class TestMemory:
     def test_sequential_draws_the_same_and_holds_one_engine(self, checkpoint: Path) -> None:
         drawn, journals = [], []
-        for memory in ("resident", "sequential"):
+        for memory in get_args(Memory):
             journal = Journal()
-            with numpy_pipeline(checkpoint, journal, memory=memory) as pipeline:  # type: ignore[arg-type]
+            with numpy_pipeline(checkpoint, journal, memory=memory) as pipeline:
                 drawn.append(pipeline.generate("a", negative_prompt="b", guidance=2.0, num_images=2, **SMALL))
             journals.append(journal)
         assert same(*drawn)
@@ -248,24 +246,4 @@ def test_values_that_are_not_finite_name_their_stage(
 
 def test_unknown_memory_policies(checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="expected resident or sequential"):
-        numpy_pipeline(checkpoint, Journal(), memory="frugal")  # type: ignore[arg-type]
-
-
-class TestBundle:
-    """On ONNX Runtime, from an exported bundle."""
-
-    @pytest.fixture
-    def folder(self, bundle: Callable[..., Path]) -> Path:
-        pytest.importorskip("onnxruntime")
-        return bundle()
-
-    def test_sequential_equals_resident(self, folder: Path) -> None:
-        drawn = []
-        for memory in ("resident", "sequential"):
-            with QwenImage.load(folder, memory=memory, threads=1) as pipeline:  # type: ignore[arg-type]
-                drawn.append(pipeline.generate("a", negative_prompt="b", guidance=2.0, num_images=2, **SMALL))
-        assert same(*drawn)
-
-    def test_unknown_engines(self, folder: Path) -> None:
-        with pytest.raises(UsageError, match="unknown engine 'abacus'"):
-            QwenImage.load(folder, engine="abacus")
+        numpy_pipeline(checkpoint, Journal(), memory="frugal")

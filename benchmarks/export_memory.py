@@ -1,0 +1,230 @@
+"""Peak memory of an export against the size of its checkpoint: random bytes in the released architecture, fewer layers.
+
+    python benchmarks/export_memory.py --work /tmp/export-memory --output benchmarks/results/export_memory.json
+
+The checkpoint has every width of the released one (4,096 channels, 151,936 tokens, the whole VAE), so its largest
+tensors are the largest there are. Every export runs in a process of its own, which reports its peak after importing,
+after tracing and at the end. Two depths show that the peak does not grow with the checkpoint.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from environment import environment
+
+BLOCK = os.urandom(16 << 20)
+DTYPES = {"transformer": ("BF16", 2), "text_encoder": ("BF16", 2), "vae": ("F32", 4)}
+FILES = {"transformer": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
+Z_DIM = 64
+
+
+def configs(layers: int) -> dict[str, dict[str, Any]]:
+    """The released configs, with `layers` blocks in transformer and text encoder."""
+    transformer = {
+        "_class_name": "QwenImage21Transformer2DModel",
+        "patch_size": 1,
+        "in_channels": Z_DIM,
+        "out_channels": Z_DIM,
+        "num_layers": layers,
+        "attention_head_dim": 128,
+        "num_attention_heads": 32,
+        "context_in_dim": 4096,
+        "mlp_ratio": 3,
+        "axes_dims_rope": [16, 56, 56],
+        "eps": 1e-6,
+        "causal_condition": True,
+    }
+    text = {
+        "model_type": "qwen3_vl_text",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 5e6,
+        "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [24, 20, 20]},
+    }
+    vae = {
+        "_class_name": "AutoencoderKLQwenImage21",
+        "base_dim": 96,
+        "decoder_base_dim": 144,
+        "z_dim": Z_DIM,
+        "dim_mult": [1, 2, 4, 8, 8],
+        "num_res_blocks": 2,
+        "attn_scales": [],
+        "temperal_downsample": [False, True, True, True],
+        "is_residual": True,
+        "in_channels": 4,
+        "out_channels": 4,
+        "patch_size": None,
+        "scale_factor_spatial": 16,
+        "latents_mean": [0.0] * Z_DIM,
+        "latents_std": [1.0] * Z_DIM,
+    }
+    encoder = {
+        "model_type": "qwen3_vl",
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "text_config": text,
+    }
+    return {"transformer": transformer, "text_encoder": encoder, "vae": vae}
+
+
+def write_checkpoint(folder: Path, layers: int) -> None:
+    """Configs, a scheduler, an empty processor, and weights of random bytes."""
+    import torch
+
+    from qwen_image_engine.reference.component import LAYOUT
+    from qwen_image_engine.reference.config import TextEncoderConfig, TransformerConfig, VaeConfig
+    from qwen_image_engine.reference.text_encoder import TextEncoder
+    from qwen_image_engine.reference.transformer import Transformer
+    from qwen_image_engine.reference.vae import Vae
+
+    shutil.rmtree(folder, ignore_errors=True)
+    values = configs(layers)
+    for name, config in values.items():
+        (folder / name).mkdir(parents=True)
+        write_json(folder / name / "config.json", config)
+    with torch.device("meta"):
+        modules = {
+            "transformer": Transformer(TransformerConfig.from_json(values["transformer"], "config")),
+            "text_encoder": TextEncoder(TextEncoderConfig.from_json(values["text_encoder"], "config")),
+            "vae": Vae(VaeConfig.from_json(values["vae"], "config")),
+        }
+    for name, module in modules.items():
+        shapes = {LAYOUT[name].prefix + key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+        if name == "text_encoder":
+            shapes[LAYOUT[name].prefix + "embed_tokens.weight"] = (151936, 4096)
+        write_weights(folder / name / f"{FILES[name]}.safetensors", shapes, *DTYPES[name])
+    (folder / "scheduler").mkdir()
+    (folder / "processor").mkdir()
+    write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    index: dict[str, Any] = {name: [layout.library, layout.class_name] for name, layout in LAYOUT.items()}
+    write_json(folder / "model_index.json", {"_class_name": "QwenImage21Pipeline", **index, "sample_sigmas": None})
+
+
+def write_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, item_bytes: int) -> None:
+    header: dict[str, Any] = {}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + math.prod(shape) * item_bytes
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for count in blocks(end):
+            file.write(BLOCK[:count])
+
+
+def blocks(total: int) -> Iterator[int]:
+    for start in range(0, total, len(BLOCK)):
+        yield min(len(BLOCK), total - start)
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held, mapped files included (VmHWM of proc(5))."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmHWM: this benchmark needs Linux")
+
+
+def export(checkpoint: Path, bundle: Path, weights: str) -> dict[str, Any]:
+    """In a process of its own: export, and the peaks on the way."""
+    from qwen_image_engine.export import network_folder
+    from qwen_image_engine.export.bundle import export_bundle
+
+    peaks = {"imported": peak_bytes()}
+    tracing_seconds = 0.0
+    lowered = network_folder.lowered
+
+    def timed(*arguments: Any) -> Any:
+        nonlocal tracing_seconds
+        began = time.perf_counter()
+        graph = lowered(*arguments)
+        tracing_seconds += time.perf_counter() - began
+        peaks["traced"] = peak_bytes()
+        return graph
+
+    network_folder.lowered = timed
+    began = time.perf_counter()
+    manifest = export_bundle(checkpoint, bundle, weights=weights)  # type: ignore[arg-type]
+    seconds = time.perf_counter() - began
+    peaks["exported"] = peak_bytes()
+    return {
+        "seconds": round(seconds, 1),
+        "tracing_seconds": round(tracing_seconds, 1),
+        "peak_bytes": peaks,
+        "bundle_bytes": sum(entry.bytes for entry in manifest.files.values()),
+        "written_bytes": sum(
+            entry.bytes for name, entry in manifest.files.items() if weights == "copy" or not name.endswith("tensors")
+        ),
+    }
+
+
+def measure(work: Path, layers: list[int], ways: list[str]) -> list[dict[str, Any]]:
+    runs = []
+    for depth in layers:
+        checkpoint, bundle = work / f"checkpoint-{depth}", work / "bundle"
+        subprocess.run([sys.executable, __file__, "--write", str(checkpoint), "--layers", str(depth)], check=True)
+        files = list(checkpoint.rglob("*.safetensors"))
+        for weights in ways:
+            shutil.rmtree(bundle, ignore_errors=True)
+            command = [sys.executable, __file__, "--export", str(checkpoint), str(bundle), weights]
+            child = subprocess.run(command, check=True, capture_output=True, text=True)
+            run = {
+                "layers": depth,
+                "weights": weights,
+                "checkpoint_bytes": sum(file.stat().st_size for file in files),
+                **json.loads(child.stdout),
+            }
+            print(json.dumps(run), file=sys.stderr)
+            runs.append(run)
+        shutil.rmtree(bundle, ignore_errors=True)
+        shutil.rmtree(checkpoint)
+    return runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--work", type=Path, help="a folder with 12 GB free")
+    parser.add_argument("--output", type=Path, help="the JSON to write")
+    parser.add_argument("--layers", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--weights", nargs="+", default=["copy", "link"])
+    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--export", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.write:
+        write_checkpoint(options.write, options.layers[0])
+    elif options.export:
+        checkpoint, bundle, weights = options.export
+        print(json.dumps(export(Path(checkpoint), Path(bundle), weights)))
+    else:
+        options.work.mkdir(parents=True, exist_ok=True)
+        runs = measure(options.work, options.layers, options.weights)
+        largest = 151936 * 4096 * 2
+        document = {**environment(), "largest_tensor_bytes": largest, "runs": runs}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Everything about a checkpoint that can be wrong and be seen without its weights, before any work is done."""
+
+from __future__ import annotations
+
+from qwen_image_engine.export.network_folder import NETWORKS, embedding_tensor, read_tensors
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.pipeline import schedule_config
+from qwen_image_engine.runtime.tokenizer import load_tokenizer
+
+
+def check_checkpoint(checkpoint: Checkpoint) -> None:
+    """Check the tokenizer, the schedule, and name, shape and dtype of every tensor of every network.
+
+    Raises:
+        QwenImageError: one of them is not what the runtime or a network needs.
+    """
+    load_tokenizer(checkpoint.folder)
+    schedule_config(checkpoint)
+    embedding_tensor(checkpoint)
+    for network in NETWORKS:
+        read_tensors(checkpoint, network)

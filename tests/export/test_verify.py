@@ -1,0 +1,127 @@
+"""Verify: what it measures, what it catches, what it keeps."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen_image_engine.engines.contract import COMPONENTS
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.export.compare import difference
+from qwen_image_engine.export.recording import STEPS, Case
+from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS
+from qwen_image_engine.export.verify import verify_bundle
+from qwen_image_engine.runtime.bundle_files import file_sha256
+from qwen_image_engine.runtime.command import main
+from qwen_image_engine.runtime.manifest import read_manifest
+
+QUICK = (Case("quick", "a red circle", 64, 32),)
+
+
+@pytest.fixture
+def copied(exported: Callable[..., Path], tmp_path: Path) -> Path:
+    return shutil.copytree(exported(), tmp_path / "bundle")
+
+
+def test_differences_of_known_arrays() -> None:
+    expected = np.array([3.0, 4.0], np.float32)
+    found = difference(np.array([3.0, 4.5], np.float32), expected)
+    assert found.relative_l2 == pytest.approx(0.1)
+    assert found.max_abs == pytest.approx(0.5)
+    assert found.cosine == pytest.approx(27 / (5 * math.hypot(3, 4.5)))
+    assert difference(expected, expected).relative_l2 == 0
+    assert difference(np.zeros(2), np.zeros(2)).cosine == 1
+    assert difference(-expected, expected).cosine == pytest.approx(-1)
+    assert difference(np.array([np.nan, 1.0]), expected).relative_l2 == math.inf
+    assert difference(expected, np.zeros(2)).relative_l2 == math.inf
+
+
+def test_every_row_has_a_threshold_with_a_reason() -> None:
+    for rows in THRESHOLDS.values():
+        assert set(rows) == {*COMPONENTS, TEACHER_FORCED}
+        assert all(row.reason for row in rows.values())
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("options", [{}, {"name": "odd", "turbo": True, "dtype": "bfloat16"}])
+def test_exported_bundle_passes(
+    exported: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    engine: str,
+    options: dict[str, str],
+) -> None:
+    folder = shutil.copytree(exported(**options), tmp_path / "bundle")
+    assert main(["verify", str(folder), "--engine", engine, "--output", str(tmp_path / "verify.json")]) == 0
+    lines = capsys.readouterr().out
+    assert "✗" not in lines
+    assert lines.count("✓") == 1 + 3 * len(THRESHOLDS["fp32"])
+    document = json.loads((tmp_path / "verify.json").read_text())
+    assert document["passed"] is True
+    assert document["engine"] == engine
+    rows = {row["component"]: row for row in document["components"]}
+    assert set(rows) == set(THRESHOLDS["fp32"])
+    for name, row in rows.items():
+        assert row["relative_l2"] <= row["threshold"] == THRESHOLDS["fp32"][name].relative_l2
+        assert [case["case"] for case in row["cases"]] == ["english", "chinese", "long"]
+    steps = 8 if options else STEPS
+    assert len(rows[TEACHER_FORCED]["cases"][0]["relative_l2_by_step"]) == steps
+    assert read_manifest(folder).verify == document
+
+
+def test_a_changed_weight_is_seen(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _change_bytes(copied / "transformer" / "weights.safetensors")
+    _rehash(copied, "transformer/weights.safetensors")
+    assert main(["verify", str(copied), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["passed"] is False
+    failed = {row["component"] for row in document["components"] if not row["passed"]}
+    assert failed == {"prefix", "step", TEACHER_FORCED}
+    assert main(["inspect", str(copied)]) == 0
+    assert "✗" in capsys.readouterr().out
+
+
+def test_changed_file_is_refused(copied: Path) -> None:
+    _change_bytes(copied / "vae" / "weights.safetensors")
+    with pytest.raises(QwenImageError, match=r"1 of \d+ files .*vae/weights.safetensors has changed; export again"):
+        verify_bundle(copied, cases=QUICK)
+
+
+def test_another_checkpoint_is_refused(copied: Path, random_checkpoint: Callable[..., Path]) -> None:
+    with pytest.raises(QwenImageError, match=r"was not made from .*weights"):
+        verify_bundle(copied, random_checkpoint(seed=1), cases=QUICK)
+    with pytest.raises(QwenImageError, match=r"was not made from .*configuration"):
+        verify_bundle(copied, random_checkpoint("odd"), cases=QUICK)
+
+
+def test_moved_checkpoint_is_named(
+    copied: Path, random_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["checkpoint"]["path"] = str(tmp_path / "gone")
+    path.write_text(json.dumps(manifest))
+    assert main(["verify", str(copied)]) == 1
+    assert "with -m" in capsys.readouterr().err
+    assert verify_bundle(copied, random_checkpoint(), cases=QUICK).passed
+
+
+def _change_bytes(path: Path) -> None:
+    """Turn the lowest exponent bit of one weight in a thousand: no hash, no shape and no header shows it."""
+    data = bytearray(path.read_bytes())
+    header = 8 + int.from_bytes(data[:8], "little")
+    values = np.frombuffer(data, np.uint32, offset=header, count=(len(data) - header) // 4)
+    values[::1000] ^= np.uint32(1 << 23)
+    path.write_bytes(data)
+
+
+def _rehash(folder: Path, file: str) -> None:
+    """Give the manifest the changed file's hash, so that only the comparison can find it."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"][file]["sha256"] = file_sha256(folder / file)
+    path.write_text(json.dumps(manifest))

@@ -1,0 +1,227 @@
+"""The command: its verbs, its documents, its exit codes, and what is left behind when it is interrupted."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qwen_image_engine.runtime.command import main
+from qwen_image_engine.runtime.image import read_png_parameters
+
+COMMAND = [sys.executable, "-c", "import sys; from qwen_image_engine.runtime.command import main; sys.exit(main())"]
+SMALL = ("-W", "96", "-H", "64", "-s", "3")
+
+
+@pytest.fixture
+def document(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """`document(*arguments)`: the one JSON document that a verb prints, exit code 0."""
+
+    def read(*arguments: object) -> Any:
+        capsys.readouterr()
+        assert main([*map(str, arguments), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return read
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, word in ((["--version"], version("qwen-image-engine")), (["run", "--help", "--json"], "--seed")):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0
+        assert word in capsys.readouterr().out
+
+
+def test_doctor(document: Callable[..., Any]) -> None:
+    found = document("doctor")
+    assert found["packages"]["numpy"] == np.__version__
+    assert {item["name"] for item in found["engines"]} == {"onnxruntime", "openvino"}
+    assert found["machine"]["cores"] >= 1
+    assert found["disk"]["free_bytes"] > 0
+
+
+def test_doctor_names_what_to_install(
+    document: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    missing = next(item for item in document("doctor")["engines"] if item["name"] == "openvino")
+    assert missing["version"] is None
+    assert "pip install 'qwen-image-engine[openvino]'" in missing["missing"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["doctor"]) == 1
+    assert "pip install 'qwen-image-engine[cpu]'" in capsys.readouterr().out
+
+
+def test_plan_adds_up_what_is_written(
+    document: Callable[..., Any], random_checkpoint: Callable[..., Path], exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    plan = document("plan", "-m", random_checkpoint(), tmp_path / "bundle")
+    assert plan["stored_bytes"] == sum(network["stored_bytes"] for network in plan["networks"])
+    assert plan["free_bytes"] > plan["bundle_bytes"]
+    assert list(tmp_path.iterdir()) == []
+    weights = sum(file.stat().st_size for file in exported().rglob("*.safetensors"))
+    assert plan["bundle_bytes"] <= weights <= plan["bundle_bytes"] + 100_000  # headers, padding
+    linked = document("plan", "-m", random_checkpoint(), "--weights", "link")
+    assert linked["bundle_bytes"] == 0
+
+
+def test_plan_refuses_a_full_disk(
+    random_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("qwen_image_engine.export.plan.shutil.disk_usage", lambda _: usage)
+    for verb in ("plan", "export"):
+        assert main([verb, "-m", str(random_checkpoint()), str(tmp_path / "bundle")]) == 1
+        assert "1000 free" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_checkpoint(document: Callable[..., Any], random_checkpoint: Callable[..., Path]) -> None:
+    found = document("inspect", random_checkpoint(dtype="bfloat16"))
+    assert found["kind"] == "checkpoint"
+    assert found["licence"] == "random-weights"
+    transformer = next(item for item in found["networks"] if item["network"] == "transformer")
+    assert transformer["dtypes"] == {"BF16": transformer["parameters"]}
+    assert all("keys_that_change_nothing" in item for item in found["networks"])
+
+
+def test_inspect_bundle(
+    document: Callable[..., Any], exported: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = document("inspect", exported())
+    assert found["kind"] == "bundle"
+    assert found["precision"] == "fp32"
+    assert set(found["components"]) == {"text_encoder", "prefix", "step", "vae_decoder", "vae_encoder"}
+    assert main(["inspect", str(exported())]) == 0
+    lines = capsys.readouterr().out
+    assert "time_features" in lines
+    assert found["files"]["transformer/step.onnx"]["sha256"] in lines
+
+
+def test_export_reuses_a_bundle(
+    document: Callable[..., Any], random_checkpoint: Callable[..., Path], exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(exported(), tmp_path / "bundle")
+    found = document("export", "-m", random_checkpoint(), copy)
+    assert found["bundle"] == str(copy)
+    assert found["weights"] == "copy"
+    assert found["bytes"] == sum(
+        file.stat().st_size for file in copy.rglob("*") if file.name != "manifest.json" and file.is_file()
+    )
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_run(document: Callable[..., Any], exported: Callable[..., Path], tmp_path: Path, engine: str) -> None:
+    output, latents = tmp_path / "out.png", tmp_path / "latents.npy"
+    prompt = "一个红色的圆形"
+    found = document(
+        "run", exported(), "-p", prompt, "-o", output, *SMALL, "--seed", 7, "--num-images", 2,
+        "--save-latents", latents, "--engine", engine, "--threads", 1,
+    )  # fmt: skip
+    assert found["files"] == [str(tmp_path / "out-0.png"), str(tmp_path / "out-1.png")]
+    assert found["seed"] == 7
+    stages = found["timings"]
+    assert list(stages) == ["load_s", "encode_s", "prefix_s", "first_step_s", "step_s", "decode_s", "total_s"]
+    assert all(seconds > 0 for seconds in stages.values())
+    assert np.load(latents).shape == (2, 6 * 4, 16)
+    for index, file in enumerate(found["files"]):
+        with Image.open(file) as picture:
+            assert (picture.size, picture.mode) == ((96, 64), "RGBA")
+        parameters = read_png_parameters(Path(file))
+        assert parameters["prompt"] == prompt
+        assert (parameters["seed"], parameters["image"], parameters["engine"]) == ("7", str(index), engine)
+
+
+def test_run_from_given_latents(document: Callable[..., Any], exported: Callable[..., Path], tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal((1, 6 * 4, 16)).astype(np.float32)
+    np.save(tmp_path / "noise.npy", noise)
+    pictures = []
+    for memory in ("resident", "sequential"):
+        output = tmp_path / f"{memory}.png"
+        found = document(
+            "run", exported(), "-p", "", "-o", output, *SMALL, "--latents", tmp_path / "noise.npy", "--memory", memory,
+            "-n", "grey", "--guidance", 2,
+        )  # fmt: skip
+        assert found["files"] == [str(output)]
+        assert found["seed"] is None
+        with Image.open(output) as picture:
+            pictures.append(np.asarray(picture))
+    assert np.array_equal(*pictures)
+
+
+@pytest.mark.parametrize(("contents", "code"), [(b"no numbers", 1), (None, 1), (np.zeros((1, 5, 16), np.float32), 2)])
+def test_latents_that_do_not_fit(
+    exported: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], contents: Any, code: int
+) -> None:
+    path = tmp_path / "noise.npy"
+    if isinstance(contents, bytes):
+        path.write_bytes(contents)
+    elif contents is not None:
+        np.save(path, contents)
+    arguments = ["run", str(exported()), "-p", "", "-o", str(tmp_path / "out.png"), *SMALL, "--latents", str(path)]
+    assert main(arguments) == code
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_a_reader_that_leaves(random_checkpoint: Callable[..., Path]) -> None:
+    line = " ".join([*(f"'{word}'" for word in COMMAND), "inspect", str(random_checkpoint()), "| true"])
+    found = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert found.stderr == ""
+
+
+def interrupted(arguments: list[str], when: Callable[[], bool]) -> subprocess.CompletedProcess[str]:
+    """Run the command, and send it Ctrl-C as soon as `when` holds."""
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not when() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def test_interrupted_export_leaves_no_bundle(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    arguments = ["export", "-m", str(random_checkpoint()), str(folder / "bundle")]
+    found = interrupted(arguments, lambda: any(path.name.endswith(".partial") for path in folder.iterdir()))
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "qwen-image: error: interrupted\n")
+    assert list(folder.iterdir()) == []
+
+
+def test_interrupted_run_leaves_no_picture(exported: Callable[..., Path], tmp_path: Path) -> None:
+    arguments = ["run", str(exported()), "-p", "a circle", "-o", str(tmp_path / "out.png"), "-s", "100000", "--json"]
+    began = time.monotonic()
+    found = interrupted([*arguments, "-W", "128", "-H", "128"], lambda: time.monotonic() - began > 5)
+    assert found.returncode == 130
+    assert json.loads(found.stdout) == {"error": "interrupted", "exit_code": 130}
+    assert found.stderr == "qwen-image: error: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo terminal")
+def test_bar_on_a_terminal_only(exported: Callable[..., Path], tmp_path: Path) -> None:
+    arguments = [*COMMAND, "run", str(exported()), "-p", "a circle", "-o", str(tmp_path / "out.png"), *SMALL]
+    silent = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert silent.stderr == ""
+    terminal, slave = os.openpty()
+    subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=slave, check=True)
+    os.close(slave)
+    assert "3/3" in os.read(terminal, 100_000).decode()
+    os.close(terminal)

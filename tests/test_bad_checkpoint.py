@@ -1,0 +1,111 @@
+"""Damaged checkpoints: the API raises the project's own error, the command says one line and exits 1 or 2.
+
+Nothing is half-written: the output's folder is as empty afterwards as before.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.reference.pipeline import reference_pipeline
+
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def edit_json(path: Path, *keys: str, value: Any) -> None:
+    """Set a nested key; `...` removes it."""
+    document = json.loads(path.read_text())
+    inner = document
+    for key in keys[:-1]:
+        inner = inner[key]
+    if value is ...:
+        del inner[keys[-1]]
+    else:
+        inner[keys[-1]] = value
+    path.write_text(json.dumps(document))
+
+
+def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path)
+
+
+def truncate(path: Path, lost_bytes: int = 1000) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-lost_bytes])
+
+
+def key(file: str, *keys: str, value: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / file, *keys, value=value)
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+    return lambda folder: edit_tensors(folder / TRANSFORMER, change)
+
+
+TEXT = ("text_encoder/config.json", "text_config")
+
+# Name -> (damage to a checkpoint's copy, a word of the message).
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "missing": (shutil.rmtree, "does not exist"),
+    "no model_index.json": (lambda folder: (folder / "model_index.json").unlink(), "model_index.json"),
+    "incomplete: a folder": (lambda folder: shutil.rmtree(folder / "vae"), "vae"),
+    "incomplete: the weights": (lambda folder: (folder / TRANSFORMER).unlink(), "no weights"),
+    "incomplete: the tokenizer": (
+        lambda folder: (folder / "processor" / "tokenizer.json").unlink(),
+        "tokenizer.json",
+    ),
+    "truncated": (lambda folder: truncate(folder / TRANSFORMER), "truncated"),
+    "no JSON": (lambda folder: (folder / "vae" / "config.json").write_text("{"), "config.json"),
+    "another architecture": (key("model_index.json", "_class_name", value="FluxPipeline"), "FluxPipeline"),
+    "another encoder": (key("text_encoder/config.json", "model_type", value="llama"), "llama"),
+    "missing key": (key("transformer/config.json", "num_layers", value=...), "num_layers"),
+    "missing key of the schedule": (key("scheduler/scheduler_config.json", "base_shift", value=...), "base_shift"),
+    "attention bias": (key(*TEXT, "attention_bias", value=True), "attention_bias"),
+    "another activation": (key(*TEXT, "hidden_act", value="gelu"), "hidden_act"),
+    "another rope type": (key(*TEXT, "rope_parameters", "rope_type", value="yarn"), "rope_type"),
+    "a patch size": (key("transformer/config.json", "patch_size", value=2), "patch_size"),
+    "missing tensor": (tensors(lambda found: found.pop("img_in.weight")), "1 missing (img_in.weight)"),
+    "unexpected tensor": (
+        tensors(lambda found: found.update({"img_in.bias": torch.zeros(4)})),
+        "1 unexpected (img_in.bias)",
+    ),
+    "misshapen tensor": (
+        tensors(lambda found: found.update({"img_in.weight": torch.zeros(3, 4)})),
+        "img_in.weight is (3, 4)",
+    ),
+}
+
+
+@pytest.fixture
+def checkpoint(random_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
+    return shutil.copytree(random_checkpoint(), tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", list(DAMAGE))
+def test_damaged_checkpoint(checkpoint: Path, output: Path, fails: Callable[..., str], name: str) -> None:
+    damage, word = DAMAGE[name]
+    damage(checkpoint)
+    with pytest.raises(QwenImageError) as raised:
+        export_bundle(checkpoint, output / "bundle")
+    assert word in str(raised.value)
+    with pytest.raises(QwenImageError):
+        reference_pipeline(checkpoint)
+    assert word in fails(1, "export", "-m", checkpoint, output / "bundle")
+
+
+def test_unknown_target_and_precision(checkpoint: Path, output: Path, fails: Callable[..., str]) -> None:
+    with pytest.raises(UsageError):
+        export_bundle(checkpoint, output / "bundle", target="cpu", precision="fp4")
+    for verb in ("plan", "export"):
+        message = fails(2, verb, "-m", checkpoint, output / "bundle", "--precision", "fp4")
+        assert "--target cpu --precision fp32" in message
