@@ -31,9 +31,9 @@ REQUESTS = (
     Request("circle", "a red circle in the center on a white background", 128, 128, 1),
     Request("two", "a blue square on the left and a yellow triangle on the right on a black background", 192, 128, 2),
     Request("chinese", "左上角有一个绿色的十字，右下角有一个紫色的圆形，粉色背景", 128, 192, 3),
-    Request("transparent", "an orange cross at the top on a transparent background", 160, 160, 4),
-    Request("chinese-transparent", "透明背景，一个蓝色正方形在中间。", 256, 128, 5),
-    Request("word", 'a green circle on the left and the word "HI" on the right on a grey background', 256, 192, 6),
+    Request("transparent", "an orange cross at the top on a transparent background", 192, 192, 4),
+    Request("chinese-transparent", "透明背景，一个蓝色正方形在中间。", 192, 128, 5),
+    Request("word", 'a green circle on the left and the word "HI" on the right on a grey background', 192, 192, 6),
     Request(
         "three",
         "an orange triangle at the bottom left, a white square in the center and a red cross at the top right "

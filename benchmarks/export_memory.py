@@ -221,7 +221,7 @@ def main() -> None:
         options.work.mkdir(parents=True, exist_ok=True)
         runs = measure(options.work, options.layers, options.weights)
         largest = 151936 * 4096 * 2
-        document = {**environment(), "largest_tensor_bytes": largest, "runs": runs}
+        document = {**environment(), "load_average": os.getloadavg(), "largest_tensor_bytes": largest, "runs": runs}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

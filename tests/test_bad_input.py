@@ -5,6 +5,7 @@ Nothing is half-written: what was in the output's folder before is what is in it
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,19 +160,17 @@ def test_engine_not_installed(
     assert word in fails(1, "verify", folder, "--engine", backend)
 
 
-def test_export_packages_not_installed(
-    exported: Callable[..., Path], output: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = exported()
-    for name in [name for name in sys.modules if name.startswith("qwen_image_engine.export")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "onnx_ir", None)
-    word = "pip install 'qwen-image-engine[export]'"
-    assert word in fails(1, "export", "-m", output, output / "bundle")
-    monkeypatch.setitem(sys.modules, "qwen_image_engine.reference.pipeline", None)
-    monkeypatch.delitem(sys.modules, "qwen_image_engine.reference.pipeline")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    assert word in fails(1, "verify", folder)
+@pytest.mark.parametrize("package", ["torch", "onnx_ir", "safetensors"])
+@pytest.mark.parametrize("verb", [("export", "-m", "model", "bundle"), ("verify", "bundle")])
+def test_export_packages_not_installed(output: Path, package: str, verb: tuple[str, ...]) -> None:
+    blocked = (
+        f"import sys; sys.modules[{package!r}] = None; from qwen_image_engine.runtime.command import main; "
+        f"sys.exit(main({list(verb)!r}))"
+    )
+    found = subprocess.run([sys.executable, "-c", blocked], cwd=output, capture_output=True, text=True, check=False)
+    if package == "torch" or (package, verb[0]) == ("onnx_ir", "export"):
+        assert "pip install 'qwen-image-engine[export]'" in found.stderr
+    assert (found.returncode, found.stdout, found.stderr.count("\n")) == (1, "", 1)
 
 
 def test_unknown_flag_and_verb(fails: Callable[..., str]) -> None:

@@ -67,7 +67,7 @@ def write_checkpoint(
     _save(folder / "vae" / "diffusion_pytorch_model.safetensors", vae.state_dict() | _time_convolutions(vae_config))
     language = {f"model.language_model.{name}": value for name, value in model.reader.encoder.state_dict().items()}
     width = model.reader.encoder.config.hidden_size
-    language["model.language_model.reader.embed_tokens.weight"] = model.reader.embed_tokens.weight
+    language["model.language_model.embed_tokens.weight"] = model.reader.embed_tokens.weight
     language["model.language_model.norm.weight"] = torch.ones(width)
     language["lm_head.weight"] = 0.02 * torch.randn(model.reader.embed_tokens.weight.shape, generator=generator)
     for name, shape in _vision_shapes(width).items():

@@ -47,16 +47,7 @@ def train(folder: Path, seed: int, device: str, work: Path | None) -> None:
     train_reader(reader, tokenizer, seed + 1, device, _report)
     buckets, mean, std = encode_pool(vae, seed + 2, device)
     _report(f"encoded {sum(len(b.scenes) for b in buckets)} pictures")
-    model = train_denoiser(
-        reader,
-        transformer_config(),
-        tokenizer,
-        buckets,
-        seed + 3,
-        device,
-        _report,
-        snapshot=work / "denoiser.pt" if work is not None else None,
-    )
+    model = train_denoiser(reader, transformer_config(), tokenizer, buckets, seed + 3, device, _report)
     config = dataclasses.replace(vae_config(), latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))
     write_checkpoint(folder, vae.cpu(), config, model, tokenizer, seed)
     _report(f"wrote {folder}")

@@ -1,0 +1,64 @@
+"""The whole recipe at a few steps, and the checkpoint that it made."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.pipeline import reference_pipeline
+from qwen_image_engine.reference.shapes import encoder_training, tokenizer_training, transformer_training, vae_training
+from qwen_image_engine.reference.shapes.muon import orthogonalised
+from qwen_image_engine.reference.shapes.train import train
+
+COMMITTED = Path(__file__).parents[2] / "reference" / "shapes" / "checkpoint"
+
+
+def test_the_recipe_writes_a_checkpoint_that_diffusers_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vae_training, "PHASES", ((32, 2, 2),))
+    monkeypatch.setattr(vae_training, "STEPS", 2)
+    monkeypatch.setattr(vae_training, "POOL", 4)
+    monkeypatch.setattr(tokenizer_training, "PROMPTS", 200)
+    monkeypatch.setattr(encoder_training, "STEPS", 2)
+    monkeypatch.setattr(encoder_training, "BATCH", 4)
+    monkeypatch.setattr(transformer_training, "BUCKETS", ((64, 64, 6, 0.5, 4), (96, 64, 6, 0.5, 4)))
+    monkeypatch.setattr(transformer_training, "STEPS", 4)
+    folder = tmp_path / "shapes"
+    train(folder, seed=0, device="cpu", work=tmp_path / "work")
+    (picture,) = reference_pipeline(folder).generate("a red circle", width=64, height=32, steps=2, progress=False)
+    assert picture.rgba.shape == (32, 64, 4)
+
+    from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel
+    from transformers import Qwen3VLForConditionalGeneration
+
+    QwenImage21Transformer2DModel.from_pretrained(folder / "transformer")
+    _, found = AutoencoderKLQwenImage21.from_pretrained(folder / "vae", output_loading_info=True)
+    assert not found["missing_keys"]
+    assert not found["unexpected_keys"]
+    _, found = Qwen3VLForConditionalGeneration.from_pretrained(folder / "text_encoder", output_loading_info=True)
+    assert not found["missing_keys"]
+    assert not found["unexpected_keys"]
+    assert (tmp_path / "work" / "vae-0.pt").exists()
+
+
+def test_muon_updates_have_singular_values_near_one() -> None:
+    matrices = torch.randn(3, 24, 8, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalised(matrices))
+    # The quintic iteration converges to between 0.68 and 1.13, not to 1; bf16 adds a little.
+    assert values.min() > 0.6
+    assert values.max() < 1.25
+    u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
+    cosine = torch.nn.functional.cosine_similarity(orthogonalised(matrices).flatten(1), (u @ vt).flatten(1))
+    assert cosine.min() > 0.97
+
+
+def test_the_committed_checkpoint_is_small_and_draws_what_it_is_asked() -> None:
+    checkpoint = Checkpoint.open(COMMITTED)
+    assert sum(component.parameters for component in checkpoint.components.values()) * 2 <= 16_000_000
+    (picture,) = reference_pipeline(checkpoint).generate(
+        "a red circle in the center on a white background", width=128, height=128, steps=20, progress=False
+    )
+    red, corner = picture.rgba[60:68, 60:68].mean((0, 1)), picture.rgba[:8, :8].mean((0, 1))
+    assert np.abs(red - (220, 35, 40, 255)).max() < 40
+    assert np.abs(corner - (250, 250, 250, 255)).max() < 20
