@@ -189,7 +189,7 @@ def measure(work: Path, layers: list[int], ways: list[str]) -> list[dict[str, An
         for weights in ways:
             shutil.rmtree(bundle, ignore_errors=True)
             command = [sys.executable, __file__, "--export", str(checkpoint), str(bundle), weights]
-            child = subprocess.run(command, check=True, capture_output=True, text=True)
+            child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             run = {
                 "layers": depth,
                 "weights": weights,

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.export.check import check_checkpoint
 from qwen_image_engine.export.network_folder import (
     NETWORKS,
     NetworkFolder,
-    read_tensors,
     reuse_network,
     write_network,
 )
@@ -74,8 +74,7 @@ def export_bundle(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
     output = Path(output).expanduser().absolute()
-    for network in NETWORKS:
-        read_tensors(checkpoint, network)  # refuses an unsound checkpoint before anything is read or written
+    check_checkpoint(checkpoint)
     plan = plan_export(checkpoint, chosen, weights)
     stored = sum(file.stat().st_size for item in checkpoint.components.values() for file in item.files)
     meter = _Meter(progress, stored + plan.bundle_bytes)

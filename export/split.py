@@ -33,10 +33,13 @@ def _to_split(graph: ir.Graph, node: ir.Node) -> bool:
     count = size // int(part)
     split = ir.node("Split", [source], {"axis": axis, "num_outputs": count}, num_outputs=count)
     graph.insert_before(node, split)
+    shape = list(source.shape)
+    shape[axis] = int(part)
+    for output in split.outputs:
+        output.shape, output.type = ir.Shape(shape), source.type
     for reader, index in zip(readers, indices, strict=True):
         assert index is not None
         old, new = reader.outputs[0], split.outputs[int(index)]
-        new.shape, new.type = old.shape, old.type
         if new.name is None:
             new.name = old.name
         old.replace_all_uses_with(new)

@@ -34,7 +34,29 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
 
 @pytest.fixture(scope="session")
-def exported(random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def trace_once() -> Iterator[None]:
+    """Trace each graph once a session: it takes seconds, and the values of weights do not change it."""
+    from qwen_image_engine.export import network_folder
+    from qwen_image_engine.reference.engine import NETWORK
+
+    trace = network_folder.trace
+    traced: dict[tuple[Any, ...], Any] = {}
+
+    def once(checkpoint: Any, component: str, dtype: Any) -> Any:
+        key = (getattr(checkpoint, NETWORK[component]), component, dtype)
+        if key not in traced:
+            traced[key] = trace(checkpoint, component, dtype)
+        return traced[key].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network_folder, "trace", once)
+        yield
+
+
+@pytest.fixture(scope="session")
+def exported(
+    random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, trace_once: None
+) -> Callable[..., Path]:
     """`exported(name="narrow", **options) -> Path`: the bundle of `random_checkpoint(name, **options)`; read-only."""
     bundles: dict[tuple[Any, ...], Path] = {}
 

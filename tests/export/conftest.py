@@ -1,54 +1,25 @@
-"""Bundles of random checkpoints. Each graph is traced once a session, as values of weights do not change it."""
+"""Bundles of random checkpoints, and inputs for their graphs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
-import torch
 
 from qwen_image_engine.engines.contract import Contract, split_axis
 from qwen_image_engine.engines.engine import Array
-from qwen_image_engine.export import network_folder
-from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.trace import trace
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import NETWORK
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _trace_once() -> Iterator[None]:
-    traced: dict[tuple[object, ...], ir.Model] = {}
-
-    def once(checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> ir.Model:
-        key = (getattr(checkpoint, NETWORK[component]), component, dtype)
-        if key not in traced:
-            traced[key] = trace(checkpoint, component, dtype)
-        return traced[key].clone()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network_folder, "trace", once)
-        yield
+def _trace_once(trace_once: None) -> None:
+    """For every export of these tests, not only that of `exported`."""
 
 
 @pytest.fixture(scope="session")
-def bundle(
-    random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[Path, Path]]:
-    """`bundle(name) -> (checkpoint, bundle)` in fp32 with copied weights, exported once."""
-    exported: dict[str, tuple[Path, Path]] = {}
-
-    def of(name: str) -> tuple[Path, Path]:
-        if name not in exported:
-            checkpoint = random_checkpoint(name)
-            output = tmp_path_factory.mktemp("bundles") / name
-            export_bundle(checkpoint, output)
-            exported[name] = checkpoint, output
-        return exported[name]
-
-    return of
+def bundle(random_checkpoint: Callable[..., Path], exported: Callable[..., Path]) -> Callable[[str], tuple[Path, Path]]:
+    """`bundle(name) -> (checkpoint, bundle)` in fp32 with copied weights; read-only."""
+    return lambda name: (random_checkpoint(name), exported(name))
 
 
 @pytest.fixture
