@@ -26,6 +26,7 @@ BLOCK = os.urandom(16 << 20)
 DTYPES = {"transformer": ("BF16", 2), "text_encoder": ("BF16", 2), "vae": ("F32", 4)}
 FILES = {"transformer": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
 Z_DIM = 64
+SMALL = Path(__file__).parents[1] / "reference" / "shapes" / "checkpoint"
 
 
 def configs(layers: int) -> dict[str, dict[str, Any]]:
@@ -85,7 +86,7 @@ def configs(layers: int) -> dict[str, dict[str, Any]]:
 
 
 def write_checkpoint(folder: Path, layers: int) -> None:
-    """Configs, a scheduler, an empty processor, and weights of random bytes."""
+    """The released configs, the small checkpoint's tokenizer and schedule, and weights of random bytes."""
     import torch
 
     from qwen_image_engine.reference.component import LAYOUT
@@ -110,11 +111,9 @@ def write_checkpoint(folder: Path, layers: int) -> None:
         if name == "text_encoder":
             shapes[LAYOUT[name].prefix + "embed_tokens.weight"] = (151936, 4096)
         write_weights(folder / name / f"{FILES[name]}.safetensors", shapes, *DTYPES[name])
-    (folder / "scheduler").mkdir()
-    (folder / "processor").mkdir()
-    write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"})
-    index: dict[str, Any] = {name: [layout.library, layout.class_name] for name, layout in LAYOUT.items()}
-    write_json(folder / "model_index.json", {"_class_name": "QwenImage21Pipeline", **index, "sample_sigmas": None})
+    for name in ("scheduler", "processor"):
+        shutil.copytree(SMALL / name, folder / name)
+    shutil.copyfile(SMALL / "model_index.json", folder / "model_index.json")
 
 
 def write_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, item_bytes: int) -> None:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 
 from qwen_image_engine.engines.contract import contract
+from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.export.placing import link_weights, place_weights
 from qwen_image_engine.export.recipe import Recipe
 from qwen_image_engine.export.trace import IR_VERSION, OPSET, trace
@@ -61,9 +62,13 @@ def embedding_tensor(checkpoint: Checkpoint) -> TensorInfo:
     Raises:
         QwenImageError: it is missing or of another shape.
     """
-    checkpoint.token_embeddings()
-    component = checkpoint.components["text_encoder"]
-    return component.tensors[component.layout.prefix + "embed_tokens.weight"]
+    component, config = checkpoint.components["text_encoder"], checkpoint.text_encoder
+    name, shape = component.layout.prefix + "embed_tokens.weight", (config.vocab_size, config.hidden_size)
+    tensor = component.tensors.get(name)
+    if tensor is None or tensor.shape != shape or tensor.dtype not in FLOAT_DTYPES:
+        found = "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
+        raise QwenImageError(f"{component.folder}: tensor {name} is {found}, expected BF16, F16 or F32 {shape}")
+    return tensor
 
 
 def write_network(

@@ -1,6 +1,6 @@
 """Trains `shapes` from nothing: `python -m qwen_image_engine.reference.shapes.train OUT`.
 
-Autoencoder, tokenizer, text encoder alone, then text encoder and transformer together: @TIME@
+Autoencoder, tokenizer, text encoder alone, then text encoder and transformer together: 75 minutes on two busy cores.
 """
 
 import argparse
