@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FOLDERS := calibration engines export reference runtime
 
 .PHONY: setup demo test lint bench clean
 
 setup: $(STAMP)
 
 # The strict editable install lets mypy follow the mapped folders; it links the files it finds, hence the dependency on them.
-$(STAMP): pyproject.toml $(wildcard */*.py */*/*.py)
+$(STAMP): pyproject.toml $(wildcard $(FOLDERS:%=%/*.py) reference/shapes/*.py runtime/commands/*.py)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 "setuptools>=77"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --config-settings editable_mode=strict \
@@ -28,8 +29,9 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python benchmarks/picture.py --checkpoint reference/shapes/checkpoint
-	$(BIN)/python benchmarks/export_memory.py
+	$(BIN)/qwen-image export -m reference/shapes/checkpoint out/bench/bundle
+	$(BIN)/python benchmarks/picture.py --bundle out/bench/bundle
+	$(BIN)/python benchmarks/export_memory.py --work out/bench/memory --output benchmarks/results/export_memory.json
 
 clean:
 	rm -rf $(VENV) build out *.egg-info
