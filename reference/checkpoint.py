@@ -22,12 +22,12 @@ from qwen_image_engine.reference.config import (
 )
 from qwen_image_engine.reference.hub_cache import REPOSITORY_NAME, snapshot_folder
 from qwen_image_engine.reference.json_reader import read_json
+from qwen_image_engine.runtime.bundle_files import file_sha256
 
 if TYPE_CHECKING:
     import torch
 
 PIPELINE_CLASS = "QwenImage21Pipeline"
-HASH_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -175,21 +175,8 @@ def _check_index(folder: Path, index: Mapping[str, Any]) -> None:
 def _combined_sha256(root: Path, files: Iterable[Path], progress: Callable[[int], None] | None) -> str:
     combined = hashlib.sha256()
     for name, path in sorted((path.relative_to(root).as_posix(), path) for path in files):
-        combined.update(f"{_file_sha256(path, progress)}  {name}\n".encode())
+        combined.update(f"{file_sha256(path, progress)}  {name}\n".encode())
     return combined.hexdigest()
-
-
-def _file_sha256(path: Path, progress: Callable[[int], None] | None) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb", buffering=0) as file:
-            while block := file.read(HASH_BLOCK_BYTES):
-                digest.update(block)
-                if progress is not None:
-                    progress(len(block))
-    except OSError as error:
-        raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return digest.hexdigest()
 
 
 def _text(path: Path) -> str:
