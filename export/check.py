@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwen_image_engine.export.network_folder import NETWORKS, embedding_tensor, read_tensors
+from qwen_image_engine.export.network_folder import NETWORKS, read_tensors
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import schedule_config
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
@@ -16,6 +16,6 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
     """
     load_tokenizer(checkpoint.folder)
     schedule_config(checkpoint)
-    embedding_tensor(checkpoint)
+    checkpoint.token_embeddings()
     for network in NETWORKS:
         read_tensors(checkpoint, network)

@@ -12,7 +12,6 @@ import onnx_ir as ir
 import torch
 
 from qwen_image_engine.engines.contract import contract
-from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.export.placing import link_weights, place_weights
 from qwen_image_engine.export.recipe import Recipe
 from qwen_image_engine.export.trace import IR_VERSION, OPSET, trace
@@ -56,21 +55,6 @@ def read_tensors(checkpoint: Checkpoint, network: str) -> list[TensorInfo]:
     return list(checkpoint.components[network].match(shapes).values())
 
 
-def embedding_tensor(checkpoint: Checkpoint) -> TensorInfo:
-    """The token embedding table.
-
-    Raises:
-        QwenImageError: it is missing or of another shape.
-    """
-    component, config = checkpoint.components["text_encoder"], checkpoint.text_encoder
-    name, shape = component.layout.prefix + "embed_tokens.weight", (config.vocab_size, config.hidden_size)
-    tensor = component.tensors.get(name)
-    if tensor is None or tensor.shape != shape or tensor.dtype not in FLOAT_DTYPES:
-        found = "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
-        raise QwenImageError(f"{component.folder}: tensor {name} is {found}, expected BF16, F16 or F32 {shape}")
-    return tensor
-
-
 def write_network(
     checkpoint: Checkpoint,
     network: str,
@@ -95,7 +79,7 @@ def write_network(
 
     folder = bundle / network
     folder.mkdir()
-    table = embedding_tensor(checkpoint) if network == "text_encoder" else None
+    table = checkpoint.token_embeddings() if network == "text_encoder" else None
     known: dict[str, str] = {}
     if weights == "link":
         places = link_weights(checkpoint.components[network], [*tensors, *([table] if table else [])], folder)

@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.reference.component import LAYOUT, Component, open_component
+from qwen_image_engine.reference.component import FLOAT_DTYPES, LAYOUT, Component, open_component
 from qwen_image_engine.reference.config import (
     TextEncoderConfig,
     TransformerConfig,
@@ -22,10 +22,8 @@ from qwen_image_engine.reference.config import (
 )
 from qwen_image_engine.reference.hub_cache import REPOSITORY_NAME, snapshot_folder
 from qwen_image_engine.reference.json_reader import read_json
+from qwen_image_engine.reference.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle_files import file_sha256
-
-if TYPE_CHECKING:
-    import torch
 
 PIPELINE_CLASS = "QwenImage21Pipeline"
 
@@ -79,21 +77,20 @@ class Checkpoint:
         """The folder of the tokenizer and of the image processor's settings."""
         return self.folder / "processor"
 
-    def token_embeddings(self) -> torch.Tensor:
-        """The embedding table (vocab_size, hidden_size), a view of the mapped file.
+    def token_embeddings(self) -> TensorInfo:
+        """Where the embedding table (vocab_size, hidden_size) is stored.
 
         Raises:
-            QwenImageError: it is missing or of another shape.
+            QwenImageError: it is missing, or of another shape or dtype.
         """
         component = self.components["text_encoder"]
-        table = component.read(component.layout.prefix + "embed_tokens.weight")
-        expected = (self.text_encoder.vocab_size, self.text_encoder.hidden_size)
-        if tuple(table.shape) != expected:
-            raise QwenImageError(
-                f"{component.folder}: tensor {component.layout.prefix}embed_tokens.weight is {tuple(table.shape)}, "
-                f"expected {expected}"
-            )
-        return table
+        name = component.layout.prefix + "embed_tokens.weight"
+        shape = (self.text_encoder.vocab_size, self.text_encoder.hidden_size)
+        tensor = component.tensors.get(name)
+        if tensor is None or tensor.shape != shape or tensor.dtype not in FLOAT_DTYPES:
+            found = "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
+            raise QwenImageError(f"{component.folder}: tensor {name} is {found}, expected BF16, F16 or F32 {shape}")
+        return tensor
 
     def ignored_keys(self) -> dict[str, tuple[str, ...]]:
         """Keys of each component's config.json that change nothing here."""

@@ -64,11 +64,9 @@ def embedding_table(checkpoint: Checkpoint) -> EmbeddingTable:
     Raises:
         QwenImageError: they are missing or of another shape or dtype.
     """
-    checkpoint.token_embeddings()  # which checks name, dtype and shape
-    component = checkpoint.components["text_encoder"]
-    info = component.tensors[component.layout.prefix + "embed_tokens.weight"]
-    shape = (checkpoint.text_encoder.vocab_size, checkpoint.text_encoder.hidden_size)
-    return EmbeddingTable.open(info.file, info.offset, FLOAT_DTYPES[info.dtype], shape)
+    info = checkpoint.token_embeddings()
+    rows, width = info.shape
+    return EmbeddingTable.open(info.file, info.offset, FLOAT_DTYPES[info.dtype], (rows, width))
 
 
 def schedule_config(checkpoint: Checkpoint) -> ScheduleConfig:

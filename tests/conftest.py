@@ -73,6 +73,17 @@ def exported(
 
 
 @pytest.fixture
+def within(record_property: Callable[[str, object], None]) -> Callable[[str, float, float], None]:
+    """`within(figure, found, limit)`: asserts, and leaves both for `benchmarks/parity.py` to report."""
+
+    def check(figure: str, found: float, limit: float) -> None:
+        record_property(figure, (float(found), limit))
+        assert found <= limit, figure
+
+    return check
+
+
+@pytest.fixture
 def output(tmp_path: Path) -> Iterator[Path]:
     """A folder that must be as empty afterwards as before."""
     folder = tmp_path / "output"

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from qwen_image_engine.reference.shapes.muon import Muon
+from qwen_image_engine.reference.shapes.precision import autocast
 from qwen_image_engine.reference.shapes.prompts import write_prompt
 from qwen_image_engine.reference.shapes.scene import (
     COLOURS,
@@ -64,12 +65,13 @@ def train_reader(reader: Reader, tokenizer: Tokenizer, seed: int, device: str, r
         reader: What is trained.
         tokenizer: What `train_tokenizer` returned.
         seed: Of prompts and questions.
-        device: Where the reader is.
+        device: Where to train; the reader is left on the CPU.
         report: Called with a line of progress every 100 steps.
 
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
+    reader.to(device)
     questions = Questions(reader.encoder.config.hidden_size).to(device)
     matrices = [p for p in reader.encoder.parameters() if p.ndim == 2]
     others = [p for p in reader.encoder.parameters() if p.ndim == 1]
@@ -82,7 +84,7 @@ def train_reader(reader: Reader, tokenizer: Tokenizer, seed: int, device: str, r
     for step in range(STEPS):
         scenes = [split_scene(rng, held_out=False) for _ in range(BATCH)]
         text = tokenize_batch(tokenizer, [write_prompt(s, rng) for s in scenes], device)
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device):
             states = reader(text)[:, text.dropped :].float()
         valid = torch.arange(states.shape[1], device=device) < torch.tensor(text.lengths, device=device)[:, None]
         answers = questions(states, valid)
@@ -97,6 +99,7 @@ def train_reader(reader: Reader, tokenizer: Tokenizer, seed: int, device: str, r
         if step % 100 == 99:
             right = (answers.argmax(-1) == wanted).all(-1).float().mean()
             report(f"reader {step + 1}/{STEPS}  loss {loss.item():.4f}  whole scenes right {right:.2f}")
+    reader.cpu()
 
 
 def _facts(scene: Scene) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from qwen_image_engine.reference.config import TransformerConfig, VaeConfig
+from qwen_image_engine.reference.shapes.sizes import vae_config
 from qwen_image_engine.reference.shapes.tokenizer_training import SPECIAL
 from qwen_image_engine.reference.shapes.transformer_training import Denoiser
 from qwen_image_engine.reference.vae import Vae
@@ -39,32 +40,30 @@ _VISION = {"depth": 4, "hidden_size": 32, "intermediate_size": 64, "num_heads": 
 _DEEPSTACK = (0, 1, 2)
 
 
-def write_checkpoint(
-    folder: Path, vae: Vae, vae_config: VaeConfig, model: Denoiser, tokenizer: Tokenizer, seed: int
-) -> None:
+def write_checkpoint(folder: Path, vae: Vae, model: Denoiser, tokenizer: Tokenizer, seed: int) -> None:
     """Write everything to `folder`, weights in bf16.
 
     Args:
         folder: Made if missing.
         vae: Trained autoencoder.
-        vae_config: Its sizes with the statistics of its latents.
-        model: Trained embedding table, text encoder and transformer.
+        model: Trained embedding table, text encoder and transformer, and the statistics of the latents.
         tokenizer: What they were trained with.
         seed: Of the untrained weights.
 
     """
+    config = vae_config(tuple(model.mean.tolist()), tuple(model.std.tolist()))
     diffusers = {"_diffusers_version": "0.42.1"}
     transformer = _transformer_json(model.transformer.config) | diffusers
     _write_json(folder / "model_index.json", _INDEX | diffusers)
     (folder / "README.md").write_text(CARD, encoding="utf-8")
     _write_json(folder / "transformer" / "config.json", transformer)
-    _write_json(folder / "vae" / "config.json", _vae_json(vae_config) | diffusers)
+    _write_json(folder / "vae" / "config.json", _vae_json(config) | diffusers)
     _write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULER | diffusers)
     _write_json(folder / "text_encoder" / "config.json", _text_encoder_json(model, tokenizer))
     _write_processor(folder / "processor", tokenizer)
     generator = torch.Generator().manual_seed(seed)
     _save(folder / "transformer" / "diffusion_pytorch_model.safetensors", dict(model.transformer.state_dict()))
-    _save(folder / "vae" / "diffusion_pytorch_model.safetensors", vae.state_dict() | _time_convolutions(vae_config))
+    _save(folder / "vae" / "diffusion_pytorch_model.safetensors", vae.state_dict() | _time_convolutions(config))
     language = {f"model.language_model.{name}": value for name, value in model.reader.encoder.state_dict().items()}
     width = model.reader.encoder.config.hidden_size
     language["model.language_model.embed_tokens.weight"] = model.reader.embed_tokens.weight

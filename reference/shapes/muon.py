@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from qwen_image_engine.reference.shapes.precision import fast_dtype
+
 # Coefficients of the quintic Newton-Schulz iteration of the original.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -49,7 +51,7 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
     """Nearly U V^T of each matrix's singular value decomposition U S V^T: (N, out, in) -> the same shape, in fp32."""
     a, b, c = _QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = (matrices.mT if tall else matrices).bfloat16()
+    x = (matrices.mT if tall else matrices).to(fast_dtype(matrices.device.type))
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.mT

@@ -1,4 +1,4 @@
-"""Third stage of the recipe: text encoder and transformer learn together to denoise the autoencoder's latents.
+"""Last stages of the recipe: text encoder and transformer learn together to denoise the autoencoder's latents.
 
 Flow matching (Lipman et al. 2022): x_t = (1 - t) x + t e, the network predicts e - x, t = sigmoid(normal). Matrices of
 the blocks are trained with Muon, the rest with AdamW, at a rate that falls to a fiftieth.
@@ -16,50 +16,83 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from qwen_image_engine.reference.config import TransformerConfig
-from qwen_image_engine.reference.shapes.draw import draw
+from qwen_image_engine.reference.shapes.latent_pool import Bucket, PoolSize
 from qwen_image_engine.reference.shapes.muon import Muon
+from qwen_image_engine.reference.shapes.precision import autocast
 from qwen_image_engine.reference.shapes.prompts import write_prompt
-from qwen_image_engine.reference.shapes.scene import Scene, split_scene
 from qwen_image_engine.reference.shapes.text_batch import Reader, TextBatch, initialise, tokenize_batch
-from qwen_image_engine.reference.shapes.vae_training import to_model_range
 from qwen_image_engine.reference.transformer import TIME_FEATURES, Transformer
-from qwen_image_engine.reference.vae import Vae
 from qwen_image_engine.runtime.layout import image_positions, text_positions
 from qwen_image_engine.runtime.rope import rotary_tables
 
-# Width, height, scenes in the pool, share of the steps, batch.
-BUCKETS = (
-    (128, 128, 7000, 0.40, 64),
-    (192, 192, 1600, 0.22, 32),
-    (256, 256, 1100, 0.16, 20),
-    (192, 128, 1400, 0.11, 48),
-    (128, 192, 1400, 0.11, 48),
+
+@dataclass(frozen=True)
+class Course:
+    """One stretch of training, in which the learning rate rises and falls once.
+
+    Attributes:
+        pool: The pictures that it sees, by size.
+        scene_shares: Of scenes with one, two and three shapes.
+        steps: Of training.
+        small_only: The first part of the steps, which sees the first size of the pool alone.
+        rate: Highest learning rate.
+
+    """
+
+    pool: tuple[PoolSize, ...]
+    scene_shares: tuple[float, float, float]
+    steps: int
+    small_only: float
+    rate: float
+
+
+COURSES = (
+    Course(
+        pool=(
+            PoolSize(128, 128, scenes=7000, share=0.40, batch=64),
+            PoolSize(192, 192, scenes=1600, share=0.22, batch=32),
+            PoolSize(256, 256, scenes=1100, share=0.16, batch=20),
+            PoolSize(192, 128, scenes=1400, share=0.11, batch=48),
+            PoolSize(128, 192, scenes=1400, share=0.11, batch=48),
+        ),
+        scene_shares=(0.35, 0.35, 0.3),
+        steps=2000,
+        small_only=0.35,
+        rate=2e-3,
+    ),
+    # After the first, a picture of 256x256 was right a third of the time, of the other sizes nine times in ten.
+    Course(
+        pool=(
+            PoolSize(256, 256, scenes=2400, share=0.50, batch=20),
+            PoolSize(192, 192, scenes=1200, share=0.17, batch=32),
+            PoolSize(128, 128, scenes=1200, share=0.13, batch=64),
+            PoolSize(192, 128, scenes=800, share=0.10, batch=48),
+            PoolSize(128, 192, scenes=800, share=0.10, batch=48),
+        ),
+        scene_shares=(0.2, 0.3, 0.5),
+        steps=1200,
+        small_only=0.0,
+        rate=1e-3,
+    ),
 )
-STEPS = 2000
-SMALL_ONLY = 0.35  # the first part of the steps sees 128x128 alone
-MATRIX_RATE, OTHER_RATE = 2e-3, 2e-3
 WARMUP, DECAY = 100, 0.45
 TARGETS = 2  # noisy targets of one prompt, which share its prefix
 DROP_PROMPT = 0.05  # share of empty prompts, so that guidance has something to steer from
 
 
-@dataclass
-class Bucket:
-    """Scenes of one size and their latents, normalised."""
-
-    width: int
-    height: int
-    share: float
-    batch: int
-    scenes: list[Scene]
-    latents: Tensor  # (N, tokens, z) float16
-
-
 class Denoiser(nn.Module):
-    """A text reader and the transformer: what this stage trains."""
+    """A text reader and the transformer: what this stage trains.
+
+    `mean` and `std`, each (z,), are those of the latents' channels, measured on the first pictures that it sees.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, reader: Reader, transformer: TransformerConfig) -> None:
         super().__init__()
+        self.register_buffer("mean", torch.full((transformer.in_channels,), torch.nan))
+        self.register_buffer("std", torch.full((transformer.in_channels,), torch.nan))
         self.reader = reader
         self.transformer = Transformer(transformer)
         initialise(self.transformer, ("to_out.0.weight", "img_mlp.out.weight", "proj_out.weight"))
@@ -67,51 +100,55 @@ class Denoiser(nn.Module):
 
 
 def train_denoiser(
-    reader: Reader,
-    transformer: TransformerConfig,
+    model: Denoiser,
     tokenizer: Tokenizer,
+    course: Course,
     buckets: list[Bucket],
     seed: int,
     device: str,
     report: Callable[[str], None],
-) -> Denoiser:
-    """Train both networks end to end.
+) -> None:
+    """Train both networks end to end, in place.
 
     Args:
-        reader: What `train_reader` trained; it goes on learning.
-        transformer: Sizes of the transformer.
+        model: With the reader that `train_reader` trained; it goes on learning.
         tokenizer: What `train_tokenizer` returned.
-        buckets: What `encode_pool` returned.
-        seed: Of weights, prompts, noise and times.
-        device: Where to train.
+        course: Steps and rate.
+        buckets: What `encode_pool` returned for the course.
+        seed: Of prompts, noise and times.
+        device: Where to train; the model is left on the CPU.
         report: Called with a line of progress every 50 steps.
-
-    Returns:
-        Both networks, in fp32 on the CPU.
 
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = Denoiser(reader, transformer).to(device)
+    if model.mean.isnan().any():
+        latents = buckets[0].latents.flatten(0, 1)
+        model.mean.copy_(latents.mean(0))
+        model.std.copy_(latents.std(0))
+    model.to(device).train()
     matrices, others = _split_parameters(model)
     optimizers: list[torch.optim.Optimizer] = [
-        Muon(matrices, MATRIX_RATE, weight_decay=0.05),
-        torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+        Muon(matrices, course.rate, weight_decay=0.05),
+        torch.optim.AdamW(others, lr=course.rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, _rate) for o in optimizers]
-    shares = np.array([b.share for b in buckets]) / sum(b.share for b in buckets)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, course.steps)) for o in optimizers]
+    shares = np.array([b.size.share for b in buckets])
+    shares /= shares.sum()
     start, losses = time.monotonic(), []
-    for step in range(STEPS):
-        early = step < SMALL_ONLY * STEPS
+    for step in range(course.steps):
+        early = step < course.small_only * course.steps
         bucket = buckets[0] if early else buckets[int(rng.choice(len(buckets), p=shares))]
-        picked = rng.integers(len(bucket.scenes), size=bucket.batch // TARGETS)
+        batch = bucket.size.batch
+        picked = rng.integers(len(bucket.scenes), size=batch // TARGETS)
         prompts = ["" if rng.random() < DROP_PROMPT else write_prompt(bucket.scenes[i], rng) for i in picked]
-        clean = bucket.latents[torch.from_numpy(picked.repeat(TARGETS))].to(device).float()  # (B, N, z)
-        t = _times(bucket.batch).to(device)
+        latents = bucket.latents[torch.from_numpy(picked.repeat(TARGETS))].to(device)
+        clean = (latents - model.mean) / model.std  # (B, N, z)
+        t = _times(batch).to(device)
         noise = torch.randn_like(clean)
         noisy = torch.lerp(clean, noise, t[:, None, None])
-        with torch.autocast(device, torch.bfloat16):
-            velocity = predict(model, tokenize_batch(tokenizer, prompts, device), noisy, t, bucket.height // 16)
+        with autocast(device):
+            velocity = predict(model, tokenize_batch(tokenizer, prompts, device), noisy, t, bucket.size.height // 16)
         loss = F.mse_loss(velocity.float(), noise - clean)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -122,8 +159,9 @@ def train_denoiser(
             schedule.step()
         losses.append(loss.item())
         if step % 50 == 49:
-            report(f"denoiser {step + 1}/{STEPS}  loss {np.mean(losses[-50:]):.4f}  {time.monotonic() - start:.0f} s")
-    return model.cpu().eval()
+            seconds = time.monotonic() - start
+            report(f"denoiser {step + 1}/{course.steps}  loss {np.mean(losses[-50:]):.4f}  {seconds:.0f} s")
+    model.cpu().eval()
 
 
 def predict(model: Denoiser, text: TextBatch, noisy: Tensor, t: Tensor, rows: int) -> Tensor:
@@ -166,33 +204,6 @@ def time_features(t: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-@torch.inference_mode()
-def encode_pool(vae: Vae, seed: int, device: str) -> tuple[list[Bucket], Tensor, Tensor]:
-    """Draw and encode the scenes of every bucket.
-
-    Returns:
-        The buckets with latents normalised per channel, and the mean and the standard deviation that normalised them,
-        each (z,), measured on the first bucket.
-
-    """
-    rng = np.random.default_rng(seed)
-    vae = vae.to(device)
-    buckets = []
-    for width, height, count, share, batch in BUCKETS:
-        scenes = [split_scene(rng, held_out=False) for _ in range(count)]
-        latents = []
-        for first in range(0, count, 64):
-            pictures = np.stack([draw(s, width, height, rng) for s in scenes[first : first + 64]])
-            mean, _ = vae.moments(to_model_range(torch.from_numpy(pictures).to(device)))
-            latents.append(mean.flatten(2).transpose(1, 2).cpu())
-        buckets.append(Bucket(width, height, share, batch, scenes, torch.cat(latents)))
-    flat = buckets[0].latents.flatten(0, 1)
-    mean, std = flat.mean(0), flat.std(0)
-    for bucket in buckets:
-        bucket.latents = ((bucket.latents - mean) / std).half()
-    return buckets, mean, std
-
-
 def _times(count: int) -> Tensor:
     """sigmoid(normal), one from each of `count` equally likely strata, in random order: (count,)."""
     quantile = (torch.randperm(count) + torch.rand(count)) / count
@@ -208,9 +219,9 @@ def _split_parameters(model: Denoiser) -> tuple[list[nn.Parameter], list[nn.Para
     return matrices, others
 
 
-def _rate(step: int) -> float:
+def _rate(step: int, steps: int) -> float:
     """Linear warm-up, plateau, linear decay to a fiftieth."""
-    return min(1.0, (step + 1) / WARMUP, max(0.02, (STEPS - step) / (DECAY * STEPS)))
+    return min(1.0, (step + 1) / WARMUP, max(0.02, (steps - step) / (DECAY * steps)))
 
 
 def _to(table: NDArray[np.float32], device: torch.device) -> Tensor:

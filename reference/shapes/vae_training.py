@@ -12,6 +12,7 @@ from torch import Tensor
 from qwen_image_engine.reference.config import VaeConfig
 from qwen_image_engine.reference.shapes.draw import draw
 from qwen_image_engine.reference.shapes.muon import Muon
+from qwen_image_engine.reference.shapes.precision import autocast
 from qwen_image_engine.reference.shapes.scene import random_scene
 from qwen_image_engine.reference.vae import Vae
 
@@ -55,7 +56,7 @@ def train_vae(config: VaeConfig, seed: int, device: str, report: Callable[[str],
     for step, (crop, batch) in enumerate((c, b) for c, b, steps in PHASES for _ in range(steps)):
         crops = [_crop(pictures[i], crop, rng) for i in rng.integers(POOL, size=batch)]
         image = to_model_range(torch.from_numpy(np.stack(crops)).to(device))
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device):
             mean, logvar = vae.moments(image)
             logvar = logvar.clamp(-20, 10)
             z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)

@@ -1,4 +1,4 @@
-import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -26,10 +26,10 @@ def bfloat16_steps(a: NDArray[np.float32], b: NDArray[np.float32]) -> int:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_counts_of_every_remainder(seed: int) -> None:
+def test_counts_of_every_remainder(seed: int, within: Callable[[str, float, float], None]) -> None:
     for count in [*range(1, 70), 1000, 4095, 4097]:
-        expected = torch_noise((count,), seed, "float32")
-        np.testing.assert_allclose(draw_noise((count,), seed), expected, rtol=0, atol=1e-6)
+        difference = np.abs(draw_noise((count,), seed) - torch_noise((count,), seed, "float32"))
+        within("fp32 noise against torch.randn, largest difference", difference.max(), 1e-6)
 
 
 @pytest.mark.skipif(OLD_BFLOAT16_DRAW, reason="this torch draws bfloat16 noise by another algorithm")
@@ -72,12 +72,3 @@ def test_global_random_state_is_neither_read_nor_moved() -> None:
 def test_seed_out_of_range(seed: int) -> None:
     with pytest.raises(UsageError, match=str(seed)):
         draw_noise((16,), seed)
-
-
-def test_2048_is_vectorised() -> None:
-    durations = []
-    for _ in range(3):
-        start = time.perf_counter()
-        draw_noise((1, 1, 64, 128, 128), 0)
-        durations.append(time.perf_counter() - start)
-    assert min(durations) < 0.5  # 0.04 s on one core; a loop over values takes seconds

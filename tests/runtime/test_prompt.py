@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +37,12 @@ def pipeline(checkpoint: Path) -> Any:
 
 @pytest.mark.parametrize("loader", ["AutoTokenizer", "PreTrainedTokenizerFast"])
 def test_ids_equal_transformers(
-    loader: str, tokenizer: Tokenizer, checkpoint: Path, prompts: list[str], pipeline: Any
+    loader: str,
+    tokenizer: Tokenizer,
+    checkpoint: Path,
+    prompts: list[str],
+    pipeline: Any,
+    within: Callable[[str, float, float], None],
 ) -> None:
     folder = checkpoint / "processor"
     oracle: Any = (
@@ -45,11 +51,14 @@ def test_ids_equal_transformers(
         else PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     )
     assert len(set(prompts)) == 200
+    different = []
     for prompt in prompts:
         tokens = tokenize(tokenizer, prompt)
         assert tokens.ids.dtype == np.int64
-        assert tokens.ids.tolist() == oracle(pipeline.prompt_template_t2i.format(prompt))["input_ids"], repr(prompt)
         assert tokens.dropped == pipeline._drop_idx
+        if tokens.ids.tolist() != oracle(pipeline.prompt_template_t2i.format(prompt))["input_ids"]:
+            different.append(prompt)
+    within("prompts of 200 whose token ids differ from transformers'", len(different), 0)
 
 
 def test_template_equals_diffusers(pipeline: Any) -> None:

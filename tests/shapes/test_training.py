@@ -1,5 +1,6 @@
 """The whole recipe at a few steps, and the checkpoint that it made."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,14 @@ import torch
 
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.reference.shapes import encoder_training, tokenizer_training, transformer_training, vae_training
+from qwen_image_engine.reference.shapes import (
+    encoder_training,
+    tokenizer_training,
+    transformer_training,
+    vae_training,
+)
+from qwen_image_engine.reference.shapes import train as recipe
+from qwen_image_engine.reference.shapes.latent_pool import PoolSize
 from qwen_image_engine.reference.shapes.muon import orthogonalised
 from qwen_image_engine.reference.shapes.train import train
 
@@ -22,8 +30,9 @@ def test_the_recipe_writes_a_checkpoint_that_diffusers_loads(tmp_path: Path, mon
     monkeypatch.setattr(tokenizer_training, "PROMPTS", 200)
     monkeypatch.setattr(encoder_training, "STEPS", 2)
     monkeypatch.setattr(encoder_training, "BATCH", 4)
-    monkeypatch.setattr(transformer_training, "BUCKETS", ((64, 64, 6, 0.5, 4), (96, 64, 6, 0.5, 4)))
-    monkeypatch.setattr(transformer_training, "STEPS", 4)
+    pool = (PoolSize(64, 64, scenes=6, share=0.5, batch=4), PoolSize(96, 64, scenes=6, share=0.5, batch=4))
+    course = transformer_training.Course(pool, (0.4, 0.3, 0.3), steps=4, small_only=0.25, rate=1e-3)
+    monkeypatch.setattr(recipe, "COURSES", (course, dataclasses.replace(course, steps=2)))
     folder = tmp_path / "shapes"
     train(folder, seed=0, device="cpu", work=tmp_path / "work")
     (picture,) = reference_pipeline(folder).generate("a red circle", width=64, height=32, steps=2, progress=False)
@@ -39,7 +48,10 @@ def test_the_recipe_writes_a_checkpoint_that_diffusers_loads(tmp_path: Path, mon
     _, found = Qwen3VLForConditionalGeneration.from_pretrained(folder / "text_encoder", output_loading_info=True)
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]
-    assert (tmp_path / "work" / "vae-0.pt").exists()
+    again = tmp_path / "again"
+    train(again, seed=0, device="cpu", work=tmp_path / "work")  # every stage is found, none is trained
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert (again / weights).read_bytes() == (folder / weights).read_bytes()
 
 
 def test_muon_updates_have_singular_values_near_one() -> None:
