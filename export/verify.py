@@ -122,12 +122,10 @@ def _components(
 ) -> Iterator[Row]:
     """Each component on the reference's inputs, one engine held at a time."""
     for name, entry in manifest.components.items():
-        limit = thresholds[name].relative_l2
         with closing(load_engine(engine, bundle / entry.model, entry.contract, threads)) as running:
             for recording in recordings:
-                found = [_outputs(call, running.run(call.inputs)) for call in recording.calls[name]]
-                steps = tuple(item.relative_l2 for item in found) if len(found) > 1 else ()
-                yield Row(name, recording.case.name, worst(found), limit, steps)
+                runs = tuple(_outputs(call, running.run(call.inputs)) for call in recording.calls[name])
+                yield Row(name, recording.case.name, runs, thresholds[name])
 
 
 def _outputs(call: Call, found: Mapping[str, Array]) -> Difference:
@@ -142,6 +140,5 @@ def _teacher_forced(
         for recording in recordings:
             case = recording.case
             velocity = pipeline.denoiser(pipeline.encode(case.prompt), width=case.width, height=case.height)
-            found = [difference(velocity(step.latents, step.sigma), step.velocity) for step in recording.steps]
-            steps = tuple(item.relative_l2 for item in found)
-            yield Row(TEACHER_FORCED, case.name, worst(found), threshold.relative_l2, steps)
+            runs = tuple(difference(velocity(step.latents, step.sigma), step.velocity) for step in recording.steps)
+            yield Row(TEACHER_FORCED, case.name, runs, threshold)
