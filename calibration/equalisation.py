@@ -29,15 +29,14 @@ def equalising_scales(rows: Tensor, columns: Tensor) -> Tensor:
     return torch.exp2(exponents.round()).float()
 
 
-def shared_by_heads(columns: Tensor, groups: int, head_dim: int) -> Tensor:
-    """Norms (G * d,) of value channels from those (H * d,) of the columns they feed: H / G query heads share one.
+def shared_by_heads(columns: Tensor, groups: int, channels: int) -> Tensor:
+    """Norms (C,) of value channels, `groups` heads, from those of the columns they feed, of which heads share them.
 
     Heads of a group stand side by side, as in scaled_dot_product_attention's enable_gqa.
     """
-    return columns.reshape(groups, -1, head_dim).square().sum(dim=1).sqrt().flatten()
+    return columns.reshape(groups, -1, channels // groups).square().sum(dim=1).sqrt().flatten()
 
 
-def for_heads(scales: Tensor, groups: int, head_dim: int, columns: int) -> Tensor:
-    """Scales (G * d,) of value channels for each of the `columns` that they feed."""
-    repeats = columns // scales.numel()
-    return scales.reshape(groups, 1, head_dim).expand(groups, repeats, head_dim).flatten()
+def for_heads(scales: Tensor, groups: int, columns: int) -> Tensor:
+    """Scales (C,) of value channels, `groups` heads, for each of the `columns` that they feed."""
+    return scales.reshape(groups, 1, -1).repeat(1, columns // scales.numel(), 1).flatten()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qwen_image_engine.calibration.equalisation import equalising_scales, for_heads, shared_by_heads
-from qwen_image_engine.export.quantised_network import Pair
+from qwen_image_engine.calibration.pairs import Pair
 from qwen_image_engine.export.tensor_blocks import row_blocks
 from qwen_image_engine.reference.tensor_file import TensorInfo
 
@@ -26,9 +26,9 @@ class EqualisedPair:
         columns = torch.zeros(self.second.shape[1], dtype=torch.float64)
         for block in row_blocks(self.second):
             columns += block.double().square().sum(dim=0)
-        return equalising_scales(rows, shared_by_heads(columns.sqrt(), self.pair.groups, self.pair.head_dim))
+        return equalising_scales(rows, shared_by_heads(columns.sqrt(), self.pair.groups, len(rows)))
 
     @property
     def column_scales(self) -> Tensor:
         """What the columns of the second weight are divided by: (C,), or more where heads share values."""
-        return for_heads(self.row_scales, self.pair.groups, self.pair.head_dim, self.second.shape[1])
+        return for_heads(self.row_scales, self.pair.groups, self.second.shape[1])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from qwen_image_engine.calibration.hadamard import block_size
 from qwen_image_engine.calibration.linears import LINEARS, block_index
+from qwen_image_engine.calibration.pairs import Pair, linear_pairs
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.export.network_tensors import read_tensors
 from qwen_image_engine.reference.checkpoint import Checkpoint
@@ -32,16 +33,6 @@ class Quantisation:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two linears that share channels: `groups` heads of `head_dim` channels leave `first`; `second` may have more."""
-
-    first: str
-    second: str
-    groups: int
-    head_dim: int
-
-
-@dataclass(frozen=True)
 class QuantisedNetwork:
     """The quantised linears by name (a weight's, without ".weight"), and the pairs that are equalised."""
 
@@ -59,7 +50,7 @@ def quantised_network(checkpoint: Checkpoint, network: str, quantisation: Quanti
         return QuantisedNetwork()
     linears = _linears(checkpoint, network)
     kept = {name: channels for name, channels in linears.items() if not _stays(network, name, quantisation)}
-    pairs = tuple(pair for pair in _pairs(checkpoint, network, linears) if pair.second in kept)
+    pairs = tuple(linear_pairs(checkpoint, network, kept))
     partners = {pair.first: pair.second for pair in pairs} | {pair.second: pair.first for pair in pairs}
     layers = {
         name: QuantisedLayer(block_size(channels, quantisation.largest_rotation), partners.get(name))
@@ -104,17 +95,3 @@ def _linears(checkpoint: Checkpoint, network: str) -> dict[str, int]:
 def _stays(network: str, name: str, quantisation: Quantisation) -> bool:
     skipped = network == "transformer" and block_index(name) in quantisation.skip_blocks
     return skipped or any(fnmatch.fnmatchcase(name, pattern) for pattern in quantisation.exclude)
-
-
-def _pairs(checkpoint: Checkpoint, network: str, linears: Mapping[str, int]) -> list[Pair]:
-    encoder = checkpoint.text_encoder
-    pairs = []
-    for first_end, second_end in LINEARS[network].pairs:
-        for second, columns in linears.items():
-            if not second.endswith(f".{second_end}"):
-                continue
-            first = second.removesuffix(second_end) + first_end
-            grouped = second_end == "self_attn.o_proj"
-            groups = encoder.num_key_value_heads if grouped else 1
-            pairs.append(Pair(first, second, groups, encoder.head_dim if grouped else columns))
-    return pairs

@@ -12,6 +12,8 @@ from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.tensor_file import ITEM_BYTES, TensorInfo
 
 BLOCK_BYTES = 4 << 20
+# Rows are worked on in float32, several copies of a block at a time, and the allocator keeps what these leave over.
+ROW_BLOCK_BYTES = 1 << 20
 
 
 def tensor_blocks(source: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterator[memoryview]:
@@ -42,7 +44,7 @@ def row_blocks(source: TensorInfo) -> Iterator[Tensor]:
     columns = source.shape[1]
     row_bytes = columns * ITEM_BYTES[source.dtype]
     dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[source.dtype])
-    for block in tensor_blocks(source, max(1, BLOCK_BYTES // row_bytes) * row_bytes):
+    for block in tensor_blocks(source, max(1, ROW_BLOCK_BYTES // row_bytes) * row_bytes):
         rows = torch.frombuffer(block, dtype=dtype).reshape(-1, columns).float()
         if not torch.isfinite(rows).all():
             raise QwenImageError(f"{source.file}: tensor {source.name!r} has values that are not finite")
