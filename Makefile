@@ -32,6 +32,8 @@ bench: setup
 	$(BIN)/qwen-image export -m reference/shapes/checkpoint out/bench/bundle
 	$(BIN)/python benchmarks/picture.py --bundle out/bench/bundle
 	$(BIN)/python benchmarks/export_memory.py --work out/bench/memory --output benchmarks/results/export_memory.json
+	$(BIN)/python benchmarks/shapes.py
+	$(BIN)/python benchmarks/parity.py
 
 clean:
 	rm -rf $(VENV) build out *.egg-info

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from environment import environment
 from sheet import save_sheet
 
 from qwen_image_engine.engines.errors import QwenImageError
@@ -61,16 +62,19 @@ def demo(checkpoint: str, output: Path, engine: str, steps: int, most: int | Non
     output.mkdir(parents=True, exist_ok=True)
     bundle = output / "bundle"
     requests = list(REQUESTS[:most])
+    seconds: dict[str, float] = {}
+    began = time.perf_counter()
     print(f"export {checkpoint} to {bundle}")
     if code := qwen_image(["export", "-m", checkpoint, str(bundle)]):
         return code
+    seconds["export"] = time.perf_counter() - began
 
     print(f"draw {len(requests)} pictures with {engine} and with the torch reference")
     with QwenImage.load(bundle, engine=engine) as pipeline:
-        engine_s = draw(pipeline, "engine", output, requests, steps)
+        seconds["engine"] = draw(pipeline, "engine", output, requests, steps)
     with reference_pipeline(checkpoint) as pipeline:
-        reference_s = draw(pipeline, "reference", output, requests, steps)
-    print(f"  {engine}: {engine_s:.1f} s, reference: {reference_s:.1f} s")
+        seconds["reference"] = draw(pipeline, "reference", output, requests, steps)
+    print(f"  {engine}: {seconds['engine']:.1f} s, reference: {seconds['reference']:.1f} s")
     columns = [
         [(output / f"{kind}-{item.name}.png", f"{kind}: {item.name}, {item.width}x{item.height}") for kind in kinds]
         for item in requests
@@ -81,7 +85,12 @@ def demo(checkpoint: str, output: Path, engine: str, steps: int, most: int | Non
     (output / "prompts.json").write_text(json.dumps(prompts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     print("verify")
+    began_verify = time.perf_counter()
     code = qwen_image(["verify", str(bundle), "-m", checkpoint, "--output", str(output / "verify.json")])
+    seconds["verify"] = time.perf_counter() - began_verify
+    seconds["total"] = time.perf_counter() - began
+    document = {"passed": code == 0, "engine": engine, "pictures": len(requests), "steps": steps, "seconds": seconds}
+    (output / "demo.json").write_text(json.dumps(document | environment(), indent=2) + "\n", encoding="utf-8")
     print(f"look at {output / 'sheet.png'}: engine above, reference below; the table is in {output / 'verify.json'}")
     return code
 

@@ -13,15 +13,15 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of this tree, with `-dirty` where files differ from it; None outside a repository."""
+    """The commit of this tree, with `-dirty` where files other than results differ; None outside a repository."""
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        head = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip() or None
+    return f"{head}-dirty" if changed else head
+
+
+def _git(*arguments: str) -> str:
+    found = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    return found.stdout.strip()

@@ -1,8 +1,13 @@
-"""A folder that appears whole or not at all: built beside its place, then put there in one rename."""
+"""A folder that appears whole or not at all: built beside its place, then put there in one rename.
+
+What a killed process leaves beside it is removed by the next that writes there: the system let go of its lock.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -46,17 +51,42 @@ def staged(output: Path) -> Iterator[Path]:
     folder = output.parent / f".{output.name}.{secrets.token_hex(4)}.partial"
     try:
         try:
+            _remove_abandoned(output)
             folder.mkdir(parents=True)
+            lock = _locked(folder)
         except OSError as error:
             raise QwenImageError(f"{output}: cannot be written ({error.strerror or error})") from error
-        yield folder
-        _publish(folder, output)
+        try:
+            yield folder
+            _publish(folder, output)
+        finally:
+            os.close(lock)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
         raise
+
+
+def _remove_abandoned(output: Path) -> None:
+    for folder in output.parent.glob(f".{glob.escape(output.name)}.*.partial"):
+        try:
+            os.close(_locked(folder))
+        except BlockingIOError:
+            continue  # another export is writing it
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the folder's lock until it is closed or its process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _publish(folder: Path, output: Path) -> None:

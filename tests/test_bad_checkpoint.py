@@ -3,7 +3,6 @@
 Nothing is half-written: the output's folder is as empty afterwards as before.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,32 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from edit_checkpoint import edit_json, edit_tensors
 
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.reference.pipeline import reference_pipeline
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
-
-
-def edit_json(path: Path, *keys: str, value: Any) -> None:
-    """Set a nested key; `...` removes it."""
-    document = json.loads(path.read_text())
-    inner = document
-    for key in keys[:-1]:
-        inner = inner[key]
-    if value is ...:
-        del inner[keys[-1]]
-    else:
-        inner[keys[-1]] = value
-    path.write_text(json.dumps(document))
-
-
-def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    change(tensors)
-    save_file(tensors, path)
 
 
 def truncate(path: Path, lost_bytes: int = 1000) -> None:

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +24,11 @@ SEED = 20_000
 
 @dataclass(frozen=True)
 class Score:
-    """Prompts tried and fulfilled, and what was wrong with the others by the judge's words."""
+    """Prompts tried and fulfilled, the rate of each size, and what was wrong with the others by the judge's words."""
 
     tried: int
     fulfilled: int
+    sizes: dict[str, float]
     faults: dict[str, int]
 
     @property
@@ -46,7 +48,8 @@ def evaluate(pipeline: QwenImage, counts: tuple[int, ...], prompts: int, seed: i
 
     """
     rng = np.random.default_rng(seed)
-    fulfilled, faults = 0, Counter[str]()
+    sizes: dict[str, list[bool]] = {f"{width}x{height}": [] for width, height in SIZES}
+    faults = Counter[str]()
     for index in range(prompts):
         scene = split_scene(rng, held_out=True, count=counts[index % len(counts)])
         width, height = SIZES[index % len(SIZES)]
@@ -55,9 +58,10 @@ def evaluate(pipeline: QwenImage, counts: tuple[int, ...], prompts: int, seed: i
             0
         ]
         verdict = judge(picture.rgba, scene)
-        fulfilled += verdict.fulfilled
+        sizes[f"{width}x{height}"].append(verdict.fulfilled)
         faults.update(_kind(fault) for fault in verdict.faults[:1])
-    return Score(prompts, fulfilled, dict(faults))
+    rates = {size: float(np.mean(found)) for size, found in sizes.items() if found}
+    return Score(prompts, sum(map(sum, sizes.values())), rates, dict(faults))
 
 
 def judge_quality(pictures: int, seed: int = SEED) -> dict[str, float]:
@@ -79,19 +83,23 @@ def _kind(fault: str) -> str:
     return next((kind for key, kind in kinds.items() if key in detail), "other")
 
 
+def report(pipeline: QwenImage, prompts: int) -> dict[str, Any]:
+    """Scores of `prompts` prompts of one or two shapes, of as many of three, and the judge's own."""
+    scores = {
+        "one or two shapes": evaluate(pipeline, (1, 2), prompts),
+        "three shapes": evaluate(pipeline, (3,), prompts),
+    }
+    found = {name: asdict(score) | {"rate": score.rate} for name, score in scores.items()}
+    return found | {"judge accepts": judge_quality(prompts)}
+
+
 def main() -> None:
     """Evaluate the fp32 reference of a checkpoint and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--prompts", type=int, default=200)
     args = parser.parse_args()
-    pipeline = reference_pipeline(Checkpoint.open(args.checkpoint))
-    scores = {
-        "one or two shapes": evaluate(pipeline, (1, 2), args.prompts),
-        "three shapes": evaluate(pipeline, (3,), args.prompts),
-    }
-    report = {name: asdict(score) | {"rate": score.rate} for name, score in scores.items()}
-    print(json.dumps(report | {"judge accepts": judge_quality(args.prompts)}, indent=2))
+    print(json.dumps(report(reference_pipeline(Checkpoint.open(args.checkpoint)), args.prompts), indent=2))
 
 
 if __name__ == "__main__":
