@@ -108,7 +108,7 @@ def check_disk(plan: ExportPlan, bundle: Path) -> int:
     if free < plan.bundle_bytes:
         raise QwenImageError(
             f"{bundle}: the bundle takes {plan.bundle_bytes} bytes and {folder} has {free} free; "
-            "make room, choose another disk, or export with --weights link beside the checkpoint"
+            "make room, choose another disk, or export in fp32 with --weights link beside the checkpoint"
         )
     return free
 

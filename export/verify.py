@@ -46,8 +46,7 @@ def verify_bundle(
             no thresholds, the engine is not installed, or the manifest cannot be written.
     """
     manifest = read_manifest(bundle)
-    thresholds = THRESHOLDS.get(manifest.precision)
-    if thresholds is None:
+    if manifest.precision not in THRESHOLDS:
         raise QwenImageError(
             f"{bundle}: no thresholds for precision {manifest.precision!r}; known: {', '.join(THRESHOLDS)}"
         )
@@ -61,10 +60,7 @@ def verify_bundle(
     with ProgressBar("running the reference", 0):
         recordings = record(opened, chosen, memory)
     with ProgressBar(f"running {engine}", 0):
-        rows = (
-            *_components(bundle, manifest, recordings, thresholds, engine, threads),
-            *_teacher_forced(bundle, recordings, thresholds[TEACHER_FORCED], engine, threads),
-        )
+        rows = compare_bundle(bundle, manifest, recordings, engine, threads)
     result = Verification(
         engine=engine,
         engine_version=version(engine),
@@ -77,6 +73,21 @@ def verify_bundle(
     )
     record_verification(bundle, result.to_json())
     return result
+
+
+def compare_bundle(
+    bundle: Path, manifest: Manifest, recordings: Sequence[Recording], engine: str, threads: int | None
+) -> tuple[Row, ...]:
+    """Every component and the teacher-forced steps of a bundle whose precision has thresholds, against recordings.
+
+    Raises:
+        QwenImageError: an engine cannot load a graph, or a run fails.
+    """
+    thresholds = THRESHOLDS[manifest.precision]
+    return (
+        *_components(bundle, manifest, recordings, thresholds, engine, threads),
+        *_teacher_forced(bundle, recordings, thresholds[TEACHER_FORCED], engine, threads),
+    )
 
 
 def _changed(bundle: Path, manifest: Manifest, faults: Sequence[FileFault]) -> QwenImageError:
