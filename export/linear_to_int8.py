@@ -33,7 +33,7 @@ class LinearToInt8(InPlacePass):
       Gemm(transB=1) they become QGemm at the speed of MatMul and MatMulIntegerToFloat.
     - Without VNNI its AVX2 kernel for uint8 by int8 adds pairs of products in 16 bits and saturates: 11% off on normal
       weights, 99% on the worst. The engine asks it to use its uint8 by uint8 kernel there, which is exact (1e-7).
-      Storing uint8 would do so for every user of the file, but OpenVINO multiplies uint8 weights in fp32 everywhere.
+      Storing uint8 would do so for every user of the file, but OpenVINO 2026.4 takes a kernel for fp32 then.
     """
 
     def __init__(self, quantised: QuantisedNetwork) -> None:

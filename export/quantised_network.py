@@ -49,12 +49,12 @@ def quantised_network(checkpoint: Checkpoint, network: str, quantisation: Quanti
     if quantisation is None or network not in LINEARS:
         return QuantisedNetwork()
     linears = _linears(checkpoint, network)
-    kept = {name: channels for name, channels in linears.items() if not _stays(network, name, quantisation)}
-    pairs = tuple(linear_pairs(checkpoint, network, kept))
+    chosen = {name: channels for name, channels in linears.items() if not _stays(network, name, quantisation)}
+    pairs = tuple(linear_pairs(checkpoint, network, chosen))
     partners = {pair.first: pair.second for pair in pairs} | {pair.second: pair.first for pair in pairs}
     layers = {
         name: QuantisedLayer(block_size(channels, quantisation.largest_rotation), partners.get(name))
-        for name, channels in kept.items()
+        for name, channels in chosen.items()
     }
     return QuantisedNetwork(layers, pairs)
 
@@ -70,7 +70,7 @@ def check_exclusions(checkpoint: Checkpoint, quantisation: Quantisation | None) 
         return
     names = [name for network in LINEARS for name in _linears(checkpoint, network)]
     for pattern in quantisation.exclude:
-        if not fnmatch.filter(names, pattern):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             raise UsageError(
                 f"--exclude {pattern!r} matches none of the {len(names)} linears that would be quantised; they are "
                 f"named like {names[0]} and {names[-1]}"

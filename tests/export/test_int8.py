@@ -1,5 +1,6 @@
 """int8 bundles: weights that are the checkpoint's, errors within bounds, outliers endured, and what is recorded."""
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,11 @@ from safetensors.numpy import load_file
 from qwen_image_engine.engines.engine import Array, load_engine
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.compare import Difference, difference
+from qwen_image_engine.export.plan import plan_export
+from qwen_image_engine.export.recipe import recipe
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import reference_engines
+from qwen_image_engine.reference.tensor_file import read_header
 from qwen_image_engine.runtime.manifest import QuantisedLayer, read_manifest
 
 Bundles = Callable[..., tuple[Path, Path]]
@@ -144,3 +148,22 @@ def test_what_is_excluded_stays_in_fp32(
     for component in QUANTISED:
         found = errors(planted, tmp_path / "bundle", component, random_inputs, "onnxruntime")
         assert min(item.cosine for item in found.values()) >= 0.9995
+
+
+def test_plan_knows_the_bytes_before_they_are_written(int8_bundle: Bundles) -> None:
+    checkpoint, folder = int8_bundle("odd")
+    plan = plan_export(Checkpoint.open(checkpoint), recipe("cpu", "int8"), "copy")
+    for item in plan.networks:
+        tensors = read_header(folder / item.network / "weights.safetensors").values()
+        written = sum(tensor.nbytes for tensor in tensors)
+        assert item.engine_bytes == written
+        # The text encoder's folder has the embedding table besides.
+        assert item.bundle_bytes - written == (427 * 48 * 4 if item.network == "text_encoder" else 0)
+
+
+def test_an_export_with_other_exclusions_is_another_bundle(int8_bundle: Bundles, tmp_path: Path) -> None:
+    checkpoint, made = int8_bundle("narrow")
+    output = shutil.copytree(made, tmp_path / "bundle")
+    assert export_bundle(checkpoint, output, precision="int8") == read_manifest(made)
+    again = export_bundle(checkpoint, output, precision="int8", exclude=["*.attn.to_q"])
+    assert "transformer_blocks.0.attn.to_q" in again.components["step"].excluded_layers
