@@ -1,6 +1,7 @@
 """Trains `shapes` from nothing: `python -m qwen_image_engine.reference.shapes.train OUT`.
 
-Autoencoder, tokenizer, text encoder alone, then text encoder and transformer together: 75 minutes on two busy cores.
+Autoencoder, tokenizer, text encoder alone, then text encoder and transformer together in two courses; docs/shapes.md
+says how long each takes.
 """
 
 import argparse

@@ -1,0 +1,78 @@
+"""Figures in README.md and docs/ are those of the committed results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def result(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def document(name: str) -> str:
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
+def shapes() -> list[tuple[str, str]]:
+    found = result("shapes")
+    two, three = (f"{found[key]['rate']:.1%}" for key in ("one or two shapes", "three shapes"))
+    own, swapped = found["judge accepts"]["own"], max(v for k, v in found["judge accepts"].items() if k != "own")
+    return [
+        ("README.md", f"{two} of held-out prompts of one or two shapes, {three} of three"),
+        ("README.md", f"{two} of one or two shapes, {three} of three"),
+        ("docs/shapes.md", f"| one or two shapes | {two} |"),
+        ("docs/shapes.md", f"| three shapes | {three} |"),
+        ("docs/shapes.md", f"accepts {own:.0%} of the recipe's own drawings and {swapped:.0%}"),
+    ]
+
+
+def pictures() -> list[tuple[str, str]]:
+    found = result("picture")["results"]
+    seconds = {name: f"{found[name]['total_s']:.2f} s" for name in ("onnxruntime", "openvino", "reference")}
+    return [
+        (
+            "README.md",
+            f"ONNX Runtime {seconds['onnxruntime']}, OpenVINO {seconds['openvino']}, "
+            f"torch reference {seconds['reference']}",
+        )
+    ]
+
+
+def parity() -> list[tuple[str, str]]:
+    rows = result("demo-verify")["components"]
+    worst = max(row["relative_l2"] for row in rows)
+    figures = {row["figure"]: row["worst"] for row in result("parity")["figures"]}
+    networks = max(
+        value for name, value in figures.items() if "against diffusers, relative" in name or "transformers, rel" in name
+    )
+    engines = max(value for name, value in figures.items() if "on onnxruntime" in name or "on openvino" in name)
+    return [
+        (
+            "README.md",
+            f"{sum(len(row['cases']) for row in rows)} rows of the comparison | worst {worst:.1e} relative L2",
+        ),
+        ("README.md", f"networks and whole pipelines {networks:.1e}, engines {engines:.1e}"),
+    ]
+
+
+def demo() -> list[tuple[str, str]]:
+    found = result("demo")
+    assert found["passed"]
+    return [("README.md", f"`make demo` after its set-up | {found['seconds']['total']:.0f} s |")]
+
+
+def memory() -> list[tuple[str, str]]:
+    found = result("export_memory")
+    peak = max(run["peak_bytes"]["exported"] for run in found["runs"]) / 1e9
+    largest = found["largest_tensor_bytes"] / 1e9
+    return [("README.md", f"peak resident memory {peak:.2f} GB, largest tensor {largest:.2f} GB")]
+
+
+@pytest.mark.parametrize("figures", [shapes, pictures, parity, demo, memory])
+def test_figures(figures: Any) -> None:
+    for name, text in figures():
+        assert text in document(name), name
