@@ -1,1 +1,1 @@
-"""Scales for quantised graphs; empty until the first quantised precision."""
+"""What quantisation is made of: codes and scales, rotations, equalisation, and which linears it is for."""

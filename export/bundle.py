@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.engine import require
+from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.export.check import check_checkpoint
 from qwen_image_engine.export.network_folder import (
     NETWORKS,
@@ -18,6 +19,7 @@ from qwen_image_engine.export.network_folder import (
 )
 from qwen_image_engine.export.origin import origin, tool, weights_sha256
 from qwen_image_engine.export.plan import ExportPlan, check_disk, plan_export
+from qwen_image_engine.export.quantised_network import check_exclusions
 from qwen_image_engine.export.recipe import Recipe, recipe
 from qwen_image_engine.export.staging import check_output, staged
 from qwen_image_engine.reference.checkpoint import Checkpoint
@@ -48,6 +50,8 @@ def export_bundle(
     target: str = "cpu",
     precision: str = "fp32",
     weights: Literal["copy", "link"] = "copy",
+    exclude: Sequence[str] = (),
+    skip_blocks: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the bundle `output` and return its manifest.
@@ -62,19 +66,24 @@ def export_bundle(
         target: what the graphs are lowered for.
         precision: of weights and arithmetic.
         weights: "copy" them in the bundle's dtype, or "link" to the checkpoint's own files.
+        exclude: glob patterns of linears that a quantised precision leaves as they are.
+        skip_blocks: blocks of the transformer that it leaves as they are.
         progress: called as the work goes on.
 
     Raises:
-        UsageError: no such target and precision, or way of placing weights.
-        QwenImageError: the checkpoint is unsound, `output` cannot be written or is no bundle, or no link is possible.
+        UsageError: no such target and precision, or way of placing weights; a pattern matches nothing, or a block is
+            not there.
+        QwenImageError: the checkpoint is unsound, `output` cannot be written or is no bundle, no link is possible, or
+            a quantised linear does not run as one.
     """
-    chosen = recipe(target, precision)
-    if weights not in ("copy", "link"):
-        raise UsageError(f"weights {weights!r}: expected copy or link")
+    chosen = recipe(target, precision, weights=weights, exclude=exclude, skip_blocks=skip_blocks)
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
     output = Path(output).expanduser().absolute()
     check_checkpoint(checkpoint)
+    check_exclusions(checkpoint, chosen.quantisation)
+    if chosen.quantisation is not None:
+        require("onnxruntime")  # which audits the graphs: missing, better told now than after minutes of work
     plan = plan_export(checkpoint, chosen, weights)
     stored = sum(file.stat().st_size for item in checkpoint.components.values() for file in item.files)
     meter = _Meter(progress, stored + plan.bundle_bytes)

@@ -42,6 +42,16 @@ def difference(found: Array, expected: Array) -> Difference:
     )
 
 
+def mean(differences: Iterable[Difference]) -> Difference:
+    """The mean of each measure."""
+    found = list(differences)
+    return Difference(
+        relative_l2=sum(item.relative_l2 for item in found) / len(found),
+        cosine=sum(item.cosine for item in found) / len(found),
+        max_abs=sum(item.max_abs for item in found) / len(found),
+    )
+
+
 def worst(differences: Iterable[Difference]) -> Difference:
     """The worst of each measure."""
     found = list(differences)

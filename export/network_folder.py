@@ -12,14 +12,17 @@ import onnx_ir as ir
 import torch
 
 from qwen_image_engine.engines.contract import contract
+from qwen_image_engine.export.audit import audit
+from qwen_image_engine.export.network_tensors import read_tensors
+from qwen_image_engine.export.network_weights import network_weights
 from qwen_image_engine.export.placing import link_weights, place_weights
+from qwen_image_engine.export.quantised_network import WEIGHT, QuantisedNetwork, quantised_network
 from qwen_image_engine.export.recipe import Recipe
 from qwen_image_engine.export.trace import IR_VERSION, OPSET, trace
 from qwen_image_engine.export.weight_file import Stored, WeightFile
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.component import FLOAT_DTYPES
-from qwen_image_engine.reference.engine import NETWORK, dims, empty_network
-from qwen_image_engine.reference.tensor_file import TensorInfo
+from qwen_image_engine.reference.engine import NETWORK, dims
 from qwen_image_engine.runtime.bundle_files import describe_file, file_sha256
 from qwen_image_engine.runtime.manifest import ComponentEntry, EmbeddingsEntry, FileEntry, Manifest
 
@@ -31,6 +34,8 @@ MODEL_FILES = {
     "vae_encoder": "vae/encoder.onnx",
 }
 NETWORKS = tuple(dict.fromkeys(NETWORK.values()))
+
+_PRECISION = {"float32": "fp32"}
 
 Progress = Callable[[str, int], None]
 """Told what is being worked on, and the bytes just done."""
@@ -45,16 +50,6 @@ class NetworkFolder:
     embeddings: EmbeddingsEntry | None
 
 
-def read_tensors(checkpoint: Checkpoint, network: str) -> list[TensorInfo]:
-    """The stored tensors that a network's graphs read, in the network's order.
-
-    Raises:
-        QwenImageError: the tensors are not those of the network.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in empty_network(checkpoint, network).state_dict().items()}
-    return list(checkpoint.components[network].match(shapes).values())
-
-
 def write_network(
     checkpoint: Checkpoint,
     network: str,
@@ -67,26 +62,28 @@ def write_network(
     """Write `network`'s folder into `bundle`; `hashes` has the SHA-256 of its weight files in the checkpoint.
 
     Raises:
-        QwenImageError: the tensors are not those of the network, cannot be read, or cannot be linked.
+        QwenImageError: the tensors are not those of the network, cannot be read, or cannot be linked; or a quantised
+            linear does not run as one.
         OSError: the bundle cannot be written.
     """
-    tensors = read_tensors(checkpoint, network)
+    quantised = quantised_network(checkpoint, network, recipe.quantisation)
+    entries = network_weights(checkpoint, network, recipe.dtype, quantised)
     components = [name for name, owner in NETWORK.items() if owner == network]
     graphs = {}
     for component in components:
         progress(component, 0)
-        graphs[component] = lowered(checkpoint, component, recipe)
+        graphs[component] = lowered(checkpoint, component, recipe, quantised)
 
     folder = bundle / network
     folder.mkdir()
     table = checkpoint.token_embeddings() if network == "text_encoder" else None
     known: dict[str, str] = {}
     if weights == "link":
+        tensors = read_tensors(checkpoint, network)
         places = link_weights(checkpoint.components[network], [*tensors, *([table] if table else [])], folder)
         known = {file.name: hashes[file] for file in checkpoint.components[network].files}
     else:
-        dtype = next(name for name, torch_name in FLOAT_DTYPES.items() if torch_name == recipe.dtype)
-        copies = [WeightFile("weights.safetensors", [Stored(tensor, dtype) for tensor in tensors])]
+        copies = [WeightFile("weights.safetensors", entries)]
         if table is not None:
             copies.append(WeightFile("embeddings.safetensors", [Stored(table, table.dtype)]))
         places = {}
@@ -95,15 +92,20 @@ def write_network(
             places.update(file.places())
 
     sizes = dims(checkpoint)
-    entries = {}
+    described = {}
     for component, graph in graphs.items():
         used = place_weights(graph, places)
         ir.save(graph, bundle / MODEL_FILES[component])
-        entries[component] = ComponentEntry(
+        layers = {name: layer for name, layer in quantised.layers.items() if name + WEIGHT in graph.graph.initializers}
+        if layers:
+            progress(f"audit of {component}", 0)
+            audit(bundle / MODEL_FILES[component], [name + WEIGHT for name in layers])
+        described[component] = ComponentEntry(
             model=MODEL_FILES[component],
             weights=tuple(f"{network}/{name}" for name in used),
-            precision=recipe.precision,
-            excluded_layers=recipe.excluded_layers,
+            precision=recipe.precision if layers or recipe.quantisation is None else _PRECISION[recipe.dtype],
+            excluded_layers=_linears(graph) if layers else (),
+            quantised_layers=layers,
             opset=OPSET,
             ir_version=IR_VERSION,
             contract=contract(component, sizes),
@@ -114,7 +116,7 @@ def write_network(
         rows, hidden = table.shape
         embeddings = EmbeddingsEntry(f"{network}/{place.file}", place.offset, FLOAT_DTYPES[table.dtype], (rows, hidden))
     files = {f"{network}/{path.name}": describe_file(path, known.get(path.name)) for path in sorted(folder.iterdir())}
-    return NetworkFolder(entries, files, embeddings)
+    return NetworkFolder(described, files, embeddings)
 
 
 def reuse_network(
@@ -145,9 +147,18 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def lowered(checkpoint: Checkpoint, component: str, recipe: Recipe) -> ir.Model:
+def lowered(checkpoint: Checkpoint, component: str, recipe: Recipe, quantised: QuantisedNetwork) -> ir.Model:
     """The graph of `component` after the recipe's passes, its weights not placed yet."""
     model = trace(checkpoint, component, getattr(torch, recipe.dtype))
     for lowering in recipe.passes:
         lowering()(model)
+    for quantising in recipe.quantising:
+        quantising(quantised)(model)  # no clean-up after it: that would merge zero points that must stay apart
     return model
+
+
+def _linears(model: ir.Model) -> tuple[str, ...]:
+    """Linears of a graph whose weights are read as they are."""
+    weights = [node.inputs[1] for node in model.graph if node.op_type == "Gemm"]
+    names = [value.name or "" for value in weights if value is not None and value.is_initializer()]
+    return tuple(sorted(name.removesuffix(WEIGHT) for name in names))

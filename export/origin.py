@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from qwen_image_engine.calibration import hadamard
+from qwen_image_engine.engines import contract
 from qwen_image_engine.export.recipe import Recipe
 from qwen_image_engine.reference import engine as reference_engine
 from qwen_image_engine.reference.checkpoint import Checkpoint
@@ -27,9 +29,10 @@ def tool() -> Tool:
     digest = hashlib.sha256()
     for package in _PACKAGES:
         digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
-    export, reference = Path(__file__).parent, Path(reference_engine.__file__).parent
-    contracts = reference.parent / "engines" / "contract.py"
-    for path in sorted([*export.glob("*.py"), *reference.glob("*.py"), contracts]):
+    export = Path(__file__).parent
+    folders = (export, Path(reference_engine.__file__).parent, Path(hadamard.__file__).parent)
+    sources = [path for folder in folders for path in folder.glob("*.py")]
+    for path in sorted([*sources, Path(contract.__file__)]):
         digest.update(f"{path.parent.name}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return Tool(importlib.metadata.version("qwen-image-engine"), digest.hexdigest())
 
@@ -43,6 +46,7 @@ def origin(checkpoint: Checkpoint, network: str, recipe: Recipe, weights: str, h
         "target": recipe.target,
         "precision": recipe.precision,
         "weights": weights,
+        "quantisation": repr(recipe.quantisation),
         "files": {file.name: hashes[file] for file in checkpoint.components[network].files},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

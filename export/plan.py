@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.export.network_weights import network_weights
+from qwen_image_engine.export.quantised_network import quantised_network
 from qwen_image_engine.export.recipe import Recipe
+from qwen_image_engine.export.weight_file import entry_bytes
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.component import Component
 from qwen_image_engine.reference.tensor_file import TensorInfo
@@ -18,7 +21,6 @@ Weights = Literal["copy", "link"]
 EXPORT_BYTES = 700_000_000
 """The exporter's peak: torch, onnx and the graphs. Weights are copied in blocks, so their size adds nothing."""
 
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _EMBEDDINGS = "embed_tokens.weight"
 
 
@@ -80,10 +82,7 @@ class ExportPlan:
 
 def plan_export(checkpoint: Checkpoint, recipe: Recipe, weights: Weights) -> ExportPlan:
     """The plan of exporting `checkpoint` with `recipe`."""
-    networks = tuple(
-        _network(checkpoint.components[name], _ITEM_BYTES[recipe.dtype], weights)
-        for name in ("text_encoder", "transformer", "vae")
-    )
+    networks = tuple(_network(checkpoint, name, recipe, weights) for name in ("text_encoder", "transformer", "vae"))
     engines = {network.network: network.engine_bytes for network in networks}
     return ExportPlan(
         target=recipe.target,
@@ -109,7 +108,7 @@ def check_disk(plan: ExportPlan, bundle: Path) -> int:
     if free < plan.bundle_bytes:
         raise QwenImageError(
             f"{bundle}: the bundle takes {plan.bundle_bytes} bytes and {folder} has {free} free; "
-            "make room, choose another disk, or export with --weights link beside the checkpoint"
+            "make room, choose another disk, or export in fp32 with --weights link beside the checkpoint"
         )
     return free
 
@@ -123,9 +122,11 @@ def _read(component: Component) -> list[TensorInfo]:
     ]
 
 
-def _network(component: Component, item_bytes: int, weights: Weights) -> NetworkPlan:
+def _network(checkpoint: Checkpoint, name: str, recipe: Recipe, weights: Weights) -> NetworkPlan:
+    component = checkpoint.components[name]
     tensors = _read(component)
-    graphs = sum(tensor.elements for tensor in tensors if not tensor.name.endswith(_EMBEDDINGS))
+    quantised = quantised_network(checkpoint, name, recipe.quantisation)
+    graphs = sum(map(entry_bytes, network_weights(checkpoint, name, recipe.dtype, quantised)))
     table = sum(tensor.nbytes for tensor in tensors if tensor.name.endswith(_EMBEDDINGS))
     return NetworkPlan(
         network=component.name,
@@ -133,6 +134,6 @@ def _network(component: Component, item_bytes: int, weights: Weights) -> Network
         stored_parameters=component.parameters,
         parameters=sum(tensor.elements for tensor in tensors),
         stored_bytes=component.nbytes,
-        bundle_bytes=0 if weights == "link" else graphs * item_bytes + table,
-        engine_bytes=graphs * item_bytes,
+        bundle_bytes=0 if weights == "link" else graphs + table,
+        engine_bytes=graphs,
     )

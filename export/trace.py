@@ -21,13 +21,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from qwen_image_engine.engines.contract import Contract, contract, split_axis
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.export.sizes import axes
+from qwen_image_engine.export.unplaced import set_unplaced
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import FORWARD, NETWORK, dims, empty_network
 
 OPSET = 23
 IR_VERSION = 11
-UNPLACED = "unplaced"
-"""Location of a weight that has no bytes yet: reading one before it is placed fails."""
 
 # An example size must differ from every other axis, or torch ties the two; 0 and 1 are specialised. Primes above 20.
 _EXAMPLE_SIZES = {"batch": 3, "text": 23, "prefix": 29, "tokens": 31, "height": 5, "width": 7}
@@ -53,7 +52,7 @@ class _Named(nn.Module):
 def trace(checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> ir.Model:
     """The graph of `component` as torch exports it, computing in `dtype`, inputs and outputs as in the contract.
 
-    Initializers have the checkpoint's tensor names and no bytes (`UNPLACED`).
+    Initializers have the checkpoint's tensor names and no bytes.
     """
     spec = contract(component, dims(checkpoint))
     mode = FakeTensorMode()
@@ -117,10 +116,7 @@ def _forget_values(model: ir.Model, parameters: Container[str], prefix: str) -> 
         if name.removeprefix("network.") not in parameters:
             continue  # a derived buffer, whose values are real
         stored = prefix + name.removeprefix("network.")
-        value.const_value = ir.ExternalTensor(
-            UNPLACED, None, None, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=stored
-        )
-        value.name = stored
+        set_unplaced(value, stored, ir.Shape(tensor.shape.numpy()), tensor.dtype)
 
 
 def _name_axes(model: ir.Model, spec: Contract) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from qwen_image_engine.export.compare import Difference
+from qwen_image_engine.export.compare import Difference, mean, worst
+from qwen_image_engine.export.thresholds import Threshold
 
 
 @dataclass(frozen=True)
@@ -16,31 +17,40 @@ class Row:
     Attributes:
         component: as in the contract, or "teacher_forced" for whole steps.
         case: name of the request.
-        difference: the worst over outputs, and over steps.
-        threshold: the largest relative L2 that passes.
-        steps: relative L2 of each step, where the row is of several.
+        runs: one for each step, each the worst over outputs; one where the component runs once.
+        threshold: what they are held to.
     """
 
     component: str
     case: str
-    difference: Difference
-    threshold: float
-    steps: tuple[float, ...] = ()
+    runs: tuple[Difference, ...]
+    threshold: Threshold
+
+    @property
+    def worst(self) -> Difference:
+        """The worst run."""
+        return worst(self.runs)
+
+    @property
+    def judged(self) -> Difference:
+        """What the threshold is for: the worst run, or the mean of them."""
+        return mean(self.runs) if self.threshold.over == "mean" else self.worst
 
     @property
     def passed(self) -> bool:
-        """Whether relative L2 is within the threshold."""
-        return self.difference.relative_l2 <= self.threshold
+        """Whether that is within the threshold."""
+        least = self.threshold.cosine
+        enough = least is None or self.judged.cosine >= least
+        return self.judged.relative_l2 <= self.threshold.relative_l2 and enough
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; a value that is not finite is null."""
         return {
             "case": self.case,
             "passed": self.passed,
-            "relative_l2": _finite(self.difference.relative_l2),
-            "cosine": _finite(self.difference.cosine),
-            "max_abs": _finite(self.difference.max_abs),
-            **({"relative_l2_by_step": [_finite(value) for value in self.steps]} if self.steps else {}),
+            **_measures(self.judged),
+            **({"worst_step": _measures(self.worst)} if self.threshold.over == "mean" else {}),
+            **({"relative_l2_by_step": [_finite(run.relative_l2) for run in self.runs]} if len(self.runs) > 1 else {}),
         }
 
 
@@ -92,12 +102,16 @@ class Verification:
         return {
             "component": name,
             "passed": all(row.passed for row in rows),
-            "threshold": rows[0].threshold,
-            "relative_l2": _finite(max(row.difference.relative_l2 for row in rows)),
-            "cosine": _finite(min(row.difference.cosine for row in rows)),
-            "max_abs": _finite(max(row.difference.max_abs for row in rows)),
+            "threshold": rows[0].threshold.relative_l2,
+            "least_cosine": rows[0].threshold.cosine,
+            "judged_by": rows[0].threshold.over,
+            **_measures(worst(row.judged for row in rows)),
             "cases": [row.to_json() for row in rows],
         }
+
+
+def _measures(difference: Difference) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in asdict(difference).items()}
 
 
 def _finite(value: float) -> float | None:

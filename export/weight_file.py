@@ -7,33 +7,86 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.export.tensor_blocks import tensor_blocks
 from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.tensor_file import ITEM_BYTES, TensorInfo
 
-_BLOCK_BYTES = 4 << 20
 # Tensors start at a multiple of 64 bytes after a padded header, so that engines can use mapped ones in place.
 _ALIGNMENT = 64
 
 
+class Entry(Protocol):
+    """A tensor to write: what the header says of it, and its bytes as a stream.
+
+    What is computed from the checkpoint's tensors is an entry of its own kind; the file asks for the bytes of one entry
+    after the other, in the order that it was given.
+    """
+
+    @property
+    def name(self) -> str:
+        """What readers ask for it by."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """In safetensors' spelling."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes, row-major."""
+        ...
+
+    def blocks(self) -> Iterator[memoryview]:
+        """The bytes, each view valid until the next.
+
+        Raises:
+            QwenImageError: a source file cannot be read, or ends early.
+        """
+        ...
+
+
+def entry_bytes(entry: Entry) -> int:
+    """Bytes in the new file."""
+    return math.prod(entry.shape) * ITEM_BYTES[entry.dtype]
+
+
 @dataclass(frozen=True)
 class Stored:
-    """A tensor to write: the checkpoint's, in `dtype` (safetensors' spelling)."""
+    """A tensor of the checkpoint, in `dtype`."""
 
     source: TensorInfo
     dtype: str
 
     @property
-    def nbytes(self) -> int:
-        """Bytes in the new file."""
-        return self.source.elements * ITEM_BYTES[self.dtype]
+    def name(self) -> str:
+        """As in the checkpoint."""
+        return self.source.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As in the checkpoint."""
+        return self.source.shape
+
+    def blocks(self) -> Iterator[memoryview]:
+        """As stored, or converted block by block."""
+        stored: torch.dtype = getattr(torch, FLOAT_DTYPES[self.source.dtype])
+        wanted: torch.dtype = getattr(torch, FLOAT_DTYPES[self.dtype])
+        for block in tensor_blocks(self.source):
+            if stored == wanted:
+                yield block
+            else:
+                values = torch.frombuffer(block, dtype=stored).to(wanted)
+                yield values.view(torch.uint8).numpy().data
 
 
 @dataclass(frozen=True)
@@ -49,16 +102,16 @@ class Place:
 class WeightFile:
     """The layout of a file that is to hold `tensors`, known before a byte is written."""
 
-    def __init__(self, name: str, tensors: Sequence[Stored]) -> None:
+    def __init__(self, name: str, tensors: Sequence[Entry]) -> None:
         self.name = name
         self.tensors = tuple(tensors)
         entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
         begin = 0
         for tensor in tensors:
-            end = begin + tensor.nbytes
-            entries[tensor.source.name] = {
+            end = begin + entry_bytes(tensor)
+            entries[tensor.name] = {
                 "dtype": tensor.dtype,
-                "shape": list(tensor.source.shape),
+                "shape": list(tensor.shape),
                 "data_offsets": [begin, end],
             }
             begin = end
@@ -68,12 +121,12 @@ class WeightFile:
         self.nbytes = len(self.header) + begin
 
     def places(self) -> dict[str, Place]:
-        """Stored name -> place."""
+        """Name -> place."""
         found = {}
         offset = len(self.header)
         for tensor in self.tensors:
-            found[tensor.source.name] = Place(self.name, offset, tensor.nbytes, tensor.dtype)
-            offset += tensor.nbytes
+            found[tensor.name] = Place(self.name, offset, entry_bytes(tensor), tensor.dtype)
+            offset += entry_bytes(tensor)
         return found
 
     def write(self, folder: Path, progress: Callable[[int], None]) -> str:
@@ -87,42 +140,11 @@ class WeightFile:
         with (folder / self.name).open("wb", buffering=0) as file:
             file.write(self.header)
             for tensor in self.tensors:
-                for block in _blocks(tensor):
+                for block in tensor.blocks():
                     digest.update(block)
                     _write_all(file.write, block)
                     progress(len(block))
         return digest.hexdigest()
-
-
-def _blocks(tensor: Stored) -> Iterator[memoryview]:
-    """The tensor's bytes in its new dtype, each view valid until the next."""
-    source = tensor.source
-    stored: torch.dtype = getattr(torch, FLOAT_DTYPES[source.dtype])
-    wanted: torch.dtype = getattr(torch, FLOAT_DTYPES[tensor.dtype])
-    buffer = bytearray(min(_BLOCK_BYTES, source.nbytes))
-    try:
-        with source.file.open("rb", buffering=0) as file:
-            file.seek(source.offset)
-            for start in range(0, source.nbytes, _BLOCK_BYTES):
-                block = memoryview(buffer)[: min(_BLOCK_BYTES, source.nbytes - start)]
-                _read_all(file.readinto, block, source)
-                if stored == wanted:
-                    yield block
-                else:
-                    values = torch.frombuffer(block, dtype=stored).to(wanted)
-                    yield values.view(torch.uint8).numpy().data
-    except OSError as error:
-        # Reads alone are in here: a failed write is raised where the caller resumes.
-        raise QwenImageError(f"{source.file}: cannot be read ({error.strerror or error})") from error
-
-
-def _read_all(readinto: Callable[[memoryview], int | None], block: memoryview, source: TensorInfo) -> None:
-    rest = block
-    while rest:
-        count = readinto(rest)
-        if not count:
-            raise QwenImageError(f"{source.file}: ends inside tensor {source.name!r}; download it again")
-        rest = rest[count:]
 
 
 def _write_all(write: Callable[[memoryview], int | None], block: memoryview) -> None:

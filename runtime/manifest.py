@@ -18,7 +18,7 @@ from qwen_image_engine.runtime.model import ModelFacts
 
 MANIFEST = "manifest.json"
 FORMAT = "qwen-image-bundle"
-SCHEMA = 1
+SCHEMA = 2
 
 T = TypeVar("T")
 
@@ -44,16 +44,29 @@ class CheckpointEntry:
 
 
 @dataclass(frozen=True)
+class QuantisedLayer:
+    """How one linear is quantised.
+
+    `rotation` is the number of input channels that are rotated together, 1 where none are; `equalised_with` is the
+    linear before or after it that shares its channels and was scaled with it.
+    """
+
+    rotation: int
+    equalised_with: str | None
+
+
+@dataclass(frozen=True)
 class ComponentEntry:
     """One graph. `model` and the `weights` that it reads are names in `Manifest.files`.
 
-    `excluded_layers` are those that keep a higher precision than `precision`.
+    `quantised_layers` are the linears that run in `precision`; `excluded_layers` those that keep a higher one.
     """
 
     model: str
     weights: tuple[str, ...]
     precision: str
     excluded_layers: tuple[str, ...]
+    quantised_layers: Mapping[str, QuantisedLayer]
     opset: int
     ir_version: int
     contract: Contract
@@ -218,6 +231,10 @@ def _component(data: Any, files: Mapping[str, FileEntry]) -> ComponentEntry:
         weights=tuple(_listed(name, files) for name in entry["weights"]),
         precision=str(entry["precision"]),
         excluded_layers=tuple(str(name) for name in entry["excluded_layers"]),
+        quantised_layers={
+            str(name): _entry(QuantisedLayer, layer)
+            for name, layer in _mapping(entry["quantised_layers"], "quantised_layers").items()
+        },
         opset=int(entry["opset"]),
         ir_version=int(entry["ir_version"]),
         contract=Contract.from_json(entry["contract"]),

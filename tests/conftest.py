@@ -1,6 +1,7 @@
 """Fixtures shared by every test folder."""
 
 import json
+import shutil
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -31,6 +32,35 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
         return written[key]
 
     return checkpoint
+
+
+@pytest.fixture(scope="session")
+def with_outliers(
+    random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, Path]]:
+    """`with_outliers(name) -> (plain, planted)`: two checkpoints that are the same in exact arithmetic.
+
+    The gates of `random_checkpoint(name)` are opened: at random weights they are nearly shut, and the blocks hardly
+    count.
+    """
+    written: dict[str, tuple[Path, Path]] = {}
+
+    def checkpoints(name: str) -> tuple[Path, Path]:
+        from safetensors.torch import load_file, save_file
+
+        from qwen_image_engine.calibration.outliers import write_with_outliers
+
+        if name not in written:
+            folder = tmp_path_factory.mktemp(name)
+            plain = shutil.copytree(random_checkpoint(name), folder / "plain")
+            file = plain / "transformer" / "diffusion_pytorch_model.safetensors"
+            tensors = {key: tensor.clone() for key, tensor in load_file(file).items()}
+            tensors["modulation.1.weight"] *= 4
+            save_file(tensors, file, {"format": "pt"})
+            written[name] = plain, write_with_outliers(plain, folder / "planted")
+        return written[name]
+
+    return checkpoints
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,20 @@ def memory() -> list[tuple[str, str]]:
     return [("README.md", f"peak resident memory {peak:.2f} GB, largest tensor {largest:.2f} GB")]
 
 
-@pytest.mark.parametrize("figures", [shapes, pictures, parity, demo, memory])
+def quantisation() -> list[tuple[str, str]]:
+    rows = {(row["checkpoint"], row["way"]): row for row in result("quantisation")["rows"]}
+    texts = []
+    for checkpoint in dict.fromkeys(checkpoint for checkpoint, _ in rows):
+        int8, plain = rows[checkpoint, "int8"], rows[checkpoint, "plain W8A8"]
+        error, worst = (int8[f"teacher_forced_relative_l2_{over}"] for over in ("mean", "worst"))
+        texts.append(
+            f"step cosine {int8['step_cosine_mean']:.4f}, teacher-forced error {error:.1%}, worst step {worst:.1%}; "
+            f"plain W8A8 {plain['step_cosine_mean']:.4f}"
+        )
+    return [("README.md", text) for text in texts]
+
+
+@pytest.mark.parametrize("figures", [shapes, pictures, parity, demo, memory, quantisation])
 def test_figures(figures: Any) -> None:
     for name, text in figures():
         assert text in document(name), name

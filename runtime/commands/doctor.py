@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qwen_image_engine.runtime.commands.export_packages import EXPORT_PACKAGES, INSTALL
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
-from qwen_image_engine.runtime.machine import CPU_FLAGS, Machine, package_versions
+from qwen_image_engine.runtime.machine import CPU_FLAGS, Machine, int8_expectation, package_versions
 
 SUMMARY = "what this machine has, and what is missing for what"
 
@@ -37,12 +37,14 @@ def execute(options: argparse.Namespace) -> Report:
     rows += [
         (f"  {name}", f"{'✓' if found else '–'} {CPU_FLAGS[name]}") for name, found in (machine.cpu_flags or {}).items()
     ]
+    rows.append(("int8 bundles", int8_expectation(machine.cpu_flags)))
     if machine.memory_bytes is not None and machine.free_memory_bytes is not None:
         rows.append(("memory", f"{size_text(machine.memory_bytes)}, {size_text(machine.free_memory_bytes)} free"))
     rows.append(("disk", f"{size_text(free_bytes)} free in {folder}"))
     rows.append(("hub cache", f"{cache}: {', '.join(cached) or 'no checkpoints'}"))
     document = {
         "machine": asdict(machine),
+        "int8": int8_expectation(machine.cpu_flags),
         "packages": packages,
         "engines": [asdict(item) for item in engines],
         "export": {"ready": not lacking, "missing": fault},

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from qwen_image_engine.runtime.commands.export_packages import export_packages
-from qwen_image_engine.runtime.commands.plan import add_recipe_arguments
+from qwen_image_engine.runtime.commands.plan import add_recipe_arguments, chosen_recipe
 from qwen_image_engine.runtime.commands.report import Report, size_text
 from qwen_image_engine.runtime.progress import ProgressBar
 
@@ -24,10 +24,9 @@ def execute(options: argparse.Namespace) -> Report:
     with export_packages():
         from qwen_image_engine.export.bundle import export_bundle
         from qwen_image_engine.export.check import check_checkpoint
-        from qwen_image_engine.export.recipe import recipe
         from qwen_image_engine.reference.checkpoint import Checkpoint
 
-    recipe(options.target, options.precision)  # a usage error comes before the checkpoint's
+        chosen_recipe(options)  # a usage error comes before the checkpoint's
     checkpoint = Checkpoint.open(options.model)
     check_checkpoint(checkpoint)
     began = time.perf_counter()
@@ -38,6 +37,8 @@ def execute(options: argparse.Namespace) -> Report:
             target=options.target,
             precision=options.precision,
             weights=options.weights,
+            exclude=options.exclude,
+            skip_blocks=options.skip_blocks,
             progress=progress,
         )
     seconds = time.perf_counter() - began

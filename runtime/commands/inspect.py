@@ -119,6 +119,12 @@ def _bundle(folder: Path) -> Report:
         hidden = len(entry.contract.inputs) + len(entry.contract.outputs) - len(rows)
         if hidden:
             lines.append(f"  and {hidden} more of the same form for the transformer's other blocks")
+        if entry.quantised_layers:
+            rotations = sorted({layer.rotation for layer in entry.quantised_layers.values()})
+            lines.append(
+                f"  in {entry.precision}: {len(entry.quantised_layers)} linears, rotated in blocks of "
+                f"{', '.join(map(str, rotations))} channels"
+            )
         if entry.excluded_layers:
             lines.append(f"  in higher precision: {', '.join(entry.excluded_layers)}")
     return Report(document, lines)

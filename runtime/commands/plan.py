@@ -3,9 +3,13 @@
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwen_image_engine.runtime.commands.export_packages import export_packages
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
+
+if TYPE_CHECKING:
+    from qwen_image_engine.export.recipe import Recipe
 
 SUMMARY = "what an export would read, write and need, before anything is written"
 
@@ -22,12 +26,50 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `plan` and `export` both take."""
     parser.add_argument("-m", "--model", required=True, metavar="CHECKPOINT", help="folder, or name in the hub cache")
     parser.add_argument("--target", default="cpu", help="what the graphs are lowered for (cpu)")
-    parser.add_argument("--precision", default="fp32", help="of weights and arithmetic (fp32)")
+    parser.add_argument("--precision", default="fp32", help="of weights and arithmetic: fp32 or int8 (fp32)")
     parser.add_argument(
         "--weights",
         choices=("copy", "link"),
         default="copy",
         help="copy them in the bundle's dtype, or hard-link the checkpoint's files (copy)",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="linears that int8 leaves in fp32, by name, such as '*.img_mlp.out'; may be repeated",
+    )
+    parser.add_argument(
+        "--skip-blocks",
+        type=_numbers,
+        default=(),
+        metavar="0,1,…",
+        help="blocks of the transformer that int8 leaves in fp32",
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas between, such as 0,1,30") from None
+
+
+def chosen_recipe(options: argparse.Namespace) -> "Recipe":
+    """The recipe that the flags of `add_recipe_arguments` ask for.
+
+    Raises:
+        UsageError: there is none, or flags do not go together.
+    """
+    from qwen_image_engine.export.recipe import recipe
+
+    return recipe(
+        options.target,
+        options.precision,
+        weights=options.weights,
+        exclude=options.exclude,
+        skip_blocks=options.skip_blocks,
     )
 
 
@@ -36,12 +78,13 @@ def execute(options: argparse.Namespace) -> Report:
     with export_packages():
         from qwen_image_engine.export.check import check_checkpoint
         from qwen_image_engine.export.plan import check_disk, plan_export
-        from qwen_image_engine.export.recipe import recipe
+        from qwen_image_engine.export.quantised_network import check_exclusions
         from qwen_image_engine.reference.checkpoint import Checkpoint
 
-    chosen = recipe(options.target, options.precision)
+        chosen = chosen_recipe(options)
     checkpoint = Checkpoint.open(options.model)
     check_checkpoint(checkpoint)
+    check_exclusions(checkpoint, chosen.quantisation)
     plan = plan_export(checkpoint, chosen, options.weights)
     free_bytes = None if options.bundle is None else check_disk(plan, options.bundle)
 

@@ -1,14 +1,18 @@
 """Bundles of random checkpoints, and inputs for their graphs."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from qwen_image_engine.engines.contract import Contract, split_axis
 from qwen_image_engine.engines.engine import Array
+from qwen_image_engine.export.bundle import export_bundle
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,3 +49,36 @@ def random_inputs() -> Callable[..., dict[str, Array]]:
 def _size(axis: str, sizes: dict[str, int]) -> int:
     factor, name = split_axis(axis)
     return factor * sizes[name]
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(
+    random_checkpoint: Callable[..., Path], with_outliers: Callable[[str], tuple[Path, Path]], tmp_path_factory: Any
+) -> Callable[..., tuple[Path, Path]]:
+    """`int8_bundle(name, outliers=False) -> (checkpoint, bundle)`; read-only."""
+    made: dict[tuple[str, bool], tuple[Path, Path]] = {}
+
+    def bundle(name: str, outliers: bool = False) -> tuple[Path, Path]:
+        if (name, outliers) not in made:
+            source = with_outliers(name)[1] if outliers else random_checkpoint(name)
+            folder = tmp_path_factory.mktemp(name) / "bundle"
+            export_bundle(source, folder, precision="int8")
+            made[name, outliers] = source, folder
+        return made[name, outliers]
+
+    return bundle
+
+
+@pytest.fixture
+def edited_checkpoint(random_checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """`edited_checkpoint(network, change) -> Path`: a copy whose tensors by name `change` has been given."""
+
+    def edited(network: str, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+        folder = shutil.copytree(random_checkpoint(), tmp_path / "edited")
+        (file,) = (folder / network).glob("*.safetensors")
+        tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+        change(tensors)
+        save_file(tensors, file, {"format": "pt"})
+        return folder
+
+    return edited

@@ -11,9 +11,10 @@ import pytest
 
 from qwen_image_engine.engines.contract import COMPONENTS
 from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.export.compare import difference
+from qwen_image_engine.export.compare import Difference, difference
 from qwen_image_engine.export.recording import STEPS, Case
-from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS
+from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold
+from qwen_image_engine.export.verification import Row
 from qwen_image_engine.export.verify import verify_bundle
 from qwen_image_engine.runtime.bundle_files import file_sha256
 from qwen_image_engine.runtime.command import main
@@ -71,6 +72,38 @@ def test_exported_bundle_passes(
     steps = 8 if options else STEPS
     assert len(rows[TEACHER_FORCED]["cases"][0]["relative_l2_by_step"]) == steps
     assert read_manifest(folder).verify == document
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_int8_is_held_to_thresholds_of_its_own(
+    int8_bundle: Callable[..., tuple[Path, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str
+) -> None:
+    folder = shutil.copytree(int8_bundle("narrow")[1], tmp_path / "bundle")
+    assert main(["verify", str(folder), "--engine", engine, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["precision"] == "int8"
+    rows = {row["component"]: row for row in document["components"]}
+    for name, threshold in THRESHOLDS["int8"].items():
+        assert rows[name]["threshold"] == threshold.relative_l2
+        assert rows[name]["least_cosine"] == threshold.cosine
+        assert rows[name]["judged_by"] == threshold.over
+    # The VAE is not quantised, and what is, is not fp32.
+    assert rows["vae_decoder"]["relative_l2"] <= THRESHOLDS["fp32"]["vae_decoder"].relative_l2
+    assert rows["step"]["relative_l2"] > THRESHOLDS["fp32"]["step"].relative_l2
+    assert all(case["worst_step"]["relative_l2"] >= case["relative_l2"] for case in rows["step"]["cases"])
+
+
+def test_means_and_cosines_are_judged_where_a_threshold_says_so() -> None:
+    near, far = Difference(0.01, 0.9999, 0.1), Difference(0.03, 0.9995, 0.2)
+    by_worst = Row("step", "case", (near, far), Threshold(0.02, "reason"))
+    assert by_worst.judged == far
+    assert not by_worst.passed
+    by_mean = Row("step", "case", (near, far), Threshold(0.02, "reason", cosine=0.9996, over="mean"))
+    assert by_mean.judged.relative_l2 == pytest.approx(0.02)
+    assert by_mean.judged.cosine == pytest.approx(0.9997)
+    assert by_mean.passed
+    assert not Row("step", "case", (near, far), Threshold(0.02, "reason", cosine=0.9998, over="mean")).passed
+    assert by_mean.to_json()["worst_step"]["relative_l2"] == 0.03
 
 
 def test_a_changed_weight_is_seen(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

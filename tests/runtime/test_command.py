@@ -48,6 +48,7 @@ def test_doctor(document: Callable[..., Any]) -> None:
     assert found["packages"]["numpy"] == np.__version__
     assert {item["name"] for item in found["engines"]} == {"onnxruntime", "openvino"}
     assert found["machine"]["cores"] >= 1
+    assert found["int8"]
     assert found["disk"]["free_bytes"] > 0
 
 

@@ -1,0 +1,36 @@
+"""Block Hadamard rotations: outliers of a few channels spread over a block, and the product of a linear unchanged.
+
+An orthonormal R on both sides leaves x W^T = (x R)(W R)^T as it is, so the weights' side is rotated at export and the
+activations' at run time. Source: QuaRot, https://arxiv.org/abs/2404.00456.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def block_size(channels: int, largest: int) -> int:
+    """The largest power of two, at most `largest`, that divides `channels`: 64 for 192, 8 for 120, 1 for 27."""
+    return min(channels & -channels, largest)
+
+
+def hadamard(size: int) -> Tensor:
+    """Sylvester's matrix over sqrt(size): (size, size) float32, symmetric and orthonormal.
+
+    Raises:
+        ValueError: `size` is no power of two.
+    """
+    if size < 1 or size & (size - 1):
+        raise ValueError(f"a Hadamard matrix of size {size}: expected a power of two")
+    matrix = torch.ones(1, 1)
+    while matrix.shape[0] < size:
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
+    return matrix / size**0.5
+
+
+def rotate(rows: Tensor, block: int) -> Tensor:
+    """Every block of `block` channels of `rows` (N, K) times the Hadamard matrix; `block` divides K."""
+    if block == 1:
+        return rows
+    return (rows.reshape(-1, block) @ hadamard(block)).reshape(rows.shape)

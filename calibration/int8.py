@@ -1,0 +1,20 @@
+"""Symmetric int8: one scale for each output channel of a weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LEVELS = 127
+"""Codes on each side of zero; -128 is not used, so that the range is symmetric."""
+
+
+def quantise_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (N, K) int8 and scales (N,) float32 of `rows` (N, K), which are about codes * scales.
+
+    A row of zeros has scale 1: a scale of 0 would divide 0 by 0.
+    """
+    scales = rows.abs().amax(dim=1) / LEVELS
+    scales = torch.where(scales > 0, scales, 1.0)
+    codes = (rows / scales[:, None]).round().clamp(-LEVELS, LEVELS)
+    return codes.to(torch.int8), scales

@@ -1,0 +1,43 @@
+"""Plain W8A8, the yardstick: one scale a tensor for weights and activations, from the largest magnitudes seen.
+
+Simulated in fp32: values are rounded to the 8-bit grid and multiplied as they are, which is what integers would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor, nn
+
+from qwen_image_engine.calibration.int8 import LEVELS
+
+
+def quantise_naively(network: nn.Module, names: Collection[str], run: Callable[[], object]) -> None:
+    """Make the linears `names` of `network` compute in plain W8A8.
+
+    `run` runs the network on what it is to be calibrated on. The network's own weights are replaced.
+    """
+    linears = [network.get_submodule(name) for name in names]
+    largest: dict[nn.Module, Tensor] = {}
+
+    def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found = inputs[0].abs().amax()
+        largest[module] = torch.maximum(largest.get(module, found), found)
+
+    hooks = [linear.register_forward_pre_hook(observe) for linear in linears]
+    with torch.inference_mode():
+        run()
+    for hook in hooks:
+        hook.remove()
+    for linear in linears:
+        assert isinstance(linear, nn.Linear)
+        weight = linear.weight.detach()
+        linear.weight = nn.Parameter(on_grid(weight, weight.abs().amax()), requires_grad=False)
+        linear.register_forward_pre_hook(lambda module, inputs: (on_grid(inputs[0], largest[module]),))
+
+
+def on_grid(values: Tensor, largest: Tensor) -> Tensor:
+    """`values` rounded to 8 bits between -`largest` and `largest`."""
+    scale = largest / LEVELS
+    return (values / scale).round().clamp(-LEVELS, LEVELS) * scale

@@ -1,0 +1,37 @@
+"""Processors whose integer products saturate: found by trying, and kept from doing so."""
+
+import numpy as np
+import pytest
+
+from qwen_image_engine.engines.openvino_saturation import has_int8_weights, products_saturate
+from qwen_image_engine.runtime.machine import CPU_FLAGS, Machine, int8_expectation
+
+openvino = pytest.importorskip("openvino")
+
+
+def test_only_processors_without_vnni_saturate() -> None:
+    flags = Machine.here().cpu_flags
+    if flags is None or not flags["avx2"]:
+        pytest.skip("not an x86 processor that tells its flags")
+    assert products_saturate() != (flags["avx_vnni"] or flags["avx512_vnni"] or flags["amx_int8"])
+
+
+def test_int8_constants_are_seen() -> None:
+    op = openvino.opset13
+    rows = op.parameter([-1, 4], np.float32)
+    for dtype, expected in ((np.int8, True), (np.float32, False)):
+        weights = op.convert(op.constant(np.ones((3, 4), dtype)), "f32")
+        model = openvino.Model([op.matmul(rows, weights, False, True)], [rows], "linear")
+        assert has_int8_weights(model) is expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [({"amx_int8", "avx512_vnni"}, "AMX:"), ({"avx_vnni"}, "VNNI:"), ({"avx2"}, "neither VNNI nor AMX")],
+)
+def test_doctor_says_what_to_expect(flags: set[str], word: str) -> None:
+    assert int8_expectation({name: name in flags for name in CPU_FLAGS}).startswith(word)
+
+
+def test_another_systems_processor_is_not_guessed_at() -> None:
+    assert "not known" in int8_expectation(None)
