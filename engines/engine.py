@@ -12,7 +12,10 @@ from typing import Any, Protocol
 from qwen_image_engine.engines.check import Array as Array
 from qwen_image_engine.engines.contract import Contract
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.failure import one_line
+from qwen_image_engine.engines.failure import one_line, pass_interruption
+
+MAX_THREADS = 1024
+"""More than any processor here has; OpenVINO starts as many as it is told, and 5,000 took minutes."""
 
 
 class Engine(Protocol):
@@ -62,8 +65,8 @@ def load_engine(backend: str, model: Path, contract: Contract, threads: int | No
         QwenImageError: its package is not installed, the file is missing or no ONNX model, the graph is another than
             its contract's, or memory does not suffice.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads: at least 1 is needed")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"{threads} threads: expected 1 to {MAX_THREADS}")
     if backend == "onnxruntime":
         from qwen_image_engine.engines.onnxruntime import OnnxRuntimeEngine
 
@@ -96,6 +99,7 @@ def require(name: str) -> Any:
             f"{name} needs the package {error.name}, which is not installed; install it again with: {install}"
         ) from error
     except (ImportError, OSError) as error:
+        pass_interruption(error)
         raise QwenImageError(
             f"{name} is installed and does not load ({one_line(error)}); install it again with: {install}"
         ) from error

@@ -48,6 +48,15 @@ def one_line(error: Exception) -> str:
     return " ".join(_SOURCE_LINES.sub(" ", str(error)).split()) or type(error).__name__
 
 
+def pass_interruption(error: BaseException) -> None:
+    """Raise KeyboardInterrupt where `error` is what an extension module made of one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        cause = cause.__cause__ or cause.__context__
+
+
 def _is_memory(error: Exception) -> bool:
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(

@@ -28,7 +28,7 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = threads or 0
         # 4 = fatal: what fails is raised, and the command prints one line.
         options.log_severity_level = 4
-        # Threads that spin between operators doubled a step's time (62 against 34 ms) where other work had a core.
+        # Threads that spin between operators doubled a step's time (62 against 34 ms) where another process had a core.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Where the processor's products of uint8 by int8 saturate (AVX2 and AVX-512 without VNNI), int8 weights are
         # turned into uint8, whose products do not: 1e-7 in the place of 1e-1. Elsewhere it changes nothing.

@@ -22,6 +22,7 @@ from qwen_image_engine.reference.config import (
 )
 from qwen_image_engine.reference.hub_cache import REPOSITORY_NAME, snapshot_folder
 from qwen_image_engine.reference.json_reader import read_json
+from qwen_image_engine.reference.processor_config import ImageProcessorConfig
 from qwen_image_engine.reference.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle_files import file_sha256
 
@@ -43,6 +44,7 @@ class Checkpoint:
     transformer: TransformerConfig
     text_encoder: TextEncoderConfig
     vae: VaeConfig
+    image_processor: ImageProcessorConfig
     components: Mapping[str, Component]
 
     @classmethod
@@ -69,6 +71,7 @@ class Checkpoint:
             transformer=transformer,
             text_encoder=text_encoder,
             vae=vae,
+            image_processor=ImageProcessorConfig.from_folder(folder / "processor"),
             components={name: open_component(folder, name, layout) for name, layout in LAYOUT.items()},
         )
 
@@ -91,6 +94,25 @@ class Checkpoint:
             found = "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
             raise QwenImageError(f"{component.folder}: tensor {name} is {found}, expected BF16, F16 or F32 {shape}")
         return tensor
+
+    def check_depth(self, name: str) -> None:
+        """Check that the weights of a network go as deep as its config, before as many blocks are made.
+
+        Raises:
+            QwenImageError: they do not.
+        """
+        key, stored, depth = {
+            "transformer": ("num_layers", "transformer_blocks.{}.", self.transformer.num_layers),
+            "text_encoder": ("num_hidden_layers", "layers.{}.", self.text_encoder.num_hidden_layers),
+            "vae": ("num_res_blocks", "encoder.down_blocks.0.resnets.{}.", self.vae.num_res_blocks),
+        }[name]
+        component = self.components[name]
+        last = component.layout.prefix + stored.format(depth - 1)
+        if not any(tensor.startswith(last) for tensor in component.tensors):
+            raise QwenImageError(
+                f"{component.folder}: its tensors are not those of {component.layout.class_name} with this "
+                f"config.json: key {key!r} is {depth}, and there is no tensor {last}*"
+            )
 
     def ignored_keys(self) -> dict[str, tuple[str, ...]]:
         """Keys of each component's config.json that change nothing here."""
@@ -138,6 +160,8 @@ class Checkpoint:
 
 
 def _find(path_or_name: str | Path) -> Path:
+    if not str(path_or_name):
+        raise QwenImageError("the checkpoint's name is empty, expected a folder or the name org/name of a cached one")
     path = Path(path_or_name).expanduser()
     if path.is_file():
         raise QwenImageError(

@@ -219,6 +219,8 @@ def _rope_theta(text: Reader, head_dim: int) -> tuple[float, tuple[str, ...]]:
     if text.get("rope_parameters") not in (MISSING, None):
         rope = text.section("rope_parameters")
         theta = rope.number("rope_theta")
+        if text.get("rope_scaling") not in (MISSING, None, text.values["rope_parameters"]):
+            text.refuse("rope_scaling", "none, or the same as rope_parameters: transformers reads either")
         if text.get("rope_theta") not in (MISSING, None, theta):
             text.refuse("rope_theta", f"{theta}, as rope_parameters.rope_theta says")
     else:
@@ -235,8 +237,9 @@ def _rope_theta(text: Reader, head_dim: int) -> tuple[float, tuple[str, ...]]:
     sections = rope.integers("mrope_section", 3)
     if sum(sections) != head_dim // 2:
         rope.refuse("mrope_section", f"three numbers that sum to half of head_dim, {head_dim // 2}")
-    if rope.get("partial_rotary_factor") is not MISSING and rope.number("partial_rotary_factor") != 1.0:
-        rope.refuse("partial_rotary_factor", "1.0")
+    for section in (rope, text):
+        if section.get("partial_rotary_factor") is not MISSING and section.number("partial_rotary_factor") != 1.0:
+            section.refuse("partial_rotary_factor", "1.0")
     return theta, rope.ignored()
 
 

@@ -31,7 +31,12 @@ NETWORK = {
 
 
 def dims(checkpoint: Checkpoint) -> Dims:
-    """The sizes that the checkpoint's contracts name."""
+    """The sizes that the checkpoint's contracts name; a contract has two tensors for each layer of the transformer.
+
+    Raises:
+        QwenImageError: config.json asks for more of them than are stored.
+    """
+    checkpoint.check_depth("transformer")
     transformer, encoder = checkpoint.transformer, checkpoint.text_encoder
     return Dims(
         encoder_hidden=encoder.hidden_size,
@@ -46,14 +51,24 @@ def dims(checkpoint: Checkpoint) -> Dims:
 
 
 def empty_network(checkpoint: Checkpoint, name: str) -> nn.Module:
-    """One of the networks "transformer", "text_encoder", "vae" with parameters on "meta" and derived buffers real."""
-    with torch.device("meta"):
-        if name == "transformer":
-            network: nn.Module = Transformer(checkpoint.transformer)
-        elif name == "text_encoder":
-            network = TextEncoder(checkpoint.text_encoder)
-        else:
-            network = Vae(checkpoint.vae)
+    """One of the networks "transformer", "text_encoder", "vae" with parameters on "meta" and derived buffers real.
+
+    Raises:
+        QwenImageError: config.json asks for more blocks than are stored, or for widths that no tensor can have.
+    """
+    checkpoint.check_depth(name)
+    try:
+        with torch.device("meta"):
+            if name == "transformer":
+                network: nn.Module = Transformer(checkpoint.transformer)
+            elif name == "text_encoder":
+                network = TextEncoder(checkpoint.text_encoder)
+            else:
+                network = Vae(checkpoint.vae)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise QwenImageError(
+            f"{checkpoint.folder / name / 'config.json'}: no tensors can have the sizes that it asks for"
+        ) from error
     return network.eval().requires_grad_(False)
 
 

@@ -106,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise QwenImageError(
             f"{path}: cannot be read ({error.strerror or error}); the checkpoint is incomplete"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise QwenImageError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise QwenImageError(f"{path}: holds a {type(value).__name__}, expected a JSON object")

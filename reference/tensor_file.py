@@ -80,7 +80,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise QwenImageError(f"{path}: not a safetensors file: no header in its {size} bytes")
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise QwenImageError(f"{path}: not a safetensors file: its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise QwenImageError(f"{path}: not a safetensors file: its header is not a JSON object")

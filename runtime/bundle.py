@@ -78,7 +78,7 @@ class Bundle:
             raise QwenImageError(f"{path} is not listed in the manifest; {self._again()}")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise QwenImageError(f"cannot read {path}: {error}; {self._again()}") from error
         if not isinstance(values, dict):
             raise QwenImageError(f"{path} holds no object; {self._again()}")

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol, TextIO
 
@@ -66,7 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with redirect_stdout(sys.stderr) if wants_json and not _asks_for_text(given) else nullcontext():
             options = _parser().parse_args(given)
             report = VERBS[options.verb].execute(options)
-        _print(json.dumps(report.document, indent=2, allow_nan=False) if wants_json else "\n".join(report.lines))
+        _print(
+            json.dumps(report.document, indent=2, allow_nan=False) if wants_json else "\n".join(report.lines),
+            sys.stdout,
+        )
         return report.exit_code
     except UsageError as error:
         return _fail(str(error), 2, wants_json)
@@ -99,8 +102,9 @@ def _asks_for_text(arguments: Sequence[str]) -> bool:
     return not {"-h", "--help", "--version"}.isdisjoint(arguments)
 
 
-def _print(text: str, stream: TextIO | None = None) -> None:
-    print(text, file=stream, flush=True)
+def _print(text: str, stream: TextIO | None) -> None:
+    if stream is not None:  # a process without a console has none
+        print(text, file=stream, flush=True)
 
 
 def _fail(message: str, code: int, wants_json: bool) -> int:
@@ -108,5 +112,6 @@ def _fail(message: str, code: int, wants_json: bool) -> int:
     _print(f"qwen-image: error: {line}", sys.stderr)
     if wants_json:
         document: dict[str, Any] = {"error": line, "exit_code": code}
-        _print(json.dumps(document, indent=2))
+        with suppress(OSError):  # it may be the document that could not be written
+            _print(json.dumps(document, indent=2), sys.stdout)
     return code

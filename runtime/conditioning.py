@@ -109,6 +109,6 @@ def check_finite(component: str, name: str, values: NDArray[np.float32]) -> None
     wrong = values.size - int(np.count_nonzero(np.isfinite(values)))
     if wrong:
         raise QwenImageError(
-            f"{component}: {wrong} of {values.size} values of {name} are not finite; run it in bf16 or fp32, "
-            "and if it does already, check the weights with: qwen-image verify"
+            f"{component}: {wrong} of {values.size} values of {name} are not finite; check the bundle's weights with "
+            "qwen-image verify, and where they are right and fp16, export in bf16 or fp32"
         )

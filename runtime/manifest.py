@@ -123,7 +123,7 @@ def is_bundle(folder: Path) -> bool:
     """Whether `folder` has a manifest of any schema version."""
     try:
         data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(data, dict) and data.get("format") == FORMAT
 
@@ -163,7 +163,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise QwenImageError(f"{path}: cannot be read ({error})") from error
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise QwenImageError(f"{path}: is not JSON ({error}); export the bundle again") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise QwenImageError(f'{path}: is not the manifest of a bundle: no "format": "{FORMAT}" in it')

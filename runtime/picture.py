@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.image import save_png
 
 
@@ -81,6 +82,9 @@ class Picture:
         """Write a PNG that carries the parameters; the file appears whole or not at all.
 
         Raises:
+            UsageError: the name does not end in .png.
             QwenImageError: the file cannot be written.
         """
+        if Path(path).suffix.lower() != ".png":
+            raise UsageError(f"{path}: pictures are written as PNG, expected a name that ends in .png")
         save_png(Path(path), self.rgba, self.parameters.to_text())

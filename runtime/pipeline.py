@@ -225,7 +225,7 @@ class QwenImage:
         """
         rows, columns = latent_size(width, height)
         expected = (rows * columns, self.facts.channels)
-        if latents.ndim != 3 or latents.shape[1:] != expected:
+        if latents.ndim != 3 or latents.shape[1:] != expected or not len(latents):
             raise UsageError(
                 f"latents of {width}x{height} are (batch, {expected[0]}, {expected[1]}), found {latents.shape}"
             )

@@ -1,5 +1,6 @@
 """A progress bar on a terminal, and nothing anywhere else."""
 
+import io
 import sys
 import time
 from types import TracebackType
@@ -26,7 +27,8 @@ class ProgressBar:
             unit: of `total`.
             stream: standard error unless given.
         """
-        self._stream = sys.stderr if stream is None else stream
+        # A process without a console (a service, pythonw) has no standard error at all.
+        self._stream = sys.stderr or io.StringIO() if stream is None else stream
         self._shown = self._stream.isatty()
         self._label, self._total, self._unit = label, total, unit
         self._done = 0

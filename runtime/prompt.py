@@ -38,6 +38,8 @@ def tokenize(tokenizer: Tokenizer, prompt: str) -> PromptTokens:
     Raises:
         UsageError: the prompt is longer than `MAX_PROMPT_TOKENS`, or no valid Unicode.
     """
+    if not isinstance(prompt, str):
+        raise UsageError(f"the prompt is {type(prompt).__name__}, expected str")
     prompt = prompt or " "
     try:
         prompt.encode("utf-8")

@@ -16,6 +16,11 @@ from qwen_image_engine.engines.errors import QwenImageError, UsageError
 
 DEFAULT_STEPS = 40
 TIME_FEATURES = 256
+MAX_STEPS = 1000
+"""The schedule's num_train_timesteps: levels that training told apart."""
+
+_LARGEST_EXPONENT = 15
+"""e^15: float32 has no level between noise and 1 beyond it. The released schedule gets there at 8,600 pixels a side."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ class ScheduleConfig:
                 f"{where}: max_image_seq_len {config.max_image_seq_len} must exceed "
                 f"base_image_seq_len {config.base_image_seq_len}"
             )
+        if config.shift_terminal is not None and config.sample_sigmas is not None and len(config.sample_sigmas) < 2:
+            raise QwenImageError(f"{where}: shift_terminal stretches a grid of at least 2 steps, sample_sigmas has 1")
         for key, value in remaining.items():
             # Karras, beta, inverted or stochastic sampling and whatever comes after them: harmless only when off.
             if value is not None and value is not False:
@@ -137,9 +144,17 @@ def sigmas(config: ScheduleConfig, num_steps: int | None, target_tokens: int) ->
     fewest = 1 if config.shift_terminal is None else 2  # the stretch divides by 1 - sigma, 0 for a single step
     if steps < fewest:
         raise UsageError(f"{steps} steps asked for, this schedule needs at least {fewest}")
+    if steps > MAX_STEPS:
+        raise UsageError(f"{steps} steps asked for, at most {MAX_STEPS} are different from one another")
     grid = np.array(fixed if fixed is not None else np.linspace(1.0, 1.0 / steps, steps), dtype=np.float32)
     if config.use_dynamic_shifting:
-        growth = math.exp(shift_exponent(config, target_tokens))
+        exponent = shift_exponent(config, target_tokens)
+        if exponent > _LARGEST_EXPONENT:
+            raise UsageError(
+                f"{target_tokens} latents shift this schedule by e^{exponent:.3g}, expected at most "
+                f"e^{_LARGEST_EXPONENT}, where every level is noise; ask for a smaller picture"
+            )
+        growth = math.exp(exponent)
         grid = growth / (growth + (1.0 / grid - 1.0))
     else:
         grid = config.shift * grid / (1.0 + (config.shift - 1.0) * grid)

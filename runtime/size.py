@@ -1,5 +1,7 @@
 """The size rule: which picture sizes the model can draw, and how many latents they have."""
 
+from numbers import Integral
+
 from qwen_image_engine.engines.errors import UsageError
 
 SIDE_MULTIPLE = 32
@@ -21,6 +23,8 @@ def latent_size(width: int, height: int) -> tuple[int, int]:
     Raises:
         UsageError: a side is not a positive multiple of 32; the text names the nearest valid sides.
     """
+    if not (isinstance(width, Integral) and isinstance(height, Integral)):
+        raise UsageError(f"size {width!r} by {height!r}: expected whole numbers of pixels")
     faults = [f"{name} {side}" for name, side in (("width", width), ("height", height)) if not _is_valid(side)]
     if faults:
         widths = " or ".join(map(str, nearest_sides(width)))

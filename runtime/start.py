@@ -1,6 +1,7 @@
 """Where sampling starts: the size, the noise levels and the noise, all checked before any network runs."""
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Self
 
 import numpy as np
@@ -54,6 +55,11 @@ class Start:
         Raises:
             UsageError: size, steps, seed, number of images or the given latents are not ones that can be drawn.
         """
+        for name, value in (("steps", 0 if steps is None else steps), ("seed", seed), ("num_images", num_images)):
+            if not isinstance(value, Integral):
+                raise UsageError(f"{name} is {value!r}, expected a whole number")
+        if latents is not None and not isinstance(latents, np.ndarray):
+            raise UsageError(f"the given latents are {type(latents).__name__}, expected a numpy array")
         rows, columns = latent_size(width, height)
         levels = sigmas(schedule, steps, rows * columns)
         if not 1 <= num_images <= MAX_IMAGES:

@@ -4,6 +4,7 @@ Nothing is half-written: what was in the output's folder before is what is in it
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
+ENTRY = "import sys; from qwen_image_engine.runtime.entry import main; sys.exit(main())"
 TOO_LONG = "a " * (MAX_PROMPT_TOKENS + 1)
 
 
@@ -44,6 +46,10 @@ REQUESTS = {
     "guidance alone": Request({"guidance": 3.0}, ("--guidance", "3"), "negative prompt"),
     "no pictures": Request({"num_images": 0}, ("--num-images", "0"), ""),
     "too many pictures": Request({"num_images": 5}, ("--num-images", "5"), ""),
+    "a picture beyond the schedule": Request(
+        {"width": 64000, "height": 64000}, ("-W", "64000", "-H", "64000"), "ask for a smaller picture"
+    ),
+    "steps beyond the schedule": Request({"steps": 10**11}, ("-s", str(10**11)), "at most 1000"),
     "seed": Request({"seed": 2**70}, ("--seed", str(2**70)), "seed"),
 }
 
@@ -61,6 +67,66 @@ def test_undrawable_request(exported: Callable[..., Path], output: Path, fails: 
     assert request.word in str(raised.value)
     usual = ("-p", "a circle", "-W", 64, "-H", 64, "-s", 2, "-o", output / "out.png")
     assert request.word in fails(2, "run", exported(), *usual, *request.flags)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"prompt": None}, "the prompt is NoneType"),
+        ({"prompt": b"a circle"}, "the prompt is bytes"),
+        ({"width": 64.0}, "whole numbers of pixels"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"seed": None}, "seed is None"),
+        ({"latents": [[1.0]]}, "the given latents are list"),
+    ],
+)
+def test_arguments_of_another_type(exported: Callable[..., Path], arguments: dict[str, Any], word: str) -> None:
+    with QwenImage.load(exported()) as pipeline, pytest.raises(UsageError, match=word):
+        pipeline.generate(**{"prompt": "a circle", "width": 64, "height": 64, "steps": 2, **arguments})
+
+
+def test_names_that_do_not_say_what_is_written(
+    exported: Callable[..., Path], output: Path, fails: Callable[..., str]
+) -> None:
+    usual = ("-p", "a circle", "-W", 64, "-H", 64, "-s", 2, "-o", output / "out.png")
+    assert "ends in .npy" in fails(2, "run", exported(), *usual, "--save-latents", output / "out.png")
+    with QwenImage.load(exported()) as pipeline:
+        (picture,) = pipeline.generate("a circle", width=64, height=64, steps=2)
+    with pytest.raises(UsageError, match=r"ends in \.png"):
+        picture.save(output / "out.jpg")
+
+
+def test_without_a_console(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with QwenImage.load(exported()) as pipeline:
+        (picture,) = pipeline.generate("a circle", width=64, height=64, steps=2)
+    assert picture.rgba.shape == (64, 64, 4)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full here")
+def test_document_that_cannot_be_written() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", ENTRY, "doctor", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode in (1, 120)  # 120: the interpreter's own flush at exit failed as well
+    assert "Traceback" not in done.stderr
+
+
+def test_packages_that_do_not_load(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('a library is missing')")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    for words in (["plan", "-m", str(tmp_path)], ["doctor"]):
+        done = subprocess.run(
+            [sys.executable, "-c", ENTRY, *words], capture_output=True, text=True, check=False, env=environment
+        )
+        assert "do not load (a library is missing)" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.failure import one_line, pass_interruption
 
 EXPORT_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors")
 INSTALL = "pip install 'qwen-image-engine[export]'"
@@ -23,5 +24,10 @@ def export_packages() -> Iterator[None]:
         if package.replace("_", "-") not in EXPORT_PACKAGES:
             raise
         raise QwenImageError(
-            f"{package} is not installed, and exporting needs it; install it with: {INSTALL}"
+            f"{package} is not installed, and plan, export and verify need it; install it with: {INSTALL}"
+        ) from error
+    except (ImportError, OSError) as error:
+        pass_interruption(error)
+        raise QwenImageError(
+            f"the packages of plan, export and verify do not load ({one_line(error)}); install them again: {INSTALL}"
         ) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
+from qwen_image_engine.runtime.schedule import ScheduleConfig
 
 SUMMARY = "what a checkpoint or a bundle is"
 
@@ -44,7 +45,11 @@ def _checkpoint(name: str) -> Report:
         }
         for item in checkpoint.components.values()
     ]
-    grid = checkpoint.index.get("sample_sigmas")
+    grid = ScheduleConfig.from_json(
+        checkpoint.scheduler,
+        checkpoint.index.get("sample_sigmas"),
+        str(checkpoint.folder / "scheduler" / "scheduler_config.json"),
+    ).sample_sigmas
     document = {
         "kind": "checkpoint",
         "name": checkpoint.name,

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.commands.outputs import check_writable, picture_paths, read_latents, write_array
 from qwen_image_engine.runtime.commands.report import Report
 from qwen_image_engine.runtime.commands.stages import stage_seconds
@@ -50,6 +51,8 @@ def execute(options: argparse.Namespace) -> Report:
 
     latent_size(options.width, options.height)  # before gigabytes are loaded
     files = picture_paths(options.output, options.num_images)
+    if options.save_latents and options.save_latents.suffix != ".npy":
+        raise UsageError(f"--save-latents {options.save_latents}: expected a name that ends in .npy")
     check_writable(*files, *([options.save_latents] if options.save_latents else []))
     latents = None if options.latents is None else read_latents(options.latents)
 

@@ -214,9 +214,9 @@ def test_interrupted_export_leaves_no_bundle(random_checkpoint: Callable[..., Pa
 
 
 def test_interrupted_run_leaves_no_picture(exported: Callable[..., Path], tmp_path: Path) -> None:
-    arguments = ["run", str(exported()), "-p", "a circle", "-o", str(tmp_path / "out.png"), "-s", "100000", "--json"]
+    arguments = ["run", str(exported()), "-p", "a circle", "-o", str(tmp_path / "out.png"), "-s", "1000", "--json"]
     began = time.monotonic()
-    found = interrupted([*arguments, "-W", "128", "-H", "128"], lambda: time.monotonic() - began > 5)
+    found = interrupted([*arguments, "-W", "1024", "-H", "1024"], lambda: time.monotonic() - began > 5)
     assert found.returncode == 130
     assert json.loads(found.stdout) == {"error": "interrupted", "exit_code": 130}
     assert found.stderr == "qwen-image: error: interrupted\n"

@@ -160,8 +160,8 @@ def test_bad_fixed_grid_is_refused(grid: object) -> None:
 
 
 def test_fixed_grid_of_one_step_cannot_be_stretched() -> None:
-    with pytest.raises(UsageError, match="at least 2"):
-        sigmas(read(BASE, [1.0]), None, 256)
+    with pytest.raises(QwenImageError, match="at least 2 steps, sample_sigmas has 1"):
+        read(BASE, [1.0])
 
 
 def test_time_features_equal_diffusers() -> None:
