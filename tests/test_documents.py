@@ -65,6 +65,14 @@ def demo() -> list[tuple[str, str]]:
     return [("README.md", f"`make demo` after its set-up | {found['seconds']['total']:.0f} s |")]
 
 
+def judge() -> list[tuple[str, str]]:
+    rate = {(row["precision"], row["prompts"]): f"{row['rate']:.1%}" for row in result("judge")["results"]}
+    one, three = (
+        [rate[precision, kind] for precision in ("fp32", "int8")] for kind in ("one or two shapes", "three shapes")
+    )
+    return [("README.md", f"one or two shapes: fp32 {one[0]}, int8 {one[1]}; three: fp32 {three[0]}, int8 {three[1]}")]
+
+
 def memory() -> list[tuple[str, str]]:
     found = result("export_memory")
     peak = max(run["peak_bytes"]["exported"] for run in found["runs"]) / 1e9
@@ -85,7 +93,7 @@ def quantisation() -> list[tuple[str, str]]:
     return [("README.md", text) for text in texts]
 
 
-@pytest.mark.parametrize("figures", [shapes, pictures, parity, demo, memory, quantisation])
+@pytest.mark.parametrize("figures", [shapes, pictures, parity, demo, judge, memory, quantisation])
 def test_figures(figures: Any) -> None:
     for name, text in figures():
         assert text in document(name), name
