@@ -12,11 +12,10 @@ from statistics import mean
 
 from environment import environment
 
-from qwen_image_engine.reference.shapes.evaluate import SEED, STEPS, evaluate
+from qwen_image_engine.reference.shapes.evaluate import KINDS, SEED, STEPS, evaluate
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 RESULTS = Path(__file__).parent / "results"
-COUNTS = {"one or two shapes": (1, 2), "three shapes": (3,)}
 
 
 def main() -> None:
@@ -31,7 +30,7 @@ def main() -> None:
     results = []
     for bundle in options.bundles:
         with QwenImage.load(bundle, engine=options.engine, threads=options.threads) as pipeline:
-            for kind, counts in COUNTS.items():
+            for kind, counts in KINDS.items():
                 scores = [
                     evaluate(pipeline, counts, options.prompts, SEED * (number + 1)) for number in range(options.seeds)
                 ]

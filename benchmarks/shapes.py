@@ -12,7 +12,7 @@ from time import perf_counter
 from environment import environment
 
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.reference.shapes.evaluate import STEPS, report
+from qwen_image_engine.reference.shapes.evaluate import KINDS, STEPS, report
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -33,7 +33,7 @@ def main() -> None:
         **environment(),
     }
     options.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    for name in ("one or two shapes", "three shapes"):
+    for name in KINDS:
         print(f"{name}: {found[name]['rate']:.1%}")
     print(options.output, file=sys.stderr)
 

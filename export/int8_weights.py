@@ -39,12 +39,11 @@ class Equalised:
             yield block
 
 
-@dataclass(frozen=True)
-class EqualisedWeight:
-    """A weight that stays in float32 beside a quantised one that it shares channels with."""
+class _Weight:
+    """An entry under the name and of the shape of the checkpoint's weight that it is made from."""
 
-    weight: Equalised
-    dtype: str = "F32"
+    def __init__(self, weight: Equalised) -> None:
+        self.weight = weight
 
     @property
     def name(self) -> str:
@@ -56,12 +55,18 @@ class EqualisedWeight:
         """As in the checkpoint."""
         return self.weight.source.shape
 
+
+class EqualisedWeight(_Weight):
+    """A weight that stays in float32 beside a quantised one that it shares channels with."""
+
+    dtype = "F32"
+
     def blocks(self) -> Iterator[memoryview]:
         """The scaled rows."""
         yield from map(_bytes, self.weight.row_blocks())
 
 
-class Int8Weight:
+class Int8Weight(_Weight):
     """A weight (N, K) equalised, rotated in blocks of `rotation` input channels and quantised, one scale a row.
 
     `row_scales` (N,) is filled as the blocks are read, `rows_read` says how far. It is allocated before them: a small
@@ -71,19 +76,10 @@ class Int8Weight:
     dtype = "I8"
 
     def __init__(self, weight: Equalised, rotation: int) -> None:
-        self.weight, self.rotation = weight, rotation
+        super().__init__(weight)
+        self.rotation = rotation
         self.row_scales = torch.empty(0)
         self.rows_read = 0
-
-    @property
-    def name(self) -> str:
-        """As in the checkpoint."""
-        return self.weight.source.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As in the checkpoint."""
-        return self.weight.source.shape
 
     def blocks(self) -> Iterator[memoryview]:
         """The codes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from qwen_image_engine.engines.contract import Dims
 from qwen_image_engine.export.equalised_pair import EqualisedPair
 from qwen_image_engine.export.int8_weights import Equalised, EqualisedWeight, Int8Scales, Int8Weight, PairScales
 from qwen_image_engine.export.network_tensors import read_tensors
@@ -27,6 +26,7 @@ def network_weights(checkpoint: Checkpoint, network: str, dtype: str, quantised:
     ]
     firsts = {pair.first.name: pair for pair in pairs}
     seconds = {pair.second.name: pair for pair in pairs}
+    sizes = dims(checkpoint)
     entries: list[Entry] = []
     for name, tensor in tensors.items():
         first, second = firsts.get(name), seconds.get(name)
@@ -39,9 +39,5 @@ def network_weights(checkpoint: Checkpoint, network: str, dtype: str, quantised:
         else:
             entries.append(Stored(tensor, stored_dtype))
         if first is not None and crosses_components(first.pair):
-            entries.append(PairScales(scales_name(first.pair), first, _heads(dims(checkpoint))))
+            entries.append(PairScales(scales_name(first.pair), first, (sizes.heads, sizes.head_dim)))
     return entries
-
-
-def _heads(sizes: Dims) -> tuple[int, int]:
-    return sizes.heads, sizes.head_dim

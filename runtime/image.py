@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
 
 
 def to_rgba8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -31,6 +31,16 @@ def to_rgba8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
         )
     unit = np.clip(image * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
     return np.ascontiguousarray(np.round(unit * np.float32(255)).astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def check_png_name(path: Path) -> None:
+    """Refuse a name that would not say what is written.
+
+    Raises:
+        UsageError: it does not end in .png.
+    """
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"{path}: pictures are written as PNG, expected a name that ends in .png")
 
 
 def save_png(path: Path, rgba: NDArray[np.uint8], parameters: Mapping[str, str]) -> None:

@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qwen_image_engine.engines.errors import UsageError
-from qwen_image_engine.runtime.image import save_png
+from qwen_image_engine.runtime.image import check_png_name, save_png
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,5 @@ class Picture:
             UsageError: the name does not end in .png.
             QwenImageError: the file cannot be written.
         """
-        if Path(path).suffix.lower() != ".png":
-            raise UsageError(f"{path}: pictures are written as PNG, expected a name that ends in .png")
+        check_png_name(Path(path))
         save_png(Path(path), self.rgba, self.parameters.to_text())

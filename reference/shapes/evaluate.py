@@ -19,6 +19,9 @@ from qwen_image_engine.runtime.pipeline import QwenImage
 
 SIZES = ((128, 128), (192, 192), (192, 128), (128, 192), (256, 256))
 STEPS = 20
+KINDS = {"one or two shapes": (1, 2), "three shapes": (3,)}
+"""Prompts that are scored apart, by the numbers of shapes in them."""
+
 SEED = 20_000
 
 
@@ -85,10 +88,7 @@ def _kind(fault: str) -> str:
 
 def report(pipeline: QwenImage, prompts: int) -> dict[str, Any]:
     """Scores of `prompts` prompts of one or two shapes, of as many of three, and the judge's own."""
-    scores = {
-        "one or two shapes": evaluate(pipeline, (1, 2), prompts),
-        "three shapes": evaluate(pipeline, (3,), prompts),
-    }
+    scores = {name: evaluate(pipeline, counts, prompts) for name, counts in KINDS.items()}
     found = {name: asdict(score) | {"rate": score.rate} for name, score in scores.items()}
     return found | {"judge accepts": judge_quality(prompts)}
 

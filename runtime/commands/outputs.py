@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.errors import QwenImageError
 
 
 def picture_paths(output: Path, num_images: int) -> list[Path]:
@@ -19,8 +19,9 @@ def picture_paths(output: Path, num_images: int) -> list[Path]:
     Raises:
         UsageError: the name does not end in .png.
     """
-    if output.suffix.lower() != ".png":
-        raise UsageError(f"{output}: pictures are written as PNG, expected a name that ends in .png")
+    from qwen_image_engine.runtime.image import check_png_name  # Pillow, which other verbs do not need
+
+    check_png_name(output)
     if num_images == 1:
         return [output]
     return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(num_images)]
