@@ -19,39 +19,39 @@ class Linears:
 
     Attributes:
         blocks: what stands before the number of a block in a name.
-        names: linears of every block, as they are named after the number.
+        inputs: linears of every block, as they are named after the number, those that read the same input together;
+            the first of each names the input.
         pairs: (first, second): channels of the first's output reach the second's input each on its own.
     """
 
     blocks: str
-    names: tuple[str, ...]
+    inputs: tuple[tuple[str, ...], ...]
     pairs: tuple[tuple[str, str], ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(name for group in self.inputs for name in group)
 
 
 LINEARS: Mapping[str, Linears] = {
     "transformer": Linears(
         "transformer_blocks",
         (
-            "attn.to_q",
-            "attn.to_k",
-            "attn.to_v",
-            "attn.to_out.0",
-            "img_mlp.proj",
-            "img_mlp.gate_layer",
-            "img_mlp.out",
+            ("attn.to_q", "attn.to_k", "attn.to_v"),
+            ("attn.to_out.0",),
+            ("img_mlp.proj", "img_mlp.gate_layer"),
+            ("img_mlp.out",),
         ),
         (("attn.to_v", "attn.to_out.0"), ("img_mlp.proj", "img_mlp.out")),
     ),
     "text_encoder": Linears(
         "model.language_model.layers",
         (
-            "self_attn.q_proj",
-            "self_attn.k_proj",
-            "self_attn.v_proj",
-            "self_attn.o_proj",
-            "mlp.gate_proj",
-            "mlp.up_proj",
-            "mlp.down_proj",
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            ("self_attn.o_proj",),
+            ("mlp.gate_proj", "mlp.up_proj"),
+            ("mlp.down_proj",),
         ),
         (("self_attn.v_proj", "self_attn.o_proj"), ("mlp.up_proj", "mlp.down_proj")),
     ),

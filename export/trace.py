@@ -23,7 +23,7 @@ from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.export.sizes import axes
 from qwen_image_engine.export.unplaced import set_unplaced
 from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import FORWARD, NETWORK, dims, empty_network
+from qwen_image_engine.reference.engine import NETWORK, dims, empty_network, forward
 
 OPSET = 23
 IR_VERSION = 11
@@ -46,7 +46,7 @@ class _Named(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         named = {spec.name: tensor for spec, tensor in zip(self.component.inputs, inputs, strict=True)}
-        return tuple(FORWARD[self.component.component](self.network, named))
+        return forward(self.component, self.network, named)
 
 
 def trace(checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> ir.Model:

@@ -1,6 +1,6 @@
 """The networks behind the engines' interface: what every compiled engine is compared with and the exporter traces.
 
-`FORWARD` maps a component's inputs, by the names of its contract, to its outputs in the order of the contract.
+`forward` maps a component's inputs, by the names of its contract, to its outputs in the order of the contract.
 """
 
 from __future__ import annotations
@@ -83,21 +83,33 @@ def load_network(checkpoint: Checkpoint, name: str, dtype: torch.dtype = torch.f
     return network.requires_grad_(False)
 
 
+def forward(component: Contract, network: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """A component's outputs in the contract's dtypes, computed in the dtype of the network's weights.
+
+    Tables of angles and the time features stay in float32: rounded to bf16 the angles of late tokens would be noise.
+    """
+    results = _FORWARD[component.component](network, inputs)
+    wanted = (getattr(torch, spec.dtype) for spec in component.outputs)
+    return tuple(result.to(dtype) for result, dtype in zip(results, wanted, strict=True))
+
+
 def _text_encoder(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
     assert isinstance(network, TextEncoder)
-    return (network(inputs["embeddings"], inputs["cos"], inputs["sin"]),)
+    return (network(inputs["embeddings"].to(_dtype(network)), inputs["cos"], inputs["sin"]),)
 
 
 def _prefix(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
     assert isinstance(network, Transformer)
-    cache = network.prefix(inputs["text_states"], inputs["cos"], inputs["sin"])
+    cache = network.prefix(inputs["text_states"].to(_dtype(network)), inputs["cos"], inputs["sin"])
     return tuple(tensor for pair in cache for tensor in pair)
 
 
 def _step(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
     assert isinstance(network, Transformer)
-    cache = [(inputs[f"key_{i}"], inputs[f"value_{i}"]) for i in range(network.config.num_layers)]
-    return (network.step(inputs["latents"], inputs["time_features"], inputs["cos"], inputs["sin"], cache),)
+    dtype = _dtype(network)
+    cache = [(inputs[f"key_{i}"].to(dtype), inputs[f"value_{i}"].to(dtype)) for i in range(network.config.num_layers)]
+    latents = inputs["latents"].to(dtype)
+    return (network.step(latents, inputs["time_features"], inputs["cos"], inputs["sin"], cache),)
 
 
 def _vae_decoder(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
@@ -110,9 +122,11 @@ def _vae_encoder(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[T
     return (network.encode(inputs["image"]),)
 
 
-Forward = Callable[[nn.Module, Mapping[str, Tensor]], Sequence[Tensor]]
+def _dtype(network: nn.Module) -> torch.dtype:
+    return next(network.parameters()).dtype
 
-FORWARD: Mapping[str, Forward] = {
+
+_FORWARD: Mapping[str, Callable[[nn.Module, Mapping[str, Tensor]], Sequence[Tensor]]] = {
     "text_encoder": _text_encoder,
     "prefix": _prefix,
     "step": _step,
@@ -122,7 +136,7 @@ FORWARD: Mapping[str, Forward] = {
 
 
 class TorchEngine:
-    """A component of the reference in fp32 on the CPU, numpy in and out."""
+    """A component of the reference, numpy in and out, in its weights' dtype and on their device."""
 
     def __init__(self, contract: Contract, network: nn.Module) -> None:
         self._contract = contract
@@ -138,11 +152,13 @@ class TorchEngine:
         if self._network is None:
             raise QwenImageError(f"{self._contract.component}: this engine is closed; load it again")
         sizes = check.check_inputs(self._contract, inputs)
-        tensors = {name: torch.as_tensor(array) for name, array in inputs.items()}
+        device = next(self._network.parameters()).device
+        tensors = {name: torch.as_tensor(array, device=device) for name, array in inputs.items()}
         with torch.inference_mode():
-            results = FORWARD[self._contract.component](self._network, tensors)
+            results = forward(self._contract, self._network, tensors)
         outputs = {
-            spec.name: result.contiguous().numpy() for spec, result in zip(self._contract.outputs, results, strict=True)
+            spec.name: result.contiguous().cpu().numpy()
+            for spec, result in zip(self._contract.outputs, results, strict=True)
         }
         check.check_outputs(self._contract, outputs, sizes)
         return outputs

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+import torch
 from torch import nn
 
 from qwen_image_engine.engines.contract import contract
@@ -43,7 +44,9 @@ def reference_pipeline(checkpoint: Checkpoint | str | Path, memory: Memory = "re
     )
 
 
-def engine_loader(checkpoint: Checkpoint) -> Callable[[str], Engine]:
+def engine_loader(
+    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Callable[[str], Engine]:
     """Component name to its engine; components that are one network share its weights while one of them is held."""
     sizes = dims(checkpoint)
     networks: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
@@ -52,7 +55,7 @@ def engine_loader(checkpoint: Checkpoint) -> Callable[[str], Engine]:
         name = NETWORK[component]
         network = networks.get(name)
         if network is None:
-            network = networks[name] = load_network(checkpoint, name)
+            network = networks[name] = load_network(checkpoint, name, dtype).to(device)
         return TorchEngine(contract(component, sizes), network)
 
     return load

@@ -257,7 +257,7 @@ class Vae(nn.Module):
 
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 4, 16h, 16w) in [-1, 1] -> mean and log variance, each (B, z, h, w), not normalised."""
-        mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        mean, logvar = self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).chunk(2, dim=1)
         return mean, logvar
 
     def encode(self, image: Tensor) -> Tensor:
@@ -266,4 +266,5 @@ class Vae(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents to an image clamped to [-1, 1]: (B, z, h, w) -> (B, 4, 16h, 16w)."""
-        return self.decoder(self.post_quant_conv(latents * self.std + self.mean)).clamp(-1, 1)
+        own = (latents * self.std + self.mean).to(self.post_quant_conv.weight.dtype)
+        return self.decoder(self.post_quant_conv(own)).clamp(-1, 1)
