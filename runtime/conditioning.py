@@ -61,7 +61,7 @@ class PromptEncoder:
             UsageError: a prompt is too long, no valid Unicode, or holds an image's slot.
             QwenImageError: an engine failed, or gave values that are not finite.
         """
-        tokens = {prompt: self._tokenize(prompt) for prompt in prompts if prompt not in self._kept}
+        tokens = {prompt: text_tokens(self._tokenizer, prompt) for prompt in prompts if prompt not in self._kept}
         for prompt in [old for old in self._kept if old not in prompts]:
             if len(self._kept) + len(tokens) > KEPT_PROMPTS:
                 del self._kept[prompt]
@@ -74,15 +74,6 @@ class PromptEncoder:
         while len(self._kept) > KEPT_PROMPTS:
             self._kept.popitem(last=False)
         return [found[prompt] for prompt in prompts]
-
-    def _tokenize(self, prompt: str) -> PromptTokens:
-        tokens = tokenize(self._tokenizer, prompt)
-        slot = self._tokenizer.token_to_id(IMAGE_SLOT)
-        if slot is not None and slot in tokens.ids:
-            raise UsageError(
-                f"the prompt holds {IMAGE_SLOT}, which stands for a reference image, and there is none; take it out"
-            )
-        return tokens
 
     def _text_states(self, tokens: PromptTokens) -> NDArray[np.float32]:
         cos, sin = text_rotary_tables(len(tokens.ids), self._facts.encoder_head_dim, self._facts.encoder_rope_theta)
@@ -98,6 +89,21 @@ class PromptEncoder:
         for name, values in cache.items():
             check_finite("prefix", name, values)
         return Conditioning(prompt, text_states, cache)
+
+
+def text_tokens(tokenizer: Tokenizer, prompt: str) -> PromptTokens:
+    """Tokenize a prompt without reference images.
+
+    Raises:
+        UsageError: the prompt is too long, no valid Unicode, or holds an image's slot.
+    """
+    tokens = tokenize(tokenizer, prompt)
+    slot = tokenizer.token_to_id(IMAGE_SLOT)
+    if slot is not None and slot in tokens.ids:
+        raise UsageError(
+            f"the prompt holds {IMAGE_SLOT}, which stands for a reference image, and there is none; take it out"
+        )
+    return tokens
 
 
 def check_finite(component: str, name: str, values: NDArray[np.float32]) -> None:
