@@ -1,0 +1,68 @@
+"""The activations that a calibration observes in each component, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from qwen_image_engine.calibration.linears import LINEARS
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.engine import NETWORK, empty_network
+
+COMPONENTS = ("text_encoder", "prefix", "step")
+"""Those with linears to quantise, in the order they run."""
+
+OUTPUT = ".output"
+"""What stands behind a linear's name where its output is observed, not its input."""
+
+_VALUES = "attn.to_v"
+# The prefix hands on keys and values alone: what follows the last block's projections reaches nothing.
+_READ_IN_LAST_PREFIX_BLOCK = ("attn.to_q", _VALUES)
+
+
+@dataclass(frozen=True)
+class ObservedTensor:
+    """One activation.
+
+    Attributes:
+        module: the linear, by its name in the network.
+        side: of the linear that is observed.
+        channels: of the activation.
+    """
+
+    module: str
+    side: Literal["input", "output"]
+    channels: int
+
+
+def observed_tensors(checkpoint: Checkpoint, component: str) -> Mapping[str, ObservedTensor]:
+    """Name to activation, in the order of the blocks; from the checkpoint's configs alone.
+
+    An input is named by the first of the linears that read it together, as its weight is stored (without ".weight").
+    The transformer's values, which quantised attention reads, are `transformer_blocks.N.attn.to_v.output`.
+
+    Raises:
+        QwenImageError: config.json asks for more blocks than are stored, or for widths that no tensor can have.
+    """
+    name = NETWORK[component]
+    linears, prefix = LINEARS[name], checkpoint.components[name].layout.prefix
+    network = empty_network(checkpoint, name)
+    blocks = linears.blocks.removeprefix(prefix)
+    depth = len(network.get_submodule(blocks))  # type: ignore[arg-type]
+    observed = {}
+    for block in range(depth):
+        last_of_prefix = component == "prefix" and block == depth - 1
+        for end in [group[0] for group in linears.inputs] + ([_VALUES] if name == "transformer" else []):
+            if last_of_prefix and end not in _READ_IN_LAST_PREFIX_BLOCK:
+                continue
+            module = f"{blocks}.{block}.{end}"
+            linear = network.get_submodule(module)
+            assert isinstance(linear, nn.Linear)
+            if end == _VALUES:
+                observed[f"{prefix}{module}{OUTPUT}"] = ObservedTensor(module, "output", linear.out_features)
+            else:
+                observed[f"{prefix}{module}"] = ObservedTensor(module, "input", linear.in_features)
+    return observed
