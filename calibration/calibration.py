@@ -1,0 +1,204 @@
+"""A calibration: the folder with `calibration.safetensors` and, written last, `calibration.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen_image_engine.calibration.inputs import COMPONENTS, observed_tensors
+from qwen_image_engine.calibration.partial import PARTIAL
+from qwen_image_engine.calibration.settings import CheckpointIdentity, Settings
+from qwen_image_engine.calibration.statistics import PERCENTILES, InputStatistics
+from qwen_image_engine.calibration.tensors import pack, read, write_whole
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.runtime.bundle_files import file_sha256
+
+RECORD = "calibration.json"
+TENSORS = "calibration.safetensors"
+
+Statistics = Mapping[str, Mapping[str, InputStatistics]]
+_FIELDS = tuple(field.name for field in fields(InputStatistics))
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What was observed of a checkpoint.
+
+    Attributes:
+        components: "text_encoder", "prefix", "step" to the names of `observed_tensors` to what was seen.
+        settings: what it was made from and how.
+        sha256: of `calibration.safetensors`.
+    """
+
+    components: Statistics
+    settings: Settings
+    sha256: str
+
+    @classmethod
+    def open(cls, folder: str | Path, checkpoint: Checkpoint) -> Calibration:
+        """Open the calibration in `folder`, which must have been made from `checkpoint`; its weights are hashed.
+
+        Raises:
+            QwenImageError: there is none, it is unfinished, damaged, of another checkpoint or schema version, or lacks
+                an activation; or its ranges are not finite, negative or zero.
+        """
+        folder = Path(folder)
+        record = read_record(folder)
+        again = f"calibrate again with: qwen-image calibrate -m {checkpoint.folder} NEW_FOLDER --prompts FILE"
+        found = record.settings.checkpoint
+        # The configuration is hashed in a moment, weights take seconds a gigabyte.
+        config_sha256 = checkpoint.config_sha256()
+        same_config = found.config_sha256 == config_sha256
+        weights_sha256 = checkpoint.weights_sha256() if same_config else "not compared"
+        asked = CheckpointIdentity(checkpoint.name, config_sha256, weights_sha256)
+        if not found.is_same(asked):
+            raise QwenImageError(f"{folder}: was made from the checkpoint {found}, expected {asked}; {again}")
+        return load(folder, record, checkpoint)
+
+
+@dataclass(frozen=True)
+class Record:
+    """`calibration.json`: the settings, and size and SHA-256 of the file of tensors."""
+
+    settings: Settings
+    bytes: int
+    sha256: str
+
+
+def read_record(folder: Path) -> Record:
+    """Read `calibration.json`.
+
+    Raises:
+        QwenImageError: there is none, or it is damaged or of another schema version.
+    """
+    path = folder / RECORD
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        settings = Settings.from_json(data)
+        tensors = data["tensors"]
+        return Record(settings, int(tensors["bytes"]), str(tensors["sha256"]))
+    except FileNotFoundError:
+        raise QwenImageError(_missing(folder)) from None
+    except OSError as error:
+        raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise QwenImageError(f"{path}: is not the record of a calibration ({error}); {_again(folder)}") from error
+
+
+def load(folder: Path, record: Record, checkpoint: Checkpoint) -> Calibration:
+    """Read and check the statistics that `record` stands for.
+
+    Raises:
+        QwenImageError: they are damaged, or not those of `checkpoint`'s linears; see `Calibration.open`.
+    """
+    path = folder / TENSORS
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise QwenImageError(f"{path}: cannot be read ({error.strerror or error}); {_again(folder)}") from error
+    if size != record.bytes:
+        state = "truncated: it holds" if size < record.bytes else "it holds"
+        raise QwenImageError(f"{path}: {state} {size} bytes, expected {record.bytes}; {_again(folder)}")
+    if file_sha256(path) != record.sha256:
+        raise QwenImageError(f"{path}: other contents than the sha256 in {RECORD} says; {_again(folder)}")
+    stored, _ = read(path)
+    components = {
+        component: {name: _statistics(path, component, name, values) for name, values in activations.items()}
+        for component, activations in stored.items()
+    }
+    check_statistics(str(path), components, checkpoint, record.settings.steps)
+    return Calibration(components, record.settings, record.sha256)
+
+
+def write(folder: Path, components: Statistics, settings: Settings) -> Calibration:
+    """Write both files into `folder`, each whole or not at all, the record last.
+
+    Raises:
+        QwenImageError: they cannot be written.
+    """
+    values = {
+        component: {
+            name: {field: getattr(statistics, field) for field in _FIELDS} for name, statistics in activations.items()
+        }
+        for component, activations in components.items()
+    }
+    data = pack(values, {"format": "pt"})
+    sha256 = hashlib.sha256(data).hexdigest()
+    write_whole(folder / TENSORS, data)
+    record = {**settings.to_json(), "tensors": {"file": TENSORS, "bytes": len(data), "sha256": sha256}}
+    write_whole(folder / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    return Calibration(components, settings, sha256)
+
+
+def check_statistics(where: str, components: Statistics, checkpoint: Checkpoint, steps: int) -> None:
+    """Check that every activation was seen, and only finite ranges above zero.
+
+    A channel may never have been used; an activation that is zero as a whole has no scale.
+
+    Raises:
+        QwenImageError: not so; the text names the first that is wrong.
+    """
+    again = f"calibrate again with: qwen-image calibrate -m {checkpoint.folder} NEW_FOLDER --prompts FILE"
+    for component in COMPONENTS:
+        found, expected = components.get(component, {}), observed_tensors(checkpoint, component)
+        missing = [name for name in expected if name not in found]
+        if missing:
+            raise QwenImageError(
+                f"{where}: {component} lacks {len(missing)} of {len(expected)} activations, the first {missing[0]}; "
+                f"{again}"
+            )
+        for name, tensor in expected.items():
+            shapes = {
+                "channel_absmax": tensor.channels,
+                "channel_mean_square": tensor.channels,
+                "percentiles": len(PERCENTILES),
+                "absmax_by_step": steps if component == "step" else 1,
+            }
+            fault = _fault(found[name], shapes)
+            if fault:
+                raise QwenImageError(f"{where}: {component}, {name}: {fault}; {again}")
+
+
+def _fault(statistics: InputStatistics, shapes: Mapping[str, int]) -> str | None:
+    """What is wrong with one activation, in words."""
+    for field, size in shapes.items():
+        values = getattr(statistics, field)
+        if values.dtype != torch.float32 or tuple(values.shape) != (size,):
+            return f"{field} is {values.dtype} {tuple(values.shape)}, expected torch.float32 ({size},)"
+        if not bool(values.isfinite().all()):
+            wrong = size - int(values.isfinite().sum())
+            return f"{wrong} of {size} values of {field} are not finite"
+        if float(values.min()) < 0:
+            return f"{field} holds {float(values.min()):g}, expected nothing below 0"
+    if not float(statistics.channel_absmax.max()) > 0:
+        return "its range is zero: every value that was seen is 0"
+    return None
+
+
+def _statistics(path: Path, component: str, name: str, values: Mapping[str, Any]) -> InputStatistics:
+    absent = [field for field in _FIELDS if field not in values]
+    if absent:
+        raise QwenImageError(f"{path}: {component}, {name}: {absent[0]} is missing; {_again(path.parent)}")
+    return InputStatistics(**{field: values[field] for field in _FIELDS})
+
+
+def _missing(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder}: does not exist; make it with: qwen-image calibrate -m CHECKPOINT {folder} --prompts FILE"
+    if (folder / PARTIAL).is_file():
+        return f"{folder}: holds an unfinished calibration; finish it with the qwen-image calibrate that began it"
+    return (
+        f"{folder}: is no calibration: no {RECORD} in it; "
+        "make one with: qwen-image calibrate -m CHECKPOINT NEW_FOLDER --prompts FILE"
+    )
+
+
+def _again(folder: Path) -> str:
+    return f"remove {folder} and make it again with: qwen-image calibrate -m CHECKPOINT {folder} --prompts FILE"

@@ -1,0 +1,64 @@
+"""An unfinished calibration: the sums of the trajectories so far, in one file beside where the result will be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_image_engine.calibration.settings import Settings
+from qwen_image_engine.calibration.statistics import InputSums
+from qwen_image_engine.calibration.tensors import pack, read, write_whole
+from qwen_image_engine.engines.errors import QwenImageError
+
+PARTIAL = "partial.safetensors"
+
+Sums = Mapping[str, Mapping[str, InputSums]]
+"""By component and activation."""
+
+_METADATA = "calibration"
+
+
+@dataclass(frozen=True, eq=False)
+class Partial:
+    """The first `trajectories` of those that `settings` ask for."""
+
+    settings: Settings
+    trajectories: int
+    sums: Sums
+
+
+def write_partial(folder: Path, partial: Partial) -> None:
+    """Replace the file in `folder`, atomically.
+
+    Raises:
+        QwenImageError: it cannot be written.
+    """
+    fields = {
+        component: {name: sums.tensors() for name, sums in activations.items()}
+        for component, activations in partial.sums.items()
+    }
+    facts = {"settings": partial.settings.to_json(), "trajectories": partial.trajectories}
+    write_whole(folder / PARTIAL, pack(fields, {_METADATA: json.dumps(facts)}))
+
+
+def read_partial(folder: Path, device: str) -> Partial | None:
+    """What is in `folder`, its sums on `device`; None where nothing was begun.
+
+    Raises:
+        QwenImageError: the file is damaged or of another schema version.
+    """
+    path = folder / PARTIAL
+    if not path.is_file():
+        return None
+    try:
+        fields, metadata = read(path, device)
+        facts = json.loads(metadata[_METADATA])
+        sums = {
+            component: {name: InputSums(tensors) for name, tensors in activations.items()}
+            for component, activations in fields.items()
+        }
+        return Partial(Settings.from_json(facts["settings"]), int(facts["trajectories"]), sums)
+    except (QwenImageError, ValueError, KeyError, TypeError) as error:
+        raise QwenImageError(f"{path}: no unfinished calibration ({error}); remove it to begin again") from error

@@ -1,0 +1,147 @@
+"""A calibration that is asked for: checked before any network is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+from tokenizers import Tokenizer
+
+from qwen_image_engine.calibration.settings import CheckpointIdentity, Settings
+from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.pipeline import schedule_config
+from qwen_image_engine.runtime.conditioning import text_tokens
+from qwen_image_engine.runtime.denoiser import check_guidance
+from qwen_image_engine.runtime.schedule import ScheduleConfig
+from qwen_image_engine.runtime.start import Start
+from qwen_image_engine.runtime.tokenizer import load_tokenizer
+
+DEFAULT_SIZES = ((1024, 1024), (1344, 768), (768, 1344))
+"""Of the released model's usual pictures. Both what a step sees and its sigma depend on the number of tokens."""
+
+DEFAULT_GUIDANCE = 3.0
+"""Where the schedule is free; a checkpoint with fixed sigmas is distilled to draw without guidance."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One that can be carried out.
+
+    Attributes:
+        checkpoint: to observe.
+        tokenizer: of it.
+        schedule: of it.
+        prompts: one trajectory each.
+        negative_prompt: of the second branch, None where there is no guidance.
+        guidance: 1 for none.
+        sizes: (width, height) in pixels, taken in turn.
+        steps: of each trajectory.
+        seed: of the first trajectory's noise, one more for each that follows.
+        device: one of `DEVICES`.
+        dtype: one of `DTYPES`.
+    """
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    schedule: ScheduleConfig
+    prompts: tuple[str, ...]
+    negative_prompt: str | None
+    guidance: float
+    sizes: tuple[tuple[int, int], ...]
+    steps: int
+    seed: int
+    device: str
+    dtype: str
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        prompts: Sequence[str],
+        *,
+        steps: int | None,
+        sizes: Sequence[tuple[int, int]],
+        guidance: float | None,
+        negative_prompt: str,
+        seed: int,
+        device: str,
+        dtype: str,
+    ) -> Request:
+        """Check the arguments of `calibrate`.
+
+        Raises:
+            UsageError: one of them can never be carried out, or not here.
+            QwenImageError: the checkpoint's tokenizer or schedule is unsound.
+        """
+        _check_device(device, dtype)
+        if not prompts:
+            raise UsageError("there are no prompts to calibrate on, expected at least one")
+        if not sizes:
+            raise UsageError("there are no sizes to calibrate on, expected at least one")
+        schedule, tokenizer = schedule_config(checkpoint), load_tokenizer(checkpoint.folder)
+        if guidance is None:
+            guidance = DEFAULT_GUIDANCE if schedule.sample_sigmas is None else 1.0
+        check_guidance(guidance, guidance > 1 or negative_prompt != "")
+        for number, prompt in enumerate(prompts, 1):
+            try:
+                text_tokens(tokenizer, prompt)
+            except UsageError as error:
+                raise UsageError(f"prompt {number} of {len(prompts)}: {error}") from error
+        text_tokens(tokenizer, negative_prompt)
+        channels = checkpoint.transformer.in_channels
+        starts = [Start.of(schedule, channels, width, height, steps, seed, 1, None) for width, height in sizes]
+        Start.of(schedule, channels, *sizes[0], steps, seed + len(prompts) - 1, 1, None)  # the last seed
+        return cls(
+            checkpoint=checkpoint,
+            tokenizer=tokenizer,
+            schedule=schedule,
+            prompts=tuple(prompts),
+            negative_prompt=negative_prompt if guidance > 1 else None,
+            guidance=float(guidance),
+            sizes=tuple((width, height) for width, height in sizes),
+            steps=starts[0].steps,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+        )
+
+    def settings(self, hashed: Callable[[int], None] | None = None) -> Settings:
+        """All that decides the result. The checkpoint's weights are read; `hashed` is told the bytes of each block."""
+        checkpoint = self.checkpoint
+        return Settings(
+            checkpoint=CheckpointIdentity(
+                checkpoint.name, checkpoint.config_sha256(), checkpoint.weights_sha256(hashed)
+            ),
+            prompts=len(self.prompts),
+            prompts_sha256=hashlib.sha256("".join(f"{prompt}\n" for prompt in self.prompts).encode()).hexdigest(),
+            negative_prompt=self.negative_prompt,
+            guidance=self.guidance,
+            seeds=tuple(range(self.seed, self.seed + len(self.prompts))),
+            steps=self.steps,
+            sizes=self.sizes,
+            dtype=self.dtype,
+            device=self.device,
+            versions={
+                "qwen-image-engine": version("qwen-image-engine"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        )
+
+
+def _check_device(device: str, dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r}: expected {', '.join(DTYPES)}")
+    if device not in DEVICES:
+        raise UsageError(f"device {device!r}: expected {' or '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        why = "is a build without CUDA" if torch.version.cuda is None else "finds no CUDA device on this machine"
+        raise UsageError(f"device cuda: torch {torch.__version__} {why}; ask for --device cpu")

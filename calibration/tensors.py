@@ -1,0 +1,76 @@
+"""Tensors of activations in a safetensors file, as COMPONENT/ACTIVATION/FIELD, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from qwen_image_engine.engines.errors import QwenImageError
+
+Fields = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
+"""By component, activation and field."""
+
+
+def pack(fields: Fields, metadata: Mapping[str, str]) -> bytes:
+    """The bytes of the file; the same for the same values where `metadata` has one key."""
+    tensors = {
+        f"{component}/{name}/{field}": tensor.contiguous().cpu()
+        for component, activations in fields.items()
+        for name, values in activations.items()
+        for field, tensor in values.items()
+    }
+    return save(tensors, dict(metadata))
+
+
+def read(path: Path, device: str = "cpu") -> tuple[dict[str, dict[str, dict[str, Tensor]]], dict[str, str]]:
+    """What `pack` was given.
+
+    Raises:
+        QwenImageError: the file cannot be read, is damaged, or holds other tensors.
+    """
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise QwenImageError(f"{path}: cannot be read ({error})") from error
+    fields: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for key, tensor in tensors.items():
+        parts = key.split("/")
+        if len(parts) != 3:
+            raise QwenImageError(f"{path}: holds the tensor {key!r}, expected COMPONENT/ACTIVATION/FIELD")
+        component, name, field = parts
+        fields.setdefault(component, {}).setdefault(name, {})[field] = tensor
+    return fields, metadata
+
+
+def temporary_name(name: str) -> str:
+    """Under which the file `name` is written before it is renamed."""
+    return f".{name}.tmp"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside its place and rename it there.
+
+    Raises:
+        QwenImageError: it cannot be written.
+    """
+    temporary = path.with_name(temporary_name(path.name))
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise QwenImageError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with suppress(OSError):  # renamed already, or never made
+            temporary.unlink()

@@ -1,0 +1,89 @@
+"""Whole denoising trajectories of the reference, observed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from qwen_image_engine.calibration.inputs import COMPONENTS, observed_tensors
+from qwen_image_engine.calibration.linears import LINEARS
+from qwen_image_engine.calibration.observer import ObservedEngine, Position
+from qwen_image_engine.calibration.partial import Sums
+from qwen_image_engine.calibration.request import DTYPES, Request
+from qwen_image_engine.calibration.statistics import InputSums
+from qwen_image_engine.engines.contract import contract
+from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
+from qwen_image_engine.reference.pipeline import embedding_table, model_facts
+from qwen_image_engine.runtime.memory import Components
+from qwen_image_engine.runtime.pipeline import Origin, QwenImage
+
+
+def empty_sums(request: Request) -> Sums:
+    """Of every activation that `request` observes, nothing seen yet."""
+    device = torch.device(request.device)
+    return {
+        component: {
+            name: InputSums.empty(tensor.channels, request.steps if component == "step" else 1, device)
+            for name, tensor in observed_tensors(request.checkpoint, component).items()
+        }
+        for component in COMPONENTS
+    }
+
+
+class Trajectories:
+    """Those of a request; its networks are loaded once."""
+
+    def __init__(self, request: Request, sums: Sums) -> None:
+        """Load the networks; `sums` grow with every trajectory.
+
+        Raises:
+            QwenImageError: the checkpoint's tensors are not those of the networks.
+        """
+        self._request = request
+        self._position = Position()
+        self._embeddings = embedding_table(request.checkpoint)
+        sizes = dims(request.checkpoint)
+        dtype = DTYPES[request.dtype]
+        networks = {name: load_network(request.checkpoint, name, dtype).to(request.device) for name in LINEARS}
+
+        def engine(component: str) -> ObservedEngine:
+            network = networks[NETWORK[component]]
+            observed = observed_tensors(request.checkpoint, component)
+            inner = TorchEngine(contract(component, sizes), network)
+            return ObservedEngine(inner, network, observed, sums[component], self._position)
+
+        self._components = Components(engine)
+
+    def draw(self, index: int) -> Iterator[int]:
+        """Draw prompt `index` up to its last latents, giving the number of steps taken after each.
+
+        Raises:
+            QwenImageError: an activation or a result is not finite.
+        """
+        request, position = self._request, self._position
+        # A pipeline of its own: one that keeps the encodings of prompts would count a repeated prompt once, and once
+        # more where the calibration went on after an interruption.
+        pipeline = QwenImage(
+            self._components,
+            request.tokenizer,
+            self._embeddings,
+            request.schedule,
+            model_facts(request.checkpoint),
+            Origin(engine="reference", precision=request.dtype, checkpoint=request.checkpoint.name),
+        )
+        width, height = request.sizes[index % len(request.sizes)]
+        position.step, position.prompt = 0, request.prompts[index]
+        conditioning = pipeline.encode(request.prompts[index])
+        negative = None if request.negative_prompt is None else pipeline.encode(request.negative_prompt)
+        for step in pipeline.sample(
+            conditioning,
+            negative=negative,
+            guidance=request.guidance,
+            width=width,
+            height=height,
+            steps=request.steps,
+            seed=request.seed + index,
+        ):
+            position.step = step.index + 1
+            yield position.step
