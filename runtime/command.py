@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn, Protocol, TextIO
 
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.commands import doctor, export, inspect, plan, run, verify
+from qwen_image_engine.runtime.commands import calibrate, doctor, export, inspect, plan, run, verify
 from qwen_image_engine.runtime.commands.report import Report
 
 INTERRUPTED = 130
@@ -40,6 +40,7 @@ class Verb(Protocol):
 VERBS: Mapping[str, Verb] = {
     "plan": plan,
     "export": export,
+    "calibrate": calibrate,
     "run": run,
     "verify": verify,
     "inspect": inspect,

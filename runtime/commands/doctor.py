@@ -34,7 +34,7 @@ def execute(options: argparse.Namespace) -> Report:
     rows = [("python", f"{machine.python} on {machine.system}")]
     rows += [(name, found) for name, found in packages.items() if found]
     rows += [(f"engine {item.name}", f"✓ {item.version}" if item.version else f"✗ {item.missing}") for item in engines]
-    rows.append(("plan, export, verify", f"✗ {fault}" if fault else "✓"))
+    rows.append(("plan, export, calibrate, verify", f"✗ {fault}" if fault else "✓"))
     rows.append(("cpu", f"{machine.cpu}, {machine.cores} cores for this process"))
     rows += [
         (f"  {name}", f"{'✓' if found else '–'} {CPU_FLAGS[name]}") for name, found in (machine.cpu_flags or {}).items()

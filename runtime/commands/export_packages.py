@@ -1,4 +1,4 @@
-"""The packages that only exporting and verifying need, and the error of a verb that misses one."""
+"""The packages that only exporting, calibrating and verifying need, and the error of a verb that misses one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,10 +24,11 @@ def export_packages() -> Iterator[None]:
         if package.replace("_", "-") not in EXPORT_PACKAGES:
             raise
         raise QwenImageError(
-            f"{package} is not installed, and plan, export and verify need it; install it with: {INSTALL}"
+            f"{package} is not installed, and plan, export, calibrate and verify need it; install it with: {INSTALL}"
         ) from error
     except (ImportError, OSError) as error:
         pass_interruption(error)
         raise QwenImageError(
-            f"the packages of plan, export and verify do not load ({one_line(error)}); install them again: {INSTALL}"
+            f"the packages of plan, export, calibrate and verify do not load ({one_line(error)}); "
+            f"install them again: {INSTALL}"
         ) from error
