@@ -51,15 +51,7 @@ class Calibration:
         """
         folder = Path(folder)
         record = read_record(folder)
-        again = f"calibrate again with: qwen-image calibrate -m {checkpoint.folder} NEW_FOLDER --prompts FILE"
-        found = record.settings.checkpoint
-        # The configuration is hashed in a moment, weights take seconds a gigabyte.
-        config_sha256 = checkpoint.config_sha256()
-        same_config = found.config_sha256 == config_sha256
-        weights_sha256 = checkpoint.weights_sha256() if same_config else "not compared"
-        asked = CheckpointIdentity(checkpoint.name, config_sha256, weights_sha256)
-        if not found.is_same(asked):
-            raise QwenImageError(f"{folder}: was made from the checkpoint {found}, expected {asked}; {again}")
+        _check_checkpoint(folder, record.settings.checkpoint, checkpoint)
         return load(folder, record, checkpoint)
 
 
@@ -109,11 +101,16 @@ def load(folder: Path, record: Record, checkpoint: Checkpoint) -> Calibration:
     if file_sha256(path) != record.sha256:
         raise QwenImageError(f"{path}: other contents than the sha256 in {RECORD} says; {_again(folder)}")
     stored, _ = read(path)
-    components = {
+    found = {
         component: {name: _statistics(path, component, name, values) for name, values in activations.items()}
         for component, activations in stored.items()
     }
-    check_statistics(str(path), components, checkpoint, record.settings.steps)
+    check_statistics(str(path), found, checkpoint, record.settings.steps)
+    # The file is sorted by its own rule; here they stand as they run.
+    components = {
+        component: {name: found[component][name] for name in observed_tensors(checkpoint, component)}
+        for component in COMPONENTS
+    }
     return Calibration(components, record.settings, record.sha256)
 
 
@@ -145,14 +142,13 @@ def check_statistics(where: str, components: Statistics, checkpoint: Checkpoint,
     Raises:
         QwenImageError: not so; the text names the first that is wrong.
     """
-    again = f"calibrate again with: qwen-image calibrate -m {checkpoint.folder} NEW_FOLDER --prompts FILE"
     for component in COMPONENTS:
         found, expected = components.get(component, {}), observed_tensors(checkpoint, component)
         missing = [name for name in expected if name not in found]
         if missing:
             raise QwenImageError(
                 f"{where}: {component} lacks {len(missing)} of {len(expected)} activations, the first {missing[0]}; "
-                f"{again}"
+                f"{_anew(checkpoint)}"
             )
         for name, tensor in expected.items():
             shapes = {
@@ -163,7 +159,20 @@ def check_statistics(where: str, components: Statistics, checkpoint: Checkpoint,
             }
             fault = _fault(found[name], shapes)
             if fault:
-                raise QwenImageError(f"{where}: {component}, {name}: {fault}; {again}")
+                raise QwenImageError(f"{where}: {component}, {name}: {fault}; {_anew(checkpoint)}")
+
+
+def _check_checkpoint(folder: Path, found: CheckpointIdentity, checkpoint: Checkpoint) -> None:
+    config_sha256 = checkpoint.config_sha256()
+    expected = f"{checkpoint.name} (config {config_sha256[:12]})"
+    same = found.config_sha256 == config_sha256
+    if same:  # weights take a second a gigabyte to hash: only where they decide
+        asked = CheckpointIdentity(checkpoint.name, config_sha256, checkpoint.weights_sha256())
+        same, expected = found.is_same(asked), str(asked)
+    if not same:
+        raise QwenImageError(
+            f"{folder}: was made from the checkpoint {found}, expected {expected}; {_anew(checkpoint)}"
+        )
 
 
 def _fault(statistics: InputStatistics, shapes: Mapping[str, int]) -> str | None:
@@ -198,6 +207,10 @@ def _missing(folder: Path) -> str:
         f"{folder}: is no calibration: no {RECORD} in it; "
         "make one with: qwen-image calibrate -m CHECKPOINT NEW_FOLDER --prompts FILE"
     )
+
+
+def _anew(checkpoint: Checkpoint) -> str:
+    return f"calibrate again with: qwen-image calibrate -m {checkpoint.folder} NEW_FOLDER --prompts FILE"
 
 
 def _again(folder: Path) -> str:

@@ -125,9 +125,7 @@ def _edges() -> Tensor:
     """Where bins begin and the last one ends, (bins + 1,) float64."""
     first = (_LOWEST_EXPONENT + _EXPONENT_BIAS) << _BINS_BITS
     bits = torch.arange(first, first + _BINS + 1, dtype=torch.int32) << (_MANTISSA_BITS - _BINS_BITS)
-    edges = bits.view(torch.float32).double()
-    edges[0] = 0
-    return edges
+    return bits.view(torch.float32).double()
 
 
 def _percentiles(histogram: Tensor, largest: Tensor) -> Tensor:
@@ -138,4 +136,5 @@ def _percentiles(histogram: Tensor, largest: Tensor) -> Tensor:
     counts = histogram[bins].double()
     share = (ranks - (cumulative[bins] - counts)) / counts
     edges = _edges()
-    return torch.minimum((edges[bins] + share * (edges[bins + 1] - edges[bins])).float(), largest)
+    values = (edges[bins] + share * (edges[bins + 1] - edges[bins])).float()
+    return torch.minimum(values, largest).where(bins > 0, 0.0)
