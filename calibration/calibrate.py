@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,8 +69,9 @@ def calibrate(
     Raises:
         UsageError: there is nothing to draw, or something that cannot be drawn, or no such device or dtype here; told
             before any network is loaded.
-        QwenImageError: the checkpoint is unsound; `output` holds something else, a calibration of other settings, or
-            cannot be written; an activation is not finite, or zero throughout; memory does not suffice.
+        QwenImageError: the checkpoint is unsound; `output` holds something else or a calibration of other settings, is
+            being written by another process, or cannot be written; an activation is not finite, or zero throughout;
+            memory does not suffice.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
@@ -86,7 +89,7 @@ def calibrate(
     )
     _check_output(output)
     try:
-        with _made(output):  # before the checkpoint is hashed: a folder that cannot be written is told at once
+        with _held(output):  # before the checkpoint is hashed: a folder that cannot be written is told at once
             return _calibrate(request, output, progress)
     except torch.OutOfMemoryError as error:
         raise QwenImageError(
@@ -172,14 +175,33 @@ def _check_output(output: Path) -> None:
 
 
 @contextmanager
-def _made(output: Path) -> Iterator[None]:
-    """The folder, made where it is not there; a failure that leaves nothing in it removes what was made."""
+def _held(output: Path) -> Iterator[None]:
+    """The folder, made where it is not there and locked; a failure that leaves it empty removes what was made.
+
+    Raises:
+        QwenImageError: another process holds it.
+        OSError: it cannot be made.
+    """
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
         output.mkdir(parents=True, exist_ok=True)
-        yield
+        lock = os.open(output, os.O_RDONLY)
+        try:
+            _lock(lock, output)
+            yield
+        finally:
+            os.close(lock)
     except BaseException:
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def _lock(descriptor: int, output: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process ends
+    except BlockingIOError:
+        raise QwenImageError(
+            f"{output}: another calibration is writing it; wait for its end, or name another folder"
+        ) from None

@@ -82,6 +82,8 @@ class Request:
             QwenImageError: the checkpoint's tokenizer or schedule is unsound.
         """
         _check_device(device, dtype)
+        if isinstance(prompts, str):  # whose letters would each be a prompt
+            raise UsageError("the prompts are one text, expected a list of them")
         if not prompts:
             raise UsageError("there are no prompts to calibrate on, expected at least one")
         if not sizes:

@@ -96,8 +96,9 @@ def execute(options: argparse.Namespace) -> Report:
         for name, found in components.items()
     ]
     sizes = ", ".join(f"{width}x{height}" for width, height in settings.sizes)
+    pictures = "1 picture" if settings.prompts == 1 else f"{settings.prompts} pictures"
     lines = [
-        f"{options.output}: {settings.prompts} pictures of {settings.steps} steps at {sizes}, guidance "
+        f"{options.output}: {pictures} of {settings.steps} steps at {sizes}, guidance "
         f"{settings.guidance:g}, {settings.dtype} on {settings.device}, {seconds:.1f} s",
         *table(rows, right=(1, 2, 4)),
     ]

@@ -1,6 +1,8 @@
 """A calibration against activations that hooks of this file's own collect, and one that was interrupted."""
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -191,6 +193,15 @@ def test_what_is_left_of_a_killed_process_is_no_obstacle(
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [RECORD, TENSORS]
 
 
+def test_a_folder_that_another_process_writes_is_refused(shapes: Path, tmp_path: Path) -> None:
+    holder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    with pytest.raises(QwenImageError, match="another calibration is writing it"):
+        calibrate(shapes, tmp_path, PROMPTS, **SETTINGS)
+    os.close(holder)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_finished_calibration_is_returned(shapes: Path, calibrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trajectories, "__init__", lambda *_: pytest.fail("everything was drawn already"))
     assert calibrate(shapes, calibrated, PROMPTS, **SETTINGS).sha256
@@ -330,6 +341,7 @@ def test_too_little_memory(shapes: Path, output: Path, monkeypatch: pytest.Monke
     ("changed", "word"),
     [
         ({"prompts": ()}, "no prompts"),
+        ({"prompts": "a circle"}, "expected a list"),
         ({"prompts": ("a circle", "a <|image_pad|>")}, "prompt 2 of 2: .*reference image"),
         ({"prompts": ("a circle", "a " * 1200)}, "prompt 2 of 2: .*at most"),
         ({"sizes": ()}, "no sizes"),
