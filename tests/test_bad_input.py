@@ -227,9 +227,13 @@ def test_engine_not_installed(
 
 
 EXPORT, VERIFY = ["export", "-m", "model", "bundle"], ["verify", "bundle"]
+CALIBRATE = ["calibrate", "-m", "model", "calibration", "--prompts", "prompts.txt"]
 
 
-@pytest.mark.parametrize(("package", "verb"), [("torch", EXPORT), ("onnx_ir", EXPORT), ("torch", VERIFY)])
+@pytest.mark.parametrize(
+    ("package", "verb"),
+    [("torch", EXPORT), ("onnx_ir", EXPORT), ("torch", VERIFY), ("torch", CALIBRATE), ("safetensors", CALIBRATE)],
+)
 def test_export_packages_not_installed(output: Path, package: str, verb: list[str]) -> None:
     program = (
         f"import sys; sys.modules[{package!r}] = None; from qwen_image_engine.runtime.command import main; "
