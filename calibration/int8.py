@@ -9,12 +9,12 @@ LEVELS = 127
 """Codes on each side of zero; -128 is not used, so that the range is symmetric."""
 
 
-def quantise_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes (N, K) int8 and scales (N,) float32 of `rows` (N, K), which are about codes * scales.
+def quantise_rows(rows: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Codes (N, K) int8 and scales (N,) `dtype` of `rows` (N, K) float32, which are about codes * scales.
 
-    A row of zeros has scale 1: a scale of 0 would divide 0 by 0.
+    Codes are those of the scale as it is stored. A row of zeros has scale 1: a scale of 0 would divide 0 by 0.
     """
     scales = rows.abs().amax(dim=1) / LEVELS
-    scales = torch.where(scales > 0, scales, 1.0)
-    codes = (rows / scales[:, None]).round().clamp(-LEVELS, LEVELS)
+    scales = torch.where(scales > 0, scales, 1.0).to(dtype)
+    codes = (rows / scales[:, None].float()).round().clamp(-LEVELS, LEVELS)
     return codes.to(torch.int8), scales

@@ -158,8 +158,10 @@ COMPONENTS: Mapping[str, Contract] = {
 """The contracts with sizes by name, `{layer}` standing for each block of the transformer."""
 
 
-def contract(component: str, dims: Dims) -> Contract:
+def contract(component: str, dims: Dims, cache: str = "float32") -> Contract:
     """The contract of `component` with a checkpoint's sizes filled in and a pair `key_i`, `value_i` for each block.
+
+    `cache` is the dtype of keys and values, which stay on the device between `prefix` and `step`.
 
     Raises:
         QwenImageError: no component of that name.
@@ -167,7 +169,11 @@ def contract(component: str, dims: Dims) -> Contract:
     named = COMPONENTS.get(component)
     if named is None:
         raise QwenImageError(f"no component {component!r}; known: {', '.join(COMPONENTS)}")
-    return replace(named, inputs=tuple(_filled(named.inputs, dims)), outputs=tuple(_filled(named.outputs, dims)))
+    return replace(
+        named,
+        inputs=tuple(_filled(named.inputs, dims, cache)),
+        outputs=tuple(_filled(named.outputs, dims, cache)),
+    )
 
 
 def split_axis(axis: str) -> tuple[int, str]:
@@ -202,12 +208,14 @@ def _section(item: Contract) -> Iterator[str]:
     yield ""
 
 
-def _filled(specs: tuple[TensorSpec, ...], dims: Dims) -> Iterator[TensorSpec]:
+def _filled(specs: tuple[TensorSpec, ...], dims: Dims, cache: str) -> Iterator[TensorSpec]:
     sizes = {field.name: int(getattr(dims, field.name)) for field in fields(dims)}
     sized = [replace(spec, shape=tuple(_sized(axis, sizes) for axis in spec.shape)) for spec in specs]
     yield from (spec for spec in sized if "{layer}" not in spec.name)
     for layer in range(dims.layers):
-        yield from (replace(spec, name=spec.name.format(layer=layer)) for spec in sized if "{layer}" in spec.name)
+        yield from (
+            replace(spec, name=spec.name.format(layer=layer), dtype=cache) for spec in sized if "{layer}" in spec.name
+        )
 
 
 def _sized(axis: str | int, sizes: Mapping[str, int]) -> str | int:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from qwen_image_engine.calibration.calibration import Calibration
 from qwen_image_engine.engines.engine import require
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.export.check import check_checkpoint
 from qwen_image_engine.export.network_folder import (
     NETWORKS,
@@ -19,14 +20,16 @@ from qwen_image_engine.export.network_folder import (
 )
 from qwen_image_engine.export.origin import origin, tool, weights_sha256
 from qwen_image_engine.export.plan import ExportPlan, check_disk, plan_export
-from qwen_image_engine.export.quantised_network import check_exclusions
+from qwen_image_engine.export.quantised_network import QuantisedNetwork, check_rules, quantised_networks
 from qwen_image_engine.export.recipe import Recipe, recipe
+from qwen_image_engine.export.recipe_file import RecipeFile
 from qwen_image_engine.export.staging import check_output, staged
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import dims
 from qwen_image_engine.reference.pipeline import model_facts
 from qwen_image_engine.runtime.bundle_files import describe_file, file_sha256
 from qwen_image_engine.runtime.manifest import (
+    CalibrationEntry,
     CheckpointEntry,
     FileEntry,
     Manifest,
@@ -50,8 +53,11 @@ def export_bundle(
     target: str = "cpu",
     precision: str = "fp32",
     weights: Literal["copy", "link"] = "copy",
+    calibration: str | Path | None = None,
+    rules: str | Path | None = None,
     exclude: Sequence[str] = (),
     skip_blocks: Sequence[int] = (),
+    fp8_attention: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the bundle `output` and return its manifest.
@@ -66,8 +72,11 @@ def export_bundle(
         target: what the graphs are lowered for.
         precision: of weights and arithmetic.
         weights: "copy" them in the bundle's dtype, or "link" to the checkpoint's own files.
+        calibration: the folder that `calibrate` wrote, for static scales.
+        rules: a recipe file, in the place of the target's own rules.
         exclude: glob patterns of linears that a quantised precision leaves as they are.
         skip_blocks: blocks of the transformer that it leaves as they are.
+        fp8_attention: whether the transformer's attention is FP8 too.
         progress: called as the work goes on.
 
     Raises:
@@ -76,15 +85,25 @@ def export_bundle(
         QwenImageError: the checkpoint is unsound, `output` cannot be written or is no bundle, no link is possible, or
             a quantised linear does not run as one.
     """
-    chosen = recipe(target, precision, weights=weights, exclude=exclude, skip_blocks=skip_blocks)
+    chosen = recipe(
+        target,
+        precision,
+        weights=weights,
+        rules=None if rules is None else RecipeFile.read(Path(rules)),
+        exclude=exclude,
+        skip_blocks=skip_blocks,
+        fp8_attention=fp8_attention,
+    )
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
     output = Path(output).expanduser().absolute()
     check_checkpoint(checkpoint)
-    check_exclusions(checkpoint, chosen.quantisation)
-    if chosen.quantisation is not None:
-        require("onnxruntime")  # which audits the graphs: missing, better told now than after minutes of work
-    plan = plan_export(checkpoint, chosen, weights)
+    check_rules(checkpoint, chosen.quantisation)
+    if chosen.audited:
+        require("onnxruntime")  # missing, better told now than after minutes of work
+    calibrated = open_calibration(checkpoint, chosen, calibration)
+    quantised = quantised_networks(checkpoint, chosen.quantisation, calibrated)
+    plan = plan_export(checkpoint, chosen, quantised, weights)
     stored = sum(file.stat().st_size for item in checkpoint.components.values() for file in item.files)
     meter = _Meter(progress, stored + plan.bundle_bytes)
     try:
@@ -93,16 +112,40 @@ def export_bundle(
         if previous is None:
             check_disk(plan, output)
         with staged(output) as folder:
-            manifest = _write(checkpoint, chosen, plan, folder, output, previous, meter)
+            manifest = _write(checkpoint, chosen, calibrated, quantised, plan, folder, output, previous, meter)
             write_manifest(folder, manifest)
     except OSError as error:
         raise QwenImageError(f"{output}: cannot be written ({error.strerror or error})") from error
     return manifest
 
 
+def open_calibration(checkpoint: Checkpoint, chosen: Recipe, folder: str | Path | None) -> Calibration | None:
+    """What static scales come from, None where the recipe has none.
+
+    Raises:
+        UsageError: the recipe needs one and none is named, or one is named that it does not need.
+        QwenImageError: it is damaged, or of another checkpoint.
+    """
+    wanted = chosen.quantisation is not None and chosen.quantisation.static
+    if folder is None:
+        if wanted:
+            raise UsageError(
+                f"--target {chosen.target} --precision {chosen.precision} needs --calibration FOLDER; make one with: "
+                f"qwen-image calibrate -m {checkpoint.folder} FOLDER --prompts FILE"
+            )
+        return None
+    if not wanted:
+        raise UsageError(
+            f"--calibration with --target {chosen.target} --precision {chosen.precision}: not needed there"
+        )
+    return Calibration.open(Path(folder), checkpoint)
+
+
 def _write(
     checkpoint: Checkpoint,
     chosen: Recipe,
+    calibration: Calibration | None,
+    quantised: Mapping[str, QuantisedNetwork],
     plan: ExportPlan,
     folder: Path,
     output: Path,
@@ -115,7 +158,10 @@ def _write(
         for component in checkpoint.components.values()
         for file in component.files
     }
-    origins = {network: origin(checkpoint, network, chosen, plan.weights, hashes) for network in NETWORKS}
+    used = {network: calibration.sha256 if calibration and quantised[network].layers else None for network in NETWORKS}
+    origins = {
+        network: origin(checkpoint, network, chosen, used[network], plan.weights, hashes) for network in NETWORKS
+    }
     kept = previous.origins if previous is not None else {}
     new = tuple(item for item in plan.networks if kept.get(item.network) != origins[item.network])
     check_disk(replace(plan, networks=new), output)
@@ -125,7 +171,9 @@ def _write(
         if previous is not None and item not in new:
             part = reuse_network(previous, output, item.network, folder, hashes)
         if part is None:
-            part = write_network(checkpoint, item.network, chosen, plan.weights, folder, hashes, meter.add)
+            part = write_network(
+                checkpoint, item.network, chosen, quantised[item.network], plan.weights, folder, hashes, meter.add
+            )
         else:
             meter.add(item.network, item.bundle_bytes)
         parts.append(part)
@@ -148,6 +196,9 @@ def _write(
         components={name: entry for part in parts for name, entry in part.components.items()},
         files={**copied, **{name: entry for part in parts for name, entry in part.files.items()}},
         origins=origins,
+        calibration=None
+        if calibration is None
+        else CalibrationEntry(calibration.sha256, calibration.settings.to_json()),
     )
     # What was verified is still the same bundle where nothing has changed.
     unchanged = previous is not None and replace(previous, verify=None) == manifest

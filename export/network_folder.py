@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
-import torch
 
 from qwen_image_engine.engines.contract import contract
 from qwen_image_engine.export.audit import audit
 from qwen_image_engine.export.network_tensors import read_tensors
 from qwen_image_engine.export.network_weights import network_weights
 from qwen_image_engine.export.placing import link_weights, place_weights
-from qwen_image_engine.export.quantised_network import WEIGHT, QuantisedNetwork, quantised_network
+from qwen_image_engine.export.quantised_network import WEIGHT, QuantisedNetwork
 from qwen_image_engine.export.recipe import Recipe
 from qwen_image_engine.export.trace import IR_VERSION, OPSET, trace
 from qwen_image_engine.export.weight_file import Stored, WeightFile
@@ -24,7 +23,13 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.engine import NETWORK, dims
 from qwen_image_engine.runtime.bundle_files import describe_file, file_sha256
-from qwen_image_engine.runtime.manifest import ComponentEntry, EmbeddingsEntry, FileEntry, Manifest
+from qwen_image_engine.runtime.manifest import (
+    ComponentEntry,
+    EmbeddingsEntry,
+    FileEntry,
+    Manifest,
+    QuantisedLayer,
+)
 
 MODEL_FILES = {
     "text_encoder": "text_encoder/model.onnx",
@@ -35,7 +40,7 @@ MODEL_FILES = {
 }
 NETWORKS = tuple(dict.fromkeys(NETWORK.values()))
 
-_PRECISION = {"float32": "fp32"}
+_PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
 
 Progress = Callable[[str, int], None]
 """Told what is being worked on, and the bytes just done."""
@@ -54,19 +59,21 @@ def write_network(
     checkpoint: Checkpoint,
     network: str,
     recipe: Recipe,
+    quantised: QuantisedNetwork,
     weights: str,
     bundle: Path,
     hashes: Mapping[Path, str],
     progress: Progress,
 ) -> NetworkFolder:
-    """Write `network`'s folder into `bundle`; `hashes` has the SHA-256 of its weight files in the checkpoint.
+    """Write `network`'s folder, quantised as said, into `bundle`.
+
+    `hashes` has the SHA-256 of its weight files in the checkpoint.
 
     Raises:
         QwenImageError: the tensors are not those of the network, cannot be read, or cannot be linked; or a quantised
             linear does not run as one.
         OSError: the bundle cannot be written.
     """
-    quantised = quantised_network(checkpoint, network, recipe.quantisation)
     entries = network_weights(checkpoint, network, recipe.dtype, quantised)
     components = [name for name, owner in NETWORK.items() if owner == network]
     graphs = {}
@@ -96,8 +103,12 @@ def write_network(
     for component, graph in graphs.items():
         used = place_weights(graph, places)
         ir.save(graph, bundle / MODEL_FILES[component])
-        layers = {name: layer for name, layer in quantised.layers.items() if name + WEIGHT in graph.graph.initializers}
-        if layers:
+        layers = {
+            name: _described(name, layer, component, quantised)
+            for name, layer in quantised.layers.items()
+            if name + WEIGHT in graph.graph.initializers
+        }
+        if layers and recipe.audited:
             progress(f"audit of {component}", 0)
             audit(bundle / MODEL_FILES[component], [name + WEIGHT for name in layers])
         described[component] = ComponentEntry(
@@ -108,7 +119,7 @@ def write_network(
             quantised_layers=layers,
             opset=OPSET,
             ir_version=IR_VERSION,
-            contract=contract(component, sizes),
+            contract=contract(component, sizes, recipe.dtype),
         )
     embeddings = None
     if table is not None:
@@ -149,12 +160,21 @@ def _identity(path: Path) -> tuple[int, int]:
 
 def lowered(checkpoint: Checkpoint, component: str, recipe: Recipe, quantised: QuantisedNetwork) -> ir.Model:
     """The graph of `component` after the recipe's passes, its weights not placed yet."""
-    model = trace(checkpoint, component, getattr(torch, recipe.dtype))
+    model = trace(checkpoint, component, recipe.dtype)
     for lowering in recipe.passes:
         lowering()(model)
     for quantising in recipe.quantising:
         quantising(quantised)(model)  # no clean-up after it: that would merge zero points that must stay apart
     return model
+
+
+def _described(name: str, layer: QuantisedLayer, component: str, quantised: QuantisedNetwork) -> QuantisedLayer:
+    """The layer with what calibration made of its input in a component."""
+    item = quantised.inputs.get(name)
+    if item is None:
+        return layer
+    alpha = item.smoothing.alpha if item.smooth else None
+    return replace(layer, smoothing=alpha, input_scale=item.scale(component, layer.precision))
 
 
 def _linears(model: ir.Model) -> tuple[str, ...]:

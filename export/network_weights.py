@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from qwen_image_engine.export.equalised_pair import EqualisedPair
-from qwen_image_engine.export.int8_weights import Equalised, EqualisedWeight, Int8Scales, Int8Weight, PairScales
+from qwen_image_engine.export.channel_scales import ChannelScales, EqualisedPair, SmoothedChannels
 from qwen_image_engine.export.network_tensors import read_tensors
 from qwen_image_engine.export.quantised_network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.export.quantised_weights import (
+    Fp8Scale,
+    Fp8Weight,
+    InputFactors,
+    Int8Scales,
+    Int8Weight,
+    Rescaled,
+    RescaledWeight,
+    RowScales,
+)
+from qwen_image_engine.export.smooth_modulation import factors_name, smoothed_by_modulation
 from qwen_image_engine.export.value_scales import crosses_components, scales_name
 from qwen_image_engine.export.weight_file import Entry, Stored
 from qwen_image_engine.reference.checkpoint import Checkpoint
@@ -21,23 +31,34 @@ def network_weights(checkpoint: Checkpoint, network: str, dtype: str, quantised:
     """
     stored_dtype = next(name for name, torch_name in FLOAT_DTYPES.items() if torch_name == dtype)
     tensors = {tensor.name: tensor for tensor in read_tensors(checkpoint, network)}
-    pairs = [
-        EqualisedPair(pair, tensors[pair.first + WEIGHT], tensors[pair.second + WEIGHT]) for pair in quantised.pairs
-    ]
-    firsts = {pair.first.name: pair for pair in pairs}
-    seconds = {pair.second.name: pair for pair in pairs}
+    rows: dict[str, ChannelScales] = {}
+    columns: dict[str, ChannelScales] = {}
     sizes = dims(checkpoint)
     entries: list[Entry] = []
-    for name, tensor in tensors.items():
-        first, second = firsts.get(name), seconds.get(name)
-        layer = quantised.layers.get(name.removesuffix(WEIGHT))
-        if layer is not None:
-            weight = Int8Weight(Equalised(tensor, first, second), layer.rotation)
-            entries += [weight, Int8Scales(weight)]
-        elif first is not None:
-            entries.append(EqualisedWeight(Equalised(tensor, first)))
+    for pair in quantised.pairs:
+        scales: ChannelScales
+        if quantised.inputs:
+            scales = SmoothedChannels(quantised.inputs[pair.second])
         else:
-            entries.append(Stored(tensor, stored_dtype))
-        if first is not None and crosses_components(first.pair):
-            entries.append(PairScales(scales_name(first.pair), first, (sizes.heads, sizes.head_dim)))
+            scales = EqualisedPair(pair, tensors[pair.first + WEIGHT], tensors[pair.second + WEIGHT])
+        rows[pair.first], columns[pair.second] = scales, scales
+        if crosses_components(pair):
+            entries.append(RowScales(scales_name(pair), scales, (sizes.heads, sizes.head_dim), stored_dtype))
+    for name, channels in smoothed_by_modulation(quantised).items():
+        scales = SmoothedChannels(channels)
+        columns |= {reader.name.removesuffix(WEIGHT): scales for reader in channels.readers}
+        entries.append(InputFactors(factors_name(name), scales, channels.readers[0].shape[1:], stored_dtype))
+    for name, tensor in tensors.items():
+        linear = name.removesuffix(WEIGHT)
+        weight = Rescaled(tensor, rows.get(linear), columns.get(linear))
+        layer = quantised.layers.get(linear)
+        if layer is None:
+            plain = weight.rows is None and weight.columns is None
+            entries.append(Stored(tensor, stored_dtype) if plain else RescaledWeight(weight, stored_dtype))
+        elif layer.precision == "fp8":
+            fp8_weight = Fp8Weight(weight, stored_dtype)
+            entries += [fp8_weight, Fp8Scale(fp8_weight)]
+        else:
+            int8_weight = Int8Weight(weight, layer.rotation, stored_dtype)
+            entries += [int8_weight, Int8Scales(int8_weight)]
     return entries

@@ -37,8 +37,15 @@ def tool() -> Tool:
     return Tool(importlib.metadata.version("qwen-image-engine"), digest.hexdigest())
 
 
-def origin(checkpoint: Checkpoint, network: str, recipe: Recipe, weights: str, hashes: Mapping[Path, str]) -> str:
-    """The hash for one network's folder; `hashes` has the SHA-256 of its weight files."""
+def origin(
+    checkpoint: Checkpoint,
+    network: str,
+    recipe: Recipe,
+    calibration: str | None,
+    weights: str,
+    hashes: Mapping[Path, str],
+) -> str:
+    """The hash for one network's folder; `hashes` has the SHA-256 of its weight files, `calibration` is that of its."""
     facts = {
         "tool": tool().source_sha256,
         "network": network,
@@ -47,6 +54,7 @@ def origin(checkpoint: Checkpoint, network: str, recipe: Recipe, weights: str, h
         "precision": recipe.precision,
         "weights": weights,
         "quantisation": repr(recipe.quantisation),
+        "calibration": calibration,
         "files": {file.name: hashes[file] for file in checkpoint.components[network].files},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

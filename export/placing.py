@@ -14,7 +14,13 @@ from qwen_image_engine.export.weight_file import Place
 from qwen_image_engine.reference.component import Component
 from qwen_image_engine.reference.tensor_file import TensorInfo
 
-_DTYPES = {"F32": ir.DataType.FLOAT, "BF16": ir.DataType.BFLOAT16, "F16": ir.DataType.FLOAT16, "I8": ir.DataType.INT8}
+_DTYPES = {
+    "F32": ir.DataType.FLOAT,
+    "BF16": ir.DataType.BFLOAT16,
+    "F16": ir.DataType.FLOAT16,
+    "I8": ir.DataType.INT8,
+    "F8_E4M3": ir.DataType.FLOAT8E4M3FN,
+}
 
 # EXDEV: another filesystem. The others: one that knows no hard links, one that forbids them to this user, too many.
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES, errno.ENOSYS)

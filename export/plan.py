@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.export.network_weights import network_weights
-from qwen_image_engine.export.quantised_network import quantised_network
+from qwen_image_engine.export.quantised_network import QuantisedNetwork
 from qwen_image_engine.export.recipe import Recipe
 from qwen_image_engine.export.weight_file import entry_bytes
 from qwen_image_engine.reference.checkpoint import Checkpoint
@@ -80,9 +81,13 @@ class ExportPlan:
         return sum(network.bundle_bytes for network in self.networks)
 
 
-def plan_export(checkpoint: Checkpoint, recipe: Recipe, weights: Weights) -> ExportPlan:
-    """The plan of exporting `checkpoint` with `recipe`."""
-    networks = tuple(_network(checkpoint, name, recipe, weights) for name in ("text_encoder", "transformer", "vae"))
+def plan_export(
+    checkpoint: Checkpoint, recipe: Recipe, quantised: Mapping[str, QuantisedNetwork], weights: Weights
+) -> ExportPlan:
+    """The plan of exporting `checkpoint` with `recipe`, networks by name `quantised` as it says."""
+    networks = tuple(
+        _network(checkpoint, name, recipe, quantised[name], weights) for name in ("text_encoder", "transformer", "vae")
+    )
     engines = {network.network: network.engine_bytes for network in networks}
     return ExportPlan(
         target=recipe.target,
@@ -122,10 +127,11 @@ def _read(component: Component) -> list[TensorInfo]:
     ]
 
 
-def _network(checkpoint: Checkpoint, name: str, recipe: Recipe, weights: Weights) -> NetworkPlan:
+def _network(
+    checkpoint: Checkpoint, name: str, recipe: Recipe, quantised: QuantisedNetwork, weights: Weights
+) -> NetworkPlan:
     component = checkpoint.components[name]
     tensors = _read(component)
-    quantised = quantised_network(checkpoint, name, recipe.quantisation)
     graphs = sum(map(entry_bytes, network_weights(checkpoint, name, recipe.dtype, quantised)))
     table = sum(tensor.nbytes for tensor in tensors if tensor.name.endswith(_EMBEDDINGS))
     return NetworkPlan(

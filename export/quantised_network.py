@@ -3,63 +3,99 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from qwen_image_engine.calibration.calibration import Calibration
 from qwen_image_engine.calibration.hadamard import block_size
 from qwen_image_engine.calibration.linears import LINEARS, block_index
 from qwen_image_engine.calibration.pairs import Pair, linear_pairs
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.export.network_tensors import read_tensors
+from qwen_image_engine.export.quantisation import HIGH, Quantisation
+from qwen_image_engine.export.static_attention import StaticAttention
+from qwen_image_engine.export.static_input import StaticInput
 from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.engine import NETWORK
+from qwen_image_engine.reference.tensor_file import TensorInfo
 from qwen_image_engine.runtime.manifest import QuantisedLayer
 
 WEIGHT = ".weight"
 
 
 @dataclass(frozen=True)
-class Quantisation:
-    """What a recipe says of quantisation.
+class QuantisedNetwork:
+    """The quantised linears by name (a weight's, without ".weight").
 
     Attributes:
-        largest_rotation: channels that are rotated together, at most.
-        exclude: glob patterns of linears that keep their precision.
-        skip_blocks: blocks of the transformer whose linears keep it.
+        layers: how each is quantised.
+        pairs: those whose channels are scaled between the two: equalised, or the second's input smoothed.
+        inputs: with static scales, by the name of any of the linears that read them.
+        attention: blocks with FP8 attention, by what stands before ".attn" in names.
     """
-
-    largest_rotation: int
-    exclude: tuple[str, ...] = ()
-    skip_blocks: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class QuantisedNetwork:
-    """The quantised linears by name (a weight's, without ".weight"), and the pairs that are equalised."""
 
     layers: Mapping[str, QuantisedLayer] = field(default_factory=dict)
     pairs: tuple[Pair, ...] = ()
+    inputs: Mapping[str, StaticInput] = field(default_factory=dict)
+    attention: Mapping[str, StaticAttention] = field(default_factory=dict)
 
 
-def quantised_network(checkpoint: Checkpoint, network: str, quantisation: Quantisation | None) -> QuantisedNetwork:
-    """How `quantisation` treats one network; nothing where it is None or the network has no linears to quantise.
+def quantised_network(
+    checkpoint: Checkpoint, network: str, quantisation: Quantisation | None, calibration: Calibration | None = None
+) -> QuantisedNetwork:
+    """How `quantisation` treats one network; nothing where it is None or is not for this network.
+
+    Without `calibration` static scales stay unknown, which sizes and names do not depend on.
 
     Raises:
         QwenImageError: the tensors are not those of the network.
     """
-    if quantisation is None or network not in LINEARS:
+    if quantisation is None or network not in quantisation.networks:
         return QuantisedNetwork()
-    linears = _linears(checkpoint, network)
-    chosen = {name: channels for name, channels in linears.items() if not _stays(network, name, quantisation)}
-    pairs = tuple(linear_pairs(checkpoint, network, chosen))
+    weights = _weights(checkpoint, network)
+    precisions = {
+        name: HIGH if _skipped(network, name, quantisation) else quantisation.precision(name) for name in weights
+    }
+    chosen = [name for name, precision in precisions.items() if precision != HIGH]
+    inputs: dict[str, StaticInput] = {}
+    if quantisation.static:
+        pairs = linear_pairs(checkpoint, network, [name for name in chosen if precisions[name] == "int8"])
+        for readers in _groups(network, weights):
+            wanted = {precisions[name] for name in readers} - {HIGH}
+            if wanted and calibration is not None:
+                statistics = {
+                    component: found[readers[0]]
+                    for component, found in calibration.components.items()
+                    if NETWORK[component] == network and readers[0] in found
+                }
+                item = StaticInput([weights[name] for name in readers], "int8" in wanted, statistics)
+                inputs |= dict.fromkeys(readers, item)
+    else:
+        pairs = linear_pairs(checkpoint, network, chosen)
     partners = {pair.first: pair.second for pair in pairs} | {pair.second: pair.first for pair in pairs}
     layers = {
-        name: QuantisedLayer(block_size(channels, quantisation.largest_rotation), partners.get(name))
-        for name, channels in chosen.items()
+        name: QuantisedLayer(
+            precision=precisions[name],
+            rotation=block_size(weights[name].shape[1], quantisation.largest_rotation),
+            equalised_with=partners.get(name),
+        )
+        for name in chosen
     }
-    return QuantisedNetwork(layers, pairs)
+    attention = {}
+    if quantisation.fp8_attention and calibration is not None:
+        attention = dict(_attention(checkpoint, network, quantisation, calibration, inputs))
+    return QuantisedNetwork(layers, tuple(pairs), inputs, attention)
 
 
-def check_exclusions(checkpoint: Checkpoint, quantisation: Quantisation | None) -> None:
+def quantised_networks(
+    checkpoint: Checkpoint, quantisation: Quantisation | None, calibration: Calibration | None = None
+) -> Mapping[str, QuantisedNetwork]:
+    """`quantised_network` of every network by name."""
+    networks = dict.fromkeys(NETWORK.values())
+    return {name: quantised_network(checkpoint, name, quantisation, calibration) for name in networks}
+
+
+def check_rules(checkpoint: Checkpoint, quantisation: Quantisation | None) -> None:
     """Every pattern must match a linear, and every block to skip must be there.
 
     Raises:
@@ -68,12 +104,12 @@ def check_exclusions(checkpoint: Checkpoint, quantisation: Quantisation | None) 
     """
     if quantisation is None:
         return
-    names = [name for network in LINEARS for name in _linears(checkpoint, network)]
-    for pattern in quantisation.exclude:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+    names = [name for network in quantisation.networks for name in _weights(checkpoint, network)]
+    for rule in quantisation.rules:
+        if not any(fnmatch.fnmatchcase(name, rule.linears) for name in names):
             raise UsageError(
-                f"--exclude {pattern!r} matches none of the {len(names)} linears that would be quantised; they are "
-                f"named like {names[0]} and {names[-1]}"
+                f"{rule.linears!r} matches none of the {len(names)} linears that can be quantised; they are named like "
+                f"{names[0]} and {names[-1]}"
             )
     layers = checkpoint.transformer.num_layers
     absent = [str(block) for block in quantisation.skip_blocks if not 0 <= block < layers]
@@ -81,17 +117,50 @@ def check_exclusions(checkpoint: Checkpoint, quantisation: Quantisation | None) 
         raise UsageError(f"--skip-blocks {','.join(absent)}: the transformer has blocks 0 to {layers - 1}")
 
 
-def _linears(checkpoint: Checkpoint, network: str) -> dict[str, int]:
-    """Input channels of every linear that could be quantised."""
+def _weights(checkpoint: Checkpoint, network: str) -> dict[str, TensorInfo]:
+    """The weights of all linears that could be quantised."""
     names = LINEARS[network]
     ends = tuple(f".{name}{WEIGHT}" for name in names.names)
     return {
-        tensor.name.removesuffix(WEIGHT): tensor.shape[1]
+        tensor.name.removesuffix(WEIGHT): tensor
         for tensor in read_tensors(checkpoint, network)
         if tensor.name.startswith(f"{names.blocks}.") and tensor.name.endswith(ends)
     }
 
 
-def _stays(network: str, name: str, quantisation: Quantisation) -> bool:
-    skipped = network == "transformer" and block_index(name) in quantisation.skip_blocks
-    return skipped or any(fnmatch.fnmatchcase(name, pattern) for pattern in quantisation.exclude)
+def _groups(network: str, weights: Mapping[str, TensorInfo]) -> Iterator[tuple[str, ...]]:
+    """Linears of each block that read the same input together."""
+    for group in LINEARS[network].inputs:
+        for name in weights:
+            if name.endswith(f".{group[0]}"):
+                block = name.removesuffix(group[0])
+                yield tuple(block + linear for linear in group)
+
+
+def _attention(
+    checkpoint: Checkpoint,
+    network: str,
+    quantisation: Quantisation,
+    calibration: Calibration,
+    inputs: Mapping[str, StaticInput],
+) -> Iterator[tuple[str, StaticAttention]]:
+    """Of every block that is not skipped."""
+    tensors = {tensor.name: tensor for tensor in read_tensors(checkpoint, network)}
+    components = [calibration.components[component] for component in NETWORK if NETWORK[component] == network]
+    for index in range(checkpoint.transformer.num_layers):
+        block = f"{LINEARS[network].blocks}.{index}"
+        out = inputs.get(f"{block}.attn.to_out.0")
+        if index not in quantisation.skip_blocks:
+            yield (
+                block,
+                StaticAttention(
+                    norm_q=tensors[f"{block}.attn.norm_q.weight"],
+                    norm_k=tensors[f"{block}.attn.norm_k.weight"],
+                    values=[found[f"{block}.attn.to_v.output"] for found in components],
+                    smoothed=out if out is not None and out.smooth else None,
+                ),
+            )
+
+
+def _skipped(network: str, name: str, quantisation: Quantisation) -> bool:
+    return network == "transformer" and block_index(name) in quantisation.skip_blocks

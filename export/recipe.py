@@ -14,12 +14,19 @@ from qwen_image_engine.export.attention_to_multi_head_attention import (
 )
 from qwen_image_engine.export.cleanup import Cleanup, MergeReshapes
 from qwen_image_engine.export.constants import FoldConstants
+from qwen_image_engine.export.drop_round_trips import DropRoundTrips
+from qwen_image_engine.export.fp8_attention import DecomposeFp8Attention, Fp8Attention
 from qwen_image_engine.export.linear_to_gemm import LinearToGemm
 from qwen_image_engine.export.linear_to_int8 import LinearToInt8
-from qwen_image_engine.export.quantised_network import Quantisation, QuantisedNetwork
+from qwen_image_engine.export.linear_to_static import LinearToStatic
+from qwen_image_engine.export.quantisation import HIGH, Quantisation, Rule
+from qwen_image_engine.export.quantised_network import QuantisedNetwork
+from qwen_image_engine.export.recipe_file import RecipeFile
 from qwen_image_engine.export.rows import KeepRows
 from qwen_image_engine.export.scale_into_layer_norm import ScaleIntoLayerNorm
+from qwen_image_engine.export.scale_into_query_norm import ScaleIntoQueryNorm
 from qwen_image_engine.export.sizes import ConstantShapes
+from qwen_image_engine.export.smooth_modulation import SmoothModulation
 from qwen_image_engine.export.split import SequenceToSplit
 from qwen_image_engine.export.sum_of_squares import SumOfSquares
 from qwen_image_engine.export.value_scales import ScaleValues
@@ -32,8 +39,14 @@ QuantisingPasses = tuple[Callable[[QuantisedNetwork], InPlacePass], ...]
 class Recipe:
     """How graphs for one target and precision are made.
 
-    `dtype` is that of weights and arithmetic that are not quantised, by torch's name; `passes` run in order on every
-    component; `quantising` after them on components with quantised linears, which `quantisation` chooses.
+    Attributes:
+        target: what runs them.
+        precision: of the bundle, by the manifest.
+        dtype: of weights and arithmetic that are not quantised, by torch's name.
+        passes: run in order on every component.
+        quantisation: which linears are quantised, and to what.
+        quantising: passes that run after the others where any are.
+        audited: whether ONNX Runtime has to run every quantised linear as a product of integers.
     """
 
     target: str
@@ -42,6 +55,7 @@ class Recipe:
     passes: Passes
     quantisation: Quantisation | None = None
     quantising: QuantisingPasses = ()
+    audited: bool = False
 
 
 _SIMPLIFY: Passes = (FoldConstants, SequenceToSplit, ConstantShapes, SumOfSquares, Cleanup)
@@ -57,18 +71,47 @@ _CPU: Passes = (
     Cleanup,
 )
 
+_TENSORRT: Passes = (
+    *_SIMPLIFY,
+    DropRoundTrips,
+    ScaleIntoQueryNorm,
+    LinearToGemm,
+    KeepRows,
+    MergeReshapes,
+    Cleanup,
+)
+_STATIC: QuantisingPasses = (SmoothModulation, ScaleValues, LinearToStatic, Fp8Attention)
+_STATIC_TWIN: QuantisingPasses = (*_STATIC, DecomposeFp8Attention)
+
 # benchmarks/quantisation.py on `shapes`: teacher-forced 1.8% without rotations, 1.4% with 16 channels, 1.3% with 64 and
 # with 256. One product of 4096 channels, one in 128 of them 60 times as large: 6.1%, 2.0%, 1.3%, 1.2%. On AMX that
 # product takes 16 ms without, 20 ms with 64 and 26 ms with 256, which is more than the last 0.1% is worth.
 _LARGEST_ROTATION = 64
 
+
+def _per_token() -> Quantisation:
+    return Quantisation(("transformer", "text_encoder"), (Rule("*", "int8"),), largest_rotation=_LARGEST_ROTATION)
+
+
+def _static(precision: str) -> Quantisation:
+    """The text encoder stays as it is: FP8 costs it 17% to 20%, and it runs once a prompt."""
+    return Quantisation(("transformer",), (Rule("*", precision),), static=True)
+
+
 RECIPES: Mapping[tuple[str, str], Recipe] = {
     (item.target, item.precision): item
     for item in (
         Recipe("cpu", "fp32", "float32", _CPU),
-        Recipe("cpu", "int8", "float32", _CPU, Quantisation(_LARGEST_ROTATION), (LinearToInt8, ScaleValues)),
+        Recipe("cpu", "int8", "float32", _CPU, _per_token(), (LinearToInt8, ScaleValues), audited=True),
+        Recipe("tensorrt", "bf16", "bfloat16", _TENSORRT),
+        Recipe("tensorrt", "fp8", "bfloat16", _TENSORRT, _static("fp8"), _STATIC),
+        Recipe("tensorrt", "int8", "bfloat16", _TENSORRT, _static("int8"), _STATIC),
+        Recipe("tensorrt-twin", "fp8", "float32", _TENSORRT, _static("fp8"), _STATIC_TWIN),
+        Recipe("tensorrt-twin", "int8", "float32", _TENSORRT, _static("int8"), _STATIC_TWIN),
     )
 }
+"""By target and precision. The twin is TensorRT's graph in float32, which ONNX Runtime runs on a CPU: its scales, its
+codes, its passes; what it shows of accuracy is what TensorRT's products of 8 bits give before bf16 rounds the rest."""
 
 
 def recipe(
@@ -76,17 +119,21 @@ def recipe(
     precision: str,
     *,
     weights: str = "copy",
+    rules: RecipeFile | None = None,
     exclude: Sequence[str] = (),
     skip_blocks: Sequence[int] = (),
+    fp8_attention: bool = False,
 ) -> Recipe:
-    """The recipe of a pair, with what the caller wants kept in its precision.
+    """The recipe of a pair, with what the caller wants otherwise.
 
     Args:
         target: what the graphs are lowered for.
         precision: of weights and arithmetic.
         weights: "copy" or "link".
-        exclude: glob patterns of linears that are not quantised.
+        rules: in the place of the recipe's own.
+        exclude: glob patterns of linears that are not quantised, before any rule.
         skip_blocks: blocks of the transformer that are not quantised.
+        fp8_attention: whether attention of the transformer is FP8.
 
     Raises:
         UsageError: no such pair or way of placing weights, or one that does not go with the others.
@@ -98,13 +145,27 @@ def recipe(
     if weights not in ("copy", "link"):
         raise UsageError(f"weights {weights!r}: expected copy or link")
     if found.quantisation is None:
-        if exclude or skip_blocks:
-            raise UsageError(f"--exclude and --skip-blocks choose what is not quantised; {precision} quantises nothing")
+        if rules is not None or exclude or skip_blocks or fp8_attention:
+            raise UsageError(
+                "--recipe, --exclude, --skip-blocks and --fp8-attention choose what is quantised; "
+                f"{precision} quantises nothing"
+            )
         return found
     if weights == "link":
         raise UsageError(
             f"--weights link with --precision {precision}: quantised weights are no bytes of the checkpoint's files; "
             "use --weights copy"
         )
-    chosen = replace(found.quantisation, exclude=tuple(exclude), skip_blocks=tuple(sorted(set(skip_blocks))))
+    if rules is not None:
+        rules.check(found.quantisation.precisions(), found.quantisation.static)
+    fp8_attention |= rules is not None and rules.fp8_attention
+    if fp8_attention and precision != "fp8":
+        raise UsageError(f"FP8 attention in a bundle of precision {precision}: it goes with --precision fp8")
+    skipped = {*skip_blocks, *(rules.skip_blocks if rules is not None else ())}
+    chosen = replace(
+        found.quantisation,
+        rules=(*(Rule(pattern, HIGH) for pattern in exclude), *(rules.rules if rules else found.quantisation.rules)),
+        skip_blocks=tuple(sorted(skipped)),
+        fp8_attention=fp8_attention,
+    )
     return replace(found, quantisation=chosen)

@@ -1,4 +1,4 @@
-"""How far a bundle may be from the fp32 reference, by precision and row, and why."""
+"""How far a bundle may be from the fp32 reference, by target, precision and row, and why."""
 
 from __future__ import annotations
 
@@ -34,8 +34,21 @@ _INT8 = Threshold(
     "encoder and 1% in keys and values of `shapes`; a rotation or a scale that is wrong costs 30% and more",
 )
 
-THRESHOLDS: Mapping[str, Mapping[str, Threshold]] = {
-    "fp32": {
+
+def _static(relative_l2: float, cosine: float, reason: str) -> Mapping[str, Threshold]:
+    """Of a bundle whose transformer alone is quantised."""
+    return {
+        "text_encoder": _ROUNDING,
+        "prefix": Threshold(2 * relative_l2, reason),
+        "step": Threshold(relative_l2, reason, cosine=cosine, over="mean"),
+        "vae_decoder": _ROUNDING,
+        "vae_encoder": _ROUNDING,
+        TEACHER_FORCED: Threshold(relative_l2, reason, over="mean"),
+    }
+
+
+THRESHOLDS: Mapping[tuple[str, str], Mapping[str, Threshold]] = {
+    ("cpu", "fp32"): {
         "text_encoder": _ROUNDING,
         "prefix": _ROUNDING,
         "step": _ROUNDING,
@@ -47,7 +60,7 @@ THRESHOLDS: Mapping[str, Mapping[str, Threshold]] = {
             "sigma is a small difference of large terms",
         ),
     },
-    "int8": {
+    ("cpu", "int8"): {
         "text_encoder": _INT8,
         "prefix": _INT8,
         "step": Threshold(
@@ -63,5 +76,11 @@ THRESHOLDS: Mapping[str, Mapping[str, Threshold]] = {
             0.02, "as for the step: errors of the encoder and of keys and values hardly show beside it", over="mean"
         ),
     },
+    ("tensorrt-twin", "fp8"): _static(
+        0.03, 0.9995, "codes of 3 bits of mantissa are 2% off each and depth adds them up; a wrong scale costs 30%"
+    ),
+    ("tensorrt-twin", "int8"): _static(
+        0.06, 0.998, "one scale for all channels of a tensor, which smoothing brings together; without it 9% and more"
+    ),
 }
-"""Precision of the bundle, then row of the table, to its threshold."""
+"""Target and precision of the bundle, then row of the table, to its threshold."""

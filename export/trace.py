@@ -49,14 +49,16 @@ class _Named(nn.Module):
         return forward(self.component, self.network, named)
 
 
-def trace(checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> ir.Model:
-    """The graph of `component` as torch exports it, computing in `dtype`, inputs and outputs as in the contract.
+def trace(checkpoint: Checkpoint, component: str, dtype: str) -> ir.Model:
+    """The graph of `component` as torch exports it, computing in `dtype` (torch's name) and keeping the cache in it.
+
+    Inputs and outputs are as in the contract.
 
     Initializers have the checkpoint's tensor names and no bytes.
     """
-    spec = contract(component, dims(checkpoint))
+    spec = contract(component, dims(checkpoint), dtype)
     mode = FakeTensorMode()
-    network = _fake_weights(empty_network(checkpoint, NETWORK[component]), mode, dtype)
+    network = _fake_weights(empty_network(checkpoint, NETWORK[component]), mode, getattr(torch, dtype))
     symbols = {name: torch.export.Dim(name) for name in spec.symbols()}
     with mode:
         example = tuple(

@@ -1,4 +1,4 @@
-"""Equalised values of attention at a component's border: the contract's keys and values are the network's own."""
+"""Scaled values of attention at a component's border: the contract's keys and values are the network's own."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def crosses_components(pair: Pair) -> bool:
 
 def scales_name(pair: Pair) -> str:
     """The name of a pair's scales in the weight file."""
-    return f"{pair.first}.equalisation"
+    return f"{pair.first}.output_scales"
 
 
 class ScaleValues(InPlacePass):
-    """CPU int8: values that come in are scaled as the graph's own, those that go out are scaled back.
+    """Every 8-bit target: values that come in are scaled as the graph's own, those that go out are scaled back.
 
     Scales are powers of two, so both are exact. It costs a product over the prefix's tokens alone; folded into the
     cache, a bundle's prefix and step would fit no others and could not be compared with the reference.
@@ -54,7 +54,7 @@ class ScaleValues(InPlacePass):
 
 
 def _scale_input(graph: ir.Graph, values: ir.Value, scales: str) -> None:
-    product = ir.node("Mul", [values, unplaced(graph, scales, _heads(values), ir.DataType.FLOAT)])
+    product = ir.node("Mul", [values, unplaced(graph, scales, _heads(values), values.dtype or ir.DataType.FLOAT)])
     product.outputs[0].type, product.outputs[0].shape = values.type, values.shape
     for use in values.uses():
         if use.node is not product:
@@ -65,7 +65,7 @@ def _scale_input(graph: ir.Graph, values: ir.Value, scales: str) -> None:
 def _scale_output(graph: ir.Graph, values: ir.Value, scales: str) -> None:
     name, producer = values.name, values.producer()
     assert producer is not None
-    quotient = ir.node("Div", [values, unplaced(graph, scales, _heads(values), ir.DataType.FLOAT)])
+    quotient = ir.node("Div", [values, unplaced(graph, scales, _heads(values), values.dtype or ir.DataType.FLOAT)])
     new = quotient.outputs[0]
     new.type, new.shape = values.type, values.shape
     graph.insert_after(producer, quotient)

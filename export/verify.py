@@ -46,9 +46,10 @@ def verify_bundle(
             no thresholds, the engine is not installed, or the manifest cannot be written.
     """
     manifest = read_manifest(bundle)
-    if manifest.precision not in THRESHOLDS:
+    if (manifest.target, manifest.precision) not in THRESHOLDS:
+        known = ", ".join(f"{target} {precision}" for target, precision in THRESHOLDS)
         raise QwenImageError(
-            f"{bundle}: no thresholds for precision {manifest.precision!r}; known: {', '.join(THRESHOLDS)}"
+            f"{bundle}: no thresholds for {manifest.target!r} in precision {manifest.precision!r}; known: {known}"
         )
     require(engine)
     with ProgressBar("hashing the bundle", sum(file.bytes for file in manifest.files.values()), "bytes") as bar:
@@ -83,7 +84,7 @@ def compare_bundle(
     Raises:
         QwenImageError: an engine cannot load a graph, or a run fails.
     """
-    thresholds = THRESHOLDS[manifest.precision]
+    thresholds = THRESHOLDS[manifest.target, manifest.precision]
     return (
         *_components(bundle, manifest, recordings, thresholds, engine, threads),
         *_teacher_forced(bundle, recordings, thresholds[TEACHER_FORCED], engine, threads),

@@ -16,8 +16,8 @@ from typing import Protocol
 
 import torch
 
-from qwen_image_engine.export.tensor_blocks import tensor_blocks
 from qwen_image_engine.reference.component import FLOAT_DTYPES
+from qwen_image_engine.reference.tensor_blocks import tensor_blocks
 from qwen_image_engine.reference.tensor_file import ITEM_BYTES, TensorInfo
 
 # Tensors start at a multiple of 64 bytes after a padded header, so that engines can use mapped ones in place.

@@ -18,7 +18,7 @@ from qwen_image_engine.runtime.model import ModelFacts
 
 MANIFEST = "manifest.json"
 FORMAT = "qwen-image-bundle"
-SCHEMA = 2
+SCHEMA = 3
 
 T = TypeVar("T")
 
@@ -47,19 +47,34 @@ class CheckpointEntry:
 class QuantisedLayer:
     """How one linear is quantised.
 
-    `rotation` is the number of input channels that are rotated together, 1 where none are; `equalised_with` is the
-    linear before or after it that shares its channels and was scaled with it.
+    Attributes:
+        precision: "int8" or "fp8".
+        rotation: input channels that are rotated together, 1 where none are.
+        equalised_with: the linear before or after it that shares its channels and was scaled with it.
+        smoothing: alpha of SmoothQuant, None where its input is not smoothed.
+        input_scale: the value of code 1 of its input, None where each token has a scale of its own.
     """
 
-    rotation: int
-    equalised_with: str | None
+    precision: str
+    rotation: int = 1
+    equalised_with: str | None = None
+    smoothing: float | None = None
+    input_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationEntry:
+    """The calibration that static scales come from: the SHA-256 of its tensors, and its settings."""
+
+    sha256: str
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class ComponentEntry:
     """One graph. `model` and the `weights` that it reads are names in `Manifest.files`.
 
-    `quantised_layers` are the linears that run in `precision`; `excluded_layers` those that keep a higher one.
+    `quantised_layers` are the linears that run in 8 bits; `excluded_layers` those that keep a higher precision.
     """
 
     model: str
@@ -98,7 +113,8 @@ class Manifest:
     """A bundle's contents. Paths are relative to the bundle, with slashes.
 
     `weights` is "copy" or "link". `origins` maps each network's folder to a hash of all that it was made from: equal
-    hashes make equal folders. `verify` is the last result of `qwen-image verify`, None before the first.
+    hashes make equal folders. `calibration` is None where no scale comes from one. `verify` is the last result of
+    `qwen-image verify`, None before the first.
     """
 
     tool: Tool
@@ -112,6 +128,7 @@ class Manifest:
     components: Mapping[str, ComponentEntry]
     files: Mapping[str, FileEntry]
     origins: Mapping[str, str] = field(default_factory=dict)
+    calibration: CalibrationEntry | None = None
     verify: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -200,7 +217,7 @@ def _manifest(data: Mapping[str, Any]) -> Manifest:
     }
     embeddings, facts = _mapping(data["embeddings"], "embeddings"), _mapping(data["facts"], "facts")
     rows, hidden = (int(size) for size in embeddings["shape"])
-    verify = data["verify"]
+    verify, calibration = data["verify"], data["calibration"]
     return Manifest(
         tool=_entry(Tool, data["tool"]),
         target=str(data["target"]),
@@ -220,8 +237,14 @@ def _manifest(data: Mapping[str, Any]) -> Manifest:
         components=components,
         files=files,
         origins={str(name): str(value) for name, value in _mapping(data["origins"], "origins").items()},
+        calibration=None if calibration is None else _calibration(calibration),
         verify=None if verify is None else _mapping(verify, "verify"),
     )
+
+
+def _calibration(data: Any) -> CalibrationEntry:
+    entry = _mapping(data, "calibration")
+    return CalibrationEntry(str(entry["sha256"]), _mapping(entry["settings"], "the calibration's settings"))
 
 
 def _component(data: Any, files: Mapping[str, FileEntry]) -> ComponentEntry:
@@ -242,9 +265,9 @@ def _component(data: Any, files: Mapping[str, FileEntry]) -> ComponentEntry:
 
 
 def _entry(kind: type[T], data: Any) -> T:
-    """A flat dataclass of strings, integers and None; its fields' annotations are not interpreted."""
+    """A flat dataclass of strings, numbers and None; its fields' annotations are not interpreted."""
     values = _mapping(data, kind.__name__)
-    if not all(value is None or isinstance(value, str | int) for value in values.values()):
+    if not all(value is None or isinstance(value, str | int | float) for value in values.values()):
         raise TypeError(f"{kind.__name__} holds {values!r}")
     return kind(**values)
 

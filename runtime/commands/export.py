@@ -17,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder to write")
     add_recipe_arguments(parser)
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FOLDER", help="what `calibrate` wrote; fp8 and int8 for tensorrt need it"
+    )
 
 
 def execute(options: argparse.Namespace) -> Report:
@@ -37,8 +40,11 @@ def execute(options: argparse.Namespace) -> Report:
             target=options.target,
             precision=options.precision,
             weights=options.weights,
+            calibration=options.calibration,
+            rules=options.recipe,
             exclude=options.exclude,
             skip_blocks=options.skip_blocks,
+            fp8_attention=options.fp8_attention,
             progress=progress,
         )
     seconds = time.perf_counter() - began

@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `plan` and `export` both take."""
     parser.add_argument("-m", "--model", required=True, metavar="CHECKPOINT", help="folder, or name in the hub cache")
-    parser.add_argument("--target", default="cpu", help="what the graphs are lowered for (cpu)")
-    parser.add_argument("--precision", default="fp32", help="of weights and arithmetic: fp32 or int8 (fp32)")
+    parser.add_argument("--target", default="cpu", help="what runs the graphs: cpu, tensorrt or tensorrt-twin (cpu)")
+    parser.add_argument("--precision", default="fp32", help="of weights and arithmetic: fp32, bf16, fp8 or int8 (fp32)")
     parser.add_argument(
         "--weights",
         choices=("copy", "link"),
@@ -38,15 +38,17 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="GLOB",
-        help="linears that int8 leaves in fp32, by name, such as '*.img_mlp.out'; may be repeated",
+        help="linears that are not quantised, by name, such as '*.img_mlp.out'; may be repeated",
     )
     parser.add_argument(
         "--skip-blocks",
         type=_numbers,
         default=(),
         metavar="0,1,…",
-        help="blocks of the transformer that int8 leaves in fp32",
+        help="blocks of the transformer that are not quantised",
     )
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="rules of what is quantised and to what, as JSON")
+    parser.add_argument("--fp8-attention", action="store_true", help="with fp8: the transformer's attention as well")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -63,13 +65,16 @@ def chosen_recipe(options: argparse.Namespace) -> "Recipe":
         UsageError: there is none, or flags do not go together.
     """
     from qwen_image_engine.export.recipe import recipe
+    from qwen_image_engine.export.recipe_file import RecipeFile
 
     return recipe(
         options.target,
         options.precision,
         weights=options.weights,
+        rules=None if options.recipe is None else RecipeFile.read(options.recipe),
         exclude=options.exclude,
         skip_blocks=options.skip_blocks,
+        fp8_attention=options.fp8_attention,
     )
 
 
@@ -78,14 +83,14 @@ def execute(options: argparse.Namespace) -> Report:
     with export_packages():
         from qwen_image_engine.export.check import check_checkpoint
         from qwen_image_engine.export.plan import check_disk, plan_export
-        from qwen_image_engine.export.quantised_network import check_exclusions
+        from qwen_image_engine.export.quantised_network import check_rules, quantised_networks
         from qwen_image_engine.reference.checkpoint import Checkpoint
 
         chosen = chosen_recipe(options)
     checkpoint = Checkpoint.open(options.model)
     check_checkpoint(checkpoint)
-    check_exclusions(checkpoint, chosen.quantisation)
-    plan = plan_export(checkpoint, chosen, options.weights)
+    check_rules(checkpoint, chosen.quantisation)
+    plan = plan_export(checkpoint, chosen, quantised_networks(checkpoint, chosen.quantisation), options.weights)
     free_bytes = None if options.bundle is None else check_disk(plan, options.bundle)
 
     rows = [("network", "stored as", "parameters", "bytes", "exported", "bundle", "in an engine")]

@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import save_file
 
 from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.export import tensor_blocks
 from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.int8_weights import Equalised, Int8Scales, Int8Weight
+from qwen_image_engine.export.quantised_weights import Int8Scales, Int8Weight, Rescaled
 from qwen_image_engine.export.weight_file import WeightFile
+from qwen_image_engine.reference import tensor_blocks
 from qwen_image_engine.reference.tensor_file import read_header
 
 PROGRAM = """
 import sys
 from pathlib import Path
 import torch
-from qwen_image_engine.export.int8_weights import Equalised, Int8Scales, Int8Weight
+from qwen_image_engine.export.quantised_weights import Int8Scales, Int8Weight, Rescaled
 from qwen_image_engine.export.weight_file import WeightFile
 from qwen_image_engine.reference.tensor_file import read_header
 
@@ -32,7 +32,7 @@ def peak():
 source, target = map(Path, sys.argv[1:])
 small, large = (read_header(source)[name] for name in ("small", "large"))
 def write(tensor):
-    weight = Int8Weight(Equalised(tensor), 64)
+    weight = Int8Weight(Rescaled(tensor), 64, "F32")
     WeightFile(f"{tensor.name}.safetensors", [weight, Int8Scales(weight)]).write(target, lambda count: None)
 write(small)
 before = peak()
@@ -57,7 +57,7 @@ def test_blocks_of_any_size_give_the_same_bytes(tmp_path: Path, monkeypatch: pyt
     hashes = set()
     for block_bytes in (1, 100, 700, 1 << 20):
         monkeypatch.setattr(tensor_blocks, "ROW_BLOCK_BYTES", block_bytes)
-        weight = Int8Weight(Equalised(source), 8)
+        weight = Int8Weight(Rescaled(source), 8, "F32")
         file = WeightFile("w.safetensors", [weight, Int8Scales(weight)])
         hashes.add(file.write(tmp_path, lambda count: None))
         assert (tmp_path / "w.safetensors").stat().st_size == file.nbytes
@@ -66,7 +66,7 @@ def test_blocks_of_any_size_give_the_same_bytes(tmp_path: Path, monkeypatch: pyt
 
 def test_scales_before_their_weight_are_a_mistake(tmp_path: Path) -> None:
     save_file({"w": torch.randn(5, 8)}, tmp_path / "source.safetensors")
-    weight = Int8Weight(Equalised(read_header(tmp_path / "source.safetensors")["w"]), 8)
+    weight = Int8Weight(Rescaled(read_header(tmp_path / "source.safetensors")["w"]), 8, "F32")
     with pytest.raises(ValueError, match="w_scale: 0 rows"):
         WeightFile("w.safetensors", [Int8Scales(weight), weight]).write(tmp_path, lambda count: None)
 

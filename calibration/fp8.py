@@ -1,0 +1,17 @@
+"""FP8 E4M3 (4 bits of exponent, 3 of mantissa), one scale a tensor. Source: https://arxiv.org/abs/2209.05433."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LARGEST = 448.0
+"""The largest finite code; what lies beyond it saturates, and would be NaN otherwise."""
+
+MARGIN = 1.1
+"""Room above the largest magnitude that calibration saw: a tenth costs a floating-point code next to nothing."""
+
+
+def quantise(values: Tensor, scale: float) -> Tensor:
+    """Codes (float8_e4m3fn) of `values`, which are about codes * scale, rounded to the nearest, ties to even."""
+    return (values / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)

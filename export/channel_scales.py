@@ -1,0 +1,67 @@
+"""Scales of the channels between two linears: what a weight's rows are multiplied by and the next one's divided by."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qwen_image_engine.calibration.equalisation import equalising_scales, for_heads, shared_by_heads
+from qwen_image_engine.calibration.pairs import Pair
+from qwen_image_engine.export.static_input import StaticInput
+from qwen_image_engine.reference.tensor_blocks import row_blocks
+from qwen_image_engine.reference.tensor_file import TensorInfo
+
+
+class ChannelScales(Protocol):
+    """Found when they are first asked for and kept: a few thousand numbers."""
+
+    @property
+    def row_scales(self) -> Tensor:
+        """What the rows of the weight before the channels are multiplied by, (C,)."""
+        ...
+
+    @property
+    def column_scales(self) -> Tensor:
+        """What the columns of the weight after them are divided by: (C,), or more where heads share values."""
+        ...
+
+
+class EqualisedPair:
+    """From one pass over each of the two weights."""
+
+    def __init__(self, pair: Pair, first: TensorInfo, second: TensorInfo) -> None:
+        self.pair, self.first, self.second = pair, first, second
+
+    @cached_property
+    def row_scales(self) -> Tensor:
+        """See `ChannelScales`."""
+        rows = torch.cat([block.double().square().sum(dim=1) for block in row_blocks(self.first)]).sqrt()
+        columns = torch.zeros(self.second.shape[1], dtype=torch.float64)
+        for block in row_blocks(self.second):
+            columns += block.double().square().sum(dim=0)
+        return equalising_scales(rows, shared_by_heads(columns.sqrt(), self.pair.groups, len(rows)))
+
+    @property
+    def column_scales(self) -> Tensor:
+        """See `ChannelScales`."""
+        return for_heads(self.row_scales, self.pair.groups, self.second.shape[1])
+
+
+class SmoothedChannels:
+    """By the smoothing of the input that they are: its reciprocal, before and after."""
+
+    def __init__(self, channels: StaticInput) -> None:
+        self.channels = channels
+
+    @property
+    def row_scales(self) -> Tensor:
+        """See `ChannelScales`."""
+        return 1 / self.channels.smoothing.scales
+
+    @property
+    def column_scales(self) -> Tensor:
+        """See `ChannelScales`."""
+        return 1 / self.channels.smoothing.scales

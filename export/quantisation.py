@@ -1,0 +1,50 @@
+"""What a recipe says of quantisation: rules that give linears a precision, as data."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection
+from dataclasses import dataclass
+
+HIGH = "high"
+"""Not quantised: the precision of everything else in the recipe."""
+
+QUANTISED = ("int8", "fp8")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Linears whose names match the glob pattern `linears` have `precision`: "int8", "fp8" or "high"."""
+
+    linears: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """Of the networks of a recipe.
+
+    Attributes:
+        networks: those with quantised linears.
+        rules: the first that matches a linear gives its precision; a linear that none matches stays high.
+        static: whether activations have one scale a tensor from calibration; else one a token, found as it runs.
+        largest_rotation: channels that are rotated together, at most; 1 for none.
+        skip_blocks: blocks of the transformer whose linears stay high, whatever the rules say.
+        fp8_attention: whether queries, keys, values and probabilities of the transformer are FP8.
+    """
+
+    networks: Collection[str]
+    rules: tuple[Rule, ...]
+    static: bool = False
+    largest_rotation: int = 1
+    skip_blocks: tuple[int, ...] = ()
+    fp8_attention: bool = False
+
+    def precision(self, linear: str) -> str:
+        """Of the linear of that name, by the rules alone."""
+        matching = (rule.precision for rule in self.rules if fnmatch.fnmatchcase(linear, rule.linears))
+        return next(matching, HIGH)
+
+    def precisions(self) -> set[str]:
+        """Those that the rules quantise to."""
+        return {rule.precision for rule in self.rules} - {HIGH}

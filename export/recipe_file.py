@@ -1,0 +1,114 @@
+"""A recipe's rules from a JSON file: which linears have which precision, and which blocks stay high."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.export.quantisation import HIGH, QUANTISED, Rule
+
+_BLACKWELL = 10.0
+"""The compute capability from which one TensorRT engine may have products of INT8 and of FP8."""
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """What the file says; see `Quantisation` for the rules.
+
+    Attributes:
+        path: of the file, for errors.
+        rules: in the file's order, the first that matches decides.
+        skip_blocks: as in `Quantisation`.
+        fp8_attention: as in `Quantisation`.
+        compute_capability: of the GPU that it is for, None where it does not say.
+    """
+
+    path: Path
+    rules: tuple[Rule, ...]
+    skip_blocks: tuple[int, ...] = ()
+    fp8_attention: bool = False
+    compute_capability: float | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> RecipeFile:
+        """The file at `path`.
+
+        Raises:
+            UsageError: it cannot be read, is no such object, has no rule, an unknown key or an unknown precision.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(f"--recipe {path}: cannot be read as JSON ({error})") from error
+        known = {"rules", "skip_blocks", "fp8_attention", "compute_capability"}
+        if not isinstance(data, dict) or not isinstance(data.get("rules"), list) or data.keys() - known:
+            raise UsageError(
+                f'--recipe {path}: expected an object with the list "rules" and no keys but {", ".join(sorted(known))}'
+            )
+        if not data["rules"]:
+            raise UsageError(
+                f'--recipe {path}: names no layer; give rules such as {{"linears": "*", "precision": "int8"}}'
+            )
+        capability = data.get("compute_capability")
+        if not (
+            _is_list_of_ints(data.get("skip_blocks", []))
+            and isinstance(data.get("fp8_attention", False), bool)
+            and (capability is None or isinstance(capability, int | float))
+        ):
+            raise UsageError(
+                f"--recipe {path}: expected skip_blocks as a list of numbers, fp8_attention true or false, and "
+                "compute_capability as a number such as 10.0"
+            )
+        return cls(
+            path,
+            tuple(_rule(path, item) for item in data["rules"]),
+            tuple(data.get("skip_blocks", [])),
+            data.get("fp8_attention", False),
+            None if capability is None else float(capability),
+        )
+
+    def check(self, precisions: Collection[str], static: bool) -> None:
+        """Check that a bundle can have what the rules quantise to.
+
+        Args:
+            precisions: those of the bundle's own recipe.
+            static: whether the target can mix them with others.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        found = {rule.precision for rule in self.rules} - {HIGH}
+        missing = [precision for precision in precisions if precision not in found]
+        if missing:
+            raise UsageError(f"--recipe {self.path}: no linear has {missing[0]}, the bundle's precision")
+        if not static and found - set(precisions):
+            raise UsageError(
+                f"--recipe {self.path}: {', '.join(sorted(found - set(precisions)))} on a target that has "
+                f"{', '.join(precisions)} alone"
+            )
+        if len(found) > 1 and (self.compute_capability or 0.0) < _BLACKWELL:
+            raise UsageError(
+                f"--recipe {self.path}: INT8 and FP8 in one TensorRT engine need Blackwell; use one of them, or say "
+                f'"compute_capability": {_BLACKWELL} or higher, found {self.compute_capability}'
+            )
+
+
+def _rule(path: Path, item: Any) -> Rule:
+    if not isinstance(item, dict) or item.keys() != {"linears", "precision"} or not isinstance(item["linears"], str):
+        raise UsageError(
+            f'--recipe {path}: the rule {item!r} is not of the form {{"linears": PATTERN, "precision": PRECISION}}'
+        )
+    if item["precision"] not in (*QUANTISED, HIGH):
+        raise UsageError(
+            f"--recipe {path}: unknown precision {item['precision']!r} for {item['linears']!r}; known: "
+            f"{', '.join((*QUANTISED, HIGH))}"
+        )
+    return Rule(item["linears"], item["precision"])
+
+
+def _is_list_of_ints(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)

@@ -1,0 +1,53 @@
+"""Scales of FP8 attention in one block, fixed at export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from qwen_image_engine.calibration import fp8
+from qwen_image_engine.calibration.statistics import InputStatistics
+from qwen_image_engine.export.static_input import StaticInput
+from qwen_image_engine.reference.component import FLOAT_DTYPES
+from qwen_image_engine.reference.tensor_blocks import tensor_blocks
+from qwen_image_engine.reference.tensor_file import TensorInfo
+
+SOFTMAX = 1 / fp8.LARGEST
+"""The value of code 1 of probabilities, which reach 1 and no more."""
+
+
+@dataclass(frozen=True)
+class StaticAttention:
+    """One block's.
+
+    Attributes:
+        norm_q: the weight (d,) of the queries' RMS norm.
+        norm_k: of the keys'.
+        values: statistics of the values of each component; what `prefix` gives, `step` reads.
+        smoothed: the input of the linear after attention, where its channels, which are the values', are smoothed.
+    """
+
+    norm_q: TensorInfo
+    norm_k: TensorInfo
+    values: Sequence[InputStatistics]
+    smoothed: StaticInput | None
+
+    def scales(self) -> tuple[float, float, float]:
+        """The value of code 1 of queries over sqrt(d), keys, values.
+
+        An RMS norm gives d numbers of mean square 1 times its weight, of which none is beyond sqrt(d), and a rotation
+        of pairs adds nothing to that: bounds that need no data.
+        """
+        largest_q, largest_k = _largest(self.norm_q), _largest(self.norm_k)
+        channels = torch.stack([item.channel_absmax for item in self.values]).amax(dim=0)
+        if self.smoothed is not None:
+            channels = channels / self.smoothed.smoothing.scales
+        key = self.norm_k.shape[0] ** 0.5 * largest_k
+        return largest_q / fp8.LARGEST, key / fp8.LARGEST, fp8.MARGIN * float(channels.max()) / fp8.LARGEST
+
+
+def _largest(weight: TensorInfo) -> float:
+    dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[weight.dtype])
+    return max(float(torch.frombuffer(block, dtype=dtype).float().abs().max()) for block in tensor_blocks(weight))

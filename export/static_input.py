@@ -1,0 +1,39 @@
+"""An input of quantised linears whose scales are fixed at export, from what calibration saw of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+
+from qwen_image_engine.calibration import fp8, int8
+from qwen_image_engine.calibration.smoothing import Smoothing, best_smoothing
+from qwen_image_engine.calibration.statistics import InputStatistics
+from qwen_image_engine.reference.tensor_blocks import row_blocks
+from qwen_image_engine.reference.tensor_file import TensorInfo
+
+
+class StaticInput:
+    """Scales are found when they are first asked for, from two passes over the weights, and kept.
+
+    Args:
+        readers: the weights of all linears that read the input, in every precision.
+        smooth: whether its channels are smoothed.
+        statistics: by component, of those that have the input.
+
+    """
+
+    def __init__(self, readers: Sequence[TensorInfo], smooth: bool, statistics: Mapping[str, InputStatistics]) -> None:
+        self.readers, self.smooth, self.statistics = tuple(readers), smooth, statistics
+
+    @cached_property
+    def smoothing(self) -> Smoothing:
+        """Of an input that is smoothed."""
+        return best_smoothing(list(self.statistics.values()), [partial(row_blocks, reader) for reader in self.readers])
+
+    def scale(self, component: str, precision: str) -> float:
+        """The value of code 1 of the input in `precision`, as the graph of `component` has it."""
+        channels = self.statistics[component].channel_absmax
+        if self.smooth:
+            channels = channels / self.smoothing.scales
+        largest = float(channels.max())
+        return fp8.MARGIN * largest / fp8.LARGEST if precision == "fp8" else largest / int8.LEVELS
