@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from qwen_image_engine.calibration.calibration import Calibration
+from qwen_image_engine.calibration.quantised_network import QuantisedNetwork, check_rules, quantised_networks
+from qwen_image_engine.calibration.recipe_file import RecipeFile
 from qwen_image_engine.engines.engine import require
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.export.check import check_checkpoint
@@ -20,9 +22,7 @@ from qwen_image_engine.export.network_folder import (
 )
 from qwen_image_engine.export.origin import origin, tool, weights_sha256
 from qwen_image_engine.export.plan import ExportPlan, check_disk, plan_export
-from qwen_image_engine.export.quantised_network import QuantisedNetwork, check_rules, quantised_networks
 from qwen_image_engine.export.recipe import Recipe, recipe
-from qwen_image_engine.export.recipe_file import RecipeFile
 from qwen_image_engine.export.staging import check_output, staged
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import dims

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qwen_image_engine.export.network_folder import NETWORKS
-from qwen_image_engine.export.network_tensors import read_tensors
 from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.network_tensors import read_tensors
 from qwen_image_engine.reference.pipeline import schedule_config
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 

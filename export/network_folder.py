@@ -10,18 +10,18 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from qwen_image_engine.calibration.quantised_network import WEIGHT, QuantisedNetwork
 from qwen_image_engine.engines.contract import contract
 from qwen_image_engine.export.audit import audit
-from qwen_image_engine.export.network_tensors import read_tensors
 from qwen_image_engine.export.network_weights import network_weights
 from qwen_image_engine.export.placing import link_weights, place_weights
-from qwen_image_engine.export.quantised_network import WEIGHT, QuantisedNetwork
 from qwen_image_engine.export.recipe import Recipe
 from qwen_image_engine.export.trace import IR_VERSION, OPSET, trace
 from qwen_image_engine.export.weight_file import Stored, WeightFile
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.engine import NETWORK, dims
+from qwen_image_engine.reference.network_tensors import read_tensors
 from qwen_image_engine.runtime.bundle_files import describe_file, file_sha256
 from qwen_image_engine.runtime.manifest import (
     ComponentEntry,

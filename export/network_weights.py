@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from qwen_image_engine.export.channel_scales import ChannelScales, EqualisedPair, SmoothedChannels
-from qwen_image_engine.export.network_tensors import read_tensors
-from qwen_image_engine.export.quantised_network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.calibration.channel_scales import ChannelScales, EqualisedPair, SmoothedChannels
+from qwen_image_engine.calibration.quantised_network import WEIGHT, QuantisedNetwork
 from qwen_image_engine.export.quantised_weights import (
     Fp8Scale,
     Fp8Weight,
@@ -21,6 +20,7 @@ from qwen_image_engine.export.weight_file import Entry, Stored
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.engine import dims
+from qwen_image_engine.reference.network_tensors import read_tensors
 
 
 def network_weights(checkpoint: Checkpoint, network: str, dtype: str, quantised: QuantisedNetwork) -> list[Entry]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.export.network_weights import network_weights
-from qwen_image_engine.export.quantised_network import QuantisedNetwork
 from qwen_image_engine.export.recipe import Recipe
 from qwen_image_engine.export.weight_file import entry_bytes
 from qwen_image_engine.reference.checkpoint import Checkpoint

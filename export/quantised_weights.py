@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from qwen_image_engine.calibration import fp8
+from qwen_image_engine.calibration.channel_scales import ChannelScales
 from qwen_image_engine.calibration.hadamard import rotate
 from qwen_image_engine.calibration.int8 import quantise_rows
-from qwen_image_engine.export.channel_scales import ChannelScales
 from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.tensor_blocks import row_blocks
 from qwen_image_engine.reference.tensor_file import TensorInfo

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 
 from onnx_ir.passes import InPlacePass
 
+from qwen_image_engine.calibration.quantisation import HIGH, Quantisation, Rule
+from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
+from qwen_image_engine.calibration.recipe_file import RecipeFile
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.export.attention_to_multi_head_attention import (
     AttentionToMultiHeadAttention,
@@ -19,9 +22,6 @@ from qwen_image_engine.export.fp8_attention import DecomposeFp8Attention, Fp8Att
 from qwen_image_engine.export.linear_to_gemm import LinearToGemm
 from qwen_image_engine.export.linear_to_int8 import LinearToInt8
 from qwen_image_engine.export.linear_to_static import LinearToStatic
-from qwen_image_engine.export.quantisation import HIGH, Quantisation, Rule
-from qwen_image_engine.export.quantised_network import QuantisedNetwork
-from qwen_image_engine.export.recipe_file import RecipeFile
 from qwen_image_engine.export.rows import KeepRows
 from qwen_image_engine.export.scale_into_layer_norm import ScaleIntoLayerNorm
 from qwen_image_engine.export.scale_into_query_norm import ScaleIntoQueryNorm

@@ -64,8 +64,8 @@ def chosen_recipe(options: argparse.Namespace) -> "Recipe":
     Raises:
         UsageError: there is none, or flags do not go together.
     """
+    from qwen_image_engine.calibration.recipe_file import RecipeFile
     from qwen_image_engine.export.recipe import recipe
-    from qwen_image_engine.export.recipe_file import RecipeFile
 
     return recipe(
         options.target,
@@ -81,9 +81,9 @@ def chosen_recipe(options: argparse.Namespace) -> "Recipe":
 def execute(options: argparse.Namespace) -> Report:
     """Read headers, add up."""
     with export_packages():
+        from qwen_image_engine.calibration.quantised_network import check_rules, quantised_networks
         from qwen_image_engine.export.check import check_checkpoint
         from qwen_image_engine.export.plan import check_disk, plan_export
-        from qwen_image_engine.export.quantised_network import check_rules, quantised_networks
         from qwen_image_engine.reference.checkpoint import Checkpoint
 
         chosen = chosen_recipe(options)

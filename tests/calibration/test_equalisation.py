@@ -8,8 +8,8 @@ import torch
 
 from qwen_image_engine.calibration.equalisation import equalising_scales, for_heads, shared_by_heads
 from qwen_image_engine.calibration.naive import quantise_naively
+from qwen_image_engine.calibration.quantised_network import WEIGHT, Quantisation, quantised_network
 from qwen_image_engine.export.equalised_pair import EqualisedPair
-from qwen_image_engine.export.quantised_network import WEIGHT, Quantisation, quantised_network
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import load_network
 

@@ -10,11 +10,11 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes import InPlacePass, PassResult
 
+from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.export import recipe
 from qwen_image_engine.export.audit import audit
 from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.quantised_network import QuantisedNetwork
 from qwen_image_engine.runtime.manifest import read_manifest
 
 SPOILED = "transformer_blocks.1.img_mlp.out.weight"

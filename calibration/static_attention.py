@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from qwen_image_engine.calibration import fp8
+from qwen_image_engine.calibration.static_input import StaticInput
 from qwen_image_engine.calibration.statistics import InputStatistics
-from qwen_image_engine.export.static_input import StaticInput
 from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.tensor_blocks import tensor_blocks
 from qwen_image_engine.reference.tensor_file import TensorInfo

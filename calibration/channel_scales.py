@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qwen_image_engine.calibration.equalisation import equalising_scales, for_heads, shared_by_heads
 from qwen_image_engine.calibration.pairs import Pair
-from qwen_image_engine.export.static_input import StaticInput
+from qwen_image_engine.calibration.static_input import StaticInput
 from qwen_image_engine.reference.tensor_blocks import row_blocks
 from qwen_image_engine.reference.tensor_file import TensorInfo
 

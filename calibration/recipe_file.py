@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen_image_engine.calibration.quantisation import HIGH, QUANTISED, Rule
 from qwen_image_engine.engines.errors import UsageError
-from qwen_image_engine.export.quantisation import HIGH, QUANTISED, Rule
 
 _BLACKWELL = 10.0
 """The compute capability from which one TensorRT engine may have products of INT8 and of FP8."""

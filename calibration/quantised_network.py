@@ -10,13 +10,13 @@ from qwen_image_engine.calibration.calibration import Calibration
 from qwen_image_engine.calibration.hadamard import block_size
 from qwen_image_engine.calibration.linears import LINEARS, block_index
 from qwen_image_engine.calibration.pairs import Pair, linear_pairs
+from qwen_image_engine.calibration.quantisation import HIGH, Quantisation
+from qwen_image_engine.calibration.static_attention import StaticAttention
+from qwen_image_engine.calibration.static_input import StaticInput
 from qwen_image_engine.engines.errors import UsageError
-from qwen_image_engine.export.network_tensors import read_tensors
-from qwen_image_engine.export.quantisation import HIGH, Quantisation
-from qwen_image_engine.export.static_attention import StaticAttention
-from qwen_image_engine.export.static_input import StaticInput
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK
+from qwen_image_engine.reference.network_tensors import read_tensors
 from qwen_image_engine.reference.tensor_file import TensorInfo
 from qwen_image_engine.runtime.manifest import QuantisedLayer
 
