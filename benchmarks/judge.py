@@ -13,6 +13,7 @@ from statistics import mean
 from environment import environment
 
 from qwen_image_engine.reference.shapes.evaluate import KINDS, SEED, STEPS, evaluate
+from qwen_image_engine.runtime.manifest import read_manifest
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,16 +30,22 @@ def main() -> None:
     options = parser.parse_args()
     results = []
     for bundle in options.bundles:
+        target, precision = read_manifest(bundle).target, read_manifest(bundle).precision
         with QwenImage.load(bundle, engine=options.engine, threads=options.threads) as pipeline:
             for kind, counts in KINDS.items():
                 scores = [
                     evaluate(pipeline, counts, options.prompts, SEED * (number + 1)) for number in range(options.seeds)
                 ]
                 rate = mean(score.rate for score in scores)
-                precision = pipeline.origin.precision
-                print(f"{precision} {kind}: {rate:.1%}, by seed {', '.join(f'{s.rate:.1%}' for s in scores)}")
+                print(f"{target} {precision} {kind}: {rate:.1%}, by seed {', '.join(f'{s.rate:.1%}' for s in scores)}")
                 results.append(
-                    {"precision": precision, "prompts": kind, "rate": rate, "seeds": [asdict(s) for s in scores]}
+                    {
+                        "target": target,
+                        "precision": precision,
+                        "prompts": kind,
+                        "rate": rate,
+                        "seeds": [asdict(s) for s in scores],
+                    }
                 )
     what = f"held-out prompts that a bundle fulfils by the judge on {options.engine}; {STEPS} steps; seeds draw anew"
     document = {"what": what, "results": results, **environment()}

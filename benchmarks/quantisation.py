@@ -1,31 +1,44 @@
-"""What int8 costs in accuracy: ours, ours with parts taken away, and plain W8A8, against the fp32 reference.
+"""What 8 bits cost in accuracy: ours, ours with parts taken away, and what others offer, against the fp32 reference.
 
 python benchmarks/quantisation.py [-m CHECKPOINT] [--output benchmarks/results/quantisation.json]
 
-Two checkpoints: the one named, and the same with outliers planted that change nothing in fp32. Each component runs on
-the reference's own inputs, recorded on three prompts at three sizes over their schedules; teacher-forced steps run the
-whole way from the prompt with the reference's latents at each step. Plain W8A8 has one scale a tensor, from the largest
-magnitudes of the very inputs that it is then tested on.
+Three checkpoints: the one named, the same with outliers planted that change nothing in fp32, and random weights. Each
+component runs on the reference's own inputs, recorded on three prompts at three sizes over their schedules;
+teacher-forced steps run the whole way from the prompt with the reference's latents at each step. Static scales of ours
+come from `calibrate` on prompts.txt, which none of these is among. The others quantise the same linears: plain W8A8 has
+one scale a tensor, from the largest magnitudes of the very inputs that it is then tested on; ONNX Runtime's
+quantize_static and ModelOpt, where it is installed, calibrate on those inputs as well.
 """
 
 import argparse
+import importlib.util
 import json
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import onnx
+import torch
 from environment import environment
+from safetensors.torch import load_file, save_file
 
+from qwen_image_engine.calibration import quantised_network, static_input
+from qwen_image_engine.calibration.calibrate import calibrate
 from qwen_image_engine.calibration.linears import LINEARS
 from qwen_image_engine.calibration.naive import quantise_naively
 from qwen_image_engine.calibration.outliers import FACTOR, write_with_outliers
+from qwen_image_engine.calibration.quantisation import Quantisation, Rule
+from qwen_image_engine.calibration.smoothing import Smoothing
+from qwen_image_engine.calibration.statistics import InputStatistics
 from qwen_image_engine.engines.contract import contract
-from qwen_image_engine.engines.engine import Engine
-from qwen_image_engine.export import network_folder, quantised_network, recipe
+from qwen_image_engine.engines.engine import Engine, load_engine
+from qwen_image_engine.export import network_folder, recipe
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.compare import Difference, difference, mean, worst
 from qwen_image_engine.export.recording import Recording, default_cases, record
@@ -39,23 +52,17 @@ from qwen_image_engine.runtime.pipeline import Origin, QwenImage
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
+PROMPTS = Path(__file__).parent / "prompts.txt"
+SIZES = ((256, 256), (192, 128), (128, 192), (128, 128))
 QUANTISED = ("text_encoder", "prefix", "step")
+MODELOPT = {"FP8": "FP8_DEFAULT_CFG", "INT8 SmoothQuant": "INT8_SMOOTHQUANT_CFG"}
+ALL_LINEARS = Quantisation(("transformer", "text_encoder"), (Rule("*", "int8"),))
 Found = dict[str, list[tuple[Difference, ...]]]
 """Row of the table (a component, or "teacher_forced") to each case's runs."""
 
 
-def plain_w8a8(checkpoint: Checkpoint, recordings: Sequence[Recording]) -> Found:
-    networks = {name: load_network(checkpoint, name) for name in LINEARS}
-    sizes = dims(checkpoint)
-    engines: dict[str, Engine] = {
-        component: TorchEngine(contract(component, sizes), networks[NETWORK[component]]) for component in QUANTISED
-    }
-    for name, network in networks.items():
-        prefix = checkpoint.components[name].layout.prefix
-        quantised = quantised_network.quantised_network(checkpoint, name, quantised_network.Quantisation(1))
-        quantise_naively(
-            network, [linear.removeprefix(prefix) for linear in quantised.layers], replay(engines, name, recordings)
-        )
+def compared(engines: Mapping[str, Engine], checkpoint: Checkpoint, recordings: Sequence[Recording]) -> Found:
+    """What `export.verify.compare_bundle` finds of a bundle, of engines that are no bundle."""
     found: Found = {
         component: [
             tuple(
@@ -73,7 +80,7 @@ def plain_w8a8(checkpoint: Checkpoint, recordings: Sequence[Recording]) -> Found
         embedding_table(checkpoint),
         schedule_config(checkpoint),
         model_facts(checkpoint),
-        Origin(engine="reference", precision="plain W8A8", checkpoint=checkpoint.name),
+        Origin(engine="other", precision="int8", checkpoint=checkpoint.name),
     )
     found["teacher_forced"] = []
     for recording in recordings:
@@ -85,31 +92,121 @@ def plain_w8a8(checkpoint: Checkpoint, recordings: Sequence[Recording]) -> Found
     return found
 
 
-def replay(engines: dict[str, Engine], network: str, recordings: Sequence[Recording]) -> Callable[[], None]:
-    def run() -> None:
-        for component in QUANTISED:
-            if NETWORK[component] == network:
+def in_torch(
+    checkpoint: Checkpoint,
+    recordings: Sequence[Recording],
+    quantise: Callable[[torch.nn.Module, Sequence[str], Callable[[], None]], torch.nn.Module],
+) -> Found:
+    """The reference's networks, each by what `quantise` makes of it, its linears and runs on the recorded inputs."""
+    sizes = dims(checkpoint)
+    engines: dict[str, Engine] = {}
+    for name in LINEARS:
+        network = load_network(checkpoint, name)
+        prefix = checkpoint.components[name].layout.prefix
+        quantised = quantised_network.quantised_network(checkpoint, name, ALL_LINEARS)
+        components = [component for component in QUANTISED if NETWORK[component] == name]
+
+        def run(network: torch.nn.Module = network, components: Sequence[str] = components) -> None:
+            for component in components:
+                engine = TorchEngine(contract(component, sizes), network)
                 for recording in recordings:
                     for call in recording.calls[component]:
-                        engines[component].run(call.inputs)
+                        engine.run(call.inputs)
 
-    return run
+        changed = quantise(network, [linear.removeprefix(prefix) for linear in quantised.layers], run)
+        engines |= {component: TorchEngine(contract(component, sizes), changed) for component in components}
+    return compared(engines, checkpoint, recordings)
 
 
-def ours(checkpoint: Checkpoint, recordings: Sequence[Recording], work: Path, engine: str = "onnxruntime") -> Found:
+def plainly(network: torch.nn.Module, linears: Sequence[str], run: Callable[[], None]) -> torch.nn.Module:
+    quantise_naively(network, linears, run)
+    return network
+
+
+def modelopt(configuration: str) -> Callable[..., torch.nn.Module]:
+    import modelopt.torch.quantization as mtq
+
+    def quantise(network: torch.nn.Module, linears: Sequence[str], run: Callable[[], None]) -> torch.nn.Module:
+        wanted = set(linears)
+        with torch.inference_mode():
+            mtq.quantize(network, getattr(mtq, configuration), lambda model: run())
+        mtq.disable_quantizer(network, lambda name: name.rpartition(".")[0] not in wanted)
+        return network
+
+    return quantise
+
+
+def quantize_static(checkpoint: Checkpoint, recordings: Sequence[Recording], work: Path) -> Found:
+    """ONNX Runtime's own: QDQ, int8 weights by channel, int8 activations by tensor, ranges by largest magnitude."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Inputs(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self, component: str) -> None:
+            calls = (call for recording in recordings for call in recording.calls[component])
+            self._inputs = (dict(call.inputs) for call in calls)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self._inputs, None)
+
+    bundle = work / "plain"
+    manifest = export_bundle(checkpoint, bundle)
+    engines: dict[str, Engine] = {}
+    for component in QUANTISED:
+        entry = manifest.components[component]
+        layers = quantised_network.quantised_network(checkpoint, NETWORK[component], ALL_LINEARS).layers
+        model = onnx.load(str(bundle / entry.model))
+        names = []
+        for index, node in enumerate(model.graph.node):
+            node.name = f"node_{index}"
+            if node.op_type == "Gemm" and node.input[1].removesuffix(quantised_network.WEIGHT) in layers:
+                names.append(node.name)
+        plain, quantised = work / f"{component}.onnx", work / f"{component}-static.onnx"
+        onnx.save(model, str(plain))
+        with redirect_stdout(None):
+            quantize_static(
+                str(plain),
+                str(quantised),
+                Inputs(component),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_quantize=names,
+                extra_options={"ActivationSymmetric": True},
+            )
+        engines[component] = load_engine("onnxruntime", quantised, entry.contract)
+    return compared(engines, checkpoint, recordings)
+
+
+def ours(
+    checkpoint: Checkpoint,
+    recordings: Sequence[Recording],
+    work: Path,
+    target: str,
+    precision: str,
+    engine: str = "onnxruntime",
+    **options: Any,
+) -> Found:
     bundle = work / "bundle"
-    export_bundle(checkpoint, bundle, precision="int8")
+    shutil.rmtree(bundle, ignore_errors=True)  # what is mocked here, an export that reuses folders does not see
+    export_bundle(checkpoint, bundle, target=target, precision=precision, **options)
     found: Found = {}
     for row in compare_bundle(bundle, read_manifest(bundle), recordings, engine, None):
         found.setdefault(row.component, []).append(row.runs)
     return found
 
 
+def unsmoothed(inputs: Sequence[InputStatistics]) -> Smoothing:
+    return Smoothing(0.0, torch.ones_like(inputs[0].channel_absmax))
+
+
 @contextmanager
-def largest_rotation(channels: int) -> Iterator[None]:
-    plain = recipe.RECIPES["cpu", "int8"]
-    changed = replace(plain, quantisation=quantised_network.Quantisation(channels))
-    with mock.patch.object(recipe, "RECIPES", {("cpu", "int8"): changed}):
+def recipe_with(target: str, precision: str, **changes: Any) -> Iterator[None]:
+    """The recipe of a pair with other settings of its quantisation."""
+    plain = recipe.RECIPES[target, precision]
+    assert plain.quantisation is not None
+    changed = replace(plain, quantisation=replace(plain.quantisation, **changes))
+    with mock.patch.object(recipe, "RECIPES", {(target, precision): changed}):
         yield
 
 
@@ -128,20 +225,56 @@ def table(found: Found) -> dict[str, Any]:
 
 def measure(name: str, checkpoint: Checkpoint, work: Path) -> Iterator[dict[str, Any]]:
     recordings = record(checkpoint, default_cases(load_tokenizer(checkpoint.folder)))
+    calibration = work / f"calibration-{checkpoint.weights_sha256()[:8]}"
+    prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
+    calibrate(checkpoint, calibration, prompts, steps=20, sizes=SIZES)
 
     def row(way: str, found: Found) -> dict[str, Any]:
         result = {"checkpoint": name, "way": way, **table(found)}
         print(json.dumps(result), flush=True)
         return result
 
-    yield row("plain W8A8", plain_w8a8(checkpoint, recordings))
-    yield row("int8", ours(checkpoint, recordings, work))
-    yield row("int8, OpenVINO", ours(checkpoint, recordings, work, "openvino"))
+    def static(precision: str, **options: Any) -> Found:
+        return ours(checkpoint, recordings, work, "tensorrt-twin", precision, calibration=calibration, **options)
+
+    yield row("plain W8A8", in_torch(checkpoint, recordings, plainly))
+    yield row("ONNX Runtime quantize_static", quantize_static(checkpoint, recordings, work))
+    if importlib.util.find_spec("modelopt") is not None:
+        for way, configuration in MODELOPT.items():
+            yield row(
+                f"ModelOpt {version('nvidia-modelopt')} {way}",
+                in_torch(checkpoint, recordings, modelopt(configuration)),
+            )
+    yield row("int8", ours(checkpoint, recordings, work, "cpu", "int8"))
+    yield row("int8, OpenVINO", ours(checkpoint, recordings, work, "cpu", "int8", "openvino"))
     for channels in (1, 16, 256):
-        with largest_rotation(channels):
-            yield row(f"int8, rotations of at most {channels}", ours(checkpoint, recordings, work))
+        with recipe_with("cpu", "int8", largest_rotation=channels):
+            yield row(f"int8, rotations of at most {channels}", ours(checkpoint, recordings, work, "cpu", "int8"))
     with mock.patch.object(quantised_network, "linear_pairs", return_value=[]):
-        yield row("int8, not equalised", ours(checkpoint, recordings, work))
+        yield row("int8, not equalised", ours(checkpoint, recordings, work, "cpu", "int8"))
+    yield row("FP8, twin", static("fp8"))
+    yield row("FP8 with FP8 attention, twin", static("fp8", fp8_attention=True))
+    yield row("static int8, twin", static("int8"))
+    for precision, way in (("fp8", "FP8"), ("int8", "static int8")):
+        with recipe_with("tensorrt-twin", precision, rules=(Rule("*", precision),), skip_blocks=()):
+            yield row(f"{way}, every linear, twin", static(precision))
+    with mock.patch.object(static_input, "best_smoothing", lambda inputs, weights: unsmoothed(inputs)):
+        yield row("static int8, not smoothed, twin", static("int8"))
+
+
+def write_random(source: Path, target: Path) -> Path:
+    """A copy whose matrices are normal noise of each one's own root mean square."""
+    shutil.copytree(source, target)
+    generator = torch.Generator().manual_seed(0)
+    for network in LINEARS:
+        for file in (target / network).glob("*.safetensors"):
+            tensors = load_file(file)
+            for name, tensor in tensors.items():
+                if tensor.ndim == 2 and "embed_tokens" not in name:
+                    size = tensor.float().square().mean().sqrt()
+                    tensors[name] = (torch.randn(tensor.shape, generator=generator) * size).to(tensor.dtype)
+            save_file(tensors, file, {"format": "pt"})
+    return target
 
 
 @contextmanager
@@ -150,9 +283,10 @@ def traced_once() -> Iterator[None]:
     trace, traced = network_folder.trace, {}
 
     def once(checkpoint: Checkpoint, component: str, dtype: Any) -> Any:
-        if component not in traced:
-            traced[component] = trace(checkpoint, component, dtype)
-        return traced[component].clone()
+        key = (component, dtype)
+        if key not in traced:
+            traced[key] = trace(checkpoint, component, dtype)
+        return traced[key].clone()
 
     with mock.patch.object(network_folder, "trace", once):
         yield
@@ -166,10 +300,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, traced_once():
         work = Path(folder)
         planted = write_with_outliers(options.model, work / "planted")
+        random = write_random(options.model, work / "random")
+        random_planted = write_with_outliers(random, work / "random-planted")
         checkpoint = Checkpoint.open(options.model)
+        outliers = f"one channel in 32 scaled by {FACTOR:g}"
         rows = [
             *measure("as trained", checkpoint, work),
-            *measure(f"one channel in 32 scaled by {FACTOR:g}", Checkpoint.open(planted), work),
+            *measure(outliers, Checkpoint.open(planted), work),
+            *measure("random weights", Checkpoint.open(random), work),
+            *measure(f"random weights, {outliers}", Checkpoint.open(random_planted), work),
         ]
     document = {
         "what": "errors against the fp32 reference on three prompts over their schedules",

@@ -38,11 +38,16 @@ class Bundle:
         """Load the graph of `component`; errors as of `engines.engine.load_engine`.
 
         Raises:
-            QwenImageError: the bundle has no such component.
+            QwenImageError: the bundle has no such component, or is for an engine that this version has not.
         """
         entry = self.manifest.components.get(component)
         if entry is None:
             raise QwenImageError(f"{self.folder} has no component {component}; {self._again()}")
+        if self.manifest.target == "tensorrt":
+            raise QwenImageError(
+                f"{self.folder} holds graphs for TensorRT, which this version does not run yet; export with "
+                "--target cpu for this machine, or with --target tensorrt-twin to see what the same quantisation costs"
+            )
         return load_engine(backend, self.folder / entry.model, entry.contract, threads)
 
     def tokenizer(self) -> Tokenizer:

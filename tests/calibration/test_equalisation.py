@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from qwen_image_engine.calibration.channel_scales import EqualisedPair
 from qwen_image_engine.calibration.equalisation import equalising_scales, for_heads, shared_by_heads
 from qwen_image_engine.calibration.naive import quantise_naively
-from qwen_image_engine.calibration.quantised_network import WEIGHT, Quantisation, quantised_network
-from qwen_image_engine.export.equalised_pair import EqualisedPair
+from qwen_image_engine.calibration.quantisation import Quantisation, Rule
+from qwen_image_engine.calibration.quantised_network import WEIGHT, quantised_network
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import load_network
+
+PER_TOKEN = Quantisation(("transformer", "text_encoder"), (Rule("*", "int8"),))
 
 
 def encoder_output(network: torch.nn.Module, hidden: int, head_dim: int) -> torch.Tensor:
@@ -49,7 +52,7 @@ def test_equalising_changes_no_bit(
     component = checkpoint.components[name]
     prefix = component.layout.prefix
     state = network.state_dict()
-    for pair in quantised_network(checkpoint, name, Quantisation(64)).pairs:
+    for pair in quantised_network(checkpoint, name, PER_TOKEN).pairs:
         first, second = (component.tensors[linear + WEIGHT] for linear in (pair.first, pair.second))
         scales = EqualisedPair(pair, first, second)
         before, after = (linear.removeprefix(prefix) + WEIGHT for linear in (pair.first, pair.second))
@@ -94,7 +97,7 @@ def test_planted_outliers_change_nothing_and_ruin_plain_w8a8(
         output(planted, name, network), expected, rtol=0, atol=1e-5 * float(expected.abs().max())
     )
     prefix = planted.components[name].layout.prefix
-    names = [linear.removeprefix(prefix) for linear in quantised_network(planted, name, Quantisation(64)).layers]
+    names = [linear.removeprefix(prefix) for linear in quantised_network(planted, name, PER_TOKEN).layers]
     quantise_naively(network, names, lambda: output(planted, name, network))
     cosine = torch.nn.functional.cosine_similarity(output(planted, name, network).flatten(), expected.flatten(), dim=0)
     assert cosine < 0.9

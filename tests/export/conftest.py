@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qwen_image_engine.calibration.calibrate import calibrate
 from qwen_image_engine.engines.contract import Contract, split_axis
 from qwen_image_engine.engines.engine import Array
 from qwen_image_engine.export.bundle import export_bundle
@@ -65,6 +66,43 @@ def int8_bundle(
             export_bundle(source, folder, precision="int8")
             made[name, outliers] = source, folder
         return made[name, outliers]
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def calibrated(tmp_path_factory: Any) -> Callable[[Path], Path]:
+    """`calibrated(checkpoint) -> folder`: two short trajectories; read-only."""
+    folders: dict[Path, Path] = {}
+
+    def folder(checkpoint: Path) -> Path:
+        if checkpoint not in folders:
+            folders[checkpoint] = tmp_path_factory.mktemp("calibration") / "calibration"
+            calibrate(checkpoint, folders[checkpoint], ["a red circle", "蓝色"], steps=2, sizes=[(96, 64), (64, 64)])
+        return folders[checkpoint]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def static_bundle(
+    calibrated: Callable[[Path], Path], with_outliers: Callable[[str], tuple[Path, Path]], tmp_path_factory: Any
+) -> Callable[..., tuple[Path, Path]]:
+    """`static_bundle(name, target, precision, outliers=False, **options) -> (checkpoint, bundle)`; read-only.
+
+    Without outliers the checkpoint is one whose gates are open (see `with_outliers`).
+    """
+    made: dict[tuple[Any, ...], tuple[Path, Path]] = {}
+
+    def bundle(name: str, target: str, precision: str, outliers: bool = False, **options: Any) -> tuple[Path, Path]:
+        key = (name, target, precision, outliers, *sorted(options.items()))
+        if key not in made:
+            source = with_outliers(name)[outliers]
+            folder = tmp_path_factory.mktemp(name) / "bundle"
+            calibration = None if precision == "bf16" else calibrated(source)
+            export_bundle(source, folder, target=target, precision=precision, calibration=calibration, **options)
+            made[key] = source, folder
+        return made[key]
 
     return bundle
 

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file
 
+from qwen_image_engine.calibration.quantised_network import quantised_networks
 from qwen_image_engine.engines.engine import Array, load_engine
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.compare import Difference, difference
@@ -121,9 +122,9 @@ def test_manifest_says_how_each_linear_is_quantised(int8_bundle: Bundles) -> Non
     step = components["step"]
     assert step.precision == "int8"
     # 96 = 32 * 3, 288 = 32 * 9.
-    assert step.quantised_layers["transformer_blocks.0.attn.to_q"] == QuantisedLayer(32, None)
+    assert step.quantised_layers["transformer_blocks.0.attn.to_q"] == QuantisedLayer("int8", 32)
     assert step.quantised_layers["transformer_blocks.1.img_mlp.out"] == QuantisedLayer(
-        32, "transformer_blocks.1.img_mlp.proj"
+        "int8", 32, "transformer_blocks.1.img_mlp.proj"
     )
     assert "proj_out" in step.excluded_layers
     assert components["text_encoder"].excluded_layers == ()
@@ -152,7 +153,9 @@ def test_what_is_excluded_stays_in_fp32(
 
 def test_plan_knows_the_bytes_before_they_are_written(int8_bundle: Bundles) -> None:
     checkpoint, folder = int8_bundle("odd")
-    plan = plan_export(Checkpoint.open(checkpoint), recipe("cpu", "int8"), "copy")
+    chosen = recipe("cpu", "int8")
+    opened = Checkpoint.open(checkpoint)
+    plan = plan_export(opened, chosen, quantised_networks(opened, chosen.quantisation), "copy")
     for item in plan.networks:
         tensors = read_header(folder / item.network / "weights.safetensors").values()
         written = sum(tensor.nbytes for tensor in tensors)

@@ -53,7 +53,7 @@ def quantised_graph(rotation: int, codes: dict[str, Array], scales: dict[str, Ar
         value = model.graph.initializers.pop(f"{name}_weight")
         value.name = f"{name}.weight"
         model.graph.register_initializer(value)
-    layers = {name: QuantisedLayer(rotation, None) for name in codes}
+    layers = {name: QuantisedLayer("int8", rotation) for name in codes}
     assert LinearToInt8(QuantisedNetwork(layers))(model).modified
     for name in codes:
         model.graph.initializers[f"{name}.weight"].const_value = ir.tensor(codes[name].astype(np.int8))

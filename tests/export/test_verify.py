@@ -60,14 +60,14 @@ def test_exported_bundle_passes(
     assert main(["verify", str(folder), "--engine", engine, "--output", str(tmp_path / "verify.json")]) == 0
     lines = capsys.readouterr().out
     assert "✗" not in lines
-    assert lines.count("✓") == 1 + 3 * len(THRESHOLDS["fp32"])
+    assert lines.count("✓") == 1 + 3 * len(THRESHOLDS["cpu", "fp32"])
     document = json.loads((tmp_path / "verify.json").read_text())
     assert document["passed"] is True
     assert document["engine"] == engine
     rows = {row["component"]: row for row in document["components"]}
-    assert set(rows) == set(THRESHOLDS["fp32"])
+    assert set(rows) == set(THRESHOLDS["cpu", "fp32"])
     for name, row in rows.items():
-        assert row["relative_l2"] <= row["threshold"] == THRESHOLDS["fp32"][name].relative_l2
+        assert row["relative_l2"] <= row["threshold"] == THRESHOLDS["cpu", "fp32"][name].relative_l2
         assert [case["case"] for case in row["cases"]] == ["english", "chinese", "long"]
     steps = 8 if options else STEPS
     assert len(rows[TEACHER_FORCED]["cases"][0]["relative_l2_by_step"]) == steps
@@ -83,13 +83,13 @@ def test_int8_is_held_to_thresholds_of_its_own(
     document = json.loads(capsys.readouterr().out)
     assert document["precision"] == "int8"
     rows = {row["component"]: row for row in document["components"]}
-    for name, threshold in THRESHOLDS["int8"].items():
+    for name, threshold in THRESHOLDS["cpu", "int8"].items():
         assert rows[name]["threshold"] == threshold.relative_l2
         assert rows[name]["least_cosine"] == threshold.cosine
         assert rows[name]["judged_by"] == threshold.over
     # The VAE is not quantised, and what is, is not fp32.
-    assert rows["vae_decoder"]["relative_l2"] <= THRESHOLDS["fp32"]["vae_decoder"].relative_l2
-    assert rows["step"]["relative_l2"] > THRESHOLDS["fp32"]["step"].relative_l2
+    assert rows["vae_decoder"]["relative_l2"] <= THRESHOLDS["cpu", "fp32"]["vae_decoder"].relative_l2
+    assert rows["step"]["relative_l2"] > THRESHOLDS["cpu", "fp32"]["step"].relative_l2
     assert all(case["worst_step"]["relative_l2"] >= case["relative_l2"] for case in rows["step"]["cases"])
 
 

@@ -63,7 +63,7 @@ def bundle(tmp_path: Path) -> Path:
                     ("transformer/weights.safetensors",),
                     "fp32",
                     ("proj_out",),
-                    {"transformer_blocks.0.attn.to_q": QuantisedLayer(8, None)},
+                    {"transformer_blocks.0.attn.to_q": QuantisedLayer("int8", 8, smoothing=0.8, input_scale=0.01)},
                     23,
                     11,
                     contract("step", DIMS),

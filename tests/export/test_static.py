@@ -1,0 +1,286 @@
+"""Static scales: TensorRT's graphs by their form, and their twin by what it computes."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qwen_image_engine.calibration.calibration import Calibration
+from qwen_image_engine.calibration.quantised_network import QuantisedNetwork, quantised_networks
+from qwen_image_engine.engines.engine import Array, load_engine
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export.compare import Difference, difference
+from qwen_image_engine.export.network_folder import MODEL_FILES, write_network
+from qwen_image_engine.export.recipe import recipe
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.engine import reference_engines
+from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.pipeline import QwenImage
+
+Bundles = Callable[..., tuple[Path, Path]]
+Inputs = Callable[..., dict[str, Array]]
+
+SIZES = {"batch": 2, "text": 19, "prefix": 7, "tokens": 24}
+TRANSFORMER = ("prefix", "step")
+BF16, FLOAT, INT8, FP8 = (getattr(onnx.TensorProto, name) for name in ("BFLOAT16", "FLOAT", "INT8", "FLOAT8E4M3FN"))
+
+
+def graph(folder: Path, component: str) -> onnx.GraphProto:
+    return onnx.load(str(folder / MODEL_FILES[component]), load_external_data=False).graph
+
+
+def producers(found: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    return {output: node for node in found.node for output in node.output}
+
+
+def initializers(found: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    return {item.name: item for item in found.initializer}
+
+
+def quantised_gemms(found: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, onnx.NodeProto, onnx.NodeProto]]:
+    """Gemm, and the nodes before its rows and its weight."""
+    made_by = producers(found)
+    for node in found.node:
+        if node.op_type == "Gemm" and node.input[1] in made_by:
+            rows, weight = made_by[node.input[0]], made_by[node.input[1]]
+            if weight.op_type == "DequantizeLinear":
+                yield node, rows, weight
+
+
+def errors(checkpoint: Path, folder: Path, component: str, inputs: Inputs) -> dict[str, Difference]:
+    """Each output of a twin's component against torch's in fp32, on inputs like those of the calibration."""
+    entry = read_manifest(folder).components[component]
+    arrays = inputs(entry.contract, **SIZES)
+    expected = reference_engines(Checkpoint.open(checkpoint))[component].run(arrays)
+    found = load_engine("onnxruntime", folder / entry.model, entry.contract).run(arrays)
+    return {name: difference(found[name], expected[name]) for name in expected}
+
+
+@pytest.mark.parametrize("component", MODEL_FILES)
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
+def test_graphs_are_sound(static_bundle: Bundles, precision: str, component: str) -> None:
+    folder = static_bundle("narrow", "tensorrt", precision)[1]
+    onnx.checker.check_model(str(folder / MODEL_FILES[component]), full_check=True)
+    found = graph(folder, component)
+    entry = read_manifest(folder).components[component]
+    assert {node.domain for node in found.node} == {""}
+    for value, spec in zip(
+        (*found.input, *found.output), (*entry.contract.inputs, *entry.contract.outputs), strict=True
+    ):
+        cache = spec.name.startswith(("key_", "value_"))
+        assert spec.dtype == ("bfloat16" if cache else "float32")
+        assert value.type.tensor_type.elem_type == (BF16 if cache else FLOAT)
+
+
+@pytest.mark.parametrize("component", TRANSFORMER)
+@pytest.mark.parametrize(("precision", "codes"), [("fp8", FP8), ("int8", INT8)])
+def test_nothing_stands_between_codes_and_products(
+    static_bundle: Bundles, component: str, precision: str, codes: int
+) -> None:
+    checkpoint, folder = static_bundle("narrow", "tensorrt", precision)
+    found = graph(folder, component)
+    stored, made_by = initializers(found), producers(found)
+    gemms = list(quantised_gemms(found))
+    blocks = Checkpoint.open(checkpoint).transformer.num_layers
+    # Of the prefix's last block only keys and values are read.
+    assert len(gemms) == 7 * blocks - (5 if component == "prefix" else 0)
+    for gemm, rows, weight in gemms:
+        assert [(item.name, item.i) for item in gemm.attribute] == [("transB", 1)]
+        assert rows.op_type == "DequantizeLinear"
+        quantise = made_by[rows.input[0]]
+        assert quantise.op_type == "QuantizeLinear"
+        assert list(quantise.input[1:]) == list(rows.input[1:])
+        assert stored[rows.input[1]].data_type == stored[weight.input[1]].data_type == BF16
+        assert list(stored[rows.input[1]].dims) == []
+        assert list(stored[weight.input[1]].dims) == (
+            [] if precision == "fp8" else list(stored[weight.input[0]].dims[:1])
+        )
+        assert stored[weight.input[0]].data_type == codes
+        assert stored[weight.input[0]].data_location == onnx.TensorProto.EXTERNAL
+        for zero in (rows.input[2], weight.input[2]):
+            assert stored[zero].data_type == codes
+            assert not onnx.numpy_helper.to_array(stored[zero]).astype(np.float32).any()
+    counts = Counter(node.op_type for node in found.node)
+    # q, k and v read one, gate and proj one; to_out and out have their own.
+    assert counts["QuantizeLinear"] == 4 * blocks - (3 if component == "prefix" else 0)
+    assert counts["LayerNormalization"] > 0
+    norms = {name for node in found.node if node.op_type == "LayerNormalization" for name in node.input}
+    assert not any(made_by[name].op_type == "DequantizeLinear" for name in norms if name in made_by)
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "prefix", "step"])
+def test_queries_come_scaled_from_their_norm(static_bundle: Bundles, component: str) -> None:
+    found = graph(static_bundle("narrow", "tensorrt", "bf16")[1], component)
+    attention = [node for node in found.node if node.op_type == "Attention"]
+    assert attention
+    for node in attention:
+        assert {item.name: item.f for item in node.attribute if item.name == "scale"} == {"scale": 1.0}
+        assert len(node.input) == 3
+        assert len(node.output) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_codes_times_scales_are_the_weights(static_bundle: Bundles, precision: str) -> None:
+    checkpoint, folder = static_bundle("narrow", "tensorrt", precision)
+    stored = load_file(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors")
+    written = load_file(folder / "transformer" / "weights.safetensors")
+    for name in ("transformer_blocks.0.attn.to_q.weight", "transformer_blocks.1.img_mlp.gate_layer.weight"):
+        scale = written[f"{name}_scale"]
+        assert scale.dtype == torch.bfloat16
+        values = written[name].float() * (scale.float() if precision == "fp8" else scale.float()[:, None])
+        factors = (
+            1
+            / written.get(
+                f"{name.removesuffix('weight').replace('gate_layer', 'proj')}input_factors", torch.ones(1)
+            ).float()
+        )
+        expected = stored[name].float() * factors
+        error = (values - expected).norm() / expected.norm()
+        # 3 bits of mantissa: 2.6% where mantissas are spread evenly; 8 bits of a row's largest value: under 1%.
+        assert error < (0.035 if precision == "fp8" else 0.012)
+    assert written["img_in.weight"].dtype == torch.bfloat16
+    assert written["transformer_blocks.0.attn.norm_q.weight"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("component", TRANSFORMER)
+@pytest.mark.parametrize("name", ["narrow", "odd"])
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_the_twin_is_near_torch(
+    static_bundle: Bundles, random_inputs: Inputs, precision: str, name: str, component: str
+) -> None:
+    found = errors(*static_bundle(name, "tensorrt-twin", precision), component, random_inputs)
+    # 4% a product in FP8; a scale of another input, or a smoothing that is not undone, costs 30% and more.
+    assert max(item.relative_l2 for item in found.values()) < 0.15
+
+
+@pytest.mark.parametrize("component", TRANSFORMER)
+def test_planted_outliers_are_smoothed_away(static_bundle: Bundles, random_inputs: Inputs, component: str) -> None:
+    found = errors(*static_bundle("narrow", "tensorrt-twin", "int8", outliers=True), component, random_inputs)
+    assert min(item.cosine for item in found.values()) >= 0.995
+
+
+def test_smoothing_changes_no_bit(
+    with_outliers: Callable[[str], tuple[Path, Path]],
+    calibrated: Callable[[Path], Path],
+    random_inputs: Inputs,
+    tmp_path: Path,
+) -> None:
+    planted = with_outliers("narrow")[1]
+    checkpoint = Checkpoint.open(planted)
+    chosen = recipe("tensorrt-twin", "int8")
+    calibration = Calibration.open(calibrated(planted), checkpoint)
+    smoothed = quantised_networks(checkpoint, chosen.quantisation, calibration)["transformer"]
+    assert any((item.smoothing.scales != 1).any() for item in smoothed.inputs.values())
+    outputs = []
+    for folder, network in (("plain", QuantisedNetwork()), ("smoothed", replace(smoothed, layers={}))):
+        (tmp_path / folder).mkdir()
+        part = write_network(
+            checkpoint, "transformer", chosen, network, "copy", tmp_path / folder, {}, lambda what, done: None
+        )
+        found = []
+        for component in TRANSFORMER:
+            entry = part.components[component]
+            engine = load_engine("onnxruntime", tmp_path / folder / entry.model, entry.contract)
+            found.append(engine.run(random_inputs(entry.contract, **SIZES)))
+        outputs.append(found)
+    for plain, other in zip(*outputs, strict=True):
+        assert plain.keys() == other.keys()
+        assert all(np.array_equal(plain[name], other[name]) for name in plain)
+    factors = [item.name for item in graph(tmp_path / "smoothed", "step").initializer if "input_factors" in item.name]
+    assert len(factors) == 2 * checkpoint.transformer.num_layers
+
+
+def test_fp8_attention_quantises_what_enters_it(static_bundle: Bundles, random_inputs: Inputs) -> None:
+    found = graph(static_bundle("narrow", "tensorrt", "fp8", fp8_attention=True)[1], "step")
+    made_by, stored = producers(found), initializers(found)
+    attention = [node for node in found.node if node.op_type == "Attention"]
+    assert attention
+    for node in attention:
+        before = [made_by[name] for name in node.input]
+        assert [item.op_type for item in before] == ["DequantizeLinear"] * 3
+        assert {stored[item.input[1]].data_type for item in before} == {BF16}
+    twin = static_bundle("narrow", "tensorrt-twin", "fp8", fp8_attention=True)
+    plain = errors(*static_bundle("narrow", "tensorrt-twin", "fp8"), "step", random_inputs)["velocity"]
+    ours = errors(*twin, "step", random_inputs)["velocity"]
+    assert plain.relative_l2 < ours.relative_l2 < 0.2
+
+
+def test_manifest_records_calibration_and_smoothing(static_bundle: Bundles, calibrated: Callable[[Path], Path]) -> None:
+    checkpoint, folder = static_bundle("narrow", "tensorrt-twin", "int8", outliers=True)
+    manifest = read_manifest(folder)
+    assert manifest.calibration is not None
+    assert manifest.calibration.sha256 == Calibration.open(calibrated(checkpoint), Checkpoint.open(checkpoint)).sha256
+    assert manifest.calibration.settings["prompts"] == 2
+    prefix, step = (
+        manifest.components[name].quantised_layers["transformer_blocks.0.attn.to_k"] for name in TRANSFORMER
+    )
+    assert prefix.smoothing == step.smoothing is not None
+    assert prefix.input_scale != step.input_scale  # one network, two graphs with scales of their own
+    assert manifest.components["text_encoder"].precision == "fp32"
+    assert manifest.components["step"].precision == "int8"
+
+
+def test_a_recipe_file_decides(
+    with_outliers: Callable[[str], tuple[Path, Path]], calibrated: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    source = with_outliers("narrow")[0]
+    file = tmp_path / "recipe.json"
+    file.write_text(
+        '{"rules": [{"linears": "*.img_mlp.out", "precision": "high"}, {"linears": "*", "precision": "fp8"}],'
+        ' "skip_blocks": [1]}'
+    )
+    manifest = export_bundle(
+        source,
+        tmp_path / "bundle",
+        target="tensorrt-twin",
+        precision="fp8",
+        calibration=calibrated(source),
+        rules=file,
+    )
+    step = manifest.components["step"]
+    assert len(step.quantised_layers) == 6
+    assert {"transformer_blocks.0.img_mlp.out", "transformer_blocks.1.attn.to_q"} <= set(step.excluded_layers)
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "given", "expected"),
+    [
+        ("tensorrt", "fp8", False, "needs --calibration FOLDER; make one with: qwen-image calibrate"),
+        ("tensorrt-twin", "int8", False, "needs --calibration FOLDER"),
+        ("cpu", "int8", True, "not needed there"),
+        ("tensorrt", "bf16", True, "not needed there"),
+    ],
+)
+def test_a_calibration_is_asked_for_where_one_is_needed(
+    random_checkpoint: Callable[..., Path], tmp_path: Path, target: str, precision: str, given: bool, expected: str
+) -> None:
+    with pytest.raises(UsageError, match=expected):
+        export_bundle(
+            random_checkpoint(),
+            tmp_path / "bundle",
+            target=target,
+            precision=precision,
+            calibration=tmp_path if given else None,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_calibration_of_another_checkpoint_is_refused(
+    with_outliers: Callable[[str], tuple[Path, Path]], calibrated: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    plain, planted = with_outliers("narrow")
+    with pytest.raises(QwenImageError, match="narrow"):
+        export_bundle(planted, tmp_path / "bundle", target="tensorrt", precision="fp8", calibration=calibrated(plain))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_for_tensorrt_is_not_run_by_another_engine(static_bundle: Bundles) -> None:
+    with pytest.raises(QwenImageError, match="graphs for TensorRT, which this version does not run yet"):
+        QwenImage.load(static_bundle("narrow", "tensorrt", "bf16")[1])
