@@ -23,7 +23,17 @@ import torch
 from environment import environment
 from export_memory import write_checkpoint
 from operator_times import onnxruntime_times, openvino_times
-from step_ways import DTYPES, Case, Way, diffusers_way, int8_ways, make_case, reference_way
+from step_ways import (
+    DTYPES,
+    Case,
+    Way,
+    diffusers_way,
+    int8_ways,
+    load_diffusers,
+    make_case,
+    reference_way,
+    share_weights,
+)
 from wide_checkpoint import write_wide_checkpoint
 
 from qwen_image_engine.export.bundle import export_bundle
@@ -31,8 +41,7 @@ from qwen_image_engine.export.compare import difference
 from qwen_image_engine.export.plan import plan_export
 from qwen_image_engine.export.recipe import recipe
 from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import load_network
-from qwen_image_engine.runtime.manifest import Manifest
+from qwen_image_engine.runtime.manifest import ComponentEntry, Manifest
 
 RESULTS = Path(__file__).parent / "results"
 BASELINES = ("diffusers fp32", "diffusers bf16")
@@ -82,33 +91,35 @@ def describe(row: Mapping[str, Any]) -> str:
     )
 
 
-def speed(checkpoint: Checkpoint, bundle: Path, manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """Times of every way at every size, and profiles at the largest."""
-    networks: dict[str, Any] = {name: load_network(checkpoint, "transformer", dtype) for name, dtype in DTYPES.items()}
-    entry = manifest.components["step"]
-    model = bundle / entry.model
+def times(
+    checkpoint: Checkpoint, model: Path, entry: ComponentEntry, options: argparse.Namespace
+) -> tuple[list[dict[str, Any]], Case]:
+    """Times of every way at every size, and the largest of the cases."""
+    models = {name: load_diffusers(checkpoint.folder, dtype) for name, dtype in DTYPES.items()}
+    networks = {name: share_weights(checkpoint, eager) for name, eager in models.items()}
     ways: dict[str, Way] = {
-        **{f"diffusers {name}": diffusers_way(checkpoint.folder, dtype) for name, dtype in DTYPES.items()},
+        **{f"diffusers {name}": diffusers_way(eager) for name, eager in models.items()},
         **{f"torch reference {name}": reference_way(checkpoint, network) for name, network in networks.items()},
         **int8_ways(model, entry, options.threads),
     }
     cases = [make_case(networks["fp32"], tokens, options.prefix) for tokens in sorted(options.tokens)]
-    found: dict[str, Any] = {"results": [row for case in cases for row in measure(ways, case, options.rounds)]}
-    if options.profile:
-        found["profiles"] = profiles(model, cases[-1], options.threads, [way for way in ways if "int8" in way])
-    return found
+    return [row for case in cases for row in measure(ways, case, options.rounds)], cases[-1]
 
 
-def profiles(model: Path, case: Case, threads: int, ways: list[str]) -> list[dict[str, Any]]:
+def profiles(model: Path, case: Case, threads: int, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the engines that were timed."""
+    timed = {row["way"] for row in results}
     taken = {
         "ONNX Runtime int8": lambda: onnxruntime_times(model, case.inputs, threads),
         "OpenVINO int8, rest fp32": lambda: openvino_times(model, case.inputs, threads, "f32"),
         "OpenVINO int8, rest bf16": lambda: openvino_times(model, case.inputs, threads, "bf16"),
     }
-    rows = [{"tokens": case.side**2, "prefix": case.prefix, "way": way, **taken[way]()} for way in ways]
-    for row in rows:
-        shares = "  ".join(f"{kind} {found['share']:.1%}" for kind, found in row["kinds"].items())
-        print(f"{row['way']:25} {row['total_s']:.3f} s: {shares}", flush=True)
+    rows = []
+    for way, take in taken.items():
+        if way in timed:
+            rows.append({"tokens": case.side**2, "prefix": case.prefix, "way": way, **take()})
+            shares = "  ".join(f"{kind} {found['share']:.1%}" for kind, found in rows[-1]["kinds"].items())
+            print(f"{way:25} {rows[-1]['total_s']:.3f} s: {shares}", flush=True)
     return rows
 
 
@@ -153,12 +164,17 @@ def main() -> None:
     write_wide_checkpoint(folder, options.heads, options.blocks)
     checkpoint = Checkpoint.open(folder)
     manifest = export_bundle(checkpoint, bundle, precision="int8")
+    entry = manifest.components["step"]
+    model = bundle / entry.model
+    results, largest = times(checkpoint, model, entry, options)
     document = {
         "what": f"seconds of one cached step of {options.blocks} blocks {128 * options.heads} wide, random weights; "
         f"a round to warm up, then {options.rounds} in which every way runs in turn; diffusers eager, with its own "
         "cache of the prefix; relative L2 of the velocity against the fp32 reference",
         "threads": options.threads,
-        **speed(checkpoint, bundle, manifest, options),
+        "results": results,
+        # Profiled graphs are loaded once more, after those that were timed are gone.
+        "profiles": profiles(model, largest, options.threads, results) if options.profile else [],
         "transformer_sizes": {"released": released_sizes(), "timed": measured_sizes(checkpoint, manifest)},
         "diffusers": diffusers.__version__,
         **environment(),

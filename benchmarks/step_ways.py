@@ -17,7 +17,7 @@ from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.engines.onnxruntime import OnnxRuntimeEngine
 from qwen_image_engine.engines.openvino import OpenVinoEngine
 from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import TorchEngine, dims
+from qwen_image_engine.reference.engine import TorchEngine, dims, empty_network
 from qwen_image_engine.reference.transformer import Transformer
 from qwen_image_engine.runtime.layout import Layout
 from qwen_image_engine.runtime.manifest import ComponentEntry
@@ -71,8 +71,20 @@ def engine_way(engine: Engine) -> Way:
     return lambda case: lambda: engine.run(case.inputs)["velocity"]
 
 
-def diffusers_way(checkpoint: Path, dtype: torch.dtype) -> Way:
-    model = QwenImage21Transformer2DModel.from_pretrained(checkpoint / "transformer", torch_dtype=dtype).eval()
+def load_diffusers(checkpoint: Path, dtype: torch.dtype) -> QwenImage21Transformer2DModel:
+    return QwenImage21Transformer2DModel.from_pretrained(checkpoint / "transformer", torch_dtype=dtype).eval()
+
+
+def share_weights(checkpoint: Checkpoint, model: QwenImage21Transformer2DModel) -> Transformer:
+    """The reference on the weights of `model`, which have the same names: a second copy would take 2.3 GB in fp32."""
+    network = empty_network(checkpoint, "transformer")
+    network.load_state_dict(model.state_dict(), assign=True)
+    assert isinstance(network, Transformer)
+    return network
+
+
+def diffusers_way(model: QwenImage21Transformer2DModel) -> Way:
+    dtype = model.dtype
 
     def prepare(case: Case) -> Step:
         cache = QwenImage21KVCache(model.config.num_layers)
