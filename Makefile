@@ -32,6 +32,7 @@ bench: setup
 	$(BIN)/qwen-image export -m reference/shapes/checkpoint out/bench/bundle
 	$(BIN)/python benchmarks/picture.py --bundle out/bench/bundle
 	$(BIN)/python benchmarks/quantisation.py
+	$(BIN)/python benchmarks/speed.py --profile
 	$(BIN)/python benchmarks/export_memory.py --work out/bench/memory --output benchmarks/results/export_memory.json
 	$(BIN)/python benchmarks/shapes.py
 	$(BIN)/python benchmarks/parity.py

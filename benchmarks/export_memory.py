@@ -1,4 +1,4 @@
-"""Peak memory of an export against the size of its checkpoint: random bytes in the released architecture, fewer layers.
+"""Peak memory of an export against its checkpoint's size: random weights in the released architecture, fewer layers.
 
     python benchmarks/export_memory.py --work /tmp/export-memory --output benchmarks/results/export_memory.json
 
@@ -20,11 +20,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from environment import environment
 
-BLOCK = os.urandom(16 << 20)
+# Normal numbers in bf16, which are finite read as fp32 too: the second of a pair is the upper half of an fp32 number.
+BLOCK = (np.random.default_rng(0).standard_normal(8 << 20, np.float32).view(np.uint32) >> 16).astype("<u2").tobytes()
 DTYPES = {"transformer": ("BF16", 2), "text_encoder": ("BF16", 2), "vae": ("F32", 4)}
 FILES = {"transformer": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
+WAYS = (("fp32", "copy"), ("fp32", "link"), ("int8", "copy"))  # precision, weights
 Z_DIM = 64
 SMALL = Path(__file__).parents[1] / "reference" / "shapes" / "checkpoint"
 
@@ -85,8 +88,11 @@ def configs(layers: int) -> dict[str, dict[str, Any]]:
     return {"transformer": transformer, "text_encoder": encoder, "vae": vae}
 
 
-def write_checkpoint(folder: Path, layers: int) -> None:
-    """The released configs, the small checkpoint's tokenizer and schedule, and weights of random bytes."""
+def write_checkpoint(folder: Path, layers: int, contents: bool = True) -> None:
+    """The released configs, the small checkpoint's tokenizer and schedule, and random weights.
+
+    Without `contents` the files are holes behind their headers: they take no disk, and serve where no weight is read.
+    """
     import torch
 
     from qwen_image_engine.reference.component import LAYOUT
@@ -110,13 +116,15 @@ def write_checkpoint(folder: Path, layers: int) -> None:
         shapes = {LAYOUT[name].prefix + key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
         if name == "text_encoder":
             shapes[LAYOUT[name].prefix + "embed_tokens.weight"] = (151936, 4096)
-        write_weights(folder / name / f"{FILES[name]}.safetensors", shapes, *DTYPES[name])
+        write_weights(folder / name / f"{FILES[name]}.safetensors", shapes, *DTYPES[name], contents)
     for name in ("scheduler", "processor"):
         shutil.copytree(SMALL / name, folder / name)
     shutil.copyfile(SMALL / "model_index.json", folder / "model_index.json")
 
 
-def write_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, item_bytes: int) -> None:
+def write_weights(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, item_bytes: int, contents: bool
+) -> None:
     header: dict[str, Any] = {}
     end = 0
     for name, shape in shapes.items():
@@ -125,8 +133,11 @@ def write_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str,
     text = json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for count in blocks(end):
-            file.write(BLOCK[:count])
+        if contents:
+            for count in blocks(end):
+                file.write(BLOCK[:count])
+        else:
+            file.truncate(file.tell() + end)
 
 
 def blocks(total: int) -> Iterator[int]:
@@ -146,7 +157,7 @@ def peak_bytes() -> int:
     raise OSError("/proc/self/status has no VmHWM: this benchmark needs Linux")
 
 
-def export(checkpoint: Path, bundle: Path, weights: str) -> dict[str, Any]:
+def export(checkpoint: Path, bundle: Path, precision: str, weights: str) -> dict[str, Any]:
     """In a process of its own: export, and the peaks on the way."""
     from qwen_image_engine.export import network_folder
     from qwen_image_engine.export.bundle import export_bundle
@@ -165,7 +176,7 @@ def export(checkpoint: Path, bundle: Path, weights: str) -> dict[str, Any]:
 
     network_folder.lowered = timed
     began = time.perf_counter()
-    manifest = export_bundle(checkpoint, bundle, weights=weights)  # type: ignore[arg-type]
+    manifest = export_bundle(checkpoint, bundle, precision=precision, weights=weights)  # type: ignore[arg-type]
     seconds = time.perf_counter() - began
     peaks["exported"] = peak_bytes()
     return {
@@ -179,18 +190,19 @@ def export(checkpoint: Path, bundle: Path, weights: str) -> dict[str, Any]:
     }
 
 
-def measure(work: Path, layers: list[int], ways: list[str]) -> list[dict[str, Any]]:
+def measure(work: Path, layers: list[int]) -> list[dict[str, Any]]:
     runs = []
     for depth in layers:
         checkpoint, bundle = work / f"checkpoint-{depth}", work / "bundle"
         subprocess.run([sys.executable, __file__, "--write", str(checkpoint), "--layers", str(depth)], check=True)
         files = list(checkpoint.rglob("*.safetensors"))
-        for weights in ways:
+        for precision, weights in WAYS:
             shutil.rmtree(bundle, ignore_errors=True)
-            command = [sys.executable, __file__, "--export", str(checkpoint), str(bundle), weights]
+            command = [sys.executable, __file__, "--export", str(checkpoint), str(bundle), precision, weights]
             child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             run = {
                 "layers": depth,
+                "precision": precision,
                 "weights": weights,
                 "checkpoint_bytes": sum(file.stat().st_size for file in files),
                 **json.loads(child.stdout),
@@ -207,18 +219,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="a folder with 12 GB free")
     parser.add_argument("--output", type=Path, help="the JSON to write")
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 3])
-    parser.add_argument("--weights", nargs="+", default=["copy", "link"])
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--export", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--export", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write:
         write_checkpoint(options.write, options.layers[0])
     elif options.export:
-        checkpoint, bundle, weights = options.export
-        print(json.dumps(export(Path(checkpoint), Path(bundle), weights)))
+        checkpoint, bundle, precision, weights = options.export
+        print(json.dumps(export(Path(checkpoint), Path(bundle), precision, weights)))
     else:
         options.work.mkdir(parents=True, exist_ok=True)
-        runs = measure(options.work, options.layers, options.weights)
+        runs = measure(options.work, options.layers)
         largest = 151936 * 4096 * 2
         document = {**environment(), "load_average": os.getloadavg(), "largest_tensor_bytes": largest, "runs": runs}
         options.output.parent.mkdir(parents=True, exist_ok=True)

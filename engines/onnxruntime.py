@@ -24,15 +24,7 @@ class OnnxRuntimeEngine:
         """Load `model`; errors as in `load_engine`."""
         package = require("onnxruntime")
         check.check_model_file(contract, model)
-        options = package.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        # 4 = fatal: what fails is raised, and the command prints one line.
-        options.log_severity_level = 4
-        # Threads that spin between operators doubled a step's time (62 against 34 ms) where another process had a core.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Where the processor's products of uint8 by int8 saturate (AVX2 and AVX-512 without VNNI), int8 weights are
-        # turned into uint8, whose products do not: 1e-7 in the place of 1e-1. Elsewhere it changes nothing.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        options = session_options(package, threads)
         try:
             session = package.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the package's errors have no base class of their own
@@ -66,6 +58,20 @@ class OnnxRuntimeEngine:
         if self._session is not None:
             self._session = None
             return_freed_memory()
+
+
+def session_options(package: Any, threads: int | None = None) -> Any:
+    """The `onnxruntime.SessionOptions` of every session here."""
+    options = package.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    # 4 = fatal: what fails is raised, and the command prints one line.
+    options.log_severity_level = 4
+    # Threads that spin between operators doubled a step's time (62 against 34 ms) where another process had a core.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Where the processor's products of uint8 by int8 saturate (AVX2 and AVX-512 without VNNI), int8 weights are turned
+    # into uint8, whose products do not: 1e-7 in the place of 1e-1. Elsewhere it changes nothing.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
 
 
 def _facts(port: Any) -> PortFacts:

@@ -2,39 +2,46 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qwen_image_engine.engines import check, failure
 from qwen_image_engine.engines.check import Array, PortFacts
 from qwen_image_engine.engines.contract import Contract
 from qwen_image_engine.engines.engine import require
+from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.engines.openvino_saturation import has_int8_weights, products_saturate
 
 _DTYPES = {"f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i32": "int32"}
 
+InferencePrecision = Literal["f32", "bf16"]
+
 
 class OpenVinoEngine:
-    """A graph compiled by OpenVINO for the CPU, computed in fp32 but for quantised linears.
+    """A graph compiled by OpenVINO for the CPU, computed in fp32 but for quantised linears, unless asked otherwise.
 
     One run at a time: the engine holds one inference request, and a second thread needs an engine of its own. Weights
     are copied once, in the order the kernels want; those stored in bf16 stand in memory twice in fp32.
     """
 
-    def __init__(self, model: Path, contract: Contract, threads: int | None = None) -> None:
-        """Load `model`; errors as in `load_engine`."""
+    def __init__(
+        self,
+        model: Path,
+        contract: Contract,
+        threads: int | None = None,
+        inference_precision: InferencePrecision = "f32",
+    ) -> None:
+        """Load `model`, computing in `inference_precision` what is not quantised; errors as in `load_engine`.
+
+        Raises:
+            QwenImageError: also where the processor has no instructions for that precision.
+        """
         package = require("openvino")
         check.check_model_file(contract, model)
-        # By default OpenVINO computes in bf16 where the CPU has it (relative L2 2e-3 after one product), and may
-        # quantise activations in front of compressed weights.
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
         try:
             core = package.Core()
+            _check_precision(contract, core, inference_precision)
             graph = core.read_model(str(model))
-            if has_int8_weights(graph) and products_saturate():
-                # Quantised linears then run in fp32 on int8 weights: no faster than an fp32 bundle, and right.
-                settings["LP_TRANSFORMS_MODE"] = "NO"
+            settings = compile_settings(graph, threads, inference_precision)
             compiled = core.compile_model(graph, "CPU", settings)
             request = compiled.create_infer_request()
         except (RuntimeError, MemoryError) as error:
@@ -68,6 +75,32 @@ class OpenVinoEngine:
     def close(self) -> None:
         """Free the compiled graph; see `Engine.close`."""
         self._request = None
+
+
+def compile_settings(
+    graph: Any, threads: int | None = None, inference_precision: InferencePrecision = "f32"
+) -> dict[str, Any]:
+    """What every `openvino.Model` is compiled with here."""
+    # By default OpenVINO computes in bf16 where the CPU has it (relative L2 2e-3 after one product), and may quantise
+    # activations in front of compressed weights.
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": inference_precision,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    if has_int8_weights(graph) and products_saturate():
+        # Quantised linears then run in fp32 on int8 weights: no faster than an fp32 bundle, and right.
+        settings["LP_TRANSFORMS_MODE"] = "NO"
+    return settings
+
+
+def _check_precision(contract: Contract, core: Any, precision: InferencePrecision) -> None:
+    """OpenVINO would compute in fp32 without a word."""
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise QwenImageError(
+            f"{contract.component}: this processor has no bf16 instructions (avx512_bf16 or amx_bf16); compute in f32"
+        )
 
 
 def _name(port: Any, expected: set[str]) -> str:

@@ -252,3 +252,17 @@ def test_openvino_computes_in_fp32(step_model: Path, step_contract: Contract) ->
     assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
     engine.close()
+
+
+def test_openvino_computes_in_bf16_where_asked_and_possible(step_model: Path, step_contract: Contract) -> None:
+    openvino = pytest.importorskip("openvino")
+    from qwen_image_engine.engines.openvino import OpenVinoEngine
+
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(QwenImageError, match="step: this processor has no bf16 instructions"):
+            OpenVinoEngine(step_model, step_contract, inference_precision="bf16")
+        return
+    engine = OpenVinoEngine(step_model, step_contract, inference_precision="bf16")
+    compiled = engine._request.get_compiled_model()
+    assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.bf16
+    engine.close()

@@ -1,0 +1,90 @@
+"""Where the time of a graph goes, by kind of operator: ONNX Runtime's and OpenVINO's own profiles of one run."""
+
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import openvino
+
+from qwen_image_engine.engines.check import Array
+from qwen_image_engine.engines.onnxruntime import session_options
+from qwen_image_engine.engines.openvino import InferencePrecision, compile_settings
+
+Inputs = Mapping[str, Array]
+Operators = Iterable[tuple[str, float]]
+"""What an operator is (its type, kernel and the exported nodes that it stands for), and its seconds."""
+
+# The first that matches counts. In the exported graphs every linear is a Gemm or named so, and every MatMul a rotation.
+# Engines fuse an addition, gate or SiLU into its neighbour; it counts where it ended up.
+KINDS: Mapping[str, re.Pattern[str]] = {
+    kind: re.compile(pattern)
+    for kind, pattern in (
+        ("attention", "MultiHeadAttention|ScaledDotProductAttention|Softmax"),
+        ("int8 linears", r"^(QGemm|MatMulInteger|FullyConnected \S*_I8\b)"),
+        ("rotations", "node_MatMul_"),
+        ("other linears", r"^(Gemm|FullyConnected)\b"),
+        ("quantising", "^(Abs|ReduceMax|Max|Div|QuantizeLinear) |node_(Abs|ReduceMax|Max|Div|QuantizeLinear)_"),
+        ("norms", "^(RMS|MVN)|LayerNormalization"),
+        ("rotary", "^(RoPE|RotaryEmbedding)"),
+        ("layout", "^(Transpose|Concat|Concatenation|Reshape|Reorder|Split|Expand|Broadcast)"),
+    )
+}
+REST = "rest"
+
+
+def onnxruntime_times(model: Path, inputs: Inputs, threads: int) -> dict[str, Any]:
+    """Seconds by kind of the second run."""
+    options = session_options(onnxruntime, threads)
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        for _ in range(2):
+            session.run(None, dict(inputs))
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    began = max(event["ts"] for event in events if event["name"] == "model_run")
+    return by_kind(
+        (f"{event['args']['op_name']} {event['name']}", event["dur"] / 1e6)
+        for event in events
+        if event["cat"] == "Node" and event["ts"] >= began
+    )
+
+
+def openvino_times(model: Path, inputs: Inputs, threads: int, precision: InferencePrecision) -> dict[str, Any]:
+    """Mean seconds by kind of a few runs: OpenVINO keeps no other, and the first of them allocates."""
+    core = openvino.Core()
+    graph = core.read_model(str(model))
+    settings = compile_settings(graph, threads, precision) | {"PERF_COUNT": True}
+    compiled = core.compile_model(graph, "CPU", settings)
+    request = compiled.create_infer_request()
+    for _ in range(5):
+        request.infer(dict(inputs), share_inputs=True)
+    return by_kind(_executed(compiled))
+
+
+def _executed(compiled: Any) -> Operators:
+    for op in compiled.get_runtime_model().get_ordered_ops():
+        facts = {
+            name: op.rt_info[name].astype(str)
+            for name in ("layerType", "primitiveType", "originalLayersNames", "execTimeMcs")
+        }
+        if facts["execTimeMcs"].isdigit():  # else "not_executed"
+            what = " ".join(facts[name] for name in ("layerType", "primitiveType", "originalLayersNames"))
+            yield what, int(facts["execTimeMcs"]) / 1e6
+
+
+def by_kind(operators: Operators) -> dict[str, Any]:
+    """Seconds and share of each kind, and how long all took."""
+    seconds = dict.fromkeys([*KINDS, REST], 0.0)
+    for what, taken in operators:
+        kind = next((kind for kind, pattern in KINDS.items() if pattern.search(what)), REST)
+        seconds[kind] += taken
+    total = sum(seconds.values())
+    return {
+        "total_s": round(total, 4),
+        "kinds": {kind: {"s": round(taken, 4), "share": round(taken / total, 4)} for kind, taken in seconds.items()},
+    }
