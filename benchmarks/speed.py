@@ -36,6 +36,7 @@ from step_ways import (
 )
 from wide_checkpoint import write_wide_checkpoint
 
+from qwen_image_engine.calibration.quantised_network import quantised_networks
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.compare import difference
 from qwen_image_engine.export.plan import plan_export
@@ -127,7 +128,8 @@ def released_sizes() -> dict[str, Any]:
     """The released transformer's weights in bf16 and in an int8 bundle, from headers alone."""
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), RELEASED_BLOCKS, contents=False)
-        plan = plan_export(Checkpoint.open(folder), recipe("cpu", "int8"), "copy")
+        checkpoint, chosen = Checkpoint.open(folder), recipe("cpu", "int8")
+        plan = plan_export(checkpoint, chosen, quantised_networks(checkpoint, chosen.quantisation), "copy")
     (transformer,) = (network for network in plan.networks if network.network == "transformer")
     return {"blocks": RELEASED_BLOCKS, **_sizes(transformer.stored_bytes, transformer.bundle_bytes)}
 

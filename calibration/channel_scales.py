@@ -38,7 +38,11 @@ class EqualisedPair:
     @cached_property
     def row_scales(self) -> Tensor:
         """See `ChannelScales`."""
-        rows = torch.cat([block.double().square().sum(dim=1) for block in row_blocks(self.first)]).sqrt()
+        # Allocated before the blocks: small pieces kept between large ones that come and go tear the heap apart.
+        rows, done = torch.empty(self.first.shape[0], dtype=torch.float64), 0
+        for block in row_blocks(self.first):
+            rows[done : done + len(block)] = block.double().square().sum(dim=1).sqrt()
+            done += len(block)
         columns = torch.zeros(self.second.shape[1], dtype=torch.float64)
         for block in row_blocks(self.second):
             columns += block.double().square().sum(dim=0)

@@ -41,8 +41,8 @@ def best_smoothing(inputs: Sequence[InputStatistics], weights: Sequence[Rows]) -
         weights: of the linears that read it, each (N, K), read twice.
 
     """
-    columns = [_columns(weight()) for weight in weights]
     absmax = torch.stack([item.channel_absmax for item in inputs]).amax(dim=0)
+    columns = [_columns(weight(), len(absmax)) for weight in weights]
     weight_absmax = torch.stack([column.absmax for column in columns]).amax(dim=0)
     scales = torch.stack([smoothing_scales(absmax, weight_absmax, alpha) for alpha in ALPHAS])
     errors = torch.zeros(len(ALPHAS), dtype=torch.float64)
@@ -71,11 +71,11 @@ class _Columns:
     square: Tensor
 
 
-def _columns(blocks: Iterable[Tensor]) -> _Columns:
-    absmax, square = torch.zeros(()), torch.zeros((), dtype=torch.float64)
+def _columns(blocks: Iterable[Tensor], channels: int) -> _Columns:
+    absmax, square = torch.zeros(channels), torch.zeros(channels, dtype=torch.float64)
     for rows in blocks:
-        absmax = torch.maximum(absmax, rows.abs().amax(dim=0))
-        square = square + rows.double().square().sum(dim=0)
+        torch.maximum(absmax, rows.abs().amax(dim=0), out=absmax)
+        square += rows.double().square().sum(dim=0)
     return _Columns(absmax, square)
 
 

@@ -2,11 +2,12 @@
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
+from qwen_image_engine.runtime.manifest import QuantisedLayer
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 
 SUMMARY = "what a checkpoint or a bundle is"
@@ -125,14 +126,19 @@ def _bundle(folder: Path) -> Report:
         if hidden:
             lines.append(f"  and {hidden} more of the same form for the transformer's other blocks")
         if entry.quantised_layers:
-            rotations = sorted({layer.rotation for layer in entry.quantised_layers.values()})
-            lines.append(
-                f"  in {entry.precision}: {len(entry.quantised_layers)} linears, rotated in blocks of "
-                f"{', '.join(map(str, rotations))} channels"
-            )
+            layers = list(entry.quantised_layers.values())
+            lines.append(f"  in {entry.precision}: {len(layers)} linears{_prepared(layers)}")
         if entry.excluded_layers:
             lines.append(f"  in higher precision: {', '.join(entry.excluded_layers)}")
     return Report(document, lines)
+
+
+def _prepared(layers: Sequence[QuantisedLayer]) -> str:
+    """What was done to the inputs of quantised linears, in words."""
+    rotations = sorted({layer.rotation for layer in layers} - {1})
+    alphas = sorted({layer.smoothing for layer in layers if layer.smoothing is not None})
+    words = f", rotated in blocks of {', '.join(map(str, rotations))} channels" if rotations else ""
+    return words + (f", smoothed with alpha {', '.join(map(str, alphas))}" if alphas else "")
 
 
 def _verified(result: Mapping[str, Any] | None) -> str:
