@@ -52,18 +52,21 @@ class Backend:
     missing: str | None
 
 
+ENGINES = ("onnxruntime", "openvino", "openvino-bf16")
+"""What `load_engine` knows; the last is OpenVINO computing in bf16 what is not quantised."""
+
 _EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino"}
 
 
 def load_engine(backend: str, model: Path, contract: Contract, threads: int | None = None) -> Engine:
-    """The graph in the file `model` on `backend`: "onnxruntime" or "openvino".
+    """The graph in the file `model` on `backend`, one of `ENGINES`.
 
     `threads` is the number of threads of one run; None leaves it to the backend, which takes every core.
 
     Raises:
         UsageError: no such backend, or fewer threads than one.
-        QwenImageError: its package is not installed, the file is missing or no ONNX model, the graph is another than
-            its contract's, or memory does not suffice.
+        QwenImageError: its package is not installed, the processor has no bf16 where that is asked for, the file is
+            missing or no ONNX model, the graph is another than its contract's, or memory does not suffice.
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"{threads} threads: expected 1 to {MAX_THREADS}")
@@ -71,11 +74,16 @@ def load_engine(backend: str, model: Path, contract: Contract, threads: int | No
         from qwen_image_engine.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(model, contract, threads)
-    if backend == "openvino":
+    if backend in ("openvino", "openvino-bf16"):
         from qwen_image_engine.engines.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(model, contract, threads)
-    raise UsageError(f"unknown engine {backend!r}; known: {', '.join(_EXTRAS)}")
+        return OpenVinoEngine(model, contract, threads, "bf16" if backend == "openvino-bf16" else "f32")
+    raise UsageError(f"unknown engine {backend!r}; known: {', '.join(ENGINES)}")
+
+
+def package_name(backend: str) -> str:
+    """The package that the backend of that name runs on."""
+    return backend.removesuffix("-bf16")
 
 
 def available() -> tuple[Backend, ...]:

@@ -7,11 +7,11 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
-from qwen_image_engine.engines.engine import Array, load_engine, require
+from qwen_image_engine.engines.engine import Array, load_engine, package_name, require
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.export.compare import Difference, difference, worst
 from qwen_image_engine.export.recording import Call, Case, Recording, default_cases, record
-from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold
+from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold, thresholds
 from qwen_image_engine.export.verification import Row, Verification
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle_files import FileFault, verify_files
@@ -51,7 +51,7 @@ def verify_bundle(
         raise QwenImageError(
             f"{bundle}: no thresholds for {manifest.target!r} in precision {manifest.precision!r}; known: {known}"
         )
-    require(engine)
+    require(package_name(engine))
     with ProgressBar("hashing the bundle", sum(file.bytes for file in manifest.files.values()), "bytes") as bar:
         faults = verify_files(bundle, manifest, bar.advance)
     if faults:
@@ -64,7 +64,7 @@ def verify_bundle(
         rows = compare_bundle(bundle, manifest, recordings, engine, threads)
     result = Verification(
         engine=engine,
-        engine_version=version(engine),
+        engine_version=version(package_name(engine)),
         precision=manifest.precision,
         checkpoint=manifest.checkpoint.name,
         config_sha256=manifest.checkpoint.config_sha256,
@@ -84,10 +84,11 @@ def compare_bundle(
     Raises:
         QwenImageError: an engine cannot load a graph, or a run fails.
     """
-    thresholds = THRESHOLDS[manifest.target, manifest.precision]
+    limits = thresholds(manifest.target, manifest.precision, engine)
+    assert limits is not None
     return (
-        *_components(bundle, manifest, recordings, thresholds, engine, threads),
-        *_teacher_forced(bundle, recordings, thresholds[TEACHER_FORCED], engine, threads),
+        *_components(bundle, manifest, recordings, limits, engine, threads),
+        *_teacher_forced(bundle, recordings, limits[TEACHER_FORCED], engine, threads),
     )
 
 

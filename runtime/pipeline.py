@@ -66,7 +66,7 @@ class QwenImage:
 
         Args:
             bundle: its folder.
-            engine: "onnxruntime" or "openvino".
+            engine: one of `engines.engine.ENGINES`.
             memory: "resident" loads every engine now and keeps it, "sequential" loads each when it runs and frees it
                 before the next.
             threads: of one engine; None for every core.

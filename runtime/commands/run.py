@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from qwen_image_engine.engines.engine import ENGINES
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.commands.outputs import check_writable, picture_paths, read_latents, write_array
 from qwen_image_engine.runtime.commands.report import Report
@@ -40,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what every verb that runs engines takes."""
-    parser.add_argument("--engine", choices=("onnxruntime", "openvino"), default="onnxruntime", help="(onnxruntime)")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="onnxruntime", help="openvino-bf16 needs bf16 instructions (onnxruntime)"
+    )
     parser.add_argument("--threads", type=int, help="of one engine (every core)")
 
 
