@@ -86,8 +86,8 @@ THRESHOLDS: Mapping[tuple[str, str], Mapping[str, Threshold]] = {
 """Target and precision of the bundle, then row of the table, to its threshold."""
 
 _BF16 = 0.03
-"""What 8 bits of mantissa between the products may add, on an engine that computes so: 0.4% a product, through the depth
-of a network; time features and angles stay float32, whose rounding would cost 37%."""
+"""What bf16 between the products may add, on an engine that computes so: 0.4% a product, through the depth of a network;
+time features and angles come in float32 (rounded, they would cost 37%)."""
 
 
 def thresholds(target: str, precision: str, engine: str) -> Mapping[str, Threshold] | None:
