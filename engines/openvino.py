@@ -99,7 +99,8 @@ def _check_precision(contract: Contract, core: Any, precision: InferencePrecisio
     """OpenVINO would compute in fp32 without a word."""
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise QwenImageError(
-            f"{contract.component}: this processor has no bf16 instructions (avx512_bf16 or amx_bf16); compute in f32"
+            f"{contract.component}: this processor has no bf16 instructions (avx512_bf16 or amx_bf16); "
+            "use the engine openvino, which computes in fp32"
         )
 
 

@@ -16,17 +16,21 @@ class DropRoundTrips(InPlacePass):
         """Casts down stay for whatever else reads them."""
         modified = False
         for node in list(model.graph):
-            source = _source(node)
-            if source is not None and source.dtype == node.outputs[0].dtype == ir.DataType.FLOAT:
-                node.outputs[0].replace_all_uses_with(source)
-                model.graph.remove(node, safe=True)
-                modified = True
+            down = _cast_before(node)
+            source = down.inputs[0] if down is not None else None
+            if down is None or source is None or not source.dtype == node.outputs[0].dtype == ir.DataType.FLOAT:
+                continue
+            node.outputs[0].replace_all_uses_with(source)
+            model.graph.remove(node, safe=True)
+            if not down.outputs[0].uses() and not down.outputs[0].is_graph_output():
+                model.graph.remove(down, safe=True)
+            modified = True
         return PassResult(model, modified)
 
 
-def _source(node: ir.Node) -> ir.Value | None:
-    """What a Cast of a Cast reads, None for any other node."""
+def _cast_before(node: ir.Node) -> ir.Node | None:
+    """The Cast that a Cast reads from, None for any other node."""
     down = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
     if down is None or down.op_type != "Cast" or node.outputs[0].is_graph_output():
         return None
-    return down.inputs[0]
+    return down

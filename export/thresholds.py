@@ -86,7 +86,7 @@ THRESHOLDS: Mapping[tuple[str, str], Mapping[str, Threshold]] = {
 """Target and precision of the bundle, then row of the table, to its threshold."""
 
 _BF16 = 0.03
-"""What bf16 between the products may add, on an engine that computes so: 0.4% a product, through the depth of a network;
+"""What bf16 between the products may add, on an engine that computes so: 0.4% a product, through depth;
 time features and angles come in float32 (rounded, they would cost 37%)."""
 
 

@@ -72,13 +72,13 @@ def int8_bundle(
 
 @pytest.fixture(scope="session")
 def calibrated(tmp_path_factory: Any) -> Callable[[Path], Path]:
-    """`calibrated(checkpoint) -> folder`: two short trajectories; read-only."""
+    """`calibrated(checkpoint) -> folder`: two trajectories of small pictures; read-only."""
     folders: dict[Path, Path] = {}
 
     def folder(checkpoint: Path) -> Path:
         if checkpoint not in folders:
             folders[checkpoint] = tmp_path_factory.mktemp("calibration") / "calibration"
-            calibrate(checkpoint, folders[checkpoint], ["a red circle", "蓝色"], steps=2, sizes=[(96, 64), (64, 64)])
+            calibrate(checkpoint, folders[checkpoint], ["a red circle", "蓝色"], steps=8, sizes=[(96, 64), (64, 96)])
         return folders[checkpoint]
 
     return folder

@@ -16,16 +16,17 @@ from qwen_image_engine.calibration.quantised_network import QuantisedNetwork, qu
 from qwen_image_engine.engines.engine import Array, load_engine
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.compare import Difference, difference
+from qwen_image_engine.export.compare import Difference, difference, worst
 from qwen_image_engine.export.network_folder import MODEL_FILES, write_network
 from qwen_image_engine.export.recipe import recipe
+from qwen_image_engine.export.recording import Case, Recording, record
 from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import reference_engines
 from qwen_image_engine.runtime.manifest import read_manifest
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 Bundles = Callable[..., tuple[Path, Path]]
 Inputs = Callable[..., dict[str, Array]]
+Errors = Callable[[tuple[Path, Path], str], Difference]
 
 SIZES = {"batch": 2, "text": 19, "prefix": 7, "tokens": 24}
 TRANSFORMER = ("prefix", "step")
@@ -54,13 +55,28 @@ def quantised_gemms(found: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, on
                 yield node, rows, weight
 
 
-def errors(checkpoint: Path, folder: Path, component: str, inputs: Inputs) -> dict[str, Difference]:
-    """Each output of a twin's component against torch's in fp32, on inputs like those of the calibration."""
-    entry = read_manifest(folder).components[component]
-    arrays = inputs(entry.contract, **SIZES)
-    expected = reference_engines(Checkpoint.open(checkpoint))[component].run(arrays)
-    found = load_engine("onnxruntime", folder / entry.model, entry.contract).run(arrays)
-    return {name: difference(found[name], expected[name]) for name in expected}
+@pytest.fixture(scope="module")
+def errors() -> Callable[[tuple[Path, Path], str], Difference]:
+    """`errors((checkpoint, bundle), component)`: the worst of a twin's outputs, on inputs like the calibration's.
+
+    Random ones are none: static scales saturate beyond what calibration saw.
+    """
+    recordings: dict[Path, Recording] = {}
+
+    def found(made: tuple[Path, Path], component: str) -> Difference:
+        checkpoint, folder = made
+        if checkpoint not in recordings:
+            (recordings[checkpoint],) = record(Checkpoint.open(checkpoint), [Case("short", "a blue circle", 64, 96)])
+        entry = read_manifest(folder).components[component]
+        engine = load_engine("onnxruntime", folder / entry.model, entry.contract)
+        return worst(
+            difference(outputs[name], call.outputs[name])
+            for call in recordings[checkpoint].calls[component]
+            for outputs in [engine.run(call.inputs)]
+            for name in outputs
+        )
+
+    return found
 
 
 @pytest.mark.parametrize("component", MODEL_FILES)
@@ -153,17 +169,18 @@ def test_codes_times_scales_are_the_weights(static_bundle: Bundles, precision: s
 @pytest.mark.parametrize("name", ["narrow", "odd"])
 @pytest.mark.parametrize("precision", ["fp8", "int8"])
 def test_the_twin_is_near_torch(
-    static_bundle: Bundles, random_inputs: Inputs, precision: str, name: str, component: str
+    static_bundle: Bundles, errors: Errors, precision: str, name: str, component: str
 ) -> None:
-    found = errors(*static_bundle(name, "tensorrt-twin", precision), component, random_inputs)
+    found = errors(static_bundle(name, "tensorrt-twin", precision), component)
     # 4% a product in FP8; a scale of another input, or a smoothing that is not undone, costs 30% and more.
-    assert max(item.relative_l2 for item in found.values()) < 0.15
+    assert found.relative_l2 < 0.15
 
 
 @pytest.mark.parametrize("component", TRANSFORMER)
-def test_planted_outliers_are_smoothed_away(static_bundle: Bundles, random_inputs: Inputs, component: str) -> None:
-    found = errors(*static_bundle("narrow", "tensorrt-twin", "int8", outliers=True), component, random_inputs)
-    assert min(item.cosine for item in found.values()) >= 0.995
+def test_planted_outliers_are_smoothed_away(static_bundle: Bundles, errors: Errors, component: str) -> None:
+    found = errors(static_bundle("narrow", "tensorrt-twin", "int8", outliers=True), component)
+    # The same network through plain W8A8 is below 0.9 (tests/calibration/test_equalisation.py).
+    assert found.cosine >= 0.995
 
 
 def test_smoothing_changes_no_bit(
@@ -197,7 +214,7 @@ def test_smoothing_changes_no_bit(
     assert len(factors) == 2 * checkpoint.transformer.num_layers
 
 
-def test_fp8_attention_quantises_what_enters_it(static_bundle: Bundles, random_inputs: Inputs) -> None:
+def test_fp8_attention_quantises_what_enters_it(static_bundle: Bundles, errors: Errors) -> None:
     found = graph(static_bundle("narrow", "tensorrt", "fp8", fp8_attention=True)[1], "step")
     made_by, stored = producers(found), initializers(found)
     attention = [node for node in found.node if node.op_type == "Attention"]
@@ -207,9 +224,8 @@ def test_fp8_attention_quantises_what_enters_it(static_bundle: Bundles, random_i
         assert [item.op_type for item in before] == ["DequantizeLinear"] * 3
         assert {stored[item.input[1]].data_type for item in before} == {BF16}
     twin = static_bundle("narrow", "tensorrt-twin", "fp8", fp8_attention=True)
-    plain = errors(*static_bundle("narrow", "tensorrt-twin", "fp8"), "step", random_inputs)["velocity"]
-    ours = errors(*twin, "step", random_inputs)["velocity"]
-    assert plain.relative_l2 < ours.relative_l2 < 0.2
+    plain = errors(static_bundle("narrow", "tensorrt-twin", "fp8"), "step")
+    assert plain.relative_l2 < errors(twin, "step").relative_l2 < 0.2
 
 
 def test_manifest_records_calibration_and_smoothing(static_bundle: Bundles, calibrated: Callable[[Path], Path]) -> None:

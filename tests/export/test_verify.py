@@ -13,7 +13,7 @@ from qwen_image_engine.engines.contract import COMPONENTS
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.export.compare import Difference, difference
 from qwen_image_engine.export.recording import STEPS, Case
-from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold
+from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold, thresholds
 from qwen_image_engine.export.verification import Row
 from qwen_image_engine.export.verify import verify_bundle
 from qwen_image_engine.runtime.bundle_files import file_sha256
@@ -91,6 +91,15 @@ def test_int8_is_held_to_thresholds_of_its_own(
     assert rows["vae_decoder"]["relative_l2"] <= THRESHOLDS["cpu", "fp32"]["vae_decoder"].relative_l2
     assert rows["step"]["relative_l2"] > THRESHOLDS["cpu", "fp32"]["step"].relative_l2
     assert all(case["worst_step"]["relative_l2"] >= case["relative_l2"] for case in rows["step"]["cases"])
+
+
+def test_an_engine_in_bf16_has_thresholds_of_its_own() -> None:
+    plain, wider = (thresholds("cpu", "int8", engine) for engine in ("openvino", "openvino-bf16"))
+    assert plain == THRESHOLDS["cpu", "int8"]
+    assert wider is not None
+    assert wider.keys() == THRESHOLDS["cpu", "int8"].keys()
+    assert all(wider[row].relative_l2 > THRESHOLDS["cpu", "int8"][row].relative_l2 for row in wider)
+    assert thresholds("tensorrt", "bf16", "onnxruntime") is None
 
 
 def test_means_and_cosines_are_judged_where_a_threshold_says_so() -> None:
