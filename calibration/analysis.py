@@ -18,7 +18,7 @@ from qwen_image_engine.calibration.recipe_search import FoundRecipe, fewest_high
 from qwen_image_engine.calibration.request import DTYPES, Request, prompts_sha256
 from qwen_image_engine.calibration.sensitivity import Picture, Sensitivity
 from qwen_image_engine.calibration.sensitivity_plot import plot
-from qwen_image_engine.calibration.simulation import NETWORK, Simulation
+from qwen_image_engine.calibration.simulation import TRANSFORMER, Simulation
 from qwen_image_engine.calibration.teacher_forcing import Errors, TeacherForcing, record
 from qwen_image_engine.calibration.tensors import write_whole
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
@@ -148,9 +148,9 @@ def _prepare(
         device=settings.device,
         dtype=settings.dtype,
     )
-    network = load_network(checkpoint, NETWORK, DTYPES[settings.dtype]).to(settings.device)
+    network = load_network(checkpoint, TRANSFORMER, DTYPES[settings.dtype]).to(settings.device)
     assert isinstance(network, Transformer)
-    quantised = quantised_network(checkpoint, NETWORK, QUANTISATIONS[target, precision], calibration)
+    quantised = quantised_network(checkpoint, TRANSFORMER, QUANTISATIONS[target, precision], calibration)
     trajectories = record(request, network)
     forcing = TeacherForcing(Simulation(checkpoint, network, quantised), trajectories)
     pictures = tuple(Picture(item.prompt, item.size, item.seed, item.sigmas) for item in trajectories)

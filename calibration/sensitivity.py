@@ -9,13 +9,13 @@ from typing import Any
 
 from qwen_image_engine.calibration.linears import LINEARS, block_index
 from qwen_image_engine.calibration.settings import Settings
-from qwen_image_engine.calibration.simulation import NETWORK
+from qwen_image_engine.calibration.simulation import TRANSFORMER
 from qwen_image_engine.calibration.teacher_forcing import Errors
 
 FORMAT = "qwen-image-sensitivity"
 SCHEMA = 1
 
-GROUPS = LINEARS[NETWORK].names
+GROUPS = LINEARS[TRANSFORMER].names
 """Linears of a block, as they are named after its number."""
 
 

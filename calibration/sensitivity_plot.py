@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
+from qwen_image_engine.calibration.linears import block_index
 from qwen_image_engine.calibration.sensitivity import GROUPS, Sensitivity, judged
 
 _LEFT, _RIGHT = 130, 190
@@ -66,7 +67,7 @@ class _LogScale:
         return min(share, 1.0)
 
     def ticks(self) -> list[float]:
-        """1, 2 and 5 times the powers of ten within; every second power alone where there are many."""
+        """1, 2 and 5 times the powers of ten within; the powers alone where they are many."""
         powers = range(math.floor(math.log10(self.lowest)), math.ceil(math.log10(self.highest)) + 1)
         factors = (1, 2, 5) if len(powers) <= 4 else (1,)
         ticks = [factor * 10.0**power for power in powers for factor in factors]
@@ -83,7 +84,7 @@ def _heat_map(sensitivity: Sensitivity, groups: Sequence[str], top: int) -> Iter
         y = top + row * _ROW
         yield _text(_LEFT - 8, y + _ROW / 2 + 4, group, anchor="end")
         for name in sensitivity.of_group(group):
-            column = next(index for index, block in enumerate(blocks) if name in sensitivity.of_block(block))
+            column = blocks.index(block_index(name))
             error = sensitivity.rms(name)
             yield (
                 f'<rect x="{_LEFT + column * cell:.1f}" y="{y}" width="{cell - 1:.1f}" height="{_ROW - 1}" '
@@ -141,8 +142,8 @@ def _chart(sensitivity: Sensitivity, groups: Sequence[str], top: int) -> Iterato
             f"<title>{group}</title></polyline>"
         )
         for point in points.split():
-            x, y = point.split(",")
-            yield f'<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>'
+            cx, cy = point.split(",")
+            yield f'<circle cx="{cx}" cy="{cy}" r="2.5" fill="{colour}"/>'
         x1, y1 = right + 24, top + 8 + index * 22
         yield f'<line x1="{x1}" y1="{y1}" x2="{x1 + 24}" y2="{y1}" stroke="{colour}" stroke-width="3"/>'
         yield _text(x1 + 32, y1 + 4, group)

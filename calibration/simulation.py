@@ -23,7 +23,7 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.network_tensors import read_tensors
 from qwen_image_engine.reference.transformer import KeyValue, Transformer
 
-NETWORK = "transformer"
+TRANSFORMER = "transformer"
 
 
 class Simulation:
@@ -44,7 +44,7 @@ class Simulation:
             QwenImageError: the checkpoint's tensors are not those of the network.
         """
         self._network, self._quantised = network, quantised
-        self._prefix = checkpoint.components[NETWORK].layout.prefix
+        self._prefix = checkpoint.components[TRANSFORMER].layout.prefix
         self._rows, self._columns = _channel_scales(checkpoint, quantised)
         self._running = _Running()
 
@@ -171,7 +171,7 @@ def _channel_scales(
     columns: dict[str, ChannelScales] = {
         name: SmoothedChannels(item) for name, item in quantised.inputs.items() if item.smooth
     }
-    tensors = {tensor.name: tensor for tensor in read_tensors(checkpoint, NETWORK)}
+    tensors = {tensor.name: tensor for tensor in read_tensors(checkpoint, TRANSFORMER)}
     for pair in quantised.pairs:
         if quantised.inputs:
             rows[pair.first] = columns[pair.second]

@@ -10,7 +10,9 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen_image_engine.calibration.request import DTYPES, Request
@@ -96,18 +98,22 @@ def _draw(request: Request, pipeline: QwenImage, index: int) -> Trajectory:
     )
     latents = [start.latents, *(step.latents for step in taken)][:-1]
     sigmas = tuple(float(sigma) for sigma in start.sigmas[:-1])
-    axes = pipeline.facts.axes_dims_rope
-    text = rotary_tables(text_positions(conditioning.length), axes)
-    target = rotary_tables(Layout.text_to_image(conditioning.length, start.rows, start.columns).target, axes)
-    device, dtype = request.device, DTYPES[request.dtype]
-    states = torch.as_tensor(conditioning.text_states, device=device).to(dtype)
-    cos, sin = (torch.as_tensor(table, device=device) for table in target)
+    axes, device, dtype = pipeline.facts.axes_dims_rope, request.device, DTYPES[request.dtype]
+    target = Layout.text_to_image(conditioning.length, start.rows, start.columns).target
+
+    def rotary(positions: NDArray[np.int32]) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary_tables(positions, axes)
+        return torch.as_tensor(cos, device=device), torch.as_tensor(sin, device=device)
+
     return Trajectory(
         prompt=request.prompts[index],
         size=size,
         seed=seed,
         sigmas=sigmas,
-        prefix=(states, *(torch.as_tensor(table, device=device) for table in text)),
+        prefix=(
+            torch.as_tensor(conditioning.text_states, device=device).to(dtype),
+            *rotary(text_positions(conditioning.length)),
+        ),
         steps=[
             (
                 torch.as_tensor(values, device=device).to(dtype),
@@ -115,7 +121,7 @@ def _draw(request: Request, pipeline: QwenImage, index: int) -> Trajectory:
             )
             for values, sigma in zip(latents, sigmas, strict=True)
         ],
-        rotary=(cos, sin),
+        rotary=rotary(target),
     )
 
 

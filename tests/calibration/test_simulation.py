@@ -1,7 +1,8 @@
 """Simulated linears compute what exported graphs do, each alone or all together, and leave no trace."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from qwen_image_engine.calibration.calibrate import calibrate
 from qwen_image_engine.calibration.calibration import Calibration
 from qwen_image_engine.calibration.quantisation import QUANTISATIONS
 from qwen_image_engine.calibration.quantised_network import quantised_network
+from qwen_image_engine.calibration.request import Request
 from qwen_image_engine.calibration.simulation import Simulation
+from qwen_image_engine.calibration.teacher_forcing import Trajectory, record
 from qwen_image_engine.engines.engine import Array, load_engine
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
@@ -19,6 +22,8 @@ from qwen_image_engine.reference.engine import load_network
 from qwen_image_engine.reference.transformer import Transformer
 from qwen_image_engine.runtime.manifest import read_manifest
 
+PROMPTS = ["a red circle", "a blue square"]
+SETTINGS: dict[str, Any] = {"steps": 2, "sizes": [(64, 64)]}
 LINEAR = "transformer_blocks.1.img_mlp.out"
 
 
@@ -31,7 +36,7 @@ def planted(with_outliers: Callable[[str], tuple[Path, Path]]) -> Path:
 @pytest.fixture(scope="module")
 def calibration(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planted") / "calibration"
-    calibrate(planted, folder, ["a red circle", "a blue square"], steps=2, sizes=[(64, 64)])
+    calibrate(planted, folder, PROMPTS, **SETTINGS)
     return folder
 
 
@@ -50,38 +55,37 @@ def simulation(planted: Path, calibration: Path) -> Callable[..., tuple[Simulati
     return make
 
 
-@pytest.fixture
-def inputs(planted: Path) -> Mapping[str, torch.Tensor]:
-    config = Checkpoint.open(planted).transformer
-    generator = torch.Generator().manual_seed(1)
-    angles = 3 * torch.randn(19, config.attention_head_dim // 2, generator=generator)
-    return {
-        "text_states": torch.randn(1, 7, config.context_in_dim, generator=generator),
-        "latents": torch.randn(1, 12, config.in_channels, generator=generator),
-        "time_features": torch.randn(1, 256, generator=generator),
-        "cos": angles.cos(),
-        "sin": angles.sin(),
-    }
+@pytest.fixture(scope="module")
+def trajectory(planted: Path) -> Trajectory:
+    """The calibration's first, whose last step is run."""
+    checkpoint = Checkpoint.open(planted)
+    options: dict[str, Any] = {"guidance": 1.0, "negative_prompt": "", "seed": 0, "device": "cpu", "dtype": "fp32"}
+    request = Request.of(checkpoint, PROMPTS[:1], **SETTINGS, **options)
+    network = load_network(checkpoint, "transformer")
+    assert isinstance(network, Transformer)
+    return record(request, network)[0]
 
 
-def run(simulation: Simulation, inputs: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def run(simulation: Simulation, trajectory: Trajectory, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    states, *angles = trajectory.prefix
+    latents, features = trajectory.steps[-1]
     with torch.inference_mode():
-        cache = simulation.prefix(inputs["text_states"].to(dtype), inputs["cos"][:7], inputs["sin"][:7])
-        latents, features = inputs["latents"].to(dtype), inputs["time_features"]
-        return simulation.step(latents, features, inputs["cos"][7:], inputs["sin"][7:], cache)
+        cache = simulation.prefix(states.to(dtype), *angles)
+        return simulation.step(latents.to(dtype), features, *trajectory.rotary, cache)
 
 
-def exported(folder: Path, inputs: Mapping[str, torch.Tensor]) -> Array:
+def exported(folder: Path, trajectory: Trajectory) -> Array:
     """What the two graphs of a bundle give, one after the other."""
-    arrays = {name: value.numpy() for name, value in inputs.items()}
     components = read_manifest(folder).components
     prefix, step = (
         load_engine("onnxruntime", folder / components[name].model, components[name].contract)
         for name in ("prefix", "step")
     )
-    cache = prefix.run({"text_states": arrays["text_states"], "cos": arrays["cos"][:7], "sin": arrays["sin"][:7]})
-    own = {"latents": arrays["latents"], "time_features": arrays["time_features"]}
-    return step.run({**own, "cos": arrays["cos"][7:], "sin": arrays["sin"][7:], **cache})["velocity"]
+    states, *text = (value.numpy() for value in trajectory.prefix)
+    latents, features = (value.numpy() for value in trajectory.steps[-1])
+    cos, sin = (value.numpy() for value in trajectory.rotary)
+    cache = prefix.run({"text_states": states, "cos": text[0], "sin": text[1]})
+    return step.run({"latents": latents, "time_features": features, "cos": cos, "sin": sin, **cache})["velocity"]
 
 
 @pytest.mark.parametrize(("target", "precision"), [("cpu", "int8"), ("tensorrt", "fp8"), ("tensorrt", "int8")])
@@ -89,7 +93,7 @@ def test_agrees_with_the_exported_graphs(
     planted: Path,
     calibration: Path,
     simulation: Callable[..., tuple[Simulation, list[str]]],
-    inputs: Mapping[str, torch.Tensor],
+    trajectory: Trajectory,
     trace_once: None,
     tmp_path: Path,
     target: str,
@@ -101,11 +105,11 @@ def test_agrees_with_the_exported_graphs(
         export_bundle(
             planted, tmp_path / "bundle", target="tensorrt-twin", precision=precision, calibration=calibration
         )
-    found = exported(tmp_path / "bundle", inputs)
+    found = exported(tmp_path / "bundle", trajectory)
     simulated, linears = simulation(target, precision)
-    plain = run(simulated, inputs).numpy()
+    plain = run(simulated, trajectory).numpy()
     with simulated.quantised(linears):
-        expected = run(simulated, inputs).numpy()
+        expected = run(simulated, trajectory).numpy()
     error = np.linalg.norm(expected - plain)
     assert error > 1e-3 * np.linalg.norm(plain)
     # Sums in another order move a value over the edge between two codes here and there.
@@ -115,31 +119,31 @@ def test_agrees_with_the_exported_graphs(
 @pytest.mark.parametrize(("target", "precision"), [("cpu", "int8"), ("tensorrt", "fp8"), ("tensorrt", "int8")])
 def test_network_is_restored(
     simulation: Callable[..., tuple[Simulation, list[str]]],
-    inputs: Mapping[str, torch.Tensor],
+    trajectory: Trajectory,
     target: str,
     precision: str,
 ) -> None:
     simulated, linears = simulation(target, precision)
-    plain = run(simulated, inputs)
+    plain = run(simulated, trajectory)
     with simulated.quantised([LINEAR]):
-        alone = run(simulated, inputs)
+        alone = run(simulated, trajectory)
 
     def interrupted() -> None:
         with simulated.quantised(linears):
-            assert not torch.equal(run(simulated, inputs), alone)
+            assert not torch.equal(run(simulated, trajectory), alone)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not torch.equal(alone, plain)
-    assert torch.equal(run(simulated, inputs), plain)
+    assert torch.equal(run(simulated, trajectory), plain)
 
 
 def test_fp8_alone_is_rounding_of_both_operands(
     planted: Path,
     calibration: Path,
     simulation: Callable[..., tuple[Simulation, list[str]]],
-    inputs: Mapping[str, torch.Tensor],
+    trajectory: Trajectory,
 ) -> None:
     checkpoint = Checkpoint.open(planted)
     network = load_network(checkpoint, "transformer")
@@ -162,20 +166,18 @@ def test_fp8_alone_is_rounding_of_both_operands(
 
     linear.register_forward_pre_hook(pre_hook)
     with torch.inference_mode():
-        cache = network.prefix(inputs["text_states"], inputs["cos"][:7], inputs["sin"][:7])
+        cache = network.prefix(*trajectory.prefix)
         component = "step"
-        expected = network.step(inputs["latents"], inputs["time_features"], inputs["cos"][7:], inputs["sin"][7:], cache)
+        expected = network.step(*trajectory.steps[-1], *trajectory.rotary, cache)
     simulated, _ = simulation("tensorrt", "fp8")
     with simulated.quantised([LINEAR]):
-        torch.testing.assert_close(run(simulated, inputs), expected)
+        torch.testing.assert_close(run(simulated, trajectory), expected)
 
 
-def test_dtype_of_the_network(
-    simulation: Callable[..., tuple[Simulation, list[str]]], inputs: Mapping[str, torch.Tensor]
-) -> None:
+def test_dtype_of_the_network(simulation: Callable[..., tuple[Simulation, list[str]]], trajectory: Trajectory) -> None:
     simulated, linears = simulation("tensorrt", "int8", torch.bfloat16)
-    plain = run(simulated, inputs, torch.bfloat16)
+    plain = run(simulated, trajectory, torch.bfloat16)
     with simulated.quantised(linears):
-        found = run(simulated, inputs, torch.bfloat16)
+        found = run(simulated, trajectory, torch.bfloat16)
     assert found.dtype == torch.bfloat16
     assert 0 < (found - plain).norm() < 0.2 * plain.norm()
