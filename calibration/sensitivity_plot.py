@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 from qwen_image_engine.calibration.linears import block_index
 from qwen_image_engine.calibration.sensitivity import GROUPS, Sensitivity, judged
 
-_LEFT, _RIGHT = 130, 190
+_LEFT, _RIGHT = 140, 190
 """Margins in pixels, for labels and for legends."""
 _ROW = 26
 _HEAT_MAP_WIDTH, _CHART_HEIGHT = 640, 300
@@ -23,7 +23,7 @@ _LINES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#77
 def plot(sensitivity: Sensitivity) -> str:
     """The picture, as the text of an SVG file."""
     groups = [group for group in GROUPS if sensitivity.of_group(group)]
-    chart_top = 150 + _ROW * len(groups)
+    chart_top = 174 + _ROW * len(groups)
     width, height = _LEFT + _HEAT_MAP_WIDTH + _RIGHT, chart_top + _CHART_HEIGHT + 60
     name = sensitivity.settings.checkpoint.name
     parts = [
@@ -48,30 +48,30 @@ def plot(sensitivity: Sensitivity) -> str:
 
 @dataclass(frozen=True)
 class _LogScale:
-    """From values to 0 … 1."""
+    """From values to 0 … 1.
 
-    lowest: float
-    highest: float
+    Attributes:
+        ticks: 1, 2 and 5 times powers of ten, from the last that is no greater than any value to the first that is no
+            less than any.
+    """
+
+    ticks: Sequence[float]
 
     @classmethod
     def of(cls, values: Sequence[float]) -> _LogScale:
         """Of all that are above 0."""
         positive = [value for value in values if value > 0] or [1.0]
-        lowest, highest = min(positive), max(positive)
-        # Room for an axis where all are nearly one value.
-        return cls(lowest, highest) if highest > 1.1 * lowest else cls(lowest / 1.5, highest * 1.5)
+        # A power more on either side: log10 rounds.
+        powers = range(math.floor(math.log10(min(positive))) - 1, math.ceil(math.log10(max(positive))) + 2)
+        ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+        first = max(index for index, tick in enumerate(ticks) if tick <= min(positive))
+        last = next(index for index, tick in enumerate(ticks) if tick > max(positive))
+        return cls(ticks[first : last + 1])
 
     def place(self, value: float) -> float:
-        """0 for the lowest and all below it."""
-        share = math.log(max(value, self.lowest) / self.lowest) / math.log(self.highest / self.lowest)
-        return min(share, 1.0)
-
-    def ticks(self) -> list[float]:
-        """1, 2 and 5 times the powers of ten within; the powers alone where they are many."""
-        powers = range(math.floor(math.log10(self.lowest)), math.ceil(math.log10(self.highest)) + 1)
-        factors = (1, 2, 5) if len(powers) <= 4 else (1,)
-        ticks = [factor * 10.0**power for power in powers for factor in factors]
-        return [tick for tick in ticks if self.lowest <= tick <= self.highest] or [self.lowest, self.highest]
+        """0 for the first tick and all below it, 1 for the last."""
+        lowest, highest = self.ticks[0], self.ticks[-1]
+        return math.log(max(value, lowest) / lowest) / math.log(highest / lowest)
 
 
 def _heat_map(sensitivity: Sensitivity, groups: Sequence[str], top: int) -> Iterator[str]:
@@ -105,7 +105,7 @@ def _colour_legend(scale: _LogScale, top: int, bottom: int) -> Iterator[str]:
         y = bottom - (index + 1) * height / steps
         colour = _colour((index + 0.5) / steps)
         yield f'<rect x="{x}" y="{y:.1f}" width="14" height="{height / steps + 0.5:.1f}" fill="{colour}"/>'
-    for tick in scale.ticks():
+    for tick in scale.ticks:
         yield _text(x + 20, bottom - scale.place(tick) * height + 4, _percent(tick))
     yield _text(x, top - 12, "relative L2")
 
@@ -121,7 +121,7 @@ def _chart(sensitivity: Sensitivity, groups: Sequence[str], top: int) -> Iterato
         return f"{_LEFT + (1 - sigma) * _HEAT_MAP_WIDTH:.1f},{bottom - scale.place(error) * _CHART_HEIGHT:.1f}"
 
     yield _text(_LEFT, top - 12, "by sigma: each kind of linear, the squares of its blocks added up", weight="bold")
-    for tick in scale.ticks():
+    for tick in scale.ticks:
         y = bottom - scale.place(tick) * _CHART_HEIGHT
         yield f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{_GRID}"/>'
         yield _text(_LEFT - 8, y + 4, _percent(tick), anchor="end")

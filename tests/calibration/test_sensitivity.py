@@ -38,7 +38,7 @@ def run(shapes: Path, calibrated: Path, folder: Path, **options: object) -> tupl
 def analysed(
     shapes: Path, calibrated: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Analysis, list[tuple[str, int, int]]]:
-    """FP8 for TensorRT, and a recipe for two thirds of its error."""
+    """FP8 for TensorRT, and a recipe for a third of its error."""
     return run(shapes, calibrated, tmp_path_factory.mktemp("analysed"), target_error=0.02)
 
 
