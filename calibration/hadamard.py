@@ -33,4 +33,4 @@ def rotate(rows: Tensor, block: int) -> Tensor:
     """Every block of `block` channels of `rows` (N, K) times the Hadamard matrix; `block` divides K."""
     if block == 1:
         return rows
-    return (rows.reshape(-1, block) @ hadamard(block)).reshape(rows.shape)
+    return (rows.reshape(-1, block) @ hadamard(block).to(rows.device)).reshape(rows.shape)

@@ -1,4 +1,4 @@
-"""Symmetric int8: one scale for each output channel of a weight."""
+"""Symmetric int8: one scale for each output channel of a weight, one for all of an activation."""
 
 from __future__ import annotations
 
@@ -18,3 +18,11 @@ def quantise_rows(rows: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Ten
     scales = torch.where(scales > 0, scales, 1.0).to(dtype)
     codes = (rows / scales[:, None].float()).round().clamp(-LEVELS, LEVELS)
     return codes.to(torch.int8), scales
+
+
+def quantise(values: Tensor, scale: float) -> Tensor:
+    """Codes (int8) of `values`, which are about codes * scale, as QuantizeLinear gives them.
+
+    The range of an activation is from calibration: what lies beyond it saturates, at -128 on its side of zero.
+    """
+    return (values / scale).round().clamp(-LEVELS - 1, LEVELS).to(torch.int8)

@@ -123,7 +123,7 @@ class Request:
                 checkpoint.name, checkpoint.config_sha256(), checkpoint.weights_sha256(hashed)
             ),
             prompts=len(self.prompts),
-            prompts_sha256=hashlib.sha256("".join(f"{prompt}\n" for prompt in self.prompts).encode()).hexdigest(),
+            prompts_sha256=prompts_sha256(self.prompts),
             negative_prompt=self.negative_prompt,
             guidance=self.guidance,
             seeds=tuple(range(self.seed, self.seed + len(self.prompts))),
@@ -137,6 +137,11 @@ class Request:
                 "python": platform.python_version(),
             },
         )
+
+
+def prompts_sha256(prompts: Sequence[str]) -> str:
+    """Of the prompts in order, UTF-8, each with a newline behind it."""
+    return hashlib.sha256("".join(f"{prompt}\n" for prompt in prompts).encode()).hexdigest()
 
 
 def _check_device(device: str, dtype: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from onnx_ir.passes import InPlacePass
 
-from qwen_image_engine.calibration.quantisation import HIGH, Quantisation, Rule
+from qwen_image_engine.calibration.quantisation import HIGH, QUANTISATIONS, Quantisation, Rule
 from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
 from qwen_image_engine.calibration.recipe_file import RecipeFile
 from qwen_image_engine.engines.errors import UsageError
@@ -83,31 +83,16 @@ _TENSORRT: Passes = (
 _STATIC: QuantisingPasses = (SmoothModulation, ScaleValues, LinearToStatic, Fp8Attention)
 _STATIC_TWIN: QuantisingPasses = (*_STATIC, DecomposeFp8Attention)
 
-# benchmarks/quantisation.py on `shapes`: teacher-forced 1.8% without rotations, 1.4% with 16 channels, 1.3% with 64 and
-# with 256. One product of 4096 channels, one in 128 of them 60 times as large: 6.1%, 2.0%, 1.3%, 1.2%. On AMX that
-# product takes 16 ms without, 20 ms with 64 and 26 ms with 256, which is more than the last 0.1% is worth.
-_LARGEST_ROTATION = 64
-
-
-def _per_token() -> Quantisation:
-    return Quantisation(("transformer", "text_encoder"), (Rule("*", "int8"),), largest_rotation=_LARGEST_ROTATION)
-
-
-def _static(precision: str) -> Quantisation:
-    """The text encoder stays as it is: FP8 costs it 17% to 20%, and it runs once a prompt."""
-    return Quantisation(("transformer",), (Rule("*", precision),), static=True)
-
-
 RECIPES: Mapping[tuple[str, str], Recipe] = {
     (item.target, item.precision): item
     for item in (
         Recipe("cpu", "fp32", "float32", _CPU),
-        Recipe("cpu", "int8", "float32", _CPU, _per_token(), (LinearToInt8, ScaleValues), audited=True),
+        Recipe("cpu", "int8", "float32", _CPU, QUANTISATIONS["cpu", "int8"], (LinearToInt8, ScaleValues), audited=True),
         Recipe("tensorrt", "bf16", "bfloat16", _TENSORRT),
-        Recipe("tensorrt", "fp8", "bfloat16", _TENSORRT, _static("fp8"), _STATIC),
-        Recipe("tensorrt", "int8", "bfloat16", _TENSORRT, _static("int8"), _STATIC),
-        Recipe("tensorrt-twin", "fp8", "float32", _TENSORRT, _static("fp8"), _STATIC_TWIN),
-        Recipe("tensorrt-twin", "int8", "float32", _TENSORRT, _static("int8"), _STATIC_TWIN),
+        Recipe("tensorrt", "fp8", "bfloat16", _TENSORRT, QUANTISATIONS["tensorrt", "fp8"], _STATIC),
+        Recipe("tensorrt", "int8", "bfloat16", _TENSORRT, QUANTISATIONS["tensorrt", "int8"], _STATIC),
+        Recipe("tensorrt-twin", "fp8", "float32", _TENSORRT, QUANTISATIONS["tensorrt", "fp8"], _STATIC_TWIN),
+        Recipe("tensorrt-twin", "int8", "float32", _TENSORRT, QUANTISATIONS["tensorrt", "int8"], _STATIC_TWIN),
     )
 }
 """By target and precision. The twin is TensorRT's graph in float32, which ONNX Runtime runs on a CPU: its scales, its

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.commands.export_packages import export_packages
 from qwen_image_engine.runtime.commands.report import Report, table
-from qwen_image_engine.runtime.progress import ProgressBar
+from qwen_image_engine.runtime.commands.sensitivity import (
+    add_sensitivity_arguments,
+    chosen_sensitivity,
+    sensitivity_lines,
+)
+from qwen_image_engine.runtime.progress import ProgressBar, Unit
 
 if TYPE_CHECKING:
     from qwen_image_engine.calibration.statistics import InputStatistics
@@ -42,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of weights and arithmetic (fp32)"
     )
+    add_sensitivity_arguments(parser)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -52,16 +58,23 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def execute(options: argparse.Namespace) -> Report:
-    """Calibrate; the result appears whole, and what an interrupted run has found is kept for the next."""
+    """Calibrate; the result appears whole, and what an interrupted run has found is kept for the next.
+
+    Sensitivity is measured afterwards, from what was found now or before.
+    """
     with export_packages():
+        from qwen_image_engine.calibration.analysis import analyse
         from qwen_image_engine.calibration.calibrate import calibrate
         from qwen_image_engine.calibration.request import DEFAULT_SIZES
+        from qwen_image_engine.reference.checkpoint import Checkpoint
 
+        sensitivity = chosen_sensitivity(options)
     prompts = read_prompts(options.prompts)
+    checkpoint = Checkpoint.open(options.model)
     began = time.perf_counter()
     with _Progress() as progress:
         calibration = calibrate(
-            options.model,
+            checkpoint,
             options.output,
             prompts,
             steps=options.steps,
@@ -73,10 +86,22 @@ def execute(options: argparse.Namespace) -> Report:
             dtype=options.dtype,
             progress=progress,
         )
-    seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        analysis = None
+        if sensitivity is not None:
+            analysis = analyse(
+                checkpoint,
+                calibration,
+                options.output,
+                prompts,
+                target=sensitivity.target,
+                precision=sensitivity.precision,
+                target_error=sensitivity.target_error,
+                progress=progress,
+            )
     settings = calibration.settings
     components = {name: _summary(statistics) for name, statistics in calibration.components.items()}
-    document = {
+    document: dict[str, Any] = {
         "calibration": str(options.output),
         **settings.to_json(),
         "sha256": calibration.sha256,
@@ -102,6 +127,9 @@ def execute(options: argparse.Namespace) -> Report:
         f"{settings.guidance:g}, {settings.dtype} on {settings.device}, {seconds:.1f} s",
         *table(rows, right=(1, 2, 4)),
     ]
+    if analysis is not None:
+        document["sensitivity"] = analysis.to_json()
+        lines += sensitivity_lines(analysis)
     return Report(document, lines)
 
 
@@ -140,6 +168,14 @@ def _largest(values: Mapping[str, float]) -> dict[str, Any]:
     return {"activation": name, "value": values[name]}
 
 
+_LABELS = {
+    "hashing": "hashing the checkpoint",
+    "sampling": "calibrating",
+    "measuring": "quantising each linear alone",
+    "searching": "searching for the recipe",
+}
+
+
 class _Progress(ExitStack):
     """A bar for each stage, of what this run has to do."""
 
@@ -150,15 +186,12 @@ class _Progress(ExitStack):
         self._bar: ProgressBar | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if self._bar is None or stage != self._stage:
+        if self._bar is None or stage != self._stage or done < self._shown:
             self.close()
             self._stage = stage
-            if stage == "hashing":
-                self._bar = self.enter_context(ProgressBar("hashing the checkpoint", total, "bytes"))
-                self._shown = 0
-            else:
-                # A run that goes on begins its bar at nothing: the time left is that of its own steps.
-                self._bar = self.enter_context(ProgressBar("calibrating", total - done))
-                self._shown = done
+            # A calibration that goes on begins its bar at nothing: the time left is that of its own steps.
+            self._shown = done if stage == "sampling" else 0
+            unit: Unit = "bytes" if stage == "hashing" else "steps"
+            self._bar = self.enter_context(ProgressBar(_LABELS[stage], total - self._shown, unit))
         self._bar.advance(done - self._shown)
         self._shown = done

@@ -63,6 +63,28 @@ def test_calibrate(prompts: Path, calibrated: Path, tmp_path: Path, capsys: pyte
     assert [line.split()[0] for line in lines[1:]] == ["component", "text_encoder", "prefix", "step"]
 
 
+def test_sensitivity(prompts: Path, calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = shutil.copytree(calibrated, tmp_path / "calibration")
+    arguments = ["calibrate", "-m", str(SHAPES), str(output), "--prompts", str(prompts), *FLAGS]
+    recipe = ("--precision", "int8", "--target-error", "0.03")
+    assert main([*arguments, *recipe, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["sensitivity"]
+    assert found == json.loads((output / "sensitivity-tensorrt-int8.json").read_text(encoding="utf-8"))
+    high, measured = found["search"]["high"], found["search"]["error"]
+    assert measured <= 0.03
+    assert len(json.loads((output / "recipe-tensorrt-int8.json").read_text(encoding="utf-8"))["rules"]) == len(high) + 1
+    assert main([*arguments, *recipe]) == 0
+    text = capsys.readouterr().out
+    assert "sensitivity of 49 linears in int8 for tensorrt, 2 pictures: " in text
+    assert f"{len(high)} of 49 linears stay high for at most 3%: {100 * measured:.3g}% measured" in text
+    worst = max(found["linears"], key=lambda name: found["linears"][name]["rms"])
+    assert f" 1  {worst} " in text
+    assert [line for line in text.splitlines() if line.startswith("wrote ")] == [
+        f"wrote {output / name}"
+        for name in ("sensitivity-tensorrt-int8.json", "sensitivity-tensorrt-int8.svg", "recipe-tensorrt-int8.json")
+    ]
+
+
 def test_interrupted_and_gone_on_with(
     prompts: Path, begin: Callable[..., None], calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,189 @@
+"""From a calibration to its sensitivity and the recipe that a target error asks for, written beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen_image_engine.calibration.calibration import Calibration
+from qwen_image_engine.calibration.quantisation import QUANTISATIONS
+from qwen_image_engine.calibration.quantised_network import quantised_network
+from qwen_image_engine.calibration.recipe_search import FoundRecipe, fewest_high
+from qwen_image_engine.calibration.request import DTYPES, Request, prompts_sha256
+from qwen_image_engine.calibration.sensitivity import Picture, Sensitivity
+from qwen_image_engine.calibration.sensitivity_plot import plot
+from qwen_image_engine.calibration.simulation import TRANSFORMER, Simulation
+from qwen_image_engine.calibration.teacher_forcing import Errors, TeacherForcing, record
+from qwen_image_engine.calibration.tensors import write_whole
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.engine import load_network
+from qwen_image_engine.reference.transformer import Transformer
+
+PICTURES = 2
+"""The calibration's first, at two of its sizes: for each of 224 linears every step of each is run again."""
+
+MEASURING, SEARCHING = "measuring", "searching"
+Progress = Callable[[str, int, int], None]
+"""Told the stage (`MEASURING`, `SEARCHING`, both in steps), how much of it is done, and how much there is; of a search
+each run counts from the beginning."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was found, and where it was written.
+
+    Attributes:
+        sensitivity: of every linear.
+        json: the file of `Sensitivity.to_json`, and of the search.
+        svg: the plot.
+        found: the recipe, where one was searched for.
+        recipe: its file, which an export reads.
+    """
+
+    sensitivity: Sensitivity
+    json: Path
+    svg: Path
+    found: FoundRecipe | None = None
+    recipe: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The sensitivity's document; what the search found is under "search"."""
+        return self.sensitivity.to_json() | ({} if self.found is None else {"search": self.found.to_json()})
+
+
+def check_analysis(target: str, precision: str, target_error: float | None) -> None:
+    """Refuse what no checkpoint could be analysed for.
+
+    Raises:
+        UsageError: nothing is quantised for that target and precision, or the error is no positive number.
+    """
+    if (target, precision) not in QUANTISATIONS:
+        known = ", ".join(f"--target {target} --precision {precision}" for target, precision in QUANTISATIONS)
+        raise UsageError(f"no sensitivity for target {target!r} in precision {precision!r}; known: {known}")
+    if target_error is not None and not (math.isfinite(target_error) and target_error > 0):
+        raise UsageError(f"--target-error {target_error:g}: expected a relative error above 0, such as 0.01 for 1%")
+
+
+def analyse(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    folder: Path,
+    prompts: Sequence[str],
+    *,
+    target: str = "tensorrt",
+    precision: str = "fp8",
+    target_error: float | None = None,
+    progress: Progress | None = None,
+) -> Analysis:
+    """Measure every linear of the transformer alone, then search for a recipe where `target_error` is given.
+
+    The calibration's first `PICTURES` are drawn anew on its device and in its dtype; the text encoder stays as it is.
+
+    Args:
+        checkpoint: that was calibrated.
+        calibration: of it.
+        folder: where the files are written, each whole or not at all: sensitivity-TARGET-PRECISION.json and .svg, and
+            with a search recipe-TARGET-PRECISION.json.
+        prompts: those of the calibration.
+        target: whose quantisation is simulated.
+        precision: of it.
+        target_error: the largest error that the recipe may have, see `judged`.
+        progress: called as the work goes on.
+
+    Raises:
+        UsageError: see `check_analysis`; or the prompts are not the calibration's, or its device is not here.
+        QwenImageError: the calibration is of another checkpoint, a step's output is not finite, no recipe reaches the
+            error, memory does not suffice, or a file cannot be written.
+    """
+    check_analysis(target, precision, target_error)
+    settings = calibration.settings
+    if prompts_sha256(prompts) != settings.prompts_sha256:
+        raise UsageError(
+            f"the {len(prompts)} prompts are not the {settings.prompts} that the calibration was made with"
+        )
+    name = f"{target}-{precision}"
+    try:
+        forcing, pictures, linears = _prepare(checkpoint, calibration, prompts, target, precision)
+        alone, together = _measure(forcing, linears, progress)
+        sensitivity = Sensitivity(target, precision, settings, calibration.sha256, pictures, alone, together)
+        analysis = Analysis(sensitivity, folder / f"sensitivity-{name}.json", folder / f"sensitivity-{name}.svg")
+        _write(analysis)
+        if target_error is None:
+            return analysis
+
+        def measure(quantised: tuple[str, ...]) -> Errors:
+            return forcing.errors(quantised, _advance(progress, SEARCHING, forcing.steps))
+
+        found = fewest_high(sensitivity, target_error, measure)
+        analysis = Analysis(sensitivity, analysis.json, analysis.svg, found, folder / f"recipe-{name}.json")
+        _write(analysis)
+        return analysis
+    except torch.OutOfMemoryError as error:
+        raise QwenImageError(
+            f"{settings.device} has too little memory to analyse {checkpoint.name} in {settings.dtype} at these sizes; "
+            "calibrate with --dtype bf16, a smaller --size, or --device cpu"
+        ) from error
+
+
+def _prepare(
+    checkpoint: Checkpoint, calibration: Calibration, prompts: Sequence[str], target: str, precision: str
+) -> tuple[TeacherForcing, tuple[Picture, ...], list[str]]:
+    """What linears are measured on; the pictures; the linears' names."""
+    settings = calibration.settings
+    request = Request.of(
+        checkpoint,
+        prompts[:PICTURES],
+        steps=settings.steps,
+        sizes=settings.sizes,
+        guidance=settings.guidance,
+        negative_prompt=settings.negative_prompt or "",
+        seed=settings.seeds[0],
+        device=settings.device,
+        dtype=settings.dtype,
+    )
+    network = load_network(checkpoint, TRANSFORMER, DTYPES[settings.dtype]).to(settings.device)
+    assert isinstance(network, Transformer)
+    quantised = quantised_network(checkpoint, TRANSFORMER, QUANTISATIONS[target, precision], calibration)
+    trajectories = record(request, network)
+    forcing = TeacherForcing(Simulation(checkpoint, network, quantised), trajectories)
+    pictures = tuple(Picture(item.prompt, item.size, item.seed, item.sigmas) for item in trajectories)
+    return forcing, pictures, list(quantised.layers)
+
+
+def _measure(
+    forcing: TeacherForcing, linears: Sequence[str], progress: Progress | None
+) -> tuple[dict[str, Errors], Errors]:
+    """Each linear alone, and all of them."""
+    advance = _advance(progress, MEASURING, (len(linears) + 1) * forcing.steps)
+    return {name: forcing.errors([name], advance) for name in linears}, forcing.errors(linears, advance)
+
+
+def _advance(progress: Progress | None, stage: str, total: int) -> Callable[[], None]:
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(stage, done, total)
+
+    return advance
+
+
+def _write(analysis: Analysis) -> None:
+    _write_json(analysis.json, analysis.to_json())
+    write_whole(analysis.svg, plot(analysis.sensitivity).encode())
+    if analysis.found is not None and analysis.recipe is not None:
+        _write_json(analysis.recipe, analysis.found.rules())
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, text.encode())

@@ -1,0 +1,122 @@
+"""The search for the recipe that reaches an error with the fewest linears kept high.
+
+Errors of separate linears are nearly independent, so their squares nearly add up. That ranks the linears and predicts
+what is left when the worst are kept high; the prediction is corrected by what the simulation then measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qwen_image_engine.calibration.quantisation import HIGH
+from qwen_image_engine.calibration.sensitivity import Sensitivity, judged
+from qwen_image_engine.calibration.teacher_forcing import Errors
+from qwen_image_engine.engines.errors import QwenImageError
+
+_PREDICTED_RUNS = 4
+"""Measurements at a predicted count; what they leave open is halved until it is closed."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A measurement: how many linears were kept high, and the error with the others quantised."""
+
+    high: int
+    error: float
+
+
+@dataclass(frozen=True)
+class FoundRecipe:
+    """The result of a search.
+
+    Attributes:
+        precision: of what is quantised.
+        target_error: that was asked for.
+        high: linears kept high, the most sensitive first.
+        linears: how many there are.
+        errors: with all others quantised.
+        probes: every measurement, in the order they were made.
+    """
+
+    precision: str
+    target_error: float
+    high: tuple[str, ...]
+    linears: int
+    errors: Errors
+    probes: tuple[Probe, ...]
+
+    @property
+    def error(self) -> float:
+        """What the target was for, see `judged`."""
+        return judged(self.errors)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "target_error": self.target_error,
+            "error": self.error,
+            "high": list(self.high),
+            "linears": self.linears,
+            "relative_l2": [list(picture) for picture in self.errors],
+            "probes": [asdict(probe) for probe in self.probes],
+        }
+
+    def rules(self) -> dict[str, Any]:
+        """What `RecipeFile.read` takes: the high ones by name, then everything else."""
+        return {
+            "rules": [
+                *({"linears": name, "precision": HIGH} for name in self.high),
+                {"linears": "*", "precision": self.precision},
+            ]
+        }
+
+
+def fewest_high(
+    sensitivity: Sensitivity, target_error: float, measure: Callable[[tuple[str, ...]], Errors]
+) -> FoundRecipe:
+    """The fewest of the most sensitive linears to keep high for an error of at most `target_error`.
+
+    Args:
+        sensitivity: ranks the linears; its `together` is the first measurement.
+        target_error: relative L2, teacher-forced, the mean over the schedule of the worst picture.
+        measure: the errors with the linears that it is given quantised.
+
+    Raises:
+        QwenImageError: none may be quantised.
+    """
+    order = sensitivity.ranked()
+    predicted = [judged(sensitivity.summed(order[count:])) for count in range(len(order) + 1)]
+    fails, holds, reached = -1, len(order), None
+    count, errors = 0, sensitivity.together
+    probes: list[Probe] = []
+    while True:
+        probes.append(Probe(count, judged(errors)))
+        if probes[-1].error <= target_error:
+            holds, reached = count, errors
+        else:
+            fails = count
+        if holds - fails <= 1:
+            break
+        count = _next_count(predicted, probes, target_error, fails, holds)
+        errors = measure(tuple(order[count:]))
+    if reached is None:
+        raise QwenImageError(
+            f"--target-error {target_error:g} keeps every one of the {len(order)} linears high: {order[-1]}, the least "
+            f"sensitive, costs {probes[-1].error:.3g} alone in {sensitivity.precision}; ask for more than that"
+        )
+    high = tuple(order[:holds])
+    return FoundRecipe(sensitivity.precision, target_error, high, len(order), reached, tuple(probes))
+
+
+def _next_count(
+    predicted: Sequence[float], probes: Sequence[Probe], target_error: float, fails: int, holds: int
+) -> int:
+    """A count between `fails` and `holds`, neither of them."""
+    if len(probes) > _PREDICTED_RUNS:
+        return (fails + holds) // 2
+    last = probes[-1]
+    correction = last.error / predicted[last.high] if predicted[last.high] else 1.0
+    guess = next(count for count, error in enumerate(predicted) if error * correction <= target_error)
+    return min(max(guess, fails + 1), holds - 1)

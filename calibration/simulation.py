@@ -1,0 +1,181 @@
+"""The reference transformer with linears that compute as a bundle's do: rounded to 8 bits, multiplied in float32.
+
+A linear is treated where it stands. What an export folds into the weights around it (smoothing, equalisation) are
+powers of two and what it applies to both operands (rotations) is orthonormal, so undoing them on the spot leaves every
+other activation as the reference has it, and any linears may be quantised while the rest are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qwen_image_engine.calibration import fp8, int8
+from qwen_image_engine.calibration.channel_scales import ChannelScales, EqualisedPair, SmoothedChannels
+from qwen_image_engine.calibration.hadamard import rotate
+from qwen_image_engine.calibration.quantised_network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.network_tensors import read_tensors
+from qwen_image_engine.reference.transformer import KeyValue, Transformer
+
+TRANSFORMER = "transformer"
+
+
+class Simulation:
+    """A transformer whose linears can be quantised for a while, with the prefix's scales or the step's.
+
+    Scales are float32 whatever the network's dtype is.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, network: Transformer, quantised: QuantisedNetwork) -> None:
+        """Take a network in any dtype and on any device.
+
+        Args:
+            checkpoint: whose weights `network` has.
+            network: the one that is changed while linears are quantised.
+            quantised: how each linear is; where its scales are static, from a calibration.
+
+        Raises:
+            QwenImageError: the checkpoint's tensors are not those of the network.
+        """
+        self._network, self._quantised = network, quantised
+        self._prefix = checkpoint.components[TRANSFORMER].layout.prefix
+        self._rows, self._columns = _channel_scales(checkpoint, quantised)
+        self._running = _Running()
+
+    @contextmanager
+    def quantised(self, linears: Collection[str]) -> Iterator[None]:
+        """Quantise these, named as in `QuantisedNetwork.layers`; afterwards the network is what it was.
+
+        Each weight is quantised once, when it begins, and held as codes beside the network's own.
+        """
+        kept: dict[str, nn.Module] = {}
+        try:
+            for name in linears:
+                module = name.removeprefix(self._prefix)
+                linear = self._network.get_submodule(module)
+                assert isinstance(linear, nn.Linear)
+                self._network.set_submodule(module, self._simulated(name, linear))
+                kept[module] = linear
+            yield
+        finally:
+            for module, linear in kept.items():
+                self._network.set_submodule(module, linear)
+
+    def prefix(self, text_states: Tensor, cos: Tensor, sin: Tensor) -> list[KeyValue]:
+        """As of `Transformer.prefix`."""
+        self._running.component = "prefix"
+        return self._network.prefix(text_states, cos, sin)
+
+    def step(self, latents: Tensor, features: Tensor, cos: Tensor, sin: Tensor, cache: list[KeyValue]) -> Tensor:
+        """As of `Transformer.step`."""
+        self._running.component = "step"
+        return self._network.step(latents, features, cos, sin, cache)
+
+    def _simulated(self, name: str, linear: nn.Linear) -> nn.Module:
+        layer, device = self._quantised.layers[name], linear.weight.device
+        rows = self._rows[name].row_scales.to(device) if name in self._rows else None
+        columns = self._columns[name].column_scales.to(device) if name in self._columns else None
+        weight = linear.weight.detach().float()
+        if rows is not None:
+            weight = weight * rows[:, None]
+        if columns is not None:
+            weight = weight / columns
+        if layer.precision == "fp8":
+            largest = float(weight.abs().max())
+            scales = torch.tensor([[largest / fp8.LARGEST if largest > 0 else 1.0]], device=device)
+            codes = fp8.quantise(weight, float(scales))
+        else:
+            codes, row_scales = int8.quantise_rows(rotate(weight, layer.rotation))
+            scales = row_scales[:, None]
+        if rows is not None:
+            scales = scales / rows[:, None]
+        item = self._quantised.inputs.get(name)
+        if item is None:
+            return _PerToken(codes, scales, columns, layer.rotation)
+        static = {component: item.scale(component, layer.precision) for component in item.statistics}
+        return _Static(codes, scales, columns, static, layer.precision, self._running)
+
+
+@dataclass
+class _Running:
+    """Which component the network runs as."""
+
+    component: str = ""
+
+
+class _Linear(nn.Module):
+    """A linear (N, K) of codes (N, K) and scales (N, 1) or (1, 1) whose input channels are scaled by `columns` (K,)."""
+
+    def __init__(self, codes: Tensor, scales: Tensor, columns: Tensor | None) -> None:
+        super().__init__()
+        self._codes, self._scales, self._columns = codes, scales, columns
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, K) -> (…, N) in the dtype of `x`."""
+        values = x.float()
+        if self._columns is not None:
+            values = values * self._columns
+        return F.linear(self._rounded(values), self._codes.float() * self._scales).to(x.dtype)
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _Static(_Linear):
+    """With one scale for all of an input, in each component its own."""
+
+    def __init__(
+        self,
+        codes: Tensor,
+        scales: Tensor,
+        columns: Tensor | None,
+        static: Mapping[str, float],
+        precision: str,
+        running: _Running,
+    ) -> None:
+        super().__init__(codes, scales, columns)
+        self._static, self._running = static, running
+        self._quantise = fp8.quantise if precision == "fp8" else int8.quantise
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        scale = self._static.get(self._running.component)
+        if scale is None:  # in the prefix's last block, where what this linear gives reaches nothing
+            return values
+        return self._quantise(values, scale).float() * scale
+
+
+class _PerToken(_Linear):
+    """With one scale a token, after rotating blocks of channels as the weight's are."""
+
+    def __init__(self, codes: Tensor, scales: Tensor, columns: Tensor | None, rotation: int) -> None:
+        super().__init__(codes, scales, columns)
+        self._rotation = rotation
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        rotated = rotate(values.flatten(0, -2), self._rotation).reshape(values.shape)
+        largest = rotated.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        return (rotated / largest * int8.LEVELS).round() * (largest / int8.LEVELS)
+
+
+def _channel_scales(
+    checkpoint: Checkpoint, quantised: QuantisedNetwork
+) -> tuple[Mapping[str, ChannelScales], Mapping[str, ChannelScales]]:
+    """What rows of weights are multiplied by, and what columns are divided by, by the linear's name."""
+    rows: dict[str, ChannelScales] = {}
+    columns: dict[str, ChannelScales] = {
+        name: SmoothedChannels(item) for name, item in quantised.inputs.items() if item.smooth
+    }
+    tensors = {tensor.name: tensor for tensor in read_tensors(checkpoint, TRANSFORMER)}
+    for pair in quantised.pairs:
+        if quantised.inputs:
+            rows[pair.first] = columns[pair.second]
+        else:
+            scales = EqualisedPair(pair, tensors[pair.first + WEIGHT], tensors[pair.second + WEIGHT])
+            rows[pair.first] = columns[pair.second] = scales
+    return rows, columns
