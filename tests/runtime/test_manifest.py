@@ -117,9 +117,9 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_another_schema_version_says_what_to_do(bundle: Path) -> None:
-    edit(bundle, lambda document: document.update(schema=3, dims=None))
+    edit(bundle, lambda document: document.update(schema=2, dims=None))
     assert is_bundle(bundle)
-    with pytest.raises(QwenImageError, match=r"schema version 3, this version reads 2; .*export -m /models/small"):
+    with pytest.raises(QwenImageError, match=r"schema version 2, this version reads 3; .*export -m /models/small"):
         read_manifest(bundle)
 
 
