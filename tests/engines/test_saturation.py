@@ -1,19 +1,38 @@
 """Processors whose integer products saturate: found by trying, and kept from doing so."""
 
+from types import ModuleType
+
 import numpy as np
+import onnxruntime
 import pytest
 
-from qwen_image_engine.engines.openvino_saturation import has_int8_weights, products_saturate
+from qwen_image_engine.engines import onnxruntime_saturation, openvino_saturation
+from qwen_image_engine.engines.onnxruntime import session_options
+from qwen_image_engine.engines.openvino_saturation import has_int8_weights
 from qwen_image_engine.runtime.machine import CPU_FLAGS, Machine, int8_expectation
 
 openvino = pytest.importorskip("openvino")
 
 
-def test_only_processors_without_vnni_saturate() -> None:
+@pytest.mark.parametrize("backend", [onnxruntime_saturation, openvino_saturation])
+def test_only_processors_without_vnni_saturate(backend: ModuleType) -> None:
     flags = Machine.here().cpu_flags
     if flags is None or not flags["avx2"]:
         pytest.skip("not an x86 processor that tells its flags")
-    assert products_saturate() != (flags["avx_vnni"] or flags["avx512_vnni"] or flags["amx_int8"])
+    assert backend.products_saturate() != (flags["avx_vnni"] or flags["avx512_vnni"] or flags["amx_int8"])
+
+
+@pytest.mark.parametrize("saturate", [True, False])
+def test_the_slower_exact_products_are_asked_for_where_the_others_saturate(
+    saturate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwen_image_engine.engines.onnxruntime.products_saturate", lambda: saturate)
+    options = session_options(onnxruntime)
+    if saturate:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="x64quantprecision"):
+            options.get_session_config_entry("session.x64quantprecision")
 
 
 def test_int8_constants_are_seen() -> None:
