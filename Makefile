@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SHAPES := reference/shapes/checkpoint
 FOLDERS := calibration engines export reference runtime
 
 .PHONY: setup demo test lint bench clean
@@ -18,7 +19,7 @@ $(STAMP): pyproject.toml $(wildcard $(FOLDERS:%=%/*.py) reference/shapes/*.py ru
 	touch $(STAMP)
 
 demo: setup
-	$(BIN)/python benchmarks/demo.py --checkpoint reference/shapes/checkpoint --output out/demo
+	$(BIN)/python benchmarks/demo.py --checkpoint $(SHAPES) --output out/demo
 
 test: setup
 	$(BIN)/python -m pytest
@@ -29,10 +30,17 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/qwen-image export -m reference/shapes/checkpoint out/bench/bundle
+	$(BIN)/qwen-image export -m $(SHAPES) out/bench/bundle
 	$(BIN)/python benchmarks/picture.py --bundle out/bench/bundle
 	$(BIN)/python benchmarks/quantisation.py
+	$(BIN)/qwen-image export -m $(SHAPES) out/bench/int8 --precision int8
+	$(BIN)/qwen-image calibrate -m $(SHAPES) out/bench/calibration --prompts benchmarks/prompts.txt --steps 20 \
+		--size 128x128 192x192 256x256 192x128 128x192
+	for precision in fp8 int8; do $(BIN)/qwen-image export -m $(SHAPES) out/bench/twin-$$precision \
+		--target tensorrt-twin --precision $$precision --calibration out/bench/calibration || exit 1; done
+	$(BIN)/python benchmarks/judge.py out/bench/bundle out/bench/int8 out/bench/twin-fp8 out/bench/twin-int8
 	$(BIN)/python benchmarks/speed.py --profile
+	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/export_memory.py --work out/bench/memory --output benchmarks/results/export_memory.json
 	$(BIN)/python benchmarks/shapes.py
 	$(BIN)/python benchmarks/parity.py

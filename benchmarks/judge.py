@@ -1,55 +1,147 @@
-"""How often a bundle's pictures fulfil held-out prompts, beside another bundle's: what a precision costs in pictures.
+"""What a precision costs on held-out prompts: pictures that the judge accepts, and errors of every step.
 
-python benchmarks/judge.py BUNDLE [BUNDLE …] [--engine onnxruntime] [--seeds 3]
+    python benchmarks/judge.py BUNDLE [BUNDLE …] -m CHECKPOINT [--jobs 2]
+
+Pictures are drawn freely, by every bundle from the same prompts and seeds. Errors are against the fp32 reference, on
+the first seed's prompts, over the whole schedule: of the step alone on the reference's own latents, keys and values,
+and of the bundle's encoder, prefix and step in a row on the reference's latents (teacher-forced).
 """
 
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
+import numpy as np
 from environment import environment
+from numpy.typing import NDArray
 
-from qwen_image_engine.reference.shapes.evaluate import KINDS, SEED, STEPS, evaluate
+from qwen_image_engine.export import compare
+from qwen_image_engine.export.compare import Difference, difference
+from qwen_image_engine.export.recording import TeacherStep
+from qwen_image_engine.reference.pipeline import reference_pipeline
+from qwen_image_engine.reference.shapes.evaluate import KINDS, SEED, STEPS, HeldOut, evaluate, held_out
+from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.manifest import read_manifest
 from qwen_image_engine.runtime.pipeline import QwenImage
+from qwen_image_engine.runtime.sampler import euler
+from qwen_image_engine.runtime.start import Start
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+KIND = "one or two shapes"
+"""The prompts that errors are measured on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """A prompt as the reference draws it."""
+
+    request: HeldOut
+    conditioning: Conditioning
+    steps: Sequence[TeacherStep]
+
+
+def trajectory(pipeline: QwenImage, request: HeldOut) -> Trajectory:
+    conditioning = pipeline.encode(request.prompt)
+    denoise = pipeline.denoiser(conditioning, width=request.width, height=request.height)
+    taken: list[TeacherStep] = []
+
+    def velocity(latents: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+        taken.append(TeacherStep(latents, sigma, denoise(latents, sigma)))
+        return taken[-1].velocity
+
+    channels = pipeline.facts.channels
+    start = Start.of(pipeline.schedule, channels, request.width, request.height, STEPS, request.seed, 1, None)
+    for _ in euler(velocity, start.latents, start.sigmas):
+        pass
+    return Trajectory(request, conditioning, taken)
+
+
+def errors(pipeline: QwenImage, item: Trajectory, conditioning: Conditioning) -> list[Difference]:
+    """Of each step on the reference's latents."""
+    velocity = pipeline.denoiser(conditioning, width=item.request.width, height=item.request.height)
+    return [difference(velocity(step.latents, step.sigma), step.velocity) for step in item.steps]
+
+
+def summary(runs: Sequence[Sequence[Difference]]) -> dict[str, float]:
+    """The mean over all prompts and steps, the prompt whose mean is the worst, and the worst step of all."""
+    means = [compare.mean(steps) for steps in runs]
+    every, prompt = compare.mean(means), compare.worst(means)
+    step = compare.worst(compare.worst(steps) for steps in runs)
+    found = {"mean": every, "worst_prompt": prompt, "worst_step": step}
+    return {f"{key}_{over}": getattr(item, key) for over, item in found.items() for key in ("cosine", "relative_l2")}
+
+
+def measure(bundle: Path, trajectories: Sequence[Trajectory], options: argparse.Namespace) -> dict[str, Any]:
+    manifest = read_manifest(bundle)
+    with QwenImage.load(bundle, engine=options.engine, threads=options.threads) as pipeline:
+        step = [errors(pipeline, item, item.conditioning) for item in trajectories]
+        forced = [errors(pipeline, item, pipeline.encode(item.request.prompt)) for item in trajectories]
+        scores = {
+            kind: [evaluate(pipeline, counts, options.prompts, SEED * (n + 1)) for n in range(options.seeds)]
+            for kind, counts in KINDS.items()
+        }
+    step_entry = manifest.components["step"]
+    return {
+        "target": manifest.target,
+        "precision": manifest.precision,
+        "quantised_linears": len(step_entry.quantised_layers),
+        "high_linears": len([name for name in step_entry.excluded_layers if "transformer_blocks." in name]),
+        "step": summary(step),
+        "teacher_forced": summary(forced),
+        "pictures": {
+            kind: {"rate": mean(score.rate for score in found), "seeds": [asdict(score) for score in found]}
+            for kind, found in scores.items()
+        },
+    }
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    rates = ", ".join(
+        f"{kind} {found['rate']:.1%} ({', '.join(str(seed['fulfilled']) for seed in found['seeds'])})"
+        for kind, found in row["pictures"].items()
+    )
+    forced = row["teacher_forced"]
+    return (
+        f"{row['target']} {row['precision']}: step cosine {row['step']['cosine_mean']:.5f}, teacher-forced "
+        f"{forced['relative_l2_mean']:.2%}, worst step {forced['relative_l2_worst_step']:.1%}; {rates}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    parser.add_argument("-m", "--model", type=Path, default=ROOT / "reference" / "shapes" / "checkpoint")
     parser.add_argument("--engine", default="onnxruntime")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, help="of each bundle's engines")
+    parser.add_argument("--jobs", type=int, default=1, help="bundles at once")
     parser.add_argument("--prompts", type=int, default=200, help="of each kind and seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS / "judge.json")
     options = parser.parse_args()
+    reference = reference_pipeline(options.model)
+    trajectories = [trajectory(reference, item) for item in held_out(KINDS[KIND], options.prompts)]
     results = []
-    for bundle in options.bundles:
-        target, precision = read_manifest(bundle).target, read_manifest(bundle).precision
-        with QwenImage.load(bundle, engine=options.engine, threads=options.threads) as pipeline:
-            for kind, counts in KINDS.items():
-                scores = [
-                    evaluate(pipeline, counts, options.prompts, SEED * (number + 1)) for number in range(options.seeds)
-                ]
-                rate = mean(score.rate for score in scores)
-                print(f"{target} {precision} {kind}: {rate:.1%}, by seed {', '.join(f'{s.rate:.1%}' for s in scores)}")
-                results.append(
-                    {
-                        "target": target,
-                        "precision": precision,
-                        "prompts": kind,
-                        "rate": rate,
-                        "seeds": [asdict(s) for s in scores],
-                    }
-                )
-    what = f"held-out prompts that a bundle fulfils by the judge on {options.engine}; {STEPS} steps; seeds draw anew"
-    document = {"what": what, "results": results, **environment()}
-    options.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        for row in pool.map(partial(measure, trajectories=trajectories, options=options), options.bundles):
+            print(describe(row), flush=True)
+            results.append(row)
+    document = {
+        "what": f"held-out prompts drawn by bundles on {options.engine} in {STEPS} steps: pictures that the judge "
+        f"accepts, of {options.prompts} prompts for each seed; errors against the fp32 reference on the first seed's "
+        f"{options.prompts} prompts of {KIND}, means over prompts and steps",
+        "results": results,
+        **environment(),
+    }
+    options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(options.output, file=sys.stderr)
 
 

@@ -28,7 +28,7 @@ import torch
 from environment import environment
 from safetensors.torch import load_file, save_file
 
-from qwen_image_engine.calibration import quantised_network, static_input
+from qwen_image_engine.calibration import fp8, quantised_network, smoothing, static_input
 from qwen_image_engine.calibration.calibrate import calibrate
 from qwen_image_engine.calibration.linears import LINEARS
 from qwen_image_engine.calibration.naive import quantise_naively
@@ -54,6 +54,8 @@ from qwen_image_engine.runtime.tokenizer import load_tokenizer
 ROOT = Path(__file__).parents[1]
 PROMPTS = Path(__file__).parent / "prompts.txt"
 SIZES = ((256, 256), (192, 128), (128, 192), (128, 128))
+KINDS = ("attn.to_[qkv]", "attn.to_out.0", "img_mlp.gate_layer", "img_mlp.proj", "img_mlp.out")
+"""Linears of a block, by what an ablation keeps high of all blocks."""
 QUANTISED = ("text_encoder", "prefix", "step")
 MODELOPT = {"FP8": "FP8_DEFAULT_CFG", "INT8 SmoothQuant": "INT8_SMOOTHQUANT_CFG"}
 ALL_LINEARS = Quantisation(("transformer", "text_encoder"), (Rule("*", "int8"),))
@@ -223,7 +225,8 @@ def table(found: Found) -> dict[str, Any]:
     }
 
 
-def measure(name: str, checkpoint: Checkpoint, work: Path) -> Iterator[dict[str, Any]]:
+def measure(name: str, checkpoint: Checkpoint, work: Path, ablation: bool = False) -> Iterator[dict[str, Any]]:
+    """Rows of one checkpoint; with `ablation` also those that a recipe's choices are made from."""
     recordings = record(checkpoint, default_cases(load_tokenizer(checkpoint.folder)))
     calibration = work / f"calibration-{checkpoint.weights_sha256()[:8]}"
     prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
@@ -233,6 +236,9 @@ def measure(name: str, checkpoint: Checkpoint, work: Path) -> Iterator[dict[str,
         result = {"checkpoint": name, "way": way, **table(found)}
         print(json.dumps(result), flush=True)
         return result
+
+    def cpu(engine: str = "onnxruntime") -> Found:
+        return ours(checkpoint, recordings, work, "cpu", "int8", engine)
 
     def static(precision: str, **options: Any) -> Found:
         return ours(checkpoint, recordings, work, "tensorrt-twin", precision, calibration=calibration, **options)
@@ -245,19 +251,29 @@ def measure(name: str, checkpoint: Checkpoint, work: Path) -> Iterator[dict[str,
                 f"ModelOpt {version('nvidia-modelopt')} {way}",
                 in_torch(checkpoint, recordings, modelopt(configuration)),
             )
-    yield row("int8", ours(checkpoint, recordings, work, "cpu", "int8"))
-    yield row("int8, OpenVINO", ours(checkpoint, recordings, work, "cpu", "int8", "openvino"))
-    for channels in (1, 16, 256):
-        with recipe_with("cpu", "int8", largest_rotation=channels):
-            yield row(f"int8, rotations of at most {channels}", ours(checkpoint, recordings, work, "cpu", "int8"))
-    with mock.patch.object(quantised_network, "linear_pairs", return_value=[]):
-        yield row("int8, not equalised", ours(checkpoint, recordings, work, "cpu", "int8"))
+    yield row("int8", cpu())
+    yield row("int8, OpenVINO", cpu("openvino"))
     yield row("FP8, twin", static("fp8"))
-    yield row("FP8 with FP8 attention, twin", static("fp8", fp8_attention=True))
     yield row("static int8, twin", static("int8"))
+    if not ablation:
+        return
+    for channels in (1, 16):
+        with recipe_with("cpu", "int8", largest_rotation=channels):
+            yield row(f"int8, rotations of at most {channels}", cpu())
+    with mock.patch.object(quantised_network, "linear_pairs", return_value=[]):
+        yield row("int8, not equalised", cpu())
+    ends = (0, checkpoint.transformer.num_layers - 1)
     for precision, way in (("fp8", "FP8"), ("int8", "static int8")):
-        with recipe_with("tensorrt-twin", precision, rules=(Rule("*", precision),), skip_blocks=()):
+        with recipe_with("tensorrt-twin", precision, rules=(Rule("*", precision),)):
             yield row(f"{way}, every linear, twin", static(precision))
+            for kind in KINDS:
+                yield row(f"{way}, {kind} high, twin", static(precision, exclude=[f"*.{kind}"]))
+            yield row(f"{way}, first and last block high, twin", static(precision, skip_blocks=ends))
+    yield row("FP8 with FP8 attention, twin", static("fp8", fp8_attention=True))
+    with mock.patch.object(fp8, "MARGIN", 1.0):
+        yield row("FP8 without a margin, twin", static("fp8"))
+    with mock.patch.object(smoothing, "ALPHAS", smoothing.ALPHAS[:1]):
+        yield row(f"static int8, alpha {smoothing.ALPHAS[0]}, twin", static("int8"))
     with mock.patch.object(static_input, "best_smoothing", lambda inputs, weights: unsmoothed(inputs)):
         yield row("static int8, not smoothed, twin", static("int8"))
 
@@ -305,7 +321,7 @@ def main() -> None:
         checkpoint = Checkpoint.open(options.model)
         outliers = f"one channel in 32 scaled by {FACTOR:g}"
         rows = [
-            *measure("as trained", checkpoint, work),
+            *measure("as trained", checkpoint, work, ablation=True),
             *measure(outliers, Checkpoint.open(planted), work),
             *measure("random weights", Checkpoint.open(random), work),
             *measure(f"random weights, {outliers}", Checkpoint.open(random_planted), work),

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.reference.shapes.draw import draw
 from qwen_image_engine.reference.shapes.judge import judge
 from qwen_image_engine.reference.shapes.prompts import write_prompt
-from qwen_image_engine.reference.shapes.scene import random_scene, split_scene, swaps
+from qwen_image_engine.reference.shapes.scene import Scene, random_scene, split_scene, swaps
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 SIZES = ((128, 128), (192, 192), (192, 128), (128, 192), (256, 256))
@@ -23,6 +24,17 @@ KINDS = {"one or two shapes": (1, 2), "three shapes": (3,)}
 """Prompts that are scored apart, by the numbers of shapes in them."""
 
 SEED = 20_000
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A prompt that training did not see, the scene that it describes, and how it is drawn."""
+
+    scene: Scene
+    prompt: str
+    width: int
+    height: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -40,28 +52,35 @@ class Score:
         return self.fulfilled / self.tried
 
 
-def evaluate(pipeline: QwenImage, counts: tuple[int, ...], prompts: int, seed: int = SEED) -> Score:
-    """Draw held-out prompts and judge the pictures.
+def held_out(counts: tuple[int, ...], prompts: int, seed: int = SEED) -> Iterator[HeldOut]:
+    """Held-out prompts at all of `SIZES` in turn.
 
     Args:
-        pipeline: The reference's or a bundle's.
         counts: Numbers of shapes, in turn.
         prompts: How many prompts.
         seed: Of scenes, phrasings and noise.
 
     """
     rng = np.random.default_rng(seed)
-    sizes: dict[str, list[bool]] = {f"{width}x{height}": [] for width, height in SIZES}
-    faults = Counter[str]()
     for index in range(prompts):
         scene = split_scene(rng, held_out=True, count=counts[index % len(counts)])
         width, height = SIZES[index % len(SIZES)]
-        prompt = write_prompt(scene, rng)
-        picture = pipeline.generate(prompt, width=width, height=height, steps=STEPS, seed=seed + index, progress=False)[
-            0
-        ]
-        verdict = judge(picture.rgba, scene)
-        sizes[f"{width}x{height}"].append(verdict.fulfilled)
+        yield HeldOut(scene, write_prompt(scene, rng), width, height, seed + index)
+
+
+def evaluate(pipeline: QwenImage, counts: tuple[int, ...], prompts: int, seed: int = SEED) -> Score:
+    """Draw held-out prompts with the reference's pipeline or a bundle's, and judge the pictures.
+
+    Arguments are those of `held_out`.
+    """
+    sizes: dict[str, list[bool]] = {f"{width}x{height}": [] for width, height in SIZES}
+    faults = Counter[str]()
+    for item in held_out(counts, prompts, seed):
+        (picture,) = pipeline.generate(
+            item.prompt, width=item.width, height=item.height, steps=STEPS, seed=item.seed, progress=False
+        )
+        verdict = judge(picture.rgba, item.scene)
+        sizes[f"{item.width}x{item.height}"].append(verdict.fulfilled)
         faults.update(_kind(fault) for fault in verdict.faults[:1])
     rates = {size: float(np.mean(found)) for size, found in sizes.items() if found}
     return Score(prompts, sum(map(sum, sizes.values())), rates, dict(faults))
