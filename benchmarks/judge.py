@@ -88,6 +88,7 @@ def measure(bundle: Path, trajectories: Sequence[Trajectory], options: argparse.
         scores = {
             kind: [evaluate(pipeline, counts, options.prompts, SEED * (n + 1)) for n in range(options.seeds)]
             for kind, counts in KINDS.items()
+            if kind in options.kinds
         }
     step_entry = manifest.components["step"]
     return {
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="bundles at once")
     parser.add_argument("--prompts", type=int, default=200, help="of each kind and seed")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS), help="of prompts to draw")
     parser.add_argument("--output", type=Path, default=RESULTS / "judge.json")
     options = parser.parse_args()
     reference = reference_pipeline(options.model)

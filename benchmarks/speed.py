@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -20,9 +20,10 @@ from typing import Any
 
 import diffusers
 import torch
+from ceilings import ceilings
 from environment import environment
 from export_memory import write_checkpoint
-from operator_times import onnxruntime_times, openvino_times
+from operator_times import Inputs, onnxruntime_times, openvino_times
 from step_ways import (
     DTYPES,
     Case,
@@ -94,8 +95,8 @@ def describe(row: Mapping[str, Any]) -> str:
 
 def times(
     checkpoint: Checkpoint, model: Path, entry: ComponentEntry, options: argparse.Namespace
-) -> tuple[list[dict[str, Any]], Case]:
-    """Times of every way at every size, and the largest of the cases."""
+) -> tuple[list[dict[str, Any]], list[Case]]:
+    """Times of every way at every size, and the cases."""
     models = {name: load_diffusers(checkpoint.folder, dtype) for name, dtype in DTYPES.items()}
     networks = {name: share_weights(checkpoint, eager) for name, eager in models.items()}
     ways: dict[str, Way] = {
@@ -104,23 +105,26 @@ def times(
         **int8_ways(model, entry, options.threads),
     }
     cases = [make_case(networks["fp32"], tokens, options.prefix) for tokens in sorted(options.tokens)]
-    return [row for case in cases for row in measure(ways, case, options.rounds)], cases[-1]
+    return [row for case in cases for row in measure(ways, case, options.rounds)], cases
 
 
-def profiles(model: Path, case: Case, threads: int, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the engines that were timed."""
+def profiles(
+    model: Path, cases: Sequence[Case], threads: int, results: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Of the engines that were timed, at each size."""
     timed = {row["way"] for row in results}
-    taken = {
-        "ONNX Runtime int8": lambda: onnxruntime_times(model, case.inputs, threads),
-        "OpenVINO int8, rest fp32": lambda: openvino_times(model, case.inputs, threads, "f32"),
-        "OpenVINO int8, rest bf16": lambda: openvino_times(model, case.inputs, threads, "bf16"),
+    taken: dict[str, Callable[[Inputs], dict[str, Any]]] = {
+        "ONNX Runtime int8": lambda inputs: onnxruntime_times(model, inputs, threads),
+        "OpenVINO int8, rest fp32": lambda inputs: openvino_times(model, inputs, threads, "f32"),
+        "OpenVINO int8, rest bf16": lambda inputs: openvino_times(model, inputs, threads, "bf16"),
     }
     rows = []
-    for way, take in taken.items():
-        if way in timed:
-            rows.append({"tokens": case.side**2, "prefix": case.prefix, "way": way, **take()})
-            shares = "  ".join(f"{kind} {found['share']:.1%}" for kind, found in rows[-1]["kinds"].items())
-            print(f"{way:25} {rows[-1]['total_s']:.3f} s: {shares}", flush=True)
+    for case in cases:
+        for way, take in taken.items():
+            if way in timed:
+                rows.append({"tokens": case.side**2, "prefix": case.prefix, "way": way, **take(case.inputs)})
+                shares = "  ".join(f"{kind} {found['share']:.1%}" for kind, found in rows[-1]["kinds"].items())
+                print(f"{case.side**2:5} + {case.prefix}  {way:25} {rows[-1]['total_s']:.3f} s: {shares}", flush=True)
     return rows
 
 
@@ -155,7 +159,7 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, default=128, help="tokens")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--profile", action="store_true", help="the engines by kind of operator, at the largest size")
+    parser.add_argument("--profile", action="store_true", help="the engines by kind of operator, at each size")
     parser.add_argument("--work", type=Path, default=Path("out/bench/speed"), help="checkpoint and bundle: 2 GB")
     parser.add_argument("--output", type=Path, default=RESULTS / "speed.json")
     options = parser.parse_args()
@@ -168,15 +172,17 @@ def main() -> None:
     manifest = export_bundle(checkpoint, bundle, precision="int8")
     entry = manifest.components["step"]
     model = bundle / entry.model
-    results, largest = times(checkpoint, model, entry, options)
+    products = ceilings(options.threads)
+    results, cases = times(checkpoint, model, entry, options)
     document = {
         "what": f"seconds of one cached step of {options.blocks} blocks {128 * options.heads} wide, random weights; "
         f"a round to warm up, then {options.rounds} in which every way runs in turn; diffusers eager, with its own "
         "cache of the prefix; relative L2 of the velocity against the fp32 reference",
         "threads": options.threads,
         "results": results,
+        "products_gop_per_s": products,
         # Profiled graphs are loaded once more, after those that were timed are gone.
-        "profiles": profiles(model, largest, options.threads, results) if options.profile else [],
+        "profiles": profiles(model, cases, options.threads, results) if options.profile else [],
         "transformer_sizes": {"released": released_sizes(), "timed": measured_sizes(checkpoint, manifest)},
         "diffusers": diffusers.__version__,
         **environment(),
