@@ -152,10 +152,11 @@ def check_statistics(where: str, components: Statistics, checkpoint: Checkpoint,
             )
         for name, tensor in expected.items():
             shapes = {
-                "channel_absmax": tensor.channels,
-                "channel_mean_square": tensor.channels,
-                "percentiles": len(PERCENTILES),
-                "absmax_by_step": steps if component == "step" else 1,
+                "channel_absmax": (tensor.channels,),
+                "channel_mean_square": (tensor.channels,),
+                "percentiles": (len(PERCENTILES),),
+                "absmax_by_step": (steps if component == "step" else 1,),
+                "gram": (tensor.channels // tensor.block if tensor.block else 0, tensor.block, tensor.block),
             }
             fault = _fault(found[name], shapes)
             if fault:
@@ -175,16 +176,16 @@ def _check_checkpoint(folder: Path, found: CheckpointIdentity, checkpoint: Check
         )
 
 
-def _fault(statistics: InputStatistics, shapes: Mapping[str, int]) -> str | None:
+def _fault(statistics: InputStatistics, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """What is wrong with one activation, in words."""
-    for field, size in shapes.items():
+    for field, shape in shapes.items():
         values = getattr(statistics, field)
-        if values.dtype != torch.float32 or tuple(values.shape) != (size,):
-            return f"{field} is {values.dtype} {tuple(values.shape)}, expected torch.float32 ({size},)"
+        if values.dtype != torch.float32 or tuple(values.shape) != shape:
+            return f"{field} is {values.dtype} {tuple(values.shape)}, expected torch.float32 {shape}"
         if not bool(values.isfinite().all()):
-            wrong = size - int(values.isfinite().sum())
-            return f"{wrong} of {size} values of {field} are not finite"
-        if float(values.min()) < 0:
+            wrong = values.numel() - int(values.isfinite().sum())
+            return f"{wrong} of {values.numel()} values of {field} are not finite"
+        if field != "gram" and float(values.min()) < 0:
             return f"{field} holds {float(values.min()):g}, expected nothing below 0"
     if not float(statistics.channel_absmax.max()) > 0:
         return "its range is zero: every value that was seen is 0"

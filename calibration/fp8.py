@@ -5,11 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qwen_image_engine.calibration.error_feedback import ErrorFeedback
+
 LARGEST = 448.0
 """The largest finite code; what lies beyond it saturates, and would be NaN otherwise."""
 
 MARGIN = 1.1
 """Room above the largest magnitude that calibration saw: a tenth costs a floating-point code next to nothing."""
+
+
+def quantise_rows(rows: Tensor, scale: float, feedback: ErrorFeedback | None = None) -> Tensor:
+    """Codes (N, K) of a weight's rows (N, K) float32, the nearest or those of `feedback`."""
+    if feedback is not None:
+        rows = feedback.rounded(rows, lambda values: quantise(values, scale).float() * scale)
+    return quantise(rows, scale)
 
 
 def quantise(values: Tensor, scale: float) -> Tensor:

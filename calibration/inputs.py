@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import nn
 
+from qwen_image_engine.calibration.hadamard import block_size
 from qwen_image_engine.calibration.linears import LINEARS
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, empty_network
@@ -17,6 +18,9 @@ COMPONENTS = ("text_encoder", "prefix", "step")
 
 OUTPUT = ".output"
 """What stands behind a linear's name where its output is observed, not its input."""
+
+_LARGEST_BLOCK = 64
+"""A matrix of this side for every so many channels: 0.4 GB for the inputs of the released transformer, 26 GB whole."""
 
 _VALUES = "attn.to_v"
 # The prefix hands on keys and values alone: what follows the last block's projections reaches nothing.
@@ -31,11 +35,13 @@ class ObservedTensor:
         module: the linear, by its name in the network.
         side: of the linear that is observed.
         channels: of the activation.
+        block: of channels whose products are kept; 0 for none.
     """
 
     module: str
     side: Literal["input", "output"]
     channels: int
+    block: int = 0
 
 
 def observed_tensors(checkpoint: Checkpoint, component: str) -> Mapping[str, ObservedTensor]:
@@ -64,5 +70,8 @@ def observed_tensors(checkpoint: Checkpoint, component: str) -> Mapping[str, Obs
             if end == _VALUES:
                 observed[f"{prefix}{module}{OUTPUT}"] = ObservedTensor(module, "output", linear.out_features)
             else:
-                observed[f"{prefix}{module}"] = ObservedTensor(module, "input", linear.in_features)
+                channels = linear.in_features
+                # Of the network whose weights are rounded with static scales.
+                kept = block_size(channels, _LARGEST_BLOCK) if name == "transformer" else 0
+                observed[f"{prefix}{module}"] = ObservedTensor(module, "input", channels, kept)
     return observed

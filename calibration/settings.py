@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 FORMAT = "qwen-image-calibration"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)

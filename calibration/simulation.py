@@ -86,16 +86,17 @@ class Simulation:
             weight = weight * rows[:, None]
         if columns is not None:
             weight = weight / columns
+        item = self._quantised.inputs.get(name)
+        feedback = item.error_feedback() if item is not None else None
         if layer.precision == "fp8":
             largest = float(weight.abs().max())
             scales = torch.tensor([[largest / fp8.LARGEST if largest > 0 else 1.0]], device=device)
-            codes = fp8.quantise(weight, float(scales))
+            codes = fp8.quantise_rows(weight, float(scales), feedback)
         else:
-            codes, row_scales = int8.quantise_rows(rotate(weight, layer.rotation))
+            codes, row_scales = int8.quantise_rows(rotate(weight, layer.rotation), feedback=feedback)
             scales = row_scales[:, None]
         if rows is not None:
             scales = scales / rows[:, None]
-        item = self._quantised.inputs.get(name)
         if item is None:
             return _PerToken(codes, scales, columns, layer.rotation)
         static = {component: item.scale(component, layer.precision) for component in item.statistics}

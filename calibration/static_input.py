@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 
+import torch
+
 from qwen_image_engine.calibration import fp8, int8
+from qwen_image_engine.calibration.error_feedback import ErrorFeedback
 from qwen_image_engine.calibration.smoothing import Smoothing, best_smoothing
 from qwen_image_engine.calibration.statistics import InputStatistics
 from qwen_image_engine.reference.tensor_blocks import row_blocks
@@ -29,6 +32,21 @@ class StaticInput:
     def smoothing(self) -> Smoothing:
         """Of an input that is smoothed."""
         return best_smoothing(list(self.statistics.values()), [partial(row_blocks, reader) for reader in self.readers])
+
+    def error_feedback(self) -> ErrorFeedback | None:
+        """For rounding the weights that read it; None where a calibration keeps no products of channels.
+
+        Of prefix and step together, each by its own mean square: a weight serves both. Factors are found anew at every
+        call: they take as much memory as the weight of a layer.
+        """
+        grams = [item.gram for item in self.statistics.values()]
+        if not len(grams[0]):
+            return None
+        total = torch.stack([gram / gram.diagonal(dim1=1, dim2=2).mean() for gram in grams]).sum(dim=0)
+        if self.smooth:
+            scales = self.smoothing.scales.reshape(total.shape[:2])
+            total = total / (scales[:, :, None] * scales[:, None])
+        return ErrorFeedback(total)
 
     def scale(self, component: str, precision: str) -> float:
         """The value of code 1 of the input in `precision`, as the graph of `component` has it."""

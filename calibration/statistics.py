@@ -1,4 +1,4 @@
-"""What is kept of an activation: ranges by channel and by step, mean squares, percentiles of magnitudes.
+"""What is kept of an activation: ranges by channel and by step, mean products of channels, percentiles of magnitudes.
 
 Sums of one activation grow run by run on the device of its network. They are restored bit for bit from a file, so that
 an interrupted calibration ends as an uninterrupted one does.
@@ -36,12 +36,14 @@ class InputStatistics:
         percentiles: (4,), of the magnitudes of all channels together: `PERCENTILES`, within `RESOLUTION`.
         absmax_by_step: (S,), the largest magnitude at each step of the schedule; S is 1 where a component runs once a
             prompt.
+        gram: (K / B, B, B), the mean of x^T x within blocks of B channels; (0, 0, 0) where it is not kept.
     """
 
     channel_absmax: Tensor
     channel_mean_square: Tensor
     percentiles: Tensor
     absmax_by_step: Tensor
+    gram: Tensor
 
 
 class InputSums:
@@ -53,23 +55,27 @@ class InputSums:
         self._square_sum = tensors["square_sum"]  # (K,) float64
         self._histogram = tensors["histogram"]  # (bins,) int64
         self._absmax_by_step = tensors["absmax_by_step"]  # (S,) float32
+        self._gram_sum = tensors["gram_sum"]  # (K / B, B, B) float32
         self._rows = tensors["rows"]  # () int64
 
     @classmethod
-    def empty(cls, channels: int, steps: int, device: torch.device) -> Self:
+    def empty(cls, channels: int, steps: int, device: torch.device, block: int = 0) -> Self:
         """Nothing seen yet.
 
         Args:
             channels: K.
             steps: S.
             device: where the sums are kept.
+            block: B, which divides K; 0 for no products of channels.
         """
+        blocks = channels // block if block else 0
         return cls(
             {
                 "channel_absmax": torch.zeros(channels, device=device),
                 "square_sum": torch.zeros(channels, dtype=torch.float64, device=device),
                 "histogram": torch.zeros(_BINS, dtype=torch.int64, device=device),
                 "absmax_by_step": torch.zeros(steps, device=device),
+                "gram_sum": torch.zeros(blocks, block, block, device=device),
                 "rows": torch.zeros((), dtype=torch.int64, device=device),
             }
         )
@@ -81,6 +87,7 @@ class InputSums:
             "square_sum": self._square_sum,
             "histogram": self._histogram,
             "absmax_by_step": self._absmax_by_step,
+            "gram_sum": self._gram_sum,
             "rows": self._rows,
         }
 
@@ -90,7 +97,8 @@ class InputSums:
         Raises:
             FloatingPointError: some are not finite; nothing is counted then. The text says how many.
         """
-        magnitudes = values.flatten(0, -2).float().abs()  # (rows, K)
+        values = values.flatten(0, -2).float()  # (rows, K)
+        magnitudes = values.abs()
         largest = magnitudes.amax(dim=0)
         if not bool(largest.isfinite().all()):  # a NaN is the largest of its channel
             wrong = magnitudes.numel() - int(magnitudes.isfinite().sum())
@@ -100,6 +108,9 @@ class InputSums:
         torch.maximum(at_step, largest.amax(), out=at_step)
         self._histogram += _histogram(magnitudes)
         # A run's rows are few enough for float32 (they are summed in a tree), those of a calibration are not.
+        if len(self._gram_sum):
+            blocks = values.reshape(len(values), len(self._gram_sum), -1).permute(1, 2, 0)  # (K / B, B, rows)
+            self._gram_sum.baddbmm_(blocks, blocks.transpose(1, 2))
         self._square_sum += magnitudes.square_().sum(dim=0)
         self._rows += len(magnitudes)
 
@@ -110,6 +121,7 @@ class InputSums:
             channel_mean_square=(self._square_sum / self._rows).float().cpu(),
             percentiles=_percentiles(self._histogram.cpu(), self._channel_absmax.amax().cpu()),
             absmax_by_step=self._absmax_by_step.cpu(),
+            gram=(self._gram_sum / self._rows).cpu(),
         )
 
 

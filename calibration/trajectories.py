@@ -24,7 +24,7 @@ def empty_sums(request: Request) -> Sums:
     device = torch.device(request.device)
     return {
         component: {
-            name: InputSums.empty(tensor.channels, request.steps if component == "step" else 1, device)
+            name: InputSums.empty(tensor.channels, request.steps if component == "step" else 1, device, tensor.block)
             for name, tensor in observed_tensors(request.checkpoint, component).items()
         }
         for component in COMPONENTS

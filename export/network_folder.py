@@ -174,7 +174,10 @@ def _described(name: str, layer: QuantisedLayer, component: str, quantised: Quan
     if item is None:
         return layer
     alpha = item.smoothing.alpha if item.smooth else None
-    return replace(layer, smoothing=alpha, input_scale=item.scale(component, layer.precision))
+    gram = item.statistics[component].gram
+    return replace(
+        layer, smoothing=alpha, input_scale=item.scale(component, layer.precision), error_feedback=gram.shape[-1]
+    )
 
 
 def _linears(model: ir.Model) -> tuple[str, ...]:

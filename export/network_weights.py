@@ -56,9 +56,9 @@ def network_weights(checkpoint: Checkpoint, network: str, dtype: str, quantised:
             plain = weight.rows is None and weight.columns is None
             entries.append(Stored(tensor, stored_dtype) if plain else RescaledWeight(weight, stored_dtype))
         elif layer.precision == "fp8":
-            fp8_weight = Fp8Weight(weight, stored_dtype)
+            fp8_weight = Fp8Weight(weight, stored_dtype, quantised.inputs.get(linear))
             entries += [fp8_weight, Fp8Scale(fp8_weight)]
         else:
-            int8_weight = Int8Weight(weight, layer.rotation, stored_dtype)
+            int8_weight = Int8Weight(weight, layer.rotation, stored_dtype, quantised.inputs.get(linear))
             entries += [int8_weight, Int8Scales(int8_weight)]
     return entries

@@ -13,10 +13,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from qwen_image_engine.calibration import fp8
+from qwen_image_engine.calibration import fp8, int8
 from qwen_image_engine.calibration.channel_scales import ChannelScales
+from qwen_image_engine.calibration.error_feedback import ErrorFeedback
 from qwen_image_engine.calibration.hadamard import rotate
-from qwen_image_engine.calibration.int8 import quantise_rows
+from qwen_image_engine.calibration.static_input import StaticInput
 from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.tensor_blocks import row_blocks
 from qwen_image_engine.reference.tensor_file import TensorInfo
@@ -81,18 +82,18 @@ class Int8Weight(_Weight):
 
     dtype = "I8"
 
-    def __init__(self, weight: Rescaled, rotation: int, scale_dtype: str) -> None:
+    def __init__(self, weight: Rescaled, rotation: int, scale_dtype: str, channels: StaticInput | None = None) -> None:
         super().__init__(weight)
-        self.rotation, self.scale_dtype = rotation, scale_dtype
+        self.rotation, self.scale_dtype, self.channels = rotation, scale_dtype, channels
         self.row_scales = torch.empty(0)
         self.rows_read = 0
 
     def blocks(self) -> Iterator[memoryview]:
         """The codes."""
-        dtype = _torch(self.scale_dtype)
+        dtype, feedback = _torch(self.scale_dtype), _feedback(self.channels)
         self.row_scales, self.rows_read = torch.empty(self.shape[0], dtype=dtype), 0
         for rows in self.weight.row_blocks():
-            codes, scales = quantise_rows(rotate(rows, self.rotation), dtype)
+            codes, scales = int8.quantise_rows(rotate(rows, self.rotation), dtype, feedback)
             self.row_scales[self.rows_read : self.rows_read + len(scales)] = scales
             self.rows_read += len(scales)
             yield _bytes(codes)
@@ -133,9 +134,9 @@ class Fp8Weight(_Weight):
 
     dtype = "F8_E4M3"
 
-    def __init__(self, weight: Rescaled, scale_dtype: str) -> None:
+    def __init__(self, weight: Rescaled, scale_dtype: str, channels: StaticInput | None = None) -> None:
         super().__init__(weight)
-        self.scale_dtype = scale_dtype
+        self.scale_dtype, self.channels = scale_dtype, channels
 
     @cached_property
     def scale(self) -> Tensor:
@@ -145,9 +146,9 @@ class Fp8Weight(_Weight):
 
     def blocks(self) -> Iterator[memoryview]:
         """The codes, of the scale as it is stored."""
-        scale = float(self.scale)
+        scale, feedback = float(self.scale), _feedback(self.channels)
         for rows in self.weight.row_blocks():
-            yield _bytes(fp8.quantise(rows, scale))
+            yield _bytes(fp8.quantise_rows(rows, scale, feedback))
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,11 @@ class InputFactors:
     def blocks(self) -> Iterator[memoryview]:
         """All of them; powers of two in every dtype."""
         yield _bytes(self.scales.column_scales.to(_torch(self.dtype)))
+
+
+def _feedback(channels: StaticInput | None) -> ErrorFeedback | None:
+    """For rounding a weight, from what calibration saw of the input that it reads."""
+    return None if channels is None else channels.error_feedback()
 
 
 def _torch(dtype: str) -> torch.dtype:

@@ -53,6 +53,8 @@ class QuantisedLayer:
         equalised_with: the linear before or after it that shares its channels and was scaled with it.
         smoothing: alpha of SmoothQuant, None where its input is not smoothed.
         input_scale: the value of code 1 of its input, None where each token has a scale of its own.
+        error_feedback: input channels within which the error of rounding a weight is fed back to those not yet rounded,
+            0 where weights go to the nearest code.
     """
 
     precision: str
@@ -60,6 +62,7 @@ class QuantisedLayer:
     equalised_with: str | None = None
     smoothing: float | None = None
     input_scale: float | None = None
+    error_feedback: int = 0
 
 
 @dataclass(frozen=True)

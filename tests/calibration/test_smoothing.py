@@ -13,7 +13,9 @@ ROWS, CHANNELS, OUTPUTS = 512, 96, 64
 
 
 def statistics(x: Tensor) -> InputStatistics:
-    return InputStatistics(x.abs().amax(dim=0), x.square().mean(dim=0), torch.zeros(4), x.abs().amax()[None])
+    return InputStatistics(
+        x.abs().amax(dim=0), x.square().mean(dim=0), torch.zeros(4), x.abs().amax()[None], torch.empty(0, 0, 0)
+    )
 
 
 def through_int8(values: Tensor, largest: Tensor) -> Tensor:

@@ -159,8 +159,9 @@ def test_codes_times_scales_are_the_weights(static_bundle: Bundles, precision: s
         )
         expected = stored[name].float() * factors
         error = (values - expected).norm() / expected.norm()
-        # 3 bits of mantissa: 2.6% where mantissas are spread evenly; 8 bits of a row's largest value: under 1%.
-        assert error < (0.035 if precision == "fp8" else 0.012)
+        # 3 bits of mantissa: 2.6% where mantissas are spread evenly; 8 bits of a row's largest value: under 1%. Error
+        # feedback takes weights off the nearest code, for the sake of the product.
+        assert error < (0.05 if precision == "fp8" else 0.012)
     assert written["img_in.weight"].dtype == torch.bfloat16
     assert written["transformer_blocks.0.attn.norm_q.weight"].dtype == torch.bfloat16
 
