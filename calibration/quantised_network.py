@@ -53,9 +53,7 @@ def quantised_network(
     if quantisation is None or network not in quantisation.networks:
         return QuantisedNetwork()
     weights = _weights(checkpoint, network)
-    precisions = {
-        name: HIGH if _skipped(network, name, quantisation) else quantisation.precision(name) for name in weights
-    }
+    precisions = {name: _precision(network, name, quantisation) for name in weights}
     chosen = [name for name, precision in precisions.items() if precision != HIGH]
     inputs: dict[str, StaticInput] = {}
     if quantisation.static:
@@ -95,16 +93,22 @@ def quantised_networks(
     return {name: quantised_network(checkpoint, name, quantisation, calibration) for name in networks}
 
 
-def check_rules(checkpoint: Checkpoint, quantisation: Quantisation | None) -> None:
-    """Every pattern must match a linear, and every block to skip must be there.
+def check_rules(checkpoint: Checkpoint, quantisation: Quantisation | None, precision: str) -> None:
+    """Every pattern must match a linear, every block to skip must be there, and something must be left to quantise.
+
+    Args:
+        checkpoint: whose linears are meant.
+        quantisation: the rules, None for none.
+        precision: of the bundle, which some linear must have.
 
     Raises:
-        UsageError: one does not.
+        UsageError: not so.
         QwenImageError: the tensors are not those of a network.
     """
     if quantisation is None:
         return
-    names = [name for network in quantisation.networks for name in _weights(checkpoint, network)]
+    weights = [(network, name) for network in quantisation.networks for name in _weights(checkpoint, network)]
+    names = [name for _, name in weights]
     for rule in quantisation.rules:
         if not any(fnmatch.fnmatchcase(name, rule.linears) for name in names):
             raise UsageError(
@@ -114,7 +118,15 @@ def check_rules(checkpoint: Checkpoint, quantisation: Quantisation | None) -> No
     layers = checkpoint.transformer.num_layers
     absent = [str(block) for block in quantisation.skip_blocks if not 0 <= block < layers]
     if absent:
-        raise UsageError(f"--skip-blocks {','.join(absent)}: the transformer has blocks 0 to {layers - 1}")
+        raise UsageError(
+            f"blocks to skip (--skip-blocks, or a recipe's skip_blocks): {', '.join(absent)}; the transformer has "
+            f"blocks 0 to {layers - 1}"
+        )
+    if not any(_precision(network, name, quantisation) == precision for network, name in weights):
+        raise UsageError(
+            f"none of the {len(names)} linears is left to have {precision}, the bundle's precision: the first rule "
+            "that matches a linear decides, and --exclude and --skip-blocks come before the rules"
+        )
 
 
 def _weights(checkpoint: Checkpoint, network: str) -> dict[str, TensorInfo]:
@@ -162,5 +174,7 @@ def _attention(
             )
 
 
-def _skipped(network: str, name: str, quantisation: Quantisation) -> bool:
-    return network == "transformer" and block_index(name) in quantisation.skip_blocks
+def _precision(network: str, name: str, quantisation: Quantisation) -> str:
+    if network == "transformer" and block_index(name) in quantisation.skip_blocks:
+        return HIGH
+    return quantisation.precision(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class RecipeFile:
         if not (
             _is_list_of_ints(data.get("skip_blocks", []))
             and isinstance(data.get("fp8_attention", False), bool)
-            and (capability is None or isinstance(capability, int | float))
+            and (capability is None or _is_finite(capability))
         ):
             raise UsageError(
                 f"--recipe {path}: expected skip_blocks as a list of numbers, fp8_attention true or false, and "
@@ -108,6 +109,10 @@ def _rule(path: Path, item: Any) -> Rule:
             f"{', '.join((*QUANTISED, HIGH))}"
         )
     return Rule(item["linears"], item["precision"])
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_list_of_ints(value: Any) -> bool:

@@ -98,7 +98,7 @@ def export_bundle(
         checkpoint = Checkpoint.open(checkpoint)
     output = Path(output).expanduser().absolute()
     check_checkpoint(checkpoint)
-    check_rules(checkpoint, chosen.quantisation)
+    check_rules(checkpoint, chosen.quantisation, chosen.precision)
     if chosen.audited:
         require("onnxruntime")  # missing, better told now than after minutes of work
     calibrated = open_calibration(checkpoint, chosen, calibration)

@@ -1,5 +1,7 @@
 """Requests to quantise that cannot be carried out: a usage error in words, and nothing half-written."""
 
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,8 @@ REQUESTS = {
     "pattern": (("--precision", "int8", "--exclude", "*.attn.to_w"), "'*.attn.to_w' matches none"),
     "pattern of what is never quantised": (("--precision", "int8", "--exclude", "proj_out"), "'proj_out' matches none"),
     "second pattern": (("--precision", "int8", "--exclude", "*.to_q", "--exclude", "to_k"), "'to_k' matches none"),
-    "block": (("--precision", "int8", "--skip-blocks", "0,7"), "--skip-blocks 7: the transformer has blocks 0 to 1"),
+    "block": (("--precision", "int8", "--skip-blocks", "0,7"), "7; the transformer has blocks 0 to 1"),
+    "every linear": (("--precision", "int8", "--exclude", "*"), "linears is left to have int8"),
     "block in words": (("--precision", "int8", "--skip-blocks", "first"), "expected numbers with commas"),
     "fp32": (("--exclude", "*.to_q"), "fp32 quantises nothing"),
     "precision": (("--precision", "int4"), "--target cpu --precision int8"),
@@ -24,6 +27,43 @@ def test_usage_errors(
     flags, word = REQUESTS[name]
     assert word in fails(2, "export", "-m", random_checkpoint(), output / "bundle", *flags)
     assert word in fails(2, "plan", "-m", random_checkpoint(), *flags)
+
+
+RECIPES = {
+    "unknown precision": ([{"linears": "*", "precision": "int4"}], {}, "unknown precision 'int4'"),
+    "no layer": ([], {}, "names no layer"),
+    "pattern": ([{"linears": "*.to_w", "precision": "fp8"}], {}, "'*.to_w' matches none"),
+    "block": ([{"linears": "*", "precision": "fp8"}], {"skip_blocks": [9]}, "9; the transformer has blocks 0 to 1"),
+    "every block": (
+        [{"linears": "*", "precision": "fp8"}],
+        {"skip_blocks": [0, 1]},
+        "linears is left to have fp8, the bundle's precision",
+    ),
+    "shadowed": (
+        [{"linears": "*", "precision": "int8"}, {"linears": "*.to_q", "precision": "fp8"}],
+        {"compute_capability": 10.0},
+        "linears is left to have fp8, the bundle's precision",
+    ),
+    "below Blackwell": (
+        [{"linears": "*.to_q", "precision": "int8"}, {"linears": "*", "precision": "fp8"}],
+        {"compute_capability": 8.9},
+        "need Blackwell",
+    ),
+    "no number": ([{"linears": "*", "precision": "fp8"}], {"compute_capability": math.nan}, "compute_capability as a"),
+    "truth": ([{"linears": "*", "precision": "fp8"}], {"compute_capability": True}, "compute_capability as a number"),
+}
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_recipes(
+    random_checkpoint: Callable[..., Path], output: Path, tmp_path: Path, fails: Callable[..., str], name: str
+) -> None:
+    rules, others, word = RECIPES[name]
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps({"rules": rules, **others}), encoding="utf-8")
+    flags = ("--target", "tensorrt", "--precision", "fp8", "--recipe", file)
+    assert word in fails(2, "plan", "-m", random_checkpoint(), *flags)
+    assert word in fails(2, "export", "-m", random_checkpoint(), output / "bundle", *flags)
 
 
 def test_flags_are_refused_before_the_checkpoint_is_read(output: Path, fails: Callable[..., str]) -> None:

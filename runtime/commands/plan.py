@@ -89,7 +89,7 @@ def execute(options: argparse.Namespace) -> Report:
         chosen = chosen_recipe(options)
     checkpoint = Checkpoint.open(options.model)
     check_checkpoint(checkpoint)
-    check_rules(checkpoint, chosen.quantisation)
+    check_rules(checkpoint, chosen.quantisation, chosen.precision)
     plan = plan_export(checkpoint, chosen, quantised_networks(checkpoint, chosen.quantisation), options.weights)
     free_bytes = None if options.bundle is None else check_disk(plan, options.bundle)
 

@@ -180,7 +180,8 @@ def test_the_twin_is_near_torch(
 @pytest.mark.parametrize("component", TRANSFORMER)
 def test_planted_outliers_are_smoothed_away(static_bundle: Bundles, errors: Errors, component: str) -> None:
     found = errors(static_bundle("narrow", "tensorrt-twin", "int8", outliers=True), component)
-    # The same network through plain W8A8 is below 0.9 (tests/calibration/test_equalisation.py).
+    # The same network through plain W8A8 is below 0.9 (tests/calibration/test_equalisation.py). A few hundred channels
+    # and one prompt's calibration do less well than `shapes`, which benchmarks/quantisation.py measures.
     assert found.cosine >= 0.995
 
 
