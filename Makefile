@@ -35,12 +35,15 @@ bench: setup
 	$(BIN)/python benchmarks/quantisation.py
 	$(BIN)/qwen-image export -m $(SHAPES) out/bench/int8 --precision int8
 	$(BIN)/qwen-image calibrate -m $(SHAPES) out/bench/calibration --prompts benchmarks/prompts.txt --steps 20 \
-		--size 128x128 192x192 256x256 192x128 128x192
-	for precision in fp8 int8; do $(BIN)/qwen-image export -m $(SHAPES) out/bench/twin-$$precision \
-		--target tensorrt-twin --precision $$precision --calibration out/bench/calibration || exit 1; done
+		--size 128x128 192x192 256x256 192x128 128x192 --precision fp8 --target-error 0.0235
+	$(BIN)/qwen-image export -m $(SHAPES) out/bench/twin-int8 --target tensorrt-twin --precision int8 \
+		--calibration out/bench/calibration
+	$(BIN)/qwen-image export -m $(SHAPES) out/bench/twin-fp8 --target tensorrt-twin --precision fp8 \
+		--calibration out/bench/calibration --recipe out/bench/calibration/recipe-tensorrt-fp8.json
 	$(BIN)/python benchmarks/judge.py out/bench/bundle out/bench/int8 out/bench/twin-fp8 out/bench/twin-int8
 	$(BIN)/python benchmarks/speed.py --profile
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/rotations.py
 	$(BIN)/python benchmarks/export_memory.py --work out/bench/memory --output benchmarks/results/export_memory.json
 	$(BIN)/python benchmarks/shapes.py
 	$(BIN)/python benchmarks/parity.py

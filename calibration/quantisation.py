@@ -50,9 +50,8 @@ class Quantisation:
         return {rule.precision for rule in self.rules} - {HIGH}
 
 
-# benchmarks/quantisation.py on `shapes`: teacher-forced 1.8% without rotations, 1.4% with 16 channels, 1.3% with 64 and
-# with 256. One product of 4096 channels, one in 128 of them 60 times as large: 6.1%, 2.0%, 1.3%, 1.2%. On AMX that
-# product takes 16 ms without, 20 ms with 64 and 26 ms with 256, which is more than the last 0.1% is worth.
+# benchmarks/rotations.py: on outliers the step from 16 channels to 64 is worth a third of the error and that to 256 little
+# more; on AMX a rotation of 256 took three times as long as one of 64, which takes a percent or two of a step.
 _LARGEST_ROTATION = 64
 
 
