@@ -3,8 +3,8 @@
 Export (dynamic axes), optimisation profiles, binding, the manifest and the table in the docs derive from `COMPONENTS`.
 An axis is an integer, the name of a size of `Dims` ("heads", "head_dim/2"), or symbolic: "batch" (images at once),
 "text" (encoder tokens), "prefix" (tokens before the target), "tokens" (target tokens = height * width), "height" and
-"width" (rows and columns of the latents), "16*height" (rows of the image). A symbolic axis has one value in all tensors
-of a call.
+"width" (rows and columns of the latents), "2*height" (rows of the decoder's features), "16*height" (rows of the image).
+A symbolic axis has one value in all tensors of a call.
 """
 
 from collections.abc import Iterator, Mapping
@@ -82,6 +82,8 @@ class Dims:
     """Channels of a latent token in the transformer."""
     z: int
     """Channels of the VAE's latents."""
+    features: int
+    """Channels of what the VAE decoder's first part gives to its second."""
 
 
 def _f32(name: str, *shape: str | int, meaning: str) -> TensorSpec:
@@ -107,6 +109,9 @@ _CACHE = (
     _f32("value_{layer}", "batch", "prefix", "heads", "head_dim", meaning="values of the prefix in the same block"),
 )
 _LATENTS = _f32("latents", "batch", "z", "height", "width", meaning="normalised per channel: (mode - mean) / std")
+_FEATURES = _f32(
+    "features", "batch", "features", "2*height", "2*width", meaning="of the decoder, at twice the latents' resolution"
+)
 _IMAGE = _f32("image", "batch", 4, "16*height", "16*width", meaning="RGBA, each channel in [-1, 1]")
 
 COMPONENTS: Mapping[str, Contract] = {
@@ -151,7 +156,18 @@ COMPONENTS: Mapping[str, Contract] = {
             ),
             (_f32("velocity", "batch", "tokens", "channels", meaning="d latents / d sigma"),),
         ),
-        Contract("vae_decoder", "The image of final latents; runs once an image.", (_LATENTS,), (_IMAGE,)),
+        Contract(
+            "vae_decoder_mid",
+            "Features of final latents, whose attention sees the whole picture; runs once an image.",
+            (_LATENTS,),
+            (_FEATURES,),
+        ),
+        Contract(
+            "vae_decoder_up",
+            "The image of those features, where a pixel depends on its neighbourhood alone; runs once a tile.",
+            (_FEATURES,),
+            (_IMAGE,),
+        ),
         Contract("vae_encoder", "Latents of a reference image; runs once an image.", (_IMAGE,), (_LATENTS,)),
     )
 }

@@ -35,7 +35,8 @@ MODEL_FILES = {
     "text_encoder": "text_encoder/model.onnx",
     "prefix": "transformer/prefix.onnx",
     "step": "transformer/step.onnx",
-    "vae_decoder": "vae/decoder.onnx",
+    "vae_decoder_mid": "vae/decoder_mid.onnx",
+    "vae_decoder_up": "vae/decoder_up.onnx",
     "vae_encoder": "vae/encoder.onnx",
 }
 NETWORKS = tuple(dict.fromkeys(NETWORK.values()))

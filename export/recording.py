@@ -107,7 +107,7 @@ def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resi
                 final = step.latents
             assert final is not None
             pipeline.decode(final, case.width, case.height)
-            components.run("vae_encoder", {"image": calls["vae_decoder"][0].outputs["image"]})
+            components.run("vae_encoder", {"image": calls["vae_decoder_up"][0].outputs["image"]})
             levels = sigmas(schedule, steps, final.shape[1])
             trajectory = [
                 TeacherStep(call.inputs["latents"], float(sigma), call.outputs["velocity"])

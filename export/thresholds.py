@@ -41,7 +41,8 @@ def _static(relative_l2: float, cosine: float, reason: str) -> Mapping[str, Thre
         "text_encoder": _ROUNDING,
         "prefix": Threshold(2 * relative_l2, reason),
         "step": Threshold(relative_l2, reason, cosine=cosine, over="mean"),
-        "vae_decoder": _ROUNDING,
+        "vae_decoder_mid": _ROUNDING,
+        "vae_decoder_up": _ROUNDING,
         "vae_encoder": _ROUNDING,
         TEACHER_FORCED: Threshold(relative_l2, reason, over="mean"),
     }
@@ -52,7 +53,8 @@ THRESHOLDS: Mapping[tuple[str, str], Mapping[str, Threshold]] = {
         "text_encoder": _ROUNDING,
         "prefix": _ROUNDING,
         "step": _ROUNDING,
-        "vae_decoder": _ROUNDING,
+        "vae_decoder_mid": _ROUNDING,
+        "vae_decoder_up": _ROUNDING,
         "vae_encoder": _ROUNDING,
         TEACHER_FORCED: Threshold(
             1e-4,
@@ -70,7 +72,8 @@ THRESHOLDS: Mapping[tuple[str, str], Mapping[str, Threshold]] = {
             cosine=0.9998,
             over="mean",
         ),
-        "vae_decoder": _ROUNDING,
+        "vae_decoder_mid": _ROUNDING,
+        "vae_decoder_up": _ROUNDING,
         "vae_encoder": _ROUNDING,
         TEACHER_FORCED: Threshold(
             0.02, "as for the step: errors of the encoder and of keys and values hardly show beside it", over="mean"

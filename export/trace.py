@@ -135,8 +135,8 @@ def _name_axes(model: ir.Model, spec: Contract) -> None:
                 f"{spec.component}: torch traced {value.name} {found}, expected {port.name} {port.describe()}"
             )
         for name, axis in zip(found, port.shape, strict=True):
-            if isinstance(name, str) and isinstance(axis, str) and name.isidentifier():
-                names[name] = axis
+            if isinstance(name, str) and isinstance(axis, str):
+                names |= _meaning(name, axis)
     for value in _values(model.graph):
         if value.shape is not None:
             value.shape = ir.Shape([_renamed(dim, names) for dim in value.shape])
@@ -144,6 +144,14 @@ def _name_axes(model: ir.Model, spec: Contract) -> None:
         source, output = node.inputs[0] if node.inputs else None, node.outputs[0]
         if node.op_type in _SAME_SHAPE and output.shape is None and source is not None:
             output.shape, output.type = ir.Shape(axes(source) or ()), source.type
+
+
+def _meaning(found: str, axis: str) -> dict[str, str]:
+    """What torch's own symbol stands for where it calls an `axis` of the contract `found`: "s5", or "2*s5"."""
+    if found.isidentifier():
+        return {found: axis}
+    (factor, star, root), (wanted, _, name) = found.partition("*"), axis.partition("*")
+    return {root: name} if star and factor == wanted and root.isidentifier() else {}
 
 
 def _renamed(dim: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | None:

@@ -24,7 +24,8 @@ NETWORK = {
     "text_encoder": "text_encoder",
     "prefix": "transformer",
     "step": "transformer",
-    "vae_decoder": "vae",
+    "vae_decoder_mid": "vae",
+    "vae_decoder_up": "vae",
     "vae_encoder": "vae",
 }
 """The network, which is to say the checkpoint's folder, of each component."""
@@ -47,6 +48,7 @@ def dims(checkpoint: Checkpoint) -> Dims:
         head_dim=transformer.attention_head_dim,
         channels=transformer.in_channels,
         z=checkpoint.vae.z_dim,
+        features=checkpoint.vae.decoder_base_dim * checkpoint.vae.dim_mult[-1],
     )
 
 
@@ -112,9 +114,14 @@ def _step(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
     return (network.step(latents, inputs["time_features"], inputs["cos"], inputs["sin"], cache),)
 
 
-def _vae_decoder(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+def _vae_decoder_mid(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
     assert isinstance(network, Vae)
-    return (network.decode(inputs["latents"]),)
+    return (network.features(inputs["latents"]),)
+
+
+def _vae_decoder_up(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Vae)
+    return (network.image(inputs["features"]),)
 
 
 def _vae_encoder(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
@@ -130,7 +137,8 @@ _FORWARD: Mapping[str, Callable[[nn.Module, Mapping[str, Tensor]], Sequence[Tens
     "text_encoder": _text_encoder,
     "prefix": _prefix,
     "step": _step,
-    "vae_decoder": _vae_decoder,
+    "vae_decoder_mid": _vae_decoder_mid,
+    "vae_decoder_up": _vae_decoder_up,
     "vae_encoder": _vae_encoder,
 }
 
@@ -169,7 +177,7 @@ class TorchEngine:
 
 
 def reference_engines(checkpoint: Checkpoint) -> dict[str, Engine]:
-    """An fp32 engine for every component; prefix and step share their weights, as do the VAE's two halves.
+    """An fp32 engine for every component; prefix and step share their weights, as do the VAE's components.
 
     Raises:
         QwenImageError: the tensors are not those of the networks.

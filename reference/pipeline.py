@@ -12,6 +12,7 @@ from qwen_image_engine.engines.engine import Engine
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
+from qwen_image_engine.reference.vae import up_halo
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.memory import Components, Memory
 from qwen_image_engine.runtime.model import ModelFacts
@@ -89,4 +90,5 @@ def model_facts(checkpoint: Checkpoint) -> ModelFacts:
         axes_dims_rope=checkpoint.transformer.axes_dims_rope,
         encoder_head_dim=checkpoint.text_encoder.head_dim,
         encoder_rope_theta=checkpoint.text_encoder.rope_theta,
+        decoder_halo=up_halo(checkpoint.vae),
     )

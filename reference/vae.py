@@ -5,6 +5,7 @@ convolutions see one frame, its `time_conv` layers are never reached, and its sh
 the way down and keep the last copy on the way up.
 """
 
+import math
 from itertools import pairwise
 
 import torch
@@ -210,7 +211,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to image."""
+    """Latents to image, in two stages: `mid` sees the whole picture, `up` only a neighbourhood of each pixel.
+
+    The first up block is local too and belongs to `mid` all the same: whole it costs little memory, and without it the
+    neighbourhood is half as wide (`up_halo`).
+    """
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -226,12 +231,39 @@ class Decoder(nn.Module):
         self.norm_out = ChannelNorm(widths[-1], 3)
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """(B, z, h, w) -> (B, 4, 16h, 16w)."""
-        x = self.mid_block(self.conv_in(z))
-        for block in self.up_blocks:
+    def mid(self, z: Tensor) -> Tensor:
+        """(B, z, h, w) -> (B, C, 2h, 2w)."""
+        return self.up_blocks[0](self.mid_block(self.conv_in(z)))
+
+    def up(self, x: Tensor) -> Tensor:
+        """(B, C, 2h, 2w) -> (B, 4, 16h, 16w)."""
+        for block in self.up_blocks[1:]:
             x = block(x)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, z, h, w) -> (B, 4, 16h, 16w)."""
+        return self.up(self.mid(z))
+
+
+def up_halo(config: VaeConfig) -> int:
+    """Latents on each side of a tile that the tile's pixels depend on through `Decoder.up`.
+
+    A 3x3 convolution sees one pixel further, of its own resolution. Summed in pixels of the image, for n residual
+    blocks and the released network's n = 2:
+
+        n + 1 blocks of two convolutions at each of 8, 4, 2, 1 image pixels a pixel    15 * 2(n + 1)    90
+        the upsamplers' convolutions, after doubling                                   4 + 2 + 1         7
+        conv_out                                                                       1                 1
+
+    98 pixels are 6.1 latents of 16, hence 7. With the first up block in `up` it would be 202 pixels, 13 latents.
+    """
+    levels = len(config.dim_mult)
+    pixels = 1
+    for level in range(1, levels):
+        scale = 2 ** (levels - 1 - level)  # image pixels to one of this block's
+        pixels += scale * 2 * (config.num_res_blocks + 1) + scale // 2
+    return math.ceil(pixels / 2 ** (levels - 1))
 
 
 class Vae(nn.Module):
@@ -264,7 +296,15 @@ class Vae(nn.Module):
         """The mode of the posterior, normalised: (B, 4, 16h, 16w) in [-1, 1] -> (B, z, h, w)."""
         return (self.moments(image)[0] - self.mean) / self.std
 
+    def features(self, latents: Tensor) -> Tensor:
+        """Normalised latents to the decoder's features: (B, z, h, w) -> (B, C, 2h, 2w)."""
+        own = (latents * self.std + self.mean).to(self.post_quant_conv.weight.dtype)
+        return self.decoder.mid(self.post_quant_conv(own))
+
+    def image(self, features: Tensor) -> Tensor:
+        """Features to an image clamped to [-1, 1]: (B, C, 2h, 2w) -> (B, 4, 16h, 16w)."""
+        return self.decoder.up(features.to(self.post_quant_conv.weight.dtype)).clamp(-1, 1)
+
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents to an image clamped to [-1, 1]: (B, z, h, w) -> (B, 4, 16h, 16w)."""
-        own = (latents * self.std + self.mean).to(self.post_quant_conv.weight.dtype)
-        return self.decoder(self.post_quant_conv(own)).clamp(-1, 1)
+        return self.image(self.features(latents))

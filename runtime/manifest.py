@@ -18,7 +18,7 @@ from qwen_image_engine.runtime.model import ModelFacts
 
 MANIFEST = "manifest.json"
 FORMAT = "qwen-image-bundle"
-SCHEMA = 3
+SCHEMA = 4
 
 T = TypeVar("T")
 
@@ -233,6 +233,7 @@ def _manifest(data: Mapping[str, Any]) -> Manifest:
             axes_dims_rope=tuple(int(size) for size in facts["axes_dims_rope"]),
             encoder_head_dim=int(facts["encoder_head_dim"]),
             encoder_rope_theta=float(facts["encoder_rope_theta"]),
+            decoder_halo=int(facts["decoder_halo"]),
         ),
         embeddings=EmbeddingsEntry(
             _listed(embeddings["file"], files), int(embeddings["offset"]), str(embeddings["dtype"]), (rows, hidden)

@@ -1,4 +1,4 @@
-"""The facts of a model that the host side needs: sizes of heads, rotary axes, channels.
+"""The facts of a model that the host side needs: sizes of heads, rotary axes, channels, the decoder's reach.
 
 The base of the transformer's rotary frequencies is no fact of a checkpoint: the released line has 10000 in its code.
 """
@@ -15,9 +15,11 @@ class ModelFacts:
         axes_dims_rope: channels of a transformer head given to (frame, row, column).
         encoder_head_dim: channels of a head of the text encoder.
         encoder_rope_theta: base of the text encoder's rotary frequencies.
+        decoder_halo: latents on each side of a tile that its pixels depend on.
     """
 
     channels: int
     axes_dims_rope: tuple[int, ...]
     encoder_head_dim: int
     encoder_rope_theta: float
+    decoder_halo: int

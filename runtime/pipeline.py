@@ -29,9 +29,10 @@ from qwen_image_engine.runtime.sampler import Step, Velocity, euler
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.size import latent_size
 from qwen_image_engine.runtime.start import Start
+from qwen_image_engine.runtime.tiles import draw_tiles
 from qwen_image_engine.runtime.timing import Timings
 
-COMPONENTS = ("text_encoder", "prefix", "step", "vae_decoder")
+COMPONENTS = ("text_encoder", "prefix", "step", "vae_decoder_mid", "vae_decoder_up")
 """What text-to-image runs, in this order."""
 
 
@@ -231,9 +232,22 @@ class QwenImage:
             )
         check_finite("step", "latents", latents)
         grids = unpack_latents(latents, rows, columns)
-        # One at a time: at 2048x2048 the decoder needs gigabytes for each.
-        images = [self._components.run("vae_decoder", {"latents": grid[None]})["image"] for grid in grids]
-        return np.concatenate([to_rgba8(image) for image in images])
+        # One at a time: at 2048x2048 the decoder needs gigabytes for each. Each part for all, so that it loads once.
+        features = [self._components.run("vae_decoder_mid", {"latents": grid[None]})["features"] for grid in grids]
+        for item in features:
+            check_finite("vae_decoder_mid", "features", item)
+        return np.stack([self._draw(item, width, height) for item in features])
+
+    def _draw(self, features: NDArray[np.float32], width: int, height: int) -> NDArray[np.uint8]:
+        """The picture (height, width, 4) of the decoder's features."""
+
+        def draw(part: NDArray[np.float32]) -> NDArray[np.float32]:
+            return self._components.run("vae_decoder_up", {"features": part})["image"]
+
+        picture = np.empty((height, width, 4), np.uint8)
+        for tile in draw_tiles(draw, features, self.facts.decoder_halo):
+            picture[tile.rows, tile.columns] = to_rgba8(tile.image)[0]
+        return picture
 
     def close(self) -> None:
         """Free the engines; whatever runs afterwards loads them again."""

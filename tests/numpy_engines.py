@@ -22,8 +22,8 @@ from qwen_image_engine.runtime.pipeline import Origin, QwenImage
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
-DIMS = Dims(encoder_hidden=8, encoder_head_dim=4, context=8, layers=2, heads=2, head_dim=6, channels=4, z=4)
-FACTS = ModelFacts(channels=4, axes_dims_rope=(2, 2, 2), encoder_head_dim=4, encoder_rope_theta=1e4)
+DIMS = Dims(encoder_hidden=8, encoder_head_dim=4, context=8, layers=2, heads=2, head_dim=6, channels=4, z=4, features=4)
+FACTS = ModelFacts(channels=4, axes_dims_rope=(2, 2, 2), encoder_head_dim=4, encoder_rope_theta=1e4, decoder_halo=1)
 VOCABULARY = 2000
 SCHEDULE = ScheduleConfig(
     use_dynamic_shifting=True,
@@ -77,9 +77,13 @@ class NumpyEngine:
         self.journal.events.append(f"close {self.contract.component}")
 
     def _outputs(self, inputs: Mapping[str, Array]) -> list[Array]:
-        if self.contract.component == "vae_decoder":
+        if self.contract.component == "vae_decoder_mid":
             latents = inputs["latents"]
-            return [np.tanh(latents + latents.mean((2, 3), keepdims=True)).repeat(16, 2).repeat(16, 3)]
+            return [(latents + latents.mean((2, 3), keepdims=True)).repeat(2, 2).repeat(2, 3)]
+        if self.contract.component == "vae_decoder_up":
+            padded = np.pad(inputs["features"], [(0, 0), (0, 0), (2, 2), (2, 2)])  # the halo of `FACTS`
+            seen = padded[:, :, 2:-2, 2:-2] + padded[:, :, :-4, 4:] / 4 - padded[:, :, 4:, :-4] / 2
+            return [np.tanh(seen).repeat(8, 2).repeat(8, 3)]
         angles = (inputs["cos"] - inputs["sin"]).sum(1)[:, None]  # (tokens, 1)
         if self.contract.component == "text_encoder":
             return [np.cumsum(inputs["embeddings"], 1) / 4 + angles]

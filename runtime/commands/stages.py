@@ -12,7 +12,12 @@ def stage_seconds(timings: Timings, steps: int) -> dict[str, float]:
     all, where there is one). With guidance a step is two runs, and encoder and prefix run twice.
     """
     totals = dict.fromkeys(("load_s", "encode_s", "prefix_s", "first_step_s", "step_s", "decode_s"), 0.0)
-    stages = {"text_encoder": "encode_s", "prefix": "prefix_s", "vae_decoder": "decode_s"}
+    stages = {
+        "text_encoder": "encode_s",
+        "prefix": "prefix_s",
+        "vae_decoder_mid": "decode_s",
+        "vae_decoder_up": "decode_s",
+    }
     runs = []
     for entry in timings.entries:
         if entry.kind == "load":

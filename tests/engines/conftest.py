@@ -16,7 +16,7 @@ from qwen_image_engine.engines.engine import Array
 
 BACKENDS = ("onnxruntime", "openvino")
 DIMS = Dims(
-    encoder_hidden=12, encoder_head_dim=6, context=12, layers=1, heads=2, head_dim=4, channels=8, z=3
+    encoder_hidden=12, encoder_head_dim=6, context=12, layers=1, heads=2, head_dim=4, channels=8, z=3, features=6
 )  # channels = heads * head_dim, so that the graph needs no projection
 
 Inputs = Mapping[str, Array]

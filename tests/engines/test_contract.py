@@ -5,7 +5,9 @@ import pytest
 from qwen_image_engine.engines.contract import COMPONENTS, Contract, Dims, contract, markdown
 from qwen_image_engine.engines.errors import QwenImageError
 
-DIMS = Dims(encoder_hidden=48, encoder_head_dim=12, context=48, layers=3, heads=5, head_dim=8, channels=6, z=7)
+DIMS = Dims(
+    encoder_hidden=48, encoder_head_dim=12, context=48, layers=3, heads=5, head_dim=8, channels=6, z=7, features=9
+)
 
 
 def shapes(component: str, side: str) -> dict[str, tuple[str | int, ...]]:
@@ -19,9 +21,12 @@ def test_sizes_are_filled_in() -> None:
         "sin": ("text", 6),
     }
     assert shapes("text_encoder", "outputs") == {"hidden_states": ("batch", "text", 48)}
-    assert shapes("vae_decoder", "inputs") == {"latents": ("batch", 7, "height", "width")}
-    assert shapes("vae_decoder", "outputs") == {"image": ("batch", 4, "16*height", "16*width")}
-    assert shapes("vae_encoder", "inputs") == shapes("vae_decoder", "outputs")
+    assert shapes("vae_decoder_mid", "inputs") == {"latents": ("batch", 7, "height", "width")}
+    assert shapes("vae_decoder_mid", "outputs") == {"features": ("batch", 9, "2*height", "2*width")}
+    assert shapes("vae_decoder_up", "inputs") == shapes("vae_decoder_mid", "outputs")
+    assert shapes("vae_decoder_up", "outputs") == {"image": ("batch", 4, "16*height", "16*width")}
+    assert shapes("vae_encoder", "inputs") == shapes("vae_decoder_up", "outputs")
+    assert shapes("vae_encoder", "outputs") == shapes("vae_decoder_mid", "inputs")
 
 
 def test_step_takes_what_prefix_gives() -> None:
@@ -36,7 +41,7 @@ def test_step_takes_what_prefix_gives() -> None:
 
 def test_symbols_have_no_factors() -> None:
     assert contract("step", DIMS).symbols() == ("batch", "tokens", "prefix")
-    assert contract("vae_decoder", DIMS).symbols() == ("batch", "height", "width")
+    assert contract("vae_decoder_up", DIMS).symbols() == ("batch", "height", "width")
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

@@ -111,6 +111,17 @@ def test_text_encoder_keeps_its_grouped_heads(bundle: Bundles) -> None:
         assert len(node.input) == 3
 
 
+def test_the_decoder_sees_the_whole_picture_in_its_first_part_alone(bundle: Bundles) -> None:
+    mid, up = (
+        Counter(node.op_type for node in load(bundle("narrow")[1], component).graph.node)
+        for component in ("vae_decoder_mid", "vae_decoder_up")
+    )
+    assert mid["MultiHeadAttention"] == 1
+    assert not up.keys() & {"MultiHeadAttention", "Attention", "MatMul", "Softmax", "Transpose"}
+    # The decoder's four doublings: the first belongs to the part that runs whole.
+    assert (mid["Resize"], up["Resize"]) == (1, 3)
+
+
 @pytest.mark.parametrize("component", MODEL_FILES)
 def test_no_graph_takes_a_mask_or_casts_fp32_weights(bundle: Bundles, component: str) -> None:
     counts = Counter(node.op_type for node in load(bundle("narrow")[1], component).graph.node)

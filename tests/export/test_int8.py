@@ -128,8 +128,8 @@ def test_manifest_says_how_each_linear_is_quantised(int8_bundle: Bundles) -> Non
     )
     assert "proj_out" in step.excluded_layers
     assert components["text_encoder"].excluded_layers == ()
-    assert components["vae_decoder"].precision == "fp32"
-    assert components["vae_decoder"].quantised_layers == {}
+    assert components["vae_decoder_up"].precision == "fp32"
+    assert components["vae_decoder_up"].quantised_layers == {}
     # What the prefix's last block computes beyond keys and values, nobody reads.
     assert "transformer_blocks.1.attn.to_out.0" not in components["prefix"].quantised_layers
 

@@ -15,7 +15,7 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import reference_engines
 from qwen_image_engine.runtime.manifest import read_manifest
 
-COMPONENTS = ("text_encoder", "prefix", "step", "vae_decoder", "vae_encoder")
+COMPONENTS = ("text_encoder", "prefix", "step", "vae_decoder_mid", "vae_decoder_up", "vae_encoder")
 
 # Batch 1 and 4, square and not, prompts of one token, of a few and of many; the smallest picture is 32x32.
 SIZES = (

@@ -14,10 +14,11 @@ from torch import Tensor
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.text_encoder import TextEncoder
 from qwen_image_engine.reference.transformer import Transformer
-from qwen_image_engine.reference.vae import Vae
+from qwen_image_engine.reference.vae import Vae, up_halo
 from qwen_image_engine.runtime.layout import Layout
 from qwen_image_engine.runtime.rope import rotary_tables, text_rotary_tables
 from qwen_image_engine.runtime.schedule import time_features
+from qwen_image_engine.runtime.tiles import draw_tiles
 
 # fp32 sums taken in another order differ by 1e-7 to 1e-6 after a few layers; a wrong term is 1e-3 and more.
 TOLERANCE = 1e-5
@@ -181,6 +182,38 @@ class TestVae:
         assert float(decoded.abs().max()) == 1.0  # so the clamp took part
         unclamped = network.decoder(network.post_quant_conv(latents * network.std + network.mean))
         assert float(unclamped.abs().max()) > 1.0
+
+    @torch.inference_mode()
+    def test_the_halo_is_all_that_a_tile_depends_on(self, checkpoint: Checkpoint) -> None:
+        """A NaN reaches every pixel that depends on it, however little: random weights would hide the far ones."""
+        network: Vae = load(checkpoint, "vae", Vae(checkpoint.vae))
+        halo = up_halo(checkpoint.vae)
+        channels, cut = checkpoint.vae.decoder_base_dim * checkpoint.vae.dim_mult[-1], halo + 2
+        features = torch.ones(1, channels, 2, 4 * cut)
+
+        def reaches(latent: int, pixels: slice) -> bool:
+            spoiled = features.clone()
+            spoiled[..., 2 * latent : 2 * latent + 2] = torch.nan
+            return bool(network.image(spoiled)[..., pixels].isnan().any())
+
+        before, after = slice(None, 16 * cut), slice(16 * cut, None)
+        assert reaches(cut - halo, after)
+        assert not reaches(cut - halo - 1, after)
+        assert reaches(cut + halo - 1, before)
+        assert not reaches(cut + halo, before)
+
+    @torch.inference_mode()
+    def test_tiles_are_the_whole_picture(self, checkpoint: Checkpoint, within: Within) -> None:
+        network: Vae = load(checkpoint, "vae", Vae(checkpoint.vae))
+        generator = torch.Generator().manual_seed(0)
+        features = network.features(torch.randn(1, checkpoint.vae.z_dim, 19, 26, generator=generator)).numpy()
+        whole = network.image(torch.from_numpy(features))
+        found = torch.full_like(whole, torch.nan)
+        for tile in draw_tiles(
+            lambda part: network.image(torch.from_numpy(part)).numpy(), features, up_halo(checkpoint.vae), most=9
+        ):
+            found[:, :, tile.rows, tile.columns] = torch.from_numpy(tile.image)
+        within("tiles of the VAE decoder against the whole, relative L2", error(found, whole), TOLERANCE)
 
 
 def tables(positions: Any, axes_dims: tuple[int, ...]) -> list[Tensor]:

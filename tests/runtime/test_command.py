@@ -106,7 +106,14 @@ def test_inspect_bundle(
     found = document("inspect", exported())
     assert found["kind"] == "bundle"
     assert found["precision"] == "fp32"
-    assert set(found["components"]) == {"text_encoder", "prefix", "step", "vae_decoder", "vae_encoder"}
+    assert set(found["components"]) == {
+        "text_encoder",
+        "prefix",
+        "step",
+        "vae_decoder_mid",
+        "vae_decoder_up",
+        "vae_encoder",
+    }
     assert main(["inspect", str(exported())]) == 0
     lines = capsys.readouterr().out
     assert "time_features" in lines

@@ -32,7 +32,9 @@ from qwen_image_engine.runtime.manifest import (
 )
 from qwen_image_engine.runtime.model import ModelFacts
 
-DIMS = Dims(encoder_hidden=12, encoder_head_dim=6, context=12, layers=2, heads=2, head_dim=4, channels=8, z=8)
+DIMS = Dims(
+    encoder_hidden=12, encoder_head_dim=6, context=12, layers=2, heads=2, head_dim=4, channels=8, z=8, features=6
+)
 HEADER = b'{"w":{"dtype":"U8","shape":[9000000],"data_offsets":[0,9000000]}}'
 
 
@@ -55,7 +57,7 @@ def bundle(tmp_path: Path) -> Path:
             weights="copy",
             checkpoint=CheckpointEntry("small", "/models/small", "other", "cd", "ef"),
             dims=DIMS,
-            facts=ModelFacts(8, (2, 2), 6, 5e6),
+            facts=ModelFacts(8, (2, 2), 6, 5e6, 7),
             embeddings=EmbeddingsEntry("table.safetensors", 8, "bfloat16", (3, 12)),
             components={
                 "step": ComponentEntry(
@@ -117,9 +119,9 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_another_schema_version_says_what_to_do(bundle: Path) -> None:
-    edit(bundle, lambda document: document.update(schema=2, dims=None))
+    edit(bundle, lambda document: document.update(schema=3, dims=None))
     assert is_bundle(bundle)
-    with pytest.raises(QwenImageError, match=r"schema version 2, this version reads 3; .*export -m /models/small"):
+    with pytest.raises(QwenImageError, match=r"schema version 3, this version reads 4; .*export -m /models/small"):
         read_manifest(bundle)
 
 

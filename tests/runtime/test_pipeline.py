@@ -6,10 +6,11 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from numpy_engines import SCHEDULE, Journal, numpy_pipeline
+from numpy_engines import SCHEDULE, Journal, NumpyEngine, numpy_pipeline
 
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.image import read_png_parameters
+from qwen_image_engine.runtime.image import read_png_parameters, to_rgba8
+from qwen_image_engine.runtime.latents import unpack_latents
 from qwen_image_engine.runtime.memory import Memory
 from qwen_image_engine.runtime.picture import Picture
 from qwen_image_engine.runtime.pipeline import QwenImage
@@ -105,7 +106,7 @@ class TestReuse:
         counts = journal.counts()
         assert counts["run text_encoder"] == counts["run prefix"] == 1
         assert counts["run step"] == 3 * 3 + 2
-        assert counts["run vae_decoder"] == 3 * 2 + 1
+        assert counts["run vae_decoder_mid"] == counts["run vae_decoder_up"] == 3 * 2 + 1
 
     def test_reused_prompts_draw_what_fresh_ones_do(self, checkpoint: Path, pipeline: QwenImage) -> None:
         arguments: dict[str, Any] = {"negative_prompt": "grey", "guidance": 2.0, "seed": 1, **SMALL}
@@ -135,9 +136,9 @@ class TestMemory:
                 drawn.append(pipeline.generate("a", negative_prompt="b", guidance=2.0, num_images=2, **SMALL))
             journals.append(journal)
         assert same(*drawn)
-        assert [journal.held_at_most() for journal in journals] == [4, 1]
+        assert [journal.held_at_most() for journal in journals] == [5, 1]
         loads = [event for event in journals[1].events if not event.startswith("run")]
-        order = ("text_encoder", "prefix", "step", "vae_decoder")
+        order = ("text_encoder", "prefix", "step", "vae_decoder_mid", "vae_decoder_up")
         assert loads == [f"{what} {component}" for component in order for what in ("load", "close")]
 
     def test_preview_while_sequential(self, checkpoint: Path, journal: Journal) -> None:
@@ -156,7 +157,8 @@ class TestMemory:
 
     def test_timings_name_every_stage(self, pipeline: QwenImage) -> None:
         pipeline.generate("a", **SMALL)
-        assert set(pipeline.timings.stages()) == {"load_s", "text_encoder_s", "prefix_s", "step_s", "vae_decoder_s"}
+        decoder = {"vae_decoder_mid_s", "vae_decoder_up_s"}
+        assert set(pipeline.timings.stages()) == {"load_s", "text_encoder_s", "prefix_s", "step_s", *decoder}
         assert len([entry for entry in pipeline.timings.entries if entry.component == "step"]) == 1 + 3
         pipeline.timings.clear()
         assert pipeline.timings.stages() == {}
@@ -168,7 +170,7 @@ def test_leaving_the_loop_cancels(pipeline: QwenImage, journal: Journal) -> None
         if step.index == 2:
             break
     assert journal.counts()["run step"] == 3
-    assert journal.counts()["run vae_decoder"] == 0
+    assert journal.counts()["run vae_decoder_mid"] == 0
     assert pipeline.generate("a", **SMALL)  # and the pipeline goes on
 
 
@@ -181,6 +183,17 @@ def test_teacher_forcing_with_the_denoiser(pipeline: QwenImage) -> None:
         latents = latents + (levels[step.index + 1] - levels[step.index]) * velocity(latents, float(levels[step.index]))
         assert np.array_equal(latents, step.latents)
         assert step.sigma == levels[step.index + 1]
+
+
+def test_large_pictures_are_decoded_in_tiles(pipeline: QwenImage, journal: Journal) -> None:
+    latents = np.random.default_rng(0).standard_normal((2, 2 * 70, 4), np.float32)
+    decoded = pipeline.decode(latents, 1120, 32)
+    assert decoded.shape == (2, 32, 1120, 4)
+    assert journal.counts()["run vae_decoder_mid"] == 2
+    assert journal.counts()["run vae_decoder_up"] == 2 * 2
+    mid, up = (NumpyEngine(component, journal) for component in ("vae_decoder_mid", "vae_decoder_up"))
+    whole = up.run(mid.run({"latents": unpack_latents(latents, 2, 70)}))
+    assert np.array_equal(decoded, to_rgba8(whole["image"]))
 
 
 LATENTS = np.zeros((1, 24, 4), np.float32)
@@ -231,7 +244,8 @@ def test_the_caller_who_owns_the_loop_gets_errors_at_once(pipeline: QwenImage) -
         ("text_encoder", "text_encoder: 1 of .* values of hidden_states are not finite"),
         ("prefix", "prefix: 1 of .* values of key_0 are not finite"),
         ("step", "step 1 of 3 .*velocity is not finite"),
-        ("vae_decoder", "decoded image holds 1 values that are not finite"),
+        ("vae_decoder_mid", "vae_decoder_mid: 1 of .* values of features are not finite"),
+        ("vae_decoder_up", "decoded image holds 1 values that are not finite"),
     ],
 )
 def test_values_that_are_not_finite_name_their_stage(
