@@ -78,7 +78,7 @@ def write_network(
     components = [name for name, owner in NETWORK.items() if owner == network]
     graphs = {}
     for component in components:
-        progress(component, 0)
+        progress(f"graph of {component}", 0)
         graphs[component] = lowered(checkpoint, component, recipe, quantised)
 
     folder = bundle / network

@@ -183,7 +183,7 @@ def test_progress_grows_to_its_total(random_checkpoint: Checkpoints, tmp_path: P
     done = [call[1] for call in seen]
     assert done == sorted(done)
     assert done[-1] == seen[-1][2]
-    assert {"checkpoint", "step", "transformer", "vae"} <= {call[0] for call in seen}
+    assert {"graph of step", "transformer", "vae"} <= {call[0] for call in seen}
 
 
 def test_a_repeated_export_makes_nothing_again(
