@@ -42,7 +42,7 @@ from qwen_image_engine.runtime.manifest import (
 Progress = Callable[[str, int, int], None]
 """Told what is being worked on, bytes done so far, and bytes in all.
 
-That is "graph of " a component, a network (its weights), "audit of " a component, and "checkpoint" while there is
+That is "graph of " a component, "weights of " a network, "audit of " a component, and "checkpoint" while there is
 nothing to do but wait for its hashes.
 """
 
@@ -121,7 +121,10 @@ def export_bundle(
             manifest = _write(checkpoint, chosen, calibrated, quantised, plan, folder, output, previous, hashes, meter)
             write_manifest(folder, manifest)
     except OSError as error:
-        raise QwenImageError(f"{output}: cannot be written ({error.strerror or error})") from error
+        raise QwenImageError(
+            f"{output}: cannot be written ({error.strerror or error}) at {meter.stage}; "
+            f"the whole bundle takes {plan.bundle_bytes} bytes"
+        ) from error
     return manifest
 
 
@@ -181,7 +184,7 @@ def _write(
                 checkpoint, item.network, chosen, quantised[item.network], plan.weights, folder, hashes, meter.add
             )
         else:
-            meter.add(item.network, item.bundle_bytes)
+            meter.add(f"weights of {item.network}", item.bundle_bytes)
         parts.append(part)
     (embeddings,) = (part.embeddings for part in parts if part.embeddings is not None)
     manifest = Manifest(
@@ -217,8 +220,10 @@ class _Meter:
     def __init__(self, progress: Progress | None, total: int) -> None:
         self.progress, self.total, self.done = progress, total, 0
         self.hashes: FileHashes | None = None
+        self.stage = "its folder"
 
     def add(self, what: str, count: int) -> None:
+        self.stage = what
         self.done += count
         if self.progress is not None:
             self.progress(what, self.done + (self.hashes.bytes_read if self.hashes else 0), self.total)

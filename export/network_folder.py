@@ -83,6 +83,8 @@ def write_network(
 
     folder = bundle / network
     folder.mkdir()
+    stage = f"weights of {network}"
+    progress(stage, 0)
     table = checkpoint.token_embeddings() if network == "text_encoder" else None
     known: dict[str, str] = {}
     if weights == "link":
@@ -95,7 +97,7 @@ def write_network(
             copies.append(WeightFile("embeddings.safetensors", [Stored(table, table.dtype)]))
         places = {}
         for file in copies:
-            known[file.name] = file.write(folder, lambda count: progress(network, count))
+            known[file.name] = file.write(folder, lambda count: progress(stage, count))
             places.update(file.places())
 
     sizes = dims(checkpoint)

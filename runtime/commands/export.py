@@ -4,7 +4,6 @@ import argparse
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from qwen_image_engine.runtime.commands.export_packages import export_packages
 from qwen_image_engine.runtime.commands.plan import add_recipe_arguments, chosen_recipe
@@ -84,10 +83,7 @@ class _Progress(ExitStack):
         self._label = label
         self._bar: ProgressBar | None = None
         self._shown = 0
-
-    def __exit__(self, *error: Any) -> bool:
-        self._enter(None)
-        return super().__exit__(*error)
+        self.callback(self._enter, None)
 
     def _enter(self, stage: str | None) -> None:
         now = time.perf_counter()
