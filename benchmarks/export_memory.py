@@ -22,70 +22,14 @@ from typing import Any
 
 import numpy as np
 from environment import environment
+from released_configs import configs_of_depth
 
 # Normal numbers in bf16, which are finite read as fp32 too: the second of a pair is the upper half of an fp32 number.
 BLOCK = (np.random.default_rng(0).standard_normal(8 << 20, np.float32).view(np.uint32) >> 16).astype("<u2").tobytes()
 DTYPES = {"transformer": ("BF16", 2), "text_encoder": ("BF16", 2), "vae": ("F32", 4)}
 FILES = {"transformer": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
 WAYS = (("fp32", "copy"), ("fp32", "link"), ("int8", "copy"))  # precision, weights
-Z_DIM = 64
 SMALL = Path(__file__).parents[1] / "reference" / "shapes" / "checkpoint"
-
-
-def configs(layers: int) -> dict[str, dict[str, Any]]:
-    """The released configs, with `layers` blocks in transformer and text encoder."""
-    transformer = {
-        "_class_name": "QwenImage21Transformer2DModel",
-        "patch_size": 1,
-        "in_channels": Z_DIM,
-        "out_channels": Z_DIM,
-        "num_layers": layers,
-        "attention_head_dim": 128,
-        "num_attention_heads": 32,
-        "context_in_dim": 4096,
-        "mlp_ratio": 3,
-        "axes_dims_rope": [16, 56, 56],
-        "eps": 1e-6,
-        "causal_condition": True,
-    }
-    text = {
-        "model_type": "qwen3_vl_text",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 5e6,
-        "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [24, 20, 20]},
-    }
-    vae = {
-        "_class_name": "AutoencoderKLQwenImage21",
-        "base_dim": 96,
-        "decoder_base_dim": 144,
-        "z_dim": Z_DIM,
-        "dim_mult": [1, 2, 4, 8, 8],
-        "num_res_blocks": 2,
-        "attn_scales": [],
-        "temperal_downsample": [False, True, True, True],
-        "is_residual": True,
-        "in_channels": 4,
-        "out_channels": 4,
-        "patch_size": None,
-        "scale_factor_spatial": 16,
-        "latents_mean": [0.0] * Z_DIM,
-        "latents_std": [1.0] * Z_DIM,
-    }
-    encoder = {
-        "model_type": "qwen3_vl",
-        "architectures": ["Qwen3VLForConditionalGeneration"],
-        "text_config": text,
-    }
-    return {"transformer": transformer, "text_encoder": encoder, "vae": vae}
 
 
 def write_checkpoint(folder: Path, layers: int, contents: bool = True) -> None:
@@ -102,7 +46,7 @@ def write_checkpoint(folder: Path, layers: int, contents: bool = True) -> None:
     from qwen_image_engine.reference.vae import Vae
 
     shutil.rmtree(folder, ignore_errors=True)
-    values = configs(layers)
+    values = configs_of_depth(layers)
     for name, config in values.items():
         (folder / name).mkdir(parents=True)
         write_json(folder / name / "config.json", config)

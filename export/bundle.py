@@ -14,6 +14,7 @@ from qwen_image_engine.calibration.recipe_file import RecipeFile
 from qwen_image_engine.engines.engine import require
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.export.check import check_checkpoint
+from qwen_image_engine.export.file_hashes import FileHashes
 from qwen_image_engine.export.network_folder import (
     NETWORKS,
     NetworkFolder,
@@ -27,7 +28,7 @@ from qwen_image_engine.export.staging import check_output, staged
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import dims
 from qwen_image_engine.reference.pipeline import model_facts
-from qwen_image_engine.runtime.bundle_files import describe_file, file_sha256
+from qwen_image_engine.runtime.bundle_files import describe_file
 from qwen_image_engine.runtime.manifest import (
     CalibrationEntry,
     CheckpointEntry,
@@ -39,7 +40,11 @@ from qwen_image_engine.runtime.manifest import (
 )
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being worked on ("checkpoint", a component, a network), bytes done so far, and bytes in all."""
+"""Told what is being worked on, bytes done so far, and bytes in all.
+
+That is "graph of " a component, "weights of " a network, "audit of " a component, and "checkpoint" while there is
+nothing to do but wait for its hashes.
+"""
 
 # The host side needs the tokenizer and the schedule; sample_sigmas stand in model_index.json.
 _COPIED_FOLDERS = ("scheduler", "processor")
@@ -104,18 +109,22 @@ def export_bundle(
     calibrated = open_calibration(checkpoint, chosen, calibration)
     quantised = quantised_networks(checkpoint, chosen.quantisation, calibrated)
     plan = plan_export(checkpoint, chosen, quantised, weights)
-    stored = sum(file.stat().st_size for item in checkpoint.components.values() for file in item.files)
-    meter = _Meter(progress, stored + plan.bundle_bytes)
+    files = [file for component in checkpoint.components.values() for file in component.files]
+    meter = _Meter(progress, sum(file.stat().st_size for file in files) + plan.bundle_bytes)
     try:
         check_output(output)
         previous = _previous(output)
         if previous is None:
             check_disk(plan, output)
-        with staged(output) as folder:
-            manifest = _write(checkpoint, chosen, calibrated, quantised, plan, folder, output, previous, meter)
+        with staged(output) as folder, FileHashes(files, lambda: meter.add("checkpoint", 0)) as hashes:
+            meter.hashes = hashes
+            manifest = _write(checkpoint, chosen, calibrated, quantised, plan, folder, output, previous, hashes, meter)
             write_manifest(folder, manifest)
     except OSError as error:
-        raise QwenImageError(f"{output}: cannot be written ({error.strerror or error})") from error
+        raise QwenImageError(
+            f"{output}: cannot be written ({error.strerror or error}) at {meter.stage}; "
+            f"the whole bundle takes {plan.bundle_bytes} bytes"
+        ) from error
     return manifest
 
 
@@ -150,20 +159,20 @@ def _write(
     folder: Path,
     output: Path,
     previous: Manifest | None,
+    hashes: FileHashes,
     meter: _Meter,
 ) -> Manifest:
     copied = _copy_host_files(checkpoint.folder, folder)
-    hashes = {
-        file: file_sha256(file, lambda count: meter.add("checkpoint", count))
-        for component in checkpoint.components.values()
-        for file in component.files
-    }
     used = {network: calibration.sha256 if calibration and quantised[network].layers else None for network in NETWORKS}
-    origins = {
-        network: origin(checkpoint, network, chosen, used[network], plan.weights, hashes) for network in NETWORKS
-    }
+
+    def made_from(network: str) -> str:
+        return origin(checkpoint, network, chosen, used[network], plan.weights, hashes)
+
+    # Waits for the hashes, and only where something might be reused.
     kept = previous.origins if previous is not None else {}
-    new = tuple(item for item in plan.networks if kept.get(item.network) != origins[item.network])
+    new = tuple(
+        item for item in plan.networks if item.network not in kept or kept[item.network] != made_from(item.network)
+    )
     check_disk(replace(plan, networks=new), output)
     parts = []
     for item in plan.networks:
@@ -175,7 +184,7 @@ def _write(
                 checkpoint, item.network, chosen, quantised[item.network], plan.weights, folder, hashes, meter.add
             )
         else:
-            meter.add(item.network, item.bundle_bytes)
+            meter.add(f"weights of {item.network}", item.bundle_bytes)
         parts.append(part)
     (embeddings,) = (part.embeddings for part in parts if part.embeddings is not None)
     manifest = Manifest(
@@ -195,7 +204,7 @@ def _write(
         embeddings=embeddings,
         components={name: entry for part in parts for name, entry in part.components.items()},
         files={**copied, **{name: entry for part in parts for name, entry in part.files.items()}},
-        origins=origins,
+        origins={network: made_from(network) for network in NETWORKS},
         calibration=None
         if calibration is None
         else CalibrationEntry(calibration.sha256, calibration.settings.to_json()),
@@ -206,15 +215,18 @@ def _write(
 
 
 class _Meter:
-    """Adds up bytes for the caller's progress."""
+    """Adds up bytes for the caller's progress, those that threads of `hashes` have read with them."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self.progress, self.total, self.done = progress, total, 0
+        self.hashes: FileHashes | None = None
+        self.stage = "its folder"
 
     def add(self, what: str, count: int) -> None:
+        self.stage = what
         self.done += count
         if self.progress is not None:
-            self.progress(what, self.done, self.total)
+            self.progress(what, self.done + (self.hashes.bytes_read if self.hashes else 0), self.total)
 
 
 def _previous(output: Path) -> Manifest | None:

@@ -79,11 +79,13 @@ def write_network(
     components = [name for name, owner in NETWORK.items() if owner == network]
     graphs = {}
     for component in components:
-        progress(component, 0)
+        progress(f"graph of {component}", 0)
         graphs[component] = lowered(checkpoint, component, recipe, quantised)
 
     folder = bundle / network
     folder.mkdir()
+    stage = f"weights of {network}"
+    progress(stage, 0)
     table = checkpoint.token_embeddings() if network == "text_encoder" else None
     known: dict[str, str] = {}
     if weights == "link":
@@ -96,7 +98,7 @@ def write_network(
             copies.append(WeightFile("embeddings.safetensors", [Stored(table, table.dtype)]))
         places = {}
         for file in copies:
-            known[file.name] = file.write(folder, lambda count: progress(network, count))
+            known[file.name] = file.write(folder, lambda count: progress(stage, count))
             places.update(file.places())
 
     sizes = dims(checkpoint)

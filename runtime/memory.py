@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from qwen_image_engine.engines.engine import Array, Engine
 from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.runtime.process_memory import MemoryWatch
 from qwen_image_engine.runtime.timing import Timings
 
 Memory = Literal["resident", "sequential"]
@@ -17,12 +18,15 @@ class Components:
     next: prefix and step, one network in two graphs, then never take the transformer's memory twice.
     """
 
-    def __init__(self, load: Callable[[str], Engine], memory: Memory = "resident") -> None:
+    def __init__(
+        self, load: Callable[[str], Engine], memory: Memory = "resident", watch: MemoryWatch | None = None
+    ) -> None:
         """Take the policy.
 
         Args:
             load: component name, as in `engines.contract`, to its engine.
             memory: the policy.
+            watch: of this process, for `timings` to hold peaks too.
 
         Raises:
             UsageError: the policy is unknown.
@@ -30,7 +34,7 @@ class Components:
         if memory not in get_args(Memory):
             raise UsageError(f"memory {memory!r}: expected {' or '.join(get_args(Memory))}")
         self.memory = memory
-        self.timings = Timings()
+        self.timings = Timings(watch=watch)
         self._load = load
         self._held: dict[str, Engine] = {}
 

@@ -24,6 +24,7 @@ from qwen_image_engine.runtime.memory import Components, Memory
 from qwen_image_engine.runtime.model import ModelFacts
 from qwen_image_engine.runtime.picture import Origin as Origin
 from qwen_image_engine.runtime.picture import Picture, PictureParameters
+from qwen_image_engine.runtime.process_memory import MemoryWatch
 from qwen_image_engine.runtime.progress import ProgressBar
 from qwen_image_engine.runtime.sampler import Step, Velocity, euler
 from qwen_image_engine.runtime.schedule import ScheduleConfig
@@ -61,7 +62,12 @@ class QwenImage:
 
     @classmethod
     def load(
-        cls, bundle: str | Path, engine: str = "onnxruntime", memory: Memory = "resident", threads: int | None = None
+        cls,
+        bundle: str | Path,
+        engine: str = "onnxruntime",
+        memory: Memory = "resident",
+        threads: int | None = None,
+        watch: MemoryWatch | None = None,
     ) -> Self:
         """Open a bundle.
 
@@ -71,6 +77,7 @@ class QwenImage:
             memory: "resident" loads every engine now and keeps it, "sequential" loads each when it runs and frees it
                 before the next.
             threads: of one engine; None for every core.
+            watch: of this process's memory, for `timings` to hold peaks too; the caller closes it.
 
         Raises:
             UsageError: no such engine or memory policy, or no thread.
@@ -78,7 +85,7 @@ class QwenImage:
                 package is not installed, or memory does not suffice.
         """
         opened = Bundle.open(Path(bundle))
-        components = Components(partial(opened.load_engine, backend=engine, threads=threads), memory)
+        components = Components(partial(opened.load_engine, backend=engine, threads=threads), memory, watch)
         origin = Origin(engine, opened.manifest.precision, opened.manifest.checkpoint.name)
         facts = opened.manifest.facts
         pipeline = cls(components, opened.tokenizer(), opened.embeddings(), opened.schedule(), facts, origin)
@@ -87,7 +94,7 @@ class QwenImage:
 
     @property
     def timings(self) -> Timings:
-        """Seconds that engines took to load and to run; grows with every call."""
+        """Seconds (and peaks, if watched) of engines' loads and runs; grows with every call."""
         return self._components.timings
 
     def generate(

@@ -1,4 +1,4 @@
-"""How long each engine took to load and to run."""
+"""How long each engine took to load and to run, and where it is asked for, how much memory that took."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
+from qwen_image_engine.runtime.process_memory import MemoryUse, MemoryWatch
+
 
 @dataclass(frozen=True)
 class Timing:
-    """One load or one run of a component's engine."""
+    """One load or one run of a component's engine; `peak` is of the whole process meanwhile, None if not watched."""
 
     kind: Literal["load", "run"]
     component: str
     seconds: float
+    peak: MemoryUse | None = None
 
 
 @dataclass
@@ -21,13 +24,17 @@ class Timings:
     """Everything since the pipeline was made, or since `clear`."""
 
     entries: list[Timing] = field(default_factory=list)
+    watch: MemoryWatch | None = None
 
     @contextmanager
     def measure(self, kind: Literal["load", "run"], component: str) -> Iterator[None]:
         """Record what runs inside, unless it fails."""
+        if self.watch is not None:
+            self.watch.restart()
         start = perf_counter()
         yield
-        self.entries.append(Timing(kind, component, perf_counter() - start))
+        seconds = perf_counter() - start
+        self.entries.append(Timing(kind, component, seconds, self.watch.peak() if self.watch is not None else None))
 
     def stages(self) -> dict[str, float]:
         """Seconds of all loads ("load_s") and of each component's runs together, in order ("step_s": all steps)."""
@@ -36,6 +43,15 @@ class Timings:
             stage = "load_s" if entry.kind == "load" else f"{entry.component}_s"
             totals[stage] = totals.get(stage, 0.0) + entry.seconds
         return totals
+
+    def peaks(self) -> dict[str, MemoryUse]:
+        """The most memory of each stage ("load step", "run step"), in order; empty where none was watched."""
+        found: dict[str, MemoryUse] = {}
+        for entry in self.entries:
+            if entry.peak is not None:
+                stage = f"{entry.kind} {entry.component}"
+                found[stage] = entry.peak.peak(found.get(stage))
+        return found
 
     def clear(self) -> None:
         """Forget everything."""

@@ -59,6 +59,7 @@ def execute(options: argparse.Namespace) -> Report:
         "weights": manifest.weights,
         "checkpoint": {"name": manifest.checkpoint.name, "licence": manifest.checkpoint.licence},
         "seconds": seconds,
+        "stages": progress.seconds,
     }
     lines = [
         f"{options.bundle}: {', '.join(manifest.components)} for {manifest.target} in {manifest.precision}, "
@@ -69,15 +70,29 @@ def execute(options: argparse.Namespace) -> Report:
 
 
 class _Progress(ExitStack):
-    """The exporter's progress on a bar, which begins when the exporter knows how many bytes there are."""
+    """The exporter's progress on a bar, which begins when the exporter knows how many bytes there are.
+
+    `seconds` are those from the first word of a stage ("graph of step") to that of the next, or to the end.
+    """
 
     def __init__(self, label: str) -> None:
         super().__init__()
+        self.seconds: dict[str, float] = {}
+        self._stage: str | None = None
+        self._since = 0.0
         self._label = label
         self._bar: ProgressBar | None = None
         self._shown = 0
+        self.callback(self._enter, None)
+
+    def _enter(self, stage: str | None) -> None:
+        now = time.perf_counter()
+        if self._stage is not None:
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._since
+        self._stage, self._since = stage, now
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        self._enter(what)
         if self._bar is None:
             self._bar = self.enter_context(ProgressBar(self._label, total, "bytes"))
         self._bar.advance(done - self._shown)

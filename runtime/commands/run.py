@@ -2,13 +2,15 @@
 
 import argparse
 import time
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from qwen_image_engine.engines.engine import ENGINES
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.commands.outputs import check_writable, picture_paths, read_latents, write_array
-from qwen_image_engine.runtime.commands.report import Report
+from qwen_image_engine.runtime.commands.report import Report, size_text, table
 from qwen_image_engine.runtime.commands.stages import stage_seconds
 
 SUMMARY = "draw pictures with a bundle's engines"
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="resident",
         help="keep every engine loaded, or one at a time (resident)",
     )
+    parser.add_argument("--measure-memory", action="store_true", help="report each stage's peak; Linux alone tells")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> Report:
     """Draw; nothing is written unless every picture could be drawn."""
     from qwen_image_engine.runtime.pipeline import QwenImage
+    from qwen_image_engine.runtime.process_memory import MemoryWatch
     from qwen_image_engine.runtime.size import latent_size
 
     latent_size(options.width, options.height)  # before gigabytes are loaded
@@ -60,9 +64,12 @@ def execute(options: argparse.Namespace) -> Report:
     latents = None if options.latents is None else read_latents(options.latents)
 
     began = time.perf_counter()
-    with QwenImage.load(
-        options.bundle, engine=options.engine, memory=options.memory, threads=options.threads
-    ) as pipeline:
+    with (
+        MemoryWatch() if options.measure_memory else nullcontext() as watch,
+        QwenImage.load(
+            options.bundle, engine=options.engine, memory=options.memory, threads=options.threads, watch=watch
+        ) as pipeline,
+    ):
         pictures = pipeline.generate(
             options.prompt,
             negative_prompt=options.negative_prompt,
@@ -75,6 +82,7 @@ def execute(options: argparse.Namespace) -> Report:
             latents=latents,
         )
         timings = stage_seconds(pipeline.timings, pictures[0].parameters.steps)
+        peaks = pipeline.timings.peaks()
     for picture, file in zip(pictures, files, strict=True):
         picture.save(file)
     if options.save_latents:
@@ -96,9 +104,17 @@ def execute(options: argparse.Namespace) -> Report:
         "checkpoint": parameters.checkpoint,
         "timings": timings,
     }
+    if peaks:
+        document["peaks"] = {stage: asdict(peak) for stage, peak in peaks.items()}
     spent = ", ".join(
         f"{name.removesuffix('_s').replace('_', ' ')} {seconds:.3g} s" for name, seconds in timings.items()
     )
     noise = "given latents" if parameters.seed is None else f"seed {parameters.seed}"
     summary = f"{parameters.width}x{parameters.height}, {parameters.steps} steps, {noise}, {parameters.engine}: {spent}"
-    return Report(document, [*(str(file) for file in files), summary])
+    lines = [*(str(file) for file in files), summary]
+    if peaks:
+        rows = [
+            (stage, size_text(peak.anonymous_bytes), size_text(peak.resident_bytes)) for stage, peak in peaks.items()
+        ]
+        lines += table([("peak memory", "anonymous", "resident"), *rows], right=(1, 2))
+    return Report(document, lines)

@@ -114,6 +114,26 @@ def test_linked_graphs_are_sound_with_their_weights_as_inputs(random_checkpoint:
         onnx.checker.check_model(model)
 
 
+def test_a_float32_vae_is_linked_and_cast_in_the_graph_of_a_bf16_bundle(
+    random_checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    checkpoint, folder = random_checkpoint("narrow", dtype="bfloat16", vae_dtype="float32"), tmp_path / "linked"
+    export_bundle(checkpoint, folder, target="tensorrt", precision="bf16", weights="link")
+    for path in folder.rglob("*.safetensors"):
+        assert path.samefile(checkpoint / path.relative_to(folder))
+    for name in network_folder.MODEL_FILES.values():
+        graph = onnx.load(str(folder / name), load_external_data=False).graph
+        wanted = onnx.TensorProto.FLOAT if name.startswith("vae") else onnx.TensorProto.BFLOAT16
+        weights = {item.name for item in graph.initializer if item.data_location == onnx.TensorProto.EXTERNAL}
+        assert weights
+        assert {item.data_type for item in graph.initializer if item.name in weights} == {wanted}
+        if name.startswith("vae"):
+            readers = [node for node in graph.node if weights & set(node.input)]
+            assert {node.op_type for node in readers} == {"Cast"}
+            assert {node.attribute[0].i for node in readers} == {onnx.TensorProto.BFLOAT16}
+            assert len(readers) == len(weights)
+
+
 def test_links_go_past_the_symlinks_of_a_hub_snapshot(random_checkpoint: Checkpoints, tmp_path: Path) -> None:
     source = random_checkpoint("narrow")
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
@@ -168,7 +188,7 @@ def test_an_interrupted_export_keeps_the_bundle_that_was_there(
     shutil.copytree(bundle("narrow")[1], output)
 
     def interrupt(what: str, done: int, total: int) -> None:
-        if what == "vae":
+        if what == "weights of vae":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -183,7 +203,7 @@ def test_progress_grows_to_its_total(random_checkpoint: Checkpoints, tmp_path: P
     done = [call[1] for call in seen]
     assert done == sorted(done)
     assert done[-1] == seen[-1][2]
-    assert {"checkpoint", "step", "transformer", "vae"} <= {call[0] for call in seen}
+    assert {"graph of step", "weights of transformer", "weights of vae"} <= {call[0] for call in seen}
 
 
 def test_a_repeated_export_makes_nothing_again(
@@ -281,6 +301,20 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(QwenImageError, match="No space left"):
         export_bundle(bundle("narrow")[0], tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_meanwhile_names_the_stage_and_what_was_needed(
+    random_checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(write: object, block: memoryview) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("qwen_image_engine.export.weight_file._write_all", full)
+    with pytest.raises(
+        QwenImageError, match=r"No space left on device\) at weights of text_encoder; the whole bundle takes \d+ bytes"
+    ):
+        export_bundle(random_checkpoint("narrow"), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 

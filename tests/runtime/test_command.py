@@ -154,6 +154,17 @@ def test_run(document: Callable[..., Any], exported: Callable[..., Path], tmp_pa
         assert (parameters["seed"], parameters["image"], parameters["engine"]) == ("7", str(index), engine)
 
 
+def test_run_measures_memory_where_asked(
+    document: Callable[..., Any], exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    arguments = ("run", exported(), "-p", "a circle", "-o", tmp_path / "out.png", *SMALL)
+    assert "peaks" not in document(*arguments)
+    peaks = document(*arguments, "--memory", "sequential", "--measure-memory")["peaks"]
+    stages = [f"{kind} {name}" for name in ("text_encoder", "prefix", "step") for kind in ("load", "run")]
+    assert list(peaks)[: len(stages)] == stages
+    assert all(0 < peak["anonymous_bytes"] < peak["resident_bytes"] for peak in peaks.values())
+
+
 def test_run_from_given_latents(document: Callable[..., Any], exported: Callable[..., Path], tmp_path: Path) -> None:
     noise = np.random.default_rng(0).standard_normal((1, 6 * 4, 16)).astype(np.float32)
     np.save(tmp_path / "noise.npy", noise)

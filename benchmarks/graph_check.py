@@ -1,0 +1,39 @@
+"""What can be checked of a graph whose weights are linked: the checker refuses hard links."""
+
+from pathlib import Path
+
+import onnx
+
+from qwen_image_engine.reference.tensor_file import read_header
+
+_DTYPES = {
+    "F32": onnx.TensorProto.FLOAT,
+    "BF16": onnx.TensorProto.BFLOAT16,
+    "F16": onnx.TensorProto.FLOAT16,
+    "I8": onnx.TensorProto.INT8,
+}
+
+
+def check_linked_graph(model: Path) -> int:
+    """Check the graph with its weights as inputs, and each weight's place against the file's header; give their number.
+
+    Raises:
+        onnx.checker.ValidationError: the graph is unsound.
+        AssertionError: a weight is elsewhere than the graph says, or of another shape or dtype.
+    """
+    proto = onnx.load(str(model), load_external_data=False)
+    headers = {}
+    external = [item for item in proto.graph.initializer if item.data_location == onnx.TensorProto.EXTERNAL]
+    for item in external:
+        entries = {entry.key: entry.value for entry in item.external_data}
+        file = model.parent / entries["location"]
+        if file not in headers:
+            headers[file] = read_header(file)
+        stored = headers[file][item.name]
+        said = (int(entries["offset"]), int(entries["length"]), tuple(item.dims), item.data_type)
+        found = (stored.offset, stored.nbytes, stored.shape, _DTYPES[stored.dtype])
+        assert said == found, f"{model}: {item.name} is at {said}, in {file} at {found}"
+        proto.graph.initializer.remove(item)
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(item.name, item.data_type, item.dims))
+    onnx.checker.check_model(proto)
+    return len(external)

@@ -1,0 +1,68 @@
+"""Hashes by threads: those of hashlib, beside the work of the caller, and gone with it."""
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.export import file_hashes, network_folder
+from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export.file_hashes import FileHashes
+from qwen_image_engine.runtime.bundle_files import file_sha256
+
+
+def test_hashes_are_hashlibs(tmp_path: Path) -> None:
+    files = {tmp_path / str(number): bytes([number]) * number * 100_000 for number in range(5)}
+    for file, content in files.items():
+        file.write_bytes(content)
+    with FileHashes(list(files), lambda: None) as hashes:
+        assert dict(hashes) == {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+        assert hashes.bytes_read == sum(map(len, files.values()))
+
+
+def test_a_file_that_cannot_be_read_is_told_to_who_asks(tmp_path: Path) -> None:
+    with FileHashes([tmp_path / "missing"], lambda: None) as hashes, pytest.raises(QwenImageError, match="missing"):
+        _ = hashes[tmp_path / "missing"]
+
+
+def test_leaving_stops_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+
+    def endless(file: Path, progress: Callable[[int], None]) -> str:
+        while True:
+            progress(1)
+            begun.set()
+
+    monkeypatch.setattr(file_hashes, "file_sha256", endless)
+
+    def interrupt() -> None:
+        assert begun.wait(10)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), FileHashes([tmp_path / "a", tmp_path / "b"], interrupt) as hashes:
+        _ = hashes[tmp_path / "a"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sha256")]
+
+
+def test_a_new_bundle_is_traced_while_the_checkpoint_is_hashed(
+    random_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced = threading.Event()
+
+    def late(*arguments: Any) -> str:
+        assert traced.wait(100)
+        return file_sha256(*arguments)
+
+    trace = network_folder.trace
+
+    def telling(*arguments: Any) -> Any:
+        traced.set()
+        return trace(*arguments)
+
+    monkeypatch.setattr(file_hashes, "file_sha256", late)
+    monkeypatch.setattr(network_folder, "trace", telling)
+    export_bundle(random_checkpoint(), tmp_path / "bundle", weights="link")
