@@ -50,8 +50,8 @@ class Quantisation:
         return {rule.precision for rule in self.rules} - {HIGH}
 
 
-# benchmarks/rotations.py: on outliers the step from 16 channels to 64 is worth a third of the error and that to 256 little
-# more; on AMX a rotation of 256 took three times as long as one of 64, which takes a percent or two of a step.
+# benchmarks/rotations.py: on outliers the step from 16 channels to 64 takes a third off the error, that to 256 little
+# more, while a rotation multiplies each channel by as many as are rotated together.
 _LARGEST_ROTATION = 64
 
 

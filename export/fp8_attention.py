@@ -34,7 +34,7 @@ class Fp8Attention(InPlacePass):
                 for index, (what, scale) in enumerate(scales):
                     value = node.inputs[index]
                     assert value is not None
-                    step = f"{name}.attn.{what}_scale"
+                    step = fp8_scale_name(name, what)
                     node.replace_input_with(index, through_codes(model.graph, node, value, scale, "fp8", step))
                 modified = True
         return PassResult(model, modified)
@@ -58,6 +58,11 @@ class DecomposeFp8Attention(InPlacePass):
                 _decompose(model.graph, node)
                 modified = True
         return PassResult(model, modified)
+
+
+def fp8_scale_name(block: str, what: str) -> str:
+    """The name of the constant that is the scale of a block's "query", "key" or "value"."""
+    return f"{block}.attn.{what}_scale"
 
 
 def _block(node: ir.Node) -> str:

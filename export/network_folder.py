@@ -11,8 +11,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qwen_image_engine.calibration.quantised_network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.calibration.static_attention import SOFTMAX
 from qwen_image_engine.engines.contract import contract
 from qwen_image_engine.export.audit import audit
+from qwen_image_engine.export.fp8_attention import fp8_scale_name
 from qwen_image_engine.export.network_weights import network_weights
 from qwen_image_engine.export.placing import link_weights, place_weights
 from qwen_image_engine.export.recipe import Recipe
@@ -27,6 +29,7 @@ from qwen_image_engine.runtime.manifest import (
     ComponentEntry,
     EmbeddingsEntry,
     FileEntry,
+    Fp8Scales,
     Manifest,
     QuantisedLayer,
 )
@@ -111,18 +114,25 @@ def write_network(
             for name, layer in quantised.layers.items()
             if name + WEIGHT in graph.graph.initializers
         }
+        attention = {
+            block: Fp8Scales(*item.scales(), softmax=SOFTMAX)
+            for block, item in quantised.attention.items()
+            if fp8_scale_name(block, "query") in graph.graph.initializers
+        }
         if layers and recipe.audited:
             progress(f"audit of {component}", 0)
             audit(bundle / MODEL_FILES[component], [name + WEIGHT for name in layers])
+        in_8_bits = bool(layers or attention)
         described[component] = ComponentEntry(
             model=MODEL_FILES[component],
             weights=tuple(f"{network}/{name}" for name in used),
-            precision=recipe.precision if layers or recipe.quantisation is None else _PRECISION[recipe.dtype],
+            precision=recipe.precision if in_8_bits or recipe.quantisation is None else _PRECISION[recipe.dtype],
             excluded_layers=_linears(graph) if layers else (),
             quantised_layers=layers,
             opset=OPSET,
             ir_version=IR_VERSION,
             contract=contract(component, sizes, recipe.dtype),
+            fp8_attention=attention,
         )
     embeddings = None
     if table is not None:

@@ -66,6 +66,19 @@ class QuantisedLayer:
 
 
 @dataclass(frozen=True)
+class Fp8Scales:
+    """FP8 attention of one block: the value of code 1 of queries over sqrt(d), keys, values and probabilities.
+
+    The last stands in no graph: whoever builds an engine gives it to the attention as its own.
+    """
+
+    query: float
+    key: float
+    value: float
+    softmax: float
+
+
+@dataclass(frozen=True)
 class CalibrationEntry:
     """The calibration that static scales come from: the SHA-256 of its tensors, and its settings."""
 
@@ -77,7 +90,8 @@ class CalibrationEntry:
 class ComponentEntry:
     """One graph. `model` and the `weights` that it reads are names in `Manifest.files`.
 
-    `quantised_layers` are the linears that run in 8 bits; `excluded_layers` those that keep a higher precision.
+    `quantised_layers` are the linears that run in 8 bits; `excluded_layers` those that keep a higher precision;
+    `fp8_attention` are the blocks whose attention is FP8.
     """
 
     model: str
@@ -88,6 +102,7 @@ class ComponentEntry:
     opset: int
     ir_version: int
     contract: Contract
+    fp8_attention: Mapping[str, Fp8Scales] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -265,6 +280,10 @@ def _component(data: Any, files: Mapping[str, FileEntry]) -> ComponentEntry:
         opset=int(entry["opset"]),
         ir_version=int(entry["ir_version"]),
         contract=Contract.from_json(entry["contract"]),
+        fp8_attention={
+            str(block): _entry(Fp8Scales, scales)
+            for block, scales in _mapping(entry["fp8_attention"], "fp8_attention").items()
+        },
     )
 
 

@@ -128,6 +128,8 @@ def _bundle(folder: Path) -> Report:
         if entry.quantised_layers:
             layers = list(entry.quantised_layers.values())
             lines.append(f"  in {entry.precision}: {len(layers)} linears{_prepared(layers)}")
+        if entry.fp8_attention:
+            lines.append(f"  attention in fp8: {', '.join(entry.fp8_attention)}")
         if entry.excluded_layers:
             lines.append(f"  in higher precision: {', '.join(entry.excluded_layers)}")
     return Report(document, lines)

@@ -1,5 +1,6 @@
 """Static scales: TensorRT's graphs by their form, and their twin by what it computes."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -228,6 +229,35 @@ def test_fp8_attention_quantises_what_enters_it(static_bundle: Bundles, errors: 
     twin = static_bundle("narrow", "tensorrt-twin", "fp8", fp8_attention=True)
     plain = errors(static_bundle("narrow", "tensorrt-twin", "fp8"), "step")
     assert plain.relative_l2 < errors(twin, "step").relative_l2 < 0.2
+
+
+def test_manifest_records_fp8_attention(static_bundle: Bundles) -> None:
+    folder = static_bundle("narrow", "tensorrt", "fp8", fp8_attention=True)[1]
+    found = graph(folder, "step")
+    stored = initializers(found)
+    entry = read_manifest(folder).components["step"]
+    assert len(entry.fp8_attention) == sum(node.op_type == "Attention" for node in found.node)
+    for block, scales in entry.fp8_attention.items():
+        assert scales.softmax == 1 / 448
+        for what in ("query", "key", "value"):
+            constant = onnx.numpy_helper.to_array(stored[f"{block}.attn.{what}_scale"])
+            assert float(constant) == pytest.approx(getattr(scales, what), rel=2**-8)  # in bf16 there
+
+
+def test_attention_alone_in_fp8_is_no_fp32(
+    calibrated: Callable[[Path], Path], random_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = random_checkpoint("narrow")
+    checkpoint = Checkpoint.open(folder)
+    last = checkpoint.transformer.num_layers - 1  # of which the prefix has keys and values alone
+    rule = {"linears": f"*.{last}.img_mlp.out", "precision": "fp8"}
+    rules = tmp_path / "recipe.json"
+    rules.write_text(json.dumps({"rules": [rule], "fp8_attention": True}), encoding="utf-8")
+    twin = {"target": "tensorrt-twin", "precision": "fp8", "calibration": calibrated(folder), "rules": rules}
+    components = export_bundle(checkpoint, tmp_path / "twin", **twin).components
+    assert [len(components[name].quantised_layers) for name in TRANSFORMER] == [0, 1]
+    assert [len(components[name].fp8_attention) for name in TRANSFORMER] == [last, last + 1]
+    assert [components[name].precision for name in TRANSFORMER] == ["fp8", "fp8"]
 
 
 def test_manifest_records_calibration_and_smoothing(static_bundle: Bundles, calibrated: Callable[[Path], Path]) -> None:
