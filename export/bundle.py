@@ -203,7 +203,7 @@ def _write(
         facts=model_facts(checkpoint),
         embeddings=embeddings,
         components={name: entry for part in parts for name, entry in part.components.items()},
-        files={**copied, **{name: entry for part in parts for name, entry in part.files.items()}},
+        files={**copied, **{name: entry for part in parts for name, entry in part.describe_files().items()}},
         origins={network: made_from(network) for network in NETWORKS},
         calibration=None
         if calibration is None

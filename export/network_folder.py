@@ -52,10 +52,16 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class NetworkFolder:
-    """What one folder adds to the manifest."""
+    """What one folder adds to the manifest.
+
+    Attributes:
+        components: its graphs.
+        describe_files: its files; waits for the hashes of linked ones, so the manifest asks when all graphs are traced.
+        embeddings: where the token embeddings are, in the text encoder's.
+    """
 
     components: Mapping[str, ComponentEntry]
-    files: Mapping[str, FileEntry]
+    describe_files: Callable[[], Mapping[str, FileEntry]]
     embeddings: EmbeddingsEntry | None
 
 
@@ -94,7 +100,6 @@ def write_network(
     if weights == "link":
         tensors = read_tensors(checkpoint, network)
         places = link_weights(checkpoint.components[network], [*tensors, *([table] if table else [])], folder)
-        known = {file.name: hashes[file] for file in checkpoint.components[network].files}
     else:
         copies = [WeightFile("weights.safetensors", entries)]
         if table is not None:
@@ -139,8 +144,17 @@ def write_network(
         place = places[table.name]
         rows, hidden = table.shape
         embeddings = EmbeddingsEntry(f"{network}/{place.file}", place.offset, FLOAT_DTYPES[table.dtype], (rows, hidden))
-    files = {f"{network}/{path.name}": describe_file(path, known.get(path.name)) for path in sorted(folder.iterdir())}
-    return NetworkFolder(described, files, embeddings)
+
+    def describe_files() -> dict[str, FileEntry]:
+        linked = {file.name: file for file in checkpoint.components[network].files} if weights == "link" else {}
+        return {
+            f"{network}/{path.name}": describe_file(
+                path, hashes[linked[path.name]] if path.name in linked else known.get(path.name)
+            )
+            for path in sorted(folder.iterdir())
+        }
+
+    return NetworkFolder(described, describe_files, embeddings)
 
 
 def reuse_network(
@@ -163,7 +177,7 @@ def reuse_network(
         except OSError:
             shutil.copyfile(old / name, bundle / name)
     components = {name: entry for name, entry in previous.components.items() if NETWORK.get(name) == network}
-    return NetworkFolder(components, files, previous.embeddings if network == "text_encoder" else None)
+    return NetworkFolder(components, lambda: files, previous.embeddings if network == "text_encoder" else None)
 
 
 def _identity(path: Path) -> tuple[int, int]:

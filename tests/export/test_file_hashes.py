@@ -52,16 +52,19 @@ def test_a_new_bundle_is_traced_while_the_checkpoint_is_hashed(
     random_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traced = threading.Event()
+    untraced = set(network_folder.MODEL_FILES)
 
     def late(*arguments: Any) -> str:
-        assert traced.wait(100)
+        assert traced.wait(1000)
         return file_sha256(*arguments)
 
     trace = network_folder.trace
 
-    def telling(*arguments: Any) -> Any:
-        traced.set()
-        return trace(*arguments)
+    def telling(checkpoint: Any, component: str, dtype: Any) -> Any:
+        untraced.discard(component)
+        if not untraced:
+            traced.set()
+        return trace(checkpoint, component, dtype)
 
     monkeypatch.setattr(file_hashes, "file_sha256", late)
     monkeypatch.setattr(network_folder, "trace", telling)
