@@ -1,6 +1,8 @@
 """Figures in README.md and docs/ are those of the committed results."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,12 @@ def quantisation() -> list[tuple[str, str]]:
             f"plain W8A8 {plain['step_cosine_mean']:.4f}"
         )
     return [("README.md", text) for text in texts]
+
+
+def test_tables_are_those_of_the_results() -> None:
+    script = ROOT / "benchmarks" / "documents.py"
+    found = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, f"{found.stderr}: run python benchmarks/documents.py"
 
 
 @pytest.mark.parametrize("figures", [shapes, pictures, parity, demo, judge, memory, quantisation])
