@@ -213,8 +213,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents to image, in two stages: `mid` sees the whole picture, `up` only a neighbourhood of each pixel.
 
-    The first up block is local too and belongs to `mid` all the same: whole it costs little memory, and without it the
-    neighbourhood is half as wide (`up_halo`).
+    The first up block is local too and belongs to `mid` all the same: without it the neighbourhood is half as wide
+    (`up_halo`), and with it `mid` of 2048x2048 takes 1.5 GB at the released widths, weights included.
     """
 
     def __init__(self, config: VaeConfig) -> None:
