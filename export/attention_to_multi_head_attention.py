@@ -36,7 +36,7 @@ class AttentionToMultiHeadAttention(InPlacePass):
     """CPU: attention without grouped heads becomes com.microsoft.MultiHeadAttention, which works in blocks.
 
     Attention-23 of ONNX Runtime holds tokens^2 * heads floats: 34 GB at 2048x2048. In blocks, the VAE's one head over
-    those 16,384 tokens shows in no peak: 0.9 GB for all activations, where its scores would be 1.1. OpenVINO reads both.
+    those 16,384 tokens shows in no peak: 0.9 GB for all activations, its scores alone being 1.1. OpenVINO reads both.
     Causal attention must be square, or ONNX Runtime aligns its triangle otherwise than ONNX does.
     """
 
