@@ -35,7 +35,7 @@ def speed() -> str:
                 row["way"],
                 f"{row['median_s']:.2f}",
                 *(
-                    f"{row['times_faster_than'][f'diffusers {base}']['median_of_ratios']:.2f}"
+                    f"{row['times_faster_than'][f'diffusers {base}']['ratio_of_medians']:.2f}"
                     for base in ("fp32", "bf16")
                 ),
                 f"{row['relative_l2']:.1%}" if row["relative_l2"] > 1e-4 else f"{row['relative_l2']:.0e}",

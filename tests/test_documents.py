@@ -79,6 +79,19 @@ def judge() -> list[tuple[str, str]]:
     return [("README.md", f"one or two shapes: fp32 {one[0]}, int8 {one[1]}; three: fp32 {three[0]}, int8 {three[1]}")]
 
 
+def speed() -> list[tuple[str, str]]:
+    ratio = {
+        (row["tokens"], row["way"]): f"{row['times_faster_than']['diffusers bf16']['ratio_of_medians']:.2f}x"
+        for row in result("speed")["results"]
+    }
+    ways = ("ONNX Runtime int8", "OpenVINO int8, rest bf16")
+    small, large = ([ratio[tokens, way] for way in ways] for tokens in (1024, 4096))
+    return [
+        ("README.md", f"int8 in ONNX Runtime {small[0]} diffusers bf16, in OpenVINO with bf16 {small[1]}"),
+        ("README.md", f"{large[0]} and {large[1]}"),
+    ]
+
+
 def memory() -> list[tuple[str, str]]:
     found = result("export_memory")
     peak = max(run["peak_bytes"]["exported"] for run in found["runs"]) / 1e9
@@ -105,7 +118,7 @@ def test_tables_are_those_of_the_results() -> None:
     assert found.returncode == 0, f"{found.stderr}: run python benchmarks/documents.py"
 
 
-@pytest.mark.parametrize("figures", [shapes, pictures, parity, demo, judge, memory, quantisation])
+@pytest.mark.parametrize("figures", [shapes, pictures, parity, demo, judge, memory, quantisation, speed])
 def test_figures(figures: Any) -> None:
     for name, text in figures():
         assert text in document(name), name
