@@ -72,11 +72,9 @@ def demo() -> list[tuple[str, str]]:
 
 
 def judge() -> list[tuple[str, str]]:
-    rate = {(row["precision"], row["prompts"]): f"{row['rate']:.1%}" for row in result("judge")["results"]}
-    one, three = (
-        [rate[precision, kind] for precision in ("fp32", "int8")] for kind in ("one or two shapes", "three shapes")
-    )
-    return [("README.md", f"one or two shapes: fp32 {one[0]}, int8 {one[1]}; three: fp32 {three[0]}, int8 {three[1]}")]
+    rates = [f"{row['pictures']['one or two shapes']['rate']:.1%}" for row in result("judge")["results"]]
+    names = ("fp32", "int8", "static FP8", "static int8")
+    return [("README.md", ", ".join(f"{name} {rate}" for name, rate in zip(names, rates, strict=True)))]
 
 
 def speed() -> list[tuple[str, str]]:
