@@ -126,13 +126,28 @@ def plainly(network: torch.nn.Module, linears: Sequence[str], run: Callable[[], 
 
 
 def modelopt(configuration: str) -> Callable[..., torch.nn.Module]:
+    """Its named configuration, on these linears alone: its wildcards also take the embedders and final layers."""
     import modelopt.torch.quantization as mtq
 
+    settings: dict[str, Any] = getattr(mtq, configuration)
+    off, *kinds = (entry for entry in settings["quant_cfg"] if entry["quantizer_name"] == "*" or "cfg" in entry)
+
     def quantise(network: torch.nn.Module, linears: Sequence[str], run: Callable[[], None]) -> torch.nn.Module:
-        wanted = set(linears)
-        with torch.inference_mode():
-            mtq.quantize(network, getattr(mtq, configuration), lambda model: run())
-        mtq.disable_quantizer(network, lambda name: name.rpartition(".")[0] not in wanted)
+        entries = [
+            {**kind, "quantizer_name": kind["quantizer_name"].replace("*", f"{linear}.")}
+            for linear in linears
+            for kind in kinds
+            if "cfg" in kind
+        ]
+        with torch.inference_mode(), redirect_stdout(None):
+            mtq.quantize(network, {**settings, "quant_cfg": [off, *entries]}, lambda model: run())
+        enabled = {
+            name.rpartition(".")[0]
+            for name, module in network.named_modules()
+            if name.endswith("_quantizer") and module.is_enabled
+        }
+        if enabled != set(linears):
+            raise RuntimeError(f"ModelOpt quantised {sorted(enabled ^ set(linears))} other than it was told.")
         return network
 
     return quantise
