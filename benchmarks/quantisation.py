@@ -154,7 +154,7 @@ def modelopt(configuration: str) -> Callable[..., torch.nn.Module]:
 
 
 def quantize_static(checkpoint: Checkpoint, recordings: Sequence[Recording], work: Path) -> Found:
-    """ONNX Runtime's own: QDQ, int8 weights by channel, int8 activations by tensor, ranges by largest magnitude."""
+    """ONNX Runtime's own, as it advises on x64: QDQ, int8 weights by channel, uint8 activations by tensor, by range."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Inputs(CalibrationDataReader):  # type: ignore[misc]
@@ -186,10 +186,9 @@ def quantize_static(checkpoint: Checkpoint, recordings: Sequence[Recording], wor
                 Inputs(component),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
-                activation_type=QuantType.QInt8,
+                activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 nodes_to_quantize=names,
-                extra_options={"ActivationSymmetric": True},
             )
         engines[component] = load_engine("onnxruntime", quantised, entry.contract)
     return compared(engines, checkpoint, recordings)
