@@ -58,10 +58,17 @@ ENGINES = ("onnxruntime", "openvino", "openvino-bf16")
 _EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino"}
 
 
-def load_engine(backend: str, model: Path, contract: Contract, threads: int | None = None) -> Engine:
+def load_engine(
+    backend: str, model: Path, contract: Contract, threads: int | None = None, *, freed_soon: bool = False
+) -> Engine:
     """The graph in the file `model` on `backend`, one of `ENGINES`.
 
-    `threads` is the number of threads of one run; None leaves it to the backend, which takes every core.
+    Args:
+        backend: what runs it.
+        model: the file.
+        contract: the tensors that it takes and returns.
+        threads: of one run; None leaves it to the backend, which takes every core.
+        freed_soon: whether it is closed before another engine is loaded; work that pays over many runs is then left.
 
     Raises:
         UsageError: no such backend, or fewer threads than one.
@@ -73,7 +80,7 @@ def load_engine(backend: str, model: Path, contract: Contract, threads: int | No
     if backend == "onnxruntime":
         from qwen_image_engine.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(model, contract, threads)
+        return OnnxRuntimeEngine(model, contract, threads, freed_soon)
     if backend in ("openvino", "openvino-bf16"):
         from qwen_image_engine.engines.openvino import OpenVinoEngine
 

@@ -34,8 +34,10 @@ class Bundle:
         check_files(folder, manifest)
         return cls(folder, manifest)
 
-    def load_engine(self, component: str, backend: str, threads: int | None = None) -> Engine:
-        """Load the graph of `component`; errors as of `engines.engine.load_engine`.
+    def load_engine(
+        self, component: str, backend: str, threads: int | None = None, *, freed_soon: bool = False
+    ) -> Engine:
+        """Load the graph of `component`; arguments and errors as of `engines.engine.load_engine`.
 
         Raises:
             QwenImageError: the bundle has no such component, or is for an engine that this version has not.
@@ -48,7 +50,7 @@ class Bundle:
                 f"{self.folder} holds graphs for TensorRT, which this version does not run yet; export with "
                 "--target cpu for this machine, or with --target tensorrt-twin to see what the same quantisation costs"
             )
-        return load_engine(backend, self.folder / entry.model, entry.contract, threads)
+        return load_engine(backend, self.folder / entry.model, entry.contract, threads, freed_soon=freed_soon)
 
     def tokenizer(self) -> Tokenizer:
         """Load the tokenizer.
