@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from qwen_image_engine.calibration.calibration import Calibration
 from qwen_image_engine.calibration.quantisation import QUANTISATIONS
 from qwen_image_engine.calibration.quantised_network import quantised_network
 from qwen_image_engine.calibration.recipe_search import FoundRecipe, fewest_high
-from qwen_image_engine.calibration.request import DTYPES, Request, prompts_sha256
+from qwen_image_engine.calibration.request import DTYPES, Request, prompts_sha256, versions
 from qwen_image_engine.calibration.sensitivity import Picture, Sensitivity
 from qwen_image_engine.calibration.sensitivity_plot import plot
+from qwen_image_engine.calibration.settings import Settings
 from qwen_image_engine.calibration.simulation import TRANSFORMER, Simulation
 from qwen_image_engine.calibration.teacher_forcing import Errors, TeacherForcing, record
 from qwen_image_engine.calibration.tensors import write_whole
@@ -80,11 +81,12 @@ def analyse(
     target: str = "tensorrt",
     precision: str = "fp8",
     target_error: float | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Analysis:
     """Measure every linear of the transformer alone, then search for a recipe where `target_error` is given.
 
-    The calibration's first `PICTURES` are drawn anew on its device and in its dtype; the text encoder stays as it is.
+    The calibration's first `PICTURES` are drawn anew in its dtype, on any device; the text encoder stays as it is.
 
     Args:
         checkpoint: that was calibrated.
@@ -95,22 +97,23 @@ def analyse(
         target: whose quantisation is simulated.
         precision: of it.
         target_error: the largest error that the recipe may have, see `judged`.
+        device: "cpu" or "cuda".
         progress: called as the work goes on.
 
     Raises:
-        UsageError: see `check_analysis`; or the prompts are not the calibration's, or its device is not here.
+        UsageError: see `check_analysis`; or the prompts are not the calibration's, or the device is not here.
         QwenImageError: the calibration is of another checkpoint, a step's output is not finite, no recipe reaches the
             error, memory does not suffice, or a file cannot be written.
     """
     check_analysis(target, precision, target_error)
-    settings = calibration.settings
+    settings = replace(calibration.settings, device=device, versions=versions())
     if prompts_sha256(prompts) != settings.prompts_sha256:
         raise UsageError(
             f"the {len(prompts)} prompts are not the {settings.prompts} that the calibration was made with"
         )
     name = f"{target}-{precision}"
     try:
-        forcing, pictures, linears = _prepare(checkpoint, calibration, prompts, target, precision)
+        forcing, pictures, linears = _prepare(checkpoint, calibration, settings, prompts, target, precision)
         alone, together = _measure(forcing, linears, progress)
         sensitivity = Sensitivity(target, precision, settings, calibration.sha256, pictures, alone, together)
         analysis = Analysis(sensitivity, folder / f"sensitivity-{name}.json", folder / f"sensitivity-{name}.svg")
@@ -127,16 +130,20 @@ def analyse(
         return analysis
     except torch.OutOfMemoryError as error:
         raise QwenImageError(
-            f"{settings.device} has too little memory to analyse {checkpoint.name} in {settings.dtype} at these sizes; "
-            "calibrate with --dtype bf16, a smaller --size, or --device cpu"
+            f"{device} has too little memory to analyse {checkpoint.name} in {settings.dtype} at these sizes; "
+            "ask for --device cpu, or calibrate with --dtype bf16 or a smaller --size"
         ) from error
 
 
 def _prepare(
-    checkpoint: Checkpoint, calibration: Calibration, prompts: Sequence[str], target: str, precision: str
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    settings: Settings,
+    prompts: Sequence[str],
+    target: str,
+    precision: str,
 ) -> tuple[TeacherForcing, tuple[Picture, ...], list[str]]:
     """What linears are measured on; the pictures; the linears' names."""
-    settings = calibration.settings
     request = Request.of(
         checkpoint,
         prompts[:PICTURES],

@@ -97,6 +97,7 @@ def execute(options: argparse.Namespace) -> Report:
                 target=sensitivity.target,
                 precision=sensitivity.precision,
                 target_error=sensitivity.target_error,
+                device=options.device,
                 progress=progress,
             )
     settings = calibration.settings

@@ -3,6 +3,7 @@
 import json
 import math
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,15 @@ def test_int8(shapes: Path, calibrated: Path, tmp_path: Path, target: str, preci
         f"sensitivity-{target}-{precision}.json",
         f"sensitivity-{target}-{precision}.svg",
     ]
+
+
+def test_a_calibration_made_on_cuda_is_analysed_on_a_cpu(shapes: Path, calibrated: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(shapes)
+    calibration = Calibration.open(calibrated, checkpoint)
+    elsewhere = replace(calibration, settings=replace(calibration.settings, device="cuda", versions={"torch": "2.0"}))
+    found = analyse(checkpoint, elsewhere, tmp_path, PROMPTS, precision="int8").to_json()
+    assert found["device"] == "cpu"
+    assert found["versions"] == calibration.settings.versions
 
 
 def test_target_that_keeps_everything_high(shapes: Path, calibrated: Path, tmp_path: Path) -> None:
