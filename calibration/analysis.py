@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from qwen_image_engine.calibration.calibration import Calibration
+from qwen_image_engine.calibration.partial_sensitivity import PartialSensitivity
 from qwen_image_engine.calibration.quantisation import QUANTISATIONS
 from qwen_image_engine.calibration.quantised_network import quantised_network
 from qwen_image_engine.calibration.recipe_search import FoundRecipe, fewest_high
@@ -87,6 +88,8 @@ def analyse(
     """Measure every linear of the transformer alone, then search for a recipe where `target_error` is given.
 
     The calibration's first `PICTURES` are drawn anew in its dtype, on any device; the text encoder stays as it is.
+    After each linear what is measured so far is written to `folder`; the same call goes on from there, with the result
+    of an uninterrupted one. What another calibration, device or version left there is ignored and replaced.
 
     Args:
         checkpoint: that was calibrated.
@@ -114,10 +117,12 @@ def analyse(
     name = f"{target}-{precision}"
     try:
         forcing, pictures, linears = _prepare(checkpoint, calibration, settings, prompts, target, precision)
-        alone, together = _measure(forcing, linears, progress)
+        partial = PartialSensitivity.of(folder, target, precision, settings, calibration.sha256, pictures)
+        alone, together = _measure(forcing, linears, partial, progress)
         sensitivity = Sensitivity(target, precision, settings, calibration.sha256, pictures, alone, together)
         analysis = Analysis(sensitivity, folder / f"sensitivity-{name}.json", folder / f"sensitivity-{name}.svg")
         _write(analysis)
+        partial.remove()
         if target_error is None:
             return analysis
 
@@ -165,16 +170,22 @@ def _prepare(
 
 
 def _measure(
-    forcing: TeacherForcing, linears: Sequence[str], progress: Progress | None
+    forcing: TeacherForcing, linears: Sequence[str], partial: PartialSensitivity, progress: Progress | None
 ) -> tuple[dict[str, Errors], Errors]:
-    """Each linear alone, and all of them."""
-    advance = _advance(progress, MEASURING, (len(linears) + 1) * forcing.steps)
-    return {name: forcing.errors([name], advance) for name in linears}, forcing.errors(linears, advance)
+    """Each linear alone, but for those in `partial`, which is written after every linear; and all of them."""
+    alone = partial.read()
+    done, total = len(alone) * forcing.steps, (len(linears) + 1) * forcing.steps
+    if progress is not None:
+        progress(MEASURING, done, total)
+    advance = _advance(progress, MEASURING, total, done)
+    for name in linears:
+        if name not in alone:
+            alone[name] = forcing.errors([name], advance)
+            partial.write(alone)
+    return alone, forcing.errors(linears, advance)
 
 
-def _advance(progress: Progress | None, stage: str, total: int) -> Callable[[], None]:
-    done = 0
-
+def _advance(progress: Progress | None, stage: str, total: int, done: int = 0) -> Callable[[], None]:
     def advance() -> None:
         nonlocal done
         done += 1
