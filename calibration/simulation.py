@@ -19,6 +19,7 @@ from qwen_image_engine.calibration import fp8, int8
 from qwen_image_engine.calibration.channel_scales import channel_scales
 from qwen_image_engine.calibration.hadamard import rotate
 from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
+from qwen_image_engine.calibration.static_input import SCALE_DTYPE, stored_scale
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.network_tensors import read_tensors
 from qwen_image_engine.reference.transformer import KeyValue, Transformer
@@ -29,7 +30,7 @@ TRANSFORMER = "transformer"
 class Simulation:
     """A transformer whose linears can be quantised for a while, with the prefix's scales or the step's.
 
-    Scales are float32 whatever the network's dtype is.
+    Scales are those of the graphs, whatever the network's dtype is.
     """
 
     def __init__(self, checkpoint: Checkpoint, network: Transformer, quantised: QuantisedNetwork) -> None:
@@ -91,11 +92,13 @@ class Simulation:
         feedback = item.error_feedback() if item is not None else None
         if layer.precision == "fp8":
             largest = float(weight.abs().max())
-            scales = torch.tensor([[largest / fp8.LARGEST if largest > 0 else 1.0]], device=device)
-            codes = fp8.quantise_rows(weight, float(scales), feedback)
+            scale = stored_scale(largest / fp8.LARGEST if largest > 0 else 1.0)
+            scales = torch.tensor([[scale]], device=device)
+            codes = fp8.quantise_rows(weight, scale, feedback)
         else:
-            codes, row_scales = int8.quantise_rows(rotate(weight, layer.rotation), feedback=feedback)
-            scales = row_scales[:, None]
+            dtype = torch.float32 if item is None else SCALE_DTYPE
+            codes, row_scales = int8.quantise_rows(rotate(weight, layer.rotation), dtype, feedback)
+            scales = row_scales.float()[:, None]
         if rows is not None:
             scales = scales / rows[:, None]
         if item is None:
