@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qwen_image_engine.calibration.calibration import Calibration
+from qwen_image_engine.calibration.partial_sensitivity import PartialSensitivity
 from qwen_image_engine.calibration.quantisation import QUANTISATIONS
 from qwen_image_engine.calibration.quantised_network import quantised_network
 from qwen_image_engine.calibration.recipe_search import FoundRecipe, fewest_high
-from qwen_image_engine.calibration.request import DTYPES, Request, prompts_sha256
+from qwen_image_engine.calibration.request import DTYPES, Request, prompts_sha256, versions
 from qwen_image_engine.calibration.sensitivity import Picture, Sensitivity
 from qwen_image_engine.calibration.sensitivity_plot import plot
+from qwen_image_engine.calibration.settings import Settings
 from qwen_image_engine.calibration.simulation import TRANSFORMER, Simulation
 from qwen_image_engine.calibration.teacher_forcing import Errors, TeacherForcing, record
 from qwen_image_engine.calibration.tensors import write_whole
@@ -80,11 +82,14 @@ def analyse(
     target: str = "tensorrt",
     precision: str = "fp8",
     target_error: float | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Analysis:
     """Measure every linear of the transformer alone, then search for a recipe where `target_error` is given.
 
-    The calibration's first `PICTURES` are drawn anew on its device and in its dtype; the text encoder stays as it is.
+    The calibration's first `PICTURES` are drawn anew in its dtype, on any device; the text encoder stays as it is.
+    After each linear what is measured so far is written to `folder`; the same call goes on from there, with the result
+    of an uninterrupted one. What another calibration, device or version left there is ignored and replaced.
 
     Args:
         checkpoint: that was calibrated.
@@ -95,26 +100,29 @@ def analyse(
         target: whose quantisation is simulated.
         precision: of it.
         target_error: the largest error that the recipe may have, see `judged`.
+        device: "cpu" or "cuda".
         progress: called as the work goes on.
 
     Raises:
-        UsageError: see `check_analysis`; or the prompts are not the calibration's, or its device is not here.
+        UsageError: see `check_analysis`; or the prompts are not the calibration's, or the device is not here.
         QwenImageError: the calibration is of another checkpoint, a step's output is not finite, no recipe reaches the
             error, memory does not suffice, or a file cannot be written.
     """
     check_analysis(target, precision, target_error)
-    settings = calibration.settings
+    settings = replace(calibration.settings, device=device, versions=versions())
     if prompts_sha256(prompts) != settings.prompts_sha256:
         raise UsageError(
             f"the {len(prompts)} prompts are not the {settings.prompts} that the calibration was made with"
         )
     name = f"{target}-{precision}"
     try:
-        forcing, pictures, linears = _prepare(checkpoint, calibration, prompts, target, precision)
-        alone, together = _measure(forcing, linears, progress)
+        forcing, pictures, linears = _prepare(checkpoint, calibration, settings, prompts, target, precision)
+        partial = PartialSensitivity.of(folder, target, precision, settings, calibration.sha256, pictures)
+        alone, together = _measure(forcing, linears, partial, progress)
         sensitivity = Sensitivity(target, precision, settings, calibration.sha256, pictures, alone, together)
         analysis = Analysis(sensitivity, folder / f"sensitivity-{name}.json", folder / f"sensitivity-{name}.svg")
         _write(analysis)
+        partial.remove()
         if target_error is None:
             return analysis
 
@@ -127,16 +135,20 @@ def analyse(
         return analysis
     except torch.OutOfMemoryError as error:
         raise QwenImageError(
-            f"{settings.device} has too little memory to analyse {checkpoint.name} in {settings.dtype} at these sizes; "
-            "calibrate with --dtype bf16, a smaller --size, or --device cpu"
+            f"{device} has too little memory to analyse {checkpoint.name} in {settings.dtype} at these sizes; "
+            "ask for --device cpu, or calibrate with --dtype bf16 or a smaller --size"
         ) from error
 
 
 def _prepare(
-    checkpoint: Checkpoint, calibration: Calibration, prompts: Sequence[str], target: str, precision: str
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    settings: Settings,
+    prompts: Sequence[str],
+    target: str,
+    precision: str,
 ) -> tuple[TeacherForcing, tuple[Picture, ...], list[str]]:
     """What linears are measured on; the pictures; the linears' names."""
-    settings = calibration.settings
     request = Request.of(
         checkpoint,
         prompts[:PICTURES],
@@ -158,16 +170,22 @@ def _prepare(
 
 
 def _measure(
-    forcing: TeacherForcing, linears: Sequence[str], progress: Progress | None
+    forcing: TeacherForcing, linears: Sequence[str], partial: PartialSensitivity, progress: Progress | None
 ) -> tuple[dict[str, Errors], Errors]:
-    """Each linear alone, and all of them."""
-    advance = _advance(progress, MEASURING, (len(linears) + 1) * forcing.steps)
-    return {name: forcing.errors([name], advance) for name in linears}, forcing.errors(linears, advance)
+    """Each linear alone, but for those in `partial`, which is written after every linear; and all of them."""
+    alone = partial.read()
+    done, total = len(alone) * forcing.steps, (len(linears) + 1) * forcing.steps
+    if progress is not None:
+        progress(MEASURING, done, total)
+    advance = _advance(progress, MEASURING, total, done)
+    for name in linears:
+        if name not in alone:
+            alone[name] = forcing.errors([name], advance)
+            partial.write(alone)
+    return alone, forcing.errors(linears, advance)
 
 
-def _advance(progress: Progress | None, stage: str, total: int) -> Callable[[], None]:
-    done = 0
-
+def _advance(progress: Progress | None, stage: str, total: int, done: int = 0) -> Callable[[], None]:
     def advance() -> None:
         nonlocal done
         done += 1

@@ -50,7 +50,8 @@ def calibrate(
 
     Prompt i is drawn at `sizes[i % len(sizes)]` from the noise of `seed + i`. After each trajectory the sums so far are
     written to `output`; the same call goes on from there, and its result is that of an uninterrupted one, bit for bit.
-    Where `output` holds the finished calibration already, it is opened and returned.
+    Where `output` holds the finished calibration already, it is opened and returned, on whatever device and with
+    whatever versions it was made.
 
     Args:
         checkpoint: an opened one, its folder, or its name in the local hub cache.
@@ -104,7 +105,7 @@ def _calibrate(request: Request, output: Path, progress: Progress | None) -> Cal
     settings = _settings(request, progress)
     if (output / RECORD).is_file():
         record = read_record(output)
-        _check_settings(output, record.settings, settings)
+        _check_same(output, record.settings.differences(settings))
         (output / PARTIAL).unlink(missing_ok=True)  # of a process that was killed after it had written the record
         return load(output, record, request.checkpoint)
     sums = _observe(request, settings, output, progress)
@@ -136,7 +137,7 @@ def _observe(request: Request, settings: Settings, output: Path, progress: Progr
     """Draw what is not drawn yet; the sums are written after each trajectory."""
     begun = read_partial(output, request.device)
     if begun is not None:
-        _check_settings(output / PARTIAL, begun.settings, settings)
+        _check_same(output / PARTIAL, begun.settings.differences(settings, unfinished=True))
     first, sums = (0, empty_sums(request)) if begun is None else (begun.trajectories, begun.sums)
     count = len(request.prompts)
     if first == count:  # interrupted before the result was written
@@ -152,8 +153,7 @@ def _observe(request: Request, settings: Settings, output: Path, progress: Progr
     return sums
 
 
-def _check_settings(path: Path, found: Settings, asked: Settings) -> None:
-    differences = found.differences(asked)
+def _check_same(path: Path, differences: str) -> None:
     if differences:
         raise QwenImageError(
             f"{path}: was made with {differences}; ask for the same, name another folder, or remove it first"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from qwen_image_engine.calibration.equalisation import equalising_scales, for_heads, shared_by_heads
 from qwen_image_engine.calibration.pairs import Pair
+from qwen_image_engine.calibration.quantised_network import WEIGHT, QuantisedNetwork
 from qwen_image_engine.calibration.static_input import StaticInput
 from qwen_image_engine.reference.tensor_blocks import row_blocks
 from qwen_image_engine.reference.tensor_file import TensorInfo
@@ -69,3 +71,24 @@ class SmoothedChannels:
     def column_scales(self) -> Tensor:
         """See `ChannelScales`."""
         return 1 / self.channels.smoothing.scales
+
+
+def channel_scales(
+    tensors: Mapping[str, TensorInfo], quantised: QuantisedNetwork
+) -> tuple[Mapping[str, ChannelScales], Mapping[str, ChannelScales]]:
+    """What rows of weights are multiplied by, and what columns are divided by, each by the linear's name.
+
+    Args:
+        tensors: of the network, by name.
+        quantised: its pairs, and with static scales its inputs.
+
+    """
+    rows: dict[str, ChannelScales] = {}
+    columns: dict[str, ChannelScales] = {
+        name: SmoothedChannels(item) for name, item in quantised.inputs.items() if item.smooth
+    }
+    for pair in quantised.pairs:
+        if not quantised.inputs:
+            columns[pair.second] = EqualisedPair(pair, tensors[pair.first + WEIGHT], tensors[pair.second + WEIGHT])
+        rows[pair.first] = columns[pair.second]
+    return rows, columns

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen_image_engine.calibration.quantisation import HIGH, QUANTISED, Rule
+from qwen_image_engine.engines.compute_capability import INT8_AND_FP8
 from qwen_image_engine.engines.errors import UsageError
-
-_BLACKWELL = 10.0
-"""The compute capability from which one TensorRT engine may have products of INT8 and of FP8."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,13 @@ class RecipeFile:
             None if capability is None else float(capability),
         )
 
-    def check(self, precisions: Collection[str], static: bool) -> None:
+    def check(self, precisions: Collection[str], static: bool, *, for_gpu: bool = False) -> None:
         """Check that a bundle can have what the rules quantise to.
 
         Args:
             precisions: those of the bundle's own recipe.
             static: whether the target can mix them with others.
+            for_gpu: whether a TensorRT engine is built from it.
 
         Raises:
             UsageError: it cannot.
@@ -91,10 +90,10 @@ class RecipeFile:
                 f"--recipe {self.path}: {', '.join(sorted(found - set(precisions)))} on a target that has "
                 f"{', '.join(precisions)} alone"
             )
-        if len(found) > 1 and (self.compute_capability or 0.0) < _BLACKWELL:
+        if for_gpu and len(found) > 1 and (self.compute_capability or 0.0) < INT8_AND_FP8:
             raise UsageError(
                 f"--recipe {self.path}: INT8 and FP8 in one TensorRT engine need Blackwell; use one of them, or say "
-                f'"compute_capability": {_BLACKWELL} or higher, found {self.compute_capability}'
+                f'"compute_capability": {INT8_AND_FP8} or higher, found {self.compute_capability}'
             )
 
 

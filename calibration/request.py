@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -131,12 +131,17 @@ class Request:
             sizes=self.sizes,
             dtype=self.dtype,
             device=self.device,
-            versions={
-                "qwen-image-engine": version("qwen-image-engine"),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            versions=versions(),
         )
+
+
+def versions() -> Mapping[str, str]:
+    """Of what computes here, by package."""
+    return {
+        "qwen-image-engine": version("qwen-image-engine"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def prompts_sha256(prompts: Sequence[str]) -> str:

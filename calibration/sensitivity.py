@@ -36,7 +36,7 @@ class Sensitivity:
     Attributes:
         target: whose quantisation was simulated.
         precision: of it.
-        settings: of the calibration.
+        settings: of the calibration, with the device and the versions that measured.
         calibration_sha256: of its tensors.
         pictures: that were measured on.
         alone: by linear, with that one quantised and nothing else.

@@ -93,8 +93,12 @@ class Settings:
         except (TypeError, AttributeError) as error:
             raise ValueError(str(error)) from error
 
-    def differences(self, asked: Settings) -> str:
-        """What `asked` says otherwise, in words; empty where it says the same."""
+    def differences(self, asked: Settings, *, unfinished: bool = False) -> str:
+        """What `asked` says otherwise, in words; empty where it says the same.
+
+        Device and versions count for an unfinished calibration alone: its result is to be that of one run, bit for
+        bit. A finished one stands for what it was made from, whoever asks for it.
+        """
         found = []
         if not self.checkpoint.is_same(asked.checkpoint):
             found.append(f"the checkpoint {self.checkpoint}, now {asked.checkpoint}")
@@ -102,7 +106,8 @@ class Settings:
             found.append(f"{self.prompts} other prompts, now {asked.prompts}")
         elif self.seeds != asked.seeds:
             found.append(f"seed {self.seeds[0]}, now {asked.seeds[0]}")
-        for key in ("negative_prompt", "guidance", "steps", "sizes", "dtype", "device", "versions"):
+        keys = ("negative_prompt", "guidance", "steps", "sizes", "dtype")
+        for key in (*keys, "device", "versions") if unfinished else keys:
             before, now = _described(getattr(self, key)), _described(getattr(asked, key))
             if before != now:
                 found.append(f"{key.replace('_', ' ')} {before}, now {now}")

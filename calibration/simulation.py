@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwen_image_engine.calibration import fp8, int8
-from qwen_image_engine.calibration.channel_scales import ChannelScales, EqualisedPair, SmoothedChannels
+from qwen_image_engine.calibration.channel_scales import channel_scales
 from qwen_image_engine.calibration.hadamard import rotate
-from qwen_image_engine.calibration.quantised_network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
+from qwen_image_engine.calibration.static_input import SCALE_DTYPE, stored_scale
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.network_tensors import read_tensors
 from qwen_image_engine.reference.transformer import KeyValue, Transformer
@@ -29,7 +30,7 @@ TRANSFORMER = "transformer"
 class Simulation:
     """A transformer whose linears can be quantised for a while, with the prefix's scales or the step's.
 
-    Scales are float32 whatever the network's dtype is.
+    Scales are those of the graphs, whatever the network's dtype is.
     """
 
     def __init__(self, checkpoint: Checkpoint, network: Transformer, quantised: QuantisedNetwork) -> None:
@@ -45,7 +46,8 @@ class Simulation:
         """
         self._network, self._quantised = network, quantised
         self._prefix = checkpoint.components[TRANSFORMER].layout.prefix
-        self._rows, self._columns = _channel_scales(checkpoint, quantised)
+        tensors = {tensor.name: tensor for tensor in read_tensors(checkpoint, TRANSFORMER)}
+        self._rows, self._columns = channel_scales(tensors, quantised)
         self._running = _Running()
 
     @contextmanager
@@ -90,11 +92,13 @@ class Simulation:
         feedback = item.error_feedback() if item is not None else None
         if layer.precision == "fp8":
             largest = float(weight.abs().max())
-            scales = torch.tensor([[largest / fp8.LARGEST if largest > 0 else 1.0]], device=device)
-            codes = fp8.quantise_rows(weight, float(scales), feedback)
+            scale = stored_scale(largest / fp8.LARGEST if largest > 0 else 1.0)
+            scales = torch.tensor([[scale]], device=device)
+            codes = fp8.quantise_rows(weight, scale, feedback)
         else:
-            codes, row_scales = int8.quantise_rows(rotate(weight, layer.rotation), feedback=feedback)
-            scales = row_scales[:, None]
+            dtype = torch.float32 if item is None else SCALE_DTYPE
+            codes, row_scales = int8.quantise_rows(rotate(weight, layer.rotation), dtype, feedback)
+            scales = row_scales.float()[:, None]
         if rows is not None:
             scales = scales / rows[:, None]
         if item is None:
@@ -162,21 +166,3 @@ class _PerToken(_Linear):
         rotated = rotate(values.flatten(0, -2), self._rotation).reshape(values.shape)
         largest = rotated.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
         return (rotated / largest * int8.LEVELS).round() * (largest / int8.LEVELS)
-
-
-def _channel_scales(
-    checkpoint: Checkpoint, quantised: QuantisedNetwork
-) -> tuple[Mapping[str, ChannelScales], Mapping[str, ChannelScales]]:
-    """What rows of weights are multiplied by, and what columns are divided by, by the linear's name."""
-    rows: dict[str, ChannelScales] = {}
-    columns: dict[str, ChannelScales] = {
-        name: SmoothedChannels(item) for name, item in quantised.inputs.items() if item.smooth
-    }
-    tensors = {tensor.name: tensor for tensor in read_tensors(checkpoint, TRANSFORMER)}
-    for pair in quantised.pairs:
-        if quantised.inputs:
-            rows[pair.first] = columns[pair.second]
-        else:
-            scales = EqualisedPair(pair, tensors[pair.first + WEIGHT], tensors[pair.second + WEIGHT])
-            rows[pair.first] = columns[pair.second] = scales
-    return rows, columns

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from qwen_image_engine.calibration import fp8
-from qwen_image_engine.calibration.static_input import StaticInput
+from qwen_image_engine.calibration.static_input import StaticInput, stored_scale
 from qwen_image_engine.calibration.statistics import InputStatistics
 from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.tensor_blocks import tensor_blocks
@@ -45,7 +45,9 @@ class StaticAttention:
         if self.smoothed is not None:
             channels = channels / self.smoothed.smoothing.scales
         key = self.norm_k.shape[0] ** 0.5 * largest_k
-        return largest_q / fp8.LARGEST, key / fp8.LARGEST, fp8.MARGIN * float(channels.max()) / fp8.LARGEST
+        value = fp8.MARGIN * float(channels.max())
+        query, key, value = (stored_scale(largest / fp8.LARGEST) for largest in (largest_q, key, value))
+        return query, key, value
 
 
 def _largest(weight: TensorInfo) -> float:

@@ -14,6 +14,15 @@ from qwen_image_engine.calibration.statistics import InputStatistics
 from qwen_image_engine.reference.tensor_blocks import row_blocks
 from qwen_image_engine.reference.tensor_file import TensorInfo
 
+SCALE_DTYPE = torch.bfloat16
+"""Of every static scale, those of weights too: TensorRT's graphs hold them in the dtype of their activations. Twin and
+simulation round theirs the same, so that codes are the same."""
+
+
+def stored_scale(scale: float) -> float:
+    """The nearest scale that `SCALE_DTYPE` has."""
+    return float(torch.tensor(scale, dtype=SCALE_DTYPE))
+
 
 class StaticInput:
     """Scales are found when they are first asked for, from two passes over the weights, and kept.
@@ -54,4 +63,4 @@ class StaticInput:
         if self.smooth:
             channels = channels / self.smoothing.scales
         largest = float(channels.max())
-        return fp8.MARGIN * largest / fp8.LARGEST if precision == "fp8" else largest / int8.LEVELS
+        return stored_scale(fp8.MARGIN * largest / fp8.LARGEST if precision == "fp8" else largest / int8.LEVELS)

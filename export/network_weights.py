@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwen_image_engine.calibration.channel_scales import ChannelScales, EqualisedPair, SmoothedChannels
+from qwen_image_engine.calibration.channel_scales import channel_scales
 from qwen_image_engine.calibration.quantised_network import WEIGHT, QuantisedNetwork
 from qwen_image_engine.export.quantised_weights import (
     Fp8Scale,
@@ -31,23 +31,17 @@ def network_weights(checkpoint: Checkpoint, network: str, dtype: str, quantised:
     """
     stored_dtype = next(name for name, torch_name in FLOAT_DTYPES.items() if torch_name == dtype)
     tensors = {tensor.name: tensor for tensor in read_tensors(checkpoint, network)}
-    rows: dict[str, ChannelScales] = {}
-    columns: dict[str, ChannelScales] = {}
+    rows, columns = channel_scales(tensors, quantised)
     sizes = dims(checkpoint)
-    entries: list[Entry] = []
-    for pair in quantised.pairs:
-        scales: ChannelScales
-        if quantised.inputs:
-            scales = SmoothedChannels(quantised.inputs[pair.second])
-        else:
-            scales = EqualisedPair(pair, tensors[pair.first + WEIGHT], tensors[pair.second + WEIGHT])
-        rows[pair.first], columns[pair.second] = scales, scales
-        if crosses_components(pair):
-            entries.append(RowScales(scales_name(pair), scales, (sizes.heads, sizes.head_dim), stored_dtype))
-    for name, channels in smoothed_by_modulation(quantised).items():
-        scales = SmoothedChannels(channels)
-        columns |= {reader.name.removesuffix(WEIGHT): scales for reader in channels.readers}
-        entries.append(InputFactors(factors_name(name), scales, channels.readers[0].shape[1:], stored_dtype))
+    entries: list[Entry] = [
+        RowScales(scales_name(pair), rows[pair.first], (sizes.heads, sizes.head_dim), stored_dtype)
+        for pair in quantised.pairs
+        if crosses_components(pair)
+    ]
+    entries += [
+        InputFactors(factors_name(name), columns[name], channels.readers[0].shape[1:], stored_dtype)
+        for name, channels in smoothed_by_modulation(quantised).items()
+    ]
     for name, tensor in tensors.items():
         linear = name.removesuffix(WEIGHT)
         weight = Rescaled(tensor, rows.get(linear), columns.get(linear))

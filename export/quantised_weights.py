@@ -17,7 +17,7 @@ from qwen_image_engine.calibration import fp8, int8
 from qwen_image_engine.calibration.channel_scales import ChannelScales
 from qwen_image_engine.calibration.error_feedback import ErrorFeedback
 from qwen_image_engine.calibration.hadamard import rotate
-from qwen_image_engine.calibration.static_input import StaticInput
+from qwen_image_engine.calibration.static_input import SCALE_DTYPE, StaticInput, stored_scale
 from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.tensor_blocks import row_blocks
 from qwen_image_engine.reference.tensor_file import TensorInfo
@@ -76,6 +76,7 @@ class RescaledWeight(_Weight):
 class Int8Weight(_Weight):
     """A weight (N, K) rotated in blocks of `rotation` input channels and quantised, one scale a row.
 
+    Scales are stored as `scale_dtype`; beside static `channels` they are rounded to `SCALE_DTYPE` whatever that is.
     `row_scales` (N,) is filled as the blocks are read, `rows_read` says how far. It is allocated before them: a small
     piece a block, kept, would stand between the large ones that come and go, and a file of 134 MB took 190 MB that way.
     """
@@ -90,8 +91,9 @@ class Int8Weight(_Weight):
 
     def blocks(self) -> Iterator[memoryview]:
         """The codes."""
-        dtype, feedback = _torch(self.scale_dtype), _feedback(self.channels)
-        self.row_scales, self.rows_read = torch.empty(self.shape[0], dtype=dtype), 0
+        stored, feedback = _torch(self.scale_dtype), _feedback(self.channels)
+        dtype = stored if self.channels is None else SCALE_DTYPE
+        self.row_scales, self.rows_read = torch.empty(self.shape[0], dtype=stored), 0
         for rows in self.weight.row_blocks():
             codes, scales = int8.quantise_rows(rotate(rows, self.rotation), dtype, feedback)
             self.row_scales[self.rows_read : self.rows_read + len(scales)] = scales
@@ -142,7 +144,8 @@ class Fp8Weight(_Weight):
     def scale(self) -> Tensor:
         """() in its stored dtype; 1 for a weight of zeros."""
         largest = max(float(rows.abs().max()) for rows in self.weight.row_blocks())
-        return torch.tensor(largest / fp8.LARGEST if largest > 0 else 1.0, dtype=_torch(self.scale_dtype))
+        scale = stored_scale(largest / fp8.LARGEST if largest > 0 else 1.0)
+        return torch.tensor(scale, dtype=_torch(self.scale_dtype))
 
     def blocks(self) -> Iterator[memoryview]:
         """The codes, of the scale as it is stored."""

@@ -142,7 +142,7 @@ def recipe(
             "use --weights copy"
         )
     if rules is not None:
-        rules.check(found.quantisation.precisions(), found.quantisation.static)
+        rules.check(found.quantisation.precisions(), found.quantisation.static, for_gpu=target == "tensorrt")
     fp8_attention |= rules is not None and rules.fp8_attention
     if fp8_attention and precision != "fp8":
         raise UsageError(f"FP8 attention in a bundle of precision {precision}: it goes with --precision fp8")

@@ -76,16 +76,21 @@ class Machine:
 
 
 def int8_expectation(flags: Mapping[str, bool] | None) -> str:
-    """What an int8 bundle is good for on a processor with `flags` (of `CPU_FLAGS`)."""
+    """What an int8 bundle is good for on a processor with `flags` (of `CPU_FLAGS`).
+
+    A step's time is that of 2 blocks at the released width on Zen 4, which has VNNI and no AMX, against torch in fp32:
+    benchmarks/results/speed.json, docs/performance.md.
+    """
+    memory = "linears take a quarter of fp32's memory"
     if flags is None:
         return "not known what this processor multiplies integers with"
     if flags["amx_int8"]:
-        return "AMX: linears several times as fast as in fp32, weights a quarter of the memory"
+        return f"AMX: not measured yet; with VNNI alone a step takes a quarter to a third of fp32's time; {memory}"
     if flags["avx512_vnni"] or flags["avx_vnni"]:
-        return "VNNI: linears faster than in fp32, weights a quarter of the memory"
+        return f"VNNI: a step takes a quarter to a third of fp32's time; {memory}"
     return (
-        "neither VNNI nor AMX: the same numbers; linears take two thirds of fp32's time in ONNX Runtime; "
-        "OpenVINO runs them in fp32, for its integers saturate here"
+        f"neither VNNI nor AMX: the same numbers; in ONNX Runtime {memory}, and their products are of a slower kind "
+        "that does not saturate, not timed yet; OpenVINO multiplies in fp32"
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from qwen_image_engine.engines.compute_capability import least_compute_capability
 from qwen_image_engine.engines.contract import Contract, Dims
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.runtime.model import ModelFacts
@@ -103,6 +104,12 @@ class ComponentEntry:
     ir_version: int
     contract: Contract
     fp8_attention: Mapping[str, Fp8Scales] = field(default_factory=dict)
+
+    @property
+    def least_compute_capability(self) -> float | None:
+        """Of a GPU that can run a TensorRT engine of this graph; None where any can."""
+        precisions = {layer.precision for layer in self.quantised_layers.values()}
+        return least_compute_capability(precisions | ({"fp8"} if self.fp8_attention else set()))
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ def execute(options: argparse.Namespace) -> Report:
                 target=sensitivity.target,
                 precision=sensitivity.precision,
                 target_error=sensitivity.target_error,
+                device=options.device,
                 progress=progress,
             )
     settings = calibration.settings
@@ -189,8 +190,8 @@ class _Progress(ExitStack):
         if self._bar is None or stage != self._stage or done < self._shown:
             self.close()
             self._stage = stage
-            # A calibration that goes on begins its bar at nothing: the time left is that of its own steps.
-            self._shown = done if stage == "sampling" else 0
+            # What goes on begins its bar at nothing: the time left is that of its own steps.
+            self._shown = done if stage in ("sampling", "measuring") else 0
             unit: Unit = "bytes" if stage == "hashing" else "steps"
             self._bar = self.enter_context(ProgressBar(_LABELS[stage], total - self._shown, unit))
         self._bar.advance(done - self._shown)

@@ -207,6 +207,27 @@ def test_a_finished_calibration_is_returned(shapes: Path, calibrated: Path, monk
     assert calibrate(shapes, calibrated, PROMPTS, **SETTINGS).sha256
 
 
+def test_device_and_versions_of_a_finished_calibration_do_not_matter(
+    shapes: Path, calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trajectories, "__init__", lambda *_: pytest.fail("everything was drawn already"))
+    output = shutil.copytree(calibrated, tmp_path / "calibration")
+    record = json.loads((output / RECORD).read_text(encoding="utf-8"))
+    made_by = {"device": "cuda", "versions": {**record["versions"], "torch": "2.0.0"}}
+    (output / RECORD).write_text(json.dumps(record | made_by), encoding="utf-8")
+    settings = calibrate(shapes, output, PROMPTS, **SETTINGS).settings
+    assert (settings.device, settings.versions["torch"]) == ("cuda", "2.0.0")
+
+
+def test_an_unfinished_one_goes_on_only_where_it_was_begun(
+    shapes: Path, tmp_path: Path, begin: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(tmp_path / "calibration", 4)
+    monkeypatch.setattr(torch, "__version__", "2.0.0")
+    with pytest.raises(QwenImageError, match=r"partial\.safetensors: was made with versions .*, now .* torch 2\.0\.0 "):
+        calibrate(shapes, tmp_path / "calibration", PROMPTS, **SETTINGS)
+
+
 @pytest.mark.parametrize(
     ("changed", "word"),
     [

@@ -60,6 +60,12 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         RecipeFile.read(tmp_path / "recipe.json")
 
 
+def test_the_twin_mixes_int8_and_fp8_without_a_gpu(tmp_path: Path) -> None:
+    chosen = recipe("tensorrt-twin", "fp8", rules=RecipeFile.read(write(tmp_path, {"rules": [INT8, FP8]})))
+    assert chosen.quantisation is not None
+    assert chosen.quantisation.precisions() == {"int8", "fp8"}
+
+
 @pytest.mark.parametrize(
     ("target", "precision", "content", "expected"),
     [

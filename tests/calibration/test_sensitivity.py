@@ -2,14 +2,17 @@
 
 import json
 import math
+import shutil
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from small_calibration import PROMPTS, SETTINGS
 
 from qwen_image_engine.calibration.analysis import Analysis, analyse
-from qwen_image_engine.calibration.calibration import Calibration
+from qwen_image_engine.calibration.calibrate import calibrate
+from qwen_image_engine.calibration.calibration import RECORD, TENSORS, Calibration
 from qwen_image_engine.calibration.quantisation import QUANTISATIONS, Quantisation
 from qwen_image_engine.calibration.recipe_file import RecipeFile
 from qwen_image_engine.calibration.sensitivity import GROUPS, judged
@@ -17,6 +20,7 @@ from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 
 STEPS, LINEARS = SETTINGS["steps"], 49
+PARTIAL = "sensitivity-tensorrt-fp8.partial.json"
 
 
 def run(shapes: Path, calibrated: Path, folder: Path, **options: object) -> tuple[Analysis, list[tuple[str, int, int]]]:
@@ -112,10 +116,10 @@ def test_progress(analysed: tuple[Analysis, list[tuple[str, int, int]]]) -> None
     found, calls = analysed
     steps = 2 * STEPS
     total = (LINEARS + 1) * steps
-    assert calls[:total] == [("measuring", done, total) for done in range(1, total + 1)]
+    assert calls[: total + 1] == [("measuring", done, total) for done in range(total + 1)]
     assert found.found is not None
     runs = len(found.found.probes) - 1  # the first is that of all linears together
-    assert calls[total:] == runs * [("searching", done, steps) for done in range(1, steps + 1)]
+    assert calls[total + 1 :] == runs * [("searching", done, steps) for done in range(1, steps + 1)]
 
 
 @pytest.mark.parametrize(("target", "precision", "limit"), [("cpu", "int8", 0.03), ("tensorrt", "int8", 0.1)])
@@ -128,6 +132,68 @@ def test_int8(shapes: Path, calibrated: Path, tmp_path: Path, target: str, preci
         f"sensitivity-{target}-{precision}.json",
         f"sensitivity-{target}-{precision}.svg",
     ]
+
+
+@pytest.fixture
+def interrupted(shapes: Path, calibrated: Path, tmp_path: Path) -> Path:
+    """A folder with a calibration whose sensitivity was interrupted within the third linear."""
+    folder = shutil.copytree(calibrated, tmp_path / "calibration")
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if done == 5 * STEPS:
+            raise KeyboardInterrupt
+
+    checkpoint = Checkpoint.open(shapes)
+    with pytest.raises(KeyboardInterrupt):
+        analyse(checkpoint, Calibration.open(folder, checkpoint), folder, PROMPTS, progress=progress)
+    assert sorted(path.name for path in folder.iterdir()) == [RECORD, TENSORS, PARTIAL]
+    return folder
+
+
+def test_an_interrupted_measurement_goes_on(
+    analysed: tuple[Analysis, list[tuple[str, int, int]]], shapes: Path, interrupted: Path
+) -> None:
+    calibrate(shapes, interrupted, PROMPTS, **SETTINGS)  # what is left in its folder is no obstacle
+    found, calls = run(shapes, interrupted, interrupted)
+    expected = analysed[0].sensitivity
+    assert found.sensitivity.alone == expected.alone
+    assert found.sensitivity.together == expected.together
+    assert list(found.sensitivity.alone) == list(expected.alone)
+    total = (LINEARS + 1) * 2 * STEPS
+    assert calls == [("measuring", done, total) for done in range(2 * 2 * STEPS, total + 1)]
+    assert not (interrupted / PARTIAL).exists()
+
+
+@pytest.mark.parametrize("changed", ["versions", "calibration", "damaged"])
+def test_a_measurement_of_anything_else_begins_anew(shapes: Path, interrupted: Path, changed: str) -> None:
+    checkpoint = Checkpoint.open(shapes)
+    calibration = Calibration.open(interrupted, checkpoint)
+    path = interrupted / PARTIAL
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    assert len(begun["alone"]) == 2
+    if changed == "damaged":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif changed == "versions":
+        begun["decides"]["settings"]["versions"]["torch"] = "2.0.0"
+        path.write_text(json.dumps(begun), encoding="utf-8")
+    else:
+        calibration = replace(calibration, sha256="another")
+
+    def progress(stage: str, done: int, total: int) -> None:
+        assert done == 0
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        analyse(checkpoint, calibration, interrupted, PROMPTS, progress=progress)
+
+
+def test_a_calibration_made_on_cuda_is_analysed_on_a_cpu(shapes: Path, calibrated: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(shapes)
+    calibration = Calibration.open(calibrated, checkpoint)
+    elsewhere = replace(calibration, settings=replace(calibration.settings, device="cuda", versions={"torch": "2.0"}))
+    found = analyse(checkpoint, elsewhere, tmp_path, PROMPTS, precision="int8").to_json()
+    assert found["device"] == "cpu"
+    assert found["versions"] == calibration.settings.versions
 
 
 def test_target_that_keeps_everything_high(shapes: Path, calibrated: Path, tmp_path: Path) -> None:

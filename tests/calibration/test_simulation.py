@@ -155,7 +155,7 @@ def test_fp8_alone_is_rounding_of_both_operands(
     seen = Calibration.open(calibration, checkpoint).components
 
     def rounded(values: torch.Tensor, largest: float) -> torch.Tensor:
-        scale = np.float32(largest / 448)
+        scale = np.float32(float(torch.tensor(largest / 448).bfloat16()))
         return torch.from_numpy(np.clip(values.numpy() / scale, -448, 448)).to(torch.float8_e4m3fn).float() * scale
 
     component = "prefix"

@@ -167,6 +167,30 @@ def test_codes_times_scales_are_the_weights(static_bundle: Bundles, precision: s
     assert written["transformer_blocks.0.attn.norm_q.weight"].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_the_twin_has_tensorrts_codes_and_scales(static_bundle: Bundles, precision: str) -> None:
+    folders = [static_bundle("narrow", target, precision)[1] for target in ("tensorrt", "tensorrt-twin")]
+    ours, twins = (load_file(folder / "transformer" / "weights.safetensors") for folder in folders)
+    assert ours.keys() == twins.keys()
+    scales = [name for name in ours if name.endswith("_scale")]
+    assert len(scales) == 7 * 2
+    for name in scales:
+        weight = name.removesuffix("_scale")
+        assert twins[name].dtype == torch.float32
+        assert torch.equal(ours[name].float(), twins[name])
+        assert torch.equal(ours[weight].view(torch.uint8), twins[weight].view(torch.uint8))
+    for component in TRANSFORMER:
+        inputs = [
+            {
+                name: float(onnx.numpy_helper.to_array(item))
+                for name, item in initializers(graph(folder, component)).items()
+                if name.endswith(".input_scale")
+            }
+            for folder in folders
+        ]
+        assert inputs[0] == inputs[1] != {}
+
+
 @pytest.mark.parametrize("component", TRANSFORMER)
 @pytest.mark.parametrize("name", ["narrow", "odd"])
 @pytest.mark.parametrize("precision", ["fp8", "int8"])
@@ -241,7 +265,7 @@ def test_manifest_records_fp8_attention(static_bundle: Bundles) -> None:
         assert scales.softmax == 1 / 448
         for what in ("query", "key", "value"):
             constant = onnx.numpy_helper.to_array(stored[f"{block}.attn.{what}_scale"])
-            assert float(constant) == pytest.approx(getattr(scales, what), rel=2**-8)  # in bf16 there
+            assert float(constant) == getattr(scales, what)
 
 
 def test_attention_alone_in_fp8_is_no_fp32(

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from edit_checkpoint import edit_tensors
-from random_checkpoint import CONFIGURATIONS, TURBO_SIGMAS, load_text_encoder, load_transformer, load_vae
+from oracles import load_text_encoder, load_transformer, load_vae
+from random_checkpoint import TURBO_SIGMAS
+from random_configurations import CONFIGURATIONS
 from safetensors.torch import load_file
 
 from qwen_image_engine.engines.errors import QwenImageError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from random_checkpoint import CONFIGURATIONS
+from random_configurations import CONFIGURATIONS
 
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.reference.config import TextEncoderConfig, TransformerConfig, VaeConfig, check_components

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
-from random_checkpoint import load_text_encoder, load_transformer, load_vae
+from oracles import load_text_encoder, load_transformer, load_vae
 from torch import Tensor
 
 from qwen_image_engine.reference.checkpoint import Checkpoint

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_checkpoint import load_pipeline
+from oracles import load_pipeline
 
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline

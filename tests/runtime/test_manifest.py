@@ -22,6 +22,7 @@ from qwen_image_engine.runtime.manifest import (
     CheckpointEntry,
     ComponentEntry,
     EmbeddingsEntry,
+    Fp8Scales,
     Manifest,
     QuantisedLayer,
     Tool,
@@ -82,6 +83,27 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     document = json.loads((bundle / MANIFEST).read_text())
     change(document)
     (bundle / MANIFEST).write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("precisions", "attention", "expected"),
+    [
+        ((), False, None),
+        (("int8",), False, None),
+        (("fp8",), False, 8.9),
+        ((), True, 8.9),
+        (("int8", "fp8"), False, 10.0),
+    ],
+)
+def test_gpu_that_an_engine_needs(
+    bundle: Path, precisions: tuple[str, ...], attention: bool, expected: float | None
+) -> None:
+    entry = replace(
+        read_manifest(bundle).components["step"],
+        quantised_layers={f"linear.{precision}": QuantisedLayer(precision) for precision in precisions},
+        fp8_attention={"transformer_blocks.0": Fp8Scales(1, 1, 1, 1)} if attention else {},
+    )
+    assert entry.least_compute_capability == expected
 
 
 def test_reads_back_what_was_written(bundle: Path, tmp_path: Path) -> None:
