@@ -11,11 +11,6 @@ from qwen_image_engine.engines.engine import require
 from qwen_image_engine.engines.memory import return_freed_memory
 from qwen_image_engine.engines.onnxruntime_saturation import products_saturate
 
-_WITHOUT_ARENA = frozenset({"vae_decoder_mid", "vae_decoder_up", "vae_encoder"})
-"""What runs once an image, on activations of up to gigabytes. The arena keeps whatever it took and fits tensors of many
-sizes badly: at the released widths `vae_decoder_up` of 512x512 pixels takes 2.0 GB beside its weights with it and 1.0
-without, in as much time (46 s of processor time with, 46 to 50 s without)."""
-
 _ONCE_A_PROMPT = frozenset({"text_encoder", "prefix"})
 """What runs once for many pictures. Laying 7 GB of int8 weights out for the kernels takes 22 s of one core and 7 GB of
 memory; run once or twice on the mapped file, each takes 9 s more and 0.6 GB (`benchmarks/results/full-size-run-*`)."""
@@ -26,9 +21,9 @@ _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 class OnnxRuntimeEngine:
     """A graph in an ONNX Runtime session on the CPU, computed in the dtypes that the graph states.
 
-    `run` may be called from several threads at once; they share the session's thread pool. Weights are mapped and copied
-    once, in the order the kernels want; a session shares that copy with no other. One that is to be freed soon makes no
-    copy of what runs once a prompt.
+    `run` may be called from several threads at once; they share the session's thread pool. Weights are mapped and
+    copied once, in the order the kernels want; a session shares that copy with no other. One that is to be freed soon
+    makes no copy of what runs once a prompt.
     """
 
     def __init__(self, model: Path, contract: Contract, threads: int | None = None, freed_soon: bool = False) -> None:
@@ -36,7 +31,6 @@ class OnnxRuntimeEngine:
         package = require("onnxruntime")
         check.check_model_file(contract, model)
         options = session_options(package, threads)
-        options.enable_cpu_mem_arena = contract.component not in _WITHOUT_ARENA
         if freed_soon and contract.component in _ONCE_A_PROMPT:
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
@@ -78,6 +72,9 @@ def session_options(package: Any, threads: int | None = None) -> Any:
     """The `onnxruntime.SessionOptions` of every session here."""
     options = package.SessionOptions()
     options.intra_op_num_threads = threads or 0
+    # The arena keeps whatever it took and fits tensors of many sizes badly. At the released widths it doubles what a step
+    # of 1024x1024 takes beside its weights (3.3 GB, 1.8 without) and the decoder's (2.0 GB, 1.0), and saves no time.
+    options.enable_cpu_mem_arena = False
     # 4 = fatal: what fails is raised, and the command prints one line.
     options.log_severity_level = 4
     # Threads that spin between operators doubled a step's time (62 against 34 ms) where another process had a core.
