@@ -72,8 +72,8 @@ def session_options(package: Any, threads: int | None = None) -> Any:
     """The `onnxruntime.SessionOptions` of every session here."""
     options = package.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    # The arena keeps whatever it took and fits tensors of many sizes badly. At the released widths it doubles what a step
-    # of 1024x1024 takes beside its weights (3.3 GB, 1.8 without) and the decoder's (2.0 GB, 1.0), and saves no time.
+    # The arena keeps whatever it took and fits tensors of many sizes badly. At the released widths it doubles what a
+    # step of 1024x1024 takes beside its weights (3.3 GB, 1.8 without) and the decoder's (2.0 GB, 1.0), and saves no time.
     options.enable_cpu_mem_arena = False
     # 4 = fatal: what fails is raised, and the command prints one line.
     options.log_severity_level = 4
