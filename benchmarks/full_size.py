@@ -68,7 +68,11 @@ def export_one(checkpoint: Path, target: str, precision: str, weights: str) -> d
         "stages": found["stages"],
         "bundle_bytes": found["bytes"],
         "written_bytes": written_bytes(bundle, checkpoint),
-        "predicted": {"peak_bytes": predicted["export_memory_bytes"], "written_bytes": predicted["bundle_bytes"]},
+        "predicted": {
+            "seconds": predicted["export_seconds"],
+            "peak_bytes": predicted["export_memory_bytes"],
+            "written_bytes": predicted["bundle_bytes"],
+        },
         "checked_weights": check(bundle) if weights == "link" else None,
     }
 
@@ -112,16 +116,16 @@ def part(options: argparse.Namespace, name: str, *arguments: object) -> dict[str
         "engine": options.engine,
         **json.loads(done.output),
         **process(done),
-        "predicted": {"weights_bytes": engine_bytes(bundle)},
+        "predicted": predicted_peaks(bundle, options.size),
     }
 
 
-def engine_bytes(bundle: Path) -> dict[str, int]:
-    """What `plan` says an engine holds of each network's weights."""
+def predicted_peaks(bundle: Path, size: int) -> dict[str, int]:
+    """What `plan` says that each stage of a picture holds; measured peaks are of the same stages."""
     manifest = read_manifest(bundle)
     ways = ("-m", manifest.checkpoint.path, "--target", manifest.target, "--precision", manifest.precision)
-    plan = json.loads(run_measured(*COMMAND, "plan", *ways, "--json").output)
-    return {item["network"]: item["engine_bytes"] for item in plan["networks"]} | {"at once": plan["sequential_bytes"]}
+    plan = run_measured(*COMMAND, "plan", *ways, "--size", f"{size}x{size}", "--json")
+    return dict(json.loads(plan.output)["stages"])
 
 
 def process(run: Measured) -> dict[str, Any]:
@@ -148,9 +152,8 @@ def rows(document: Mapping[str, Any]) -> list[Row]:
         found += peak_rows(document["peaks"])
     if "process_s" in document:
         found += process_rows(document)
-    if "weights_bytes" in document.get("predicted", {}):
-        sizes = document["predicted"]["weights_bytes"]
-        found += [(f"predicted weights, {name}", size_text(size)) for name, size in sizes.items()]
+    if "engine" in document:
+        found += [(f"predicted peak, {stage}", size_text(size)) for stage, size in document["predicted"].items()]
     return found
 
 
@@ -158,6 +161,7 @@ def export_rows(item: Mapping[str, Any]) -> list[Row]:
     return [
         *[(f"  {stage}", f"{seconds:.1f} s") for stage, seconds in item["stages"].items()],
         *[(f"  {name}", text) for name, text in process_rows(item)],
+        ("  predicted", f"{item['predicted']['seconds']:.1f} s"),
         ("  predicted peak", size_text(item["predicted"]["peak_bytes"])),
         ("  written", size_text(item["written_bytes"])),
         ("  predicted", size_text(item["predicted"]["written_bytes"])),

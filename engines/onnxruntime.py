@@ -15,6 +15,11 @@ _ONCE_A_PROMPT = frozenset({"text_encoder", "prefix"})
 """What runs once for many pictures. Laying 7 GB of int8 weights out for the kernels takes 22 s of one core and 7 GB of
 memory; run once or twice on the mapped file, each takes 9 s more and 0.6 GB (`benchmarks/results/full-size-run-*`)."""
 
+_WITHOUT_ARENA = frozenset({"step", "vae_decoder_mid", "vae_decoder_up", "vae_encoder"})
+"""The arena keeps whatever it took and fits large tensors of many sizes badly. At the released widths a step of
+1024x1024 takes 3.3 GB beside its weights with it and 1.9 without, in the same time. Tensors below 32 MB glibc's heap
+fits worse: a prefix of 1,000 tokens takes 1.6 GB with the arena and 3.7 without."""
+
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 
 
@@ -31,6 +36,7 @@ class OnnxRuntimeEngine:
         package = require("onnxruntime")
         check.check_model_file(contract, model)
         options = session_options(package, threads)
+        options.enable_cpu_mem_arena = contract.component not in _WITHOUT_ARENA
         if freed_soon and contract.component in _ONCE_A_PROMPT:
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
@@ -72,9 +78,6 @@ def session_options(package: Any, threads: int | None = None) -> Any:
     """The `onnxruntime.SessionOptions` of every session here."""
     options = package.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    # The arena keeps whatever it took and fits tensors of many sizes badly. At the released widths it doubles what a
-    # step of 1024x1024 takes beside its weights (3.3 GB, 1.8 without) and the decoder's (2.0 GB, 1.0), and saves no time.
-    options.enable_cpu_mem_arena = False
     # 4 = fatal: what fails is raised, and the command prints one line.
     options.log_severity_level = 4
     # Threads that spin between operators doubled a step's time (62 against 34 ms) where another process had a core.

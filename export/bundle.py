@@ -22,7 +22,7 @@ from qwen_image_engine.export.network_folder import (
     write_network,
 )
 from qwen_image_engine.export.origin import origin, tool, weights_sha256
-from qwen_image_engine.export.plan import ExportPlan, check_disk, plan_export
+from qwen_image_engine.export.plan import ExportPlan, check_disk, check_memory, plan_export
 from qwen_image_engine.export.recipe import Recipe, recipe
 from qwen_image_engine.export.staging import check_output, staged
 from qwen_image_engine.reference.checkpoint import Checkpoint
@@ -109,6 +109,7 @@ def export_bundle(
     calibrated = open_calibration(checkpoint, chosen, calibration)
     quantised = quantised_networks(checkpoint, chosen.quantisation, calibrated)
     plan = plan_export(checkpoint, chosen, quantised, weights)
+    check_memory(plan)
     files = [file for component in checkpoint.components.values() for file in component.files]
     meter = _Meter(progress, sum(file.stat().st_size for file in files) + plan.bundle_bytes)
     try:

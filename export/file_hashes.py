@@ -17,15 +17,17 @@ _MOST_THREADS = 4
 _TELL_S = 0.1
 
 
+def hashing_threads() -> int:
+    """How many read at once: one core is left to the caller."""
+    return min(max(1, (os.cpu_count() or 1) - 1), _MOST_THREADS)
+
+
 class _Stopped(Exception):
     """Nobody waits any longer."""
 
 
 class FileHashes(Mapping[Path, str]):
-    """File -> SHA-256. Asking for one waits for it; leaving the block stops what is still being read.
-
-    One core is left to the caller.
-    """
+    """File -> SHA-256. Asking for one waits for it; leaving the block stops what is still being read."""
 
     def __init__(self, files: Sequence[Path], waiting: Callable[[], None]) -> None:
         """Start reading.
@@ -38,7 +40,7 @@ class FileHashes(Mapping[Path, str]):
         self._read = 0
         self._lock = Lock()
         self._stopped = Event()
-        self._threads = ThreadPoolExecutor(min(max(1, (os.cpu_count() or 1) - 1), _MOST_THREADS), "sha256")
+        self._threads = ThreadPoolExecutor(hashing_threads(), "sha256")
         self._found: dict[Path, Future[str]] = {
             file: self._threads.submit(file_sha256, file, self._count) for file in files
         }

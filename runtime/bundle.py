@@ -11,7 +11,8 @@ from qwen_image_engine.engines.engine import Engine, load_engine
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.runtime.bundle_files import check_files
 from qwen_image_engine.runtime.embedding import EmbeddingTable
-from qwen_image_engine.runtime.manifest import Manifest, read_manifest
+from qwen_image_engine.runtime.machine import reachable_memory_bytes
+from qwen_image_engine.runtime.manifest import ComponentEntry, Manifest, read_manifest
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
@@ -40,7 +41,8 @@ class Bundle:
         """Load the graph of `component`; arguments and errors as of `engines.engine.load_engine`.
 
         Raises:
-            QwenImageError: the bundle has no such component, or is for an engine that this version has not.
+            QwenImageError: the bundle has no such component, or is for an engine that this version has not; or its
+                weights alone are more than there is memory for.
         """
         entry = self.manifest.components.get(component)
         if entry is None:
@@ -50,7 +52,17 @@ class Bundle:
                 f"{self.folder} holds graphs for TensorRT, which this version does not run yet; export with "
                 "--target cpu for this machine, or with --target tensorrt-twin to see what the same quantisation costs"
             )
+        self._check_memory(component, entry)
         return load_engine(backend, self.folder / entry.model, entry.contract, threads, freed_soon=freed_soon)
+
+    def _check_memory(self, component: str, entry: ComponentEntry) -> None:
+        """Refuse what cannot end well: a system that lends out more memory than it has kills who asks for it."""
+        needed, free = sum(self.manifest.files[name].bytes for name in entry.weights), reachable_memory_bytes()
+        if free is not None and needed > free:
+            raise QwenImageError(
+                f"{component}: its weights take {needed} bytes, activations aside, and {free} bytes of memory and swap "
+                "are free; free some, run with --memory sequential, or export with --precision int8"
+            )
 
     def tokenizer(self) -> Tokenizer:
         """Load the tokenizer.

@@ -75,6 +75,18 @@ class Machine:
         )
 
 
+def reachable_memory_bytes() -> int | None:
+    """The most that this process could yet take, caches emptied and swap filled; None where the system does not tell.
+
+    An upper bound: what needs more cannot end well.
+    """
+    free = _kibibytes(_proc("/proc/meminfo", "MemAvailable"))
+    swap = _kibibytes(_proc("/proc/meminfo", "SwapFree")) or 0
+    limit, taken = _number("/sys/fs/cgroup/memory.max"), _cgroup_anonymous_bytes()
+    least = _least(free, None if limit is None or taken is None else limit - taken)
+    return None if least is None else least + swap
+
+
 def int8_expectation(flags: Mapping[str, bool] | None) -> str:
     """What an int8 bundle is good for on a processor with `flags` (of `CPU_FLAGS`).
 
@@ -125,6 +137,15 @@ def _number(file: str) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdigit() else None  # "max" is no limit
+
+
+def _cgroup_anonymous_bytes() -> int | None:
+    """What the container's processes allocated; its memory.current counts file caches too."""
+    try:
+        lines = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("anon ")), None)
 
 
 def _least(*values: int | None) -> int | None:

@@ -1,7 +1,6 @@
 """`qwen-image calibrate`: what a checkpoint's linears read while it draws, for static scales."""
 
 import argparse
-import re
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.runtime.commands.arguments import picture_size
 from qwen_image_engine.runtime.commands.export_packages import export_packages
 from qwen_image_engine.runtime.commands.report import Report, table
 from qwen_image_engine.runtime.commands.sensitivity import (
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="of each picture (40, or the checkpoint's own)")
     parser.add_argument(
         "--size",
-        type=_size,
+        type=picture_size,
         nargs="+",
         action="extend",
         metavar="WxH",
@@ -48,13 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of weights and arithmetic (fp32)"
     )
     add_sensitivity_arguments(parser)
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)x(\d+)", text, re.ASCII)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT in pixels, such as 1024x768")
-    return int(found[1]), int(found[2])
 
 
 def execute(options: argparse.Namespace) -> Report:

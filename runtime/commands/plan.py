@@ -5,8 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen_image_engine.runtime.commands.arguments import picture_size
 from qwen_image_engine.runtime.commands.export_packages import export_packages
-from qwen_image_engine.runtime.commands.report import Report, size_text, table
+from qwen_image_engine.runtime.commands.report import Report, duration_text, size_text, table
+from qwen_image_engine.runtime.size import latent_size
 
 if TYPE_CHECKING:
     from qwen_image_engine.export.recipe import Recipe
@@ -18,6 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument(
         "bundle", nargs="?", type=Path, metavar="BUNDLE", help="where it would go; checks the free disk"
+    )
+    parser.add_argument(
+        "--size",
+        type=picture_size,
+        default=(1024, 1024),
+        metavar="WxH",
+        help="of the picture whose memory is told, in pixels (1024x1024)",
     )
     add_recipe_arguments(parser)
 
@@ -83,15 +92,20 @@ def execute(options: argparse.Namespace) -> Report:
     with export_packages():
         from qwen_image_engine.calibration.quantised_network import check_rules, quantised_networks
         from qwen_image_engine.export.check import check_checkpoint
-        from qwen_image_engine.export.plan import check_disk, plan_export
+        from qwen_image_engine.export.plan import check_disk, check_memory, plan_export, plan_seconds, plan_stages
         from qwen_image_engine.reference.checkpoint import Checkpoint
 
         chosen = chosen_recipe(options)
     checkpoint = Checkpoint.open(options.model)
     check_checkpoint(checkpoint)
     check_rules(checkpoint, chosen.quantisation, chosen.precision)
-    plan = plan_export(checkpoint, chosen, quantised_networks(checkpoint, chosen.quantisation), options.weights)
+    quantised = quantised_networks(checkpoint, chosen.quantisation)
+    plan = plan_export(checkpoint, chosen, quantised, options.weights)
+    check_memory(plan)
     free_bytes = None if options.bundle is None else check_disk(plan, options.bundle)
+    latent_size(*options.size)
+    stages = {} if plan.target == "tensorrt" else plan_stages(checkpoint, plan, *options.size)
+    seconds = plan_seconds(checkpoint, chosen, quantised, options.weights)
 
     rows = [("network", "stored as", "parameters", "bytes", "exported", "bundle", "in an engine")]
     rows += [
@@ -115,15 +129,25 @@ def execute(options: argparse.Namespace) -> Report:
         f"writes   {size_text(plan.bundle_bytes)}"
         + ("" if free_bytes is None else f", {size_text(free_bytes)} free")
         + (" (hard links need the checkpoint's own disk)" if plan.weights == "link" else ""),
+        f"time     about {duration_text(seconds)} to export",
         f"memory   about {size_text(plan.export_memory_bytes)} to export",
         f"         weights when run: {size_text(plan.resident_bytes)} resident, "
         f"{size_text(plan.sequential_bytes)} sequential; activations come on top",
     ]
+    if stages:
+        width, height = options.size
+        lines += [
+            f"         a picture of {width}x{height} with --engine onnxruntime --memory sequential: "
+            + ", ".join(f"{stage} {size_text(size)}" for stage, size in stages.items())
+        ]
     document = {
         "checkpoint": {"name": checkpoint.name, "path": str(checkpoint.folder), "licence": checkpoint.licence()},
         **asdict(plan),
         "stored_bytes": plan.stored_bytes,
         "bundle_bytes": plan.bundle_bytes,
+        "export_seconds": seconds,
+        "size": options.size,
+        "stages": stages,
         "free_bytes": free_bytes,
     }
     return Report(document, lines)

@@ -39,3 +39,8 @@ def size_text(count: int) -> str:
         if count >= scale:
             return f"{count / scale:.2f} {unit}"
     return f"{count} B"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds for a person: "40 s", "3.5 min"."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

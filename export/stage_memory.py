@@ -1,0 +1,53 @@
+"""Memory of a picture's stages on a CPU, from sizes alone: fitted to what ONNX Runtime takes at the released widths.
+
+The measurements are benchmarks/results/full-size-*.json; docs/full-size.md has them beside these predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qwen_image_engine.engines.contract import Dims
+from qwen_image_engine.runtime.tiles import spans
+
+PROMPT_TOKENS = 200
+"""Of a prompt as people write it, its template included."""
+
+_F32 = 4
+_PROCESS = 100_000_000  # Python, numpy and the backend
+_LAYOUT = 150_000_000  # one weight of 12288x4096 laid out for its kernel while it runs
+_ENCODER_WIDTHS, _STEP_WIDTHS = 27, 23  # activations that a token holds at once, in hidden states
+_CACHE_SHARE = 1.4  # of the keys and values that the prefix returns: those, and what it works with
+_DECODER_WEIGHTS = 2.1  # times the VAE's: laid out for the kernels, and what the heap keeps of that
+_DECODER_WIDTHS = 89  # activations that a latent of the largest tile holds at once, in features
+
+
+def stage_memory(
+    sizes: Dims, weights: Mapping[str, int], width: int, height: int, halo: int, tokens: int = PROMPT_TOKENS
+) -> dict[str, int]:
+    """Bytes that a process holds at most in each stage of one picture, one engine loaded at a time ("sequential").
+
+    Args:
+        sizes: of the checkpoint.
+        weights: bytes of each network's in an engine.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        halo: of the decoder's tiles, in latents.
+        tokens: of the prompt.
+    """
+    inner, rows, columns = sizes.heads * sizes.head_dim, height // 16, width // 16
+    cache = 2 * sizes.layers * tokens * inner * _F32
+    tile = max(_reads(rows, halo)) * max(_reads(columns, halo))
+    return {
+        # These two are run once, on weights mapped from their file.
+        "text_encoder": _PROCESS + tokens * sizes.encoder_hidden * _F32 * _ENCODER_WIDTHS,
+        "prefix": _PROCESS + _LAYOUT + int(cache * _CACHE_SHARE),
+        "step": _PROCESS + weights["transformer"] + cache + rows * columns * inner * _F32 * _STEP_WIDTHS,
+        "vae_decoder": _PROCESS
+        + int(weights["vae"] * _DECODER_WEIGHTS)
+        + tile * sizes.features * _F32 * _DECODER_WIDTHS,
+    }
+
+
+def _reads(side: int, halo: int) -> list[int]:
+    return [span.read_stop - span.read_start for span in spans(side, halo)]
