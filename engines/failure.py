@@ -16,11 +16,22 @@ _SOURCE_LINES = re.compile(
 """Where in the backends' C++ an error arose, which tells a user nothing."""
 
 
+_OUT_OF_MEMORY = (
+    "failed to allocate",
+    "bad_alloc",
+    "bad allocation",
+    "out of memory",
+    "can not allocate",
+    "can't allocate",
+)
+
+
 def load_failure(contract: Contract, model: Path, backend: str, error: Exception) -> QwenImageError:
     """The error of a graph that `backend` could not load, in one line."""
-    if _is_memory(error):
+    if is_memory(error):
         return QwenImageError(
-            f"{contract.component}: not enough memory to load {model} in {backend} ({one_line(error)})"
+            f"{contract.component}: not enough memory to load {model} in {backend} ({one_line(error)}); "
+            "run with --memory sequential, or export with --precision int8"
         )
     return QwenImageError(
         f"{contract.component}: {backend} cannot load {model}: {one_line(error)}; export the bundle again"
@@ -30,10 +41,10 @@ def load_failure(contract: Contract, model: Path, backend: str, error: Exception
 def run_failure(contract: Contract, sizes: Mapping[str, int], backend: str, error: Exception) -> QwenImageError:
     """The error of a run that failed in `backend`, in one line with the sizes of the call."""
     call = ", ".join(f"{name}={size}" for name, size in sizes.items())
-    if _is_memory(error):
+    if is_memory(error):
         return QwenImageError(
             f"{contract.component}: {backend} has not enough memory for {call} ({one_line(error)}); "
-            "ask for a smaller size, fewer images, or --memory sequential"
+            "ask for a smaller size, fewer images, or --memory sequential (qwen-image plan --size tells what one takes)"
         )
     return QwenImageError(f"{contract.component}: the run in {backend} failed for {call}: {one_line(error)}")
 
@@ -57,9 +68,6 @@ def pass_interruption(error: BaseException) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
-def _is_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        word in text
-        for word in ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "can not allocate")
-    )
+def is_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _OUT_OF_MEMORY)

@@ -13,6 +13,7 @@ from qwen_image_engine.calibration.quantised_network import QuantisedNetwork, ch
 from qwen_image_engine.calibration.recipe_file import RecipeFile
 from qwen_image_engine.engines.engine import require
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.failure import is_memory
 from qwen_image_engine.export.check import check_checkpoint
 from qwen_image_engine.export.file_hashes import FileHashes
 from qwen_image_engine.export.network_folder import (
@@ -125,6 +126,12 @@ def export_bundle(
         raise QwenImageError(
             f"{output}: cannot be written ({error.strerror or error}) at {meter.stage}; "
             f"the whole bundle takes {plan.bundle_bytes} bytes"
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory(error):
+            raise
+        raise QwenImageError(
+            f"{output}: memory ran out at {meter.stage}; an export takes about {plan.export_memory_bytes} bytes"
         ) from error
     return manifest
 

@@ -335,3 +335,16 @@ def test_an_exchange_that_the_filesystem_does_not_know_is_two_renames(
     export_bundle(checkpoint, output)
     assert verify_files(output, read_manifest(output)) == []
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_memory_that_runs_out_names_the_stage_and_what_was_needed(
+    bundle: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("qwen_image_engine.export.network_folder.place_weights", full)
+    with pytest.raises(QwenImageError, match=r"memory ran out at weights of text_encoder; .* about \d+ bytes"):
+        export_bundle(bundle("narrow")[0], tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []

@@ -51,3 +51,11 @@ def test_what_cannot_be_loaded(exported: Callable[..., Path], tmp_path: Path) ->
         QwenImage.load(tmp_path)
     with pytest.raises(QwenImageError, match="has no component vision; export again"):
         Bundle.open(exported()).load_engine("vision", "onnxruntime")
+
+
+def test_weights_that_memory_cannot_hold_are_refused_by_name(
+    exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwen_image_engine.runtime.bundle.reachable_memory_bytes", lambda: 1000)
+    with pytest.raises(QwenImageError, match=r"text_encoder: its weights take \d+ bytes, .* 1000 bytes of memory"):
+        QwenImage.load(exported())

@@ -75,6 +75,30 @@ def test_plan_adds_up_what_is_written(
     assert plan["bundle_bytes"] <= weights <= plan["bundle_bytes"] + 100_000  # headers, padding
     linked = document("plan", "-m", random_checkpoint(), "--weights", "link")
     assert linked["bundle_bytes"] == 0
+    assert 1 < linked["export_seconds"] <= plan["export_seconds"] * 3
+
+
+def test_plan_tells_what_a_picture_holds(document: Callable[..., Any], random_checkpoint: Callable[..., Path]) -> None:
+    small, large = (
+        document("plan", "-m", random_checkpoint(), "--size", size)["stages"] for size in ("64x64", "2048x1024")
+    )
+    assert small.keys() == {"text_encoder", "prefix", "step", "vae_decoder"}
+    assert all((small[stage] < large[stage]) == (stage in ("step", "vae_decoder")) for stage in small)
+    assert document("plan", "-m", random_checkpoint(), "--target", "tensorrt", "--precision", "bf16")["stages"] == {}
+    assert main(["plan", "-m", str(random_checkpoint()), "--size", "100x64"]) == 2
+
+
+def test_plan_and_export_refuse_too_little_memory(
+    random_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qwen_image_engine.export.plan.reachable_memory_bytes", lambda: 1000)
+    for verb in ("plan", "export"):
+        assert main([verb, "-m", str(random_checkpoint()), str(tmp_path / "bundle")]) == 1
+        assert "1000 bytes are free" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_plan_refuses_a_full_disk(
