@@ -21,7 +21,7 @@ from qwen_image_engine.export.network_folder import (
     reuse_network,
     write_network,
 )
-from qwen_image_engine.export.origin import origin, tool, weights_sha256
+from qwen_image_engine.export.origin import origin, tool
 from qwen_image_engine.export.plan import ExportPlan, check_disk, plan_export
 from qwen_image_engine.export.recipe import Recipe, recipe
 from qwen_image_engine.export.staging import check_output, staged
@@ -109,7 +109,7 @@ def export_bundle(
     calibrated = open_calibration(checkpoint, chosen, calibration)
     quantised = quantised_networks(checkpoint, chosen.quantisation, calibrated)
     plan = plan_export(checkpoint, chosen, quantised, weights)
-    files = [file for component in checkpoint.components.values() for file in component.files]
+    files = checkpoint.weight_files
     meter = _Meter(progress, sum(file.stat().st_size for file in files) + plan.bundle_bytes)
     try:
         check_output(output)
@@ -140,7 +140,7 @@ def open_calibration(checkpoint: Checkpoint, chosen: Recipe, folder: str | Path 
         if wanted:
             raise UsageError(
                 f"--target {chosen.target} --precision {chosen.precision} needs --calibration FOLDER; make one with: "
-                f"qwen-image calibrate -m {checkpoint.folder} FOLDER --prompts FILE"
+                f"qwen-image calibrate {checkpoint.flags} FOLDER --prompts FILE"
             )
         return None
     if not wanted:
@@ -197,7 +197,10 @@ def _write(
             path=str(checkpoint.folder.resolve()),
             licence=checkpoint.licence(),
             config_sha256=checkpoint.config_sha256(),
-            weights_sha256=weights_sha256(checkpoint, hashes),
+            weights_sha256=checkpoint.combined_weights_sha256(hashes),
+            transformer_file=None
+            if checkpoint.transformer_file is None
+            else str(checkpoint.transformer_file.absolute()),
         ),
         dims=dims(checkpoint),
         facts=model_facts(checkpoint),

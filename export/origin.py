@@ -58,9 +58,3 @@ def origin(
         "files": {file.name: hashes[file] for file in checkpoint.components[network].files},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def weights_sha256(checkpoint: Checkpoint, hashes: Mapping[Path, str]) -> str:
-    """`Checkpoint.weights_sha256` of files whose hashes are known already."""
-    lines = sorted((path.relative_to(checkpoint.folder).as_posix(), sha256) for path, sha256 in hashes.items())
-    return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in lines).encode()).hexdigest()

@@ -26,6 +26,7 @@ def verify_bundle(
     bundle: Path,
     checkpoint: str | Path | None = None,
     *,
+    transformer_file: str | Path | None = None,
     engine: str = "onnxruntime",
     threads: int | None = None,
     memory: Memory = "resident",
@@ -36,6 +37,7 @@ def verify_bundle(
     Args:
         bundle: the folder.
         checkpoint: folder or hub name; None for the path that the manifest names.
+        transformer_file: the single file of the transformer; None for the one that the manifest names, if any.
         engine: backend that runs the bundle.
         threads: of one engine; None for every core.
         memory: how the reference holds its networks.
@@ -56,7 +58,7 @@ def verify_bundle(
         faults = verify_files(bundle, manifest, bar.advance)
     if faults:
         raise _changed(bundle, manifest, faults)
-    opened = _open(bundle, manifest, checkpoint)
+    opened = _open(bundle, manifest, checkpoint, transformer_file)
     chosen = default_cases(load_tokenizer(bundle)) if cases is None else cases
     with ProgressBar("running the reference", 0):
         recordings = record(opened, chosen, memory)
@@ -97,21 +99,30 @@ def _changed(bundle: Path, manifest: Manifest, faults: Sequence[FileFault]) -> Q
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
     return QwenImageError(
         f"{bundle}: {len(faults)} of {len(manifest.files)} files are not what its manifest says: "
-        f"{', '.join(named)}{more}; export again with: qwen-image export -m {manifest.checkpoint.path} {bundle}"
+        f"{', '.join(named)}{more}; export again with: qwen-image export {manifest.flags} {bundle}"
     )
 
 
-def _open(bundle: Path, manifest: Manifest, named: str | Path | None) -> Checkpoint:
-    """The checkpoint, which must be the one that the bundle was made from."""
-    try:
-        checkpoint = Checkpoint.open(manifest.checkpoint.path if named is None else named)
-    except QwenImageError as error:
-        if named is not None:
-            raise
-        raise QwenImageError(f"{error}; say where the bundle's checkpoint is with -m") from error
+def _open(
+    bundle: Path, manifest: Manifest, named: str | Path | None, transformer_file: str | Path | None
+) -> Checkpoint:
+    """The checkpoint, which must be the one that the bundle was made from; what is not named is where it was then."""
     expected = manifest.checkpoint
+    recorded = {"-m": (named, expected.path), "--transformer": (transformer_file, expected.transformer_file)}
+    unnamed = [flag for flag, (given, then) in recorded.items() if given is None and then is not None]
+    try:
+        checkpoint = Checkpoint.open(
+            expected.path if named is None else named,
+            transformer_file=expected.transformer_file if transformer_file is None else transformer_file,
+        )
+    except QwenImageError as error:
+        if not unnamed:
+            raise
+        raise QwenImageError(f"{error}; say where the bundle's checkpoint is with {', '.join(unnamed)}") from error
     _same(bundle, checkpoint, "configuration", checkpoint.config_sha256(), expected.config_sha256)
-    with ProgressBar("hashing the checkpoint", sum(c.nbytes for c in checkpoint.components.values()), "bytes") as bar:
+    with ProgressBar(
+        "hashing the checkpoint", sum(file.stat().st_size for file in checkpoint.weight_files), "bytes"
+    ) as bar:
         weights = checkpoint.weights_sha256(bar.advance)
     _same(bundle, checkpoint, "weights", weights, expected.weights_sha256)
     return checkpoint

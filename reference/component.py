@@ -64,12 +64,12 @@ LAYOUT: Mapping[str, ComponentLayout] = {
 class Component:
     """One network's weights.
 
-    `tensors` maps every stored name to its place; `files` are the weight files under their names in the folder (in a
-    hub snapshot, symlinks), sorted.
+    `location` is the folder or the single file that holds them; `tensors` maps every name of the diffusers layout to
+    its place; `files` are the weight files under their names in the folder (in a hub snapshot, symlinks), sorted.
     """
 
     name: str
-    folder: Path
+    location: Path
     layout: ComponentLayout
     tensors: Mapping[str, TensorInfo]
     files: tuple[Path, ...]
@@ -109,16 +109,17 @@ class Component:
         import torch
 
         if name not in self.tensors:
-            raise QwenImageError(f"{self.folder}: no tensor {name!r} among its {len(self.tensors)}")
+            raise QwenImageError(f"{self.location}: no tensor {name!r} among its {len(self.tensors)}")
         info = self.tensors[name]
         self._check_dtypes([info])
         dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[info.dtype])
         if info.elements == 0:
             return torch.empty(info.shape, dtype=dtype)
         if copy:
-            flat = torch.frombuffer(_read_bytes(info), dtype=torch.uint8)
-        else:
-            flat = torch.frombuffer(self._map(info.file), dtype=torch.uint8, count=info.nbytes, offset=info.offset)
+            from qwen_image_engine.reference.tensor_blocks import read_tensor
+
+            return read_tensor(info)
+        flat = torch.frombuffer(self._map(info.file), dtype=torch.uint8, count=info.nbytes, offset=info.offset)
         if flat.data_ptr() % dtype.itemsize:
             flat = flat.clone()  # safetensors does not promise alignment
         return flat.view(dtype).reshape(info.shape)
@@ -145,7 +146,7 @@ class Component:
         ]
         if faults:
             raise QwenImageError(
-                f"{self.folder}: its tensors are not those of {self.layout.class_name} with this config.json: "
+                f"{self.location}: its tensors are not those of {self.layout.class_name} with this config.json: "
                 f"{'; '.join(faults)}; {len(expected)} expected, {len(self.tensors)} stored"
             )
         self._check_dtypes(self.tensors[name] for name in expected)
@@ -170,7 +171,7 @@ class Component:
         for tensor in tensors:
             if tensor.dtype not in FLOAT_DTYPES:
                 raise QwenImageError(
-                    f"{self.folder}: tensor {tensor.name!r} has dtype {tensor.dtype}, expected BF16, F16 or F32"
+                    f"{self.location}: tensor {tensor.name!r} has dtype {tensor.dtype}, expected BF16, F16 or F32"
                 )
 
     def _map(self, file: Path) -> mmap.mmap:
@@ -229,19 +230,3 @@ def _read_shards(folder: Path, index: Path) -> tuple[dict[str, TensorInfo], list
             raise QwenImageError(f"{index}: does not agree with {file.name}: tensor {wrong[0]!r} is {state}{more}")
         tensors.update(shard)
     return tensors, files
-
-
-def _read_bytes(info: TensorInfo) -> bytearray:
-    memory = bytearray(info.nbytes)
-    rest = memoryview(memory)
-    try:
-        with info.file.open("rb", buffering=0) as file:
-            file.seek(info.offset)
-            while rest:
-                count = file.readinto(rest)
-                if not count:
-                    raise QwenImageError(f"{info.file}: ends inside tensor {info.name!r}; download it again")
-                rest = rest[count:]
-    except OSError as error:
-        raise QwenImageError(f"{info.file}: cannot be read ({error.strerror or error})") from error
-    return memory

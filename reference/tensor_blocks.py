@@ -51,6 +51,20 @@ def row_blocks(source: TensorInfo) -> Iterator[Tensor]:
         yield rows
 
 
+def read_tensor(source: TensorInfo) -> Tensor:
+    """A tensor of one of `FLOAT_DTYPES` in memory of its own.
+
+    Raises:
+        QwenImageError: the file cannot be read, or ends early.
+    """
+    memory, done = torch.empty(source.nbytes, dtype=torch.uint8), 0
+    for block in tensor_blocks(source):
+        memory[done : done + len(block)] = torch.frombuffer(block, dtype=torch.uint8)
+        done += len(block)
+    dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[source.dtype])
+    return memory.view(dtype).reshape(source.shape)
+
+
 def _read_all(readinto: Callable[[memoryview], int | None], block: memoryview, source: TensorInfo) -> None:
     rest = block
     while rest:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,17 @@ class TensorInfo:
     def elements(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    def rows(self, name: str, first: int, count: int) -> TensorInfo:
+        """Some rows of the first axis, which are a contiguous range of the bytes, as a tensor of their own."""
+        row_bytes = math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
+        return replace(
+            self,
+            name=name,
+            shape=(count, *self.shape[1:]),
+            offset=self.offset + first * row_bytes,
+            nbytes=count * row_bytes,
+        )
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

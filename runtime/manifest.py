@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from qwen_image_engine.engines.contract import Contract, Dims
 from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.runtime.checkpoint_flags import checkpoint_flags
 from qwen_image_engine.runtime.model import ModelFacts
 
 MANIFEST = "manifest.json"
@@ -34,13 +35,17 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """The checkpoint that the bundle was made from; `path` is where it was then."""
+    """The checkpoint that the bundle was made from; `path` is where it was then.
+
+    `transformer_file` is the single file that its transformer came from, None where that was in the folder.
+    """
 
     name: str
     path: str
     licence: str
     config_sha256: str
     weights_sha256: str
+    transformer_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,11 @@ class Manifest:
     origins: Mapping[str, str] = field(default_factory=dict)
     calibration: CalibrationEntry | None = None
     verify: Mapping[str, Any] | None = None
+
+    @property
+    def flags(self) -> str:
+        """How the command is told to open the checkpoint."""
+        return checkpoint_flags(self.checkpoint.path, self.checkpoint.transformer_file)
 
     def to_json(self) -> dict[str, Any]:
         """The object that manifest.json holds."""

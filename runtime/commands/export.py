@@ -5,6 +5,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from qwen_image_engine.runtime.commands.checkpoint import open_checkpoint
 from qwen_image_engine.runtime.commands.export_packages import export_packages
 from qwen_image_engine.runtime.commands.plan import add_recipe_arguments, chosen_recipe
 from qwen_image_engine.runtime.commands.report import Report, size_text
@@ -27,10 +28,9 @@ def execute(options: argparse.Namespace) -> Report:
     with export_packages():
         from qwen_image_engine.export.bundle import export_bundle
         from qwen_image_engine.export.check import check_checkpoint
-        from qwen_image_engine.reference.checkpoint import Checkpoint
 
         chosen_recipe(options)  # a usage error comes before the checkpoint's
-    checkpoint = Checkpoint.open(options.model)
+    checkpoint = open_checkpoint(options.model, options)
     check_checkpoint(checkpoint)
     began = time.perf_counter()
     with _Progress(f"exporting {checkpoint.name}") as progress:

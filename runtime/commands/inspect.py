@@ -4,11 +4,19 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from qwen_image_engine.runtime.commands.checkpoint import (
+    add_weight_arguments,
+    open_checkpoint,
+    refuse_weight_arguments,
+)
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
 from qwen_image_engine.runtime.manifest import QuantisedLayer
 from qwen_image_engine.runtime.schedule import ScheduleConfig
+
+if TYPE_CHECKING:
+    from qwen_image_engine.reference.checkpoint import Checkpoint
 
 SUMMARY = "what a checkpoint or a bundle is"
 
@@ -18,6 +26,7 @@ _LATER_BLOCK = re.compile(r"_[1-9]\d*$")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("subject", metavar="CHECKPOINT|BUNDLE", help="folder, or a checkpoint's name in the hub cache")
+    add_weight_arguments(parser)
 
 
 def execute(options: argparse.Namespace) -> Report:
@@ -25,13 +34,13 @@ def execute(options: argparse.Namespace) -> Report:
     from qwen_image_engine.runtime.manifest import is_bundle
 
     folder = Path(options.subject).expanduser()
-    return _bundle(folder) if is_bundle(folder) else _checkpoint(options.subject)
+    if not is_bundle(folder):
+        return _checkpoint(open_checkpoint(options.subject, options))
+    refuse_weight_arguments(options, f"{folder} is a bundle, whose weights are what they are")
+    return _bundle(folder)
 
 
-def _checkpoint(name: str) -> Report:
-    from qwen_image_engine.reference.checkpoint import Checkpoint
-
-    checkpoint = Checkpoint.open(name)
+def _checkpoint(checkpoint: "Checkpoint") -> Report:
     ignored = checkpoint.ignored_keys()
     networks = [
         {

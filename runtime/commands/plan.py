@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen_image_engine.runtime.commands.checkpoint import add_checkpoint_arguments, open_checkpoint
 from qwen_image_engine.runtime.commands.export_packages import export_packages
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `plan` and `export` both take."""
-    parser.add_argument("-m", "--model", required=True, metavar="CHECKPOINT", help="folder, or name in the hub cache")
+    add_checkpoint_arguments(parser)
     parser.add_argument("--target", default="cpu", help="what runs the graphs: cpu, tensorrt or tensorrt-twin (cpu)")
     parser.add_argument("--precision", default="fp32", help="of weights and arithmetic: fp32, bf16, fp8 or int8 (fp32)")
     parser.add_argument(
@@ -84,10 +85,9 @@ def execute(options: argparse.Namespace) -> Report:
         from qwen_image_engine.calibration.quantised_network import check_rules, quantised_networks
         from qwen_image_engine.export.check import check_checkpoint
         from qwen_image_engine.export.plan import check_disk, plan_export
-        from qwen_image_engine.reference.checkpoint import Checkpoint
 
         chosen = chosen_recipe(options)
-    checkpoint = Checkpoint.open(options.model)
+    checkpoint = open_checkpoint(options.model, options)
     check_checkpoint(checkpoint)
     check_rules(checkpoint, chosen.quantisation, chosen.precision)
     plan = plan_export(checkpoint, chosen, quantised_networks(checkpoint, chosen.quantisation), options.weights)
