@@ -33,6 +33,7 @@ from qwen_image_engine.runtime.manifest import (
     CalibrationEntry,
     CheckpointEntry,
     FileEntry,
+    LoraEntry,
     Manifest,
     is_bundle,
     read_manifest,
@@ -87,6 +88,7 @@ def export_bundle(
     Raises:
         UsageError: no such target and precision, or way of placing weights; a pattern matches nothing, or a block is
             not there.
+            With "link", the checkpoint has adapters.
         QwenImageError: the checkpoint is unsound, `output` cannot be written or is no bundle, no link is possible, or
             a quantised linear does not run as one.
     """
@@ -208,6 +210,10 @@ def _write(
         components={name: entry for part in parts for name, entry in part.components.items()},
         files={**copied, **{name: entry for part in parts for name, entry in part.describe_files().items()}},
         origins={network: made_from(network) for network in NETWORKS},
+        loras=tuple(
+            LoraEntry(lora.path.name, str(lora.path.absolute()), hashes[lora.path], lora.scale)
+            for lora in checkpoint.loras
+        ),
         calibration=None
         if calibration is None
         else CalibrationEntry(calibration.sha256, calibration.settings.to_json()),

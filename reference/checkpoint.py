@@ -1,6 +1,7 @@
 """A checkpoint in the diffusers layout: where it is, its configs, licence and hashes.
 
-The transformer's weights may come from a single file in the place of those in the folder.
+The transformer's weights may come from a single file in the place of those in the folder, and adapters may be merged
+into them.
 
 Opening reads JSON and safetensors headers alone: 16 billion parameters take the same moment as five million.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from qwen_image_engine.reference.config import (
 )
 from qwen_image_engine.reference.hub_cache import REPOSITORY_NAME, snapshot_folder
 from qwen_image_engine.reference.json_reader import read_json
+from qwen_image_engine.reference.lora import merge
+from qwen_image_engine.reference.lora_file import LoraFile
 from qwen_image_engine.reference.processor_config import ImageProcessorConfig
 from qwen_image_engine.reference.single_file import open_single_file
 from qwen_image_engine.reference.tensor_file import TensorInfo
@@ -41,7 +44,7 @@ class Checkpoint:
 
     `name` is the hub name or the folder's name, with what its weights are changed by; `index` and `scheduler` are the
     parsed model_index.json and scheduler_config.json; `components` has the keys of `LAYOUT`; `transformer_file` is the
-    single file that the transformer comes from, None where it comes from the folder.
+    single file that the transformer comes from, None where it comes from the folder; `loras` are merged into it.
     """
 
     name: str
@@ -54,17 +57,22 @@ class Checkpoint:
     image_processor: ImageProcessorConfig
     components: Mapping[str, Component]
     transformer_file: Path | None = None
+    loras: tuple[LoraFile, ...] = ()
 
     @classmethod
-    def open(cls, path_or_name: str | Path, *, transformer_file: str | Path | None = None) -> Checkpoint:
+    def open(
+        cls, path_or_name: str | Path, *, transformer_file: str | Path | None = None, loras: Sequence[LoraFile] = ()
+    ) -> Checkpoint:
         """Open a folder, or by `org/name` the main revision of one in the local hub cache. Nothing is downloaded.
 
         Args:
             path_or_name: with every configuration, and the weights of the networks.
             transformer_file: the transformer's weights, in the place of those in the folder; see `single_file`.
+            loras: adapters that are merged into the transformer's weights, for everyone who reads them; see `lora`.
 
         Raises:
-            QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture.
+            QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture; or an adapter
+                is not one of its transformer.
         """
         folder = _find(path_or_name)
         index = read_json(folder / "model_index.json")
@@ -78,7 +86,7 @@ class Checkpoint:
         name = str(path_or_name) if folder != Path(path_or_name).expanduser() else folder.resolve().name
         single = None if transformer_file is None else Path(transformer_file).expanduser()
         return cls(
-            name=name if single is None else f"{name} with {single.name}",
+            name=_described(name, single, loras),
             folder=folder,
             index=index,
             scheduler=scheduler,
@@ -86,8 +94,9 @@ class Checkpoint:
             text_encoder=text_encoder,
             vae=vae,
             image_processor=ImageProcessorConfig.from_folder(folder / "processor"),
-            components=_components(folder, single),
+            components=_components(folder, single, loras),
             transformer_file=single,
+            loras=tuple(loras),
         )
 
     @property
@@ -156,24 +165,30 @@ class Checkpoint:
     @property
     def flags(self) -> str:
         """How the command is told to open it."""
-        return checkpoint_flags(self.folder, self.transformer_file)
+        return checkpoint_flags(self.folder, self.transformer_file, map(str, self.loras))
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        """Every file that weights come from."""
-        return tuple(file for component in self.components.values() for file in component.files)
+        """Every file that weights come from, adapters last."""
+        stored = [file for component in self.components.values() for file in component.files]
+        return tuple(dict.fromkeys((*stored, *(lora.path for lora in self.loras))))
 
     def weights_sha256(self, progress: Callable[[int], None] | None = None) -> str:
-        """One hash of every weight file, read in blocks; `progress` is told the bytes of each block."""
+        """One hash of every weight file, read in blocks; `progress` is told the bytes of each block.
+
+        Of adapters their order and scale count too.
+        """
         return self.combined_weights_sha256({file: file_sha256(file, progress) for file in self.weight_files})
 
     def combined_weights_sha256(self, hashes: Mapping[Path, str]) -> str:
         """`weights_sha256` where those of `weight_files` are known."""
-        return _combined_sha256(
+        stored = [
             (f"{component.name}/{file.name}", hashes[file])
             for component in self.components.values()
             for file in component.files
-        )
+        ]
+        merged = [(f"lora {index} at {lora.scale!r}", hashes[lora.path]) for index, lora in enumerate(self.loras)]
+        return _combined_sha256([*stored, *merged])
 
     def licence(self) -> str:
         """The licence that README.md's front matter names, else the first line of a LICENSE file, else "unknown"."""
@@ -225,13 +240,19 @@ def _check_index(folder: Path, index: Mapping[str, Any]) -> None:
         raise QwenImageError(f"{folder}: incomplete: no folder {', '.join(name + '/' for name in absent)}")
 
 
-def _components(folder: Path, transformer_file: Path | None) -> dict[str, Component]:
-    return {
+def _described(name: str, transformer_file: Path | None, loras: Sequence[LoraFile]) -> str:
+    single = "" if transformer_file is None else f" with {transformer_file.name}"
+    return name + single + "".join(f" + {lora.described}" for lora in loras)
+
+
+def _components(folder: Path, transformer_file: Path | None, loras: Sequence[LoraFile]) -> dict[str, Component]:
+    components = {
         name: open_component(folder, name, layout)
         if transformer_file is None or name != TRANSFORMER
         else open_single_file(transformer_file, name, layout)
         for name, layout in LAYOUT.items()
     }
+    return components | {TRANSFORMER: merge(components[TRANSFORMER], loras)}
 
 
 def _combined_sha256(hashes: Iterable[tuple[str, str]]) -> str:

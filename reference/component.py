@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,14 +83,15 @@ class Component:
     @property
     def nbytes(self) -> int:
         """Bytes of all stored tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        return sum(tensor.stored.nbytes for tensor in self.tensors.values())
 
     @property
     def dtypes(self) -> dict[str, int]:
         """Elements by dtype, in safetensors' spelling."""
         counts: dict[str, int] = {}
         for tensor in self.tensors.values():
-            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.elements
+            dtype = tensor.stored.dtype
+            counts[dtype] = counts.get(dtype, 0) + tensor.elements
         return counts
 
     def may_stay_unread(self, name: str) -> bool:
@@ -98,10 +99,11 @@ class Component:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.layout.unread)
 
     def read(self, name: str, *, copy: bool = False) -> torch.Tensor:
-        """The stored tensor `name` as a view of the mapped file: no copy, and writes to it stay in this process.
+        """The tensor `name` as a view of the mapped file: no copy, and writes to it stay in this process.
 
-        With `copy` it is read into memory of its own and the file is not mapped: who streams all tensors one at a time
-        then holds one (pages of a mapped file count as the process's memory until the system takes them).
+        One with updates is computed, in float32. With `copy` it is read into memory of its own and the file is not
+        mapped: who streams all tensors one at a time then holds one (pages of a mapped file count as the process's
+        memory until the system takes them).
 
         Raises:
             QwenImageError: there is no such tensor, or its dtype is none of BF16, F16 and F32.
@@ -115,7 +117,7 @@ class Component:
         dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[info.dtype])
         if info.elements == 0:
             return torch.empty(info.shape, dtype=dtype)
-        if copy:
+        if copy or info.stored is not info:
             from qwen_image_engine.reference.tensor_blocks import read_tensor
 
             return read_tensor(info)
@@ -140,7 +142,7 @@ class Component:
             if name in self.tensors and self.tensors[name].shape != shape
         ]
         faults = [
-            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            counted(what, names)
             for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
             if names
         ]
@@ -169,9 +171,10 @@ class Component:
 
     def _check_dtypes(self, tensors: Iterable[TensorInfo]) -> None:
         for tensor in tensors:
-            if tensor.dtype not in FLOAT_DTYPES:
+            dtype = tensor.stored.dtype
+            if dtype not in FLOAT_DTYPES:
                 raise QwenImageError(
-                    f"{self.location}: tensor {tensor.name!r} has dtype {tensor.dtype}, expected BF16, F16 or F32"
+                    f"{self.location}: tensor {tensor.name!r} has dtype {dtype}, expected BF16, F16 or F32"
                 )
 
     def _map(self, file: Path) -> mmap.mmap:
@@ -183,6 +186,11 @@ class Component:
             except OSError as error:
                 raise QwenImageError(f"{file}: cannot be mapped ({error.strerror or error})") from error
         return self._maps[file]
+
+
+def counted(what: str, names: Sequence[str]) -> str:
+    """How many names there are, the first few of them, and what is the matter with them, for an error."""
+    return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def open_component(root: Path, name: str, layout: ComponentLayout) -> Component:

@@ -49,6 +49,19 @@ class CheckpointEntry:
 
 
 @dataclass(frozen=True)
+class LoraEntry:
+    """An adapter that is merged into the transformer: its file's name, where that was then, its hash, how strongly."""
+
+    name: str
+    path: str
+    sha256: str
+    scale: float
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.scale!r}" if self.scale != 1 else self.path
+
+
+@dataclass(frozen=True)
 class QuantisedLayer:
     """How one linear is quantised.
 
@@ -136,8 +149,8 @@ class Manifest:
     """A bundle's contents. Paths are relative to the bundle, with slashes.
 
     `weights` is "copy" or "link". `origins` maps each network's folder to a hash of all that it was made from: equal
-    hashes make equal folders. `calibration` is None where no scale comes from one. `verify` is the last result of
-    `qwen-image verify`, None before the first.
+    hashes make equal folders. `loras` are in the order in which they were merged. `calibration` is None where no scale
+    comes from one. `verify` is the last result of `qwen-image verify`, None before the first.
     """
 
     tool: Tool
@@ -151,13 +164,14 @@ class Manifest:
     components: Mapping[str, ComponentEntry]
     files: Mapping[str, FileEntry]
     origins: Mapping[str, str] = field(default_factory=dict)
+    loras: tuple[LoraEntry, ...] = ()
     calibration: CalibrationEntry | None = None
     verify: Mapping[str, Any] | None = None
 
     @property
     def flags(self) -> str:
         """How the command is told to open the checkpoint."""
-        return checkpoint_flags(self.checkpoint.path, self.checkpoint.transformer_file)
+        return checkpoint_flags(self.checkpoint.path, self.checkpoint.transformer_file, map(str, self.loras))
 
     def to_json(self) -> dict[str, Any]:
         """The object that manifest.json holds."""
@@ -266,6 +280,7 @@ def _manifest(data: Mapping[str, Any]) -> Manifest:
         components=components,
         files=files,
         origins={str(name): str(value) for name, value in _mapping(data["origins"], "origins").items()},
+        loras=tuple(_entry(LoraEntry, entry) for entry in data.get("loras", ())),
         calibration=None if calibration is None else _calibration(calibration),
         verify=None if verify is None else _mapping(verify, "verify"),
     )

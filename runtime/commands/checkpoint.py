@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.errors import UsageError
 
@@ -24,6 +24,13 @@ def add_weight_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a single .safetensors file, as ComfyUI has it, in the place of the checkpoint's own transformer",
     )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="a .safetensors adapter to merge into the transformer (scale 1); may be repeated",
+    )
 
 
 def refuse_weight_arguments(options: argparse.Namespace, why: str) -> None:
@@ -32,8 +39,19 @@ def refuse_weight_arguments(options: argparse.Namespace, why: str) -> None:
     Raises:
         UsageError: one is given.
     """
-    if options.transformer is not None:
-        raise UsageError(f"--transformer: {why}")
+    flag = "--transformer" if options.transformer is not None else "--lora" if options.lora else None
+    if flag is not None:
+        raise UsageError(f"{flag}: {why}")
+
+
+def weight_sources(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """What changes the weights of `checkpoint`, for a document."""
+    single, tensors = checkpoint.transformer_file, checkpoint.components["transformer"].tensors.values()
+    return {
+        "transformer_file": None if single is None else str(single),
+        "loras": [{"path": str(lora.path), "scale": lora.scale} for lora in checkpoint.loras],
+        "merged_weights": sum(tensor.stored is not tensor for tensor in tensors),
+    }
 
 
 def open_checkpoint(name: str, options: argparse.Namespace) -> "Checkpoint":
@@ -43,5 +61,7 @@ def open_checkpoint(name: str, options: argparse.Namespace) -> "Checkpoint":
         QwenImageError: see `Checkpoint.open`.
     """
     from qwen_image_engine.reference.checkpoint import Checkpoint
+    from qwen_image_engine.reference.lora_file import LoraFile
 
-    return Checkpoint.open(name, transformer_file=options.transformer)
+    loras = [LoraFile.parse(text) for text in options.lora]
+    return Checkpoint.open(name, transformer_file=options.transformer, loras=loras)

@@ -3,6 +3,7 @@
 import argparse
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 from qwen_image_engine.runtime.commands.checkpoint import open_checkpoint
@@ -58,6 +59,7 @@ def execute(options: argparse.Namespace) -> Report:
         "precision": manifest.precision,
         "weights": manifest.weights,
         "checkpoint": {"name": manifest.checkpoint.name, "licence": manifest.checkpoint.licence},
+        "loras": [asdict(lora) for lora in manifest.loras],
         "seconds": seconds,
         "stages": progress.seconds,
     }
@@ -65,6 +67,7 @@ def execute(options: argparse.Namespace) -> Report:
         f"{options.bundle}: {', '.join(manifest.components)} for {manifest.target} in {manifest.precision}, "
         f"{len(manifest.files)} files, {size_text(size)}, {seconds:.1f} s",
         f"weights: {manifest.weights}, under the checkpoint's licence ({manifest.checkpoint.licence})",
+        *(f"merged: {lora.name} at {lora.scale:g}, sha256 {lora.sha256}" for lora in manifest.loras),
     ]
     return Report(document, lines)
 

@@ -10,6 +10,7 @@ from qwen_image_engine.runtime.commands.checkpoint import (
     add_weight_arguments,
     open_checkpoint,
     refuse_weight_arguments,
+    weight_sources,
 )
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
 from qwen_image_engine.runtime.manifest import QuantisedLayer
@@ -65,6 +66,7 @@ def _checkpoint(checkpoint: "Checkpoint") -> Report:
         "name": checkpoint.name,
         "path": str(checkpoint.folder),
         "licence": checkpoint.licence(),
+        **weight_sources(checkpoint),
         "config_sha256": checkpoint.config_sha256(),
         "fixed_sigmas": grid,
         "networks": networks,
@@ -83,6 +85,8 @@ def _checkpoint(checkpoint: "Checkpoint") -> Report:
     ]
     lines = [
         f"checkpoint {checkpoint.name} in {checkpoint.folder}",
+        *([f"transformer {checkpoint.transformer_file}"] if checkpoint.transformer_file else []),
+        *(f"lora {lora.path} at {lora.scale:g}" for lora in checkpoint.loras),
         f"licence {checkpoint.licence()}",
         f"configuration sha256 {checkpoint.config_sha256()}",
         f"schedule {f'fixed, {len(grid)} steps' if grid else 'any number of steps'}",
@@ -110,6 +114,8 @@ def _bundle(folder: Path) -> Report:
     lines = [
         f"bundle {folder} for {manifest.target} in {manifest.precision}, weights {manifest.weights}",
         f"made by qwen-image {manifest.tool.version} from {source.name} in {source.path}",
+        *([f"transformer {source.transformer_file}"] if source.transformer_file else []),
+        *(f"lora {lora.path} at {lora.scale:g}, sha256 {lora.sha256}" for lora in manifest.loras),
         f"licence {source.licence}",
         f"checkpoint sha256: configuration {source.config_sha256}, weights {source.weights_sha256}",
         _verified(manifest.verify),

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen_image_engine.runtime.commands.checkpoint import add_checkpoint_arguments, open_checkpoint
+from qwen_image_engine.runtime.commands.checkpoint import add_checkpoint_arguments, open_checkpoint, weight_sources
 from qwen_image_engine.runtime.commands.export_packages import export_packages
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
 
@@ -120,7 +120,12 @@ def execute(options: argparse.Namespace) -> Report:
         f"{size_text(plan.sequential_bytes)} sequential; activations come on top",
     ]
     document = {
-        "checkpoint": {"name": checkpoint.name, "path": str(checkpoint.folder), "licence": checkpoint.licence()},
+        "checkpoint": {
+            "name": checkpoint.name,
+            "path": str(checkpoint.folder),
+            "licence": checkpoint.licence(),
+            **weight_sources(checkpoint),
+        },
         **asdict(plan),
         "stored_bytes": plan.stored_bytes,
         "bundle_bytes": plan.bundle_bytes,

@@ -25,6 +25,7 @@ def execute(options: argparse.Namespace) -> Report:
     """Hash, record the reference, compare; exit code 1 where a row is beyond its threshold."""
     with export_packages():
         from qwen_image_engine.export.verify import verify_bundle
+        from qwen_image_engine.reference.lora_file import LoraFile
 
     if options.output:
         check_writable(options.output)
@@ -32,6 +33,7 @@ def execute(options: argparse.Namespace) -> Report:
         options.bundle,
         options.model,
         transformer_file=options.transformer,
+        loras=[LoraFile.parse(text) for text in options.lora] or None,
         engine=options.engine,
         threads=options.threads,
     )
