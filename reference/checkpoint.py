@@ -176,14 +176,14 @@ class Checkpoint:
     def weights_sha256(self, progress: Callable[[int], None] | None = None) -> str:
         """One hash of every weight file, read in blocks; `progress` is told the bytes of each block.
 
-        Of adapters their order and scale count too.
+        A single file and adapters may have any name; of adapters their order and scale count too.
         """
         return self.combined_weights_sha256({file: file_sha256(file, progress) for file in self.weight_files})
 
     def combined_weights_sha256(self, hashes: Mapping[Path, str]) -> str:
         """`weights_sha256` where those of `weight_files` are known."""
         stored = [
-            (f"{component.name}/{file.name}", hashes[file])
+            (f"{component.name}/{component.stored_name(file)}", hashes[file])
             for component in self.components.values()
             for file in component.files
         ]

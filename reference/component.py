@@ -94,6 +94,10 @@ class Component:
             counts[dtype] = counts.get(dtype, 0) + tensor.elements
         return counts
 
+    def stored_name(self, file: Path) -> str:
+        """What one of `files` is called in the diffusers layout, whatever a single file is called."""
+        return f"{self.layout.weights}.safetensors" if file == self.location else file.name
+
     def may_stay_unread(self, name: str) -> bool:
         """Whether the network here may leave the stored tensor `name` unread."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.layout.unread)

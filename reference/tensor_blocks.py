@@ -24,7 +24,7 @@ def tensor_blocks(source: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterato
     any kind get the same bits.
 
     Raises:
-        QwenImageError: the file cannot be read, or ends early.
+        QwenImageError: the file cannot be read, or ends early; or a value that is added to, or added, is not finite.
     """
     if isinstance(source, MergedTensor):
         for rows in _merged_rows(source):

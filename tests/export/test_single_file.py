@@ -75,13 +75,13 @@ def test_inspect_and_errors_name_the_file(
 
 def test_verify_wants_the_same_file(random_checkpoint: Callable[..., Path], single_file: Path, tmp_path: Path) -> None:
     folder = random_checkpoint(dtype="bfloat16")
-    moved = tmp_path / "here" / single_file.name
-    moved.parent.mkdir()
+    moved = tmp_path / "moved.safetensors"
     moved.write_bytes(single_file.read_bytes())
     bundle = tmp_path / "bundle"
     export_bundle(Checkpoint.open(folder, transformer_file=moved), bundle)
+    other = write_single_file(folder, tmp_path / "other.safetensors", prefix="")
     with pytest.raises(QwenImageError, match=r"was not made from .* weights"):
-        verify_bundle(bundle, transformer_file=write_single_file(folder, tmp_path / "other.safetensors"), cases=QUICK)
+        verify_bundle(bundle, transformer_file=other, cases=QUICK)
     moved.unlink()
     with pytest.raises(QwenImageError, match=r"does not exist.*; say where .* with --transformer$"):
         verify_bundle(bundle, folder, cases=QUICK)
