@@ -122,8 +122,7 @@ def _calibrate(request: Request, output: Path, progress: Progress | None) -> Cal
 def _settings(request: Request, progress: Progress | None) -> Settings:
     if progress is None:
         return request.settings()
-    files = [file for component in request.checkpoint.components.values() for file in component.files]
-    total, done = sum(file.stat().st_size for file in files), 0
+    total, done = sum(file.stat().st_size for file in request.checkpoint.weight_files), 0
 
     def hashed(count: int) -> None:
         nonlocal done

@@ -211,7 +211,7 @@ def _missing(folder: Path) -> str:
 
 
 def _anew(checkpoint: Checkpoint) -> str:
-    return f"calibrate again with: qwen-image calibrate -m {checkpoint.folder} NEW_FOLDER --prompts FILE"
+    return f"calibrate again with: qwen-image calibrate {checkpoint.flags} NEW_FOLDER --prompts FILE"
 
 
 def _again(folder: Path) -> str:

@@ -22,7 +22,7 @@ from qwen_image_engine.export.network_folder import (
     reuse_network,
     write_network,
 )
-from qwen_image_engine.export.origin import origin, tool, weights_sha256
+from qwen_image_engine.export.origin import origin, tool
 from qwen_image_engine.export.plan import ExportPlan, check_disk, check_memory, plan_export
 from qwen_image_engine.export.recipe import Recipe, recipe
 from qwen_image_engine.export.staging import check_output, staged
@@ -34,6 +34,7 @@ from qwen_image_engine.runtime.manifest import (
     CalibrationEntry,
     CheckpointEntry,
     FileEntry,
+    LoraEntry,
     Manifest,
     is_bundle,
     read_manifest,
@@ -88,6 +89,7 @@ def export_bundle(
     Raises:
         UsageError: no such target and precision, or way of placing weights; a pattern matches nothing, or a block is
             not there.
+            With "link", the checkpoint has adapters.
         QwenImageError: the checkpoint is unsound, `output` cannot be written or is no bundle, no link is possible, or
             a quantised linear does not run as one.
     """
@@ -111,7 +113,7 @@ def export_bundle(
     quantised = quantised_networks(checkpoint, chosen.quantisation, calibrated)
     plan = plan_export(checkpoint, chosen, quantised, weights)
     check_memory(plan)
-    files = [file for component in checkpoint.components.values() for file in component.files]
+    files = checkpoint.weight_files
     meter = _Meter(progress, sum(file.stat().st_size for file in files) + plan.bundle_bytes)
     try:
         check_output(output)
@@ -148,7 +150,7 @@ def open_calibration(checkpoint: Checkpoint, chosen: Recipe, folder: str | Path 
         if wanted:
             raise UsageError(
                 f"--target {chosen.target} --precision {chosen.precision} needs --calibration FOLDER; make one with: "
-                f"qwen-image calibrate -m {checkpoint.folder} FOLDER --prompts FILE"
+                f"qwen-image calibrate {checkpoint.flags} FOLDER --prompts FILE"
             )
         return None
     if not wanted:
@@ -205,7 +207,10 @@ def _write(
             path=str(checkpoint.folder.resolve()),
             licence=checkpoint.licence(),
             config_sha256=checkpoint.config_sha256(),
-            weights_sha256=weights_sha256(checkpoint, hashes),
+            weights_sha256=checkpoint.combined_weights_sha256(hashes),
+            transformer_file=None
+            if checkpoint.transformer_file is None
+            else str(checkpoint.transformer_file.absolute()),
         ),
         dims=dims(checkpoint),
         facts=model_facts(checkpoint),
@@ -213,6 +218,10 @@ def _write(
         components={name: entry for part in parts for name, entry in part.components.items()},
         files={**copied, **{name: entry for part in parts for name, entry in part.describe_files().items()}},
         origins={network: made_from(network) for network in NETWORKS},
+        loras=tuple(
+            LoraEntry(lora.path.name, str(lora.path.absolute()), hashes[lora.path], lora.scale)
+            for lora in checkpoint.loras
+        ),
         calibration=None
         if calibration is None
         else CalibrationEntry(calibration.sha256, calibration.settings.to_json()),

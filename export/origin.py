@@ -17,7 +17,7 @@ from qwen_image_engine.calibration import hadamard
 from qwen_image_engine.engines import contract
 from qwen_image_engine.export.recipe import Recipe
 from qwen_image_engine.reference import engine as reference_engine
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint import TRANSFORMER, Checkpoint
 from qwen_image_engine.runtime.manifest import Tool
 
 _PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript")
@@ -56,11 +56,6 @@ def origin(
         "quantisation": repr(recipe.quantisation),
         "calibration": calibration,
         "files": {file.name: hashes[file] for file in checkpoint.components[network].files},
+        "loras": [(hashes[lora.path], lora.scale) for lora in checkpoint.loras] if network == TRANSFORMER else [],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def weights_sha256(checkpoint: Checkpoint, hashes: Mapping[Path, str]) -> str:
-    """`Checkpoint.weights_sha256` of files whose hashes are known already."""
-    lines = sorted((path.relative_to(checkpoint.folder).as_posix(), sha256) for path, sha256 in hashes.items())
-    return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in lines).encode()).hexdigest()

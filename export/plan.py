@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.export.duration import export_seconds
 from qwen_image_engine.export.network_weights import network_weights
 from qwen_image_engine.export.recipe import Recipe
@@ -91,7 +91,15 @@ class ExportPlan:
 def plan_export(
     checkpoint: Checkpoint, recipe: Recipe, quantised: Mapping[str, QuantisedNetwork], weights: Weights
 ) -> ExportPlan:
-    """The plan of exporting `checkpoint` with `recipe`, networks by name `quantised` as it says."""
+    """The plan of exporting `checkpoint` with `recipe`, networks by name `quantised` as it says.
+
+    Raises:
+        UsageError: weights that adapters are merged into are to be linked.
+    """
+    if weights == "link" and checkpoint.loras:
+        raise UsageError(
+            "--weights link with --lora: merged weights are no bytes of the checkpoint's files; use --weights copy"
+        )
     networks = tuple(
         _network(checkpoint, name, recipe, quantised[name], weights) for name in ("text_encoder", "transformer", "vae")
     )

@@ -14,6 +14,7 @@ from qwen_image_engine.export.recording import Call, Case, Recording, default_ca
 from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold, thresholds
 from qwen_image_engine.export.verification import Row, Verification
 from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.lora_file import LoraFile
 from qwen_image_engine.runtime.bundle_files import FileFault, verify_files
 from qwen_image_engine.runtime.manifest import Manifest, read_manifest, record_verification
 from qwen_image_engine.runtime.memory import Memory
@@ -26,6 +27,8 @@ def verify_bundle(
     bundle: Path,
     checkpoint: str | Path | None = None,
     *,
+    transformer_file: str | Path | None = None,
+    loras: Sequence[LoraFile] | None = None,
     engine: str = "onnxruntime",
     threads: int | None = None,
     memory: Memory = "resident",
@@ -36,6 +39,8 @@ def verify_bundle(
     Args:
         bundle: the folder.
         checkpoint: folder or hub name; None for the path that the manifest names.
+        transformer_file: the single file of the transformer; None for the one that the manifest names, if any.
+        loras: adapters, in the order in which they were merged; None for those that the manifest names, if any.
         engine: backend that runs the bundle.
         threads: of one engine; None for every core.
         memory: how the reference holds its networks.
@@ -56,7 +61,7 @@ def verify_bundle(
         faults = verify_files(bundle, manifest, bar.advance)
     if faults:
         raise _changed(bundle, manifest, faults)
-    opened = _open(bundle, manifest, checkpoint)
+    opened = _open(bundle, manifest, checkpoint, transformer_file, loras)
     chosen = default_cases(load_tokenizer(bundle)) if cases is None else cases
     with ProgressBar("running the reference", 0):
         recordings = record(opened, chosen, memory)
@@ -97,21 +102,39 @@ def _changed(bundle: Path, manifest: Manifest, faults: Sequence[FileFault]) -> Q
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
     return QwenImageError(
         f"{bundle}: {len(faults)} of {len(manifest.files)} files are not what its manifest says: "
-        f"{', '.join(named)}{more}; export again with: qwen-image export -m {manifest.checkpoint.path} {bundle}"
+        f"{', '.join(named)}{more}; export again with: qwen-image export {manifest.flags} {bundle}"
     )
 
 
-def _open(bundle: Path, manifest: Manifest, named: str | Path | None) -> Checkpoint:
-    """The checkpoint, which must be the one that the bundle was made from."""
-    try:
-        checkpoint = Checkpoint.open(manifest.checkpoint.path if named is None else named)
-    except QwenImageError as error:
-        if named is not None:
-            raise
-        raise QwenImageError(f"{error}; say where the bundle's checkpoint is with -m") from error
+def _open(
+    bundle: Path,
+    manifest: Manifest,
+    named: str | Path | None,
+    transformer_file: str | Path | None,
+    loras: Sequence[LoraFile] | None,
+) -> Checkpoint:
+    """The checkpoint, which must be the one that the bundle was made from; what is not named is where it was then."""
     expected = manifest.checkpoint
+    recorded = {
+        "-m": (named, expected.path),
+        "--transformer": (transformer_file, expected.transformer_file),
+        "--lora": (loras, manifest.loras),
+    }
+    unnamed = [flag for flag, (given, then) in recorded.items() if given is None and then]
+    try:
+        checkpoint = Checkpoint.open(
+            expected.path if named is None else named,
+            transformer_file=expected.transformer_file if transformer_file is None else transformer_file,
+            loras=[LoraFile(Path(lora.path), lora.scale) for lora in manifest.loras] if loras is None else loras,
+        )
+    except QwenImageError as error:
+        if not unnamed:
+            raise
+        raise QwenImageError(f"{error}; say where the bundle's checkpoint is with {', '.join(unnamed)}") from error
     _same(bundle, checkpoint, "configuration", checkpoint.config_sha256(), expected.config_sha256)
-    with ProgressBar("hashing the checkpoint", sum(c.nbytes for c in checkpoint.components.values()), "bytes") as bar:
+    with ProgressBar(
+        "hashing the checkpoint", sum(file.stat().st_size for file in checkpoint.weight_files), "bytes"
+    ) as bar:
         weights = checkpoint.weights_sha256(bar.advance)
     _same(bundle, checkpoint, "weights", weights, expected.weights_sha256)
     return checkpoint
@@ -119,9 +142,10 @@ def _open(bundle: Path, manifest: Manifest, named: str | Path | None) -> Checkpo
 
 def _same(bundle: Path, checkpoint: Checkpoint, what: str, found: str, expected: str) -> None:
     if found != expected:
+        wanted = "-m" if what == "configuration" else "-m, --transformer and --lora"
         raise QwenImageError(
-            f"{bundle} was not made from {checkpoint.folder}: the checkpoint's {what} has sha256 {found[:12]}…, the "
-            f"bundle's {expected[:12]}…; name the right one with -m, or export again"
+            f"{bundle} was not made from {checkpoint.name} in {checkpoint.folder}: the checkpoint's {what} has sha256 "
+            f"{found[:12]}…, the bundle's {expected[:12]}…; name the right one with {wanted}, or export again"
         )
 
 

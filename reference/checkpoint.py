@@ -1,5 +1,8 @@
 """A checkpoint in the diffusers layout: where it is, its configs, licence and hashes.
 
+The transformer's weights may come from a single file in the place of those in the folder, and adapters may be merged
+into them.
+
 Opening reads JSON and safetensors headers alone: 16 billion parameters take the same moment as five million.
 """
 
@@ -7,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +25,26 @@ from qwen_image_engine.reference.config import (
 )
 from qwen_image_engine.reference.hub_cache import REPOSITORY_NAME, snapshot_folder
 from qwen_image_engine.reference.json_reader import read_json
+from qwen_image_engine.reference.lora import merge
+from qwen_image_engine.reference.lora_file import LoraFile
 from qwen_image_engine.reference.processor_config import ImageProcessorConfig
+from qwen_image_engine.reference.single_file import open_single_file
 from qwen_image_engine.reference.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle_files import file_sha256
+from qwen_image_engine.runtime.checkpoint_flags import checkpoint_flags
 
 PIPELINE_CLASS = "QwenImage21Pipeline"
+TRANSFORMER = "transformer"
+"""The component that a single file may hold."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint whose configs, headers and folder structure are sound.
 
-    `name` is the hub name or the folder's name; `index` and `scheduler` are the parsed model_index.json and
-    scheduler_config.json; `components` has the keys of `LAYOUT`.
+    `name` is the hub name or the folder's name, with what its weights are changed by; `index` and `scheduler` are the
+    parsed model_index.json and scheduler_config.json; `components` has the keys of `LAYOUT`; `transformer_file` is the
+    single file that the transformer comes from, None where it comes from the folder; `loras` are merged into it.
     """
 
     name: str
@@ -46,13 +56,23 @@ class Checkpoint:
     vae: VaeConfig
     image_processor: ImageProcessorConfig
     components: Mapping[str, Component]
+    transformer_file: Path | None = None
+    loras: tuple[LoraFile, ...] = ()
 
     @classmethod
-    def open(cls, path_or_name: str | Path) -> Checkpoint:
+    def open(
+        cls, path_or_name: str | Path, *, transformer_file: str | Path | None = None, loras: Sequence[LoraFile] = ()
+    ) -> Checkpoint:
         """Open a folder, or by `org/name` the main revision of one in the local hub cache. Nothing is downloaded.
 
+        Args:
+            path_or_name: with every configuration, and the weights of the networks.
+            transformer_file: the transformer's weights, in the place of those in the folder; see `single_file`.
+            loras: adapters that are merged into the transformer's weights, for everyone who reads them; see `lora`.
+
         Raises:
-            QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture.
+            QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture; or an adapter
+                is not one of its transformer.
         """
         folder = _find(path_or_name)
         index = read_json(folder / "model_index.json")
@@ -63,8 +83,10 @@ class Checkpoint:
         text_encoder = TextEncoderConfig.from_json(configs["text_encoder"], str(folder / "text_encoder/config.json"))
         vae = VaeConfig.from_json(configs["vae"], str(folder / "vae/config.json"))
         check_components(transformer, text_encoder, vae)
+        name = str(path_or_name) if folder != Path(path_or_name).expanduser() else folder.resolve().name
+        single = None if transformer_file is None else Path(transformer_file).expanduser()
         return cls(
-            name=str(path_or_name) if folder != Path(path_or_name).expanduser() else folder.resolve().name,
+            name=_described(name, single, loras),
             folder=folder,
             index=index,
             scheduler=scheduler,
@@ -72,7 +94,9 @@ class Checkpoint:
             text_encoder=text_encoder,
             vae=vae,
             image_processor=ImageProcessorConfig.from_folder(folder / "processor"),
-            components={name: open_component(folder, name, layout) for name, layout in LAYOUT.items()},
+            components=_components(folder, single, loras),
+            transformer_file=single,
+            loras=tuple(loras),
         )
 
     @property
@@ -92,7 +116,7 @@ class Checkpoint:
         tensor = component.tensors.get(name)
         if tensor is None or tensor.shape != shape or tensor.dtype not in FLOAT_DTYPES:
             found = "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
-            raise QwenImageError(f"{component.folder}: tensor {name} is {found}, expected BF16, F16 or F32 {shape}")
+            raise QwenImageError(f"{component.location}: tensor {name} is {found}, expected BF16, F16 or F32 {shape}")
         return tensor
 
     def check_depth(self, name: str) -> None:
@@ -110,7 +134,7 @@ class Checkpoint:
         last = component.layout.prefix + stored.format(depth - 1)
         if not any(tensor.startswith(last) for tensor in component.tensors):
             raise QwenImageError(
-                f"{component.folder}: its tensors are not those of {component.layout.class_name} with this "
+                f"{component.location}: its tensors are not those of {component.layout.class_name} with this "
                 f"config.json: key {key!r} is {depth}, and there is no tensor {last}*"
             )
 
@@ -136,12 +160,35 @@ class Checkpoint:
             and (path.suffix == ".json" or (folder == self.processor and path.suffix in (".txt", ".jinja")))
             and not path.name.endswith(".index.json")
         ]
-        return _combined_sha256(self.folder, files, None)
+        return _combined_sha256((path.relative_to(self.folder).as_posix(), file_sha256(path)) for path in files)
+
+    @property
+    def flags(self) -> str:
+        """How the command is told to open it."""
+        return checkpoint_flags(self.folder, self.transformer_file, map(str, self.loras))
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """Every file that weights come from, adapters last."""
+        stored = [file for component in self.components.values() for file in component.files]
+        return tuple(dict.fromkeys((*stored, *(lora.path for lora in self.loras))))
 
     def weights_sha256(self, progress: Callable[[int], None] | None = None) -> str:
-        """One hash of every weight file, read in blocks; `progress` is told the bytes of each block."""
-        files = [file for component in self.components.values() for file in component.files]
-        return _combined_sha256(self.folder, files, progress)
+        """One hash of every weight file, read in blocks; `progress` is told the bytes of each block.
+
+        A single file and adapters may have any name; of adapters their order and scale count too.
+        """
+        return self.combined_weights_sha256({file: file_sha256(file, progress) for file in self.weight_files})
+
+    def combined_weights_sha256(self, hashes: Mapping[Path, str]) -> str:
+        """`weights_sha256` where those of `weight_files` are known."""
+        stored = [
+            (f"{component.name}/{component.stored_name(file)}", hashes[file])
+            for component in self.components.values()
+            for file in component.files
+        ]
+        merged = [(f"lora {index} at {lora.scale!r}", hashes[lora.path]) for index, lora in enumerate(self.loras)]
+        return _combined_sha256([*stored, *merged])
 
     def licence(self) -> str:
         """The licence that README.md's front matter names, else the first line of a LICENSE file, else "unknown"."""
@@ -165,8 +212,8 @@ def _find(path_or_name: str | Path) -> Path:
     path = Path(path_or_name).expanduser()
     if path.is_file():
         raise QwenImageError(
-            f"{path}: is a single file, expected a folder in the diffusers layout (with model_index.json); "
-            "single-file checkpoints are not supported yet"
+            f"{path}: is a single file, expected a folder in the diffusers layout (with model_index.json); a single "
+            "file holds the transformer alone: name the folder of the rest here (-m) and the file with --transformer"
         )
     if path.is_dir():
         folder = path
@@ -193,11 +240,25 @@ def _check_index(folder: Path, index: Mapping[str, Any]) -> None:
         raise QwenImageError(f"{folder}: incomplete: no folder {', '.join(name + '/' for name in absent)}")
 
 
-def _combined_sha256(root: Path, files: Iterable[Path], progress: Callable[[int], None] | None) -> str:
-    combined = hashlib.sha256()
-    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in files):
-        combined.update(f"{file_sha256(path, progress)}  {name}\n".encode())
-    return combined.hexdigest()
+def _described(name: str, transformer_file: Path | None, loras: Sequence[LoraFile]) -> str:
+    single = "" if transformer_file is None else f" with {transformer_file.name}"
+    return name + single + "".join(f" + {lora.described}" for lora in loras)
+
+
+def _components(folder: Path, transformer_file: Path | None, loras: Sequence[LoraFile]) -> dict[str, Component]:
+    components = {
+        name: open_component(folder, name, layout)
+        if transformer_file is None or name != TRANSFORMER
+        else open_single_file(transformer_file, name, layout)
+        for name, layout in LAYOUT.items()
+    }
+    return components | {TRANSFORMER: merge(components[TRANSFORMER], loras)}
+
+
+def _combined_sha256(hashes: Iterable[tuple[str, str]]) -> str:
+    """Of names and the SHA-256 of what they stand for, in sorted order."""
+    lines = (f"{sha256}  {name}\n" for name, sha256 in sorted(hashes))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _text(path: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,12 +64,12 @@ LAYOUT: Mapping[str, ComponentLayout] = {
 class Component:
     """One network's weights.
 
-    `tensors` maps every stored name to its place; `files` are the weight files under their names in the folder (in a
-    hub snapshot, symlinks), sorted.
+    `location` is the folder or the single file that holds them; `tensors` maps every name of the diffusers layout to
+    its place; `files` are the weight files under their names in the folder (in a hub snapshot, symlinks), sorted.
     """
 
     name: str
-    folder: Path
+    location: Path
     layout: ComponentLayout
     tensors: Mapping[str, TensorInfo]
     files: tuple[Path, ...]
@@ -83,25 +83,31 @@ class Component:
     @property
     def nbytes(self) -> int:
         """Bytes of all stored tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        return sum(tensor.stored.nbytes for tensor in self.tensors.values())
 
     @property
     def dtypes(self) -> dict[str, int]:
         """Elements by dtype, in safetensors' spelling."""
         counts: dict[str, int] = {}
         for tensor in self.tensors.values():
-            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.elements
+            dtype = tensor.stored.dtype
+            counts[dtype] = counts.get(dtype, 0) + tensor.elements
         return counts
+
+    def stored_name(self, file: Path) -> str:
+        """What one of `files` is called in the diffusers layout, whatever a single file is called."""
+        return f"{self.layout.weights}.safetensors" if file == self.location else file.name
 
     def may_stay_unread(self, name: str) -> bool:
         """Whether the network here may leave the stored tensor `name` unread."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.layout.unread)
 
     def read(self, name: str, *, copy: bool = False) -> torch.Tensor:
-        """The stored tensor `name` as a view of the mapped file: no copy, and writes to it stay in this process.
+        """The tensor `name` as a view of the mapped file: no copy, and writes to it stay in this process.
 
-        With `copy` it is read into memory of its own and the file is not mapped: who streams all tensors one at a time
-        then holds one (pages of a mapped file count as the process's memory until the system takes them).
+        One with updates is computed, in float32. With `copy` it is read into memory of its own and the file is not
+        mapped: who streams all tensors one at a time then holds one (pages of a mapped file count as the process's
+        memory until the system takes them).
 
         Raises:
             QwenImageError: there is no such tensor, or its dtype is none of BF16, F16 and F32.
@@ -109,16 +115,17 @@ class Component:
         import torch
 
         if name not in self.tensors:
-            raise QwenImageError(f"{self.folder}: no tensor {name!r} among its {len(self.tensors)}")
+            raise QwenImageError(f"{self.location}: no tensor {name!r} among its {len(self.tensors)}")
         info = self.tensors[name]
         self._check_dtypes([info])
         dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[info.dtype])
         if info.elements == 0:
             return torch.empty(info.shape, dtype=dtype)
-        if copy:
-            flat = torch.frombuffer(_read_bytes(info), dtype=torch.uint8)
-        else:
-            flat = torch.frombuffer(self._map(info.file), dtype=torch.uint8, count=info.nbytes, offset=info.offset)
+        if copy or info.stored is not info:
+            from qwen_image_engine.reference.tensor_blocks import read_tensor
+
+            return read_tensor(info)
+        flat = torch.frombuffer(self._map(info.file), dtype=torch.uint8, count=info.nbytes, offset=info.offset)
         if flat.data_ptr() % dtype.itemsize:
             flat = flat.clone()  # safetensors does not promise alignment
         return flat.view(dtype).reshape(info.shape)
@@ -139,13 +146,13 @@ class Component:
             if name in self.tensors and self.tensors[name].shape != shape
         ]
         faults = [
-            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            counted(what, names)
             for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
             if names
         ]
         if faults:
             raise QwenImageError(
-                f"{self.folder}: its tensors are not those of {self.layout.class_name} with this config.json: "
+                f"{self.location}: its tensors are not those of {self.layout.class_name} with this config.json: "
                 f"{'; '.join(faults)}; {len(expected)} expected, {len(self.tensors)} stored"
             )
         self._check_dtypes(self.tensors[name] for name in expected)
@@ -168,9 +175,10 @@ class Component:
 
     def _check_dtypes(self, tensors: Iterable[TensorInfo]) -> None:
         for tensor in tensors:
-            if tensor.dtype not in FLOAT_DTYPES:
+            dtype = tensor.stored.dtype
+            if dtype not in FLOAT_DTYPES:
                 raise QwenImageError(
-                    f"{self.folder}: tensor {tensor.name!r} has dtype {tensor.dtype}, expected BF16, F16 or F32"
+                    f"{self.location}: tensor {tensor.name!r} has dtype {dtype}, expected BF16, F16 or F32"
                 )
 
     def _map(self, file: Path) -> mmap.mmap:
@@ -182,6 +190,11 @@ class Component:
             except OSError as error:
                 raise QwenImageError(f"{file}: cannot be mapped ({error.strerror or error})") from error
         return self._maps[file]
+
+
+def counted(what: str, names: Sequence[str]) -> str:
+    """How many names there are, the first few of them, and what is the matter with them, for an error."""
+    return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def open_component(root: Path, name: str, layout: ComponentLayout) -> Component:
@@ -229,19 +242,3 @@ def _read_shards(folder: Path, index: Path) -> tuple[dict[str, TensorInfo], list
             raise QwenImageError(f"{index}: does not agree with {file.name}: tensor {wrong[0]!r} is {state}{more}")
         tensors.update(shard)
     return tensors, files
-
-
-def _read_bytes(info: TensorInfo) -> bytearray:
-    memory = bytearray(info.nbytes)
-    rest = memoryview(memory)
-    try:
-        with info.file.open("rb", buffering=0) as file:
-            file.seek(info.offset)
-            while rest:
-                count = file.readinto(rest)
-                if not count:
-                    raise QwenImageError(f"{info.file}: ends inside tensor {info.name!r}; download it again")
-                rest = rest[count:]
-    except OSError as error:
-        raise QwenImageError(f"{info.file}: cannot be read ({error.strerror or error})") from error
-    return memory

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.reference.component import FLOAT_DTYPES
+from qwen_image_engine.reference.merged_tensor import MergedTensor
 from qwen_image_engine.reference.tensor_file import ITEM_BYTES, TensorInfo
 
 BLOCK_BYTES = 4 << 20
@@ -17,11 +18,18 @@ ROW_BLOCK_BYTES = 1 << 20
 
 
 def tensor_blocks(source: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterator[memoryview]:
-    """The tensor's bytes as they are stored, `block_bytes` at a time, each view valid until the next.
+    """The tensor's bytes, `block_bytes` at a time, each view valid until the next.
+
+    One with updates is added up a few whole rows at a time, always the same ones, whatever `block_bytes`: readers of
+    any kind get the same bits.
 
     Raises:
-        QwenImageError: the file cannot be read, or ends early.
+        QwenImageError: the file cannot be read, or ends early; or a value that is added to, or added, is not finite.
     """
+    if isinstance(source, MergedTensor):
+        for rows in _merged_rows(source):
+            yield rows.reshape(-1).view(torch.uint8).numpy().data
+        return
     buffer = bytearray(min(block_bytes, source.nbytes))
     try:
         with source.file.open("rb", buffering=0) as file:
@@ -49,6 +57,39 @@ def row_blocks(source: TensorInfo) -> Iterator[Tensor]:
         if not torch.isfinite(rows).all():
             raise QwenImageError(f"{source.file}: tensor {source.name!r} has values that are not finite")
         yield rows
+
+
+def read_tensor(source: TensorInfo) -> Tensor:
+    """A tensor of one of `FLOAT_DTYPES` in memory of its own.
+
+    Raises:
+        QwenImageError: the file cannot be read, or ends early.
+    """
+    memory, done = torch.empty(source.nbytes, dtype=torch.uint8), 0
+    for block in tensor_blocks(source):
+        memory[done : done + len(block)] = torch.frombuffer(block, dtype=torch.uint8)
+        done += len(block)
+    dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[source.dtype])
+    return memory.view(dtype).reshape(source.shape)
+
+
+def _merged_rows(source: MergedTensor) -> Iterator[Tensor]:
+    """Blocks of rows (n, K) of the sum, in float32."""
+    updates = [(item.factor, _finite(item.up), _finite(item.down)) for item in source.updates]
+    first = 0
+    for rows in row_blocks(source.base):
+        last = first + len(rows)
+        for factor, up, down in updates:
+            rows = rows + factor * (up[first:last] @ down)
+        first = last
+        yield rows
+
+
+def _finite(source: TensorInfo) -> Tensor:
+    values = read_tensor(source).float()
+    if not torch.isfinite(values).all():
+        raise QwenImageError(f"{source.file}: tensor {source.name!r} has values that are not finite")
+    return values
 
 
 def _read_all(readinto: Callable[[memoryview], int | None], block: memoryview, source: TensorInfo) -> None:

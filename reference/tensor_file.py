@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ ITEM_BYTES = {
 }
 # The library's own limit (MAX_HEADER_SIZE): a larger length is damage, not a header.
 MAX_HEADER_BYTES = 100_000_000
+_METADATA = "__metadata__"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,22 @@ class TensorInfo:
         """Number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def stored(self) -> TensorInfo:
+        """What of it is in the file."""
+        return self
+
+    def rows(self, name: str, first: int, count: int) -> TensorInfo:
+        """Some rows of the first axis, which are a contiguous range of the bytes, as a tensor of their own."""
+        row_bytes = math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
+        return replace(
+            self,
+            name=name,
+            shape=(count, *self.shape[1:]),
+            offset=self.offset + first * row_bytes,
+            nbytes=count * row_bytes,
+        )
+
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Name -> place of every tensor in the safetensors file at `path`, in the order of the bytes.
@@ -62,6 +79,37 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Raises:
         QwenImageError: the file cannot be read, is truncated, or its header is not one.
     """
+    header, first_byte, size = _read_json(path)
+    tensors = [_entry(path, name, entry, first_byte) for name, entry in header.items() if name != _METADATA]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    end = first_byte
+    for tensor in tensors:
+        if tensor.offset != end:
+            raise QwenImageError(
+                f"{path}: bad header: tensor {tensor.name!r} starts at {tensor.offset}, expected {end}"
+            )
+        end += tensor.nbytes
+    if size < end:
+        raise QwenImageError(f"{path}: truncated: it holds {size} bytes, its header lists {end}; download it again")
+    if size > end:
+        raise QwenImageError(f"{path}: it holds {size} bytes, its header lists {end}; download it again")
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the safetensors file at `path` says of itself, empty where it says nothing.
+
+    Raises:
+        QwenImageError: as `read_header`.
+    """
+    metadata = _read_json(path)[0].get(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise QwenImageError(f"{path}: bad header: {_METADATA} holds other things than texts")
+    return metadata
+
+
+def _read_json(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header, where the first tensor begins, and the size of the file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -84,23 +132,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise QwenImageError(f"{path}: not a safetensors file: its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise QwenImageError(f"{path}: not a safetensors file: its header is not a JSON object")
-
-    tensors = [
-        _entry(path, name, entry, first_byte=8 + length) for name, entry in header.items() if name != "__metadata__"
-    ]
-    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
-    end = 8 + length
-    for tensor in tensors:
-        if tensor.offset != end:
-            raise QwenImageError(
-                f"{path}: bad header: tensor {tensor.name!r} starts at {tensor.offset}, expected {end}"
-            )
-        end += tensor.nbytes
-    if size < end:
-        raise QwenImageError(f"{path}: truncated: it holds {size} bytes, its header lists {end}; download it again")
-    if size > end:
-        raise QwenImageError(f"{path}: it holds {size} bytes, its header lists {end}; download it again")
-    return {tensor.name: tensor for tensor in tensors}
+    return header, 8 + length, size
 
 
 def _entry(path: Path, name: str, entry: Any, first_byte: int) -> TensorInfo:

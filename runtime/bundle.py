@@ -104,4 +104,4 @@ class Bundle:
         return values
 
     def _again(self) -> str:
-        return f"export again with: qwen-image export -m {self.manifest.checkpoint.path} {self.folder}"
+        return f"export again with: qwen-image export {self.manifest.flags} {self.folder}"

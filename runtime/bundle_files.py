@@ -118,5 +118,5 @@ def _size(folder: Path, path: Path, manifest: Manifest) -> int:
 def _changed(folder: Path, name: str, state: str, manifest: Manifest) -> QwenImageError:
     linked = " (it is linked to the checkpoint's file)" if manifest.weights == "link" else ""
     return QwenImageError(
-        f"{folder / name}: {state}{linked}; export again with: qwen-image export -m {manifest.checkpoint.path} {folder}"
+        f"{folder / name}: {state}{linked}; export again with: qwen-image export {manifest.flags} {folder}"
     )

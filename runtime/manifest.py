@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from qwen_image_engine.engines.compute_capability import least_compute_capability
 from qwen_image_engine.engines.contract import Contract, Dims
 from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.runtime.checkpoint_flags import checkpoint_flags
 from qwen_image_engine.runtime.model import ModelFacts
 
 MANIFEST = "manifest.json"
@@ -35,13 +36,30 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """The checkpoint that the bundle was made from; `path` is where it was then."""
+    """The checkpoint that the bundle was made from; `path` is where it was then.
+
+    `transformer_file` is the single file that its transformer came from, None where that was in the folder.
+    """
 
     name: str
     path: str
     licence: str
     config_sha256: str
     weights_sha256: str
+    transformer_file: str | None = None
+
+
+@dataclass(frozen=True)
+class LoraEntry:
+    """An adapter that is merged into the transformer: its file's name, where that was then, its hash, how strongly."""
+
+    name: str
+    path: str
+    sha256: str
+    scale: float
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.scale!r}" if self.scale != 1 else self.path
 
 
 @dataclass(frozen=True)
@@ -138,8 +156,8 @@ class Manifest:
     """A bundle's contents. Paths are relative to the bundle, with slashes.
 
     `weights` is "copy" or "link". `origins` maps each network's folder to a hash of all that it was made from: equal
-    hashes make equal folders. `calibration` is None where no scale comes from one. `verify` is the last result of
-    `qwen-image verify`, None before the first.
+    hashes make equal folders. `loras` are in the order in which they were merged. `calibration` is None where no scale
+    comes from one. `verify` is the last result of `qwen-image verify`, None before the first.
     """
 
     tool: Tool
@@ -153,8 +171,14 @@ class Manifest:
     components: Mapping[str, ComponentEntry]
     files: Mapping[str, FileEntry]
     origins: Mapping[str, str] = field(default_factory=dict)
+    loras: tuple[LoraEntry, ...] = ()
     calibration: CalibrationEntry | None = None
     verify: Mapping[str, Any] | None = None
+
+    @property
+    def flags(self) -> str:
+        """How the command is told to open the checkpoint."""
+        return checkpoint_flags(self.checkpoint.path, self.checkpoint.transformer_file, map(str, self.loras))
 
     def to_json(self) -> dict[str, Any]:
         """The object that manifest.json holds."""
@@ -263,6 +287,7 @@ def _manifest(data: Mapping[str, Any]) -> Manifest:
         components=components,
         files=files,
         origins={str(name): str(value) for name, value in _mapping(data["origins"], "origins").items()},
+        loras=tuple(_entry(LoraEntry, entry) for entry in data.get("loras", ())),
         calibration=None if calibration is None else _calibration(calibration),
         verify=None if verify is None else _mapping(verify, "verify"),
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.commands.arguments import picture_size
+from qwen_image_engine.runtime.commands.checkpoint import add_checkpoint_arguments, open_checkpoint
 from qwen_image_engine.runtime.commands.export_packages import export_packages
 from qwen_image_engine.runtime.commands.report import Report, table
 from qwen_image_engine.runtime.commands.sensitivity import (
@@ -27,7 +28,7 @@ SUMMARY = "observe a checkpoint's activations over whole pictures, for static sc
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags; ranges are checked where the values are used, so that the API has the same errors."""
     parser.add_argument("output", type=Path, metavar="OUT", help="the folder to write, or to go on in")
-    parser.add_argument("-m", "--model", required=True, metavar="CHECKPOINT", help="folder, or name in the hub cache")
+    add_checkpoint_arguments(parser)
     parser.add_argument(
         "--prompts", type=Path, required=True, metavar="FILE", help="UTF-8, one prompt a line; one picture each"
     )
@@ -59,11 +60,10 @@ def execute(options: argparse.Namespace) -> Report:
         from qwen_image_engine.calibration.analysis import analyse
         from qwen_image_engine.calibration.calibrate import calibrate
         from qwen_image_engine.calibration.request import DEFAULT_SIZES
-        from qwen_image_engine.reference.checkpoint import Checkpoint
 
         sensitivity = chosen_sensitivity(options)
     prompts = read_prompts(options.prompts)
-    checkpoint = Checkpoint.open(options.model)
+    checkpoint = open_checkpoint(options.model, options)
     began = time.perf_counter()
     with _Progress() as progress:
         calibration = calibrate(

@@ -3,8 +3,10 @@
 import argparse
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
+from qwen_image_engine.runtime.commands.checkpoint import open_checkpoint
 from qwen_image_engine.runtime.commands.export_packages import export_packages
 from qwen_image_engine.runtime.commands.plan import add_recipe_arguments, chosen_recipe
 from qwen_image_engine.runtime.commands.report import Report, size_text
@@ -27,10 +29,9 @@ def execute(options: argparse.Namespace) -> Report:
     with export_packages():
         from qwen_image_engine.export.bundle import export_bundle
         from qwen_image_engine.export.check import check_checkpoint
-        from qwen_image_engine.reference.checkpoint import Checkpoint
 
         chosen_recipe(options)  # a usage error comes before the checkpoint's
-    checkpoint = Checkpoint.open(options.model)
+    checkpoint = open_checkpoint(options.model, options)
     check_checkpoint(checkpoint)
     began = time.perf_counter()
     with _Progress(f"exporting {checkpoint.name}") as progress:
@@ -58,6 +59,7 @@ def execute(options: argparse.Namespace) -> Report:
         "precision": manifest.precision,
         "weights": manifest.weights,
         "checkpoint": {"name": manifest.checkpoint.name, "licence": manifest.checkpoint.licence},
+        "loras": [asdict(lora) for lora in manifest.loras],
         "seconds": seconds,
         "stages": progress.seconds,
     }
@@ -65,6 +67,7 @@ def execute(options: argparse.Namespace) -> Report:
         f"{options.bundle}: {', '.join(manifest.components)} for {manifest.target} in {manifest.precision}, "
         f"{len(manifest.files)} files, {size_text(size)}, {seconds:.1f} s",
         f"weights: {manifest.weights}, under the checkpoint's licence ({manifest.checkpoint.licence})",
+        *(f"merged: {lora.name} at {lora.scale:g}, sha256 {lora.sha256}" for lora in manifest.loras),
     ]
     return Report(document, lines)
 

@@ -4,11 +4,20 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from qwen_image_engine.runtime.commands.checkpoint import (
+    add_weight_arguments,
+    open_checkpoint,
+    refuse_weight_arguments,
+    weight_sources,
+)
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
 from qwen_image_engine.runtime.manifest import QuantisedLayer
 from qwen_image_engine.runtime.schedule import ScheduleConfig
+
+if TYPE_CHECKING:
+    from qwen_image_engine.reference.checkpoint import Checkpoint
 
 SUMMARY = "what a checkpoint or a bundle is"
 
@@ -18,6 +27,7 @@ _LATER_BLOCK = re.compile(r"_[1-9]\d*$")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("subject", metavar="CHECKPOINT|BUNDLE", help="folder, or a checkpoint's name in the hub cache")
+    add_weight_arguments(parser)
 
 
 def execute(options: argparse.Namespace) -> Report:
@@ -25,13 +35,13 @@ def execute(options: argparse.Namespace) -> Report:
     from qwen_image_engine.runtime.manifest import is_bundle
 
     folder = Path(options.subject).expanduser()
-    return _bundle(folder) if is_bundle(folder) else _checkpoint(options.subject)
+    if not is_bundle(folder):
+        return _checkpoint(open_checkpoint(options.subject, options))
+    refuse_weight_arguments(options, f"{folder} is a bundle, whose weights are what they are")
+    return _bundle(folder)
 
 
-def _checkpoint(name: str) -> Report:
-    from qwen_image_engine.reference.checkpoint import Checkpoint
-
-    checkpoint = Checkpoint.open(name)
+def _checkpoint(checkpoint: "Checkpoint") -> Report:
     ignored = checkpoint.ignored_keys()
     networks = [
         {
@@ -56,6 +66,7 @@ def _checkpoint(name: str) -> Report:
         "name": checkpoint.name,
         "path": str(checkpoint.folder),
         "licence": checkpoint.licence(),
+        **weight_sources(checkpoint),
         "config_sha256": checkpoint.config_sha256(),
         "fixed_sigmas": grid,
         "networks": networks,
@@ -74,6 +85,8 @@ def _checkpoint(name: str) -> Report:
     ]
     lines = [
         f"checkpoint {checkpoint.name} in {checkpoint.folder}",
+        *([f"transformer {checkpoint.transformer_file}"] if checkpoint.transformer_file else []),
+        *(f"lora {lora.path} at {lora.scale:g}" for lora in checkpoint.loras),
         f"licence {checkpoint.licence()}",
         f"configuration sha256 {checkpoint.config_sha256()}",
         f"schedule {f'fixed, {len(grid)} steps' if grid else 'any number of steps'}",
@@ -101,6 +114,8 @@ def _bundle(folder: Path) -> Report:
     lines = [
         f"bundle {folder} for {manifest.target} in {manifest.precision}, weights {manifest.weights}",
         f"made by qwen-image {manifest.tool.version} from {source.name} in {source.path}",
+        *([f"transformer {source.transformer_file}"] if source.transformer_file else []),
+        *(f"lora {lora.path} at {lora.scale:g}, sha256 {lora.sha256}" for lora in manifest.loras),
         f"licence {source.licence}",
         f"checkpoint sha256: configuration {source.config_sha256}, weights {source.weights_sha256}",
         _verified(manifest.verify),

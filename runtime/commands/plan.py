@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen_image_engine.runtime.commands.arguments import picture_size
+from qwen_image_engine.runtime.commands.checkpoint import add_checkpoint_arguments, open_checkpoint, weight_sources
 from qwen_image_engine.runtime.commands.export_packages import export_packages
 from qwen_image_engine.runtime.commands.report import Report, duration_text, size_text, table
 from qwen_image_engine.runtime.size import latent_size
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `plan` and `export` both take."""
-    parser.add_argument("-m", "--model", required=True, metavar="CHECKPOINT", help="folder, or name in the hub cache")
+    add_checkpoint_arguments(parser)
     parser.add_argument("--target", default="cpu", help="what runs the graphs: cpu, tensorrt or tensorrt-twin (cpu)")
     parser.add_argument("--precision", default="fp32", help="of weights and arithmetic: fp32, bf16, fp8 or int8 (fp32)")
     parser.add_argument(
@@ -93,10 +94,9 @@ def execute(options: argparse.Namespace) -> Report:
         from qwen_image_engine.calibration.quantised_network import check_rules, quantised_networks
         from qwen_image_engine.export.check import check_checkpoint
         from qwen_image_engine.export.plan import check_disk, check_memory, plan_export, plan_seconds, plan_stages
-        from qwen_image_engine.reference.checkpoint import Checkpoint
 
         chosen = chosen_recipe(options)
-    checkpoint = Checkpoint.open(options.model)
+    checkpoint = open_checkpoint(options.model, options)
     check_checkpoint(checkpoint)
     check_rules(checkpoint, chosen.quantisation, chosen.precision)
     quantised = quantised_networks(checkpoint, chosen.quantisation)
@@ -141,7 +141,12 @@ def execute(options: argparse.Namespace) -> Report:
             + ", ".join(f"{stage} {size_text(size)}" for stage, size in stages.items())
         ]
     document = {
-        "checkpoint": {"name": checkpoint.name, "path": str(checkpoint.folder), "licence": checkpoint.licence()},
+        "checkpoint": {
+            "name": checkpoint.name,
+            "path": str(checkpoint.folder),
+            "licence": checkpoint.licence(),
+            **weight_sources(checkpoint),
+        },
         **asdict(plan),
         "stored_bytes": plan.stored_bytes,
         "bundle_bytes": plan.bundle_bytes,

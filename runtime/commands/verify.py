@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from qwen_image_engine.runtime.commands.checkpoint import add_weight_arguments
 from qwen_image_engine.runtime.commands.export_packages import export_packages
 from qwen_image_engine.runtime.commands.outputs import check_writable, write_json
 from qwen_image_engine.runtime.commands.report import Report, table
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("-m", "--model", metavar="CHECKPOINT", help="folder or hub name (where the manifest says)")
     parser.add_argument("--output", type=Path, metavar="VERIFY.json", help="write the --json document here as well")
+    add_weight_arguments(parser)
     add_engine_arguments(parser)
 
 
@@ -23,10 +25,18 @@ def execute(options: argparse.Namespace) -> Report:
     """Hash, record the reference, compare; exit code 1 where a row is beyond its threshold."""
     with export_packages():
         from qwen_image_engine.export.verify import verify_bundle
+        from qwen_image_engine.reference.lora_file import LoraFile
 
     if options.output:
         check_writable(options.output)
-    result = verify_bundle(options.bundle, options.model, engine=options.engine, threads=options.threads)
+    result = verify_bundle(
+        options.bundle,
+        options.model,
+        transformer_file=options.transformer,
+        loras=[LoraFile.parse(text) for text in options.lora] or None,
+        engine=options.engine,
+        threads=options.threads,
+    )
     document = result.to_json()
     if options.output:
         write_json(options.output, document)

@@ -181,7 +181,7 @@ def test_no_such_path_and_single_file(tmp_path: Path) -> None:
         Checkpoint.open("nothing")
     single = tmp_path / "model.safetensors"
     single.write_bytes(b"")
-    with pytest.raises(QwenImageError, match=r"is a single file, expected a folder.*not supported yet"):
+    with pytest.raises(QwenImageError, match=r"is a single file, expected a folder.*the file with --transformer"):
         Checkpoint.open(single)
 
 

@@ -1,0 +1,48 @@
+"""An adapter that is to be merged into a checkpoint: its file, and how strongly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from qwen_image_engine.engines.errors import UsageError
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A safetensors file of low-rank updates, which are multiplied by `scale`."""
+
+    path: Path
+    scale: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`FILE` or `FILE:SCALE`. What is a file as it stands is one, whatever colons are in its name.
+
+        Raises:
+            UsageError: the scale is not finite.
+        """
+        path, colon, number = text.rpartition(":")
+        scale = _number(number) if colon and not Path(text).expanduser().is_file() else None
+        if scale is None:
+            return cls(Path(text).expanduser())
+        if not math.isfinite(scale):
+            raise UsageError(f"--lora {text}: the scale is {number}, expected a finite number")
+        return cls(Path(path).expanduser(), scale)
+
+    @property
+    def described(self) -> str:
+        """The file's name, and the scale where it is not 1."""
+        return self.path.name if self.scale == 1 else f"{self.path.name}:{self.scale:g}"
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.scale!r}" if self.scale != 1 else str(self.path)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

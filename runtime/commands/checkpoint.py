@@ -1,0 +1,67 @@
+"""Flags that name a checkpoint, for every verb that reads one."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen_image_engine.engines.errors import UsageError
+
+if TYPE_CHECKING:
+    from qwen_image_engine.reference.checkpoint import Checkpoint
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare -m and what may stand beside it."""
+    parser.add_argument("-m", "--model", required=True, metavar="CHECKPOINT", help="folder, or name in the hub cache")
+    add_weight_arguments(parser)
+
+
+def add_weight_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what changes the weights of a checkpoint."""
+    parser.add_argument(
+        "--transformer",
+        type=Path,
+        metavar="FILE",
+        help="a single .safetensors file, as ComfyUI has it, in the place of the checkpoint's own transformer",
+    )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="a .safetensors adapter to merge into the transformer (scale 1); may be repeated",
+    )
+
+
+def refuse_weight_arguments(options: argparse.Namespace, why: str) -> None:
+    """Refuse the flags of `add_weight_arguments` where they can change nothing.
+
+    Raises:
+        UsageError: one is given.
+    """
+    flag = "--transformer" if options.transformer is not None else "--lora" if options.lora else None
+    if flag is not None:
+        raise UsageError(f"{flag}: {why}")
+
+
+def weight_sources(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """What changes the weights of `checkpoint`, for a document."""
+    single, tensors = checkpoint.transformer_file, checkpoint.components["transformer"].tensors.values()
+    return {
+        "transformer_file": None if single is None else str(single),
+        "loras": [{"path": str(lora.path), "scale": lora.scale} for lora in checkpoint.loras],
+        "merged_weights": sum(tensor.stored is not tensor for tensor in tensors),
+    }
+
+
+def open_checkpoint(name: str, options: argparse.Namespace) -> "Checkpoint":
+    """The checkpoint `name`, with what the flags of `add_weight_arguments` ask for.
+
+    Raises:
+        QwenImageError: see `Checkpoint.open`.
+    """
+    from qwen_image_engine.reference.checkpoint import Checkpoint
+    from qwen_image_engine.reference.lora_file import LoraFile
+
+    loras = [LoraFile.parse(text) for text in options.lora]
+    return Checkpoint.open(name, transformer_file=options.transformer, loras=loras)
