@@ -122,8 +122,78 @@ def judge() -> str:
     )
 
 
+def full_size_export() -> str:
+    """Exports of the released sizes, each figure beside what `plan` said."""
+
+    def both(found: float, predicted: float, unit: str, scale: float) -> str:
+        return f"{found / scale:.2f} {unit} ({predicted / scale:.2f})"
+
+    return markdown(
+        ("target", "weights", "step graph", "whole (predicted)", "peak resident (predicted)", "written (predicted)"),
+        (
+            (
+                f"{item['target']} {item['precision']}",
+                item["weights"],
+                f"{item['stages']['graph of step']:.0f} s",
+                both(item["process_s"], item["predicted"]["seconds"], "min", 60),
+                both(item["process_peak"]["resident_bytes"], item["predicted"]["peak_bytes"], "GB", 1e9),
+                both(item["written_bytes"], item["predicted"]["written_bytes"], "GB", 1e9),
+            )
+            for item in result("full-size-export")["exports"]
+        ),
+    )
+
+
+def full_size_run() -> str:
+    """Two pictures of one prompt on each engine."""
+    kinds = ("load_s", "encode_s", "prefix_s", "first_step_s", "step_s", "decode_s", "total_s")
+    return markdown(
+        ("engine", "picture", *(kind.removesuffix("_s").replace("_", " ") for kind in kinds), "peak"),
+        (
+            (
+                engine,
+                name,
+                *(f"{picture['seconds'][kind]:.1f} s" for kind in kinds),
+                f"{max(peak['anonymous_bytes'] for peak in picture['peaks'].values()) / 1e9:.2f} GB",
+            )
+            for engine in ("onnxruntime", "openvino")
+            for name, picture in zip(
+                ("first", "another seed"), result(f"full-size-run-{engine}")["pictures"], strict=True
+            )
+        ),
+    )
+
+
+def full_size_peaks() -> str:
+    """Peaks of stages in ONNX Runtime beside what `plan` said."""
+    runs = [("512x512", result("full-size-run-onnxruntime")["pictures"][0], result("full-size-run-onnxruntime"))]
+    for name in ("step-1024", "step-2048", "decode-2048"):
+        found = result(f"full-size-{name}-onnxruntime")
+        runs.append((f"{found['size']}x{found['size']}", found, found))
+    rows = []
+    for size, found, document in runs:
+        for stage, predicted in document["predicted"].items():
+            peaks = [
+                peak["anonymous_bytes"] for key, peak in found["peaks"].items() if key.split()[1].startswith(stage)
+            ]
+            if peaks:
+                rows.append((size, stage, f"{max(peaks) / 1e9:.2f} GB", f"{predicted / 1e9:.2f} GB"))
+    return markdown(("picture", "stage", "peak", "predicted"), rows)
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
-    table.__name__: table for table in (speed, profile, attention, rotations, quantisation, judge)
+    table.__name__: table
+    for table in (
+        speed,
+        profile,
+        attention,
+        rotations,
+        quantisation,
+        judge,
+        full_size_export,
+        full_size_run,
+        full_size_peaks,
+    )
 }
 
 

@@ -101,13 +101,28 @@ def quantisation() -> list[tuple[str, str]]:
     rows = {(row["checkpoint"], row["way"]): row for row in result("quantisation")["rows"]}
     texts = []
     for checkpoint in dict.fromkeys(checkpoint for checkpoint, _ in rows):
-        int8, plain = rows[checkpoint, "int8"], rows[checkpoint, "plain W8A8"]
-        error, worst = (int8[f"teacher_forced_relative_l2_{over}"] for over in ("mean", "worst"))
-        texts.append(
-            f"step cosine {int8['step_cosine_mean']:.4f}, teacher-forced error {error:.1%}, worst step {worst:.1%}; "
-            f"plain W8A8 {plain['step_cosine_mean']:.4f}"
+        cosines = ", ".join(
+            f"{name} {rows[checkpoint, way]['step_cosine_mean']:.4f}"
+            for name, way in (
+                ("int8", "int8"),
+                ("static FP8", "FP8, twin"),
+                ("static int8", "static int8, twin"),
+                ("plain W8A8", "plain W8A8"),
+            )
         )
+        texts.append(f"{checkpoint} | {cosines}")
     return [("README.md", text) for text in texts]
+
+
+def full_size() -> list[tuple[str, str]]:
+    link, int8 = result("full-size-export")["exports"]
+    pictures = result("full-size-run-onnxruntime")["pictures"]
+    peak = max(item["anonymous_bytes"] for picture in pictures for item in picture["peaks"].values())
+    minutes = [f"{item['process_s'] / 60:.1f} min" for item in (link, int8)]
+    return [
+        ("README.md", f"linked for `tensorrt` bf16 {minutes[0]}, `cpu` int8 {minutes[1]}"),
+        ("README.md", f"{pictures[0]['seconds']['step_s']:.0f} s a step, at most {peak / 1e9:.1f} GB"),
+    ]
 
 
 def test_tables_are_those_of_the_results() -> None:
@@ -116,7 +131,7 @@ def test_tables_are_those_of_the_results() -> None:
     assert found.returncode == 0, f"{found.stderr}: run python benchmarks/documents.py"
 
 
-@pytest.mark.parametrize("figures", [shapes, pictures, parity, demo, judge, memory, quantisation, speed])
+@pytest.mark.parametrize("figures", [shapes, pictures, parity, demo, judge, memory, quantisation, speed, full_size])
 def test_figures(figures: Any) -> None:
     for name, text in figures():
         assert text in document(name), name
