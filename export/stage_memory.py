@@ -18,8 +18,8 @@ _PROCESS = 100_000_000  # Python, numpy and the backend
 _LAYOUT = 150_000_000  # one weight of 12288x4096 laid out for its kernel while it runs
 _ENCODER_WIDTHS, _STEP_WIDTHS = 27, 23  # activations that a token holds at once, in hidden states
 _CACHE_SHARE = 1.4  # of the keys and values that the prefix returns: those, and what it works with
-_DECODER_WEIGHTS = 2.1  # times the VAE's: laid out for the kernels, and what the heap keeps of that
-_DECODER_WIDTHS = 89  # activations that a latent of the largest tile holds at once, in features
+_DECODER_WEIGHTS = 0.7  # of the VAE's, in the larger of the decoder's two parts, laid out for the kernels
+_DECODER_WIDTHS = 225  # activations that a latent of the largest tile holds at once, in features
 
 
 def stage_memory(

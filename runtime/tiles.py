@@ -1,7 +1,7 @@
 """The decoder's second part in tiles, so that its memory does not grow with the picture.
 
 Activations of the last levels are the decoder's largest: 4.8 GB each at 2048x2048 and the released widths, of which a
-run holds three at once, about 15 GB in all; its largest tile, 71 latents a side with the halo, takes 5.0 GB, weights
+run holds three at once, about 15 GB in all; its largest tile, 71 latents a side with the halo, takes 6.3 GB, weights
 included. A tile reads its own latents' features and a halo around them as wide as its pixels see, and draws what the
 whole would; at the picture's edges there is no halo, for the zeros that convolutions pad with are the same.
 """
