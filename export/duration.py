@@ -15,7 +15,7 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 
 # Tracing is Python: seconds of a graph to begin with and for each layer, fitted to exports of `shapes` (3 and 7 layers)
 # and of the released sizes (36 and 32), where `_interpreter_seconds` were `_PACE`. The VAE has one depth.
-_TRACING = {"text_encoder": (3.0, 0.62), "prefix": (2.6, 0.54), "step": (2.5, 0.75), "vae": (20.0, 0.0)}
+_TRACING = {"text_encoder": (3.3, 0.68), "prefix": (2.9, 0.6), "step": (2.8, 0.83), "vae": (22.0, 0.0)}
 _PACE = 0.041
 _START_S = 3.0  # imports, and the checkpoint's check
 _DISK = 4.5e-9  # seconds a byte: what writing 17 GB took beyond the trial's pace; a trial that writes is not wanted
