@@ -58,9 +58,7 @@ ENGINES = ("onnxruntime", "openvino", "openvino-bf16")
 _EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino"}
 
 
-def load_engine(
-    backend: str, model: Path, contract: Contract, threads: int | None = None, *, freed_soon: bool = False
-) -> Engine:
+def load_engine(backend: str, model: Path, contract: Contract, threads: int | None = None) -> Engine:
     """The graph in the file `model` on `backend`, one of `ENGINES`.
 
     Args:
@@ -68,7 +66,6 @@ def load_engine(
         model: the file.
         contract: the tensors that it takes and returns.
         threads: of one run; None leaves it to the backend, which takes every core.
-        freed_soon: whether it is closed before another engine is loaded; work that pays over many runs is then left.
 
     Raises:
         UsageError: no such backend, or fewer threads than one.
@@ -80,7 +77,7 @@ def load_engine(
     if backend == "onnxruntime":
         from qwen_image_engine.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(model, contract, threads, freed_soon)
+        return OnnxRuntimeEngine(model, contract, threads)
     if backend in ("openvino", "openvino-bf16"):
         from qwen_image_engine.engines.openvino import OpenVinoEngine
 

@@ -13,7 +13,8 @@ from qwen_image_engine.engines.onnxruntime_saturation import products_saturate
 
 _ONCE_A_PROMPT = frozenset({"text_encoder", "prefix"})
 """What runs once for many pictures. Laying 7 GB of int8 weights out for the kernels takes 22 s of one core and 7 GB of
-memory; run once or twice on the mapped file, each takes 9 s more and 0.6 GB (`benchmarks/results/full-size-run-*`)."""
+memory; on the mapped file a run takes 9 s more and 0.5 GB (`benchmarks/results/full-size-run-*`). With every memory
+policy alike: fp32 products of the two kinds of kernel differ in their last bits."""
 
 _WITHOUT_ARENA = frozenset({"step", "vae_decoder_mid", "vae_decoder_up", "vae_encoder"})
 """The arena keeps whatever it took and fits large tensors of many sizes badly. At the released widths a step of
@@ -27,17 +28,16 @@ class OnnxRuntimeEngine:
     """A graph in an ONNX Runtime session on the CPU, computed in the dtypes that the graph states.
 
     `run` may be called from several threads at once; they share the session's thread pool. Weights are mapped and
-    copied once, in the order the kernels want; a session shares that copy with no other. One that is to be freed soon
-    makes no copy of what runs once a prompt.
+    copied once, in the order the kernels want, but for what runs once a prompt; a session shares its copy with no other.
     """
 
-    def __init__(self, model: Path, contract: Contract, threads: int | None = None, freed_soon: bool = False) -> None:
-        """Load `model`; arguments and errors as in `load_engine`."""
+    def __init__(self, model: Path, contract: Contract, threads: int | None = None) -> None:
+        """Load `model`; errors as in `load_engine`."""
         package = require("onnxruntime")
         check.check_model_file(contract, model)
         options = session_options(package, threads)
         options.enable_cpu_mem_arena = contract.component not in _WITHOUT_ARENA
-        if freed_soon and contract.component in _ONCE_A_PROMPT:
+        if contract.component in _ONCE_A_PROMPT:
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             session = package.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])

@@ -35,10 +35,8 @@ class Bundle:
         check_files(folder, manifest)
         return cls(folder, manifest)
 
-    def load_engine(
-        self, component: str, backend: str, threads: int | None = None, *, freed_soon: bool = False
-    ) -> Engine:
-        """Load the graph of `component`; arguments and errors as of `engines.engine.load_engine`.
+    def load_engine(self, component: str, backend: str, threads: int | None = None) -> Engine:
+        """Load the graph of `component`; errors as of `engines.engine.load_engine`.
 
         Raises:
             QwenImageError: the bundle has no such component, or is for an engine that this version has not; or its
@@ -53,7 +51,7 @@ class Bundle:
                 "--target cpu for this machine, or with --target tensorrt-twin to see what the same quantisation costs"
             )
         self._check_memory(component, entry)
-        return load_engine(backend, self.folder / entry.model, entry.contract, threads, freed_soon=freed_soon)
+        return load_engine(backend, self.folder / entry.model, entry.contract, threads)
 
     def _check_memory(self, component: str, entry: ComponentEntry) -> None:
         """Refuse what cannot end well: a system that lends out more memory than it has kills who asks for it."""

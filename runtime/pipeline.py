@@ -85,8 +85,7 @@ class QwenImage:
                 package is not installed, or memory does not suffice.
         """
         opened = Bundle.open(Path(bundle))
-        load = partial(opened.load_engine, backend=engine, threads=threads, freed_soon=memory == "sequential")
-        components = Components(load, memory, watch)
+        components = Components(partial(opened.load_engine, backend=engine, threads=threads), memory, watch)
         origin = Origin(engine, opened.manifest.precision, opened.manifest.checkpoint.name)
         facts = opened.manifest.facts
         pipeline = cls(components, opened.tokenizer(), opened.embeddings(), opened.schedule(), facts, origin)
