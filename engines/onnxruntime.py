@@ -28,7 +28,7 @@ class OnnxRuntimeEngine:
     """A graph in an ONNX Runtime session on the CPU, computed in the dtypes that the graph states.
 
     `run` may be called from several threads at once; they share the session's thread pool. Weights are mapped and
-    copied once, in the order the kernels want, but for what runs once a prompt; a session shares its copy with no other.
+    copied once, in the order the kernels want, but for what runs once a prompt; sessions share no copy.
     """
 
     def __init__(self, model: Path, contract: Contract, threads: int | None = None) -> None:
