@@ -21,8 +21,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("-p", "--prompt", required=True, help="what to draw, at most 1,100 tokens; may be empty")
     parser.add_argument("-o", "--output", type=Path, required=True, help="a .png; several become out-0.png, …")
-    parser.add_argument("-W", "--width", type=int, default=1024, help="pixels, a multiple of 32 (1024)")
-    parser.add_argument("-H", "--height", type=int, default=1024, help="pixels, a multiple of 32 (1024)")
+    parser.add_argument(
+        "-r",
+        "--reference",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="IMAGE",
+        help="an image to edit or to take from; may be repeated up to 10 times, in the order the prompt numbers them",
+    )
+    parser.add_argument(
+        "--reference-resolution",
+        type=int,
+        default=DEFAULT_RESOLUTION,
+        metavar="PIXELS",
+        help=f"side of a square of the area that each is fitted to ({DEFAULT_RESOLUTION})",
+    )
+    parser.add_argument(
+        "-W", "--width", type=int, help="pixels, a multiple of 32 (1024, or as the last reference's aspect ratio)"
+    )
+    parser.add_argument("-H", "--height", type=int, help="likewise")
     parser.add_argument("-s", "--steps", type=int, help="of the sampler (40, or the checkpoint's own)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise, the same on every engine (0)")
     parser.add_argument("-n", "--negative-prompt", help="what to steer away from; needs --guidance above 1")
