@@ -109,9 +109,7 @@ def plan_export(
             "--weights link with --lora: merged weights are no bytes of the checkpoint's files; use --weights copy"
         )
     chosen = selected(checkpoint) if components is None else tuple(components)
-    plans = tuple(
-        _network(checkpoint, name, recipe, quantised[name], weights, chosen) for name in networks(chosen)
-    )
+    plans = tuple(_network(checkpoint, name, recipe, quantised[name], weights, chosen) for name in networks(chosen))
     engines = {network.network: network.engine_bytes for network in plans}
     passes = 1 if checkpoint.transformer.bidirectional else 2
     return ExportPlan(

@@ -11,7 +11,14 @@ from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.kept import Kept
 from qwen_image_engine.runtime.latents import pack_latents
-from qwen_image_engine.runtime.layout import ImageBlock, Segment, TextRun, encoder_positions, prefix_positions, text_mask
+from qwen_image_engine.runtime.layout import (
+    ImageBlock,
+    Segment,
+    TextRun,
+    encoder_positions,
+    prefix_positions,
+    text_mask,
+)
 from qwen_image_engine.runtime.machine import reachable_memory_bytes
 from qwen_image_engine.runtime.memory import Components
 from qwen_image_engine.runtime.model import ModelFacts

@@ -73,7 +73,10 @@ def denoiser(
         images = [np.repeat(latents, num_images, axis=0) for latents in conditioning.latents]
 
         def velocity(latents: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-            inputs = {"latents": np.concatenate([*images, latents], axis=1), "time_features": time_features(sigma)[None]}
+            inputs = {
+                "latents": np.concatenate([*images, latents], axis=1),
+                "time_features": time_features(sigma)[None],
+            }
             found = components.run("joint", inputs | fixed)["velocity"]
             return np.ascontiguousarray(found[:, -latents.shape[1] :])
 

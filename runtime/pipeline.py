@@ -42,11 +42,6 @@ def preloaded(bidirectional: bool) -> tuple[str, ...]:
     return ("text_encoder", *transformer, "vae_decoder_mid", "vae_decoder_up")
 
 
-def reference_components(bidirectional: bool) -> tuple[str, ...]:
-    """What runs for reference images alone; loaded when the first one comes."""
-    return ("vision", "vae_encoder") if bidirectional else ("vision", "vae_encoder", "prefix_image")
-
-
 class QwenImage:
     """Draws pictures from prompts. One thread at a time.
 
@@ -76,7 +71,7 @@ class QwenImage:
     @classmethod
     def load(
         cls,
-        bundle: str | Path,
+        bundle: str | Path | Bundle,
         engine: str = "onnxruntime",
         memory: Memory = "resident",
         threads: int | None = None,
@@ -86,24 +81,24 @@ class QwenImage:
         """Open a bundle.
 
         Args:
-            bundle: its folder.
+            bundle: its folder, or one that is open.
             engine: one of `engines.engine.ENGINES`.
             memory: "resident" loads every engine now and keeps it, "sequential" loads each when it runs and frees it
                 before the next.
             threads: of one engine; None for every core.
             watch: of this process's memory, for `timings` to hold peaks too; the caller closes it.
-            kept_bytes: of encodings and of keys and values that are kept of earlier requests, beside the last one's; the
-                same prompt with the same reference images then costs steps and decoding alone.
+            kept_bytes: of encodings, keys and values that are kept of earlier requests, beside the last one's: the same
+                prompt with the same reference images then costs steps and decoding alone.
 
         Raises:
             UsageError: no such engine or memory policy, or no thread.
             QwenImageError: the bundle is missing, changed, incomplete or of another schema version, the engine's
                 package is not installed, or memory does not suffice.
         """
-        opened = Bundle.open(Path(bundle))
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         components = Components(partial(opened.load_engine, backend=engine, threads=threads), memory, watch)
         origin = Origin(engine, opened.manifest.precision, opened.manifest.checkpoint.name)
-        facts, exported = opened.manifest.facts, opened.manifest.components
+        facts = opened.manifest.facts
         pipeline = cls(
             components,
             opened.tokenizer(),
@@ -112,7 +107,7 @@ class QwenImage:
             facts,
             origin,
             kept_bytes,
-            absent=[name for name in reference_components(facts.bidirectional) if name not in exported],
+            absent=opened.manifest.absent_for_references,
         )
         components.preload(*preloaded(facts.bidirectional))  # last, for it takes the longest
         return pipeline
@@ -127,7 +122,7 @@ class QwenImage:
         prompt: str,
         *,
         negative_prompt: str | None = None,
-        references: Sequence[ReferenceSource] = (),
+        references: Sequence[ReferenceSource] | ReferenceImages = (),
         reference_resolution: int = DEFAULT_RESOLUTION,
         guidance: float = 1.0,
         width: int | None = None,
@@ -145,7 +140,8 @@ class QwenImage:
         Args:
             prompt: at most 1,100 tokens; may be empty.
             negative_prompt: what to steer away from; needs `guidance` above 1 and may be empty.
-            references: at most 10 image files or Pillow images, in the order in which the prompt may number them.
+            references: at most 10 image files or Pillow images, in the order in which the prompt may number them, or
+                what `read_references` made of them.
             reference_resolution: side in pixels of a square of the area that each of them is fitted to.
             guidance: 1 for none; above 1 each step runs twice.
             width: pixels, a multiple of 32; None for 1024, or as the last reference's aspect ratio at that resolution.
@@ -161,7 +157,11 @@ class QwenImage:
             QwenImageError: an engine failed, or gave values that are not finite.
         """
         check_guidance(guidance, negative_prompt is not None)
-        images = self.read_references(references, reference_resolution)
+        images = (
+            references
+            if isinstance(references, ReferenceImages)
+            else self.read_references(references, reference_resolution)
+        )
         width, height = width or images.size[0], height or images.size[1]
         start = Start.of(self.schedule, self.facts.channels, width, height, steps, seed, num_images, latents)
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
@@ -198,19 +198,12 @@ class QwenImage:
     def read_references(
         self, sources: Sequence[ReferenceSource], resolution: int = DEFAULT_RESOLUTION
     ) -> ReferenceImages:
-        """Read and fit reference images, before any network runs; none give the size of a picture without.
+        """Read and fit reference images, before any network runs.
 
         Raises:
             UsageError: see `ReferenceImages.read`; or the bundle was exported without what reads them.
         """
-        if not sources:
-            return ReferenceImages((), (DEFAULT_RESOLUTION, DEFAULT_RESOLUTION))
-        if self._absent:
-            raise UsageError(
-                f"there are reference images, and the bundle has no {' and no '.join(self._absent)}; export it again, "
-                "without the flag --without"
-            )
-        return ReferenceImages.read(sources, resolution, self.facts.vision)
+        return ReferenceImages.read(sources, resolution, self.facts.vision, self._absent)
 
     def prefix_tokens(self, prompt: str, references: Sequence[ReferenceImage] = ()) -> int:
         """How many tokens the target attends to beside its own: `facts.cache_token_bytes` each of keys and values.

@@ -1,11 +1,12 @@
 """A reference image as a request holds it: fitted pixels under the hash that its latents and states are kept by."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.layout import ImageBlock
 from qwen_image_engine.runtime.model import VisionFacts
 from qwen_image_engine.runtime.reference import ReferenceSource, check_references, read_reference, reference_name
@@ -37,24 +38,38 @@ class ReferenceImage:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceImages:
-    """Those of a request, in order, and (width, height) of a picture in the last one's aspect ratio."""
+    """Those of a request, in order, and (width, height) of a picture in the last one's aspect ratio.
 
-    images: tuple[ReferenceImage, ...]
-    size: tuple[int, int]
+    Without any that is a square of `DEFAULT_RESOLUTION`.
+    """
+
+    images: tuple[ReferenceImage, ...] = ()
+    size: tuple[int, int] = (DEFAULT_RESOLUTION, DEFAULT_RESOLUTION)
 
     @classmethod
-    def read(cls, sources: Sequence[ReferenceSource], resolution: int, facts: VisionFacts) -> "ReferenceImages":
+    def read(
+        cls, sources: Sequence[ReferenceSource], resolution: int, facts: VisionFacts, absent: Collection[str] = ()
+    ) -> "ReferenceImages":
         """Read and fit them, every one before any network runs.
 
         Args:
-            sources: files or Pillow images, one at least.
+            sources: files or Pillow images.
             resolution: side of a square of the area that each is fitted to, in pixels.
             facts: of the vision tower.
+            absent: components that would have to read them and that the bundle has not.
 
         Raises:
-            UsageError: there are too many, or one cannot be read or fitted; see `read_reference`, `reference_size`.
+            UsageError: there are too many, one cannot be read or fitted (see `read_reference`, `reference_size`), or
+                there are some and a component is absent.
         """
         check_references(sources)
+        if not sources:
+            return cls()
+        if absent:
+            raise UsageError(
+                f"there are reference images, and the bundle has no {' and no '.join(absent)}; export it again, "
+                "without the flag --without"
+            )
         read = [read_reference(source) for source in sources]
         fitted = [
             fit_reference(
