@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -109,6 +109,7 @@ def export_bundle(
     calibrated = open_calibration(checkpoint, chosen, calibration)
     quantised = quantised_networks(checkpoint, chosen.quantisation, calibrated)
     components = selected(checkpoint, without)
+    _check_calibrated(calibrated, components)
     plan = plan_export(checkpoint, chosen, quantised, weights, components)
     check_memory(plan)
     files = checkpoint.weight_files
@@ -156,6 +157,19 @@ def open_calibration(checkpoint: Checkpoint, chosen: Recipe, folder: str | Path 
             f"--calibration with --target {chosen.target} --precision {chosen.precision}: not needed there"
         )
     return Calibration.open(Path(folder), checkpoint)
+
+
+def _check_calibrated(calibration: Calibration | None, components: Collection[str]) -> None:
+    """Refuse a bundle for reference images whose scales none were seen for.
+
+    Raises:
+        QwenImageError: not so.
+    """
+    if calibration is not None and "prefix_image" in components and "prefix_image" not in calibration.components:
+        raise QwenImageError(
+            "the calibration saw no reference images; calibrate again with --images, or export with --without vision "
+            "for a bundle that takes none"
+        )
 
 
 def _write(

@@ -158,7 +158,7 @@ class _RecordingEngine:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         outputs = self._engine.run(inputs)
-        self._calls.setdefault(self.contract.component, []).append(Call(dict(inputs), outputs))
+        self._calls.setdefault(self.contract.component, []).append(Call(dict(inputs), dict(outputs)))
         return outputs
 
     def close(self) -> None:
