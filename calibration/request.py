@@ -15,8 +15,8 @@ from qwen_image_engine.calibration.settings import CheckpointIdentity, Settings
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import schedule_config
-from qwen_image_engine.runtime.conditioning import text_tokens
 from qwen_image_engine.runtime.denoiser import check_guidance
+from qwen_image_engine.runtime.prompt import tokenize
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.start import Start
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
@@ -94,10 +94,10 @@ class Request:
         check_guidance(guidance, guidance > 1 or negative_prompt != "")
         for number, prompt in enumerate(prompts, 1):
             try:
-                text_tokens(tokenizer, prompt)
+                tokenize(tokenizer, prompt)
             except UsageError as error:
                 raise UsageError(f"prompt {number} of {len(prompts)}: {error}") from error
-        text_tokens(tokenizer, negative_prompt)
+        tokenize(tokenizer, negative_prompt)
         channels = checkpoint.transformer.in_channels
         starts = [Start.of(schedule, channels, width, height, steps, seed, 1, None) for width, height in sizes]
         Start.of(schedule, channels, *sizes[0], steps, seed + len(prompts) - 1, 1, None)  # the last seed

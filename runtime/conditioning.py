@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.layout import text_positions
 from qwen_image_engine.runtime.memory import Components
@@ -18,8 +18,6 @@ from qwen_image_engine.runtime.rope import rotary_tables, text_rotary_tables
 
 KEPT_PROMPTS = 2
 """Prompt and negative prompt of the last picture: in fp32 the released model takes 1 MiB a token for each."""
-
-IMAGE_SLOT = "<|image_pad|>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +59,7 @@ class PromptEncoder:
             UsageError: a prompt is too long, no valid Unicode, or holds an image's slot.
             QwenImageError: an engine failed, or gave values that are not finite.
         """
-        tokens = {prompt: text_tokens(self._tokenizer, prompt) for prompt in prompts if prompt not in self._kept}
+        tokens = {prompt: tokenize(self._tokenizer, prompt) for prompt in prompts if prompt not in self._kept}
         for prompt in [old for old in self._kept if old not in prompts]:
             if len(self._kept) + len(tokens) > KEPT_PROMPTS:
                 del self._kept[prompt]
@@ -89,21 +87,6 @@ class PromptEncoder:
         for name, values in cache.items():
             check_finite("prefix", name, values)
         return Conditioning(prompt, text_states, cache)
-
-
-def text_tokens(tokenizer: Tokenizer, prompt: str) -> PromptTokens:
-    """Tokenize a prompt without reference images.
-
-    Raises:
-        UsageError: the prompt is too long, no valid Unicode, or holds an image's slot.
-    """
-    tokens = tokenize(tokenizer, prompt)
-    slot = tokenizer.token_to_id(IMAGE_SLOT)
-    if slot is not None and slot in tokens.ids:
-        raise UsageError(
-            f"the prompt holds {IMAGE_SLOT}, which stands for a reference image, and there is none; take it out"
-        )
-    return tokens
 
 
 def check_finite(component: str, name: str, values: NDArray[np.float32]) -> None:
