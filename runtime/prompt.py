@@ -70,24 +70,21 @@ def tokenize(tokenizer: Tokenizer, prompt: str, references: Sequence[ImageBlock]
     missing = [token for token in VISION_TOKENS if tokenizer.token_to_id(token) is None]
     if references and missing:
         raise QwenImageError(
-            f"the tokenizer has no {', '.join(missing)}, which reference images stand for; use a checkpoint's own "
+            f"the tokenizer has no {', '.join(missing)}, which stand for reference images; use a checkpoint's own "
             "tokenizer, or leave the reference images out"
         )
     images = " ".join(IMAGE_TEMPLATE.format(number) for number in range(1, len(references) + 1))
     ids = tokenizer.encode(TEXT_TEMPLATE.format(images + prompt)).ids
-    dropped = len(tokenizer.encode(SYSTEM_TURN).ids)
-    return _with_slots(ids, tokenizer.token_to_id(IMAGE_SLOT), dropped, references)
-
-
-def _with_slots(ids: list[int], slot: int | None, dropped: int, references: Sequence[ImageBlock]) -> PromptTokens:
-    """Repeat the one slot of each image in `ids` as often as the encoder has states for that image."""
+    slot = tokenizer.token_to_id(IMAGE_SLOT)
     whole: list[int] = []
     segments: list[Segment] = []
     start = 0
-    for block in references:
-        end = ids.index(slot, start)
-        whole += ids[start:end] + [slot] * (block.height // 2 * (block.width // 2))
-        segments += [TextRun(end - start), block]
-        start = end + 1
-    segments.append(TextRun(len(ids) - start))
-    return PromptTokens(np.array(whole + ids[start:], dtype=np.int64), dropped, tuple(segments))
+    for at, block in zip([at for at, token in enumerate(ids) if token == slot], references, strict=True):
+        whole += ids[start:at] + [ids[at]] * (block.height // 2 * (block.width // 2))
+        segments += [TextRun(at - start), block]
+        start = at + 1
+    return PromptTokens(
+        ids=np.array(whole + ids[start:], dtype=np.int64),
+        dropped=len(tokenizer.encode(SYSTEM_TURN).ids),
+        segments=(*segments, TextRun(len(ids) - start)),
+    )

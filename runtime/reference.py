@@ -62,9 +62,11 @@ def read_reference(source: ReferenceSource) -> Image.Image:
         source: a file of one of `FORMATS`, or an image, which stays as it is.
 
     Raises:
-        UsageError: no such file, no image, damaged, animated, of a mode without one meaning, or with a side or a
-            number of pixels that no picture can be conditioned on.
+        UsageError: neither path nor image, no such file, no image, damaged, animated, of a mode without one meaning, or
+            with a side or a number of pixels that no picture can be conditioned on.
     """
+    if not isinstance(source, ReferenceSource):
+        raise UsageError(f"a reference image is {type(source).__name__}, expected a path or a PIL image")
     name = reference_name(source)
     try:
         # Pillow warns of damaged metadata, and of sizes that are accepted or refused here.
@@ -100,6 +102,10 @@ def _to_rgba(name: str, image: Image.Image) -> Image.Image:
             f"{name} has mode {image.mode}, expected colours, grey or a palette ({', '.join(sorted(MODES))}, or a PNG "
             "of 16-bit grey); save it as an RGB or RGBA PNG"
         )
+    transparent = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
+        # Pillow keeps the upper bytes of the pixels and compares them with the lower byte of this colour.
+        raise UsageError(f"{name} has 16-bit colours and a transparent one, expected 8 bits; save it as an RGBA PNG")
     upright = ImageOps.exif_transpose(image)
     return _grey16_to_rgba(upright) if is_grey16 else upright.convert("RGBA")
 

@@ -61,6 +61,4 @@ def encoder_pixels(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def reference_hash(rgba: NDArray[np.uint8]) -> str:
     """Give the SHA-256 of size and pixels, by which an image's latents and states are used again."""
-    digest = hashlib.sha256(f"{rgba.shape}".encode())
-    digest.update(np.ascontiguousarray(rgba))
-    return digest.hexdigest()
+    return hashlib.sha256(f"{rgba.shape}".encode() + rgba.tobytes()).hexdigest()
