@@ -123,7 +123,7 @@ class Vision(nn.Module):
         """
         positions = (self.pos_embed(indices) * weights.unsqueeze(-1)).sum(1)  # (N, C)
         x = self.patch_embed(patches) + positions.to(patches.dtype)
-        deepstack = []
+        deepstack: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             x = block(x, cos, sin)
             if index in self.config.deepstack:
