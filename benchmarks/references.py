@@ -2,10 +2,10 @@
 
     python benchmarks/references.py [--tokens 4096] [--image 4096] [--text 64]
 
-A checkpoint of random weights and two blocks is exported as int8. Three steps are taken in turn on the same cores: after
-text alone, after text and a reference image, and recomputed, which is what a sampler without keys and values pays: the
-image's pass and the step. The attention of the image's pass is timed by itself: two calls, of which the text's alone has
-a mask, beside one call whose mask covers all.
+A checkpoint of random weights and two blocks is exported as int8. Steps are taken in turn on the same cores: after text
+alone, after text and a reference image, and recomputed, which is what a sampler without keys and values pays: the
+image's pass and the step. The attention of the image's pass is timed by itself: two calls, of which the text's alone
+has a mask, beside one call whose mask covers all.
 """
 
 import argparse

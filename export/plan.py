@@ -14,7 +14,7 @@ from qwen_image_engine.export.duration import export_seconds
 from qwen_image_engine.export.network_weights import network_weights
 from qwen_image_engine.export.recipe import Recipe
 from qwen_image_engine.export.selection import networks, selected
-from qwen_image_engine.export.stage_memory import stage_memory
+from qwen_image_engine.export.stage_memory import PROMPT_TOKENS, cache_bytes, stage_memory
 from qwen_image_engine.export.weight_file import entry_bytes
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.component import VISION
@@ -143,6 +143,17 @@ def plan_stages(
     """What a process holds in each stage of a picture of that size with reference images, see `stage_memory`."""
     weights = {network.network: network.engine_bytes for network in plan.networks}
     return stage_memory(dims(checkpoint), weights, width, height, model_facts(checkpoint).decoder_halo, references)
+
+
+def plan_cache(checkpoint: Checkpoint, plan: ExportPlan, references: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Tokens before the target with a prompt of usual length, and the bytes of their keys and values.
+
+    Those are in the dtype of the graphs, float32 on a CPU; a transformer with bidirectional attention keeps none.
+    """
+    if checkpoint.transformer.bidirectional:
+        return 0, 0
+    tokens = PROMPT_TOKENS + sum(width // 16 * (height // 16) for width, height in references)
+    return tokens, cache_bytes(dims(checkpoint), tokens, 2 if plan.target == "tensorrt" else 4)
 
 
 def check_memory(plan: ExportPlan) -> None:

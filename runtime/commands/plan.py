@@ -29,6 +29,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WxH",
         help="of the picture whose memory is told, in pixels (1024x1024)",
     )
+    parser.add_argument(
+        "--references",
+        type=int,
+        choices=range(11),
+        default=0,
+        metavar="N",
+        help="reference images of that picture, up to 10 (0)",
+    )
+    parser.add_argument(
+        "--reference-resolution",
+        type=int,
+        default=1024,
+        metavar="PIXELS",
+        help="side of each of them, taken as squares (1024)",
+    )
     add_recipe_arguments(parser)
 
 
@@ -100,7 +115,14 @@ def execute(options: argparse.Namespace) -> Report:
     with export_packages():
         from qwen_image_engine.calibration.quantised_network import check_rules, quantised_networks
         from qwen_image_engine.export.check import check_checkpoint
-        from qwen_image_engine.export.plan import check_disk, check_memory, plan_export, plan_seconds, plan_stages
+        from qwen_image_engine.export.plan import (
+            check_disk,
+            check_memory,
+            plan_cache,
+            plan_export,
+            plan_seconds,
+            plan_stages,
+        )
         from qwen_image_engine.export.selection import selected
 
         chosen = chosen_recipe(options)
@@ -112,7 +134,11 @@ def execute(options: argparse.Namespace) -> Report:
     check_memory(plan)
     free_bytes = None if options.bundle is None else check_disk(plan, options.bundle)
     latent_size(*options.size)
-    stages = {} if plan.target == "tensorrt" else plan_stages(checkpoint, plan, *options.size)
+    side = options.reference_resolution
+    latent_size(side, side)
+    references = [(side, side)] * options.references
+    stages = {} if plan.target == "tensorrt" else plan_stages(checkpoint, plan, *options.size, references)
+    tokens, cache_bytes = plan_cache(checkpoint, plan, references)
     seconds = plan_seconds(checkpoint, chosen, quantised, plan)
 
     rows = [("network", "stored as", "parameters", "bytes", "exported", "bundle", "in an engine")]
@@ -142,6 +168,12 @@ def execute(options: argparse.Namespace) -> Report:
         f"         weights when run: {size_text(plan.resident_bytes)} resident, "
         f"{size_text(plan.sequential_bytes)} sequential; activations come on top",
     ]
+    if tokens:
+        given = f"{options.references} reference images of {side}x{side}" if references else "no reference image"
+        lines += [
+            f"         keys and values of {tokens:,} tokens before the target ({given}, a prompt of usual length): "
+            f"{size_text(cache_bytes)}"
+        ]
     if stages:
         width, height = options.size
         lines += [
@@ -160,6 +192,9 @@ def execute(options: argparse.Namespace) -> Report:
         "bundle_bytes": plan.bundle_bytes,
         "export_seconds": seconds,
         "size": options.size,
+        "references": references,
+        "prefix_tokens": tokens,
+        "cache_bytes": cache_bytes,
         "stages": stages,
         "free_bytes": free_bytes,
     }
