@@ -132,7 +132,7 @@ def _check_arrays(
     for spec in specs:
         array = arrays[spec.name]
         if array.dtype.name != spec.dtype or not _binds(spec.shape, array.shape, sizes):
-            names = [split_axis(axis)[1] for axis in spec.shape if isinstance(axis, str)]
+            names = [split_axis(part)[1] for axis in spec.shape if isinstance(axis, str) for part in axis.split("+")]
             bound = [f"{name}={sizes[name]}" for name in names if name in sizes]
             known = f" with {', '.join(bound)}" if bound else ""
             found = f"{array.dtype.name} {describe_shape(array.shape)}"
@@ -147,6 +147,8 @@ def _binds(axes: tuple[str | int, ...], shape: tuple[int, ...], sizes: dict[str,
     for axis, size in zip(axes, shape, strict=True):
         if isinstance(axis, int):
             fits = size == axis
+        elif "+" in axis:
+            fits = size == sum(bound[part] for part in axis.split("+"))
         else:
             factor, name = split_axis(axis)
             fits = size > 0 and size == factor * bound.setdefault(name, size // factor)

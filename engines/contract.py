@@ -3,8 +3,9 @@
 Export (dynamic axes), optimisation profiles, binding, the manifest and the table in the docs derive from `COMPONENTS`.
 An axis is an integer, the name of a size of `Dims` ("heads", "head_dim/2"), or symbolic: "batch" (images at once),
 "text" (encoder tokens), "prefix" (tokens before the target), "tokens" (target tokens = height * width), "height" and
-"width" (rows and columns of the latents), "2*height" (rows of the decoder's features), "16*height" (rows of the image).
-A symbolic axis has one value in all tensors of a call.
+"width" (rows and columns of the latents), "2*height" (rows of the decoder's features), "16*height" (rows of the image),
+"image" (latents of a reference image), "slots" (its tokens in the text encoder), "image+text" (both, one after the
+other; outputs alone). A symbolic axis has one value in all tensors of a call.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,9 @@ from qwen_image_engine.engines.errors import QwenImageError
 
 TIME_FEATURES = 256
 """Width of the time features: 128 cosines, then 128 sines, of 1000 * sigma."""
+
+PATCH = 3 * 2 * 16 * 16
+"""Numbers in a patch of the vision tower: channels, frames, rows, columns."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Contract:
     def symbols(self) -> tuple[str, ...]:
         """The symbolic axes without their factors, in order of appearance: ("batch", "tokens", "prefix")."""
         axes = (axis for spec in (*self.inputs, *self.outputs) for axis in spec.shape if isinstance(axis, str))
-        return tuple(dict.fromkeys(split_axis(axis)[1] for axis in axes))
+        return tuple(dict.fromkeys(split_axis(part)[1] for axis in axes for part in axis.split("+")))
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dicts, as the manifest keeps them; `from_json` reads them back."""
@@ -84,30 +88,41 @@ class Dims:
     """Channels of the VAE's latents."""
     features: int
     """Channels of what the VAE decoder's first part gives to its second."""
+    vision_head_dim: int
+    deepstack: int
+    """Layers of the text encoder after which features of the reference images are added."""
 
 
 def _f32(name: str, *shape: str | int, meaning: str) -> TensorSpec:
     return TensorSpec(name, shape, "float32", meaning)
 
 
-def _rotary(axis: str, half: str, what: str) -> tuple[TensorSpec, TensorSpec]:
+def _rotary(axis: str, half: str, what: str, of: str = "") -> tuple[TensorSpec, TensorSpec]:
     return (
-        _f32("cos", axis, half, meaning=f"cosine of the rotary angle of {what}"),
-        _f32("sin", axis, half, meaning="sine of the same angle"),
+        _f32(f"{of}cos", axis, half, meaning=f"cosine of the rotary angle of {what}"),
+        _f32(f"{of}sin", axis, half, meaning="sine of the same angle"),
     )
 
 
-_CACHE = (
-    _f32(
-        "key_{layer}",
-        "batch",
-        "prefix",
-        "heads",
-        "head_dim",
-        meaning="normalised, rotated keys of the prefix in one block",
-    ),
-    _f32("value_{layer}", "batch", "prefix", "heads", "head_dim", meaning="values of the prefix in the same block"),
-)
+def _cache(axis: str, what: str, of: str = "") -> tuple[TensorSpec, TensorSpec]:
+    return (
+        _f32(
+            f"{of}key_{{layer}}",
+            "batch",
+            axis,
+            "heads",
+            "head_dim",
+            meaning=f"normalised, rotated keys of {what} in one block",
+        ),
+        _f32(
+            f"{of}value_{{layer}}", "batch", axis, "heads", "head_dim", meaning=f"values of {what} in the same block"
+        ),
+    )
+
+
+_CACHE = _cache("prefix", "the prefix")
+_TARGET = _f32("latents", "batch", "tokens", "channels", meaning="target latents at sigma, row by row")
+_TIME = _f32("time_features", 1, TIME_FEATURES, meaning="cosines, then sines, of 1000 * sigma; one for the batch")
 _LATENTS = _f32("latents", "batch", "z", "height", "width", meaning="normalised per channel: (mode - mean) / std")
 _FEATURES = _f32(
     "features", "batch", "features", "2*height", "2*width", meaning="of the decoder, at twice the latents' resolution"
@@ -123,6 +138,13 @@ COMPONENTS: Mapping[str, Contract] = {
             (
                 _f32("embeddings", "batch", "text", "encoder_hidden", meaning="rows of the token embedding table"),
                 *_rotary("text", "encoder_head_dim/2", "each token, halves of a head paired"),
+                _f32(
+                    "deepstack_{deepstack}",
+                    "batch",
+                    "text",
+                    "encoder_hidden",
+                    meaning="features of reference images, added after one decoder layer; zero at text",
+                ),
             ),
             (
                 _f32(
@@ -135,8 +157,28 @@ COMPONENTS: Mapping[str, Contract] = {
             ),
         ),
         Contract(
+            "vision",
+            "Features of a reference image; runs once an image.",
+            (
+                _f32("patches", "batch", "4*slots", PATCH, meaning="pixels (channel, frame, row, column), 2x2 blocks"),
+                TensorSpec("indices", ("4*slots", 4), "int64", "rows of the position table around each patch"),
+                _f32("weights", "4*slots", 4, meaning="share of each of those rows"),
+                *_rotary("4*slots", "vision_head_dim/2", "each patch, halves of a head paired"),
+            ),
+            (
+                _f32("embeddings", "batch", "slots", "encoder_hidden", meaning="what stands in the image's slots"),
+                _f32(
+                    "deepstack_{deepstack}",
+                    "batch",
+                    "slots",
+                    "encoder_hidden",
+                    meaning="what is added there after one decoder layer of the text encoder",
+                ),
+            ),
+        ),
+        Contract(
             "prefix",
-            "Keys and values of everything before the target; runs once a prompt, for all steps.",
+            "Keys and values of the text before the first reference image, or of all; runs once a prompt.",
             (
                 _f32("text_states", "batch", "prefix", "context", meaning="hidden states without the system turn"),
                 *_rotary("prefix", "head_dim/2", "each prefix token, neighbouring channels paired"),
@@ -144,17 +186,39 @@ COMPONENTS: Mapping[str, Contract] = {
             _CACHE,
         ),
         Contract(
+            "prefix_image",
+            "Keys and values of a reference image and of the text after it; runs once an image.",
+            (
+                _f32("latents", "batch", "image", "channels", meaning="latents of the image, row by row"),
+                _f32("text_states", "batch", "text", "context", meaning="hidden states of the text after it"),
+                *_rotary("image", "head_dim/2", "each latent, neighbouring channels paired", "image_"),
+                *_rotary("text", "head_dim/2", "each text token, neighbouring channels paired", "text_"),
+                *_CACHE,
+            ),
+            _cache("image+text", "these tokens", "own_"),
+        ),
+        Contract(
             "step",
             "Velocity of the target at one sigma; runs every step.",
             (
-                _f32("latents", "batch", "tokens", "channels", meaning="target latents at sigma, row by row"),
-                _f32(
-                    "time_features", 1, TIME_FEATURES, meaning="cosines, then sines, of 1000 * sigma; one for the batch"
-                ),
+                _TARGET,
+                _TIME,
                 *_rotary("tokens", "head_dim/2", "each target token, neighbouring channels paired"),
                 *_CACHE,
             ),
             (_f32("velocity", "batch", "tokens", "channels", meaning="d latents / d sigma"),),
+        ),
+        Contract(
+            "joint",
+            "Velocity where attention is bidirectional, in place of prefix and step; runs every step.",
+            (
+                _f32("text_states", "batch", "text", "context", meaning="hidden states without system turn and slots"),
+                replace(_TARGET, meaning="latents of the reference images, then of the target at sigma, row by row"),
+                _TIME,
+                *_rotary("text", "head_dim/2", "each text token, neighbouring channels paired", "text_"),
+                *_rotary("tokens", "head_dim/2", "each latent, neighbouring channels paired"),
+            ),
+            (_f32("velocity", "batch", "tokens", "channels", meaning="d latents / d sigma; the target's is last"),),
         ),
         Contract(
             "vae_decoder_mid",
@@ -171,7 +235,8 @@ COMPONENTS: Mapping[str, Contract] = {
         Contract("vae_encoder", "Latents of a reference image; runs once an image.", (_IMAGE,), (_LATENTS,)),
     )
 }
-"""The contracts with sizes by name, `{layer}` standing for each block of the transformer."""
+"""The contracts with sizes by name; `{layer}` stands for each block of the transformer, `{deepstack}` for each layer
+of the text encoder after which features are added."""
 
 
 def contract(component: str, dims: Dims, cache: str = "float32") -> Contract:
@@ -227,11 +292,15 @@ def _section(item: Contract) -> Iterator[str]:
 def _filled(specs: tuple[TensorSpec, ...], dims: Dims, cache: str) -> Iterator[TensorSpec]:
     sizes = {field.name: int(getattr(dims, field.name)) for field in fields(dims)}
     sized = [replace(spec, shape=tuple(_sized(axis, sizes) for axis in spec.shape)) for spec in specs]
-    yield from (spec for spec in sized if "{layer}" not in spec.name)
-    for layer in range(dims.layers):
-        yield from (
-            replace(spec, name=spec.name.format(layer=layer), dtype=cache) for spec in sized if "{layer}" in spec.name
-        )
+    yield from (spec for spec in sized if "{" not in spec.name)
+    for index in range(dims.deepstack):
+        yield from (_numbered(spec, deepstack=index) for spec in sized if "{deepstack}" in spec.name)
+    for index in range(dims.layers):
+        yield from (replace(_numbered(spec, layer=index), dtype=cache) for spec in sized if "{layer}" in spec.name)
+
+
+def _numbered(spec: TensorSpec, **index: int) -> TensorSpec:
+    return replace(spec, name=spec.name.format(**index))
 
 
 def _sized(axis: str | int, sizes: Mapping[str, int]) -> str | int:

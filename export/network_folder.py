@@ -99,7 +99,7 @@ def write_network(
     known: dict[str, str] = {}
     if weights == "link":
         tensors = read_tensors(checkpoint, network)
-        places = link_weights(checkpoint.components[network], [*tensors, *([table] if table else [])], folder)
+        places = link_weights(checkpoint.stored(network), [*tensors, *([table] if table else [])], folder)
     else:
         copies = [WeightFile("weights.safetensors", entries)]
         if table is not None:
@@ -146,7 +146,7 @@ def write_network(
         embeddings = EmbeddingsEntry(f"{network}/{place.file}", place.offset, FLOAT_DTYPES[table.dtype], (rows, hidden))
 
     def describe_files() -> dict[str, FileEntry]:
-        linked = {file.name: file for file in checkpoint.components[network].files} if weights == "link" else {}
+        linked = {file.name: file for file in checkpoint.stored(network).files} if weights == "link" else {}
         return {
             f"{network}/{path.name}": describe_file(
                 path, hashes[linked[path.name]] if path.name in linked else known.get(path.name)

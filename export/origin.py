@@ -55,7 +55,7 @@ def origin(
         "weights": weights,
         "quantisation": repr(recipe.quantisation),
         "calibration": calibration,
-        "files": {file.name: hashes[file] for file in checkpoint.components[network].files},
+        "files": {file.name: hashes[file] for file in checkpoint.stored(network).files},
         "loras": [(hashes[lora.path], lora.scale) for lora in checkpoint.loras] if network == TRANSFORMER else [],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

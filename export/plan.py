@@ -178,7 +178,7 @@ def _read(component: Component) -> list[TensorInfo]:
 def _network(
     checkpoint: Checkpoint, name: str, recipe: Recipe, quantised: QuantisedNetwork, weights: Weights
 ) -> NetworkPlan:
-    component = checkpoint.components[name]
+    component = checkpoint.stored(name)
     tensors = _read(component)
     graphs = sum(map(entry_bytes, network_weights(checkpoint, name, recipe.dtype, quantised)))
     table = sum(tensor.nbytes for tensor in tensors if tensor.name.endswith(_EMBEDDINGS))

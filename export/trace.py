@@ -29,7 +29,7 @@ OPSET = 23
 IR_VERSION = 11
 
 # An example size must differ from every other axis, or torch ties the two; 0 and 1 are specialised. Primes above 20.
-_EXAMPLE_SIZES = {"batch": 3, "text": 23, "prefix": 29, "tokens": 31, "height": 5, "width": 7}
+_EXAMPLE_SIZES = {"batch": 3, "text": 23, "prefix": 29, "tokens": 31, "height": 5, "width": 7, "image": 37, "slots": 11}
 
 
 # Parts of one torch operation, whose results torch gives no shape.
@@ -84,7 +84,7 @@ def trace(checkpoint: Checkpoint, component: str, dtype: str) -> ir.Model:
     model: ir.Model = program.model
     model.ir_version = IR_VERSION
     model.graph.name = component
-    _forget_values(model, set(network.state_dict()), checkpoint.components[NETWORK[component]].layout.prefix)
+    _forget_values(model, set(network.state_dict()), checkpoint.stored(NETWORK[component]).layout.prefix)
     _name_axes(model, spec)
     return model
 

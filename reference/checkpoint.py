@@ -11,16 +11,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.reference.component import FLOAT_DTYPES, LAYOUT, Component, open_component
+from qwen_image_engine.reference.component import FLOAT_DTYPES, LAYOUT, VISION, Component, open_component
 from qwen_image_engine.reference.config import (
     TextEncoderConfig,
     TransformerConfig,
     VaeConfig,
+    VisionConfig,
     check_components,
 )
 from qwen_image_engine.reference.hub_cache import REPOSITORY_NAME, snapshot_folder
@@ -44,7 +45,8 @@ class Checkpoint:
 
     `name` is the hub name or the folder's name, with what its weights are changed by; `index` and `scheduler` are the
     parsed model_index.json and scheduler_config.json; `components` has the keys of `LAYOUT`; `transformer_file` is the
-    single file that the transformer comes from, None where it comes from the folder; `loras` are merged into it.
+    single file that the transformer comes from, None where it comes from the folder; `loras` are merged into it;
+    `attention` is what was asked for in the place of the configuration's.
     """
 
     name: str
@@ -53,15 +55,22 @@ class Checkpoint:
     scheduler: Mapping[str, Any]
     transformer: TransformerConfig
     text_encoder: TextEncoderConfig
+    vision: VisionConfig
     vae: VaeConfig
     image_processor: ImageProcessorConfig
     components: Mapping[str, Component]
     transformer_file: Path | None = None
     loras: tuple[LoraFile, ...] = ()
+    attention: str | None = None
 
     @classmethod
     def open(
-        cls, path_or_name: str | Path, *, transformer_file: str | Path | None = None, loras: Sequence[LoraFile] = ()
+        cls,
+        path_or_name: str | Path,
+        *,
+        transformer_file: str | Path | None = None,
+        loras: Sequence[LoraFile] = (),
+        attention: str | None = None,
     ) -> Checkpoint:
         """Open a folder, or by `org/name` the main revision of one in the local hub cache. Nothing is downloaded.
 
@@ -69,6 +78,7 @@ class Checkpoint:
             path_or_name: with every configuration, and the weights of the networks.
             transformer_file: the transformer's weights, in the place of those in the folder; see `single_file`.
             loras: adapters that are merged into the transformer's weights, for everyone who reads them; see `lora`.
+            attention: one of `config.ATTENTION`, in the place of what the transformer's configuration says.
 
         Raises:
             QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture; or an adapter
@@ -79,8 +89,11 @@ class Checkpoint:
         _check_index(folder, index)
         configs = {name: read_json(folder / name / "config.json") for name in LAYOUT}
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        transformer = TransformerConfig.from_json(configs["transformer"], str(folder / "transformer/config.json"))
-        text_encoder = TextEncoderConfig.from_json(configs["text_encoder"], str(folder / "text_encoder/config.json"))
+        transformer_json = str(folder / "transformer/config.json")
+        transformer = TransformerConfig.from_json(configs["transformer"], transformer_json, attention)
+        encoder_json = str(folder / "text_encoder/config.json")
+        text_encoder = TextEncoderConfig.from_json(configs["text_encoder"], encoder_json)
+        vision = VisionConfig.from_json(configs["text_encoder"], encoder_json)
         vae = VaeConfig.from_json(configs["vae"], str(folder / "vae/config.json"))
         check_components(transformer, text_encoder, vae)
         name = str(path_or_name) if folder != Path(path_or_name).expanduser() else folder.resolve().name
@@ -92,17 +105,28 @@ class Checkpoint:
             scheduler=scheduler,
             transformer=transformer,
             text_encoder=text_encoder,
+            vision=vision,
             vae=vae,
             image_processor=ImageProcessorConfig.from_folder(folder / "processor"),
             components=_components(folder, single, loras),
             transformer_file=single,
             loras=tuple(loras),
+            attention=attention,
         )
 
     @property
     def processor(self) -> Path:
         """The folder of the tokenizer and of the image processor's settings."""
         return self.folder / "processor"
+
+    def stored(self, network: str) -> Component:
+        """Where the weights of a network are: "transformer", "text_encoder", "vision" or "vae".
+
+        The vision tower's are in the text encoder's files.
+        """
+        if network == "vision":
+            return replace(self.components["text_encoder"], layout=VISION)
+        return self.components[network]
 
     def token_embeddings(self) -> TensorInfo:
         """Where the embedding table (vocab_size, hidden_size) is stored.
@@ -128,9 +152,10 @@ class Checkpoint:
         key, stored, depth = {
             "transformer": ("num_layers", "transformer_blocks.{}.", self.transformer.num_layers),
             "text_encoder": ("num_hidden_layers", "layers.{}.", self.text_encoder.num_hidden_layers),
+            "vision": ("depth", "blocks.{}.", self.vision.depth),
             "vae": ("num_res_blocks", "encoder.down_blocks.0.resnets.{}.", self.vae.num_res_blocks),
         }[name]
-        component = self.components[name]
+        component = self.stored(name)
         last = component.layout.prefix + stored.format(depth - 1)
         if not any(tensor.startswith(last) for tensor in component.tensors):
             raise QwenImageError(
@@ -142,7 +167,7 @@ class Checkpoint:
         """Keys of each component's config.json that change nothing here."""
         return {
             "transformer": self.transformer.ignored,
-            "text_encoder": self.text_encoder.ignored,
+            "text_encoder": tuple(sorted((*self.text_encoder.ignored, *self.vision.ignored))),
             "vae": self.vae.ignored,
         }
 
@@ -165,7 +190,7 @@ class Checkpoint:
     @property
     def flags(self) -> str:
         """How the command is told to open it."""
-        return checkpoint_flags(self.folder, self.transformer_file, map(str, self.loras))
+        return checkpoint_flags(self.folder, self.transformer_file, map(str, self.loras), self.attention)
 
     @property
     def weight_files(self) -> tuple[Path, ...]:

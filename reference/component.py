@@ -59,6 +59,15 @@ LAYOUT: Mapping[str, ComponentLayout] = {
     ),
 }
 
+VISION = ComponentLayout(
+    "transformers",
+    "Qwen3VLVisionModel",
+    "model",
+    prefix="model.visual.",
+    unread=("lm_head.*", "model.language_model.*"),
+)
+"""The vision tower, which is stored with the text encoder."""
+
 
 @dataclass(frozen=True)
 class Component:

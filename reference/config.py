@@ -7,6 +7,7 @@ refused by name. Keys that change nothing (dropout, initialisation, cache switch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +16,16 @@ from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.reference.json_reader import MISSING, Reader
 
 
+ATTENTION = ("causal", "bidirectional")
+"""How tokens of the transformer see each other: as in 2.1, block-causal, or as the report describes 2.0, all of all."""
+
+
 @dataclass(frozen=True)
 class TransformerConfig:
     """Dimensions of the block-causal MMDiT, from transformer/config.json.
 
-    `axes_dims_rope` are the rotary dimensions of (frame, row, column); they sum to `attention_head_dim`.
+    `axes_dims_rope` are the rotary dimensions of (frame, row, column); they sum to `attention_head_dim`. Where attention
+    is `bidirectional` every token sees every other and is modulated by the step's t; else it is block-causal.
     """
 
     in_channels: int
@@ -31,6 +37,7 @@ class TransformerConfig:
     mlp_ratio: int
     axes_dims_rope: tuple[int, ...]
     eps: float
+    bidirectional: bool = False
     ignored: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
@@ -39,8 +46,8 @@ class TransformerConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], where: str) -> TransformerConfig:
-        """Read and check the parsed JSON of the file named `where`.
+    def from_json(cls, values: Mapping[str, Any], where: str, attention: str | None = None) -> TransformerConfig:
+        """Read and check the parsed JSON of the file named `where`; `attention` is in the place of what it says.
 
         Raises:
             QwenImageError: a key is missing, or its value is one that the network does not implement.
@@ -49,12 +56,7 @@ class TransformerConfig:
         reader.expect("_class_name", "QwenImage21Transformer2DModel")
         _refuse_quantised(reader)
         reader.expect("patch_size", 1)
-        reader.expect(
-            "causal_condition",
-            True,
-            why="without it text is modulated by the timestep and the prefix cannot be computed once; "
-            'attention="bidirectional" is not implemented yet',
-        )
+        bidirectional = _is_bidirectional(reader, attention)
         in_channels = reader.integer("in_channels")
         out_channels = reader.integer("out_channels")
         if out_channels != in_channels:
@@ -73,6 +75,7 @@ class TransformerConfig:
             mlp_ratio=reader.integer("mlp_ratio"),
             axes_dims_rope=axes,
             eps=reader.number("eps"),
+            bidirectional=bidirectional,
             ignored=reader.ignored(),
         )
 
@@ -81,7 +84,8 @@ class TransformerConfig:
 class TextEncoderConfig:
     """Dimensions of Qwen3-VL's language model, from text_encoder/config.json.
 
-    Text alone has equal positions on the three rotary axes, so their sections are checked and not kept.
+    `mrope_section` are the pairs of a head's channels that turn with (frame, row, column), interleaved; `deepstack` is
+    the number of first layers after which features of the reference images are added.
     """
 
     vocab_size: int
@@ -93,6 +97,8 @@ class TextEncoderConfig:
     head_dim: int
     rms_norm_eps: float
     rope_theta: float
+    mrope_section: tuple[int, ...]
+    deepstack: int
     ignored: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
@@ -117,18 +123,94 @@ class TextEncoderConfig:
         head_dim = text.integer("head_dim")
         if head_dim % 2:
             text.refuse("head_dim", "an even number")
-        rope_theta, rope_ignored = _rope_theta(text, head_dim)
+        rope_theta, mrope_section, rope_ignored = _rope(text, head_dim)
+        layers = text.integer("num_hidden_layers")
+        vision = reader.section("vision_config")
+        deepstack = vision.places("deepstack_visual_indexes")
+        if len(deepstack) > layers:
+            vision.refuse("deepstack_visual_indexes", f"at most {layers} numbers, one for each text layer that adds one")
         return cls(
             vocab_size=text.integer("vocab_size"),
             hidden_size=text.integer("hidden_size"),
             intermediate_size=text.integer("intermediate_size"),
-            num_hidden_layers=text.integer("num_hidden_layers"),
+            num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=key_value_heads,
             head_dim=head_dim,
             rms_norm_eps=text.number("rms_norm_eps"),
             rope_theta=rope_theta,
+            mrope_section=mrope_section,
+            deepstack=len(deepstack),
             ignored=(*reader.ignored(), *text.ignored(), *rope_ignored),
+        )
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Dimensions of Qwen3-VL's vision tower, from `vision_config` in text_encoder/config.json.
+
+    Patches are 16 pixels a side and two frames deep; 2x2 of them become one token. `position_side` is the side of the
+    square table of learned positions; `deepstack` are the blocks whose output the text encoder sees too.
+    """
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    position_side: int
+    out_hidden_size: int
+    deepstack: tuple[int, ...]
+    rope_theta: float
+    ignored: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.hidden_size // self.num_heads
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: str) -> VisionConfig:
+        """Read and check the parsed JSON of the file named `where`.
+
+        Raises:
+            QwenImageError: a key is missing, or its value is one that the network does not implement.
+        """
+        reader = Reader(values, where)
+        vision = reader.section("vision_config")
+        vision.expect("model_type", "qwen3_vl_vision", "qwen3_vl")  # the latter where transformers 4 wrote it
+        vision.expect("hidden_act", "gelu_pytorch_tanh")
+        vision.expect("in_channels", 3, why="RGB")
+        vision.expect("patch_size", 16)
+        vision.expect("spatial_merge_size", 2)
+        vision.expect("temporal_patch_size", 2)
+        hidden, heads = vision.integer("hidden_size"), vision.integer("num_heads")
+        if hidden % heads or hidden // heads % 4:
+            vision.refuse("num_heads", f"a number that cuts hidden_size, {hidden}, into heads of a multiple of 4 channels")
+        positions = vision.integer("num_position_embeddings")
+        side = math.isqrt(positions)
+        if side * side != positions:
+            vision.refuse("num_position_embeddings", "a square number")
+        out, text_hidden = vision.integer("out_hidden_size"), reader.section("text_config").integer("hidden_size")
+        if out != text_hidden:
+            vision.refuse("out_hidden_size", f"{text_hidden}, as text_config.hidden_size")
+        depth, deepstack = vision.integer("depth"), vision.places("deepstack_visual_indexes")
+        if deepstack and deepstack[-1] >= depth:
+            vision.refuse("deepstack_visual_indexes", f"blocks 0 to {depth - 1}")
+        rope_theta = 10000.0
+        if vision.get("rope_parameters") not in (MISSING, None):  # transformers 5
+            rope = vision.section("rope_parameters")
+            rope.expect("rope_type", "axial")
+            rope_theta = rope.number("rope_theta")
+        return cls(
+            depth=depth,
+            hidden_size=hidden,
+            intermediate_size=vision.integer("intermediate_size"),
+            num_heads=heads,
+            position_side=side,
+            out_hidden_size=out,
+            deepstack=deepstack,
+            rope_theta=rope_theta,
+            ignored=vision.ignored(),
         )
 
 
@@ -214,8 +296,29 @@ def check_components(transformer: TransformerConfig, text_encoder: TextEncoderCo
         )
 
 
-def _rope_theta(text: Reader, head_dim: int) -> tuple[float, tuple[str, ...]]:
-    """The rotary base and the keys that were not read, from `rope_parameters` or from `rope_theta` + `rope_scaling`."""
+def _is_bidirectional(reader: Reader, attention: str | None) -> bool:
+    """Whether attention is 2.0's, by `attention` or by the key of that name; diffusers has no such key."""
+    if attention is None and reader.get("attention") is not MISSING:
+        reader.expect("attention", *ATTENTION)
+        attention = str(reader.values["attention"])
+    stated = reader.get("causal_condition")
+    if attention is None:
+        reader.expect(
+            "causal_condition",
+            True,
+            why='or "attention": "bidirectional" beside it, or --attention bidirectional: every token then sees every '
+            "other and is modulated by the timestep",
+        )
+    elif attention == "causal" and stated is False:
+        reader.refuse("causal_condition", "true with causal attention, whose prefix no timestep changes")
+    return attention == "bidirectional"
+
+
+def _rope(text: Reader, head_dim: int) -> tuple[float, tuple[int, ...], tuple[str, ...]]:
+    """The rotary base, the sections and the keys that were not read.
+
+    They stand in `rope_parameters`, or in `rope_theta` and `rope_scaling`.
+    """
     if text.get("rope_parameters") not in (MISSING, None):
         rope = text.section("rope_parameters")
         theta = rope.number("rope_theta")
@@ -240,7 +343,7 @@ def _rope_theta(text: Reader, head_dim: int) -> tuple[float, tuple[str, ...]]:
     for section in (rope, text):
         if section.get("partial_rotary_factor") is not MISSING and section.number("partial_rotary_factor") != 1.0:
             section.refuse("partial_rotary_factor", "1.0")
-    return theta, rope.ignored()
+    return theta, sections, rope.ignored()
 
 
 def _refuse_quantised(reader: Reader) -> None:

@@ -19,16 +19,29 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.text_encoder import TextEncoder
 from qwen_image_engine.reference.transformer import Transformer
 from qwen_image_engine.reference.vae import Vae
+from qwen_image_engine.reference.vision import Vision
 
 NETWORK = {
     "text_encoder": "text_encoder",
+    "vision": "vision",
     "prefix": "transformer",
+    "prefix_image": "transformer",
     "step": "transformer",
+    "joint": "transformer",
     "vae_decoder_mid": "vae",
     "vae_decoder_up": "vae",
     "vae_encoder": "vae",
 }
-"""The network, which is to say the checkpoint's folder, of each component."""
+"""The network of each component."""
+
+REFERENCE_COMPONENTS = ("vision", "prefix_image", "vae_encoder")
+"""What runs for reference images alone."""
+
+
+def components(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The components of a checkpoint, by its attention: prefix passes and step, or joint."""
+    absent = ("prefix", "prefix_image", "step") if checkpoint.transformer.bidirectional else ("joint",)
+    return tuple(name for name in NETWORK if name not in absent)
 
 
 def dims(checkpoint: Checkpoint) -> Dims:
@@ -49,11 +62,13 @@ def dims(checkpoint: Checkpoint) -> Dims:
         channels=transformer.in_channels,
         z=checkpoint.vae.z_dim,
         features=checkpoint.vae.decoder_base_dim * checkpoint.vae.dim_mult[-1],
+        vision_head_dim=checkpoint.vision.head_dim,
+        deepstack=encoder.deepstack,
     )
 
 
 def empty_network(checkpoint: Checkpoint, name: str) -> nn.Module:
-    """One of the networks "transformer", "text_encoder", "vae" with parameters on "meta" and derived buffers real.
+    """One of the networks "transformer", "text_encoder", "vision", "vae" with parameters on "meta" and derived buffers real.
 
     Raises:
         QwenImageError: config.json asks for more blocks than are stored, or for widths that no tensor can have.
@@ -65,11 +80,13 @@ def empty_network(checkpoint: Checkpoint, name: str) -> nn.Module:
                 network: nn.Module = Transformer(checkpoint.transformer)
             elif name == "text_encoder":
                 network = TextEncoder(checkpoint.text_encoder)
+            elif name == "vision":
+                network = Vision(checkpoint.vision)
             else:
                 network = Vae(checkpoint.vae)
     except (RuntimeError, TypeError, OverflowError) as error:
         raise QwenImageError(
-            f"{checkpoint.folder / name / 'config.json'}: no tensors can have the sizes that it asks for"
+            f"{checkpoint.stored(name).location / 'config.json'}: no tensors can have the sizes that it asks for"
         ) from error
     return network.eval().requires_grad_(False)
 
@@ -81,7 +98,7 @@ def load_network(checkpoint: Checkpoint, name: str, dtype: torch.dtype = torch.f
         QwenImageError: the tensors are not those of the network.
     """
     network = empty_network(checkpoint, name)
-    checkpoint.components[name].load_into(network, dtype)
+    checkpoint.stored(name).load_into(network, dtype)
     return network.requires_grad_(False)
 
 
@@ -97,7 +114,16 @@ def forward(component: Contract, network: nn.Module, inputs: Mapping[str, Tensor
 
 def _text_encoder(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
     assert isinstance(network, TextEncoder)
-    return (network(inputs["embeddings"].to(_dtype(network)), inputs["cos"], inputs["sin"]),)
+    dtype = _dtype(network)
+    deepstack = [inputs[f"deepstack_{i}"].to(dtype) for i in range(network.config.deepstack)]
+    return (network(inputs["embeddings"].to(dtype), inputs["cos"], inputs["sin"], deepstack),)
+
+
+def _vision(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Vision)
+    patches = inputs["patches"].to(_dtype(network))
+    features: list[Tensor] = network(patches, inputs["indices"], inputs["weights"], inputs["cos"], inputs["sin"])
+    return features
 
 
 def _prefix(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
@@ -106,12 +132,33 @@ def _prefix(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor
     return tuple(tensor for pair in cache for tensor in pair)
 
 
-def _step(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+def _prefix_image(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
     assert isinstance(network, Transformer)
     dtype = _dtype(network)
-    cache = [(inputs[f"key_{i}"].to(dtype), inputs[f"value_{i}"].to(dtype)) for i in range(network.config.num_layers)]
-    latents = inputs["latents"].to(dtype)
-    return (network.step(latents, inputs["time_features"], inputs["cos"], inputs["sin"], cache),)
+    cos = torch.cat([inputs["image_cos"], inputs["text_cos"]])
+    sin = torch.cat([inputs["image_sin"], inputs["text_sin"]])
+    latents, states = inputs["latents"].to(dtype), inputs["text_states"].to(dtype)
+    own = network.prefix_image(latents, states, cos, sin, _cache(network, inputs))
+    return tuple(tensor for pair in own for tensor in pair)
+
+
+def _step(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Transformer)
+    latents = inputs["latents"].to(_dtype(network))
+    return (network.step(latents, inputs["time_features"], inputs["cos"], inputs["sin"], _cache(network, inputs)),)
+
+
+def _joint(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Transformer)
+    dtype = _dtype(network)
+    tables = [inputs[name] for name in ("text_cos", "text_sin", "cos", "sin")]
+    states, latents = inputs["text_states"].to(dtype), inputs["latents"].to(dtype)
+    return (network.joint(states, latents, inputs["time_features"], *tables),)
+
+
+def _cache(network: Transformer, inputs: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    dtype = _dtype(network)
+    return [(inputs[f"key_{i}"].to(dtype), inputs[f"value_{i}"].to(dtype)) for i in range(network.config.num_layers)]
 
 
 def _vae_decoder_mid(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
@@ -135,8 +182,11 @@ def _dtype(network: nn.Module) -> torch.dtype:
 
 _FORWARD: Mapping[str, Callable[[nn.Module, Mapping[str, Tensor]], Sequence[Tensor]]] = {
     "text_encoder": _text_encoder,
+    "vision": _vision,
     "prefix": _prefix,
+    "prefix_image": _prefix_image,
     "step": _step,
+    "joint": _joint,
     "vae_decoder_mid": _vae_decoder_mid,
     "vae_decoder_up": _vae_decoder_up,
     "vae_encoder": _vae_encoder,
@@ -183,5 +233,6 @@ def reference_engines(checkpoint: Checkpoint) -> dict[str, Engine]:
         QwenImageError: the tensors are not those of the networks.
     """
     sizes = dims(checkpoint)
-    networks = {name: load_network(checkpoint, name) for name in dict.fromkeys(NETWORK.values())}
-    return {component: TorchEngine(contract(component, sizes), networks[name]) for component, name in NETWORK.items()}
+    names = components(checkpoint)
+    networks = {name: load_network(checkpoint, name) for name in dict.fromkeys(NETWORK[item] for item in names)}
+    return {name: TorchEngine(contract(name, sizes), networks[NETWORK[name]]) for name in names}

@@ -67,6 +67,14 @@ class Reader:
         expected = f"a list of {length or 'one or more'} positive integers"
         return tuple(self._list(key, length, _is_positive_integer, expected))
 
+    def places(self, key: str) -> tuple[int, ...]:
+        """A list of rising indices from 0, which may be empty."""
+        found = self.get(key)
+        counts = isinstance(found, list) and all(value == 0 or _is_positive_integer(value) for value in found)
+        if not counts or any(isinstance(value, bool) for value in found) or sorted(set(found)) != found:
+            self.refuse(key, "a list of rising whole numbers from 0")
+        return tuple(found)
+
     def numbers(self, key: str, length: int, expected: str) -> tuple[float, ...]:
         """A list of `length` finite numbers."""
         return tuple(float(value) for value in self._list(key, length, _is_number, expected))

@@ -14,4 +14,4 @@ def read_tensors(checkpoint: Checkpoint, network: str) -> list[TensorInfo]:
         QwenImageError: the tensors are not those of the network.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in empty_network(checkpoint, network).state_dict().items()}
-    return list(checkpoint.components[network].match(shapes).values())
+    return list(checkpoint.stored(network).match(shapes).values())

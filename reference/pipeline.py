@@ -15,7 +15,7 @@ from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_
 from qwen_image_engine.reference.vae import up_halo
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.memory import Components, Memory
-from qwen_image_engine.runtime.model import ModelFacts
+from qwen_image_engine.runtime.model import ModelFacts, VisionFacts
 from qwen_image_engine.runtime.pipeline import COMPONENTS, Origin, QwenImage
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
@@ -88,7 +88,20 @@ def model_facts(checkpoint: Checkpoint) -> ModelFacts:
     return ModelFacts(
         channels=checkpoint.transformer.in_channels,
         axes_dims_rope=checkpoint.transformer.axes_dims_rope,
+        encoder_width=checkpoint.text_encoder.hidden_size,
         encoder_head_dim=checkpoint.text_encoder.head_dim,
         encoder_rope_theta=checkpoint.text_encoder.rope_theta,
+        encoder_mrope_section=checkpoint.text_encoder.mrope_section,
+        deepstack=checkpoint.text_encoder.deepstack,
         decoder_halo=up_halo(checkpoint.vae),
+        bidirectional=checkpoint.transformer.bidirectional,
+        vision=VisionFacts(
+            head_dim=checkpoint.vision.head_dim,
+            rope_theta=checkpoint.vision.rope_theta,
+            position_side=checkpoint.vision.position_side,
+            image_mean=checkpoint.image_processor.image_mean,
+            image_std=checkpoint.image_processor.image_std,
+            min_pixels=checkpoint.image_processor.min_pixels,
+            max_pixels=checkpoint.image_processor.max_pixels,
+        ),
     )

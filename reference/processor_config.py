@@ -14,7 +14,8 @@ class ImageProcessorConfig:
     """Patches and normalisation of the vision tower's images (transformers `Qwen2VLImageProcessor`).
 
     `image_mean` and `image_std` are of R, G, B in 0..1; a patch is `patch_size` pixels a side and `temporal_patch_size`
-    frames deep; `merge_size` patches a side become one token.
+    frames deep; `merge_size` patches a side become one token. Images of fewer than `min_pixels` or more than
+    `max_pixels` would be resized.
     """
 
     patch_size: int
@@ -22,6 +23,8 @@ class ImageProcessorConfig:
     merge_size: int
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
+    min_pixels: int
+    max_pixels: int
 
     @classmethod
     def from_folder(cls, folder: Path) -> ImageProcessorConfig:
@@ -46,4 +49,8 @@ class ImageProcessorConfig:
         image.expect("temporal_patch_size", 2)
         image.expect("merge_size", 2)
         mean, std = (image.numbers(key, 3, "3 numbers") for key in ("image_mean", "image_std"))
-        return cls(16, 2, 2, mean, std)
+        size = image.section("size")
+        least, most = size.integer("shortest_edge"), size.integer("longest_edge")
+        if least > most:
+            size.refuse("shortest_edge", f"at most longest_edge, {most}; both are areas in pixels")
+        return cls(16, 2, 2, mean, std, least, most)

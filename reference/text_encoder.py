@@ -1,8 +1,10 @@
 """The Qwen3-VL text model up to the hidden states before its final norm, which is what the transformer was trained on.
 
 Parameter names are the checkpoint's without `model.language_model.`. Rows of the embedding table are gathered by the
-host, so the network starts from embeddings.
+host, which puts the vision tower's features in the slots of reference images, so the network starts from embeddings.
 """
+
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,19 +77,22 @@ class TextEncoder(nn.Module):
         self.config = config
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
 
-    def forward(self, embeddings: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, cos: Tensor, sin: Tensor, deepstack: Sequence[Tensor]) -> Tensor:
         """Hidden states of every token.
 
         Args:
             embeddings: (B, T, C). Attention is causal, so padding on the right changes nothing before it.
-            cos: (T, head_dim/2) float32, see `runtime.rope.text_rotary_tables`.
+            cos: (T, head_dim/2) float32, see `runtime.rope.encoder_rotary_tables`.
             sin: As cos.
+            deepstack: `config.deepstack` times (B, T, C), added to the output of the first layers; zero at text.
 
         Returns:
             (B, T, C), the last layer's output before the final norm.
 
         """
         x = embeddings
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             x = layer(x, cos, sin)
+            if index < self.config.deepstack:
+                x = x + deepstack[index]
         return x

@@ -1,8 +1,9 @@
 """The 7B MMDiT: one stream of text and image tokens, block-causal, conditioned on t only where the target is.
 
 Text and reference tokens are modulated from t = 0 and never attend to the target (`causal_condition`), so their keys
-and values are the same at every step. The network therefore runs as two passes: `prefix` once a prompt, `step` once a
-step. `forward` is the plain full pass that the two must equal. Parameter names are the checkpoint's.
+and values are the same at every step. The network therefore runs in passes: `prefix` once a prompt, `prefix_image` once a
+reference image, `step` once a step. 2.0's attention is bidirectional and has one pass, `joint`. Parameter names are the
+checkpoint's.
 """
 
 import torch
@@ -119,6 +120,7 @@ class Block(nn.Module):
         *,
         past: KeyValue | None = None,
         causal: bool = False,
+        image_tokens: int = 0,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, KeyValue]:
         """One block over some of the tokens.
@@ -130,6 +132,8 @@ class Block(nn.Module):
             sin: As cos.
             past: Keys and values of the prefix, each (B, P, H, d), put before this pass's own.
             causal: Whether tokens see only those before them.
+            image_tokens: The first of the tokens, which are an image: they see the past and each other; the mask is
+                that of the text after them.
             mask: As in `attention`.
 
         Returns:
@@ -139,7 +143,12 @@ class Block(nn.Module):
         scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)
         q, k, v = self.attn.qkv(_layer_norm(x, self.eps) * (1 + scale1), cos, sin)
         keys, values = (k, v) if past is None else (torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1))
-        out = attention(q, keys, values, causal=causal, mask=mask)
+        if image_tokens:
+            seen = keys.shape[1] - (k.shape[1] - image_tokens)
+            image = attention(q[:, :image_tokens], keys[:, :seen], values[:, :seen])
+            out = torch.cat([image, attention(q[:, image_tokens:], keys, values, mask=mask)], dim=1)
+        else:
+            out = attention(q, keys, values, causal=causal, mask=mask)
         x = x + torch.tanh(gate1) * self.attn.to_out[0](out)
         x = x + torch.tanh(gate2) * self.img_mlp(_layer_norm(x, self.eps) * (1 + scale2))
         return x, (k, v)
@@ -178,7 +187,7 @@ class Transformer(nn.Module):
         return self.time_text_embed(features.to(self.img_in.weight.dtype)).unsqueeze(1)
 
     def prefix(self, text_states: Tensor, cos: Tensor, sin: Tensor) -> list[KeyValue]:
-        """Keys and values of the text in every layer, which no step changes.
+        """Keys and values of the text before the first reference image in every layer, which no step changes.
 
         Args:
             text_states: (B, P, context_in_dim), the encoder's states after the system turn.
@@ -196,6 +205,36 @@ class Transformer(nn.Module):
             x, kv = block(x, modulation, cos, sin, causal=True)
             cache.append(kv)
         return cache
+
+    def prefix_image(
+        self, latents: Tensor, text_states: Tensor, cos: Tensor, sin: Tensor, cache: list[KeyValue]
+    ) -> list[KeyValue]:
+        """Keys and values of a reference image and of the text after it, which no step changes either.
+
+        The image's tokens see everything before them and each other, the text's everything before them. Two calls of
+        attention a layer say that, and the mask of the second has as many rows as there is text.
+
+        Args:
+            latents: (B, n, C_in) of the image, row by row.
+            text_states: (B, s, context_in_dim) of the text up to the next image, or to the end.
+            cos: (n + s, d/2) float32.
+            sin: As cos.
+            cache: Keys and values of everything before, in order: (B, P, H, d) in every layer.
+
+        Returns:
+            For every layer keys and values of these tokens alone, each (B, n + s, H, d).
+
+        """
+        n, p = latents.shape[1], cache[0][0].shape[1]
+        x = torch.cat([self.img_in(latents), self.txt_in(text_states)], dim=1)
+        modulation = self.modulation(self.time_embedding(zero_time_features(x.device)))
+        position = torch.arange(p + x.shape[1], device=x.device)
+        mask = position[None, :] <= position[p + n :, None]  # (s, P + n + s)
+        own = []
+        for block, past in zip(self.transformer_blocks, cache, strict=True):
+            x, kv = block(x, modulation, cos, sin, past=past, image_tokens=n, mask=mask)
+            own.append(kv)
+        return own
 
     def step(
         self,
@@ -227,32 +266,40 @@ class Transformer(nn.Module):
             x, _ = block(x, modulation, cos, sin, past=past, mask=mask)
         return self.proj_out(self.norm_out(x, temb))
 
-    def forward(self, text_states: Tensor, latents: Tensor, features: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """The whole sequence in one masked pass: the yardstick of the other two.
+    def joint(
+        self,
+        text_states: Tensor,
+        latents: Tensor,
+        features: Tensor,
+        text_cos: Tensor,
+        text_sin: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> Tensor:
+        """Velocity where attention is bidirectional: all tokens see all others and are modulated by the step's t.
+
+        Without a mask the order of the tokens is in their angles alone, so text comes first, wherever it stands.
 
         Args:
-            text_states: (B, P, context_in_dim).
-            latents: (B, N, C_in).
+            text_states: (B, s, context_in_dim), without the slots of reference images.
+            latents: (B, N, C_in), of the reference images and then of the target.
             features: (B or 1, 256) float32.
-            cos: (P + N, d/2) float32.
+            text_cos: (s, d/2) float32, of the text.
+            text_sin: As text_cos.
+            cos: (N, d/2) float32, of the latents.
             sin: As cos.
 
         Returns:
-            (B, N, C_out), the velocity.
+            (B, N, C_out); the target's are last, and only they mean anything.
 
         """
-        p, n = text_states.shape[1], latents.shape[1]
+        temb = self.time_embedding(features)
+        modulation = self.modulation(temb)
         x = torch.cat([self.txt_in(text_states), self.img_in(latents)], dim=1)
-        temb0, temb = self.time_embedding(zero_time_features(x.device)), self.time_embedding(features)
-        b = temb.shape[0]
-        modulation = torch.cat(
-            [self.modulation(temb0).expand(b, p, -1), self.modulation(temb).expand(b, n, -1)], dim=1
-        )  # (B or 1, P + N, 4C)
-        position = torch.arange(p + n, device=x.device)
-        mask = (position[:, None] >= position[None, :]) | (position[:, None] >= p)  # the target sees everything
+        cos, sin = torch.cat([text_cos, cos]), torch.cat([text_sin, sin])
         for block in self.transformer_blocks:
-            x, _ = block(x, modulation, cos, sin, mask=mask)
-        return self.proj_out(self.norm_out(x[:, p:], temb))
+            x, _ = block(x, modulation, cos, sin)
+        return self.proj_out(self.norm_out(x[:, text_states.shape[1] :], temb))
 
 
 def zero_time_features(device: torch.device) -> Tensor:

@@ -20,7 +20,7 @@ from qwen_image_engine.runtime.model import ModelFacts
 
 MANIFEST = "manifest.json"
 FORMAT = "qwen-image-bundle"
-SCHEMA = 4
+SCHEMA = 5
 
 T = TypeVar("T")
 
@@ -38,7 +38,8 @@ class FileEntry:
 class CheckpointEntry:
     """The checkpoint that the bundle was made from; `path` is where it was then.
 
-    `transformer_file` is the single file that its transformer came from, None where that was in the folder.
+    `transformer_file` is the single file that its transformer came from, None where that was in the folder; `attention`
+    is what was asked for, None where it is the configuration's.
     """
 
     name: str
@@ -47,6 +48,7 @@ class CheckpointEntry:
     config_sha256: str
     weights_sha256: str
     transformer_file: str | None = None
+    attention: str | None = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ class Manifest:
     @property
     def flags(self) -> str:
         """How the command is told to open the checkpoint."""
-        return checkpoint_flags(self.checkpoint.path, self.checkpoint.transformer_file, map(str, self.loras))
+        source = self.checkpoint
+        return checkpoint_flags(source.path, source.transformer_file, map(str, self.loras), source.attention)
 
     def to_json(self) -> dict[str, Any]:
         """The object that manifest.json holds."""
@@ -274,13 +277,7 @@ def _manifest(data: Mapping[str, Any]) -> Manifest:
         weights=str(data["weights"]),
         checkpoint=_entry(CheckpointEntry, data["checkpoint"]),
         dims=_entry(Dims, data["dims"]),
-        facts=ModelFacts(
-            channels=int(facts["channels"]),
-            axes_dims_rope=tuple(int(size) for size in facts["axes_dims_rope"]),
-            encoder_head_dim=int(facts["encoder_head_dim"]),
-            encoder_rope_theta=float(facts["encoder_rope_theta"]),
-            decoder_halo=int(facts["decoder_halo"]),
-        ),
+        facts=ModelFacts.from_json(facts),
         embeddings=EmbeddingsEntry(
             _listed(embeddings["file"], files), int(embeddings["offset"]), str(embeddings["dtype"]), (rows, hidden)
         ),

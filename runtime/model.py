@@ -3,7 +3,32 @@
 The base of the transformer's rotary frequencies is no fact of a checkpoint: the released line has 10000 in its code.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class VisionFacts:
+    """What a reference image has to be for the vision tower.
+
+    Attributes:
+        head_dim: channels of a head.
+        rope_theta: base of its rotary frequencies.
+        position_side: of the square table of learned positions.
+        image_mean: of R, G, B in 0..1.
+        image_std: likewise.
+        min_pixels: the processor would enlarge an image of less.
+        max_pixels: and shrink one of more.
+    """
+
+    head_dim: int
+    rope_theta: float
+    position_side: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    min_pixels: int
+    max_pixels: int
 
 
 @dataclass(frozen=True)
@@ -13,13 +38,54 @@ class ModelFacts:
     Attributes:
         channels: of a latent, equal in transformer and VAE.
         axes_dims_rope: channels of a transformer head given to (frame, row, column).
+        encoder_width: channels of the text encoder's states.
         encoder_head_dim: channels of a head of the text encoder.
         encoder_rope_theta: base of the text encoder's rotary frequencies.
+        encoder_mrope_section: pairs of channels of a head that turn with (frame, row, column).
+        deepstack: layers of the text encoder after which features of reference images are added.
         decoder_halo: latents on each side of a tile that its pixels depend on.
+        bidirectional: whether the transformer has the component "joint" in place of prefix and step.
+        vision: of the vision tower.
     """
 
     channels: int
     axes_dims_rope: tuple[int, ...]
+    encoder_width: int
     encoder_head_dim: int
     encoder_rope_theta: float
+    encoder_mrope_section: tuple[int, ...]
+    deepstack: int
     decoder_halo: int
+    bidirectional: bool
+    vision: VisionFacts
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What `dataclasses.asdict` made of one, read back from JSON.
+
+        Raises:
+            KeyError: a value is missing.
+            TypeError: one has another form.
+            ValueError: likewise.
+        """
+        vision = data["vision"]
+        return cls(
+            channels=int(data["channels"]),
+            axes_dims_rope=tuple(int(size) for size in data["axes_dims_rope"]),
+            encoder_width=int(data["encoder_width"]),
+            encoder_head_dim=int(data["encoder_head_dim"]),
+            encoder_rope_theta=float(data["encoder_rope_theta"]),
+            encoder_mrope_section=tuple(int(size) for size in data["encoder_mrope_section"]),
+            deepstack=int(data["deepstack"]),
+            decoder_halo=int(data["decoder_halo"]),
+            bidirectional=bool(data["bidirectional"]),
+            vision=VisionFacts(
+                head_dim=int(vision["head_dim"]),
+                rope_theta=float(vision["rope_theta"]),
+                position_side=int(vision["position_side"]),
+                image_mean=tuple(float(value) for value in vision["image_mean"]),
+                image_std=tuple(float(value) for value in vision["image_std"]),
+                min_pixels=int(vision["min_pixels"]),
+                max_pixels=int(vision["max_pixels"]),
+            ),
+        )

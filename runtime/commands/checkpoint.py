@@ -31,6 +31,11 @@ def add_weight_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE[:SCALE]",
         help="a .safetensors adapter to merge into the transformer (scale 1); may be repeated",
     )
+    parser.add_argument(
+        "--attention",
+        choices=("causal", "bidirectional"),
+        help="how the transformer's tokens see each other, in the place of what its config.json says",
+    )
 
 
 def refuse_weight_arguments(options: argparse.Namespace, why: str) -> None:
@@ -39,8 +44,8 @@ def refuse_weight_arguments(options: argparse.Namespace, why: str) -> None:
     Raises:
         UsageError: one is given.
     """
-    flag = "--transformer" if options.transformer is not None else "--lora" if options.lora else None
-    if flag is not None:
+    given = {"--transformer": options.transformer, "--lora": options.lora or None, "--attention": options.attention}
+    for flag in [name for name, value in given.items() if value is not None]:
         raise UsageError(f"{flag}: {why}")
 
 
@@ -64,4 +69,6 @@ def open_checkpoint(name: str, options: argparse.Namespace) -> "Checkpoint":
     from qwen_image_engine.reference.lora_file import LoraFile
 
     loras = [LoraFile.parse(text) for text in options.lora]
-    return Checkpoint.open(name, transformer_file=options.transformer, loras=loras)
+    return Checkpoint.open(
+        name, transformer_file=options.transformer, loras=loras, attention=options.attention
+    )
