@@ -43,7 +43,9 @@ def train_decoder(vae: Vae, seed: int, device: str, report: Callable[[str], None
     chosen = {id(p) for p in inner}
     optimizers: list[torch.optim.Optimizer] = [
         Muon(inner, MATRIX_RATE),
-        torch.optim.AdamW([p for _, p in named if id(p) not in chosen], OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(
+            [p for _, p in named if id(p) not in chosen], OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.0
+        ),
     ]
     steps = sum(count for _, _, count in PHASES)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, steps)) for o in optimizers]

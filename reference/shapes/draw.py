@@ -63,7 +63,7 @@ def draw_spread(scene: Scene, spreads: Sequence[Spread], width: int, height: int
         y += side * CENTRE_SPREAD * spread.y
         layers.append((coverage(item.shape, x, y, radius, width, height), COLOURS[item.colour]))
     if scene.word is not None and scene.word_place is not None:
-        layers.append((_word(scene.word, scene.word_place, width, height), word_colour(scene.ground)))
+        layers.append((word_coverage(scene.word, scene.word_place, width, height), word_colour(scene.ground)))
     for cover, colour in layers:
         # Straight alpha: on a clear ground the edge's colour is the shape's own, its alpha the coverage.
         weight = (cover > 0).astype(np.float32) if clear else cover
@@ -109,7 +109,8 @@ def coverage(shape: str, x: float, y: float, radius: float, width: int, height: 
     return np.clip(0.5 - distance, 0, 1).astype(np.float32)
 
 
-def _word(word: str, place: str, width: int, height: int) -> NDArray[np.float32]:
+def word_coverage(word: str, place: str, width: int, height: int) -> NDArray[np.float32]:
+    """Part of each pixel that a word in the middle of a cell covers, (height, width) in [0, 1]."""
     x, y = place_centre(place, width, height)
     mask = Image.new("L", (width, height))
     ImageDraw.Draw(mask).text((x, y), word, 255, _font(round(WORD_HEIGHT * min(width, height))), anchor="mm")

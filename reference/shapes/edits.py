@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qwen_image_engine.reference.shapes.draw import Spread, cell, draw_spread
 from qwen_image_engine.reference.shapes.scene import (
     COLOURS,
+    GROUNDS,
     PLACES,
     TRANSPARENT,
     WORDS,
@@ -107,6 +108,33 @@ def random_edit(rng: np.random.Generator, kind: str) -> Edit:
             return _combination(rng)
         case _:
             raise ValueError(f"edit {kind!r}, expected one of {KINDS}")
+
+
+def other_edit(edit: Edit, rng: np.random.Generator) -> Edit:
+    """An edit of the same kind and references that a judge must refuse: another colour, place, item or word's place."""
+    first, scene, result = edit.references[0], edit.references[0].scene, edit.result
+    match edit.kind:
+        case "recolour":
+            unlike = (edit.item.colour, result.scene.items[edit.index].colour, scene.ground)
+            colour = str(rng.choice([c for c in COLOURS if c not in unlike]))
+            return replace(edit, result=_changed(first, edit.index, replace(edit.item, colour=colour)))
+        case "move":
+            place = str(rng.choice([p for p in _free(scene) if p != edit.places[1]]))
+            changed = _changed(first, edit.index, replace(edit.item, place=place))
+            return replace(edit, result=changed, places=(edit.item.place, place))
+        case "remove":
+            index = (edit.index + 1) % len(scene.items)
+            return replace(edit, result=_without(first, index), index=index, places=(scene.items[index].place,))
+        case "cut":
+            ground = str(rng.choice([g for g in GROUNDS if g != scene.ground]))
+            return replace(edit, result=Drawing(replace(scene, ground=ground), first.spreads))
+        case "word":
+            place = str(rng.choice([p for p in _free(scene) if p != edit.places[0]]))
+            return replace(
+                edit, result=Drawing(replace(result.scene, word_place=place), result.spreads), places=(place,)
+            )
+        case _:
+            return replace(edit, result=edit.references[1])
 
 
 def is_edit_held_out(edit: Edit) -> bool:
