@@ -18,11 +18,11 @@ from qwen_image_engine.engines.contract import Contract, split_axis
 from qwen_image_engine.engines.engine import Array
 from qwen_image_engine.runtime.bundle import Bundle
 from qwen_image_engine.runtime.commands.stages import stage_seconds
-from qwen_image_engine.runtime.conditioning import text_tokens
 from qwen_image_engine.runtime.layout import Layout
 from qwen_image_engine.runtime.memory import Components
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.process_memory import MemoryWatch
+from qwen_image_engine.runtime.prompt import tokenize
 from qwen_image_engine.runtime.rope import rotary_tables
 from qwen_image_engine.runtime.schedule import time_features
 from qwen_image_engine.runtime.timing import Timings
@@ -40,7 +40,7 @@ def pictures(options: argparse.Namespace, watch: MemoryWatch) -> dict[str, Any]:
             picture = pipeline.generate(
                 prompt, width=options.width, height=options.height, steps=options.steps, seed=seed
             )[0]
-            seconds = stage_seconds(pipeline.timings, picture.parameters.steps)
+            seconds = stage_seconds(pipeline.timings.entries, picture.parameters.steps)
             found.append(
                 {
                     "seed": seed,
@@ -97,7 +97,7 @@ def prompt_of(bundle: Bundle, length: int) -> tuple[str, int]:
     words = SENTENCE.split() * (length // len(SENTENCE.split()) + 1)
 
     def tokens(count: int) -> int:
-        found = text_tokens(tokenizer, " ".join(words[:count]))
+        found = tokenize(tokenizer, " ".join(words[:count]))
         return len(found.ids) - found.dropped
 
     count = max(1, bisect_right(range(len(words)), length, key=tokens) - 1)

@@ -33,7 +33,7 @@ def measure(pipeline: QwenImage, round_number: int) -> dict[str, float]:
         f"{PROMPT}, {round_number}", width=WIDTH, height=HEIGHT, steps=STEPS, seed=round_number, progress=False
     )
     total = perf_counter() - began
-    return {**stage_seconds(pipeline.timings, STEPS), "total_s": total}
+    return {**stage_seconds(pipeline.timings.entries, STEPS), "total_s": total}
 
 
 def main() -> None:

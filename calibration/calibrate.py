@@ -26,6 +26,8 @@ from qwen_image_engine.calibration.tensors import temporary_name
 from qwen_image_engine.calibration.trajectories import Trajectories, empty_sums
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.runtime.reference import ReferenceSource
+from qwen_image_engine.runtime.reference_image import DEFAULT_RESOLUTION
 
 HASHING, SAMPLING = "hashing", "sampling"
 Progress = Callable[[str, int, int], None]
@@ -37,6 +39,8 @@ def calibrate(
     output: str | Path,
     prompts: Sequence[str],
     *,
+    images: Sequence[ReferenceSource] = (),
+    reference_resolution: int = DEFAULT_RESOLUTION,
     steps: int | None = None,
     sizes: Sequence[tuple[int, int]] = DEFAULT_SIZES,
     guidance: float | None = None,
@@ -57,6 +61,9 @@ def calibrate(
         checkpoint: an opened one, its folder, or its name in the local hub cache.
         output: a new folder, or the one to go on in.
         prompts: one trajectory each.
+        images: reference images, files or Pillow's; prompts 0, 2, 4, … are drawn with one of them, in turn, and the
+            others without. Where there are none, the result serves bundles that take none.
+        reference_resolution: side in pixels of a square of the area that each of them is fitted to.
         steps: of a trajectory; None for 40, or for those of a checkpoint with fixed sigmas.
         sizes: (width, height) in pixels, multiples of 32.
         guidance: 1 for none; above 1 each step runs twice, and both branches count; None for 3, or for 1 where the
@@ -80,6 +87,8 @@ def calibrate(
     request = Request.of(
         checkpoint,
         prompts,
+        images=images,
+        reference_resolution=reference_resolution,
         steps=steps,
         sizes=sizes,
         guidance=guidance,
@@ -113,7 +122,7 @@ def _calibrate(request: Request, output: Path, progress: Progress | None) -> Cal
         component: {name: item.statistics() for name, item in activations.items()}
         for component, activations in sums.items()
     }
-    check_statistics("this calibration", components, request.checkpoint, settings.steps)
+    check_statistics("this calibration", components, request.checkpoint, settings)
     result = write(output, components, settings)
     (output / PARTIAL).unlink(missing_ok=True)
     return result

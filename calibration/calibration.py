@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from qwen_image_engine.calibration.inputs import COMPONENTS, observed_tensors
+from qwen_image_engine.calibration.inputs import EVERY_STEP, observed_components, observed_tensors
 from qwen_image_engine.calibration.partial import PARTIAL
 from qwen_image_engine.calibration.settings import CheckpointIdentity, Settings
 from qwen_image_engine.calibration.statistics import PERCENTILES, InputStatistics
@@ -32,7 +32,7 @@ class Calibration:
     """What was observed of a checkpoint.
 
     Attributes:
-        components: "text_encoder", "prefix", "step" to the names of `observed_tensors` to what was seen.
+        components: each of `observed_components` to the names of `observed_tensors` to what was seen.
         settings: what it was made from and how.
         sha256: of `calibration.safetensors`.
     """
@@ -105,11 +105,11 @@ def load(folder: Path, record: Record, checkpoint: Checkpoint) -> Calibration:
         component: {name: _statistics(path, component, name, values) for name, values in activations.items()}
         for component, activations in stored.items()
     }
-    check_statistics(str(path), found, checkpoint, record.settings.steps)
+    check_statistics(str(path), found, checkpoint, record.settings)
     # The file is sorted by its own rule; here they stand as they run.
     components = {
         component: {name: found[component][name] for name in observed_tensors(checkpoint, component)}
-        for component in COMPONENTS
+        for component in observed_components(checkpoint, references=record.settings.images > 0)
     }
     return Calibration(components, record.settings, record.sha256)
 
@@ -134,7 +134,7 @@ def write(folder: Path, components: Statistics, settings: Settings) -> Calibrati
     return Calibration(components, settings, sha256)
 
 
-def check_statistics(where: str, components: Statistics, checkpoint: Checkpoint, steps: int) -> None:
+def check_statistics(where: str, components: Statistics, checkpoint: Checkpoint, settings: Settings) -> None:
     """Check that every activation was seen, and only finite ranges above zero.
 
     A channel may never have been used; an activation that is zero as a whole has no scale.
@@ -142,7 +142,7 @@ def check_statistics(where: str, components: Statistics, checkpoint: Checkpoint,
     Raises:
         QwenImageError: not so; the text names the first that is wrong.
     """
-    for component in COMPONENTS:
+    for component in observed_components(checkpoint, references=settings.images > 0):
         found, expected = components.get(component, {}), observed_tensors(checkpoint, component)
         missing = [name for name in expected if name not in found]
         if missing:
@@ -155,7 +155,7 @@ def check_statistics(where: str, components: Statistics, checkpoint: Checkpoint,
                 "channel_absmax": (tensor.channels,),
                 "channel_mean_square": (tensor.channels,),
                 "percentiles": (len(PERCENTILES),),
-                "absmax_by_step": (steps if component == "step" else 1,),
+                "absmax_by_step": (settings.steps if component in EVERY_STEP else 1,),
                 "gram": (tensor.channels // tensor.block if tensor.block else 0, tensor.block, tensor.block),
             }
             fault = _fault(found[name], shapes)

@@ -13,8 +13,16 @@ from qwen_image_engine.calibration.linears import LINEARS
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, empty_network
 
-COMPONENTS = ("text_encoder", "prefix", "step")
-"""Those with linears to quantise, in the order they run."""
+
+def observed_components(checkpoint: Checkpoint, *, references: bool) -> tuple[str, ...]:
+    """Those with linears to quantise, in the order they run; with `references` those of reference images too."""
+    if checkpoint.transformer.bidirectional:
+        return ("text_encoder", "joint")
+    return ("text_encoder", "prefix", *(["prefix_image"] if references else []), "step")
+
+
+EVERY_STEP = ("step", "joint")
+"""Components that run once a step; ranges of their activations are kept for each."""
 
 OUTPUT = ".output"
 """What stands behind a linear's name where its output is observed, not its input."""
@@ -60,7 +68,7 @@ def observed_tensors(checkpoint: Checkpoint, component: str) -> Mapping[str, Obs
     depth = len(network.get_submodule(blocks))  # type: ignore[arg-type]
     observed = {}
     for block in range(depth):
-        last_of_prefix = component == "prefix" and block == depth - 1
+        last_of_prefix = component in ("prefix", "prefix_image") and block == depth - 1
         for end in [group[0] for group in linears.inputs] + ([_VALUES] if name == "transformer" else []):
             if last_of_prefix and end not in _READ_IN_LAST_PREFIX_BLOCK:
                 continue

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from qwen_image_engine.calibration.inputs import ObservedTensor
+from qwen_image_engine.calibration.inputs import EVERY_STEP, ObservedTensor
 from qwen_image_engine.calibration.statistics import InputSums
 from qwen_image_engine.engines.check import Array
 from qwen_image_engine.engines.contract import Contract
@@ -90,7 +90,7 @@ class ObservedEngine:
             self._sums[name].add(values, self._position.step)
         except FloatingPointError as error:
             component, prompt = self.contract.component, _short(self._position.prompt)
-            where = f"step {self._position.step + 1}, " if component == "step" else ""
+            where = f"step {self._position.step + 1}, " if component in EVERY_STEP else ""
             raise QwenImageError(
                 f"{component}: {where}{name}: {error} of {what} are not finite (prompt {prompt}); "
                 "check the checkpoint's weights, and where it ran in fp16, calibrate in bf16 or fp32"

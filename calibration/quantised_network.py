@@ -158,7 +158,7 @@ def _attention(
 ) -> Iterator[tuple[str, StaticAttention]]:
     """Of every block that is not skipped."""
     tensors = {tensor.name: tensor for tensor in read_tensors(checkpoint, network)}
-    components = [calibration.components[component] for component in NETWORK if NETWORK[component] == network]
+    components = [found for name, found in calibration.components.items() if NETWORK[name] == network]
     for index in range(checkpoint.transformer.num_layers):
         block = f"{LINEARS[network].blocks}.{index}"
         out = inputs.get(f"{block}.attn.to_out.0")

@@ -14,9 +14,11 @@ from tokenizers import Tokenizer
 from qwen_image_engine.calibration.settings import CheckpointIdentity, Settings
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.pipeline import schedule_config
-from qwen_image_engine.runtime.conditioning import text_tokens
+from qwen_image_engine.reference.pipeline import model_facts, schedule_config
 from qwen_image_engine.runtime.denoiser import check_guidance
+from qwen_image_engine.runtime.prompt import tokenize
+from qwen_image_engine.runtime.reference import ReferenceSource
+from qwen_image_engine.runtime.reference_image import DEFAULT_RESOLUTION, ReferenceImage, ReferenceImages
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.start import Start
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
@@ -40,6 +42,7 @@ class Request:
         tokenizer: of it.
         schedule: of it.
         prompts: one trajectory each.
+        images: reference images of every second prompt, from the first on, in turn.
         negative_prompt: of the second branch, None where there is no guidance.
         guidance: 1 for none.
         sizes: (width, height) in pixels, taken in turn.
@@ -53,6 +56,7 @@ class Request:
     tokenizer: Tokenizer
     schedule: ScheduleConfig
     prompts: tuple[str, ...]
+    images: tuple[ReferenceImage, ...]
     negative_prompt: str | None
     guidance: float
     sizes: tuple[tuple[int, int], ...]
@@ -67,6 +71,8 @@ class Request:
         checkpoint: Checkpoint,
         prompts: Sequence[str],
         *,
+        images: Sequence[ReferenceSource] = (),
+        reference_resolution: int = DEFAULT_RESOLUTION,
         steps: int | None,
         sizes: Sequence[tuple[int, int]],
         guidance: float | None,
@@ -94,10 +100,14 @@ class Request:
         check_guidance(guidance, guidance > 1 or negative_prompt != "")
         for number, prompt in enumerate(prompts, 1):
             try:
-                text_tokens(tokenizer, prompt)
+                tokenize(tokenizer, prompt)
             except UsageError as error:
                 raise UsageError(f"prompt {number} of {len(prompts)}: {error}") from error
-        text_tokens(tokenizer, negative_prompt)
+        tokenize(tokenizer, negative_prompt)
+        vision = model_facts(checkpoint).vision
+        read = [
+            image for source in images for image in ReferenceImages.read([source], reference_resolution, vision).images
+        ]
         channels = checkpoint.transformer.in_channels
         starts = [Start.of(schedule, channels, width, height, steps, seed, 1, None) for width, height in sizes]
         Start.of(schedule, channels, *sizes[0], steps, seed + len(prompts) - 1, 1, None)  # the last seed
@@ -106,6 +116,7 @@ class Request:
             tokenizer=tokenizer,
             schedule=schedule,
             prompts=tuple(prompts),
+            images=tuple(read),
             negative_prompt=negative_prompt if guidance > 1 else None,
             guidance=float(guidance),
             sizes=tuple((width, height) for width, height in sizes),
@@ -114,6 +125,12 @@ class Request:
             device=device,
             dtype=dtype,
         )
+
+    def references(self, index: int) -> tuple[ReferenceImage, ...]:
+        """The reference image of prompt `index`, none for every second prompt."""
+        if index % 2 or not self.images:
+            return ()
+        return (self.images[index // 2 % len(self.images)],)
 
     def settings(self, hashed: Callable[[int], None] | None = None) -> Settings:
         """All that decides the result. The checkpoint's weights are read; `hashed` is told the bytes of each block."""
@@ -124,6 +141,8 @@ class Request:
             ),
             prompts=len(self.prompts),
             prompts_sha256=prompts_sha256(self.prompts),
+            images=len(self.images),
+            images_sha256=images_sha256(self.images),
             negative_prompt=self.negative_prompt,
             guidance=self.guidance,
             seeds=tuple(range(self.seed, self.seed + len(self.prompts))),
@@ -147,6 +166,11 @@ def versions() -> Mapping[str, str]:
 def prompts_sha256(prompts: Sequence[str]) -> str:
     """Of the prompts in order, UTF-8, each with a newline behind it."""
     return hashlib.sha256("".join(f"{prompt}\n" for prompt in prompts).encode()).hexdigest()
+
+
+def images_sha256(images: Sequence[ReferenceImage]) -> str:
+    """Of the hashes of their pixels in order, each with a newline behind it; empty without any."""
+    return hashlib.sha256("".join(f"{image.sha256}\n" for image in images).encode()).hexdigest() if images else ""
 
 
 def _check_device(device: str, dtype: str) -> None:

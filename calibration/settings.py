@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 FORMAT = "qwen-image-calibration"
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Settings:
         checkpoint: that was observed.
         prompts: how many, one trajectory each.
         prompts_sha256: of the prompts in order, UTF-8, each with a newline behind it.
+        images: reference images, of which every second prompt is drawn with one, in turn.
+        images_sha256: of their fitted pixels, in order; empty without.
         negative_prompt: of the second branch, None where there was no guidance.
         guidance: 1 for none.
         seeds: of the noise, one a trajectory.
@@ -47,6 +49,8 @@ class Settings:
     checkpoint: CheckpointIdentity
     prompts: int
     prompts_sha256: str
+    images: int
+    images_sha256: str
     negative_prompt: str | None
     guidance: float
     seeds: tuple[int, ...]
@@ -79,6 +83,8 @@ class Settings:
                 ),
                 prompts=int(data["prompts"]),
                 prompts_sha256=_text(data["prompts_sha256"]),
+                images=int(data["images"]),
+                images_sha256=_text(data["images_sha256"]),
                 negative_prompt=None if negative_prompt is None else _text(negative_prompt),
                 guidance=float(data["guidance"]),
                 seeds=tuple(int(seed) for seed in data["seeds"]),
@@ -104,7 +110,9 @@ class Settings:
             found.append(f"the checkpoint {self.checkpoint}, now {asked.checkpoint}")
         if self.prompts_sha256 != asked.prompts_sha256:
             found.append(f"{self.prompts} other prompts, now {asked.prompts}")
-        elif self.seeds != asked.seeds:
+        if self.images_sha256 != asked.images_sha256:
+            found.append(f"{self.images} other reference images, now {asked.images}")
+        if self.prompts_sha256 == asked.prompts_sha256 and self.seeds != asked.seeds:
             found.append(f"seed {self.seeds[0]}, now {asked.seeds[0]}")
         keys = ("negative_prompt", "guidance", "steps", "sizes", "dtype")
         for key in (*keys, "device", "versions") if unfinished else keys:

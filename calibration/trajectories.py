@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 import torch
 
-from qwen_image_engine.calibration.inputs import COMPONENTS, observed_tensors
+from qwen_image_engine.calibration.inputs import EVERY_STEP, observed_components, observed_tensors
 from qwen_image_engine.calibration.linears import LINEARS
 from qwen_image_engine.calibration.observer import ObservedEngine, Position
 from qwen_image_engine.calibration.partial import Sums
 from qwen_image_engine.calibration.request import DTYPES, Request
 from qwen_image_engine.calibration.statistics import InputSums
 from qwen_image_engine.engines.contract import contract
+from qwen_image_engine.engines.engine import Engine
 from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts
 from qwen_image_engine.runtime.memory import Components
@@ -24,10 +25,12 @@ def empty_sums(request: Request) -> Sums:
     device = torch.device(request.device)
     return {
         component: {
-            name: InputSums.empty(tensor.channels, request.steps if component == "step" else 1, device, tensor.block)
+            name: InputSums.empty(
+                tensor.channels, request.steps if component in EVERY_STEP else 1, device, tensor.block
+            )
             for name, tensor in observed_tensors(request.checkpoint, component).items()
         }
-        for component in COMPONENTS
+        for component in observed_components(request.checkpoint, references=bool(request.images))
     }
 
 
@@ -45,10 +48,13 @@ class Trajectories:
         self._embeddings = embedding_table(request.checkpoint)
         sizes = dims(request.checkpoint)
         dtype = DTYPES[request.dtype]
-        networks = {name: load_network(request.checkpoint, name, dtype).to(request.device) for name in LINEARS}
+        names = (*LINEARS, *(("vision", "vae") if request.images else ()))
+        networks = {name: load_network(request.checkpoint, name, dtype).to(request.device) for name in names}
 
-        def engine(component: str) -> ObservedEngine:
+        def engine(component: str) -> Engine:
             network = networks[NETWORK[component]]
+            if component not in sums:
+                return TorchEngine(contract(component, sizes), network)
             observed = observed_tensors(request.checkpoint, component)
             inner = TorchEngine(contract(component, sizes), network)
             return ObservedEngine(inner, network, observed, sums[component], self._position)
@@ -74,8 +80,9 @@ class Trajectories:
         )
         width, height = request.sizes[index % len(request.sizes)]
         position.step, position.prompt = 0, request.prompts[index]
-        conditioning = pipeline.encode(request.prompts[index])
-        negative = None if request.negative_prompt is None else pipeline.encode(request.negative_prompt)
+        images = request.references(index)
+        conditioning = pipeline.encode(request.prompts[index], images)
+        negative = None if request.negative_prompt is None else pipeline.encode(request.negative_prompt, images)
         for step in pipeline.sample(
             conditioning,
             negative=negative,

@@ -114,9 +114,7 @@ def _cache(axis: str, what: str, of: str = "") -> tuple[TensorSpec, TensorSpec]:
             "head_dim",
             meaning=f"normalised, rotated keys of {what} in one block",
         ),
-        _f32(
-            f"{of}value_{{layer}}", "batch", axis, "heads", "head_dim", meaning=f"values of {what} in the same block"
-        ),
+        _f32(f"{of}value_{{layer}}", "batch", axis, "heads", "head_dim", meaning=f"values of {what} in the same block"),
     )
 
 

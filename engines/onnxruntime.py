@@ -11,12 +11,12 @@ from qwen_image_engine.engines.engine import require
 from qwen_image_engine.engines.memory import return_freed_memory
 from qwen_image_engine.engines.onnxruntime_saturation import products_saturate
 
-_ONCE_A_PROMPT = frozenset({"text_encoder", "prefix"})
+_ONCE_A_PROMPT = frozenset({"text_encoder", "vision", "prefix", "prefix_image"})
 """What runs once for many pictures. Laying 7 GB of int8 weights out for the kernels takes 22 s of one core and 7 GB of
 memory; on the mapped file a run takes 9 s more and 0.5 GB (`benchmarks/results/full-size-run-*`). With every memory
 policy alike: fp32 products of the two kinds of kernel differ in their last bits."""
 
-_WITHOUT_ARENA = frozenset({"step", "vae_decoder_mid", "vae_decoder_up", "vae_encoder"})
+_WITHOUT_ARENA = frozenset({"prefix_image", "step", "joint", "vae_decoder_mid", "vae_decoder_up", "vae_encoder"})
 """The arena keeps whatever it took and fits large tensors of many sizes badly. At the released widths a step of
 1024x1024 takes 3.3 GB beside its weights with it and 1.9 without, in the same time. Tensors below 32 MB glibc's heap
 fits worse: a prefix of 1,000 tokens takes 1.6 GB with the arena and 3.7 without."""

@@ -20,6 +20,7 @@ class _Site:
 
     node: ir.Node
     qkv: tuple[ir.Value, ir.Value, ir.Value]
+    mask: ir.Value | None  # (queries, keys)
     result: ir.Node  # the Reshape to (batch, tokens, heads * head_dim)
 
     @property
@@ -33,7 +34,7 @@ class _Site:
 
 
 class AttentionToMultiHeadAttention(InPlacePass):
-    """CPU: attention without grouped heads becomes com.microsoft.MultiHeadAttention, which works in blocks.
+    """CPU: attention without grouped heads and mask becomes com.microsoft.MultiHeadAttention, which works in blocks.
 
     Attention-23 of ONNX Runtime holds tokens^2 * heads floats: 34 GB at 2048x2048. In blocks, the VAE's one head over
     those 16,384 tokens shows in no peak: 0.9 GB for all activations, its scores alone being 1.1. OpenVINO reads both.
@@ -45,7 +46,7 @@ class AttentionToMultiHeadAttention(InPlacePass):
         modified = False
         for site in _sites(model.graph):
             heads, key_heads = site.heads
-            if heads != key_heads:
+            if heads != key_heads or site.mask is not None:
                 continue
             attributes: dict[str, int | float] = {"num_heads": heads}
             if site.causal:
@@ -62,7 +63,8 @@ class AttentionToMultiHeadAttention(InPlacePass):
 class AttentionWithoutTransposes(InPlacePass):
     """CPU: Attention-23 takes (batch, tokens, heads * head_dim) as it is, grouped heads included.
 
-    For the text encoder, whose 1,100 tokens need 330 MB of scores at the released size.
+    For the text encoder, whose 1,100 tokens need 330 MB of scores at the released size, and for the text behind a
+    reference image, which has a mask.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -85,8 +87,8 @@ def _sites(graph: ir.Graph) -> list[_Site]:
 
 
 def _site(node: ir.Node) -> _Site | None:
-    """None for an Attention with a mask, with a cache, or not between transposes."""
-    if len([value for value in node.inputs if value is not None]) != 3 or len(node.outputs) != 1:
+    """None for an Attention with a cache, or not between transposes."""
+    if len([value for value in node.inputs[4:] if value is not None]) or len(node.outputs) != 1:
         return None
     transposes = [value.producer() if value is not None else None for value in node.inputs[:3]]
     readers = [use.node for use in node.outputs[0].uses()]
@@ -105,11 +107,12 @@ def _site(node: ir.Node) -> _Site | None:
     result, q = axes(readers[0].outputs[0]), axes(qkv[0])
     if result is None or q is None or result[:2] != q[:2] or len(result) != 3:
         return None
-    return _Site(node, (qkv[0], qkv[1], qkv[2]), readers[0])
+    return _Site(node, (qkv[0], qkv[1], qkv[2]), node.inputs[3] if len(node.inputs) > 3 else None, readers[0])
 
 
 def _replace(graph: ir.Graph, site: _Site, op: str, attributes: dict[str, int | float], domain: str) -> None:
     inputs = [_heads_merged(graph, site.node, value) for value in site.qkv]
+    inputs += [] if site.mask is None else [site.mask]
     node = ir.node(op, inputs, attributes, domain=domain)
     graph.insert_before(site.node, node)
     old, new = site.result.outputs[0], node.outputs[0]

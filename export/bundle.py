@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,18 +16,14 @@ from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.failure import is_memory
 from qwen_image_engine.export.check import check_checkpoint
 from qwen_image_engine.export.file_hashes import FileHashes
-from qwen_image_engine.export.network_folder import (
-    NETWORKS,
-    NetworkFolder,
-    reuse_network,
-    write_network,
-)
+from qwen_image_engine.export.network_folder import NetworkFolder, reuse_network, write_network
 from qwen_image_engine.export.origin import origin, tool
 from qwen_image_engine.export.plan import ExportPlan, check_disk, check_memory, plan_export
 from qwen_image_engine.export.recipe import Recipe, recipe
+from qwen_image_engine.export.selection import networks, selected
 from qwen_image_engine.export.staging import check_output, staged
 from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import dims
+from qwen_image_engine.reference.engine import NETWORK, dims
 from qwen_image_engine.reference.pipeline import model_facts
 from qwen_image_engine.runtime.bundle_files import describe_file
 from qwen_image_engine.runtime.manifest import (
@@ -65,6 +61,7 @@ def export_bundle(
     exclude: Sequence[str] = (),
     skip_blocks: Sequence[int] = (),
     fp8_attention: bool = False,
+    without: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the bundle `output` and return its manifest.
@@ -111,7 +108,9 @@ def export_bundle(
         require("onnxruntime")  # missing, better told now than after minutes of work
     calibrated = open_calibration(checkpoint, chosen, calibration)
     quantised = quantised_networks(checkpoint, chosen.quantisation, calibrated)
-    plan = plan_export(checkpoint, chosen, quantised, weights)
+    components = selected(checkpoint, without)
+    _check_calibrated(calibrated, components)
+    plan = plan_export(checkpoint, chosen, quantised, weights, components)
     check_memory(plan)
     files = checkpoint.weight_files
     meter = _Meter(progress, sum(file.stat().st_size for file in files) + plan.bundle_bytes)
@@ -160,6 +159,19 @@ def open_calibration(checkpoint: Checkpoint, chosen: Recipe, folder: str | Path 
     return Calibration.open(Path(folder), checkpoint)
 
 
+def _check_calibrated(calibration: Calibration | None, components: Collection[str]) -> None:
+    """Refuse a bundle for reference images whose scales none were seen for.
+
+    Raises:
+        QwenImageError: not so.
+    """
+    if calibration is not None and "prefix_image" in components and "prefix_image" not in calibration.components:
+        raise QwenImageError(
+            "the calibration saw no reference images; calibrate again with --images, or export with --without vision "
+            "for a bundle that takes none"
+        )
+
+
 def _write(
     checkpoint: Checkpoint,
     chosen: Recipe,
@@ -173,10 +185,12 @@ def _write(
     meter: _Meter,
 ) -> Manifest:
     copied = _copy_host_files(checkpoint.folder, folder)
-    used = {network: calibration.sha256 if calibration and quantised[network].layers else None for network in NETWORKS}
+    names = networks(plan.components)
+    used = {network: calibration.sha256 if calibration and quantised[network].layers else None for network in names}
+    graphs = {network: [name for name in plan.components if NETWORK[name] == network] for network in names}
 
     def made_from(network: str) -> str:
-        return origin(checkpoint, network, chosen, used[network], plan.weights, hashes)
+        return origin(checkpoint, network, graphs[network], chosen, used[network], plan.weights, hashes)
 
     # Waits for the hashes, and only where something might be reused.
     kept = previous.origins if previous is not None else {}
@@ -191,7 +205,14 @@ def _write(
             part = reuse_network(previous, output, item.network, folder, hashes)
         if part is None:
             part = write_network(
-                checkpoint, item.network, chosen, quantised[item.network], plan.weights, folder, hashes, meter.add
+                checkpoint,
+                graphs[item.network],
+                chosen,
+                quantised[item.network],
+                plan.weights,
+                folder,
+                hashes,
+                meter.add,
             )
         else:
             meter.add(f"weights of {item.network}", item.bundle_bytes)
@@ -211,13 +232,14 @@ def _write(
             transformer_file=None
             if checkpoint.transformer_file is None
             else str(checkpoint.transformer_file.absolute()),
+            attention=checkpoint.attention,
         ),
         dims=dims(checkpoint),
         facts=model_facts(checkpoint),
         embeddings=embeddings,
         components={name: entry for part in parts for name, entry in part.components.items()},
         files={**copied, **{name: entry for part in parts for name, entry in part.describe_files().items()}},
-        origins={network: made_from(network) for network in NETWORKS},
+        origins={network: made_from(network) for network in names},
         loras=tuple(
             LoraEntry(lora.path.name, str(lora.path.absolute()), hashes[lora.path], lora.scale)
             for lora in checkpoint.loras

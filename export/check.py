@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qwen_image_engine.export.network_folder import NETWORKS
 from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.engine import NETWORK
 from qwen_image_engine.reference.network_tensors import read_tensors
 from qwen_image_engine.reference.pipeline import schedule_config
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
@@ -18,5 +18,5 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
     load_tokenizer(checkpoint.folder)
     schedule_config(checkpoint)
     checkpoint.token_embeddings()
-    for network in NETWORKS:
+    for network in dict.fromkeys(NETWORK.values()):
         read_tensors(checkpoint, network)

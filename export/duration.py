@@ -12,10 +12,21 @@ import torch
 from qwen_image_engine.export.file_hashes import hashing_threads
 from qwen_image_engine.export.weight_file import Entry, Stored, entry_bytes
 from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.engine import NETWORK
 
 # Tracing is Python: seconds of a graph to begin with and for each layer, fitted to exports of `shapes` (3 and 7 layers)
 # and of the released sizes (36 and 32), where `_interpreter_seconds` were `_PACE`. The VAE has one depth.
-_TRACING = {"text_encoder": (3.3, 0.68), "prefix": (2.9, 0.6), "step": (2.8, 0.83), "vae": (22.0, 0.0)}
+_TRACING = {
+    "text_encoder": (3.3, 0.68),
+    "vision": (3.3, 0.6),
+    "prefix": (2.9, 0.6),
+    "prefix_image": (3.6, 1.4),
+    "step": (2.8, 0.83),
+    "joint": (2.8, 0.83),
+    "vae_decoder_mid": (4.0, 0.0),
+    "vae_decoder_up": (9.0, 0.0),
+    "vae_encoder": (9.0, 0.0),
+}
 _PACE = 0.041
 _START_S = 3.0  # imports, and the checkpoint's check
 _DISK = 4.5e-9  # seconds a byte: what writing 17 GB took beyond the trial's pace; a trial that writes is not wanted
@@ -25,11 +36,14 @@ _TRIAL_BYTES = 4 << 20
 _HASHED_BYTES = 64 << 20
 
 
-def export_seconds(checkpoint: Checkpoint, entries: Sequence[Entry], *, linked: bool) -> float:
+def export_seconds(
+    checkpoint: Checkpoint, components: Sequence[str], entries: Sequence[Entry], *, linked: bool
+) -> float:
     """Seconds of exporting `checkpoint`, reading each kind of weight once on trial.
 
     Args:
         checkpoint: to be exported.
+        components: of it.
         entries: of all weight files that the export writes.
         linked: whether the checkpoint's own files are linked in their place.
 
@@ -38,11 +52,11 @@ def export_seconds(checkpoint: Checkpoint, entries: Sequence[Entry], *, linked: 
     """
     layers = {
         "text_encoder": checkpoint.text_encoder.num_hidden_layers,
-        "prefix": checkpoint.transformer.num_layers,
-        "step": checkpoint.transformer.num_layers,
+        "vision": checkpoint.vision.depth,
+        "transformer": checkpoint.transformer.num_layers,
         "vae": 0,
     }
-    tracing = sum(once + each * layers[name] for name, (once, each) in _TRACING.items())
+    tracing = sum(_TRACING[name][0] + _TRACING[name][1] * layers[NETWORK[name]] for name in components)
     working = _START_S + tracing * _interpreter_seconds() / _PACE + (0.0 if linked else _writing_seconds(entries))
     stored = sum(component.nbytes for component in checkpoint.components.values())
     hashing = stored * _hashing_seconds_per_byte() / hashing_threads()

@@ -93,6 +93,10 @@ def _decompose(graph: ir.Graph, attention: ir.Node) -> None:
         never = add_constant(graph, "never", np.array(-np.inf, dtype=np.float32))
         scores = ir.node("Where", [mask.outputs[0], scores.outputs[0], never])
         nodes += [shape, ones, seen, mask, scores]
+    elif len(attention.inputs) > 3 and attention.inputs[3] is not None:
+        never = add_constant(graph, "never", np.array(-np.inf, dtype=np.float32))
+        scores = ir.node("Where", [attention.inputs[3], scores.outputs[0], never])
+        nodes += [scores]
     softmax = ir.node("Softmax", scores.outputs, {"axis": -1})
     softmax.outputs[0].type = q.type
     graph.insert_before(attention, [*nodes, softmax])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from qwen_image_engine.export.fp8_attention import fp8_scale_name
 from qwen_image_engine.export.network_weights import network_weights
 from qwen_image_engine.export.placing import link_weights, place_weights
 from qwen_image_engine.export.recipe import Recipe
+from qwen_image_engine.export.selection import networks
 from qwen_image_engine.export.trace import IR_VERSION, OPSET, trace
 from qwen_image_engine.export.weight_file import Stored, WeightFile
 from qwen_image_engine.reference.checkpoint import Checkpoint
@@ -36,13 +37,15 @@ from qwen_image_engine.runtime.manifest import (
 
 MODEL_FILES = {
     "text_encoder": "text_encoder/model.onnx",
+    "vision": "vision/model.onnx",
     "prefix": "transformer/prefix.onnx",
+    "prefix_image": "transformer/prefix_image.onnx",
     "step": "transformer/step.onnx",
+    "joint": "transformer/joint.onnx",
     "vae_decoder_mid": "vae/decoder_mid.onnx",
     "vae_decoder_up": "vae/decoder_up.onnx",
     "vae_encoder": "vae/encoder.onnx",
 }
-NETWORKS = tuple(dict.fromkeys(NETWORK.values()))
 
 _PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
 
@@ -67,7 +70,7 @@ class NetworkFolder:
 
 def write_network(
     checkpoint: Checkpoint,
-    network: str,
+    components: Sequence[str],
     recipe: Recipe,
     quantised: QuantisedNetwork,
     weights: str,
@@ -75,7 +78,7 @@ def write_network(
     hashes: Mapping[Path, str],
     progress: Progress,
 ) -> NetworkFolder:
-    """Write `network`'s folder, quantised as said, into `bundle`.
+    """Write the folder of a network, quantised as said, into `bundle`: its `components`, and what they read of it.
 
     `hashes` has the SHA-256 of its weight files in the checkpoint.
 
@@ -84,8 +87,8 @@ def write_network(
             linear does not run as one.
         OSError: the bundle cannot be written.
     """
+    (network,) = networks(components)
     entries = network_weights(checkpoint, network, recipe.dtype, quantised)
-    components = [name for name, owner in NETWORK.items() if owner == network]
     graphs = {}
     for component in components:
         progress(f"graph of {component}", 0)
@@ -101,7 +104,8 @@ def write_network(
         tensors = read_tensors(checkpoint, network)
         places = link_weights(checkpoint.stored(network), [*tensors, *([table] if table else [])], folder)
     else:
-        copies = [WeightFile("weights.safetensors", entries)]
+        read = {name for graph in graphs.values() for name in graph.graph.initializers}
+        copies = [WeightFile("weights.safetensors", [entry for entry in entries if entry.name in read])]
         if table is not None:
             copies.append(WeightFile("embeddings.safetensors", [Stored(table, table.dtype)]))
         places = {}

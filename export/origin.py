@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -40,6 +40,7 @@ def tool() -> Tool:
 def origin(
     checkpoint: Checkpoint,
     network: str,
+    components: Sequence[str],
     recipe: Recipe,
     calibration: str | None,
     weights: str,
@@ -49,7 +50,8 @@ def origin(
     facts = {
         "tool": tool().source_sha256,
         "network": network,
-        "config": repr(getattr(checkpoint, network)),
+        "components": list(components),
+        "config": [repr(getattr(checkpoint, name)) for name in ("transformer", "text_encoder", "vision", "vae")],
         "target": recipe.target,
         "precision": recipe.precision,
         "weights": weights,

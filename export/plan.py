@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,10 +13,11 @@ from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.export.duration import export_seconds
 from qwen_image_engine.export.network_weights import network_weights
 from qwen_image_engine.export.recipe import Recipe
+from qwen_image_engine.export.selection import networks, selected
 from qwen_image_engine.export.stage_memory import stage_memory
 from qwen_image_engine.export.weight_file import entry_bytes
 from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.component import Component
+from qwen_image_engine.reference.component import VISION
 from qwen_image_engine.reference.engine import dims
 from qwen_image_engine.reference.pipeline import model_facts
 from qwen_image_engine.reference.tensor_file import TensorInfo
@@ -29,7 +30,7 @@ Weights = Literal["copy", "link"]
 _EXPORT_BYTES = 460_000_000
 _EXPORT_BYTES_PER_LAYER = 3_400_000
 
-_EMBEDDINGS = "embed_tokens.weight"
+_VAE_ENCODER = ("encoder.", "quant_conv.")
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class NetworkPlan:
     """One network of the checkpoint.
 
     Attributes:
-        network: the checkpoint's folder.
+        network: its name.
         dtypes: stored elements by dtype.
-        stored_parameters: everything in its files.
+        stored_parameters: everything of it in the checkpoint's files.
         parameters: those that the graphs read.
-        stored_bytes: of everything in its files.
+        stored_bytes: of everything of it in the checkpoint's files.
         bundle_bytes: what its weights add to the bundle's disk.
         engine_bytes: what its weights take in memory when an engine holds them.
     """
@@ -63,15 +64,18 @@ class ExportPlan:
         target: as asked.
         precision: as asked.
         weights: as asked.
+        components: that the bundle has.
         networks: in the order they run.
         export_memory_bytes: estimate of the exporter's peak.
-        resident_bytes: weights that `run --memory resident` holds, prefix and step each with the transformer's.
+        resident_bytes: weights that `run --memory resident` holds without reference images, prefix and step each with
+            the transformer's.
         sequential_bytes: weights that `run --memory sequential` holds at once.
     """
 
     target: str
     precision: str
     weights: Weights
+    components: tuple[str, ...]
     networks: tuple[NetworkPlan, ...]
     export_memory_bytes: int
     resident_bytes: int
@@ -89,9 +93,13 @@ class ExportPlan:
 
 
 def plan_export(
-    checkpoint: Checkpoint, recipe: Recipe, quantised: Mapping[str, QuantisedNetwork], weights: Weights
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    quantised: Mapping[str, QuantisedNetwork],
+    weights: Weights,
+    components: Sequence[str] | None = None,
 ) -> ExportPlan:
-    """The plan of exporting `checkpoint` with `recipe`, networks by name `quantised` as it says.
+    """The plan of exporting `components` of `checkpoint`, by default all, networks `quantised` as `recipe` says.
 
     Raises:
         UsageError: weights that adapters are merged into are to be linked.
@@ -100,38 +108,41 @@ def plan_export(
         raise UsageError(
             "--weights link with --lora: merged weights are no bytes of the checkpoint's files; use --weights copy"
         )
-    networks = tuple(
-        _network(checkpoint, name, recipe, quantised[name], weights) for name in ("text_encoder", "transformer", "vae")
-    )
-    engines = {network.network: network.engine_bytes for network in networks}
+    chosen = selected(checkpoint) if components is None else tuple(components)
+    plans = tuple(_network(checkpoint, name, recipe, quantised[name], weights, chosen) for name in networks(chosen))
+    engines = {network.network: network.engine_bytes for network in plans}
+    passes = 1 if checkpoint.transformer.bidirectional else 2
     return ExportPlan(
         target=recipe.target,
         precision=recipe.precision,
         weights=weights,
-        networks=networks,
+        components=chosen,
+        networks=plans,
         export_memory_bytes=_EXPORT_BYTES
         + _EXPORT_BYTES_PER_LAYER * (checkpoint.transformer.num_layers + checkpoint.text_encoder.num_hidden_layers),
-        resident_bytes=sum(engines.values()) + engines["transformer"],
+        resident_bytes=engines["text_encoder"] + passes * engines["transformer"] + engines["vae"],
         sequential_bytes=max(engines.values()),
     )
 
 
 def plan_seconds(
-    checkpoint: Checkpoint, recipe: Recipe, quantised: Mapping[str, QuantisedNetwork], weights: Weights
+    checkpoint: Checkpoint, recipe: Recipe, quantised: Mapping[str, QuantisedNetwork], plan: ExportPlan
 ) -> float:
     """How long that export takes here; tries for a second or two, see `duration.export_seconds`."""
     entries = [
         entry
-        for name in ("text_encoder", "transformer", "vae")
+        for name in networks(plan.components)
         for entry in network_weights(checkpoint, name, recipe.dtype, quantised[name])
     ]
-    return export_seconds(checkpoint, entries, linked=weights == "link")
+    return export_seconds(checkpoint, plan.components, entries, linked=plan.weights == "link")
 
 
-def plan_stages(checkpoint: Checkpoint, plan: ExportPlan, width: int, height: int) -> dict[str, int]:
-    """What a process holds in each stage of a picture of that size, see `stage_memory`."""
+def plan_stages(
+    checkpoint: Checkpoint, plan: ExportPlan, width: int, height: int, references: Sequence[tuple[int, int]] = ()
+) -> dict[str, int]:
+    """What a process holds in each stage of a picture of that size with reference images, see `stage_memory`."""
     weights = {network.network: network.engine_bytes for network in plan.networks}
-    return stage_memory(dims(checkpoint), weights, width, height, model_facts(checkpoint).decoder_halo)
+    return stage_memory(dims(checkpoint), weights, width, height, model_facts(checkpoint).decoder_halo, references)
 
 
 def check_memory(plan: ExportPlan) -> None:
@@ -166,28 +177,58 @@ def check_disk(plan: ExportPlan, bundle: Path) -> int:
     return free
 
 
-def _read(component: Component) -> list[TensorInfo]:
+def _read(checkpoint: Checkpoint, network: str, components: Collection[str]) -> list[TensorInfo]:
     """The tensors that go into the bundle: the graphs' and the table the host gathers from."""
+    stored = checkpoint.stored(network)
+    unread = () if network != "vae" or "vae_encoder" in components else _VAE_ENCODER
     return [
         tensor
-        for tensor in component.tensors.values()
-        if not component.may_stay_unread(tensor.name) or tensor.name.endswith(_EMBEDDINGS)
+        for tensor in stored.tensors.values()
+        if not tensor.name.startswith(unread)
+        and (not stored.may_stay_unread(tensor.name) or (network == "text_encoder" and _is_table(tensor)))
     ]
 
 
+def _is_table(tensor: TensorInfo) -> bool:
+    return tensor.name.endswith("embed_tokens.weight")
+
+
+def _own(checkpoint: Checkpoint, network: str) -> list[TensorInfo]:
+    """What is stored of a network; the vision tower's tensors are among the text encoder's."""
+    stored = checkpoint.stored(network).tensors.values()
+    if network not in ("text_encoder", "vision"):
+        return list(stored)
+    return [tensor for tensor in stored if tensor.name.startswith(VISION.prefix) == (network == "vision")]
+
+
 def _network(
-    checkpoint: Checkpoint, name: str, recipe: Recipe, quantised: QuantisedNetwork, weights: Weights
+    checkpoint: Checkpoint,
+    name: str,
+    recipe: Recipe,
+    quantised: QuantisedNetwork,
+    weights: Weights,
+    components: Collection[str],
 ) -> NetworkPlan:
-    component = checkpoint.stored(name)
-    tensors = _read(component)
-    graphs = sum(map(entry_bytes, network_weights(checkpoint, name, recipe.dtype, quantised)))
-    table = sum(tensor.nbytes for tensor in tensors if tensor.name.endswith(_EMBEDDINGS))
+    own, read = _own(checkpoint, name), _read(checkpoint, name, components)
+    names = {tensor.name for tensor in read}
+    # What a recipe adds, such as scales, is named after what it belongs to and is always read.
+    stored = set(checkpoint.stored(name).tensors)
+    entries = network_weights(checkpoint, name, recipe.dtype, quantised)
+    graphs = sum(entry_bytes(entry) for entry in entries if entry.name in names or entry.name not in stored)
+    table = sum(tensor.nbytes for tensor in read if _is_table(tensor))
     return NetworkPlan(
-        network=component.name,
-        dtypes=component.dtypes,
-        stored_parameters=component.parameters,
-        parameters=sum(tensor.elements for tensor in tensors),
-        stored_bytes=component.nbytes,
+        network=name,
+        dtypes=_dtypes(own),
+        stored_parameters=sum(tensor.elements for tensor in own),
+        parameters=sum(tensor.elements for tensor in read),
+        stored_bytes=sum(tensor.stored.nbytes for tensor in own),
         bundle_bytes=0 if weights == "link" else graphs + table,
         engine_bytes=graphs,
     )
+
+
+def _dtypes(tensors: Sequence[TensorInfo]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for tensor in tensors:
+        counts[tensor.stored.dtype] = counts.get(tensor.stored.dtype, 0) + tensor.elements
+    return counts

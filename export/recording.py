@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from tokenizers import Tokenizer
 
 from qwen_image_engine.engines.contract import Contract
@@ -26,16 +27,23 @@ STEPS = 8
 
 LONG_PROMPT_TOKENS = 600
 
+REFERENCE_RESOLUTION = 288
+"""The released processor leaves what is fitted to it as it is, whatever the aspect ratio."""
+
+
+_STEP = {False: "step", True: "joint"}
+
 
 @dataclass(frozen=True)
 class Case:
-    """One request. Sizes in pixels."""
+    """One request. Sizes in pixels; reference images are fitted to `REFERENCE_RESOLUTION`."""
 
     name: str
     prompt: str
     width: int
     height: int
     seed: int = 7
+    references: tuple[Image.Image, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,17 +72,34 @@ class Recording:
     steps: list[TeacherStep] = field(default_factory=list)
 
 
-def default_cases(tokenizer: Tokenizer) -> tuple[Case, ...]:
-    """Three prompt lengths, two scripts, three sizes; small ones, which hold every operation that large ones do."""
+def default_cases(tokenizer: Tokenizer, *, references: bool = True) -> tuple[Case, ...]:
+    """Three prompt lengths, two scripts, three sizes; small ones, which hold every operation that large ones do.
+
+    With `references` one more, with two images of which one is part transparent.
+    """
     sentence = "a red circle on the left, a blue square in the center and a green triangle at the top right, "
     count = 1
     while len(tokenizer.encode(sentence * count).ids) < LONG_PROMPT_TOKENS:
         count += 1
+    edit = Case(
+        "edit",
+        "make the circle blue and put it where the square is in the second picture",
+        128,
+        160,
+        references=(_drawn(400, 300, 7), _drawn(200, 260, 8).convert("RGB")),
+    )
     return (
         Case("english", "a red circle in the center on a white background", 256, 256),
         Case("chinese", "左边有一个蓝色的正方形，右边有一个绿色的三角形，透明背景", 192, 128),
         Case("long", sentence * count, 128, 224),
+        *([edit] if references else []),
     )
+
+
+def _drawn(width: int, height: int, seed: int) -> Image.Image:
+    """Soft patches of any colour and opacity, RGBA."""
+    patches = np.random.default_rng(seed).integers(0, 256, (6, 8, 4)).astype(np.uint8)
+    return Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resident") -> list[Recording]:
@@ -100,18 +125,21 @@ def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resi
             calls.clear()
             steps = None if schedule.sample_sigmas else STEPS
             final = None
-            conditioning = pipeline.encode(case.prompt)
+            images = pipeline.read_references(case.references, REFERENCE_RESOLUTION).images
+            conditioning = pipeline.encode(case.prompt, images)
             for step in pipeline.sample(
                 conditioning, width=case.width, height=case.height, steps=steps, seed=case.seed
             ):
                 final = step.latents
             assert final is not None
             pipeline.decode(final, case.width, case.height)
-            components.run("vae_encoder", {"image": calls["vae_decoder_up"][0].outputs["image"]})
+            if not images:
+                components.run("vae_encoder", {"image": calls["vae_decoder_up"][0].outputs["image"]})
             levels = sigmas(schedule, steps, final.shape[1])
             trajectory = [
-                TeacherStep(call.inputs["latents"], float(sigma), call.outputs["velocity"])
-                for call, sigma in zip(calls["step"], levels, strict=False)
+                TeacherStep(latents, float(sigma), call.outputs["velocity"][:, -final.shape[1] :])
+                for call, sigma in zip(calls[_STEP[pipeline.facts.bidirectional]], levels, strict=False)
+                for latents in [call.inputs["latents"][:, -final.shape[1] :]]
             ]
             recordings.append(Recording(case, dict(calls), trajectory))
     return recordings
@@ -130,7 +158,7 @@ class _RecordingEngine:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         outputs = self._engine.run(inputs)
-        self._calls.setdefault(self.contract.component, []).append(Call(dict(inputs), outputs))
+        self._calls.setdefault(self.contract.component, []).append(Call(dict(inputs), dict(outputs)))
         return outputs
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from qwen_image_engine.export.constants import add_constant
 from qwen_image_engine.export.sizes import width
 
 # What a factor passes through, and rounding does not change the names of.
-_LINEAR = frozenset({"Transpose", "Reshape", "Cast", "RotaryEmbedding", "QuantizeLinear", "DequantizeLinear"})
+_LINEAR = frozenset({"Transpose", "Reshape", "Cast", "RotaryEmbedding", "Slice", "QuantizeLinear", "DequantizeLinear"})
 
 
 class ScaleIntoQueryNorm(InPlacePass):
@@ -23,21 +23,23 @@ class ScaleIntoQueryNorm(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Attention whose queries come from no norm keeps its scale."""
-        modified = False
+        scaled: dict[ir.Node, float] = {}
         for node in list(model.graph):
             norm = query_norm(node) if node.op_type == "Attention" and node.domain == "" else None
             if norm is not None and node.inputs[0] is not None:
-                default = width(node.inputs[0]) ** -0.5
-                _scale_weight(model.graph, norm, node.attributes.get_float("scale", default))
+                factor = node.attributes.get_float("scale", width(node.inputs[0]) ** -0.5)
+                if norm not in scaled:  # a reference image and the text after it are two attentions of one norm
+                    _scale_weight(model.graph, norm, factor)
+                    scaled[norm] = factor
+                assert scaled[norm] == factor, f"{model.graph.name}: two scales for the queries of {norm.name}"
                 node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
-                modified = True
-        return PassResult(model, modified)
+        return PassResult(model, bool(scaled))
 
 
 def query_norm(attention: ir.Node) -> ir.Node | None:
     """The RMS norm that an Attention's queries come from, None where they come from none."""
     value = attention.inputs[0]
-    while value is not None and len(value.uses()) == 1:
+    while value is not None and (len(value.uses()) == 1 or _is_sliced(value)):
         node = value.producer()
         if node is None or node.op_type == "RMSNormalization":
             return node
@@ -45,6 +47,11 @@ def query_norm(attention: ir.Node) -> ir.Node | None:
             return None
         value = node.inputs[0]
     return None
+
+
+def _is_sliced(value: ir.Value) -> bool:
+    """Whether all that reads it are Slices, each for an attention of its own."""
+    return all(use.node.op_type == "Slice" for use in value.uses())
 
 
 def _scale_weight(graph: ir.Graph, norm: ir.Node, factor: float) -> None:

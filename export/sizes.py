@@ -122,14 +122,12 @@ def runtime_shape(graph: ir.Graph, wanted: Axes) -> ir.Value:
         if isinstance(axis, int):
             parts.append(add_constant(graph, f"shape_{axis}", np.array([axis], dtype=np.int64)))
         else:
-            found = _source(graph, axis)
-            if found is None:
-                raise ValueError(f"no input of {graph.name} has an axis {axis}")
-            nodes.append(ir.node("Shape", [found.value], {"start": found.axis, "end": found.axis + 1}))
-            if found.divisor != 1:
-                divisor = add_constant(graph, f"shape_{found.divisor}", np.array([found.divisor], dtype=np.int64))
-                nodes.append(ir.node("Div", [nodes[-1].outputs[0], divisor]))
-            parts.append(nodes[-1].outputs[0])
+            terms = [_read(graph, nodes, term) for term in _terms(axis)]
+            total = terms[0]
+            for term in terms[1:]:
+                nodes.append(ir.node("Add", [total, term]))
+                total = nodes[-1].outputs[0]
+            parts.append(total)
     concat = ir.node("Concat", parts, {"axis": 0})
     output = concat.outputs[0]
     output.name, output.type, output.shape = name, ir.TensorType(ir.DataType.INT64), ir.Shape([len(wanted)])
@@ -139,7 +137,25 @@ def runtime_shape(graph: ir.Graph, wanted: Axes) -> ir.Value:
 
 def readable(graph: ir.Graph, wanted: Axes) -> bool:
     """Whether the inputs of the graph have all symbols of `wanted`."""
-    return all(isinstance(axis, int) or (_FACTORED.fullmatch(axis) and _source(graph, axis)) for axis in wanted)
+    terms = [term for axis in wanted if isinstance(axis, str) for term in _terms(axis)]
+    return all(_FACTORED.fullmatch(term) and _source(graph, term) for term in terms)
+
+
+def _terms(axis: str) -> list[str]:
+    """Of a sum: "text + image"."""
+    return [term.strip() for term in axis.split("+")]
+
+
+def _read(graph: ir.Graph, nodes: list[ir.Node], symbol: str) -> ir.Value:
+    """The size `symbol` by nodes that are added to `nodes`."""
+    found = _source(graph, symbol)
+    if found is None:
+        raise ValueError(f"no input of {graph.name} has an axis {symbol}")
+    nodes.append(ir.node("Shape", [found.value], {"start": found.axis, "end": found.axis + 1}))
+    if found.divisor != 1:
+        divisor = add_constant(graph, f"shape_{found.divisor}", np.array([found.divisor], dtype=np.int64))
+        nodes.append(ir.node("Div", [nodes[-1].outputs[0], divisor]))
+    return nodes[-1].outputs[0]
 
 
 class _Source(NamedTuple):

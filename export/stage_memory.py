@@ -5,7 +5,7 @@ The measurements are benchmarks/results/full-size-*.json; docs/full-size.md has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from qwen_image_engine.engines.contract import Dims
 from qwen_image_engine.runtime.tiles import spans
@@ -23,7 +23,13 @@ _DECODER_WIDTHS = 225  # activations that a latent of the largest tile holds at 
 
 
 def stage_memory(
-    sizes: Dims, weights: Mapping[str, int], width: int, height: int, halo: int, tokens: int = PROMPT_TOKENS
+    sizes: Dims,
+    weights: Mapping[str, int],
+    width: int,
+    height: int,
+    halo: int,
+    references: Sequence[tuple[int, int]] = (),
+    tokens: int = PROMPT_TOKENS,
 ) -> dict[str, int]:
     """Bytes that a process holds at most in each stage of one picture, one engine loaded at a time ("sequential").
 
@@ -33,10 +39,13 @@ def stage_memory(
         width: of the picture, in pixels.
         height: of the picture, in pixels.
         halo: of the decoder's tiles, in latents.
+        references: (width, height) of the reference images as they are fitted, in pixels.
         tokens: of the prompt.
     """
     inner, rows, columns = sizes.heads * sizes.head_dim, height // 16, width // 16
-    cache = 2 * sizes.layers * tokens * inner * _F32
+    latents = [width // 16 * (height // 16) for width, height in references]
+    cache = cache_bytes(sizes, tokens + sum(latents))
+    tokens += sum(latents) // 4
     tile = max(_reads(rows, halo)) * max(_reads(columns, halo))
     return {
         # These two are run once, on weights mapped from their file.
@@ -47,6 +56,11 @@ def stage_memory(
         + int(weights["vae"] * _DECODER_WEIGHTS)
         + tile * sizes.features * _F32 * _DECODER_WIDTHS,
     }
+
+
+def cache_bytes(sizes: Dims, tokens: int, bytes_each: int = _F32) -> int:
+    """Of the keys and values of a prefix."""
+    return 2 * sizes.layers * tokens * sizes.heads * sizes.head_dim * bytes_each
 
 
 def _reads(side: int, halo: int) -> list[int]:

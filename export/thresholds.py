@@ -34,13 +34,24 @@ _INT8 = Threshold(
     "encoder and 1% in keys and values of `shapes`; a rotation or a scale that is wrong costs 30% and more",
 )
 
+_INT8_STEP = Threshold(
+    0.02,
+    "the mean over the schedule, at which pictures stay the same; the last step's velocity is a small "
+    "difference of large terms and 3 times as far off, so the worst is reported and not held to it",
+    cosine=0.9998,
+    over="mean",
+)
+
 
 def _static(relative_l2: float, cosine: float, reason: str) -> Mapping[str, Threshold]:
     """Of a bundle whose transformer alone is quantised."""
     return {
         "text_encoder": _ROUNDING,
+        "vision": _ROUNDING,
         "prefix": Threshold(2 * relative_l2, reason),
+        "prefix_image": Threshold(2 * relative_l2, reason),
         "step": Threshold(relative_l2, reason, cosine=cosine, over="mean"),
+        "joint": Threshold(relative_l2, reason, cosine=cosine, over="mean"),
         "vae_decoder_mid": _ROUNDING,
         "vae_decoder_up": _ROUNDING,
         "vae_encoder": _ROUNDING,
@@ -51,8 +62,11 @@ def _static(relative_l2: float, cosine: float, reason: str) -> Mapping[str, Thre
 THRESHOLDS: Mapping[tuple[str, str], Mapping[str, Threshold]] = {
     ("cpu", "fp32"): {
         "text_encoder": _ROUNDING,
+        "vision": _ROUNDING,
         "prefix": _ROUNDING,
+        "prefix_image": _ROUNDING,
         "step": _ROUNDING,
+        "joint": _ROUNDING,
         "vae_decoder_mid": _ROUNDING,
         "vae_decoder_up": _ROUNDING,
         "vae_encoder": _ROUNDING,
@@ -64,14 +78,11 @@ THRESHOLDS: Mapping[tuple[str, str], Mapping[str, Threshold]] = {
     },
     ("cpu", "int8"): {
         "text_encoder": _INT8,
+        "vision": _ROUNDING,
         "prefix": _INT8,
-        "step": Threshold(
-            0.02,
-            "the mean over the schedule, at which pictures stay the same; the last step's velocity is a small "
-            "difference of large terms and 3 times as far off, so the worst is reported and not held to it",
-            cosine=0.9998,
-            over="mean",
-        ),
+        "prefix_image": _INT8,
+        "step": _INT8_STEP,
+        "joint": _INT8_STEP,
         "vae_decoder_mid": _ROUNDING,
         "vae_decoder_up": _ROUNDING,
         "vae_encoder": _ROUNDING,

@@ -44,12 +44,13 @@ class ScaleValues(InPlacePass):
         for pair in self._pairs:
             found = _VALUES.fullmatch(pair.first)
             assert found is not None
-            name = f"value_{found[1]}"
+            name, scales = f"value_{found[1]}", scales_name(pair)
             if name in inputs:
-                _scale_input(graph, inputs[name], scales_name(pair))
-            elif name in outputs:
-                _scale_output(graph, outputs[name], scales_name(pair))
-            modified |= name in inputs or name in outputs
+                _scale_input(graph, inputs[name], scales)
+            leaving = [output for output in (name, f"own_{name}") if output in outputs]
+            for output in leaving:
+                _scale_output(graph, outputs[output], scales)
+            modified |= name in inputs or bool(leaving)
         return PassResult(model, modified)
 
 

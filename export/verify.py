@@ -10,7 +10,7 @@ from pathlib import Path
 from qwen_image_engine.engines.engine import Array, load_engine, package_name, require
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.export.compare import Difference, difference, worst
-from qwen_image_engine.export.recording import Call, Case, Recording, default_cases, record
+from qwen_image_engine.export.recording import REFERENCE_RESOLUTION, Call, Case, Recording, default_cases, record
 from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold, thresholds
 from qwen_image_engine.export.verification import Row, Verification
 from qwen_image_engine.reference.checkpoint import Checkpoint
@@ -29,6 +29,7 @@ def verify_bundle(
     *,
     transformer_file: str | Path | None = None,
     loras: Sequence[LoraFile] | None = None,
+    attention: str | None = None,
     engine: str = "onnxruntime",
     threads: int | None = None,
     memory: Memory = "resident",
@@ -41,10 +42,11 @@ def verify_bundle(
         checkpoint: folder or hub name; None for the path that the manifest names.
         transformer_file: the single file of the transformer; None for the one that the manifest names, if any.
         loras: adapters, in the order in which they were merged; None for those that the manifest names, if any.
+        attention: of the transformer; None for what the manifest names, if anything.
         engine: backend that runs the bundle.
         threads: of one engine; None for every core.
         memory: how the reference holds its networks.
-        cases: requests to record; None for three prompts at three sizes.
+        cases: requests to record; None for three prompts at three sizes, and an edit where the bundle can do one.
 
     Raises:
         QwenImageError: a file is not as its hash says, the checkpoint is another than the bundle's, the precision has
@@ -61,8 +63,9 @@ def verify_bundle(
         faults = verify_files(bundle, manifest, bar.advance)
     if faults:
         raise _changed(bundle, manifest, faults)
-    opened = _open(bundle, manifest, checkpoint, transformer_file, loras)
-    chosen = default_cases(load_tokenizer(bundle)) if cases is None else cases
+    opened = _open(bundle, manifest, checkpoint, transformer_file, loras, attention)
+    references = not manifest.absent_for_references
+    chosen = default_cases(load_tokenizer(bundle), references=references) if cases is None else cases
     with ProgressBar("running the reference", 0):
         recordings = record(opened, chosen, memory)
     with ProgressBar(f"running {engine}", 0):
@@ -112,6 +115,7 @@ def _open(
     named: str | Path | None,
     transformer_file: str | Path | None,
     loras: Sequence[LoraFile] | None,
+    attention: str | None,
 ) -> Checkpoint:
     """The checkpoint, which must be the one that the bundle was made from; what is not named is where it was then."""
     expected = manifest.checkpoint
@@ -126,6 +130,7 @@ def _open(
             expected.path if named is None else named,
             transformer_file=expected.transformer_file if transformer_file is None else transformer_file,
             loras=[LoraFile(Path(lora.path), lora.scale) for lora in manifest.loras] if loras is None else loras,
+            attention=expected.attention if attention is None else attention,
         )
     except QwenImageError as error:
         if not unnamed:
@@ -161,8 +166,10 @@ def _components(
     for name, entry in manifest.components.items():
         with closing(load_engine(engine, bundle / entry.model, entry.contract, threads)) as running:
             for recording in recordings:
-                runs = tuple(_outputs(call, running.run(call.inputs)) for call in recording.calls[name])
-                yield Row(name, recording.case.name, runs, thresholds[name])
+                calls = recording.calls.get(name, ())
+                if calls:
+                    runs = tuple(_outputs(call, running.run(call.inputs)) for call in calls)
+                    yield Row(name, recording.case.name, runs, thresholds[name])
 
 
 def _outputs(call: Call, found: Mapping[str, Array]) -> Difference:
@@ -176,6 +183,8 @@ def _teacher_forced(
     with QwenImage.load(bundle, engine=engine, memory="sequential", threads=threads) as pipeline:
         for recording in recordings:
             case = recording.case
-            velocity = pipeline.denoiser(pipeline.encode(case.prompt), width=case.width, height=case.height)
+            images = pipeline.read_references(case.references, REFERENCE_RESOLUTION).images
+            conditioning = pipeline.encode(case.prompt, images)
+            velocity = pipeline.denoiser(conditioning, width=case.width, height=case.height)
             runs = tuple(difference(velocity(step.latents, step.sigma), step.velocity) for step in recording.steps)
             yield Row(TEACHER_FORCED, case.name, runs, threshold)

@@ -15,7 +15,6 @@ from typing import Any
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.reference.json_reader import MISSING, Reader
 
-
 ATTENTION = ("causal", "bidirectional")
 """How tokens of the transformer see each other: as in 2.1, block-causal, or as the report describes 2.0, all of all."""
 
@@ -24,8 +23,8 @@ ATTENTION = ("causal", "bidirectional")
 class TransformerConfig:
     """Dimensions of the block-causal MMDiT, from transformer/config.json.
 
-    `axes_dims_rope` are the rotary dimensions of (frame, row, column); they sum to `attention_head_dim`. Where attention
-    is `bidirectional` every token sees every other and is modulated by the step's t; else it is block-causal.
+    `axes_dims_rope` are the rotary dimensions of (frame, row, column); they sum to `attention_head_dim`. Where it is
+    `bidirectional` every token sees every other and is modulated by the step's t; else attention is block-causal.
     """
 
     in_channels: int
@@ -128,7 +127,7 @@ class TextEncoderConfig:
         vision = reader.section("vision_config")
         deepstack = vision.places("deepstack_visual_indexes")
         if len(deepstack) > layers:
-            vision.refuse("deepstack_visual_indexes", f"at most {layers} numbers, one for each text layer that adds one")
+            vision.refuse("deepstack_visual_indexes", f"at most {layers} numbers, as many as text layers")
         return cls(
             vocab_size=text.integer("vocab_size"),
             hidden_size=text.integer("hidden_size"),
@@ -185,7 +184,7 @@ class VisionConfig:
         vision.expect("temporal_patch_size", 2)
         hidden, heads = vision.integer("hidden_size"), vision.integer("num_heads")
         if hidden % heads or hidden // heads % 4:
-            vision.refuse("num_heads", f"a number that cuts hidden_size, {hidden}, into heads of a multiple of 4 channels")
+            vision.refuse("num_heads", f"heads of a multiple of 4 channels, {hidden} in all")
         positions = vision.integer("num_position_embeddings")
         side = math.isqrt(positions)
         if side * side != positions:

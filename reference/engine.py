@@ -34,9 +34,6 @@ NETWORK = {
 }
 """The network of each component."""
 
-REFERENCE_COMPONENTS = ("vision", "prefix_image", "vae_encoder")
-"""What runs for reference images alone."""
-
 
 def components(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The components of a checkpoint, by its attention: prefix passes and step, or joint."""
@@ -68,7 +65,7 @@ def dims(checkpoint: Checkpoint) -> Dims:
 
 
 def empty_network(checkpoint: Checkpoint, name: str) -> nn.Module:
-    """One of the networks "transformer", "text_encoder", "vision", "vae" with parameters on "meta" and derived buffers real.
+    """One of the networks of `NETWORK` with parameters on "meta" and derived buffers real.
 
     Raises:
         QwenImageError: config.json asks for more blocks than are stored, or for widths that no tensor can have.

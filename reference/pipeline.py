@@ -16,7 +16,7 @@ from qwen_image_engine.reference.vae import up_halo
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.memory import Components, Memory
 from qwen_image_engine.runtime.model import ModelFacts, VisionFacts
-from qwen_image_engine.runtime.pipeline import COMPONENTS, Origin, QwenImage
+from qwen_image_engine.runtime.pipeline import Origin, QwenImage, preloaded
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
@@ -34,7 +34,7 @@ def reference_pipeline(checkpoint: Checkpoint | str | Path, memory: Memory = "re
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
     components = Components(engine_loader(checkpoint), memory)
-    components.preload(*COMPONENTS)
+    components.preload(*preloaded(checkpoint.transformer.bidirectional))
     return QwenImage(
         components,
         load_tokenizer(checkpoint.folder),
@@ -94,6 +94,9 @@ def model_facts(checkpoint: Checkpoint) -> ModelFacts:
         encoder_mrope_section=checkpoint.text_encoder.mrope_section,
         deepstack=checkpoint.text_encoder.deepstack,
         decoder_halo=up_halo(checkpoint.vae),
+        cache_token_bytes=0
+        if checkpoint.transformer.bidirectional
+        else 2 * 4 * checkpoint.transformer.num_layers * checkpoint.transformer.hidden_size,
         bidirectional=checkpoint.transformer.bidirectional,
         vision=VisionFacts(
             head_dim=checkpoint.vision.head_dim,

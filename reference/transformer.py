@@ -1,9 +1,9 @@
 """The 7B MMDiT: one stream of text and image tokens, block-causal, conditioned on t only where the target is.
 
 Text and reference tokens are modulated from t = 0 and never attend to the target (`causal_condition`), so their keys
-and values are the same at every step. The network therefore runs in passes: `prefix` once a prompt, `prefix_image` once a
-reference image, `step` once a step. 2.0's attention is bidirectional and has one pass, `joint`. Parameter names are the
-checkpoint's.
+and values are the same at every step. The network therefore runs in passes: `prefix` once a prompt, `prefix_image` once
+for each reference image, `step` once a step. 2.0's attention is bidirectional and has one pass, `joint`. Parameter
+names are the checkpoint's.
 """
 
 import torch

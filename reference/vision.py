@@ -88,10 +88,9 @@ class Merger(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N/4, out_hidden_size)."""
         b, _, c = x.shape
-        if self.norm_after:
-            x = self.norm(x.reshape(b, -1, MERGED * c))
-        else:
-            x = self.norm(x).reshape(b, -1, MERGED * c)
+        x = x if self.norm_after else self.norm(x)
+        x = x.reshape(b, -1, MERGED * c)
+        x = self.norm(x) if self.norm_after else x
         return self.linear_fc2(F.gelu(self.linear_fc1(x)))
 
 
@@ -124,7 +123,7 @@ class Vision(nn.Module):
         """
         positions = (self.pos_embed(indices) * weights.unsqueeze(-1)).sum(1)  # (N, C)
         x = self.patch_embed(patches) + positions.to(patches.dtype)
-        deepstack = []
+        deepstack: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             x = block(x, cos, sin)
             if index in self.config.deepstack:

@@ -1,6 +1,7 @@
 """A bundle opened: its manifest, and from it everything that the pipeline is made of."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +14,8 @@ from qwen_image_engine.runtime.bundle_files import check_files
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.machine import reachable_memory_bytes
 from qwen_image_engine.runtime.manifest import ComponentEntry, Manifest, read_manifest
+from qwen_image_engine.runtime.reference import ReferenceSource
+from qwen_image_engine.runtime.reference_image import ReferenceImages
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
@@ -34,6 +37,15 @@ class Bundle:
         manifest = read_manifest(folder)
         check_files(folder, manifest)
         return cls(folder, manifest)
+
+    def read_references(self, sources: Sequence[ReferenceSource], resolution: int) -> ReferenceImages:
+        """Read and fit reference images, before anything is loaded.
+
+        Raises:
+            UsageError: see `ReferenceImages.read`.
+        """
+        manifest = self.manifest
+        return ReferenceImages.read(sources, resolution, manifest.facts.vision, manifest.absent_for_references)
 
     def load_engine(self, component: str, backend: str, threads: int | None = None) -> Engine:
         """Load the graph of `component`; errors as of `engines.engine.load_engine`.

@@ -1,109 +1,287 @@
-"""From a prompt to what conditions the picture: keys and values of the prefix, the same for every step and seed."""
+"""From a prompt and reference images to what conditions the picture: the same for every step, size and seed."""
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.runtime.embedding import EmbeddingTable
-from qwen_image_engine.runtime.layout import text_positions
+from qwen_image_engine.runtime.kept import Kept
+from qwen_image_engine.runtime.latents import pack_latents
+from qwen_image_engine.runtime.layout import (
+    ImageBlock,
+    Segment,
+    TextRun,
+    encoder_positions,
+    prefix_positions,
+    text_mask,
+)
+from qwen_image_engine.runtime.machine import reachable_memory_bytes
 from qwen_image_engine.runtime.memory import Components
 from qwen_image_engine.runtime.model import ModelFacts
 from qwen_image_engine.runtime.prompt import PromptTokens, tokenize
-from qwen_image_engine.runtime.rope import rotary_tables, text_rotary_tables
+from qwen_image_engine.runtime.reference_image import ReferenceImage
+from qwen_image_engine.runtime.reference_pixels import encoder_pixels, vae_pixels
+from qwen_image_engine.runtime.rope import encoder_rotary_tables, rotary_tables
+from qwen_image_engine.runtime.vision import interpolation, vision_patches, vision_rotary_tables
 
-KEPT_PROMPTS = 2
-"""Prompt and negative prompt of the last picture: in fp32 the released model takes 1 MiB a token for each."""
+KEPT_BYTES = 1 << 30
+"""Of encodings, keys and values of earlier requests. Those of the last one stay besides: in fp32 the released model has
+1 MiB of them a token, 4 GiB a reference image of 1024x1024."""
 
-IMAGE_SLOT = "<|image_pad|>"
+Tables = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """An encoded prompt; independent of size, seed and steps, so one serves any number of pictures.
+    """An encoded prompt with its reference images; independent of size, seed and steps: one serves many pictures.
 
     Attributes:
         prompt: as given.
-        text_states: (1, T, context) float32, the encoder's states after the system turn.
-        cache: `key_0`, `value_0`, … of every layer of the transformer, each (1, T, heads, head_dim) float32.
+        references: the SHA-256 of each reference image.
+        segments: text and reference images in order, from behind the system turn on.
+        text_states: (1, T, context) float32, the encoder's states of the text in all segments.
+        latents: (1, h * w, channels) float32 of each reference image.
+        cache: `key_0`, `value_0`, … of every layer of the transformer, each (1, tokens, heads, head_dim) float32; empty
+            where its attention is bidirectional.
     """
 
     prompt: str
+    references: tuple[str, ...]
+    segments: tuple[Segment, ...]
     text_states: NDArray[np.float32]
+    latents: tuple[NDArray[np.float32], ...]
     cache: Mapping[str, NDArray[np.float32]]
 
     @property
     def length(self) -> int:
-        """Tokens of the prefix: the target's frame position."""
-        return int(self.text_states.shape[1])
+        """Tokens of the prefix."""
+        return prefix_length(self.segments)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in (self.text_states, *self.latents, *self.cache.values()))
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A reference image as the networks see it: for the text encoder's slots, and as latents (1, h * w, channels)."""
+
+    embeddings: NDArray[np.float32]
+    deepstack: tuple[NDArray[np.float32], ...]
+    latents: NDArray[np.float32]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in (self.embeddings, *self.deepstack, self.latents))
+
+
+_Key = tuple[str, tuple[str, ...]]
 
 
 class PromptEncoder:
-    """Text encoder and prefix pass, with the last prompts' results kept."""
+    """Vision tower, VAE encoder, text encoder and prefix passes, with the results of earlier requests kept."""
 
     def __init__(
-        self, components: Components, tokenizer: Tokenizer, embeddings: EmbeddingTable, facts: ModelFacts
+        self,
+        components: Components,
+        tokenizer: Tokenizer,
+        embeddings: EmbeddingTable,
+        facts: ModelFacts,
+        kept_bytes: int = KEPT_BYTES,
     ) -> None:
         self._components = components
         self._tokenizer = tokenizer
         self._embeddings = embeddings
         self._facts = facts
-        self._kept: OrderedDict[str, Conditioning] = OrderedDict()
+        self._kept: Kept[_Key, Conditioning] = Kept(kept_bytes)
+        self._seen: Kept[str, _Seen] = Kept(kept_bytes)
 
-    def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
+    def prefix_tokens(self, prompt: str, references: Sequence[ReferenceImage] = ()) -> int:
+        """How many tokens the target attends to beside its own; no network runs.
+
+        Raises:
+            UsageError: see `tokenize`.
+        """
+        return prefix_length(_after_system_turn(self._tokens(prompt, references)))
+
+    def encode(self, prompts: Sequence[str], references: Sequence[ReferenceImage] = ()) -> list[Conditioning]:
         """Encode prompts, each component running for all of them before the next, so that it is loaded once.
 
         Raises:
             UsageError: a prompt is too long, no valid Unicode, or holds an image's slot.
-            QwenImageError: an engine failed, or gave values that are not finite.
+            QwenImageError: there is no memory for the keys and values, an engine failed, or gave values that are not
+                finite.
         """
-        tokens = {prompt: text_tokens(self._tokenizer, prompt) for prompt in prompts if prompt not in self._kept}
-        for prompt in [old for old in self._kept if old not in prompts]:
-            if len(self._kept) + len(tokens) > KEPT_PROMPTS:
-                del self._kept[prompt]
-        found = {prompt: self._kept[prompt] for prompt in prompts if prompt in self._kept}
-        states = {prompt: self._text_states(item) for prompt, item in tokens.items()}
-        found |= {prompt: self._prefix(prompt, item) for prompt, item in states.items()}
-        for prompt in prompts:
-            self._kept[prompt] = found[prompt]
-            self._kept.move_to_end(prompt)
-        while len(self._kept) > KEPT_PROMPTS:
-            self._kept.popitem(last=False)
-        return [found[prompt] for prompt in prompts]
+        hashes = tuple(image.sha256 for image in references)
+        wanted = [(prompt, hashes) for prompt in dict.fromkeys(prompts)]
+        found = {key: value for key in wanted if (value := self._kept.get(key)) is not None}
+        tokens = {key: self._tokens(key[0], references) for key in wanted if key not in found}
+        if tokens:
+            room = self._check_memory(tokens.values())
+            self._kept.shrink(wanted, room)
+            seen = self._see(references)
+            states = {key: self._text_states(item, seen) for key, item in tokens.items()}
+            found |= self._conditionings(tokens, states, seen)
+        for key in wanted:
+            self._kept.put(key, found[key], found[key].nbytes)
+        self._kept.shrink(wanted)
+        return [found[prompt, hashes] for prompt in prompts]
 
-    def _text_states(self, tokens: PromptTokens) -> NDArray[np.float32]:
-        cos, sin = text_rotary_tables(len(tokens.ids), self._facts.encoder_head_dim, self._facts.encoder_rope_theta)
-        inputs = {"embeddings": self._embeddings.rows(tokens.ids)[None], "cos": cos, "sin": sin}
-        states = self._components.run("text_encoder", inputs)["hidden_states"]
-        check_finite("text_encoder", "hidden_states", states)
-        return np.ascontiguousarray(states[:, tokens.dropped :])
+    def _tokens(self, prompt: str, references: Sequence[ReferenceImage]) -> PromptTokens:
+        return tokenize(self._tokenizer, prompt, [image.block for image in references])
 
-    def _prefix(self, prompt: str, text_states: NDArray[np.float32]) -> Conditioning:
-        positions = text_positions(text_states.shape[1])
-        cos, sin = rotary_tables(positions, self._facts.axes_dims_rope)
-        cache = self._components.run("prefix", {"text_states": text_states, "cos": cos, "sin": sin})
-        for name, values in cache.items():
-            check_finite("prefix", name, values)
-        return Conditioning(prompt, text_states, cache)
+    def _check_memory(self, tokens: Iterable[PromptTokens]) -> int:
+        """The bytes that keys and values will take, refused where they are not there."""
+        length = sum(prefix_length(_after_system_turn(item)) for item in tokens)
+        needed, free = length * self._facts.cache_token_bytes, reachable_memory_bytes()
+        if free is not None and needed > free:
+            raise QwenImageError(
+                f"keys and values of the {length} tokens before the target take {needed} bytes and {free} bytes of "
+                "memory and swap are free; give fewer reference images, or smaller ones with --reference-resolution"
+            )
+        return needed
 
+    def _see(self, references: Sequence[ReferenceImage]) -> list[_Seen]:
+        """Each distinct image once, the vision tower for all of them before the VAE."""
+        images = {image.sha256: image for image in references}
+        found = {name: value for name in images if (value := self._seen.get(name)) is not None}
+        new = {name: image for name, image in images.items() if name not in found}
+        features = {name: self._features(image) for name, image in new.items()}
+        for name, image in new.items():
+            latents = self._run("vae_encoder", image=vae_pixels(image.rgba))["latents"]
+            embeddings, *deepstack = features[name]
+            found[name] = _Seen(embeddings, tuple(deepstack), pack_latents(latents[:, None]))
+        for name, value in found.items():
+            self._seen.put(name, value, value.nbytes)
+        self._seen.shrink(images)
+        return [found[image.sha256] for image in references]
 
-def text_tokens(tokenizer: Tokenizer, prompt: str) -> PromptTokens:
-    """Tokenize a prompt without reference images.
+    def _features(self, image: ReferenceImage) -> list[NDArray[np.float32]]:
+        facts = self._facts.vision
+        rows, columns = image.block.height, image.block.width
+        indices, weights = interpolation(rows, columns, facts.position_side)
+        cos, sin = vision_rotary_tables(rows, columns, facts.head_dim, facts.rope_theta)
+        patches = vision_patches(encoder_pixels(image.rgba), facts.image_mean, facts.image_std)[None]
+        outputs = self._run("vision", patches=patches, indices=indices, weights=weights, cos=cos, sin=sin)
+        return [outputs["embeddings"], *(outputs[f"deepstack_{index}"] for index in range(self._facts.deepstack))]
 
-    Raises:
-        UsageError: the prompt is too long, no valid Unicode, or holds an image's slot.
-    """
-    tokens = tokenize(tokenizer, prompt)
-    slot = tokenizer.token_to_id(IMAGE_SLOT)
-    if slot is not None and slot in tokens.ids:
-        raise UsageError(
-            f"the prompt holds {IMAGE_SLOT}, which stands for a reference image, and there is none; take it out"
+    def _text_states(self, tokens: PromptTokens, seen: Sequence[_Seen]) -> NDArray[np.float32]:
+        """States of the text behind the system turn, (1, T, context); those of image slots reach nothing."""
+        facts = self._facts
+        positions = encoder_positions(tokens.segments)
+        cos, sin = encoder_rotary_tables(
+            positions, facts.encoder_head_dim, facts.encoder_rope_theta, facts.encoder_mrope_section
         )
-    return tokens
+        embeddings = self._embeddings.rows(tokens.ids)[None]
+        deepstack = [np.zeros_like(embeddings) for _ in range(facts.deepstack)]
+        is_text = np.ones(len(tokens.ids), bool)
+        for slots, image in zip(_slots(tokens.segments), seen, strict=True):
+            is_text[slots] = False
+            embeddings[:, slots] = image.embeddings
+            for added, features in zip(deepstack, image.deepstack, strict=True):
+                added[:, slots] = features
+        inputs = {f"deepstack_{index}": added for index, added in enumerate(deepstack)}
+        states = self._run("text_encoder", embeddings=embeddings, cos=cos, sin=sin, **inputs)["hidden_states"]
+        is_text[: tokens.dropped] = False
+        return np.ascontiguousarray(states[:, is_text])
+
+    def _conditionings(
+        self,
+        tokens: Mapping[_Key, PromptTokens],
+        states: Mapping[_Key, NDArray[np.float32]],
+        seen: Sequence[_Seen],
+    ) -> dict[_Key, Conditioning]:
+        """The first pass for all prompts, then those of the images."""
+        latents = tuple(image.latents for image in seen)
+        segments = {key: _after_system_turn(item) for key, item in tokens.items()}
+        caches: dict[_Key, dict[str, NDArray[np.float32]]] = {key: {} for key in tokens}
+        if not self._facts.bidirectional:
+            caches = {key: self._first_run(segments[key], states[key]) for key in tokens}
+            for key in tokens:
+                self._image_runs(segments[key], states[key], latents, caches[key])
+        return {key: Conditioning(*key, segments[key], states[key], latents, caches[key]) for key in tokens}
+
+    def _first_run(self, segments: Sequence[Segment], states: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Keys and values of the text before the first image, with room behind them for all that follows."""
+        first = segments[0]
+        assert isinstance(first, TextRun)
+        cos, sin = self._tables(segments)
+        n, length = first.length, prefix_length(segments)
+        found = self._run("prefix", text_states=np.ascontiguousarray(states[:, :n]), cos=cos[:n], sin=sin[:n])
+        if n == length:
+            return found
+        cache = {}
+        for name in list(found):
+            values = found.pop(name)
+            cache[name] = np.empty((1, length, *values.shape[2:]), values.dtype)
+            cache[name][:, :n] = values
+        return cache
+
+    def _image_runs(
+        self,
+        segments: Sequence[Segment],
+        states: NDArray[np.float32],
+        latents: Sequence[NDArray[np.float32]],
+        cache: Mapping[str, NDArray[np.float32]],
+    ) -> None:
+        """Fill `cache` with each image and the text behind it, which see what stands before them."""
+        cos, sin = self._tables(segments)
+        past, read = (segments[0].length,) * 2 if isinstance(segments[0], TextRun) else (0, 0)
+        for image, text in zip(latents, segments[2::2], strict=True):
+            assert isinstance(text, TextRun)
+            middle = past + image.shape[1]
+            end = middle + text.length
+            own = self._run(
+                "prefix_image",
+                latents=image,
+                text_states=np.ascontiguousarray(states[:, read : read + text.length]),
+                image_cos=cos[past:middle],
+                image_sin=sin[past:middle],
+                text_cos=cos[middle:end],
+                text_sin=sin[middle:end],
+                # With a batch of one the first tokens are one stretch of memory, which engines take as it is.
+                **{name: values[:, :past] for name, values in cache.items()},
+            )
+            for name, values in cache.items():
+                values[:, past:end] = own.pop(f"own_{name}")
+            past, read = end, read + text.length
+
+    def _tables(self, segments: Sequence[Segment]) -> Tables:
+        return rotary_tables(prefix_positions(segments), self._facts.axes_dims_rope)
+
+    def _run(self, component: str, **inputs: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
+        outputs = self._components.run(component, inputs)
+        for name, values in outputs.items():
+            check_finite(component, name, values)
+        return outputs
+
+
+def prefix_length(segments: Sequence[Segment]) -> int:
+    """Tokens of the transformer's prefix, four for a slot of the text encoder."""
+    return len(text_mask(segments))
+
+
+def _after_system_turn(tokens: PromptTokens) -> tuple[Segment, ...]:
+    first, *rest = tokens.segments
+    assert isinstance(first, TextRun)
+    return TextRun(first.length - tokens.dropped), *rest
+
+
+def _slots(segments: Sequence[Segment]) -> Iterator[slice]:
+    """Where the text encoder has the slots of each image."""
+    start = 0
+    for segment in segments:
+        if isinstance(segment, ImageBlock):
+            length = segment.height // 2 * (segment.width // 2)
+            yield slice(start, start + length)
+            start += length
+        else:
+            start += segment.length
 
 
 def check_finite(component: str, name: str, values: NDArray[np.float32]) -> None:

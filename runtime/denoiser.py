@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.conditioning import Conditioning
-from qwen_image_engine.runtime.layout import Layout
+from qwen_image_engine.runtime.layout import ImageBlock, Layout, text_mask
 from qwen_image_engine.runtime.memory import Components
 from qwen_image_engine.runtime.model import ModelFacts
 from qwen_image_engine.runtime.rope import rotary_tables
@@ -46,7 +46,7 @@ def denoiser(
     prefixes differ in length.
 
     Args:
-        components: "step" is run.
+        components: "step" is run, or "joint" where attention is bidirectional.
         facts: of the model.
         conditioning: of the prompt.
         negative: of the negative prompt.
@@ -60,8 +60,30 @@ def denoiser(
     """
     check_guidance(guidance, negative is not None)
 
-    def branch(conditioning: Conditioning) -> Velocity:
-        target = Layout.text_to_image(conditioning.length, rows, columns).target
+    def joint_branch(conditioning: Conditioning) -> Velocity:
+        layout = Layout.of(conditioning.segments, ImageBlock(rows, columns))
+        is_text = text_mask(conditioning.segments)
+        text_cos, text_sin = rotary_tables(layout.prefix[is_text], facts.axes_dims_rope)
+        positions = np.concatenate([layout.prefix[~is_text], layout.target])
+        cos, sin = rotary_tables(positions, facts.axes_dims_rope)
+        fixed = {
+            "text_states": np.repeat(conditioning.text_states, num_images, axis=0),
+            **{"text_cos": text_cos, "text_sin": text_sin, "cos": cos, "sin": sin},
+        }
+        images = [np.repeat(latents, num_images, axis=0) for latents in conditioning.latents]
+
+        def velocity(latents: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+            inputs = {
+                "latents": np.concatenate([*images, latents], axis=1),
+                "time_features": time_features(sigma)[None],
+            }
+            found = components.run("joint", inputs | fixed)["velocity"]
+            return np.ascontiguousarray(found[:, -latents.shape[1] :])
+
+        return velocity
+
+    def cached_branch(conditioning: Conditioning) -> Velocity:
+        target = Layout.of(conditioning.segments, ImageBlock(rows, columns)).target
         cos, sin = rotary_tables(target, facts.axes_dims_rope)
         # Repeated once here: a broadcast view would be copied by the engine at every step.
         cache = {
@@ -75,6 +97,7 @@ def denoiser(
 
         return velocity
 
+    branch = joint_branch if facts.bidirectional else cached_branch
     toward = branch(conditioning)
     if negative is None:
         return toward

@@ -1,6 +1,7 @@
-"""The sequence the transformer sees, as positions on three axes (frame, row, column).
+"""The sequences that transformer and text encoder see, as positions on three axes (frame or time, row, column).
 
-Shared by text, reference images and the target: the counterpart of the index part of diffusers' `QwenImage21Rope`.
+Shared by text, reference images and the target: the counterpart of the index part of diffusers' `QwenImage21Rope`, and
+of transformers' `Qwen3VLModel.get_rope_index`. The text encoder has one image slot for 2x2 latents.
 """
 
 from collections.abc import Sequence
@@ -47,21 +48,43 @@ class Layout:
 
         A text token advances the position by 1, an image by max(height, width).
         """
-        start, blocks = 0, [np.empty((0, 3), np.int32)]
-        for segment in prefix:
-            match segment:
-                case TextRun(length):
-                    blocks.append(text_positions(length, start))
-                    start += length
-                case ImageBlock(height, width):
-                    blocks.append(image_positions(height, width, start))
-                    start += max(height, width)
-        return cls(np.concatenate(blocks), image_positions(target.height, target.width, start))
+        positions, start = _laid_out(prefix)
+        return cls(positions, image_positions(target.height, target.width, start))
 
     @classmethod
     def text_to_image(cls, text_length: int, height: int, width: int) -> Self:
         """Lay out `text_length` text tokens, then a target of `height` x `width` latents."""
         return cls.of([TextRun(text_length)], ImageBlock(height, width))
+
+
+def prefix_positions(segments: Sequence[Segment]) -> NDArray[np.int32]:
+    """Give (T, 3) int32, those of a prefix whatever target follows."""
+    return _laid_out(segments)[0]
+
+
+def text_mask(segments: Sequence[Segment]) -> NDArray[np.bool_]:
+    """Give (T,) bool: which tokens of a prefix are text."""
+    parts = [
+        np.ones(segment.length, bool)
+        if isinstance(segment, TextRun)
+        else np.zeros(segment.height * segment.width, bool)
+        for segment in segments
+    ]
+    return np.concatenate([np.empty(0, bool), *parts])
+
+
+def _laid_out(segments: Sequence[Segment]) -> tuple[NDArray[np.int32], int]:
+    """Positions of segments in order, and the one behind them."""
+    start, blocks = 0, [np.empty((0, 3), np.int32)]
+    for segment in segments:
+        match segment:
+            case TextRun(length):
+                blocks.append(text_positions(length, start))
+                start += length
+            case ImageBlock(height, width):
+                blocks.append(image_positions(height, width, start))
+                start += max(height, width)
+    return np.concatenate(blocks), start
 
 
 def text_positions(length: int, start: int = 0) -> NDArray[np.int32]:
@@ -80,3 +103,24 @@ def image_positions(height: int, width: int, start: int) -> NDArray[np.int32]:
     positions[..., 1] = np.arange(height)[:, None] - (height - height // 2)
     positions[..., 2] = np.arange(width)[None, :] - (width - width // 2)
     return positions.reshape(height * width, 3)
+
+
+def encoder_positions(segments: Sequence[Segment]) -> NDArray[np.int32]:
+    """Give (T, 3) int32, the text encoder's positions (time, row, column) of text and image slots in order.
+
+    A text token advances the position by 1 on every axis. An image block of h x w latents, both even, is h/2 x w/2
+    slots in raster order: time stands still, rows and columns count from the position on, which then advances by
+    max(h, w)/2.
+    """
+    start, blocks = 0, [np.empty((0, 3), np.int32)]
+    for segment in segments:
+        match segment:
+            case TextRun(length):
+                blocks.append(text_positions(length, start))
+                start += length
+            case ImageBlock(height, width):
+                rows, columns = height // 2, width // 2
+                slots = np.indices((1, rows, columns), np.int32).reshape(3, -1).T
+                blocks.append(slots + np.int32(start))
+                start += max(rows, columns)
+    return np.concatenate(blocks)

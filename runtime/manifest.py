@@ -183,6 +183,12 @@ class Manifest:
         source = self.checkpoint
         return checkpoint_flags(source.path, source.transformer_file, map(str, self.loras), source.attention)
 
+    @property
+    def absent_for_references(self) -> tuple[str, ...]:
+        """Components that reference images need and that it was exported without."""
+        prefix = () if self.facts.bidirectional else ("prefix_image",)
+        return tuple(name for name in ("vision", "vae_encoder", *prefix) if name not in self.components)
+
     def to_json(self) -> dict[str, Any]:
         """The object that manifest.json holds."""
         return {"format": FORMAT, "schema": SCHEMA, **asdict(self)}

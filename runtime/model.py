@@ -44,6 +44,7 @@ class ModelFacts:
         encoder_mrope_section: pairs of channels of a head that turn with (frame, row, column).
         deepstack: layers of the text encoder after which features of reference images are added.
         decoder_halo: latents on each side of a tile that its pixels depend on.
+        cache_token_bytes: of a prefix token's keys and values in all layers, in float32.
         bidirectional: whether the transformer has the component "joint" in place of prefix and step.
         vision: of the vision tower.
     """
@@ -56,6 +57,7 @@ class ModelFacts:
     encoder_mrope_section: tuple[int, ...]
     deepstack: int
     decoder_halo: int
+    cache_token_bytes: int
     bidirectional: bool
     vision: VisionFacts
 
@@ -78,6 +80,7 @@ class ModelFacts:
             encoder_mrope_section=tuple(int(size) for size in data["encoder_mrope_section"]),
             deepstack=int(data["deepstack"]),
             decoder_halo=int(data["decoder_halo"]),
+            cache_token_bytes=int(data["cache_token_bytes"]),
             bidirectional=bool(data["bidirectional"]),
             vision=VisionFacts(
                 head_dim=int(vision["head_dim"]),

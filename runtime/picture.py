@@ -26,6 +26,7 @@ class PictureParameters:
     Attributes:
         prompt: as given.
         negative_prompt: None without guidance.
+        references: the SHA-256 of each reference image's fitted pixels, with spaces between; None without.
         guidance: 1 without guidance.
         seed: of the initial noise; None where the caller gave the noise itself.
         num_images: size of the batch, which the noise was drawn for at once.
@@ -41,6 +42,7 @@ class PictureParameters:
 
     prompt: str
     negative_prompt: str | None
+    references: str | None
     guidance: float
     seed: int | None
     num_images: int

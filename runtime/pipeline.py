@@ -1,7 +1,7 @@
 """The pipeline: prompt to picture on any engines, the bundle's or the reference's torch ones."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.bundle import Bundle
-from qwen_image_engine.runtime.conditioning import Conditioning, PromptEncoder, check_finite
+from qwen_image_engine.runtime.conditioning import KEPT_BYTES, Conditioning, PromptEncoder, check_finite
 from qwen_image_engine.runtime.denoiser import check_guidance, denoiser
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.image import to_rgba8
@@ -26,6 +26,8 @@ from qwen_image_engine.runtime.picture import Origin as Origin
 from qwen_image_engine.runtime.picture import Picture, PictureParameters
 from qwen_image_engine.runtime.process_memory import MemoryWatch
 from qwen_image_engine.runtime.progress import ProgressBar
+from qwen_image_engine.runtime.reference import ReferenceSource
+from qwen_image_engine.runtime.reference_image import DEFAULT_RESOLUTION, ReferenceImage, ReferenceImages
 from qwen_image_engine.runtime.sampler import Step, Velocity, euler
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.size import latent_size
@@ -33,8 +35,11 @@ from qwen_image_engine.runtime.start import Start
 from qwen_image_engine.runtime.tiles import draw_tiles
 from qwen_image_engine.runtime.timing import Timings
 
-COMPONENTS = ("text_encoder", "prefix", "step", "vae_decoder_mid", "vae_decoder_up")
-"""What text-to-image runs, in this order."""
+
+def preloaded(bidirectional: bool) -> tuple[str, ...]:
+    """What text-to-image runs, in this order."""
+    transformer = ("joint",) if bidirectional else ("prefix", "step")
+    return ("text_encoder", *transformer, "vae_decoder_mid", "vae_decoder_up")
 
 
 class QwenImage:
@@ -53,43 +58,58 @@ class QwenImage:
         schedule: ScheduleConfig,
         facts: ModelFacts,
         origin: Origin,
+        kept_bytes: int = KEPT_BYTES,
+        absent: Collection[str] = (),
     ) -> None:
         self.schedule = schedule
         self.facts = facts
         self.origin = origin
+        self._absent = absent
         self._components = components
-        self._encoder = PromptEncoder(components, tokenizer, embeddings, facts)
+        self._encoder = PromptEncoder(components, tokenizer, embeddings, facts, kept_bytes)
 
     @classmethod
     def load(
         cls,
-        bundle: str | Path,
+        bundle: str | Path | Bundle,
         engine: str = "onnxruntime",
         memory: Memory = "resident",
         threads: int | None = None,
         watch: MemoryWatch | None = None,
+        kept_bytes: int = KEPT_BYTES,
     ) -> Self:
         """Open a bundle.
 
         Args:
-            bundle: its folder.
+            bundle: its folder, or one that is open.
             engine: one of `engines.engine.ENGINES`.
             memory: "resident" loads every engine now and keeps it, "sequential" loads each when it runs and frees it
                 before the next.
             threads: of one engine; None for every core.
             watch: of this process's memory, for `timings` to hold peaks too; the caller closes it.
+            kept_bytes: of encodings, keys and values that are kept of earlier requests, beside the last one's: the same
+                prompt with the same reference images then costs steps and decoding alone.
 
         Raises:
             UsageError: no such engine or memory policy, or no thread.
             QwenImageError: the bundle is missing, changed, incomplete or of another schema version, the engine's
                 package is not installed, or memory does not suffice.
         """
-        opened = Bundle.open(Path(bundle))
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         components = Components(partial(opened.load_engine, backend=engine, threads=threads), memory, watch)
         origin = Origin(engine, opened.manifest.precision, opened.manifest.checkpoint.name)
         facts = opened.manifest.facts
-        pipeline = cls(components, opened.tokenizer(), opened.embeddings(), opened.schedule(), facts, origin)
-        components.preload(*COMPONENTS)  # last, for it takes the longest
+        pipeline = cls(
+            components,
+            opened.tokenizer(),
+            opened.embeddings(),
+            opened.schedule(),
+            facts,
+            origin,
+            kept_bytes,
+            absent=opened.manifest.absent_for_references,
+        )
+        components.preload(*preloaded(facts.bidirectional))  # last, for it takes the longest
         return pipeline
 
     @property
@@ -102,23 +122,30 @@ class QwenImage:
         prompt: str,
         *,
         negative_prompt: str | None = None,
+        references: Sequence[ReferenceSource] | ReferenceImages = (),
+        reference_resolution: int = DEFAULT_RESOLUTION,
         guidance: float = 1.0,
-        width: int = 1024,
-        height: int = 1024,
+        width: int | None = None,
+        height: int | None = None,
         steps: int | None = None,
         seed: int = 0,
         num_images: int = 1,
         latents: NDArray[np.float32] | None = None,
         progress: bool = True,
     ) -> list[Picture]:
-        """Draw pictures of one prompt; the same arguments give the same pictures.
+        """Draw pictures of one prompt, after reference images if there are any.
+
+        The same arguments give the same pictures.
 
         Args:
             prompt: at most 1,100 tokens; may be empty.
             negative_prompt: what to steer away from; needs `guidance` above 1 and may be empty.
+            references: at most 10 image files or Pillow images, in the order in which the prompt may number them, or
+                what `read_references` made of them.
+            reference_resolution: side in pixels of a square of the area that each of them is fitted to.
             guidance: 1 for none; above 1 each step runs twice.
-            width: pixels, a multiple of 32.
-            height: pixels, a multiple of 32.
+            width: pixels, a multiple of 32; None for 1024, or as the last reference's aspect ratio at that resolution.
+            height: likewise.
             steps: None for 40, or for those of a checkpoint with a fixed grid.
             seed: of the noise, the same on every engine.
             num_images: 1 to 4, drawn as one batch from one seed.
@@ -130,11 +157,17 @@ class QwenImage:
             QwenImageError: an engine failed, or gave values that are not finite.
         """
         check_guidance(guidance, negative_prompt is not None)
+        images = (
+            references
+            if isinstance(references, ReferenceImages)
+            else self.read_references(references, reference_resolution)
+        )
+        width, height = width or images.size[0], height or images.size[1]
         start = Start.of(self.schedule, self.facts.channels, width, height, steps, seed, num_images, latents)
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
         shown = None if progress else io.StringIO()  # which is no terminal
         with ProgressBar("reading the prompt", 0, stream=shown):
-            conditioning, *rest = self._encoder.encode(prompts)
+            conditioning, *rest = self._encoder.encode(prompts, images.images)
         negative = rest[0] if rest else None
         velocity = self.denoiser(
             conditioning, negative=negative, guidance=guidance, width=width, height=height, num_images=num_images
@@ -149,6 +182,7 @@ class QwenImage:
         parameters = PictureParameters(
             prompt=prompt,
             negative_prompt=negative_prompt,
+            references=" ".join(image.sha256 for image in images.images) or None,
             guidance=float(guidance),
             seed=seed if latents is None else None,
             num_images=num_images,
@@ -161,14 +195,33 @@ class QwenImage:
         )
         return [Picture(rgba[image], final[image], replace(parameters, image=image)) for image in range(num_images)]
 
-    def encode(self, prompt: str) -> Conditioning:
-        """Encode one prompt; the last two prompts' results are kept and given again.
+    def read_references(
+        self, sources: Sequence[ReferenceSource], resolution: int = DEFAULT_RESOLUTION
+    ) -> ReferenceImages:
+        """Read and fit reference images, before any network runs.
+
+        Raises:
+            UsageError: see `ReferenceImages.read`; or the bundle was exported without what reads them.
+        """
+        return ReferenceImages.read(sources, resolution, self.facts.vision, self._absent)
+
+    def prefix_tokens(self, prompt: str, references: Sequence[ReferenceImage] = ()) -> int:
+        """How many tokens the target attends to beside its own: `facts.cache_token_bytes` each of keys and values.
 
         Raises:
             UsageError: the prompt is too long, no valid Unicode, or holds an image's slot.
-            QwenImageError: an engine failed, or gave values that are not finite.
         """
-        return self._encoder.encode([prompt])[0]
+        return self._encoder.prefix_tokens(prompt, references)
+
+    def encode(self, prompt: str, references: Sequence[ReferenceImage] = ()) -> Conditioning:
+        """Encode one prompt with what `read_references` read; the last requests' results are kept and given again.
+
+        Raises:
+            UsageError: the prompt is too long, no valid Unicode, or holds an image's slot.
+            QwenImageError: there is no memory for the keys and values, an engine failed, or gave values that are not
+                finite.
+        """
+        return self._encoder.encode([prompt], references)[0]
 
     def sample(
         self,

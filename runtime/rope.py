@@ -1,4 +1,4 @@
-"""Rotary tables of the transformer (three axes) and of the text encoder (one position for all axes).
+"""Rotary tables of the transformer (each axis has channels of its own) and of the text encoder (the axes interleave).
 
 An angle reaches thousands of radians, where one last bit of a float32 frequency moves the cosine by 1e-4. So frequency
 and angle are rounded to float32 where diffusers and transformers round them; only cosine and sine are taken in float64.
@@ -16,7 +16,7 @@ def rotary_tables(
     """Tables for the transformer, which rotates interleaved pairs (2i, 2i+1) of a head (diffusers `QwenImage21Rope`).
 
     Args:
-        positions: (n, 3) int32, from `layout`.
+        positions: (n, axes) int32, from `layout`.
         axes_dims: channels of a head given to each axis; their sum is head_dim.
         theta: base of the frequencies.
 
@@ -40,6 +40,29 @@ def text_rotary_tables(length: int, head_dim: int, theta: float) -> tuple[NDArra
         cos, sin, each (length, head_dim/2) float32, for positions 0 .. length-1.
     """
     return _cos_sin(np.arange(length, dtype=np.float32)[:, None] * inverse_frequencies(head_dim, theta))
+
+
+def encoder_rotary_tables(
+    positions: NDArray[np.int32], head_dim: int, theta: float, section: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Tables for the text encoder on text and images: interleaved mRoPE (transformers `Qwen3VLTextRotaryEmbedding`).
+
+    Pair i turns with the row for i = 1, 4, 7, … and with the column for i = 2, 5, 8, …, as many as `section` gives
+    each, and with time for all others.
+
+    Args:
+        positions: (T, 3) int32, from `layout.encoder_positions`.
+        head_dim: channels of a head.
+        theta: base of the frequencies.
+        section: pairs for time, row and column; their sum is head_dim/2.
+
+    Returns:
+        cos, sin, each (T, head_dim/2) float32, for the half-split pairs (i, i + head_dim/2).
+    """
+    axes = np.zeros(head_dim // 2, np.int64)
+    for axis in (1, 2):
+        axes[axis : 3 * section[axis] : 3] = axis
+    return _cos_sin(positions[:, axes].astype(np.float32) * inverse_frequencies(head_dim, theta))
 
 
 def inverse_frequencies(dim: int, theta: float) -> NDArray[np.float32]:

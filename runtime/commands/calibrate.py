@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_arguments(parser)
     parser.add_argument(
         "--prompts", type=Path, required=True, metavar="FILE", help="UTF-8, one prompt a line; one picture each"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="IMAGE",
+        help="reference images, or folders of them; every second prompt, from the first on, is drawn with one in turn",
+    )
+    parser.add_argument(
+        "--reference-resolution",
+        type=int,
+        default=1024,
+        metavar="PIXELS",
+        help="side of a square of the area that each is fitted to (1024)",
     )
     parser.add_argument("--steps", type=int, help="of each picture (40, or the checkpoint's own)")
     parser.add_argument(
@@ -70,6 +86,8 @@ def execute(options: argparse.Namespace) -> Report:
             checkpoint,
             options.output,
             prompts,
+            images=image_files(options.images),
+            reference_resolution=options.reference_resolution,
             steps=options.steps,
             sizes=options.size or DEFAULT_SIZES,
             guidance=options.guidance,
@@ -144,6 +162,23 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise UsageError(f"{path}: holds no prompts, expected one a line")
     return prompts
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are, and of folders every file that is not hidden, in the order of their names.
+
+    Raises:
+        UsageError: a folder is empty.
+    """
+    files = []
+    for path in paths:
+        found = (
+            sorted(item for item in path.iterdir() if item.is_file() and item.name[0] != ".") if path.is_dir() else []
+        )
+        if path.is_dir() and not found:
+            raise UsageError(f"{path}: holds no files, expected reference images")
+        files += found or [path]
+    return files
 
 
 def _summary(statistics: "Mapping[str, InputStatistics]") -> dict[str, Any]:

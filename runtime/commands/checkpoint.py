@@ -55,6 +55,7 @@ def weight_sources(checkpoint: "Checkpoint") -> dict[str, Any]:
     return {
         "transformer_file": None if single is None else str(single),
         "loras": [{"path": str(lora.path), "scale": lora.scale} for lora in checkpoint.loras],
+        "attention": "bidirectional" if checkpoint.transformer.bidirectional else "causal",
         "merged_weights": sum(tensor.stored is not tensor for tensor in tensors),
     }
 
@@ -69,6 +70,4 @@ def open_checkpoint(name: str, options: argparse.Namespace) -> "Checkpoint":
     from qwen_image_engine.reference.lora_file import LoraFile
 
     loras = [LoraFile.parse(text) for text in options.lora]
-    return Checkpoint.open(
-        name, transformer_file=options.transformer, loras=loras, attention=options.attention
-    )
+    return Checkpoint.open(name, transformer_file=options.transformer, loras=loras, attention=options.attention)

@@ -46,6 +46,7 @@ def execute(options: argparse.Namespace) -> Report:
             exclude=options.exclude,
             skip_blocks=options.skip_blocks,
             fp8_attention=options.fp8_attention,
+            without=options.without,
             progress=progress,
         )
     seconds = time.perf_counter() - began

@@ -57,6 +57,13 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="0,1,…",
         help="blocks of the transformer that are not quantised",
     )
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        choices=("vision", "vae_encoder"),
+        default=[],
+        help="what reference images alone need, to be left out; the bundle then takes none",
+    )
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="rules of what is quantised and to what, as JSON")
     parser.add_argument("--fp8-attention", action="store_true", help="with fp8: the transformer's attention as well")
 
@@ -94,18 +101,19 @@ def execute(options: argparse.Namespace) -> Report:
         from qwen_image_engine.calibration.quantised_network import check_rules, quantised_networks
         from qwen_image_engine.export.check import check_checkpoint
         from qwen_image_engine.export.plan import check_disk, check_memory, plan_export, plan_seconds, plan_stages
+        from qwen_image_engine.export.selection import selected
 
         chosen = chosen_recipe(options)
     checkpoint = open_checkpoint(options.model, options)
     check_checkpoint(checkpoint)
     check_rules(checkpoint, chosen.quantisation, chosen.precision)
     quantised = quantised_networks(checkpoint, chosen.quantisation)
-    plan = plan_export(checkpoint, chosen, quantised, options.weights)
+    plan = plan_export(checkpoint, chosen, quantised, options.weights, selected(checkpoint, options.without))
     check_memory(plan)
     free_bytes = None if options.bundle is None else check_disk(plan, options.bundle)
     latent_size(*options.size)
     stages = {} if plan.target == "tensorrt" else plan_stages(checkpoint, plan, *options.size)
-    seconds = plan_seconds(checkpoint, chosen, quantised, options.weights)
+    seconds = plan_seconds(checkpoint, chosen, quantised, plan)
 
     rows = [("network", "stored as", "parameters", "bytes", "exported", "bundle", "in an engine")]
     rows += [

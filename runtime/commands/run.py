@@ -1,17 +1,25 @@
 """`qwen-image run`: draw pictures with a bundle's engines."""
 
 import argparse
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.engine import ENGINES
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.commands.outputs import check_writable, picture_paths, read_latents, write_array
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
 from qwen_image_engine.runtime.commands.stages import stage_seconds
+from qwen_image_engine.runtime.size import latent_size
+
+if TYPE_CHECKING:
+    from qwen_image_engine.runtime.picture import Picture
+
+DEFAULT_RESOLUTION = 1024
+"""As `reference_image.DEFAULT_RESOLUTION`, whose imports other verbs do not need."""
 
 SUMMARY = "draw pictures with a bundle's engines"
 
@@ -21,10 +29,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("-p", "--prompt", required=True, help="what to draw, at most 1,100 tokens; may be empty")
     parser.add_argument("-o", "--output", type=Path, required=True, help="a .png; several become out-0.png, …")
-    parser.add_argument("-W", "--width", type=int, default=1024, help="pixels, a multiple of 32 (1024)")
-    parser.add_argument("-H", "--height", type=int, default=1024, help="pixels, a multiple of 32 (1024)")
+    parser.add_argument(
+        "-r",
+        "--reference",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="IMAGE",
+        help="an image to edit or to take from; may be repeated up to 10 times, in the order the prompt numbers them",
+    )
+    parser.add_argument(
+        "--reference-resolution",
+        type=int,
+        default=DEFAULT_RESOLUTION,
+        metavar="PIXELS",
+        help=f"side of a square of the area that each is fitted to ({DEFAULT_RESOLUTION})",
+    )
+    parser.add_argument(
+        "-W", "--width", type=int, help="pixels, a multiple of 32 (1024, or as the last reference's aspect ratio)"
+    )
+    parser.add_argument("-H", "--height", type=int, help="likewise")
     parser.add_argument("-s", "--steps", type=int, help="of the sampler (40, or the checkpoint's own)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise, the same on every engine (0)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="of the noise, the same on every engine (0); one after the other, from the same encodings",
+    )
     parser.add_argument("-n", "--negative-prompt", help="what to steer away from; needs --guidance above 1")
     parser.add_argument("--guidance", type=float, default=1.0, help="1 for none; above 1 each step runs twice (1)")
     parser.add_argument("--num-images", type=int, default=1, choices=range(1, 5), help="drawn as one batch (1)")
@@ -52,36 +84,59 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> Report:
     """Draw; nothing is written unless every picture could be drawn."""
+    from qwen_image_engine.runtime.bundle import Bundle
     from qwen_image_engine.runtime.pipeline import QwenImage
     from qwen_image_engine.runtime.process_memory import MemoryWatch
-    from qwen_image_engine.runtime.size import latent_size
 
-    latent_size(options.width, options.height)  # before gigabytes are loaded
-    files = picture_paths(options.output, options.num_images)
+    # Everything that can be refused is, before gigabytes are loaded.
+    seeds = options.seed
+    if options.latents and len(seeds) > 1:
+        raise UsageError(f"--latents is the noise of one picture, and there are {len(seeds)} seeds")
+    files = picture_paths(options.output, options.num_images * len(seeds))
     if options.save_latents and options.save_latents.suffix != ".npy":
         raise UsageError(f"--save-latents {options.save_latents}: expected a name that ends in .npy")
     check_writable(*files, *([options.save_latents] if options.save_latents else []))
     latents = None if options.latents is None else read_latents(options.latents)
+    bundle = Bundle.open(options.bundle)
+    references = bundle.read_references(options.reference, options.reference_resolution)
+    width, height = options.width or references.size[0], options.height or references.size[1]
+    latent_size(width, height)
 
     began = time.perf_counter()
+    requests: list[dict[str, Any]] = []
+    pictures: list[Picture] = []
     with (
         MemoryWatch() if options.measure_memory else nullcontext() as watch,
         QwenImage.load(
-            options.bundle, engine=options.engine, memory=options.memory, threads=options.threads, watch=watch
+            bundle, engine=options.engine, memory=options.memory, threads=options.threads, watch=watch
         ) as pipeline,
     ):
-        pictures = pipeline.generate(
-            options.prompt,
-            negative_prompt=options.negative_prompt,
-            guidance=options.guidance,
-            width=options.width,
-            height=options.height,
-            steps=options.steps,
-            seed=options.seed,
-            num_images=options.num_images,
-            latents=latents,
-        )
-        timings = stage_seconds(pipeline.timings, pictures[0].parameters.steps)
+        tokens = pipeline.prefix_tokens(options.prompt, references.images)
+        cache_bytes = tokens * pipeline.facts.cache_token_bytes
+        if references.images:
+            print(
+                f"{tokens} tokens before the target, {size_text(cache_bytes)} of keys and values",
+                file=sys.stderr,
+                flush=True,
+            )
+        for seed in seeds:
+            done = len(pipeline.timings.entries) if requests else 0
+            pictures += pipeline.generate(
+                options.prompt,
+                negative_prompt=options.negative_prompt,
+                references=references,
+                guidance=options.guidance,
+                width=width,
+                height=height,
+                steps=options.steps,
+                seed=seed,
+                num_images=options.num_images,
+                latents=latents,
+            )
+            parameters = pictures[-1].parameters
+            timings = stage_seconds(pipeline.timings.entries[done:], parameters.steps)
+            names = files[len(pictures) - options.num_images : len(pictures)]
+            requests.append({"seed": parameters.seed, "files": list(map(str, names)), "timings": timings})
         peaks = pipeline.timings.peaks()
     for picture, file in zip(pictures, files, strict=True):
         picture.save(file)
@@ -89,7 +144,7 @@ def execute(options: argparse.Namespace) -> Report:
         import numpy as np
 
         write_array(options.save_latents, np.stack([picture.latents for picture in pictures]))
-    timings["total_s"] = time.perf_counter() - began
+    timings = requests[0]["timings"] | {"total_s": time.perf_counter() - began}
 
     parameters = pictures[0].parameters
     document: dict[str, Any] = {
@@ -99,22 +154,33 @@ def execute(options: argparse.Namespace) -> Report:
         "width": parameters.width,
         "height": parameters.height,
         "steps": parameters.steps,
+        "references": [
+            {"file": str(file), "width": image.rgba.shape[1], "height": image.rgba.shape[0], "sha256": image.sha256}
+            for file, image in zip(options.reference, references.images, strict=True)
+        ],
+        "prefix_tokens": tokens,
+        "cache_bytes": cache_bytes,
         "engine": parameters.engine,
         "precision": parameters.precision,
         "checkpoint": parameters.checkpoint,
         "timings": timings,
+        "requests": requests,
     }
     if peaks:
         document["peaks"] = {stage: asdict(peak) for stage, peak in peaks.items()}
-    spent = ", ".join(
-        f"{name.removesuffix('_s').replace('_', ' ')} {seconds:.3g} s" for name, seconds in timings.items()
-    )
-    noise = "given latents" if parameters.seed is None else f"seed {parameters.seed}"
-    summary = f"{parameters.width}x{parameters.height}, {parameters.steps} steps, {noise}, {parameters.engine}: {spent}"
-    lines = [*(str(file) for file in files), summary]
+    lines = [str(file) for file in files]
+    for request in requests:
+        noise = "given latents" if request["seed"] is None else f"seed {request['seed']}"
+        spent = ", ".join(_spent(name, seconds) for name, seconds in request["timings"].items() if seconds)
+        lines.append(f"{width}x{height}, {parameters.steps} steps, {noise}, {parameters.engine}: {spent}")
+    lines.append(_spent("total_s", timings["total_s"]))
     if peaks:
         rows = [
             (stage, size_text(peak.anonymous_bytes), size_text(peak.resident_bytes)) for stage, peak in peaks.items()
         ]
         lines += table([("peak memory", "anonymous", "resident"), *rows], right=(1, 2))
     return Report(document, lines)
+
+
+def _spent(name: str, seconds: float) -> str:
+    return f"{name.removesuffix('_s').replace('_', ' ')} {seconds:.3g} s"

@@ -1,31 +1,37 @@
 """One picture's time by stage."""
 
+from collections.abc import Sequence
 from statistics import median
 
-from qwen_image_engine.runtime.timing import Timings
+from qwen_image_engine.runtime.timing import Timing
+
+_STAGES = {
+    "vision": "references_s",
+    "vae_encoder": "references_s",
+    "text_encoder": "encode_s",
+    "prefix": "prefix_s",
+    "prefix_image": "prefix_s",
+    "vae_decoder_mid": "decode_s",
+    "vae_decoder_up": "decode_s",
+}
 
 
-def stage_seconds(timings: Timings, steps: int) -> dict[str, float]:
-    """Seconds of each stage of one request of `steps` steps, in the order they run.
+def stage_seconds(entries: Sequence[Timing], steps: int) -> dict[str, float]:
+    """Seconds of each stage of one request of `steps` steps, in the order they run; 0 where a stage did not run.
 
     The first step stands apart, because a backend settles its memory in it; `step_s` is the median of the others (of
     all, where there is one). With guidance a step is two runs, and encoder and prefix run twice.
     """
-    totals = dict.fromkeys(("load_s", "encode_s", "prefix_s", "first_step_s", "step_s", "decode_s"), 0.0)
-    stages = {
-        "text_encoder": "encode_s",
-        "prefix": "prefix_s",
-        "vae_decoder_mid": "decode_s",
-        "vae_decoder_up": "decode_s",
-    }
+    names = ("load_s", "references_s", "encode_s", "prefix_s", "first_step_s", "step_s", "decode_s")
+    totals = dict.fromkeys(names, 0.0)
     runs = []
-    for entry in timings.entries:
+    for entry in entries:
         if entry.kind == "load":
             totals["load_s"] += entry.seconds
-        elif entry.component == "step":
+        elif entry.component in ("step", "joint"):
             runs.append(entry.seconds)
         else:
-            totals[stages[entry.component]] += entry.seconds
+            totals[_STAGES[entry.component]] += entry.seconds
     if runs:
         passes = len(runs) // steps
         taken = [sum(runs[index : index + passes]) for index in range(0, len(runs), passes)]

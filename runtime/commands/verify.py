@@ -34,6 +34,7 @@ def execute(options: argparse.Namespace) -> Report:
         options.model,
         transformer_file=options.transformer,
         loras=[LoraFile.parse(text) for text in options.lora] or None,
+        attention=options.attention,
         engine=options.engine,
         threads=options.threads,
     )

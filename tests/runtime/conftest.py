@@ -70,7 +70,7 @@ def prompts() -> list[str]:
                 text = unicodedata.normalize("NFD", text)
             if index % 4 == 3:
                 at = rng.randrange(len(text))
-                text = text[:at] + rng.choice(SPECIAL_TOKENS) + text[at:]
+                text = text[:at] + rng.choice(SPECIAL_TOKENS[:-1]) + text[at:]  # not an image's slot
             if index % 7 == 6:
                 text = rng.choice(("\n", " ", "\t\n")) + text + rng.choice((" ", "\n", "  \n"))
             made.append(text)

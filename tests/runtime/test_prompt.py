@@ -5,11 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import QwenImage21Pipeline
-from tokenizers import Tokenizer
+from PIL import Image
+from random_configurations import CONFIGURATIONS
+from random_processor import write_processor
+from tokenizers import AddedToken, Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.runtime.layout import ImageBlock, TextRun
 from qwen_image_engine.runtime.prompt import MAX_PROMPT_TOKENS, TEXT_TEMPLATE, tokenize
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
@@ -91,3 +96,110 @@ def test_limit_counts_the_prompts_own_tokens(tokenizer: Tokenizer) -> None:
 def test_lone_surrogate_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="not valid Unicode at character 2"):
         tokenize(tokenizer, "a \udcff")
+
+
+REFERENCES: dict[str, list[ImageBlock]] = {
+    "none": [],
+    "square": [ImageBlock(64, 64)],
+    "wide": [ImageBlock(2, 130)],
+    "tall and wide": [ImageBlock(40, 12), ImageBlock(12, 40)],
+    "mixed": [ImageBlock(16, 16), ImageBlock(18, 20), ImageBlock(90, 46)],
+    "ten": [ImageBlock(2 * n, 24 - 2 * n) for n in range(1, 11)],
+}
+
+
+def diffusers_text(pipeline: Any, prompt: str, references: list[ImageBlock]) -> str:
+    """What QwenImage21Pipeline gives the processor: the template with one slot an image."""
+    given: list[str] = []
+
+    class Given(Exception):
+        pass
+
+    def processor(**options: Any) -> None:
+        assert len(options.get("images", [])) == len(references)
+        given.extend(options["text"])
+        raise Given
+
+    images = [Image.new("RGBA", (1, 1)) for _ in references]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "processor", processor)
+        with pytest.raises(Given):
+            pipeline._get_qwen_prompt_embeds(prompt, images or None, torch.device("cpu"))
+    (text,) = given
+    return text
+
+
+@pytest.mark.parametrize("references", REFERENCES.values(), ids=REFERENCES)
+def test_ids_with_references_equal_transformers(
+    tokenizer: Tokenizer, checkpoint: Path, prompts: list[str], pipeline: Any, references: list[ImageBlock]
+) -> None:
+    oracle = AutoTokenizer.from_pretrained(checkpoint / "processor")
+    slot = oracle.convert_tokens_to_ids("<|image_pad|>")
+    for prompt in ["", *prompts[::10]]:
+        before, *after = diffusers_text(pipeline, prompt, references).split("<|image_pad|>")
+        for block, text in zip(references, after, strict=True):
+            before += "<|image_pad|>" * (block.height * block.width // 4) + text  # as Qwen3VLProcessor expands them
+        tokens = tokenize(tokenizer, prompt, references)
+        assert tokens.ids.dtype == np.int64
+        assert tokens.ids.tolist() == oracle(before)["input_ids"]
+        assert tokens.dropped == pipeline._drop_idx
+        in_text: list[bool] = []
+        for segment in tokens.segments:
+            is_text = isinstance(segment, TextRun)
+            in_text += [is_text] * (segment.length if is_text else segment.height * segment.width // 4)
+        assert in_text == (tokens.ids != slot).tolist()
+        assert [segment for segment in tokens.segments if isinstance(segment, ImageBlock)] == references
+        assert len(tokens.segments) == 2 * len(references) + 1
+
+
+def test_ids_and_patches_equal_the_whole_processor(tmp_path: Path, pipeline: Any) -> None:
+    pytest.importorskip("torchvision")
+    from transformers import AutoProcessor
+
+    from qwen_image_engine.runtime.vision import vision_patches
+
+    write_processor(tmp_path / "processor", CONFIGURATIONS["narrow"])
+    references = REFERENCES["mixed"]
+    rng = np.random.default_rng(0)
+    rgb = [rng.integers(0, 256, (16 * block.height, 16 * block.width, 3), dtype=np.uint8) for block in references]
+    prompt = "a red circle on <image1>, 一个红色的圆"
+    expected = AutoProcessor.from_pretrained(tmp_path / "processor")(
+        text=[diffusers_text(pipeline, prompt, references)],
+        images=[Image.fromarray(array) for array in rgb],
+        padding=True,
+        return_tensors="pt",
+    )
+    tokens = tokenize(load_tokenizer(tmp_path), prompt, references)
+    assert tokens.ids.tolist() == expected["input_ids"][0].tolist()
+    kinds = [int(isinstance(segment, ImageBlock)) for segment in tokens.segments]
+    lengths = [
+        segment.length if isinstance(segment, TextRun) else segment.height * segment.width // 4
+        for segment in tokens.segments
+    ]
+    assert np.repeat(kinds, lengths).tolist() == expected["mm_token_type_ids"][0].tolist()
+    assert expected["image_grid_thw"].tolist() == [[1, block.height, block.width] for block in references]
+    patches = np.concatenate([vision_patches(array, [0.5] * 3, [0.5] * 3) for array in rgb])
+    np.testing.assert_array_equal(patches, expected["pixel_values"].numpy())
+
+
+def test_the_limit_does_not_count_references(tokenizer: Tokenizer) -> None:
+    longest = "1" * MAX_PROMPT_TOKENS
+    references = [ImageBlock(64, 64)] * 10
+    assert len(tokenize(tokenizer, longest, references).ids) > MAX_PROMPT_TOKENS + 10240
+
+
+@pytest.mark.parametrize("references", [[], [ImageBlock(4, 4)]], ids=["alone", "beside a reference"])
+def test_slots_in_a_prompt_are_refused(tokenizer: Tokenizer, tmp_path: Path, references: list[ImageBlock]) -> None:
+    with pytest.raises(UsageError, match=r"^the prompt holds <\|image_pad\|>, which stands for a reference image;"):
+        tokenize(tokenizer, "a <|image_pad|> b", references)
+    write_processor(tmp_path / "processor", CONFIGURATIONS["narrow"])
+    with pytest.raises(UsageError, match=r"^the prompt holds <\|video_pad\|>, which stands for a video; take it out$"):
+        tokenize(load_tokenizer(tmp_path), "a <|video_pad|> b", references)
+
+
+def test_tokenizer_without_vision_tokens() -> None:
+    plain = Tokenizer(models.BPE(unk_token="?", vocab={"?": 0, "a": 1}, merges=[]))
+    plain.add_special_tokens([AddedToken(token, special=True) for token in ("<|im_start|>", "<|vision_start|>")])
+    assert tokenize(plain, "a").segments == (TextRun(len(tokenize(plain, "a").ids)),)
+    with pytest.raises(QwenImageError, match=r"^the tokenizer has no <\|image_pad\|>, <\|vision_end\|>, which"):
+        tokenize(plain, "a", [ImageBlock(4, 4)])

@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
-from qwen_image_engine.runtime.layout import ImageBlock, Layout, Segment, TextRun
-from qwen_image_engine.runtime.rope import rotary_tables, text_rotary_tables
+from qwen_image_engine.runtime.layout import ImageBlock, Layout, Segment, TextRun, encoder_positions, text_positions
+from qwen_image_engine.runtime.rope import encoder_rotary_tables, rotary_tables, text_rotary_tables
 
 
 def assert_close(found: NDArray[np.float32], expected: NDArray[np.float32], angles: NDArray[np.float64]) -> None:
@@ -57,11 +57,12 @@ def test_tables_equal_diffusers(prefix: list[Segment], target: ImageBlock, axes_
     assert_close(sin, expected.imag, np.concatenate(angles, axis=1))
 
 
-@pytest.mark.parametrize(
-    ("head_dim", "theta", "section"), [(128, 5e6, [24, 20, 20]), (64, 5e6, [12, 10, 10]), (32, 1e4, [6, 5, 5])]
-)
-@pytest.mark.parametrize("length", [1, 37, 1124])
-def test_text_tables_equal_transformers(length: int, head_dim: int, theta: float, section: list[int]) -> None:
+ENCODERS = [(128, 5e6, [24, 20, 20]), (64, 5e6, [12, 10, 10]), (32, 1e4, [6, 5, 5]), (16, 5e6, [4, 2, 2])]
+
+
+def transformers_tables(
+    positions: NDArray[np.int32], head_dim: int, theta: float, section: list[int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     config = Qwen3VLTextConfig(
         head_dim=head_dim,
         rope_parameters={
@@ -71,13 +72,51 @@ def test_text_tables_equal_transformers(length: int, head_dim: int, theta: float
             "mrope_interleaved": True,
         },
     )
-    rope = Qwen3VLTextRotaryEmbedding(config)
-    expected_cos, expected_sin = rope(torch.zeros(1), torch.arange(length).expand(3, 1, length))
+    places = torch.from_numpy(positions.T[:, None].astype(np.int64))
+    cos, sin = Qwen3VLTextRotaryEmbedding(config)(torch.zeros(1), places)
+    return cos[0].numpy(), sin[0].numpy()
+
+
+@pytest.mark.parametrize(("head_dim", "theta", "section"), ENCODERS)
+@pytest.mark.parametrize("length", [1, 37, 1124])
+def test_text_tables_equal_transformers(length: int, head_dim: int, theta: float, section: list[int]) -> None:
+    expected_cos, expected_sin = transformers_tables(text_positions(length), head_dim, theta, section)
 
     cos, sin = text_rotary_tables(length, head_dim, theta)
 
     assert cos.dtype == sin.dtype == np.float32
     # transformers repeats the half table for the half-split rotation
     angles = np.tile(np.arange(length)[:, None] * frequencies(head_dim, theta), 2)
-    assert_close(np.concatenate([cos, cos], axis=1), expected_cos[0].numpy(), angles)
-    assert_close(np.concatenate([sin, sin], axis=1), expected_sin[0].numpy(), angles)
+    assert_close(np.concatenate([cos, cos], axis=1), expected_cos, angles)
+    assert_close(np.concatenate([sin, sin], axis=1), expected_sin, angles)
+
+
+@pytest.mark.parametrize(("head_dim", "theta", "section"), ENCODERS)
+@pytest.mark.parametrize(
+    "segments",
+    [
+        [TextRun(21), ImageBlock(64, 64), TextRun(40)],
+        [TextRun(21), ImageBlock(30, 140), TextRun(3), ImageBlock(140, 30), TextRun(40)],
+        [TextRun(900)] + [segment for _ in range(9) for segment in (ImageBlock(4, 64), TextRun(3))],
+    ],
+    ids=["square", "wide and tall", "nine"],
+)
+def test_encoder_tables_equal_transformers(
+    segments: list[Segment], head_dim: int, theta: float, section: list[int]
+) -> None:
+    positions = encoder_positions(segments)
+    expected_cos, expected_sin = transformers_tables(positions, head_dim, theta, section)
+
+    cos, sin = encoder_rotary_tables(positions, head_dim, theta, section)
+
+    assert cos.dtype == sin.dtype == np.float32
+    angles = positions.max(axis=1, keepdims=True) * frequencies(head_dim, theta)  # no axis' angle is larger
+    for found, expected in ((cos, expected_cos), (sin, expected_sin)):
+        np.testing.assert_array_equal(expected[:, : head_dim // 2], expected[:, head_dim // 2 :])
+        assert_close(found, expected[:, : head_dim // 2], angles)
+
+
+@pytest.mark.parametrize(("head_dim", "theta", "section"), ENCODERS)
+def test_encoder_tables_of_text_are_text_tables(head_dim: int, theta: float, section: list[int]) -> None:
+    found = encoder_rotary_tables(text_positions(1124), head_dim, theta, section)
+    np.testing.assert_array_equal(found, text_rotary_tables(1124, head_dim, theta))

@@ -1,0 +1,31 @@
+"""Which components a bundle has: all of the checkpoint's, or without those that reference images alone need."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.engine import NETWORK, components
+
+OPTIONAL = ("vision", "vae_encoder")
+"""What an export may leave out. Where one of them is missing no reference can be read, so the prefix pass of references
+goes with it."""
+
+
+def selected(checkpoint: Checkpoint, without: Collection[str] = ()) -> tuple[str, ...]:
+    """Components in the order they run.
+
+    Raises:
+        UsageError: what is to be left out is none of `OPTIONAL`.
+    """
+    wrong = [name for name in without if name not in OPTIONAL]
+    if wrong:
+        raise UsageError(f"--without {wrong[0]}: only {' and '.join(OPTIONAL)} can be left out")
+    absent = {*without, *(["prefix_image"] if without else [])}
+    return tuple(name for name in components(checkpoint) if name not in absent)
+
+
+def networks(names: Collection[str]) -> tuple[str, ...]:
+    """The networks of components."""
+    return tuple(dict.fromkeys(NETWORK[name] for name in names))

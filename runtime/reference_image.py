@@ -1,0 +1,85 @@
+"""A reference image as a request holds it: fitted pixels under the hash that its latents and states are kept by."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.runtime.layout import ImageBlock
+from qwen_image_engine.runtime.model import VisionFacts
+from qwen_image_engine.runtime.reference import ReferenceSource, check_references, read_reference, reference_name
+from qwen_image_engine.runtime.reference_pixels import fit_reference, reference_hash
+from qwen_image_engine.runtime.reference_size import output_size
+from qwen_image_engine.runtime.size import PIXELS_PER_LATENT
+
+DEFAULT_RESOLUTION = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceImage:
+    """One of them.
+
+    Attributes:
+        rgba: (height, width, 4) uint8, sides multiples of 32.
+        sha256: of size and pixels.
+    """
+
+    rgba: NDArray[np.uint8]
+    sha256: str
+
+    @property
+    def block(self) -> ImageBlock:
+        """Its latents in the sequence."""
+        height, width = (side // PIXELS_PER_LATENT for side in self.rgba.shape[:2])
+        return ImageBlock(height, width)
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceImages:
+    """Those of a request, in order, and (width, height) of a picture in the last one's aspect ratio.
+
+    Without any that is a square of `DEFAULT_RESOLUTION`.
+    """
+
+    images: tuple[ReferenceImage, ...] = ()
+    size: tuple[int, int] = (DEFAULT_RESOLUTION, DEFAULT_RESOLUTION)
+
+    @classmethod
+    def read(
+        cls, sources: Sequence[ReferenceSource], resolution: int, facts: VisionFacts, absent: Collection[str] = ()
+    ) -> "ReferenceImages":
+        """Read and fit them, every one before any network runs.
+
+        Args:
+            sources: files or Pillow images.
+            resolution: side of a square of the area that each is fitted to, in pixels.
+            facts: of the vision tower.
+            absent: components that would have to read them and that the bundle has not.
+
+        Raises:
+            UsageError: there are too many, one cannot be read or fitted (see `read_reference`, `reference_size`), or
+                there are some and a component is absent.
+        """
+        check_references(sources)
+        if not sources:
+            return cls()
+        if absent:
+            raise UsageError(
+                f"there are reference images, and the bundle has no {' and no '.join(absent)}; export it again, "
+                "without the flag --without"
+            )
+        read = [read_reference(source) for source in sources]
+        fitted = [
+            fit_reference(
+                image,
+                resolution,
+                name=reference_name(source),
+                min_pixels=facts.min_pixels,
+                max_pixels=facts.max_pixels,
+            )
+            for source, image in zip(sources, read, strict=True)
+        ]
+        images = tuple(ReferenceImage(rgba, reference_hash(rgba)) for rgba in fitted)
+        return cls(images, output_size(read, resolution))
