@@ -17,7 +17,7 @@ from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.reference.shapes.draw import draw
 from qwen_image_engine.reference.shapes.edit_judge import judge_edit
 from qwen_image_engine.reference.shapes.edits import KINDS as EDIT_KINDS
-from qwen_image_engine.reference.shapes.edits import Edit, random_edit, split_edit
+from qwen_image_engine.reference.shapes.edits import Edit, other_edit, random_edit, split_edit
 from qwen_image_engine.reference.shapes.instructions import write_instruction
 from qwen_image_engine.reference.shapes.judge import judge
 from qwen_image_engine.reference.shapes.prompts import write_prompt

@@ -12,7 +12,10 @@ _ENGLISH = {
     "remove": ("Remove {item}.", "Take {item} away", "Delete {item}, keep everything else."),
     "cut": ("Remove the background.", "Make the background transparent", "Cut out the shapes, transparent background."),
     "word": ('Write "{word}" {place}.', 'Add the word "{word}" {place}', '{place}: the word "{word}"'),
-    "combine": ("Add {added} of image 2 to image 1.", "Put {added} from image 2 into image 1", "Image 1 with {added} from image 2"),
+    "combine": (
+        "Add {added} of image 2 to image 1.", "Put {added} from image 2 into image 1",
+        "Image 1 with {added} from image 2",
+    ),
 }  # fmt: skip
 _CHINESE = {
     "recolour": ("把{item}变成{colour}", "{item}改为{colour}。"),

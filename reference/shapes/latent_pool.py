@@ -1,4 +1,4 @@
-"""Drawn scenes and edits and their latents, encoded once, from which the last stages of the recipe take their batches."""
+"""Drawn scenes and edits and their latents, encoded once, of which the last stages of the recipe make batches."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class Reader(nn.Module):
 
     def _look(self, rgb: NDArray[np.uint8], device: torch.device) -> list[Tensor]:
         """Features of the references, each (B, R * slots, C)."""
-        config, (batch, count, height, width, _) = self.vision.config, rgb.shape
+        config, (batch, _, height, width, _) = self.vision.config, rgb.shape
         patches = np.stack([vision_patches(image, *MEAN_STD) for image in rgb.reshape(-1, height, width, 3)])
         tables = (
             *interpolation(height // 16, width // 16, config.position_side),

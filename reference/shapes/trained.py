@@ -17,7 +17,7 @@ from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
 
 def read_trained(folder: Path) -> tuple[Vae, Denoiser, Tokenizer]:
-    """Autoencoder, denoiser and tokenizer of a checkpoint; the vision tower too where its sizes are those of the recipe.
+    """Autoencoder, denoiser and tokenizer of a checkpoint, and the vision tower where it has the recipe's sizes.
 
     Raises:
         QwenImageError: the checkpoint is missing, incomplete or damaged.

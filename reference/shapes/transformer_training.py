@@ -237,7 +237,7 @@ def predict(
 
 
 def prefix_cache(model: Denoiser, text: TextBatch, references: References | None, block: ImageBlock) -> list[KeyValue]:
-    """Keys and values of prompts and their references, B of each, in every layer; `block` is the size of a reference."""
+    """Keys and values of B prompts and their references in every layer; `block` is the size of a reference."""
     device, transformer = text.ids.device, model.transformer
     states = model.reader(text, None if references is None else references.rgb)
     states = states[:, text.text().to(device)]
