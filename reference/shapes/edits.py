@@ -47,7 +47,7 @@ class Edit:
         references: One drawing, two to combine. The result is the first, changed.
         result: What it becomes.
         index: Of the item that is recoloured, moved or removed, in the first reference; 0 for the other kinds.
-        places: Cells that may change, none for `cut`, which changes the whole ground.
+        places: Cells that may change, none for `cut`, which changes the ground.
 
     """
 
@@ -63,11 +63,8 @@ class Edit:
         return self.references[0].scene.items[self.index]
 
     def changed(self, width: int, height: int) -> NDArray[np.bool_]:
-        """Where the picture may change, (height, width)."""
-        if self.kind == "cut":
-            covered: NDArray[np.bool_] = self.result.draw(width, height)[..., 3] < 255
-            return covered
-        mask = np.zeros((height, width), np.bool_)
+        """Where the picture may change, (height, width): its cells, and where a tip reaches out of them by a pixel."""
+        mask: NDArray[np.bool_] = (self.references[0].draw(width, height) != self.result.draw(width, height)).any(-1)
         for place in self.places:
             mask[cell(place, width, height)] = True
         return mask
