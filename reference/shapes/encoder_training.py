@@ -85,7 +85,7 @@ def train_reader(reader: Reader, tokenizer: Tokenizer, seed: int, device: str, r
         scenes = [split_scene(rng, held_out=False) for _ in range(BATCH)]
         text = tokenize_batch(tokenizer, [write_prompt(s, rng) for s in scenes], device)
         with autocast(device):
-            states = reader(text)[:, text.dropped :].float()
+            states = reader(text).float()
         valid = torch.arange(states.shape[1], device=device) < torch.tensor(text.lengths, device=device)[:, None]
         answers = questions(states, valid)
         wanted = torch.from_numpy(np.stack([_facts(s) for s in scenes])).to(device)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.reference.shapes.draw import RADIUS, coverage, place_centre
+from qwen_image_engine.reference.shapes.draw import RADIUS, cell, coverage, place_centre
 from qwen_image_engine.reference.shapes.scene import COLOURS, GROUNDS, PLACES, SHAPES, TRANSPARENT, Item, Scene
 
 # Distance in RGB from which a pixel is not the ground any more; the closest ground and colour, pink and white, are 106
@@ -52,9 +52,8 @@ def judge(picture: NDArray[np.uint8], scene: Scene) -> Verdict:
     ink = _ink(picture, scene.ground)
     stated = {item.place: item for item in scene.items}
     faults = []
-    for place, (row, column) in PLACES.items():
-        rows = slice(round(row * height / 3), round((row + 1) * height / 3))
-        columns = slice(round(column * width / 3), round((column + 1) * width / 3))
+    for place in PLACES:
+        rows, columns = cell(place, width, height)
         if place in stated:
             cell_ink = np.zeros_like(ink)
             cell_ink[rows, columns] = ink[rows, columns]

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from qwen_image_engine.reference.config import TransformerConfig, VaeConfig
+from qwen_image_engine.reference.config import TransformerConfig, VaeConfig, VisionConfig
 from qwen_image_engine.reference.shapes.sizes import vae_config
 from qwen_image_engine.reference.shapes.tokenizer_training import SPECIAL
 from qwen_image_engine.reference.shapes.transformer_training import Denoiser
@@ -24,8 +24,8 @@ license: apache-2.0
 
 A small checkpoint in the layout of Qwen-Image-2.1, trained from scratch by `qwen_image_engine.reference.shapes.train`
 on pictures that the recipe draws itself. It draws one to three coloured shapes on a 3x3 grid, on coloured or
-transparent grounds, from prompts in English and Chinese, 128 to 256 pixels a side. The vision tower and the language
-model's head are present, as the layout wants them, and untrained.
+transparent grounds, from prompts in English and Chinese, 128 to 256 pixels a side, and edits one or two such pictures.
+The language model's head is present, as the layout wants it, and untrained.
 """
 # Renders a conversation as the released processor's template does; nothing else of that template is used.
 CHAT_TEMPLATE = (
@@ -35,9 +35,6 @@ CHAT_TEMPLATE = (
     "{%- elif 'text' in part -%}{{ part.text }}{%- endif -%}{%- endfor -%}{%- endif -%}{{ '<|im_end|>\\n' }}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
-# Of the untrained vision tower.
-_VISION = {"depth": 4, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "num_position_embeddings": 64}
-_DEEPSTACK = (0, 1, 2)
 
 
 def write_checkpoint(folder: Path, vae: Vae, model: Denoiser, tokenizer: Tokenizer, seed: int) -> None:
@@ -46,9 +43,9 @@ def write_checkpoint(folder: Path, vae: Vae, model: Denoiser, tokenizer: Tokeniz
     Args:
         folder: Made if missing.
         vae: Trained autoencoder.
-        model: Trained embedding table, text encoder and transformer, and the statistics of the latents.
+        model: Trained embedding table, vision tower, text encoder and transformer, and the statistics of the latents.
         tokenizer: What they were trained with.
-        seed: Of the untrained weights.
+        seed: Of the untrained weights, those of the language model's head.
 
     """
     config = vae_config(tuple(model.mean.tolist()), tuple(model.std.tolist()))
@@ -69,8 +66,7 @@ def write_checkpoint(folder: Path, vae: Vae, model: Denoiser, tokenizer: Tokeniz
     language["model.language_model.embed_tokens.weight"] = model.reader.embed_tokens.weight
     language["model.language_model.norm.weight"] = torch.ones(width)
     language["lm_head.weight"] = 0.02 * torch.randn(model.reader.embed_tokens.weight.shape, generator=generator)
-    for name, shape in _vision_shapes(width).items():
-        language[f"model.visual.{name}"] = 0.02 * torch.randn(shape, generator=generator)
+    language |= {f"model.visual.{name}": value for name, value in model.reader.vision.state_dict().items()}
     _save(folder / "text_encoder" / "model.safetensors", language)
 
 
@@ -113,7 +109,7 @@ _SCHEDULER: dict[str, Any] = {
 
 
 def _transformer_json(config: TransformerConfig) -> dict[str, Any]:
-    values = {k: v for k, v in asdict(config).items() if k != "ignored"}
+    values = {k: v for k, v in asdict(config).items() if k not in ("bidirectional", "ignored")}
     return {"_class_name": "QwenImage21Transformer2DModel", "patch_size": 1, "causal_condition": True} | values
 
 
@@ -132,7 +128,8 @@ def _vae_json(config: VaeConfig) -> dict[str, Any]:
 
 def _text_encoder_json(model: Denoiser, tokenizer: Tokenizer) -> dict[str, Any]:
     config = model.reader.encoder.config
-    text = {k: v for k, v in asdict(config).items() if k not in ("ignored", "rope_theta")} | {
+    beside = ("ignored", "rope_theta", "mrope_section", "deepstack")
+    text = {k: v for k, v in asdict(config).items() if k not in beside} | {
         "model_type": "qwen3_vl_text",
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -141,22 +138,11 @@ def _text_encoder_json(model: Denoiser, tokenizer: Tokenizer) -> dict[str, Any]:
         "max_position_embeddings": 4096,
         "rope_parameters": {
             "mrope_interleaved": True,
-            "mrope_section": [6, 5, 5],
+            "mrope_section": list(config.mrope_section),
             "rope_theta": config.rope_theta,
             "rope_type": "default",
         },
         "use_cache": True,
-    }
-    vision = _VISION | {
-        "model_type": "qwen3_vl_vision",
-        "deepstack_visual_indexes": list(_DEEPSTACK),
-        "hidden_act": "gelu_pytorch_tanh",
-        "in_channels": 3,
-        "initializer_range": 0.02,
-        "out_hidden_size": config.hidden_size,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
     }
     return {
         "architectures": ["Qwen3VLForConditionalGeneration"],
@@ -168,7 +154,26 @@ def _text_encoder_json(model: Denoiser, tokenizer: Tokenizer) -> dict[str, Any]:
         "vision_end_token_id": tokenizer.token_to_id("<|vision_end|>"),
         "tie_word_embeddings": False,
         "text_config": text,
-        "vision_config": vision,
+        "vision_config": _vision_json(model.reader.vision.config),
+    }
+
+
+def _vision_json(config: VisionConfig) -> dict[str, Any]:
+    return {
+        "depth": config.depth,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_heads": config.num_heads,
+        "num_position_embeddings": config.position_side**2,
+        "model_type": "qwen3_vl_vision",
+        "deepstack_visual_indexes": list(config.deepstack),
+        "hidden_act": "gelu_pytorch_tanh",
+        "in_channels": 3,
+        "initializer_range": 0.02,
+        "out_hidden_size": config.out_hidden_size,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
     }
 
 
@@ -202,7 +207,8 @@ def _write_processor(folder: Path, tokenizer: Tokenizer) -> None:
         "patch_size": 16,
         "resample": 3,
         "rescale_factor": 1 / 255,
-        "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+        # Areas in pixels: a picture of 32x32 is one image slot, and none of the sizes here is enlarged.
+        "size": {"longest_edge": 16777216, "shortest_edge": 1024},
         "temporal_patch_size": 2,
     }
     _write_json(
@@ -231,30 +237,3 @@ def _time_convolutions(config: VaeConfig) -> dict[str, Tensor]:
     return {f"{n}.weight": torch.zeros(o, i, 1, 1) for n, (o, i) in tensors.items()} | {
         f"{n}.bias": torch.zeros(o) for n, (o, _) in tensors.items()
     }
-
-
-def _vision_shapes(out_width: int) -> dict[str, tuple[int, ...]]:
-    width, inner = _VISION["hidden_size"], _VISION["intermediate_size"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "patch_embed.proj.weight": (width, 3, 2, 16, 16),
-        "patch_embed.proj.bias": (width,),
-        "pos_embed.weight": (_VISION["num_position_embeddings"], width),
-    }
-
-    def linear(name: str, inputs: int, outputs: int) -> None:
-        shapes.update({f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)})
-
-    for i in range(_VISION["depth"]):
-        block = f"blocks.{i}"
-        for norm in ("norm1", "norm2"):
-            shapes.update({f"{block}.{norm}.weight": (width,), f"{block}.{norm}.bias": (width,)})
-        linear(f"{block}.attn.qkv", width, 3 * width)
-        linear(f"{block}.attn.proj", width, width)
-        linear(f"{block}.mlp.linear_fc1", width, inner)
-        linear(f"{block}.mlp.linear_fc2", inner, width)
-    mergers = {"merger": width} | {f"deepstack_merger_list.{i}": 4 * width for i in range(len(_DEEPSTACK))}
-    for name, norm_width in mergers.items():
-        shapes.update({f"{name}.norm.weight": (norm_width,), f"{name}.norm.bias": (norm_width,)})
-        linear(f"{name}.linear_fc1", 4 * width, 4 * width)
-        linear(f"{name}.linear_fc2", 4 * width, out_width)
-    return shapes

@@ -29,11 +29,12 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every weight from its gradient, equal shapes together."""
+        """Update every weight that has a gradient, equal shapes together."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = {}
             for weight in group["params"]:
-                shapes.setdefault(weight.shape, []).append(weight)
+                if weight.grad is not None:
+                    shapes.setdefault(weight.shape, []).append(weight)
             for weights in shapes.values():
                 momenta = []
                 for weight in weights:

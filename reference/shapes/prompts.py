@@ -28,9 +28,9 @@ def write_prompt(scene: Scene, rng: np.random.Generator, language: str | None = 
 
 
 def _english(scene: Scene, items: list[Item], form: int) -> str:
-    parts = [f"{_a(i.colour)} {i.shape} {_at(i.place)}" for i in items]
+    parts = [f"{_a(i.colour)} {i.shape} {at(i.place)}" for i in items]
     if scene.word is not None and scene.word_place is not None:
-        parts.append(f'the word "{scene.word}" {_at(scene.word_place)}')
+        parts.append(f'the word "{scene.word}" {at(scene.word_place)}')
     listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
     ground = f"a {scene.ground} background"
     if form == 0:
@@ -44,8 +44,14 @@ def _a(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def _at(place: str) -> str:
+def at(place: str) -> str:
+    """Where something stands, in English."""
     return _AT.get(place, f"at the {place}")
+
+
+def zh(name: str) -> str:
+    """A shape, colour, ground or place in Chinese."""
+    return _ZH[name]
 
 
 def _chinese(scene: Scene, items: list[Item], form: int) -> str:

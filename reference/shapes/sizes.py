@@ -1,6 +1,6 @@
 """Sizes of the `shapes` networks: the released architecture, about a thousandth of its parameters."""
 
-from qwen_image_engine.reference.config import TextEncoderConfig, TransformerConfig, VaeConfig
+from qwen_image_engine.reference.config import TextEncoderConfig, TransformerConfig, VaeConfig, VisionConfig
 
 Z_DIM = 16
 ENCODER_WIDTH = 128
@@ -34,6 +34,22 @@ def encoder_config(vocabulary: int) -> TextEncoderConfig:
         head_dim=32,
         rms_norm_eps=1e-6,
         rope_theta=100000.0,
+        mrope_section=(6, 5, 5),
+        deepstack=3,
+    )
+
+
+def vision_config() -> VisionConfig:
+    """Sizes of the vision tower; its position table is as large as a picture of 128 pixels a side."""
+    return VisionConfig(
+        depth=4,
+        hidden_size=48,
+        intermediate_size=96,
+        num_heads=2,
+        position_side=8,
+        out_hidden_size=ENCODER_WIDTH,
+        deepstack=(0, 1, 2),
+        rope_theta=10000.0,
     )
 
 

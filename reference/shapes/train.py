@@ -1,7 +1,7 @@
 """Trains `shapes` from nothing: `python -m qwen_image_engine.reference.shapes.train OUT`.
 
-Autoencoder, tokenizer, text encoder alone, then text encoder and transformer together in two courses; docs/shapes.md
-says how long each takes.
+Autoencoder, tokenizer, text encoder alone, then text encoder and transformer together in two courses of pictures from
+text, a course of edits, and the autoencoder's decoder again; docs/shapes.md says how long each takes.
 """
 
 import argparse
@@ -15,20 +15,29 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from qwen_image_engine.reference.shapes.decoder_training import train_decoder
 from qwen_image_engine.reference.shapes.encoder_training import train_reader
-from qwen_image_engine.reference.shapes.latent_pool import encode_pool
+from qwen_image_engine.reference.shapes.latent_pool import encode_edits, encode_pool
 from qwen_image_engine.reference.shapes.layout import write_checkpoint
-from qwen_image_engine.reference.shapes.sizes import encoder_config, transformer_config, vae_config
+from qwen_image_engine.reference.shapes.sizes import encoder_config, transformer_config, vae_config, vision_config
 from qwen_image_engine.reference.shapes.text_batch import Reader
 from qwen_image_engine.reference.shapes.tokenizer_training import train_tokenizer
-from qwen_image_engine.reference.shapes.transformer_training import COURSES, Course, Denoiser, train_denoiser
+from qwen_image_engine.reference.shapes.trained import read_trained
+from qwen_image_engine.reference.shapes.transformer_training import COURSES, EDITS, Course, Denoiser, train_denoiser
 from qwen_image_engine.reference.shapes.vae_training import train_vae
 from qwen_image_engine.reference.vae import Vae
 
 State = Mapping[str, Tensor]
 
 
-def train(folder: Path, seed: int, device: str, work: Path | None) -> None:
+def train(
+    folder: Path,
+    seed: int,
+    device: str,
+    work: Path | None,
+    trained: Path | None = None,
+    minutes: float | None = None,
+) -> None:
     """Run the whole recipe and write the checkpoint to `folder`.
 
     Args:
@@ -36,8 +45,28 @@ def train(folder: Path, seed: int, device: str, work: Path | None) -> None:
         seed: Of everything random.
         device: "cpu" or "cuda".
         work: Where the weights of every finished stage are kept and found again, so that an interrupted run goes on.
+        trained: A checkpoint that draws from text already and learns to edit, in the place of the first stages.
+        minutes: Of the course of edits, at most.
 
     """
+    if trained is not None:
+        vae, model, tokenizer = read_trained(trained)
+    else:
+        vae, model, tokenizer = _learn_to_draw(seed, device, work)
+
+    def sharpen() -> State:
+        train_decoder(vae, seed + 100, device, _report)
+        return vae.state_dict()
+
+    progress = None if work is None else work / f"edits-{seed}-part.pt"
+    edit = functools.partial(_denoise, model, vae, tokenizer, EDITS, seed + 102, device, progress, minutes)
+    model.load_state_dict(_stage("edits", work, seed, edit))
+    vae.load_state_dict(_stage("decoder", work, seed, sharpen))
+    write_checkpoint(folder, vae.cpu(), model, tokenizer, seed)
+    _report(f"wrote {folder}")
+
+
+def _learn_to_draw(seed: int, device: str, work: Path | None) -> tuple[Vae, Denoiser, Tokenizer]:
     vae = Vae(vae_config())
     vae.load_state_dict(
         _stage("autoencoder", work, seed, lambda: train_vae(vae_config(), seed, device, _report).state_dict())
@@ -46,7 +75,7 @@ def train(folder: Path, seed: int, device: str, work: Path | None) -> None:
     vae.to(torch.bfloat16).float()
     tokenizer = train_tokenizer(seed)
     torch.manual_seed(seed)
-    model = Denoiser(Reader(encoder_config(tokenizer.get_vocab_size())), transformer_config())
+    model = Denoiser(Reader(encoder_config(tokenizer.get_vocab_size()), vision_config()), transformer_config())
 
     def read() -> State:
         train_reader(model.reader, tokenizer, seed + 1, device, _report)
@@ -56,14 +85,23 @@ def train(folder: Path, seed: int, device: str, work: Path | None) -> None:
     for number, course in enumerate(COURSES, start=1):
         learn = functools.partial(_denoise, model, vae, tokenizer, course, seed + 2 * number, device)
         model.load_state_dict(_stage(f"denoiser-{number}", work, seed, learn))
-    write_checkpoint(folder, vae.cpu(), model, tokenizer, seed)
-    _report(f"wrote {folder}")
+    return vae, model, tokenizer
 
 
-def _denoise(model: Denoiser, vae: Vae, tokenizer: Tokenizer, course: Course, seed: int, device: str) -> State:
+def _denoise(
+    model: Denoiser,
+    vae: Vae,
+    tokenizer: Tokenizer,
+    course: Course,
+    seed: int,
+    device: str,
+    kept: Path | None = None,
+    minutes: float | None = None,
+) -> State:
     buckets = encode_pool(vae, course.pool, course.scene_shares, seed, device)
-    _report(f"encoded {sum(len(b.scenes) for b in buckets)} pictures")
-    train_denoiser(model, tokenizer, course, buckets, seed + 1, device, _report)
+    buckets += encode_edits(vae, course.edits, seed, device)
+    _report(f"encoded {sum(len(b.subjects) for b in buckets)} scenes and edits")
+    train_denoiser(model, tokenizer, course, buckets, seed + 1, device, _report, kept, minutes)
     return model.state_dict()
 
 
@@ -94,8 +132,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--work", type=Path, help="folder for intermediate weights, to go on after an interruption")
+    parser.add_argument("--from", type=Path, dest="trained", help="checkpoint that draws already and learns to edit")
+    parser.add_argument("--minutes", type=float, help="of the course of edits, at most")
     args = parser.parse_args()
-    train(args.output, args.seed, args.device, args.work)
+    train(args.output, args.seed, args.device, args.work, args.trained, args.minutes)
 
 
 if __name__ == "__main__":

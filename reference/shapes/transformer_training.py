@@ -1,12 +1,14 @@
 """Last stages of the recipe: text encoder and transformer learn together to denoise the autoencoder's latents.
 
 Flow matching (Lipman et al. 2022): x_t = (1 - t) x + t e, the network predicts e - x, t = sigmoid(normal). Matrices of
-the blocks are trained with Muon, the rest with AdamW, at a rate that falls to a fiftieth.
+the blocks are trained with Muon, the rest with AdamW, at a rate that falls to a fiftieth. In the last course most
+prompts are edits of references, which the vision tower and the transformer's prefix see.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,13 +18,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from qwen_image_engine.reference.config import TransformerConfig
-from qwen_image_engine.reference.shapes.latent_pool import Bucket, PoolSize
+from qwen_image_engine.reference.shapes.latent_pool import Bucket, PoolSize, References
 from qwen_image_engine.reference.shapes.muon import Muon
 from qwen_image_engine.reference.shapes.precision import autocast
-from qwen_image_engine.reference.shapes.prompts import write_prompt
 from qwen_image_engine.reference.shapes.text_batch import Reader, TextBatch, initialise, tokenize_batch
-from qwen_image_engine.reference.transformer import TIME_FEATURES, Transformer
-from qwen_image_engine.runtime.layout import image_positions, text_positions
+from qwen_image_engine.reference.transformer import TIME_FEATURES, KeyValue, Transformer
+from qwen_image_engine.runtime.layout import ImageBlock, Layout, TextRun
 from qwen_image_engine.runtime.rope import rotary_tables
 
 
@@ -36,6 +37,7 @@ class Course:
         steps: Of training.
         small_only: The first part of the steps, which sees the first size of the pool alone.
         rate: Highest learning rate.
+        edits: The edits that it sees, by size; shares are of all the steps, as those of the pool.
 
     """
 
@@ -44,6 +46,7 @@ class Course:
     steps: int
     small_only: float
     rate: float
+    edits: tuple[PoolSize, ...] = ()
 
 
 COURSES = (
@@ -75,7 +78,29 @@ COURSES = (
         rate=1e-3,
     ),
 )
+# The third course: edits, and enough of the rest that it is not forgotten.
+EDITS = Course(
+    pool=(
+        PoolSize(128, 128, scenes=1200, share=0.06, batch=64),
+        PoolSize(192, 192, scenes=700, share=0.06, batch=32),
+        PoolSize(256, 256, scenes=600, share=0.06, batch=20),
+        PoolSize(192, 128, scenes=500, share=0.03, batch=48),
+        PoolSize(128, 192, scenes=500, share=0.03, batch=48),
+    ),
+    scene_shares=(0.25, 0.35, 0.4),
+    steps=3000,
+    small_only=0.0,
+    rate=1.5e-3,
+    edits=(
+        PoolSize(128, 128, scenes=3600, share=0.28, batch=48),
+        PoolSize(192, 192, scenes=1600, share=0.14, batch=24),
+        PoolSize(256, 256, scenes=900, share=0.12, batch=16),
+        PoolSize(192, 128, scenes=1600, share=0.11, batch=32),
+        PoolSize(128, 192, scenes=1600, share=0.11, batch=32),
+    ),
+)
 WARMUP, DECAY = 100, 0.45
+KEEP_SECONDS = 300
 TARGETS = 2  # noisy targets of one prompt, which share its prefix
 DROP_PROMPT = 0.05  # share of empty prompts, so that guidance has something to steer from
 
@@ -107,17 +132,21 @@ def train_denoiser(
     seed: int,
     device: str,
     report: Callable[[str], None],
+    kept: Path | None = None,
+    minutes: float | None = None,
 ) -> None:
-    """Train both networks end to end, in place.
+    """Train all networks end to end, in place.
 
     Args:
         model: With the reader that `train_reader` trained; it goes on learning.
         tokenizer: What `train_tokenizer` returned.
         course: Steps and rate.
-        buckets: What `encode_pool` returned for the course.
+        buckets: What `encode_pool` and `encode_edits` returned for the course.
         seed: Of prompts, noise and times.
         device: Where to train; the model is left on the CPU.
         report: Called with a line of progress every 50 steps.
+        kept: Where the weights are written every five minutes, so that a run that is cut short is not lost.
+        minutes: At most this long: the rate then falls with the time, and fewer steps are made than the course has.
 
     """
     torch.manual_seed(seed)
@@ -132,68 +161,102 @@ def train_denoiser(
         Muon(matrices, course.rate, weight_decay=0.05),
         torch.optim.AdamW(others, lr=course.rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, course.steps)) for o in optimizers]
     shares = np.array([b.size.share for b in buckets])
     shares /= shares.sum()
-    start, losses = time.monotonic(), []
-    for step in range(course.steps):
+    start, losses, step = time.monotonic(), list[float](), 0
+    written = start
+    while (progress := _progress(step, course.steps, time.monotonic() - start, minutes)) < 1:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = course.rate * _rate(step, progress)
         early = step < course.small_only * course.steps
         bucket = buckets[0] if early else buckets[int(rng.choice(len(buckets), p=shares))]
         batch = bucket.size.batch
-        picked = rng.integers(len(bucket.scenes), size=batch // TARGETS)
-        prompts = ["" if rng.random() < DROP_PROMPT else write_prompt(bucket.scenes[i], rng) for i in picked]
+        picked = rng.integers(len(bucket.subjects), size=batch // TARGETS)
+        prompts = ["" if rng.random() < DROP_PROMPT else bucket.prompt(i, rng) for i in picked]
         latents = bucket.latents[torch.from_numpy(picked.repeat(TARGETS))].to(device)
         clean = (latents - model.mean) / model.std  # (B, N, z)
         t = _times(batch).to(device)
         noise = torch.randn_like(clean)
         noisy = torch.lerp(clean, noise, t[:, None, None])
+        block = ImageBlock(bucket.size.height // 16, bucket.size.width // 16)
+        references = None if bucket.references is None else bucket.references.of(picked)
+        count = 0 if references is None else references.latents.shape[1]
+        text = tokenize_batch(tokenizer, prompts, device, [block] * count)
         with autocast(device):
-            velocity = predict(model, tokenize_batch(tokenizer, prompts, device), noisy, t, bucket.size.height // 16)
+            velocity = predict(model, text, references, noisy, t, block)
         loss = F.mse_loss(velocity.float(), noise - clean)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+        for optimizer in optimizers:
             optimizer.step()
-            schedule.step()
+        step += 1
         losses.append(loss.item())
-        if step % 50 == 49:
-            seconds = time.monotonic() - start
-            report(f"denoiser {step + 1}/{course.steps}  loss {np.mean(losses[-50:]):.4f}  {seconds:.0f} s")
+        now = time.monotonic()
+        if step % 50 == 0:
+            report(f"denoiser {step}/{course.steps}  loss {np.mean(losses[-50:]):.4f}  {now - start:.0f} s")
+        if kept is not None and now - written > KEEP_SECONDS:
+            torch.save(model.state_dict(), kept)
+            written = now
     model.cpu().eval()
 
 
-def predict(model: Denoiser, text: TextBatch, noisy: Tensor, t: Tensor, rows: int) -> Tensor:
+def predict(
+    model: Denoiser, text: TextBatch, references: References | None, noisy: Tensor, t: Tensor, target: ImageBlock
+) -> Tensor:
     """Velocity for prompts of different lengths, padded, each with one or more noisy targets.
 
     Args:
         model: What is trained.
         text: B prompts.
+        references: Of these prompts.
         noisy: (B * K, N, z), K targets of a prompt after one another.
         t: (B * K,).
-        rows: Latent rows of a target.
+        target: Size of a target.
 
     Returns:
         (B * K, N, z).
 
     """
-    device = noisy.device
-    states = model.reader(text)[:, text.dropped :]
-    padded, tokens = states.shape[1], noisy.shape[1]
-    axes = model.transformer.config.axes_dims_rope
-    cos, sin = rotary_tables(text_positions(padded), axes)
-    cache = model.transformer.prefix(states, _to(cos, device), _to(sin, device))
+    device, axes = noisy.device, model.transformer.config.axes_dims_rope
+    cache = prefix_cache(model, text, references, target)
     targets = noisy.shape[0] // len(text.lengths)
     cache = [(k.repeat_interleave(targets, 0), v.repeat_interleave(targets, 0)) for k, v in cache]
-    tables = {n: rotary_tables(image_positions(rows, tokens // rows, n), axes) for n in set(text.lengths)}
+    layouts = {n: Layout.of((*text.segments[:-1], TextRun(n)), target) for n in set(text.lengths)}
+    tables = {n: rotary_tables(layout.target, axes) for n, layout in layouts.items()}
     lengths = np.repeat(text.lengths, targets)
     cos, sin = (np.stack([tables[n][i] for n in lengths]) for i in range(2))
+    padded, tokens = cache[0][0].shape[1], noisy.shape[1]
     position = torch.arange(padded + tokens)
-    mask = (position[None] < torch.from_numpy(lengths)[:, None]) | (position[None] >= padded)
+    valid = torch.tensor([len(layouts[n].prefix) for n in lengths])
+    mask = (position[None] < valid[:, None]) | (position[None] >= padded)
     return model.transformer.step(
         noisy, time_features(t), _to(cos, device), _to(sin, device), cache, mask[:, None, None].to(device)
     )
+
+
+def prefix_cache(model: Denoiser, text: TextBatch, references: References | None, block: ImageBlock) -> list[KeyValue]:
+    """Keys and values of B prompts and their references in every layer; `block` is the size of a reference."""
+    device, transformer = text.ids.device, model.transformer
+    states = model.reader(text, None if references is None else references.rgb)
+    states = states[:, text.text().to(device)]
+    tables = rotary_tables(Layout.of(text.segments, block).prefix, transformer.config.axes_dims_rope)
+    cos, sin = (_to(table, device) for table in tables)
+    runs = [segment.length for segment in text.segments if isinstance(segment, TextRun)]
+    first, *others = states.split(runs, dim=1)
+    end = runs[0]
+    cache = transformer.prefix(first, cos[:end], sin[:end])
+    for index, run in enumerate(others):
+        assert references is not None
+        latents = (references.latents[:, index].to(device) - model.mean) / model.std
+        start, end = end, end + latents.shape[1] + run.shape[1]
+        own = transformer.prefix_image(latents, run, cos[start:end], sin[start:end], cache)
+        cache = [
+            (torch.cat([k, own_k], dim=1), torch.cat([v, own_v], dim=1))
+            for (k, v), (own_k, own_v) in zip(cache, own, strict=True)
+        ]
+    return cache
 
 
 def time_features(t: Tensor) -> Tensor:
@@ -214,14 +277,18 @@ def _split_parameters(model: Denoiser) -> tuple[list[nn.Parameter], list[nn.Para
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        inside = "transformer_blocks" in name or "layers" in name
+        inside = any(part in name for part in ("transformer_blocks", "encoder.layers", "vision.blocks"))
         (matrices if inside and parameter.ndim == 2 else others).append(parameter)
     return matrices, others
 
 
-def _rate(step: int, steps: int) -> float:
+def _progress(step: int, steps: int, seconds: float, minutes: float | None) -> float:
+    return max(step / steps, 0 if minutes is None else seconds / (60 * minutes))
+
+
+def _rate(step: int, progress: float) -> float:
     """Linear warm-up, plateau, linear decay to a fiftieth."""
-    return min(1.0, (step + 1) / WARMUP, max(0.02, (steps - step) / (DECAY * steps)))
+    return min(1.0, (step + 1) / WARMUP, max(0.02, (1 - progress) / DECAY))
 
 
 def _to(table: NDArray[np.float32], device: torch.device) -> Tensor:

@@ -51,10 +51,10 @@ def train_vae(config: VaeConfig, seed: int, device: str, report: Callable[[str],
         torch.optim.AdamW([p for p in vae.parameters() if id(p) not in chosen], OTHER_RATE, betas=(0.9, 0.98)),
     ]
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, _rate) for o in optimizers]
-    pictures = [_picture(rng) for _ in range(POOL)]
+    pictures = [random_picture(rng) for _ in range(POOL)]
     start, losses = time.monotonic(), []
     for step, (crop, batch) in enumerate((c, b) for c, b, steps in PHASES for _ in range(steps)):
-        crops = [_crop(pictures[i], crop, rng) for i in rng.integers(POOL, size=batch)]
+        crops = [crop_of(pictures[i], crop, rng) for i in rng.integers(POOL, size=batch)]
         image = to_model_range(torch.from_numpy(np.stack(crops)).to(device))
         with autocast(device):
             mean, logvar = vae.moments(image)
@@ -85,12 +85,14 @@ def to_model_range(image: Tensor) -> Tensor:
     return image.movedim(-1, 1).float() / 127.5 - 1
 
 
-def _picture(rng: np.random.Generator) -> NDArray[np.uint8]:
+def random_picture(rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A random scene on a square of 128 to 256 pixels."""
     side = int(rng.choice((128, 160, 192, 256), p=(0.5, 0.2, 0.15, 0.15)))
     return draw(random_scene(rng), side, side, rng)
 
 
-def _crop(picture: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def crop_of(picture: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A random square of a picture."""
     x, y = (int(rng.integers(n - side + 1)) for n in (picture.shape[1], picture.shape[0]))
     return picture[y : y + side, x : x + side]
 

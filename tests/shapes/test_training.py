@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.reference.shapes import (
+    decoder_training,
     encoder_training,
     tokenizer_training,
     transformer_training,
@@ -27,16 +29,23 @@ def test_the_recipe_writes_a_checkpoint_that_diffusers_loads(tmp_path: Path, mon
     monkeypatch.setattr(vae_training, "PHASES", ((32, 2, 2),))
     monkeypatch.setattr(vae_training, "STEPS", 2)
     monkeypatch.setattr(vae_training, "POOL", 4)
+    monkeypatch.setattr(decoder_training, "PHASES", ((32, 2, 2),))
+    monkeypatch.setattr(decoder_training, "POOL", 4)
     monkeypatch.setattr(tokenizer_training, "PROMPTS", 200)
     monkeypatch.setattr(encoder_training, "STEPS", 2)
     monkeypatch.setattr(encoder_training, "BATCH", 4)
     pool = (PoolSize(64, 64, scenes=6, share=0.5, batch=4), PoolSize(96, 64, scenes=6, share=0.5, batch=4))
     course = transformer_training.Course(pool, (0.4, 0.3, 0.3), steps=4, small_only=0.25, rate=1e-3)
     monkeypatch.setattr(recipe, "COURSES", (course, dataclasses.replace(course, steps=2)))
+    monkeypatch.setattr(recipe, "EDITS", dataclasses.replace(course, edits=pool))
     folder = tmp_path / "shapes"
     train(folder, seed=0, device="cpu", work=tmp_path / "work")
     (picture,) = reference_pipeline(folder).generate("a red circle", width=64, height=32, steps=2, progress=False)
     assert picture.rgba.shape == (32, 64, 4)
+    (edited,) = reference_pipeline(folder).generate(
+        "Make it blue", references=[Image.fromarray(picture.rgba)], reference_resolution=45, steps=2, progress=False
+    )
+    assert edited.rgba.shape == (32, 64, 4)
 
     from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel
     from transformers import Qwen3VLForConditionalGeneration
@@ -52,6 +61,10 @@ def test_the_recipe_writes_a_checkpoint_that_diffusers_loads(tmp_path: Path, mon
     train(again, seed=0, device="cpu", work=tmp_path / "work")  # every stage is found, none is trained
     weights = "transformer/diffusion_pytorch_model.safetensors"
     assert (again / weights).read_bytes() == (folder / weights).read_bytes()
+    more = tmp_path / "more"
+    train(more, seed=0, device="cpu", work=None, trained=folder, minutes=1)
+    assert (more / weights).read_bytes() != (folder / weights).read_bytes()
+    assert Checkpoint.open(more).config_sha256() != ""
 
 
 def test_muon_updates_have_singular_values_near_one() -> None:
