@@ -1,10 +1,10 @@
-"""What a precision costs on held-out prompts: pictures that the judge accepts, and errors of every step.
+"""What a precision costs on held-out prompts and edits: pictures that the judge accepts, and errors of every step.
 
     python benchmarks/judge.py BUNDLE [BUNDLE …] -m CHECKPOINT [--jobs 2]
 
 Pictures are drawn freely, by every bundle from the same prompts and seeds. Errors are against the fp32 reference, on
-the first seed's prompts, over the whole schedule: of the step alone on the reference's own latents, keys and values,
-and of the bundle's encoder, prefix and step in a row on the reference's latents (teacher-forced).
+the first seed's prompts and on the edits, over the whole schedule: of the step alone on the reference's own latents,
+keys and values, and of the bundle's encoder, prefix and step in a row on the reference's latents (teacher-forced).
 """
 
 import argparse
@@ -27,10 +27,22 @@ from qwen_image_engine.export import compare
 from qwen_image_engine.export.compare import Difference, difference
 from qwen_image_engine.export.recording import TeacherStep
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.reference.shapes.evaluate import KINDS, SEED, STEPS, HeldOut, evaluate, held_out
+from qwen_image_engine.reference.shapes.evaluate import (
+    KINDS,
+    SEED,
+    STEPS,
+    HeldOut,
+    HeldOutEdit,
+    edit_references,
+    evaluate,
+    evaluate_edits,
+    held_out,
+    held_out_edits,
+)
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.manifest import read_manifest
 from qwen_image_engine.runtime.pipeline import QwenImage
+from qwen_image_engine.runtime.reference_image import ReferenceImage
 from qwen_image_engine.runtime.sampler import euler
 from qwen_image_engine.runtime.start import Start
 
@@ -42,15 +54,19 @@ KIND = "one or two shapes"
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A prompt as the reference draws it."""
+    """A prompt, or an edit of images, as the reference draws it."""
 
-    request: HeldOut
+    request: HeldOut | HeldOutEdit
+    images: tuple[ReferenceImage, ...]
     conditioning: Conditioning
     steps: Sequence[TeacherStep]
 
 
-def trajectory(pipeline: QwenImage, request: HeldOut) -> Trajectory:
-    conditioning = pipeline.encode(request.prompt)
+def trajectory(pipeline: QwenImage, request: HeldOut | HeldOutEdit) -> Trajectory:
+    images: tuple[ReferenceImage, ...] = ()
+    if isinstance(request, HeldOutEdit):
+        images = pipeline.read_references(*edit_references(request)).images
+    conditioning = pipeline.encode(request.prompt, images)
     denoise = pipeline.denoiser(conditioning, width=request.width, height=request.height)
     taken: list[TeacherStep] = []
 
@@ -62,7 +78,7 @@ def trajectory(pipeline: QwenImage, request: HeldOut) -> Trajectory:
     start = Start.of(pipeline.schedule, channels, request.width, request.height, STEPS, request.seed, 1, None)
     for _ in euler(velocity, start.latents, start.sigmas):
         pass
-    return Trajectory(request, conditioning, taken)
+    return Trajectory(request, images, conditioning, taken)
 
 
 def errors(pipeline: QwenImage, item: Trajectory, conditioning: Conditioning) -> list[Difference]:
@@ -80,11 +96,21 @@ def summary(runs: Sequence[Sequence[Difference]]) -> dict[str, float]:
     return {f"{key}_{over}": getattr(item, key) for over, item in found.items() for key in ("cosine", "relative_l2")}
 
 
-def measure(bundle: Path, trajectories: Sequence[Trajectory], options: argparse.Namespace) -> dict[str, Any]:
+def all_errors(pipeline: QwenImage, trajectories: Sequence[Trajectory]) -> dict[str, dict[str, float]]:
+    step = [errors(pipeline, item, item.conditioning) for item in trajectories]
+    encoded = (pipeline.encode(item.request.prompt, item.images) for item in trajectories)
+    forced = [errors(pipeline, item, found) for item, found in zip(trajectories, encoded, strict=True)]
+    return {"step": summary(step), "teacher_forced": summary(forced)}
+
+
+def measure(
+    bundle: Path, prompts: Sequence[Trajectory], edits: Sequence[Trajectory], options: argparse.Namespace
+) -> dict[str, Any]:
     manifest = read_manifest(bundle)
     with QwenImage.load(bundle, engine=options.engine, threads=options.threads) as pipeline:
-        step = [errors(pipeline, item, item.conditioning) for item in trajectories]
-        forced = [errors(pipeline, item, pipeline.encode(item.request.prompt)) for item in trajectories]
+        found = all_errors(pipeline, prompts)
+        edited = all_errors(pipeline, edits) if edits else {}
+        edit_score = evaluate_edits(pipeline, options.edits) if edits else None
         scores = {
             kind: [evaluate(pipeline, counts, options.prompts, SEED * (n + 1)) for n in range(options.seeds)]
             for kind, counts in KINDS.items()
@@ -96,12 +122,12 @@ def measure(bundle: Path, trajectories: Sequence[Trajectory], options: argparse.
         "precision": manifest.precision,
         "quantised_linears": len(step_entry.quantised_layers),
         "high_linears": len([name for name in step_entry.excluded_layers if "transformer_blocks." in name]),
-        "step": summary(step),
-        "teacher_forced": summary(forced),
+        **found,
         "pictures": {
-            kind: {"rate": mean(score.rate for score in found), "seeds": [asdict(score) for score in found]}
-            for kind, found in scores.items()
+            kind: {"rate": mean(score.rate for score in drawn), "seeds": [asdict(score) for score in drawn]}
+            for kind, drawn in scores.items()
         },
+        "edits": edit_score and {**edited, **asdict(edit_score), "rate": edit_score.rate},
     }
 
 
@@ -110,7 +136,12 @@ def describe(row: Mapping[str, Any]) -> str:
         f"{kind} {found['rate']:.1%} ({', '.join(str(seed['fulfilled']) for seed in found['seeds'])})"
         for kind, found in row["pictures"].items()
     )
-    forced = row["teacher_forced"]
+    forced, edits = row["teacher_forced"], row["edits"]
+    if edits:
+        rates += (
+            f"; edits {edits['rate']:.1%}, {edits['kept']:.1%} of the rest kept, step cosine "
+            f"{edits['step']['cosine_mean']:.5f}, teacher-forced {edits['teacher_forced']['relative_l2_mean']:.2%}"
+        )
     return (
         f"{row['target']} {row['precision']}: step cosine {row['step']['cosine_mean']:.5f}, teacher-forced "
         f"{forced['relative_l2_mean']:.2%}, worst step {forced['relative_l2_worst_step']:.1%}; {rates}"
@@ -127,19 +158,21 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200, help="of each kind and seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS), help="of prompts to draw")
+    parser.add_argument("--edits", type=int, default=150, help="of bundles that take reference images; 0 for none")
     parser.add_argument("--output", type=Path, default=RESULTS / "judge.json")
     options = parser.parse_args()
     reference = reference_pipeline(options.model)
-    trajectories = [trajectory(reference, item) for item in held_out(KINDS[KIND], options.prompts)]
+    prompts = [trajectory(reference, item) for item in held_out(KINDS[KIND], options.prompts)]
+    edits = [trajectory(reference, item) for item in held_out_edits(options.edits)]
     results = []
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        for row in pool.map(partial(measure, trajectories=trajectories, options=options), options.bundles):
+        for row in pool.map(partial(measure, prompts=prompts, edits=edits, options=options), options.bundles):
             print(describe(row), flush=True)
             results.append(row)
     document = {
         "what": f"held-out prompts drawn by bundles on {options.engine} in {STEPS} steps: pictures that the judge "
         f"accepts, of {options.prompts} prompts for each seed; errors against the fp32 reference on the first seed's "
-        f"{options.prompts} prompts of {KIND}, means over prompts and steps",
+        f"{options.prompts} prompts of {KIND}, and on {options.edits} edits, means over prompts and steps",
         "results": results,
         **environment(),
     }

@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,12 @@ def held_out_edits(edits: int, seed: int = SEED) -> Iterator[HeldOutEdit]:
         yield HeldOutEdit(edit, write_instruction(edit, rng), width, height, seed + index)
 
 
+def edit_references(item: HeldOutEdit) -> tuple[list[Image.Image], int]:
+    """Its reference images, and the resolution at which they stay as they are."""
+    images = [Image.fromarray(reference.draw(item.width, item.height)) for reference in item.edit.references]
+    return images, round(math.sqrt(item.width * item.height))
+
+
 def evaluate_edits(pipeline: QwenImage, edits: int, seed: int = SEED) -> EditScore:
     """Make held-out edits with the reference's pipeline or a bundle's, and judge the pictures.
 
@@ -143,29 +149,37 @@ def evaluate_edits(pipeline: QwenImage, edits: int, seed: int = SEED) -> EditSco
     sizes: dict[str, list[tuple[bool, float]]] = {f"{width}x{height}": [] for width, height in SIZES}
     faults = Counter[str]()
     for item in held_out_edits(edits, seed):
-        references = [reference.draw(item.width, item.height) for reference in item.edit.references]
+        references, resolution = edit_references(item)
         (picture,) = pipeline.generate(
             item.prompt,
-            references=[Image.fromarray(reference) for reference in references],
-            reference_resolution=round(math.sqrt(item.width * item.height)),
+            references=references,
+            reference_resolution=resolution,
             width=item.width,
             height=item.height,
             steps=STEPS,
             seed=item.seed,
             progress=False,
         )
-        verdict = judge_edit(picture.rgba, item.edit, references[0])
+        verdict = judge_edit(picture.rgba, item.edit, np.asarray(references[0]))
         for found in (kinds[item.edit.kind], sizes[f"{item.width}x{item.height}"]):
             found.append((verdict.fulfilled, verdict.kept))
         faults.update(f"{item.edit.kind}: {_kind(fault)}" for fault in verdict.faults[:1])
     everything = [pair for pairs in kinds.values() for pair in pairs]
     fulfilled, kept = (sum(pair[i] for pair in everything) for i in range(2))
-    means = [
-        {name: float(np.mean([pair[i] for pair in pairs])) for name, pairs in found.items() if pairs}
-        for found in (kinds, sizes)
-        for i in range(2)
-    ]
-    return EditScore(edits, int(fulfilled), kept / edits, *means, faults=dict(faults))
+    return EditScore(
+        tried=edits,
+        fulfilled=int(fulfilled),
+        kept=kept / edits,
+        kinds=_means(kinds, 0),
+        kept_kinds=_means(kinds, 1),
+        sizes=_means(sizes, 0),
+        kept_sizes=_means(sizes, 1),
+        faults=dict(faults),
+    )
+
+
+def _means(found: Mapping[str, Sequence[tuple[float, ...]]], index: int) -> dict[str, float]:
+    return {name: float(np.mean([item[index] for item in items])) for name, items in found.items() if items}
 
 
 def edit_judge_quality(edits: int, seed: int = SEED) -> dict[str, float]:

@@ -133,11 +133,12 @@ def execute(options: argparse.Namespace) -> Report:
     plan = plan_export(checkpoint, chosen, quantised, options.weights, selected(checkpoint, options.without))
     check_memory(plan)
     free_bytes = None if options.bundle is None else check_disk(plan, options.bundle)
-    latent_size(*options.size)
+    width, height = options.size
+    latent_size(width, height)
     side = options.reference_resolution
     latent_size(side, side)
     references = [(side, side)] * options.references
-    stages = {} if plan.target == "tensorrt" else plan_stages(checkpoint, plan, *options.size, references)
+    stages = {} if plan.target == "tensorrt" else plan_stages(checkpoint, plan, width, height, references)
     tokens, cache_bytes = plan_cache(checkpoint, plan, references)
     seconds = plan_seconds(checkpoint, chosen, quantised, plan)
 
@@ -175,7 +176,6 @@ def execute(options: argparse.Namespace) -> Report:
             f"{size_text(cache_bytes)}"
         ]
     if stages:
-        width, height = options.size
         lines += [
             f"         a picture of {width}x{height} with --engine onnxruntime --memory sequential: "
             + ", ".join(f"{stage} {size_text(size)}" for stage, size in stages.items())
