@@ -73,6 +73,54 @@ def attention() -> str:
     )
 
 
+def references() -> str:
+    """A step after a reference image, on every engine."""
+    return markdown(
+        ("engine", "step after text", "after text and image", "ratio", "recomputed", "the image's pass"),
+        (
+            (
+                name,
+                *(f"{found['medians_s'][step]:.2f} s" for step in ("step after text", "step after text and image")),
+                f"{found['cached_to_text']:.2f}x",
+                f"{found['recomputed_to_text']:.2f}x",
+                f"{found['medians_s']['pass of the image']:.2f} s",
+            )
+            for name, found in result("references")["engines"].items()
+        ),
+    )
+
+
+def mask() -> str:
+    """Attention of a reference image's pass, with one mask over all and without."""
+    found = result("references")["attention of the pass in one block"]
+    return markdown(
+        ("attention", "seconds", "peak memory"),
+        (
+            (name, f"{seconds:.2f}", f"{found['peak_bytes'][name] / 1e9:.2f} GB")
+            for name, seconds in found["medians_s"].items()
+        ),
+    )
+
+
+def modes() -> str:
+    """What each mode cost on the small checkpoint, by stage."""
+    stages = {"references_s": "references", "encode_s": "encode", "prefix_s": "prefix", "step_s": "step"}
+    return markdown(
+        ("mode", "prompt", "tokens before the target", *(f"{name}, ms" for name in stages.values()), "second seed"),
+        (
+            (
+                row["mode"],
+                row["prompt"],
+                str(row["prefix_tokens"]),
+                *(f"{row['timings'][stage] * 1000:.0f}" for stage in stages),
+                f"{sum(row['timings_of_the_second_seed'][stage] for stage in list(stages)[:3]) * 1000:.0f} ms before "
+                "its first step",
+            )
+            for row in result("modes")["results"]
+        ),
+    )
+
+
 def rotations() -> str:
     """One product with outliers, by the size of the rotation."""
     return markdown(
@@ -190,6 +238,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
         rotations,
         quantisation,
         judge,
+        references,
+        mask,
+        modes,
         full_size_export,
         full_size_run,
         full_size_peaks,
