@@ -34,7 +34,9 @@ bench: setup
 	$(BIN)/python benchmarks/picture.py --bundle out/bench/bundle
 	$(BIN)/python benchmarks/quantisation.py
 	$(BIN)/qwen-image export -m $(SHAPES) out/bench/int8 --precision int8
-	$(BIN)/qwen-image calibrate -m $(SHAPES) out/bench/calibration --prompts benchmarks/prompts.txt --steps 20 \
+	$(BIN)/python benchmarks/calibration_inputs.py out/bench/inputs
+	$(BIN)/qwen-image calibrate -m $(SHAPES) out/bench/calibration --prompts out/bench/inputs/prompts.txt \
+		--images out/bench/inputs/images --reference-resolution 192 --steps 20 \
 		--size 128x128 192x192 256x256 192x128 128x192 --precision fp8 --target-error 0.0235
 	$(BIN)/qwen-image export -m $(SHAPES) out/bench/twin-int8 --target tensorrt-twin --precision int8 \
 		--calibration out/bench/calibration
@@ -43,6 +45,8 @@ bench: setup
 	$(BIN)/python benchmarks/judge.py out/bench/bundle out/bench/int8 out/bench/twin-fp8 out/bench/twin-int8
 	$(BIN)/python benchmarks/speed.py --profile
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/references.py
+	$(BIN)/python benchmarks/modes.py
 	$(BIN)/python benchmarks/rotations.py
 	$(BIN)/python benchmarks/export_memory.py --work out/bench/memory --output benchmarks/results/export_memory.json
 	$(BIN)/python benchmarks/shapes.py

@@ -205,7 +205,7 @@ def ours(
 ) -> Found:
     bundle = work / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)  # what is mocked here, an export that reuses folders does not see
-    export_bundle(checkpoint, bundle, target=target, precision=precision, **options)
+    export_bundle(checkpoint, bundle, target=target, precision=precision, without=("vision",), **options)
     found: Found = {}
     for row in compare_bundle(bundle, read_manifest(bundle), recordings, engine, None):
         found.setdefault(row.component, []).append(row.runs)
@@ -241,7 +241,7 @@ def table(found: Found) -> dict[str, Any]:
 
 def measure(name: str, checkpoint: Checkpoint, work: Path, ablation: bool = False) -> Iterator[dict[str, Any]]:
     """Rows of one checkpoint; with `ablation` also those that a recipe's choices are made from."""
-    recordings = record(checkpoint, default_cases(load_tokenizer(checkpoint.folder)))
+    recordings = record(checkpoint, default_cases(load_tokenizer(checkpoint.folder), references=False))
     calibration = work / f"calibration-{checkpoint.weights_sha256()[:8]}"
     prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
     calibrate(checkpoint, calibration, prompts, steps=20, sizes=SIZES)

@@ -5,9 +5,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.layout import ImageBlock, Layout, text_mask
+from qwen_image_engine.runtime.machine import reachable_memory_bytes
 from qwen_image_engine.runtime.memory import Components
 from qwen_image_engine.runtime.model import ModelFacts
 from qwen_image_engine.runtime.rope import rotary_tables
@@ -27,6 +28,21 @@ def check_guidance(guidance: float, has_negative: bool) -> None:
         raise UsageError(f"guidance {guidance:g} needs a negative prompt to steer away from; it may be empty")
     if guidance == 1.0 and has_negative:
         raise UsageError("a negative prompt needs guidance above 1, for example 3")
+
+
+def _check_memory(conditioning: Conditioning, num_images: int) -> None:
+    """Refuse a batch whose copies of the keys and values there is no memory for.
+
+    Raises:
+        QwenImageError: so it is.
+    """
+    needed = sum(values.nbytes for values in conditioning.cache.values()) * num_images
+    free = reachable_memory_bytes() if num_images > 1 else None
+    if free is not None and needed > free:
+        raise QwenImageError(
+            f"keys and values of {num_images} images at once take {needed} bytes and {free} bytes of memory and swap "
+            "are free; draw fewer at once, from one seed each"
+        )
 
 
 def denoiser(
@@ -57,6 +73,7 @@ def denoiser(
 
     Raises:
         UsageError: see `check_guidance`.
+        QwenImageError: there is no memory for a batch's copies of the keys and values.
     """
     check_guidance(guidance, negative is not None)
 
@@ -85,6 +102,7 @@ def denoiser(
     def cached_branch(conditioning: Conditioning) -> Velocity:
         target = Layout.of(conditioning.segments, ImageBlock(rows, columns)).target
         cos, sin = rotary_tables(target, facts.axes_dims_rope)
+        _check_memory(conditioning, num_images)
         # Repeated once here: a broadcast view would be copied by the engine at every step.
         cache = {
             name: values if num_images == 1 else np.repeat(values, num_images, axis=0)
