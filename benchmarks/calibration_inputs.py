@@ -1,7 +1,7 @@
 """What `calibrate` takes for text-to-image and editing: `python benchmarks/calibration_inputs.py FOLDER [--pairs 8]`.
 
-Writes FOLDER/prompts.txt, an instruction and a prompt in turn, and FOLDER/images, the reference image of each instruction,
-of scenes and edits from the training part of the recipe of `shapes`.
+Writes FOLDER/prompts.txt, an instruction and a prompt in turn, and FOLDER/images, the reference image of each
+instruction, of scenes and edits from the training part of the recipe of `shapes`.
 """
 
 import argparse
