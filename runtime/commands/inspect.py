@@ -3,15 +3,18 @@
 import argparse
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.commands.checkpoint import (
     add_weight_arguments,
     open_checkpoint,
     refuse_weight_arguments,
     weight_sources,
 )
+from qwen_image_engine.runtime.commands.export_packages import export_packages
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
 from qwen_image_engine.runtime.manifest import QuantisedLayer
 from qwen_image_engine.runtime.schedule import ScheduleConfig
@@ -27,6 +30,9 @@ _LATER_BLOCK = re.compile(r"_[1-9]\d*$")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("subject", metavar="CHECKPOINT|BUNDLE", help="folder, or a checkpoint's name in the hub cache")
+    parser.add_argument(
+        "--check", action="store_true", help="hold the graphs of a bundle for TensorRT against what TensorRT needs"
+    )
     add_weight_arguments(parser)
 
 
@@ -36,9 +42,40 @@ def execute(options: argparse.Namespace) -> Report:
 
     folder = Path(options.subject).expanduser()
     if not is_bundle(folder):
+        if options.check:
+            raise UsageError(f"--check: {folder} is no bundle; its graphs are what is checked")
         return _checkpoint(open_checkpoint(options.subject, options))
     refuse_weight_arguments(options, f"{folder} is a bundle, whose weights are what they are")
-    return _bundle(folder)
+    return _checked(folder) if options.check else _bundle(folder)
+
+
+def _checked(folder: Path) -> Report:
+    """Every graph against `tensorrt_rules`; exit code 1 where one breaks a rule."""
+    from qwen_image_engine.runtime.manifest import read_manifest
+
+    with export_packages():
+        import onnx_ir as ir
+
+        from qwen_image_engine.export.tensorrt_rules import RULES, broken_rules
+    manifest = read_manifest(folder)
+    if manifest.target != "tensorrt":
+        raise UsageError(f"--check: {folder} is for {manifest.target}, and the rules are those of TensorRT")
+    broken = {name: broken_rules(ir.load(folder / entry.model)) for name, entry in manifest.components.items()}
+    document = {
+        "kind": "check",
+        "path": str(folder),
+        "rules": list(RULES),
+        "broken": {name: [asdict(item) for item in found] for name, found in broken.items()},
+    }
+    lines = [
+        *(
+            f"{'✗' if found else '✓'} {name}" + (f": {len(found)} broken" if found else "")
+            for name, found in broken.items()
+        ),
+        *(f"  {name}: {item}" for name, found in broken.items() for item in found),
+        f"{len(RULES)} rules: {', '.join(RULES)}",
+    ]
+    return Report(document, lines, int(any(broken.values())))
 
 
 def _checkpoint(checkpoint: "Checkpoint") -> Report:
