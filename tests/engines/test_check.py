@@ -31,7 +31,9 @@ def test_a_sum_of_axes_is_bound_by_its_parts() -> None:
     sizes = {"batch": 1, "image": 5, "text": 3, "prefix": 2}
     arrays = {spec.name: np.zeros((1, 8, 4, 4), np.float32) for spec in wanted.outputs}
     check_outputs(wanted, arrays, sizes)
-    message = r"own_key_0 is float32 \(1, 7, 4, 4\), expected float32 \(batch, image\+text, 4, 4\) with batch=1, image=5"
+    message = (
+        r"own_key_0 is float32 \(1, 7, 4, 4\), expected float32 \(batch, image\+text, 4, 4\) with batch=1, image=5"
+    )
     with pytest.raises(QwenImageError, match=message):
         check_outputs(wanted, arrays | {"own_key_0": np.zeros((1, 7, 4, 4), np.float32)}, sizes)
 

@@ -107,7 +107,9 @@ def test_json_of_another_form_is_refused(damage: dict[str, object]) -> None:
 
 
 def test_unknown_component_names_the_known() -> None:
-    with pytest.raises(QwenImageError, match="no component 'vision2'; known: text_encoder, vision, prefix, prefix_image, step"):
+    with pytest.raises(
+        QwenImageError, match="no component 'vision2'; known: text_encoder, vision, prefix, prefix_image, step"
+    ):
         contract("vision2", DIMS)
 
 

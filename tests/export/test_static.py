@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from qwen_image_engine.calibration.calibration import Calibration
@@ -29,9 +30,12 @@ Bundles = Callable[..., tuple[Path, Path]]
 Inputs = Callable[..., dict[str, Array]]
 Errors = Callable[[tuple[Path, Path], str], Difference]
 
-SIZES = {"batch": 2, "text": 19, "prefix": 7, "tokens": 24}
-TRANSFORMER = ("prefix", "step")
-BF16, FLOAT, INT8, FP8 = (getattr(onnx.TensorProto, name) for name in ("BFLOAT16", "FLOAT", "INT8", "FLOAT8E4M3FN"))
+SIZES = {"batch": 2, "text": 19, "prefix": 7, "tokens": 24, "image": 12}
+TRANSFORMER = ("prefix", "prefix_image", "step")
+CAUSAL = tuple(component for component in MODEL_FILES if component != "joint")
+BF16, FLOAT, INT8, INT64, FP8 = (
+    getattr(onnx.TensorProto, name) for name in ("BFLOAT16", "FLOAT", "INT8", "INT64", "FLOAT8E4M3FN")
+)
 
 
 def graph(folder: Path, component: str) -> onnx.GraphProto:
@@ -56,6 +60,12 @@ def quantised_gemms(found: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, on
                 yield node, rows, weight
 
 
+# Near what `calibrated` saw, prompt and image alike.
+PATCHES = np.random.default_rng(3).integers(0, 256, (6, 8, 4)).astype(np.uint8)
+IMAGE = Image.fromarray(PATCHES).resize((300, 320), Image.Resampling.BICUBIC)
+CASE = Case("short", "a blue circle", 64, 96, references=(IMAGE,))
+
+
 @pytest.fixture(scope="module")
 def errors() -> Callable[[tuple[Path, Path], str], Difference]:
     """`errors((checkpoint, bundle), component)`: the worst of a twin's outputs, on inputs like the calibration's.
@@ -67,7 +77,7 @@ def errors() -> Callable[[tuple[Path, Path], str], Difference]:
     def found(made: tuple[Path, Path], component: str) -> Difference:
         checkpoint, folder = made
         if checkpoint not in recordings:
-            (recordings[checkpoint],) = record(Checkpoint.open(checkpoint), [Case("short", "a blue circle", 64, 96)])
+            (recordings[checkpoint],) = record(Checkpoint.open(checkpoint), [CASE])
         entry = read_manifest(folder).components[component]
         engine = load_engine("onnxruntime", folder / entry.model, entry.contract)
         return worst(
@@ -80,7 +90,7 @@ def errors() -> Callable[[tuple[Path, Path], str], Difference]:
     return found
 
 
-@pytest.mark.parametrize("component", MODEL_FILES)
+@pytest.mark.parametrize("component", CAUSAL)
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
 def test_graphs_are_sound(static_bundle: Bundles, precision: str, component: str) -> None:
     folder = static_bundle("narrow", "tensorrt", precision)[1]
@@ -91,9 +101,9 @@ def test_graphs_are_sound(static_bundle: Bundles, precision: str, component: str
     for value, spec in zip(
         (*found.input, *found.output), (*entry.contract.inputs, *entry.contract.outputs), strict=True
     ):
-        cache = spec.name.startswith(("key_", "value_"))
-        assert spec.dtype == ("bfloat16" if cache else "float32")
-        assert value.type.tensor_type.elem_type == (BF16 if cache else FLOAT)
+        cache = spec.name.startswith(("key_", "value_", "own_"))
+        assert spec.dtype == ("bfloat16" if cache else "int64" if spec.name == "indices" else "float32")
+        assert value.type.tensor_type.elem_type == {"bfloat16": BF16, "float32": FLOAT, "int64": INT64}[spec.dtype]
 
 
 @pytest.mark.parametrize("component", TRANSFORMER)
@@ -106,8 +116,8 @@ def test_nothing_stands_between_codes_and_products(
     stored, made_by = initializers(found), producers(found)
     gemms = list(quantised_gemms(found))
     blocks = Checkpoint.open(checkpoint).transformer.num_layers
-    # Of the prefix's last block only keys and values are read.
-    assert len(gemms) == 7 * blocks - (5 if component == "prefix" else 0)
+    # Of a prefix's last block only keys and values are read.
+    assert len(gemms) == 7 * blocks - (5 if component != "step" else 0)
     for gemm, rows, weight in gemms:
         assert [(item.name, item.i) for item in gemm.attribute] == [("transB", 1)]
         assert rows.op_type == "DequantizeLinear"
@@ -126,13 +136,13 @@ def test_nothing_stands_between_codes_and_products(
             assert not onnx.numpy_helper.to_array(stored[zero]).astype(np.float32).any()
     counts = Counter(node.op_type for node in found.node)
     # q, k and v read one, gate and proj one; to_out and out have their own.
-    assert counts["QuantizeLinear"] == 4 * blocks - (3 if component == "prefix" else 0)
+    assert counts["QuantizeLinear"] == 4 * blocks - (3 if component != "step" else 0)
     assert counts["LayerNormalization"] > 0
     norms = {name for node in found.node if node.op_type == "LayerNormalization" for name in node.input}
     assert not any(made_by[name].op_type == "DequantizeLinear" for name in norms if name in made_by)
 
 
-@pytest.mark.parametrize("component", ["text_encoder", "prefix", "step"])
+@pytest.mark.parametrize("component", ["text_encoder", "prefix", "prefix_image", "step"])
 def test_queries_come_scaled_from_their_norm(static_bundle: Bundles, component: str) -> None:
     found = graph(static_bundle("narrow", "tensorrt", "bf16")[1], component)
     attention = [node for node in found.node if node.op_type == "Attention"]
@@ -226,7 +236,7 @@ def test_smoothing_changes_no_bit(
     for folder, network in (("plain", QuantisedNetwork()), ("smoothed", replace(smoothed, layers={}))):
         (tmp_path / folder).mkdir()
         part = write_network(
-            checkpoint, "transformer", chosen, network, "copy", tmp_path / folder, {}, lambda what, done: None
+            checkpoint, TRANSFORMER, chosen, network, "copy", tmp_path / folder, {}, lambda what, done: None
         )
         found = []
         for component in TRANSFORMER:
@@ -279,9 +289,9 @@ def test_attention_alone_in_fp8_is_no_fp32(
     rules.write_text(json.dumps({"rules": [rule], "fp8_attention": True}), encoding="utf-8")
     twin = {"target": "tensorrt-twin", "precision": "fp8", "calibration": calibrated(folder), "rules": rules}
     components = export_bundle(checkpoint, tmp_path / "twin", **twin).components
-    assert [len(components[name].quantised_layers) for name in TRANSFORMER] == [0, 1]
-    assert [len(components[name].fp8_attention) for name in TRANSFORMER] == [last, last + 1]
-    assert [components[name].precision for name in TRANSFORMER] == ["fp8", "fp8"]
+    assert [len(components[name].quantised_layers) for name in TRANSFORMER] == [0, 0, 1]
+    assert [len(components[name].fp8_attention) for name in TRANSFORMER] == [last, last, last + 1]
+    assert [components[name].precision for name in TRANSFORMER] == ["fp8"] * 3
 
 
 def test_manifest_records_calibration_and_smoothing(static_bundle: Bundles, calibrated: Callable[[Path], Path]) -> None:
@@ -290,11 +300,13 @@ def test_manifest_records_calibration_and_smoothing(static_bundle: Bundles, cali
     assert manifest.calibration is not None
     assert manifest.calibration.sha256 == Calibration.open(calibrated(checkpoint), Checkpoint.open(checkpoint)).sha256
     assert manifest.calibration.settings["prompts"] == 2
-    prefix, step = (
+    prefix, image, step = (
         manifest.components[name].quantised_layers["transformer_blocks.0.attn.to_k"] for name in TRANSFORMER
     )
-    assert prefix.smoothing == step.smoothing is not None
-    assert prefix.input_scale != step.input_scale  # one network, two graphs with scales of their own
+    assert prefix.smoothing == image.smoothing == step.smoothing is not None
+    # One network, three graphs with scales of their own.
+    assert len({prefix.input_scale, image.input_scale, step.input_scale}) == 3
+    assert manifest.calibration.settings["images"] == 1
     assert manifest.components["text_encoder"].precision == "fp32"
     assert manifest.components["step"].precision == "int8"
 
