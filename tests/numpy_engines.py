@@ -15,10 +15,10 @@ import numpy as np
 from qwen_image_engine.engines import check
 from qwen_image_engine.engines.check import Array
 from qwen_image_engine.engines.contract import Contract, Dims, contract
+from qwen_image_engine.runtime.conditioning import KEPT_BYTES
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.memory import Components, Memory
 from qwen_image_engine.runtime.model import ModelFacts, VisionFacts
-from qwen_image_engine.runtime.conditioning import KEPT_BYTES
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.tokenizer import load_tokenizer

@@ -61,7 +61,7 @@ def test_vision_gives_what_the_text_encoder_adds() -> None:
     }
     assert [spec.dtype for spec in contract("vision", DIMS).inputs if spec.dtype != "float32"] == ["int64"]
     names = ("embeddings", "deepstack_0", "deepstack_1")
-    assert shapes("vision", "outputs") == {name: ("batch", "slots", 48) for name in names}
+    assert shapes("vision", "outputs") == dict.fromkeys(names, ("batch", "slots", 48))
     assert set(names) <= set(shapes("text_encoder", "inputs"))
 
 
