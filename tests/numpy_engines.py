@@ -142,8 +142,8 @@ class NumpyEngine:
         if self.contract.component == "joint":
             latents = inputs["latents"] + 0.1 * inputs["latents"].mean(1, keepdims=True)
             text = (_mean(inputs["text_states"]) + angles["text_"]).mean(1, keepdims=True)
-            return [(0.5 * latents + np.tanh(text) + time + 0.01 * angles[""]).astype(np.float32)]
-        return [(0.5 * inputs["latents"] + np.tanh(cache) + time + 0.01 * angles[""]).astype(np.float32)]
+            return [(0.5 * latents + np.sin(text) + time + 0.01 * angles[""]).astype(np.float32)]
+        return [(0.5 * inputs["latents"] + np.sin(cache) + time + 0.01 * angles[""]).astype(np.float32)]
 
 
 def _angles(inputs: Mapping[str, Array], name: str) -> Array:
