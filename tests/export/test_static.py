@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from qwen_image_engine.calibration.calibrate import calibrate
 from qwen_image_engine.calibration.calibration import Calibration
 from qwen_image_engine.calibration.quantised_network import QuantisedNetwork, quantised_networks
 from qwen_image_engine.engines.engine import Array, load_engine
@@ -149,7 +150,8 @@ def test_queries_come_scaled_from_their_norm(static_bundle: Bundles, component: 
     assert attention
     for node in attention:
         assert {item.name: item.f for item in node.attribute if item.name == "scale"} == {"scale": 1.0}
-        assert len(node.input) == 3
+        # The text behind a reference image does not see what follows it: a mask of its own rows.
+        assert len(node.input) in ((3, 4) if component == "prefix_image" else (3,))
         assert len(node.output) == 1
 
 
@@ -251,18 +253,19 @@ def test_smoothing_changes_no_bit(
     assert len(factors) == 2 * checkpoint.transformer.num_layers
 
 
-def test_fp8_attention_quantises_what_enters_it(static_bundle: Bundles, errors: Errors) -> None:
-    found = graph(static_bundle("narrow", "tensorrt", "fp8", fp8_attention=True)[1], "step")
+@pytest.mark.parametrize("component", ["prefix_image", "step"])
+def test_fp8_attention_quantises_what_enters_it(static_bundle: Bundles, errors: Errors, component: str) -> None:
+    found = graph(static_bundle("narrow", "tensorrt", "fp8", fp8_attention=True)[1], component)
     made_by, stored = producers(found), initializers(found)
     attention = [node for node in found.node if node.op_type == "Attention"]
     assert attention
     for node in attention:
-        before = [made_by[name] for name in node.input]
+        before = [made_by[name] for name in node.input[:3]]
         assert [item.op_type for item in before] == ["DequantizeLinear"] * 3
         assert {stored[item.input[1]].data_type for item in before} == {BF16}
     twin = static_bundle("narrow", "tensorrt-twin", "fp8", fp8_attention=True)
-    plain = errors(static_bundle("narrow", "tensorrt-twin", "fp8"), "step")
-    assert plain.relative_l2 < errors(twin, "step").relative_l2 < 0.2
+    plain = errors(static_bundle("narrow", "tensorrt-twin", "fp8"), component)
+    assert plain.relative_l2 < errors(twin, component).relative_l2 < 0.2
 
 
 def test_manifest_records_fp8_attention(static_bundle: Bundles) -> None:
@@ -354,6 +357,20 @@ def test_a_calibration_is_asked_for_where_one_is_needed(
             calibration=tmp_path if given else None,
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_calibration_without_images_serves_bundles_without_vision(
+    random_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = random_checkpoint("narrow")
+    calibrate(folder, tmp_path / "calibration", ["a red circle"], steps=2, sizes=[(64, 64)])
+    arguments = {"target": "tensorrt-twin", "precision": "fp8", "calibration": tmp_path / "calibration"}
+    with pytest.raises(QwenImageError, match=r"no reference images; calibrate again with --images.*--without vision"):
+        export_bundle(folder, tmp_path / "bundle", **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["calibration"]
+    manifest = export_bundle(folder, tmp_path / "bundle", without=["vision"], **arguments)
+    assert not manifest.components.keys() & {"vision", "prefix_image"}
+    assert manifest.components["step"].precision == "fp8"
 
 
 def test_a_calibration_of_another_checkpoint_is_refused(
