@@ -162,7 +162,8 @@ class QwenImage:
             if isinstance(references, ReferenceImages)
             else self.read_references(references, reference_resolution)
         )
-        width, height = width or images.size[0], height or images.size[1]
+        width = images.size[0] if width is None else width
+        height = images.size[1] if height is None else height
         start = Start.of(self.schedule, self.facts.channels, width, height, steps, seed, num_images, latents)
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
         shown = None if progress else io.StringIO()  # which is no terminal

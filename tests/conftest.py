@@ -87,16 +87,23 @@ def trace_once() -> Iterator[None]:
 def exported(
     random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, trace_once: None
 ) -> Callable[..., Path]:
-    """`exported(name="narrow", **options) -> Path`: the bundle of `random_checkpoint(name, **options)`; read-only."""
+    """`exported(name="narrow", *, without=(), attention=None, **options) -> Path`; read-only.
+
+    The bundle of `random_checkpoint(name, **options)`.
+    """
     bundles: dict[tuple[Any, ...], Path] = {}
 
-    def export(name: str = "narrow", **options: Any) -> Path:
+    def export(
+        name: str = "narrow", *, without: tuple[str, ...] = (), attention: str | None = None, **options: Any
+    ) -> Path:
         from qwen_image_engine.export.bundle import export_bundle
+        from qwen_image_engine.reference.checkpoint import Checkpoint
 
-        key = (name, *sorted(options.items()))
+        key = (name, without, attention, *sorted(options.items()))
         if key not in bundles:
             bundles[key] = tmp_path_factory.mktemp(name) / "bundle"
-            export_bundle(random_checkpoint(name, **options), bundles[key])
+            checkpoint = Checkpoint.open(random_checkpoint(name, **options), attention=attention)
+            export_bundle(checkpoint, bundles[key], without=without)
         return bundles[key]
 
     return export

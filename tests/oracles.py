@@ -1,7 +1,6 @@
 """Networks, tokenizer and pipeline of diffusers and transformers on a checkpoint's folder, to compare with.
 
-All in fp32 and eval mode unless `dtype` says otherwise. Where torchvision is installed,
-`QwenImage21Pipeline.from_pretrained(folder, torch_dtype=torch.float32)` works as well, reference images included.
+All in fp32 and eval mode unless `dtype` says otherwise.
 """
 
 from __future__ import annotations
@@ -72,5 +71,15 @@ def load_pipeline(folder: Path, dtype: str = "float32") -> Any:
         transformer=load_transformer(folder, dtype),
         sample_sigmas=index["sample_sigmas"],
     )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_edit_pipeline(folder: Path) -> Any:
+    """The same with diffusers' and transformers' own image processors, for reference images."""
+    import torch
+    from diffusers import QwenImage21Pipeline
+
+    pipeline = QwenImage21Pipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -99,7 +99,8 @@ def execute(options: argparse.Namespace) -> Report:
     latents = None if options.latents is None else read_latents(options.latents)
     bundle = Bundle.open(options.bundle)
     references = bundle.read_references(options.reference, options.reference_resolution)
-    width, height = options.width or references.size[0], options.height or references.size[1]
+    width = references.size[0] if options.width is None else options.width
+    height = references.size[1] if options.height is None else options.height
     latent_size(width, height)
 
     began = time.perf_counter()

@@ -149,7 +149,7 @@ def test_tensors_of_another_kind(folder: Path, shapes: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        (lambda record: record.update(schema=99), "schema version 99, this version reads 2"),
+        (lambda record: record.update(schema=99), "schema version 99, this version reads 3"),
         (lambda record: record.update(format="other"), 'no "format": "qwen-image-calibration"'),
         (lambda record: record.pop("sizes"), "'sizes' is missing"),
         (lambda record: record.update(sizes=5), "is not the record of a calibration"),

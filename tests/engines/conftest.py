@@ -16,7 +16,17 @@ from qwen_image_engine.engines.engine import Array
 
 BACKENDS = ("onnxruntime", "openvino")
 DIMS = Dims(
-    encoder_hidden=12, encoder_head_dim=6, context=12, layers=1, heads=2, head_dim=4, channels=8, z=3, features=6
+    encoder_hidden=12,
+    encoder_head_dim=6,
+    context=12,
+    layers=1,
+    heads=2,
+    head_dim=4,
+    channels=8,
+    z=3,
+    features=6,
+    vision_head_dim=8,
+    deepstack=2,
 )  # channels = heads * head_dim, so that the graph needs no projection
 
 Inputs = Mapping[str, Array]

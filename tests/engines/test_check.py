@@ -17,13 +17,37 @@ def test_inputs_bind_the_symbolic_axes(step_contract: Contract, step_inputs: Ste
 
 
 def test_image_axes_are_multiples() -> None:
-    encoder = contract("vae_encoder", Dims(*[4] * 9))
+    encoder = contract("vae_encoder", Dims(*[4] * 11))
     sizes = check_inputs(encoder, {"image": np.zeros((1, 4, 32, 48), np.float32)})
     assert sizes == {"batch": 1, "height": 2, "width": 3}
     with pytest.raises(QwenImageError, match=r"is float32 \(1, 4, 32, 40\), expected float32 \(batch, 4, 16\*height"):
         check_inputs(encoder, {"image": np.zeros((1, 4, 32, 40), np.float32)})
     with pytest.raises(QwenImageError, match=r"output latents .*expected .* with batch=1, height=2, width=3"):
         check_outputs(encoder, {"latents": np.zeros((1, 4, 3, 2), np.float32)}, sizes)
+
+
+def test_a_sum_of_axes_is_bound_by_its_parts() -> None:
+    wanted = contract("prefix_image", Dims(*[4] * 11))
+    sizes = {"batch": 1, "image": 5, "text": 3, "prefix": 2}
+    arrays = {spec.name: np.zeros((1, 8, 4, 4), np.float32) for spec in wanted.outputs}
+    check_outputs(wanted, arrays, sizes)
+    message = (
+        r"own_key_0 is float32 \(1, 7, 4, 4\), expected float32 \(batch, image\+text, 4, 4\) with batch=1, image=5"
+    )
+    with pytest.raises(QwenImageError, match=message):
+        check_outputs(wanted, arrays | {"own_key_0": np.zeros((1, 7, 4, 4), np.float32)}, sizes)
+
+
+def test_slots_are_bound_by_their_patches() -> None:
+    vision = contract("vision", Dims(*[4] * 11))
+    shapes = {"patches": (1, 24, 1536), "weights": (24, 4), "cos": (24, 2), "sin": (24, 2)}
+    inputs: dict[str, Array] = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    inputs["indices"] = np.zeros((24, 4), np.int64)
+    assert check_inputs(vision, inputs) == {"batch": 1, "slots": 6}
+    with pytest.raises(QwenImageError, match=r"indices is int32 \(24, 4\), expected int64 \(4\*slots, 4\)"):
+        check_inputs(vision, inputs | {"indices": np.zeros((24, 4), np.int32)})
+    with pytest.raises(QwenImageError, match=r"patches is float32 \(1, 22, 1536\)"):
+        check_inputs(vision, inputs | {"patches": np.zeros((1, 22, 1536), np.float32)})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,17 @@ from qwen_image_engine.engines.contract import COMPONENTS, Contract, Dims, contr
 from qwen_image_engine.engines.errors import QwenImageError
 
 DIMS = Dims(
-    encoder_hidden=48, encoder_head_dim=12, context=48, layers=3, heads=5, head_dim=8, channels=6, z=7, features=9
+    encoder_hidden=48,
+    encoder_head_dim=12,
+    context=48,
+    layers=3,
+    heads=5,
+    head_dim=8,
+    channels=6,
+    z=7,
+    features=9,
+    vision_head_dim=16,
+    deepstack=2,
 )
 
 
@@ -19,6 +29,8 @@ def test_sizes_are_filled_in() -> None:
         "embeddings": ("batch", "text", 48),
         "cos": ("text", 6),
         "sin": ("text", 6),
+        "deepstack_0": ("batch", "text", 48),
+        "deepstack_1": ("batch", "text", 48),
     }
     assert shapes("text_encoder", "outputs") == {"hidden_states": ("batch", "text", 48)}
     assert shapes("vae_decoder_mid", "inputs") == {"latents": ("batch", 7, "height", "width")}
@@ -39,7 +51,45 @@ def test_step_takes_what_prefix_gives() -> None:
     assert step[4:] == cache
 
 
+def test_vision_gives_what_the_text_encoder_adds() -> None:
+    assert shapes("vision", "inputs") == {
+        "patches": ("batch", "4*slots", 1536),
+        "indices": ("4*slots", 4),
+        "weights": ("4*slots", 4),
+        "cos": ("4*slots", 8),
+        "sin": ("4*slots", 8),
+    }
+    assert [spec.dtype for spec in contract("vision", DIMS).inputs if spec.dtype != "float32"] == ["int64"]
+    names = ("embeddings", "deepstack_0", "deepstack_1")
+    assert shapes("vision", "outputs") == dict.fromkeys(names, ("batch", "slots", 48))
+    assert set(names) <= set(shapes("text_encoder", "inputs"))
+
+
+def test_prefix_image_gives_what_stands_behind_the_prefix() -> None:
+    cache = contract("prefix", DIMS).outputs
+    wanted = contract("prefix_image", DIMS)
+    assert wanted.inputs[-len(cache) :] == cache
+    assert [spec.name for spec in wanted.outputs] == [f"own_{spec.name}" for spec in cache]
+    assert {spec.shape for spec in wanted.outputs} == {("batch", "image+text", 5, 8)}
+    half = {spec.name: spec.dtype for spec in contract("prefix_image", DIMS, cache="bfloat16").outputs}
+    assert set(half.values()) == {"bfloat16"}
+
+
+def test_joint_has_no_cache() -> None:
+    assert list(shapes("joint", "inputs")) == [
+        "text_states",
+        "latents",
+        "time_features",
+        "text_cos",
+        "text_sin",
+        "cos",
+        "sin",
+    ]
+
+
 def test_symbols_have_no_factors() -> None:
+    assert contract("prefix_image", DIMS).symbols() == ("batch", "image", "text", "prefix")
+    assert contract("vision", DIMS).symbols() == ("batch", "slots")
     assert contract("step", DIMS).symbols() == ("batch", "tokens", "prefix")
     assert contract("vae_decoder_up", DIMS).symbols() == ("batch", "height", "width")
 
@@ -57,7 +107,9 @@ def test_json_of_another_form_is_refused(damage: dict[str, object]) -> None:
 
 
 def test_unknown_component_names_the_known() -> None:
-    with pytest.raises(QwenImageError, match="no component 'vision2'; known: text_encoder, prefix, step"):
+    with pytest.raises(
+        QwenImageError, match="no component 'vision2'; known: text_encoder, vision, prefix, prefix_image, step"
+    ):
         contract("vision2", DIMS)
 
 

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from qwen_image_engine.calibration.calibrate import calibrate
 from qwen_image_engine.engines.contract import Contract, split_axis
 from qwen_image_engine.engines.engine import Array
 from qwen_image_engine.export.bundle import export_bundle
+
+ROWS_OF_POSITIONS = 36
+"""Of the vision tower's table in the configuration that has fewest."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,10 +40,14 @@ def random_inputs() -> Callable[..., dict[str, Array]]:
         arrays: dict[str, Any] = {}
         for spec in contract.inputs:
             shape = [axis if isinstance(axis, int) else _size(axis, sizes) for axis in spec.shape]
-            arrays[spec.name] = rng.standard_normal(shape, dtype=np.float32)
-        if "cos" in arrays:
-            angle = 3 * arrays["cos"]
-            arrays["cos"], arrays["sin"] = np.cos(angle), np.sin(angle)
+            if spec.dtype == "int64":
+                arrays[spec.name] = rng.integers(0, ROWS_OF_POSITIONS, shape)
+            else:
+                arrays[spec.name] = rng.standard_normal(shape, dtype=np.float32)
+        for of in ("", "image_", "text_"):
+            if f"{of}cos" in arrays:
+                angle = 3 * arrays[f"{of}cos"]
+                arrays[f"{of}cos"], arrays[f"{of}sin"] = np.cos(angle), np.sin(angle)
         if "image" in arrays:
             arrays["image"] = arrays["image"].clip(-1, 1)
         return arrays
@@ -72,13 +80,23 @@ def int8_bundle(
 
 @pytest.fixture(scope="session")
 def calibrated(tmp_path_factory: Any) -> Callable[[Path], Path]:
-    """`calibrated(checkpoint) -> folder`: two trajectories of small pictures; read-only."""
+    """`calibrated(checkpoint) -> folder`: two trajectories of small pictures, the first an edit; read-only."""
     folders: dict[Path, Path] = {}
 
     def folder(checkpoint: Path) -> Path:
         if checkpoint not in folders:
             folders[checkpoint] = tmp_path_factory.mktemp("calibration") / "calibration"
-            calibrate(checkpoint, folders[checkpoint], ["a red circle", "蓝色"], steps=8, sizes=[(96, 64), (64, 96)])
+            patches = np.random.default_rng(0).integers(0, 256, (6, 8, 4)).astype(np.uint8)
+            image = Image.fromarray(patches).resize((320, 300), Image.Resampling.BICUBIC)
+            calibrate(
+                checkpoint,
+                folders[checkpoint],
+                ["a red circle", "蓝色"],
+                images=[image],
+                reference_resolution=288,
+                steps=8,
+                sizes=[(96, 64), (64, 96)],
+            )
         return folders[checkpoint]
 
     return folder

@@ -37,7 +37,7 @@ class DropZeroPoint(InPlacePass):
 def test_every_linear_of_a_bundle_is_found(int8_bundle: Callable[..., tuple[Path, Path]]) -> None:
     folder = int8_bundle("narrow")[1]
     before = sorted(folder.rglob("*"))
-    for component in ("text_encoder", "prefix", "step"):
+    for component in ("text_encoder", "prefix", "prefix_image", "step"):
         entry = read_manifest(folder).components[component]
         audit(folder / entry.model, [f"{name}.weight" for name in entry.quantised_layers])
         # Not those that were never quantised.

@@ -24,8 +24,8 @@ from qwen_image_engine.runtime.manifest import QuantisedLayer, read_manifest
 Bundles = Callable[..., tuple[Path, Path]]
 Inputs = Callable[..., dict[str, Array]]
 
-SIZES = {"batch": 2, "text": 19, "prefix": 7, "tokens": 24}
-QUANTISED = ("text_encoder", "prefix", "step")
+SIZES = {"batch": 2, "text": 19, "prefix": 7, "tokens": 24, "image": 12}
+QUANTISED = ("text_encoder", "prefix", "prefix_image", "step")
 
 
 def errors(checkpoint: Path, folder: Path, component: str, inputs: Inputs, backend: str) -> dict[str, Difference]:

@@ -12,16 +12,17 @@ from onnx.reference.op_run import OpRun
 
 from qwen_image_engine.engines.engine import Array, Engine, load_engine
 from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import reference_engines
+from qwen_image_engine.reference.engine import NETWORK, reference_engines
 from qwen_image_engine.runtime.manifest import read_manifest
 
-COMPONENTS = ("text_encoder", "prefix", "step", "vae_decoder_mid", "vae_decoder_up", "vae_encoder")
+COMPONENTS = tuple(NETWORK)
 
-# Batch 1 and 4, square and not, prompts of one token, of a few and of many; the smallest picture is 32x32.
+# Batch 1 and 4, square and not, prompts of one token, of a few and of many; the smallest picture is 32x32. An image
+# has 4 tokens for each of its slots.
 SIZES = (
-    {"batch": 1, "text": 1, "prefix": 1, "tokens": 4, "height": 2, "width": 2},
-    {"batch": 4, "text": 19, "prefix": 7, "tokens": 24, "height": 6, "width": 4},
-    {"batch": 1, "text": 130, "prefix": 116, "tokens": 36, "height": 2, "width": 18},
+    {"batch": 1, "text": 1, "prefix": 1, "tokens": 4, "height": 2, "width": 2, "image": 4, "slots": 1},
+    {"batch": 4, "text": 19, "prefix": 7, "tokens": 24, "height": 6, "width": 4, "image": 24, "slots": 6},
+    {"batch": 1, "text": 130, "prefix": 116, "tokens": 36, "height": 2, "width": 18, "image": 40, "slots": 10},
 )
 
 # fp32 in another order of summation: 1e-6 is what engines reach, 1e-5 what the issue asks for.
@@ -33,13 +34,15 @@ def relative_l2(found: Array, expected: Array) -> float:
 
 
 @pytest.fixture(scope="session")
-def references(bundle: Callable[[str], tuple[Path, Path]]) -> Callable[[str], dict[str, Engine]]:
-    """The torch engines of a configuration."""
+def references(random_checkpoint: Callable[..., Path]) -> Callable[[str], dict[str, Engine]]:
+    """The torch engines of a configuration, those of both kinds of attention."""
     made: dict[str, dict[str, Engine]] = {}
 
     def of(name: str) -> dict[str, Engine]:
         if name not in made:
-            made[name] = reference_engines(Checkpoint.open(bundle(name)[0]))
+            folder = random_checkpoint(name)
+            joint = reference_engines(Checkpoint.open(folder, attention="bidirectional"))
+            made[name] = joint | reference_engines(Checkpoint.open(folder))
         return made[name]
 
     return of
@@ -49,7 +52,7 @@ def references(bundle: Callable[[str], tuple[Path, Path]]) -> Callable[[str], di
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", ["narrow", "odd"])
 def test_engines_compute_what_torch_does(
-    bundle: Callable[[str], tuple[Path, Path]],
+    exported: Callable[..., Path],
     references: Callable[[str], dict[str, Engine]],
     random_inputs: Callable[..., dict[str, Array]],
     name: str,
@@ -58,7 +61,7 @@ def test_engines_compute_what_torch_does(
     within: Callable[[str, float, float], None],
 ) -> None:
     pytest.importorskip(backend)
-    folder = bundle(name)[1]
+    folder = exported(name, attention="bidirectional" if component == "joint" else None)
     entry = read_manifest(folder).components[component]
     engine = load_engine(backend, folder / entry.model, entry.contract)
     for sizes in SIZES:
@@ -94,18 +97,19 @@ class MultiHeadAttention(OpRun):
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_graphs_mean_the_same_by_the_standard(
-    bundle: Callable[[str], tuple[Path, Path]],
+    exported: Callable[..., Path],
     references: Callable[[str], dict[str, Engine]],
     random_inputs: Callable[..., dict[str, Array]],
     component: str,
     within: Callable[[str, float, float], None],
 ) -> None:
-    folder = bundle("narrow")[1]
+    folder = exported("narrow", attention="bidirectional" if component == "joint" else None)
     entry = read_manifest(folder).components[component]
     model = onnx.load(str(folder / entry.model))
     evaluator = ReferenceEvaluator(model, new_ops=[MultiHeadAttention])
+    width = 1 if "vae" in component else 2
     inputs: dict[str, Any] = random_inputs(
-        entry.contract, batch=2, text=5, prefix=3, tokens=4, height=2, width=1 if "vae" in component else 2
+        entry.contract, batch=2, text=5, prefix=3, tokens=4, height=2, width=width, image=4, slots=2
     )
     found = dict(zip([spec.name for spec in entry.contract.outputs], evaluator.run(None, inputs), strict=True))
     expected = references("narrow")[component].run(inputs)

@@ -56,6 +56,33 @@ def test_linear_becomes_gemm_on_the_stored_weight() -> None:
     assert next(iter(graph.graph.initializers)) == "w"
 
 
+def test_a_bias_goes_into_the_gemm() -> None:
+    text = """linear (float[b, s, 4] x) => (float[b, s, 3] y) {
+        t = Transpose<perm = [1, 0]>(w)
+        a = MatMul(x, t)
+        y = Add(a, c)
+    }"""
+    x = RNG.standard_normal((2, 5, 4), dtype=np.float32)
+    weight = RNG.standard_normal((3, 4), dtype=np.float32)
+    counts = check(model(text, w=weight, c=np.float32([1, 2, 3])), [LinearToGemm], x=x)
+    assert (counts["Gemm"], counts["Add"]) == (1, 0)
+    # One of more axes is no bias of a Gemm.
+    assert (
+        check(model(text, w=weight, c=RNG.standard_normal((5, 3), dtype=np.float32)), [LinearToGemm], x=x)["Add"] == 1
+    )
+
+
+def test_a_convolution_as_large_as_its_stride_becomes_gemm() -> None:
+    text = """patches (float[b, s, 4] x) => (float[b, s, 3] y) {
+        m = Reshape(w, flat)
+        t = Transpose<perm = [1, 0]>(m)
+        y = MatMul(x, t)
+    }"""
+    graph = model(text, w=RNG.standard_normal((3, 2, 2), dtype=np.float32), flat=np.array([3, 4]))
+    counts = check(graph, [LinearToGemm], x=RNG.standard_normal((2, 5, 4), dtype=np.float32))
+    assert (counts["Gemm"], counts["Transpose"]) == (1, 0)
+
+
 def test_a_product_of_activations_stays() -> None:
     text = "product (float[b, 3, 4] x, float[b, 4, 3] z) => (float[b, 3, 3] y) { y = MatMul(x, z) }"
     inputs = {
@@ -174,6 +201,21 @@ def test_sizes_are_read_from_the_inputs_once() -> None:
     assert found.tolist() == [3, 16, 4]
     with pytest.raises(ValueError, match="no input"):
         runtime_shape(graph.graph, ["other"])
+
+
+def test_sums_of_sizes_are_added_up() -> None:
+    text = """two (float[b, n, 4] x, float[b, s, 4] y) => (float[b, n, 4] z) { z = Identity(x) }"""
+    graph = model(text)
+    graph.graph.inputs[1].shape = ir.Shape(["b", "2*s", 4])
+    assert readable(graph.graph, ["b", "s + n", 4])
+    assert readable(graph.graph, ["b", "2*s+n"])
+    assert not readable(graph.graph, ["s + m"])
+    graph.graph.outputs[0] = runtime_shape(graph.graph, ["b", "s + n", 4])
+    inputs = {"x": np.zeros((2, 5, 4), np.float32), "y": np.zeros((2, 6, 4), np.float32)}
+    (found,) = ReferenceEvaluator(ir.to_proto(graph)).run(None, inputs)
+    assert found.tolist() == [2, 3 + 5, 4]
+    with pytest.raises(ValueError, match="no input of two has an axis m"):
+        runtime_shape(graph.graph, ["s + m"])
 
 
 def test_torchs_shape_arithmetic_goes() -> None:

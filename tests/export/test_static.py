@@ -10,8 +10,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from qwen_image_engine.calibration.calibrate import calibrate
 from qwen_image_engine.calibration.calibration import Calibration
 from qwen_image_engine.calibration.quantised_network import QuantisedNetwork, quantised_networks
 from qwen_image_engine.engines.engine import Array, load_engine
@@ -29,9 +31,12 @@ Bundles = Callable[..., tuple[Path, Path]]
 Inputs = Callable[..., dict[str, Array]]
 Errors = Callable[[tuple[Path, Path], str], Difference]
 
-SIZES = {"batch": 2, "text": 19, "prefix": 7, "tokens": 24}
-TRANSFORMER = ("prefix", "step")
-BF16, FLOAT, INT8, FP8 = (getattr(onnx.TensorProto, name) for name in ("BFLOAT16", "FLOAT", "INT8", "FLOAT8E4M3FN"))
+SIZES = {"batch": 2, "text": 19, "prefix": 7, "tokens": 24, "image": 12}
+TRANSFORMER = ("prefix", "prefix_image", "step")
+CAUSAL = tuple(component for component in MODEL_FILES if component != "joint")
+BF16, FLOAT, INT8, INT64, FP8 = (
+    getattr(onnx.TensorProto, name) for name in ("BFLOAT16", "FLOAT", "INT8", "INT64", "FLOAT8E4M3FN")
+)
 
 
 def graph(folder: Path, component: str) -> onnx.GraphProto:
@@ -56,6 +61,12 @@ def quantised_gemms(found: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, on
                 yield node, rows, weight
 
 
+# Near what `calibrated` saw, prompt and image alike.
+PATCHES = np.random.default_rng(3).integers(0, 256, (6, 8, 4)).astype(np.uint8)
+IMAGE = Image.fromarray(PATCHES).resize((300, 320), Image.Resampling.BICUBIC)
+CASE = Case("short", "a blue circle", 64, 96, references=(IMAGE,))
+
+
 @pytest.fixture(scope="module")
 def errors() -> Callable[[tuple[Path, Path], str], Difference]:
     """`errors((checkpoint, bundle), component)`: the worst of a twin's outputs, on inputs like the calibration's.
@@ -67,7 +78,7 @@ def errors() -> Callable[[tuple[Path, Path], str], Difference]:
     def found(made: tuple[Path, Path], component: str) -> Difference:
         checkpoint, folder = made
         if checkpoint not in recordings:
-            (recordings[checkpoint],) = record(Checkpoint.open(checkpoint), [Case("short", "a blue circle", 64, 96)])
+            (recordings[checkpoint],) = record(Checkpoint.open(checkpoint), [CASE])
         entry = read_manifest(folder).components[component]
         engine = load_engine("onnxruntime", folder / entry.model, entry.contract)
         return worst(
@@ -80,7 +91,7 @@ def errors() -> Callable[[tuple[Path, Path], str], Difference]:
     return found
 
 
-@pytest.mark.parametrize("component", MODEL_FILES)
+@pytest.mark.parametrize("component", CAUSAL)
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
 def test_graphs_are_sound(static_bundle: Bundles, precision: str, component: str) -> None:
     folder = static_bundle("narrow", "tensorrt", precision)[1]
@@ -91,9 +102,9 @@ def test_graphs_are_sound(static_bundle: Bundles, precision: str, component: str
     for value, spec in zip(
         (*found.input, *found.output), (*entry.contract.inputs, *entry.contract.outputs), strict=True
     ):
-        cache = spec.name.startswith(("key_", "value_"))
-        assert spec.dtype == ("bfloat16" if cache else "float32")
-        assert value.type.tensor_type.elem_type == (BF16 if cache else FLOAT)
+        cache = spec.name.startswith(("key_", "value_", "own_"))
+        assert spec.dtype == ("bfloat16" if cache else "int64" if spec.name == "indices" else "float32")
+        assert value.type.tensor_type.elem_type == {"bfloat16": BF16, "float32": FLOAT, "int64": INT64}[spec.dtype]
 
 
 @pytest.mark.parametrize("component", TRANSFORMER)
@@ -106,8 +117,8 @@ def test_nothing_stands_between_codes_and_products(
     stored, made_by = initializers(found), producers(found)
     gemms = list(quantised_gemms(found))
     blocks = Checkpoint.open(checkpoint).transformer.num_layers
-    # Of the prefix's last block only keys and values are read.
-    assert len(gemms) == 7 * blocks - (5 if component == "prefix" else 0)
+    # Of a prefix's last block only keys and values are read.
+    assert len(gemms) == 7 * blocks - (5 if component != "step" else 0)
     for gemm, rows, weight in gemms:
         assert [(item.name, item.i) for item in gemm.attribute] == [("transB", 1)]
         assert rows.op_type == "DequantizeLinear"
@@ -126,20 +137,21 @@ def test_nothing_stands_between_codes_and_products(
             assert not onnx.numpy_helper.to_array(stored[zero]).astype(np.float32).any()
     counts = Counter(node.op_type for node in found.node)
     # q, k and v read one, gate and proj one; to_out and out have their own.
-    assert counts["QuantizeLinear"] == 4 * blocks - (3 if component == "prefix" else 0)
+    assert counts["QuantizeLinear"] == 4 * blocks - (3 if component != "step" else 0)
     assert counts["LayerNormalization"] > 0
     norms = {name for node in found.node if node.op_type == "LayerNormalization" for name in node.input}
     assert not any(made_by[name].op_type == "DequantizeLinear" for name in norms if name in made_by)
 
 
-@pytest.mark.parametrize("component", ["text_encoder", "prefix", "step"])
+@pytest.mark.parametrize("component", ["text_encoder", "prefix", "prefix_image", "step"])
 def test_queries_come_scaled_from_their_norm(static_bundle: Bundles, component: str) -> None:
     found = graph(static_bundle("narrow", "tensorrt", "bf16")[1], component)
     attention = [node for node in found.node if node.op_type == "Attention"]
     assert attention
     for node in attention:
         assert {item.name: item.f for item in node.attribute if item.name == "scale"} == {"scale": 1.0}
-        assert len(node.input) == 3
+        # The text behind a reference image does not see what follows it: a mask of its own rows.
+        assert len(node.input) in ((3, 4) if component == "prefix_image" else (3,))
         assert len(node.output) == 1
 
 
@@ -226,7 +238,7 @@ def test_smoothing_changes_no_bit(
     for folder, network in (("plain", QuantisedNetwork()), ("smoothed", replace(smoothed, layers={}))):
         (tmp_path / folder).mkdir()
         part = write_network(
-            checkpoint, "transformer", chosen, network, "copy", tmp_path / folder, {}, lambda what, done: None
+            checkpoint, TRANSFORMER, chosen, network, "copy", tmp_path / folder, {}, lambda what, done: None
         )
         found = []
         for component in TRANSFORMER:
@@ -241,18 +253,19 @@ def test_smoothing_changes_no_bit(
     assert len(factors) == 2 * checkpoint.transformer.num_layers
 
 
-def test_fp8_attention_quantises_what_enters_it(static_bundle: Bundles, errors: Errors) -> None:
-    found = graph(static_bundle("narrow", "tensorrt", "fp8", fp8_attention=True)[1], "step")
+@pytest.mark.parametrize("component", ["prefix_image", "step"])
+def test_fp8_attention_quantises_what_enters_it(static_bundle: Bundles, errors: Errors, component: str) -> None:
+    found = graph(static_bundle("narrow", "tensorrt", "fp8", fp8_attention=True)[1], component)
     made_by, stored = producers(found), initializers(found)
     attention = [node for node in found.node if node.op_type == "Attention"]
     assert attention
     for node in attention:
-        before = [made_by[name] for name in node.input]
+        before = [made_by[name] for name in node.input[:3]]
         assert [item.op_type for item in before] == ["DequantizeLinear"] * 3
         assert {stored[item.input[1]].data_type for item in before} == {BF16}
     twin = static_bundle("narrow", "tensorrt-twin", "fp8", fp8_attention=True)
-    plain = errors(static_bundle("narrow", "tensorrt-twin", "fp8"), "step")
-    assert plain.relative_l2 < errors(twin, "step").relative_l2 < 0.2
+    plain = errors(static_bundle("narrow", "tensorrt-twin", "fp8"), component)
+    assert plain.relative_l2 < errors(twin, component).relative_l2 < 0.2
 
 
 def test_manifest_records_fp8_attention(static_bundle: Bundles) -> None:
@@ -279,9 +292,9 @@ def test_attention_alone_in_fp8_is_no_fp32(
     rules.write_text(json.dumps({"rules": [rule], "fp8_attention": True}), encoding="utf-8")
     twin = {"target": "tensorrt-twin", "precision": "fp8", "calibration": calibrated(folder), "rules": rules}
     components = export_bundle(checkpoint, tmp_path / "twin", **twin).components
-    assert [len(components[name].quantised_layers) for name in TRANSFORMER] == [0, 1]
-    assert [len(components[name].fp8_attention) for name in TRANSFORMER] == [last, last + 1]
-    assert [components[name].precision for name in TRANSFORMER] == ["fp8", "fp8"]
+    assert [len(components[name].quantised_layers) for name in TRANSFORMER] == [0, 0, 1]
+    assert [len(components[name].fp8_attention) for name in TRANSFORMER] == [last, last, last + 1]
+    assert [components[name].precision for name in TRANSFORMER] == ["fp8"] * 3
 
 
 def test_manifest_records_calibration_and_smoothing(static_bundle: Bundles, calibrated: Callable[[Path], Path]) -> None:
@@ -290,11 +303,13 @@ def test_manifest_records_calibration_and_smoothing(static_bundle: Bundles, cali
     assert manifest.calibration is not None
     assert manifest.calibration.sha256 == Calibration.open(calibrated(checkpoint), Checkpoint.open(checkpoint)).sha256
     assert manifest.calibration.settings["prompts"] == 2
-    prefix, step = (
+    prefix, image, step = (
         manifest.components[name].quantised_layers["transformer_blocks.0.attn.to_k"] for name in TRANSFORMER
     )
-    assert prefix.smoothing == step.smoothing is not None
-    assert prefix.input_scale != step.input_scale  # one network, two graphs with scales of their own
+    assert prefix.smoothing == image.smoothing == step.smoothing is not None
+    # One network, three graphs with scales of their own.
+    assert len({prefix.input_scale, image.input_scale, step.input_scale}) == 3
+    assert manifest.calibration.settings["images"] == 1
     assert manifest.components["text_encoder"].precision == "fp32"
     assert manifest.components["step"].precision == "int8"
 
@@ -342,6 +357,20 @@ def test_a_calibration_is_asked_for_where_one_is_needed(
             calibration=tmp_path if given else None,
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_calibration_without_images_serves_bundles_without_vision(
+    random_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = random_checkpoint("narrow")
+    calibrate(folder, tmp_path / "calibration", ["a red circle"], steps=2, sizes=[(64, 64)])
+    arguments = {"target": "tensorrt-twin", "precision": "fp8", "calibration": tmp_path / "calibration"}
+    with pytest.raises(QwenImageError, match=r"no reference images; calibrate again with --images.*--without vision"):
+        export_bundle(folder, tmp_path / "bundle", **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["calibration"]
+    manifest = export_bundle(folder, tmp_path / "bundle", without=["vision"], **arguments)
+    assert not manifest.components.keys() & {"vision", "prefix_image"}
+    assert manifest.components["step"].precision == "fp8"
 
 
 def test_a_calibration_of_another_checkpoint_is_refused(

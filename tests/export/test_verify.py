@@ -60,15 +60,17 @@ def test_exported_bundle_passes(
     assert main(["verify", str(folder), "--engine", engine, "--output", str(tmp_path / "verify.json")]) == 0
     lines = capsys.readouterr().out
     assert "✗" not in lines
-    assert lines.count("✓") == 1 + 3 * len(THRESHOLDS["cpu", "fp32"])
+    # Six components and teacher forcing in four cases, what reads reference images in the one that has some.
+    assert lines.count("✓") == 1 + 4 * 7 + 2
     document = json.loads((tmp_path / "verify.json").read_text())
     assert document["passed"] is True
     assert document["engine"] == engine
     rows = {row["component"]: row for row in document["components"]}
-    assert set(rows) == set(THRESHOLDS["cpu", "fp32"])
+    assert set(rows) == set(THRESHOLDS["cpu", "fp32"]) - {"joint"}
     for name, row in rows.items():
         assert row["relative_l2"] <= row["threshold"] == THRESHOLDS["cpu", "fp32"][name].relative_l2
-        assert [case["case"] for case in row["cases"]] == ["english", "chinese", "long"]
+        plain = [] if name in ("vision", "prefix_image") else ["english", "chinese", "long"]
+        assert [case["case"] for case in row["cases"]] == [*plain, "edit"]
     steps = 8 if options else STEPS
     assert len(rows[TEACHER_FORCED]["cases"][0]["relative_l2_by_step"]) == steps
     assert read_manifest(folder).verify == document
@@ -83,12 +85,13 @@ def test_int8_is_held_to_thresholds_of_its_own(
     document = json.loads(capsys.readouterr().out)
     assert document["precision"] == "int8"
     rows = {row["component"]: row for row in document["components"]}
-    for name, threshold in THRESHOLDS["cpu", "int8"].items():
-        assert rows[name]["threshold"] == threshold.relative_l2
-        assert rows[name]["least_cosine"] == threshold.cosine
-        assert rows[name]["judged_by"] == threshold.over
-    # The VAE is not quantised, and what is, is not fp32.
-    for name in ("vae_decoder_mid", "vae_decoder_up", "vae_encoder"):
+    for name, row in rows.items():
+        threshold = THRESHOLDS["cpu", "int8"][name]
+        assert row["threshold"] == threshold.relative_l2
+        assert row["least_cosine"] == threshold.cosine
+        assert row["judged_by"] == threshold.over
+    # VAE and vision tower are not quantised, and what is, is not fp32.
+    for name in ("vision", "vae_decoder_mid", "vae_decoder_up", "vae_encoder"):
         assert rows[name]["relative_l2"] <= THRESHOLDS["cpu", "fp32"][name].relative_l2
     assert rows["step"]["relative_l2"] > THRESHOLDS["cpu", "fp32"]["step"].relative_l2
     assert all(case["worst_step"]["relative_l2"] >= case["relative_l2"] for case in rows["step"]["cases"])
@@ -123,7 +126,7 @@ def test_a_changed_weight_is_seen(copied: Path, capsys: pytest.CaptureFixture[st
     document = json.loads(capsys.readouterr().out)
     assert document["passed"] is False
     failed = {row["component"] for row in document["components"] if not row["passed"]}
-    assert failed == {"prefix", "step", TEACHER_FORCED}
+    assert failed == {"prefix", "prefix_image", "step", TEACHER_FORCED}
     assert main(["inspect", str(copied)]) == 0
     assert "✗" in capsys.readouterr().out
 

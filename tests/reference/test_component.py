@@ -78,6 +78,7 @@ def test_networks_load_strictly(random_checkpoint: Callable[..., Path], name: st
     from qwen_image_engine.reference.text_encoder import TextEncoder
     from qwen_image_engine.reference.transformer import Transformer
     from qwen_image_engine.reference.vae import Vae
+    from qwen_image_engine.reference.vision import Vision
 
     folder = random_checkpoint(name)
     checkpoint = Checkpoint.open(folder)
@@ -86,17 +87,19 @@ def test_networks_load_strictly(random_checkpoint: Callable[..., Path], name: st
         "text_encoder": load_text_encoder(folder),
         "vae": load_vae(folder),
     }
+    oracles["vision"] = oracles["text_encoder"]
     modules = {
         "transformer": Transformer(checkpoint.transformer),
         "text_encoder": TextEncoder(checkpoint.text_encoder),
         "vae": Vae(checkpoint.vae),
+        "vision": Vision(checkpoint.vision),
     }
     for component, module in modules.items():
-        loaded = checkpoint.components[component]
+        loaded = checkpoint.stored(component)
         loaded.load_into(module)
         stored = oracles[component].state_dict()
         for key, tensor in module.state_dict().items():
-            assert torch.equal(tensor, stored[LAYOUT[component].prefix + key]), key
+            assert torch.equal(tensor, stored[loaded.layout.prefix + key]), key
         loaded.load_into(module, torch.bfloat16)
         assert {tensor.dtype for tensor in module.state_dict().values()} == {torch.bfloat16}
     table = checkpoint.components["text_encoder"].read(checkpoint.token_embeddings().name)

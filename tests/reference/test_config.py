@@ -11,9 +11,17 @@ import pytest
 from random_configurations import CONFIGURATIONS
 
 from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.reference.config import TextEncoderConfig, TransformerConfig, VaeConfig, check_components
+from qwen_image_engine.reference.config import (
+    TextEncoderConfig,
+    TransformerConfig,
+    VaeConfig,
+    VisionConfig,
+    check_components,
+)
 
 CLASSES: dict[str, Any] = {"transformer": TransformerConfig, "text_encoder": TextEncoderConfig, "vae": VaeConfig}
+# Of the file of another component.
+CLASSES_OF_CASES = {**CLASSES, "vision": VisionConfig}
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +31,7 @@ def parsed(random_checkpoint: Callable[..., Path]) -> dict[str, dict[str, Any]]:
     configs = {name: json.loads((folder / name / "config.json").read_text()) for name in CLASSES}
     older = random_checkpoint("narrow", spelling="transformers4")
     configs["text_encoder4"] = json.loads((older / "text_encoder/config.json").read_text())
+    configs["vision"] = configs["text_encoder"]
     return configs
 
 
@@ -43,8 +52,14 @@ def test_values_are_those_the_library_was_given(
         assert getattr(transformer, key) == value, key
     assert transformer.hidden_size == transformer.num_attention_heads * transformer.attention_head_dim
     for key, value in configuration.text.items():
-        if key != "mrope_section":
-            assert getattr(text, key) == value, key
+        assert getattr(text, key) == (tuple(value) if isinstance(value, list) else value), key
+    path = folder / "text_encoder" / "config.json"
+    vision = VisionConfig.from_json(json.loads(path.read_text()), str(path))
+    assert text.deepstack == len(vision.deepstack)
+    for key, value in configuration.vision.items():
+        name = {"side": "position_side"}.get(key, key)
+        assert getattr(vision, name) == (tuple(value) if isinstance(value, list) else value), key
+    assert (vision.out_hidden_size, vision.rope_theta) == (text.hidden_size, 10000.0)
     for key, value in configuration.vae.items():
         assert getattr(vae, key) == (tuple(value) if isinstance(value, list) else value), key
     assert len(vae.latents_mean) == len(vae.latents_std) == vae.z_dim
@@ -79,7 +94,7 @@ def test_keys_that_change_nothing_are_listed(parsed: dict[str, dict[str, Any]]) 
         assert "_note" in config.ignored
         assert config == config_class.from_json(parsed[name], "config.json")
     text = TextEncoderConfig.from_json(parsed["text_encoder"], "config.json")
-    assert {"text_config.attention_dropout", "tie_word_embeddings", "vision_config"} <= set(text.ignored)
+    assert {"text_config.attention_dropout", "tie_word_embeddings"} <= set(text.ignored)
     assert not any("rope" in key for key in text.ignored)
     older = TextEncoderConfig.from_json(parsed["text_encoder4"], "config.json")
     assert older == text
@@ -214,6 +229,21 @@ REFUSED = [
     ("text_encoder4", "text_config.rope_scaling", None),
     ("text_encoder4", "text_config.rope_scaling.rope_type", "dynamic"),
     ("text_encoder4", "text_config.rope_theta", -1),
+    ("text_encoder", "vision_config", None),
+    ("text_encoder", "vision_config.deepstack_visual_indexes", [0, 1, 2, 3]),
+    ("text_encoder", "vision_config.deepstack_visual_indexes", [1, 0]),
+    ("transformer", "attention", "sliding"),
+    ("vision", "vision_config.model_type", "qwen2_5_vl"),
+    ("vision", "vision_config.hidden_act", "silu"),
+    ("vision", "vision_config.in_channels", 4),
+    ("vision", "vision_config.patch_size", 14),
+    ("vision", "vision_config.spatial_merge_size", 1),
+    ("vision", "vision_config.temporal_patch_size", 1),
+    ("vision", "vision_config.num_heads", 3),
+    ("vision", "vision_config.num_position_embeddings", 65),
+    ("vision", "vision_config.out_hidden_size", 65),
+    ("vision", "vision_config.deepstack_visual_indexes", [0, 1, 4]),
+    ("vision", "vision_config.rope_parameters.rope_type", "default"),
     ("vae", "_class_name", "AutoencoderKLQwenImage"),
     ("vae", "is_residual", False),
     ("vae", "attn_scales", [0.5]),
@@ -243,7 +273,7 @@ def test_refused_value(parsed: dict[str, dict[str, Any]], component: str, path: 
         holder = holder[parent]
     holder[key] = value
     with pytest.raises(QwenImageError, match=r"^a/config\.json: key '.*' is .*, expected ") as raised:
-        CLASSES[component.rstrip("4")].from_json(config, "a/config.json")
+        CLASSES_OF_CASES[component.rstrip("4")].from_json(config, "a/config.json")
     assert f"'{path}'" in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -253,9 +283,24 @@ def test_not_an_object() -> None:
         TransformerConfig.from_json([1], "x")  # type: ignore[arg-type]
 
 
-def test_causal_condition_error_names_the_mode_to_come(parsed: dict[str, dict[str, Any]]) -> None:
-    with pytest.raises(QwenImageError, match=r'is false, expected true .*attention="bidirectional"'):
-        TransformerConfig.from_json(parsed["transformer"] | {"causal_condition": False}, "x")
+def test_attention_is_causal_or_bidirectional(parsed: dict[str, dict[str, Any]]) -> None:
+    values = parsed["transformer"]
+    plain, unlike = TransformerConfig.from_json(values, "x"), values | {"causal_condition": False}
+    assert not plain.bidirectional
+    with pytest.raises(QwenImageError, match=r"'causal_condition' is false, expected true .*--attention bidirectional"):
+        TransformerConfig.from_json(unlike, "x")
+    with pytest.raises(QwenImageError, match=r"'causal_condition' is false, expected true with causal attention"):
+        TransformerConfig.from_json(unlike, "x", attention="causal")
+    for found in (
+        TransformerConfig.from_json(values, "x", attention="bidirectional"),
+        TransformerConfig.from_json(unlike, "x", attention="bidirectional"),
+        TransformerConfig.from_json(unlike | {"attention": "bidirectional"}, "x"),
+    ):
+        assert found.bidirectional
+        assert found != plain
+    stated = values | {"attention": "bidirectional"}
+    assert TransformerConfig.from_json(stated, "x").bidirectional
+    assert TransformerConfig.from_json(stated, "x", attention="causal") == plain
 
 
 def test_components_of_different_models(parsed: dict[str, dict[str, Any]]) -> None:
