@@ -5,6 +5,7 @@ instruction, of scenes and edits from the training part of the recipe of `shapes
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=8, help="of an instruction and a prompt")
     options = parser.parse_args()
     images = options.folder / "images"
-    images.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(images, ignore_errors=True)  # of an earlier run, which may have made more
+    images.mkdir(parents=True)
     rng = np.random.default_rng(0)
     kinds = [kind for kind in KINDS if kind != "combine"]  # which has two references
     lines = []

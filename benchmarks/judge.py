@@ -42,7 +42,7 @@ from qwen_image_engine.reference.shapes.evaluate import (
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.manifest import read_manifest
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.reference_image import ReferenceImage
+from qwen_image_engine.runtime.reference_image import ReferenceImages
 from qwen_image_engine.runtime.sampler import euler
 from qwen_image_engine.runtime.start import Start
 
@@ -57,15 +57,15 @@ class Trajectory:
     """A prompt, or an edit of images, as the reference draws it."""
 
     request: HeldOut | HeldOutEdit
-    images: tuple[ReferenceImage, ...]
+    images: ReferenceImages
     conditioning: Conditioning
     steps: Sequence[TeacherStep]
 
 
 def trajectory(pipeline: QwenImage, request: HeldOut | HeldOutEdit) -> Trajectory:
-    images: tuple[ReferenceImage, ...] = ()
+    images = ReferenceImages()
     if isinstance(request, HeldOutEdit):
-        images = pipeline.read_references(*edit_references(request)).images
+        images = pipeline.read_references(*edit_references(request))
     conditioning = pipeline.encode(request.prompt, images)
     denoise = pipeline.denoiser(conditioning, width=request.width, height=request.height)
     taken: list[TeacherStep] = []
@@ -109,6 +109,7 @@ def measure(
     manifest = read_manifest(bundle)
     with QwenImage.load(bundle, engine=options.engine, threads=options.threads) as pipeline:
         found = all_errors(pipeline, prompts)
+        edits = () if manifest.absent_for_references else edits
         edited = all_errors(pipeline, edits) if edits else {}
         edit_score = evaluate_edits(pipeline, options.edits) if edits else None
         scores = {

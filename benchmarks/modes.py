@@ -58,7 +58,7 @@ def run(bundle: Path, request: Request, folder: Path, engine: str, steps: int) -
     arguments += ["-W", str(request.width), "-H", str(request.height), "-s", str(steps), "--engine", engine, "--json"]
     for name in request.references:
         arguments += ["-r", str(folder / f"{_file(name)}.png")]
-    arguments += ["--reference-resolution", str(request.width), "--seed", "7", "8", *request.flags]
+    arguments += ["--reference-resolution", str(request.width), "--seed", "7,8", *request.flags]
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         code = qwen_image(arguments)

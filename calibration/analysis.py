@@ -87,7 +87,8 @@ def analyse(
 ) -> Analysis:
     """Measure every linear of the transformer alone, then search for a recipe where `target_error` is given.
 
-    The calibration's first `PICTURES` are drawn anew in its dtype, on any device; the text encoder stays as it is.
+    The first `PICTURES` of the calibration's prompts without a reference image are drawn in its dtype, on any device;
+    the text encoder stays as it is.
     After each linear what is measured so far is written to `folder`; the same call goes on from there, with the result
     of an uninterrupted one. What another calibration, device or version left there is ignored and replaced.
 
@@ -104,19 +105,25 @@ def analyse(
         progress: called as the work goes on.
 
     Raises:
-        UsageError: see `check_analysis`; or the prompts are not the calibration's, or the device is not here.
+        UsageError: see `check_analysis`; or the prompts are not the calibration's, none of them is drawn without a
+            reference image, attention is bidirectional, or the device is not here.
         QwenImageError: the calibration is of another checkpoint, a step's output is not finite, no recipe reaches the
             error, memory does not suffice, or a file cannot be written.
     """
     check_analysis(target, precision, target_error)
+    if checkpoint.transformer.bidirectional:
+        raise UsageError("sensitivity is not implemented for bidirectional attention; leave out --sensitivity")
     settings = replace(calibration.settings, device=device, versions=versions())
     if prompts_sha256(prompts) != settings.prompts_sha256:
         raise UsageError(
             f"the {len(prompts)} prompts are not the {settings.prompts} that the calibration was made with"
         )
+    drawn = prompts[1::2] if settings.images else prompts  # the others have reference images
+    if not drawn:
+        raise UsageError("sensitivity is measured on prompts without a reference image; calibrate with two or more")
     name = f"{target}-{precision}"
     try:
-        forcing, pictures, linears = _prepare(checkpoint, calibration, settings, prompts, target, precision)
+        forcing, pictures, linears = _prepare(checkpoint, calibration, settings, drawn, target, precision)
         partial = PartialSensitivity.of(folder, target, precision, settings, calibration.sha256, pictures)
         alone, together = _measure(forcing, linears, partial, progress)
         sensitivity = Sensitivity(target, precision, settings, calibration.sha256, pictures, alone, together)

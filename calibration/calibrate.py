@@ -27,7 +27,7 @@ from qwen_image_engine.calibration.trajectories import Trajectories, empty_sums
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.runtime.reference import ReferenceSource
-from qwen_image_engine.runtime.reference_image import DEFAULT_RESOLUTION
+from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION
 
 HASHING, SAMPLING = "hashing", "sampling"
 Progress = Callable[[str, int, int], None]

@@ -199,20 +199,25 @@ def _statistics(path: Path, component: str, name: str, values: Mapping[str, Any]
     return InputStatistics(**{field: values[field] for field in _FIELDS})
 
 
+def calibrate_command(flags: str, folder: str | Path) -> str:
+    """What makes a calibration in `folder`, for an error's advice; `flags` name the checkpoint."""
+    return f"qwen-image calibrate {flags} {folder} --prompts FILE [--images FOLDER]"
+
+
 def _missing(folder: Path) -> str:
     if not folder.is_dir():
-        return f"{folder}: does not exist; make it with: qwen-image calibrate -m CHECKPOINT {folder} --prompts FILE"
+        return f"{folder}: does not exist; make it with: {calibrate_command('-m CHECKPOINT', folder)}"
     if (folder / PARTIAL).is_file():
         return f"{folder}: holds an unfinished calibration; finish it with the qwen-image calibrate that began it"
     return (
         f"{folder}: is no calibration: no {RECORD} in it; "
-        "make one with: qwen-image calibrate -m CHECKPOINT NEW_FOLDER --prompts FILE"
+        f"make one with: {calibrate_command('-m CHECKPOINT', 'NEW_FOLDER')}"
     )
 
 
 def _anew(checkpoint: Checkpoint) -> str:
-    return f"calibrate again with: qwen-image calibrate {checkpoint.flags} NEW_FOLDER --prompts FILE"
+    return f"calibrate again with: {calibrate_command(checkpoint.flags, 'NEW_FOLDER')}"
 
 
 def _again(folder: Path) -> str:
-    return f"remove {folder} and make it again with: qwen-image calibrate -m CHECKPOINT {folder} --prompts FILE"
+    return f"remove {folder} and make it again with: {calibrate_command('-m CHECKPOINT', folder)}"

@@ -18,8 +18,9 @@ from qwen_image_engine.reference.pipeline import model_facts, schedule_config
 from qwen_image_engine.runtime.denoiser import check_guidance
 from qwen_image_engine.runtime.prompt import tokenize
 from qwen_image_engine.runtime.reference import ReferenceSource
-from qwen_image_engine.runtime.reference_image import DEFAULT_RESOLUTION, ReferenceImage, ReferenceImages
+from qwen_image_engine.runtime.reference_image import ReferenceImage, ReferenceImages
 from qwen_image_engine.runtime.schedule import ScheduleConfig
+from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.start import Start
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
@@ -104,6 +105,7 @@ class Request:
             except UsageError as error:
                 raise UsageError(f"prompt {number} of {len(prompts)}: {error}") from error
         tokenize(tokenizer, negative_prompt)
+        _check_images(images, len(prompts))
         vision = model_facts(checkpoint).vision
         read = [
             image for source in images for image in ReferenceImages.read([source], reference_resolution, vision).images
@@ -126,11 +128,11 @@ class Request:
             dtype=dtype,
         )
 
-    def references(self, index: int) -> tuple[ReferenceImage, ...]:
+    def references(self, index: int) -> ReferenceImages:
         """The reference image of prompt `index`, none for every second prompt."""
         if index % 2 or not self.images:
-            return ()
-        return (self.images[index // 2 % len(self.images)],)
+            return ReferenceImages()
+        return ReferenceImages((self.images[index // 2 % len(self.images)],))
 
     def settings(self, hashed: Callable[[int], None] | None = None) -> Settings:
         """All that decides the result. The checkpoint's weights are read; `hashed` is told the bytes of each block."""
@@ -171,6 +173,17 @@ def prompts_sha256(prompts: Sequence[str]) -> str:
 def images_sha256(images: Sequence[ReferenceImage]) -> str:
     """Of the hashes of their pixels in order, each with a newline behind it; empty without any."""
     return hashlib.sha256("".join(f"{image.sha256}\n" for image in images).encode()).hexdigest() if images else ""
+
+
+def _check_images(images: Sequence[ReferenceSource], prompts: int) -> None:
+    if isinstance(images, ReferenceSource):
+        raise UsageError(f"the reference images are one {type(images).__name__}, expected a list of them")
+    drawn = (prompts + 1) // 2
+    if len(images) > drawn:
+        raise UsageError(
+            f"{len(images)} reference images and {prompts} prompts, of which every second is drawn with one: "
+            f"{len(images) - drawn} would never be seen; give more prompts, or fewer images"
+        )
 
 
 def _check_device(device: str, dtype: str) -> None:

@@ -150,7 +150,8 @@ class _Static(_Linear):
 
     def _rounded(self, values: Tensor) -> Tensor:
         scale = self._static.get(self._running.component)
-        if scale is None:  # in the prefix's last block, where what this linear gives reaches nothing
+        if scale is None:
+            assert self._running.component == "prefix"  # in whose last block what this linear gives reaches nothing
             return values
         return self._quantise(values, scale).float() * scale
 

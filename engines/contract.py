@@ -2,10 +2,10 @@
 
 Export (dynamic axes), optimisation profiles, binding, the manifest and the table in the docs derive from `COMPONENTS`.
 An axis is an integer, the name of a size of `Dims` ("heads", "head_dim/2"), or symbolic: "batch" (images at once),
-"text" (encoder tokens), "prefix" (tokens before the target), "tokens" (target tokens = height * width), "height" and
-"width" (rows and columns of the latents), "2*height" (rows of the decoder's features), "16*height" (rows of the image),
-"image" (latents of a reference image), "slots" (its tokens in the text encoder), "image+text" (both, one after the
-other; outputs alone). A symbolic axis has one value in all tensors of a call.
+"text" (tokens of text), "prefix" (tokens before those of the call), "tokens" (target tokens = height * width),
+"height" and "width" (rows and columns of the latents), "2*height" (rows of the decoder's features), "16*height" (rows
+of the image), "image" (latents of a reference image), "slots" (its tokens in the text encoder), "image+text" (both, one
+after the other; outputs alone). A symbolic axis has one value in all tensors of a call.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from qwen_image_engine.engines.errors import QwenImageError
 TIME_FEATURES = 256
 """Width of the time features: 128 cosines, then 128 sines, of 1000 * sigma."""
 
-PATCH = 3 * 2 * 16 * 16
+PATCH_VALUES = 3 * 2 * 16 * 16
 """Numbers in a patch of the vision tower: channels, frames, rows, columns."""
 
 
@@ -158,7 +158,13 @@ COMPONENTS: Mapping[str, Contract] = {
             "vision",
             "Features of a reference image; runs once an image.",
             (
-                _f32("patches", "batch", "4*slots", PATCH, meaning="pixels (channel, frame, row, column), 2x2 blocks"),
+                _f32(
+                    "patches",
+                    "batch",
+                    "4*slots",
+                    PATCH_VALUES,
+                    meaning="pixels (channel, frame, row, column), 2x2 blocks",
+                ),
                 TensorSpec("indices", ("4*slots", 4), "int64", "rows of the position table around each patch"),
                 _f32("weights", "4*slots", 4, meaning="share of each of those rows"),
                 *_rotary("4*slots", "vision_head_dim/2", "each patch, halves of a head paired"),

@@ -43,14 +43,13 @@ class OpenVinoEngine:
             graph = core.read_model(str(model))
             settings = compile_settings(graph, threads, inference_precision)
             compiled = core.compile_model(graph, "CPU", settings)
-            request = compiled.create_infer_request()
         except (RuntimeError, MemoryError) as error:
             raise failure.load_failure(contract, model, "OpenVINO", error) from error
         expected = {spec.name for spec in (*contract.inputs, *contract.outputs)}
         ports = ({_name(port, expected): _facts(port) for port in side} for side in (compiled.inputs, compiled.outputs))
         check.check_graph(contract, model, *ports)
         self._contract = contract
-        self._request: Any = request
+        self._compiled: Any = compiled
 
     @property
     def contract(self) -> Contract:
@@ -59,13 +58,13 @@ class OpenVinoEngine:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name; errors as in `Engine.run`."""
-        request = self._request
-        if request is None:
+        if self._compiled is None:
             raise failure.closed(self._contract)
         sizes = check.check_inputs(self._contract, inputs)
         try:
-            # Inputs are read in place (the prefix cache is large), outputs are copied out of the request.
-            results = request.infer(dict(inputs), share_inputs=True, share_outputs=False)
+            # Inputs are read in place (the prefix cache is large), outputs are copied out of the request. One that was
+            # kept would hold the inputs and outputs of its last run, gigabytes of keys and values; making one is free.
+            results = self._compiled.create_infer_request().infer(dict(inputs), share_inputs=True, share_outputs=False)
             outputs = {spec.name: results[spec.name] for spec in self._contract.outputs}
         except (RuntimeError, MemoryError) as error:
             raise failure.run_failure(self._contract, sizes, "OpenVINO", error) from error
@@ -74,7 +73,7 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         """Free the compiled graph; see `Engine.close`."""
-        self._request = None
+        self._compiled = None
 
 
 def compile_settings(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from qwen_image_engine.calibration.calibration import Calibration
+from qwen_image_engine.calibration.calibration import Calibration, calibrate_command
 from qwen_image_engine.calibration.quantised_network import QuantisedNetwork, check_rules, quantised_networks
 from qwen_image_engine.calibration.recipe_file import RecipeFile
 from qwen_image_engine.engines.engine import require
@@ -81,12 +81,13 @@ def export_bundle(
         exclude: glob patterns of linears that a quantised precision leaves as they are.
         skip_blocks: blocks of the transformer that it leaves as they are.
         fp8_attention: whether the transformer's attention is FP8 too.
+        without: of `selection.OPTIONAL`; a bundle without one of them takes no reference images.
         progress: called as the work goes on.
 
     Raises:
         UsageError: no such target and precision, or way of placing weights; a pattern matches nothing, or a block is
-            not there.
-            With "link", the checkpoint has adapters.
+            not there; weights that adapters are merged into are to be linked; or there is nothing of that name to
+            leave out.
         QwenImageError: the checkpoint is unsound, `output` cannot be written or is no bundle, no link is possible, or
             a quantised linear does not run as one.
     """
@@ -102,13 +103,13 @@ def export_bundle(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
     output = Path(output).expanduser().absolute()
-    check_checkpoint(checkpoint)
+    components = selected(checkpoint, without)
+    check_checkpoint(checkpoint, components)
     check_rules(checkpoint, chosen.quantisation, chosen.precision)
     if chosen.audited:
         require("onnxruntime")  # missing, better told now than after minutes of work
     calibrated = open_calibration(checkpoint, chosen, calibration)
     quantised = quantised_networks(checkpoint, chosen.quantisation, calibrated)
-    components = selected(checkpoint, without)
     _check_calibrated(calibrated, components)
     plan = plan_export(checkpoint, chosen, quantised, weights, components)
     check_memory(plan)
@@ -149,7 +150,7 @@ def open_calibration(checkpoint: Checkpoint, chosen: Recipe, folder: str | Path 
         if wanted:
             raise UsageError(
                 f"--target {chosen.target} --precision {chosen.precision} needs --calibration FOLDER; make one with: "
-                f"qwen-image calibrate {checkpoint.flags} FOLDER --prompts FILE"
+                f"{calibrate_command(checkpoint.flags, 'FOLDER')}"
             )
         return None
     if not wanted:
@@ -165,7 +166,7 @@ def _check_calibrated(calibration: Calibration | None, components: Collection[st
     Raises:
         QwenImageError: not so.
     """
-    if calibration is not None and "prefix_image" in components and "prefix_image" not in calibration.components:
+    if calibration is not None and "vision" in components and not calibration.settings.images:
         raise QwenImageError(
             "the calibration saw no reference images; calibrate again with --images, or export with --without vision "
             "for a bundle that takes none"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from qwen_image_engine.export.selection import networks, selected
 from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import NETWORK
 from qwen_image_engine.reference.network_tensors import read_tensors
 from qwen_image_engine.reference.pipeline import schedule_config
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
 
-def check_checkpoint(checkpoint: Checkpoint) -> None:
-    """Check the tokenizer, the schedule, and name, shape and dtype of every tensor of every network.
+def check_checkpoint(checkpoint: Checkpoint, components: Collection[str] | None = None) -> None:
+    """Check the tokenizer, the schedule, and name, shape and dtype of every tensor that `components` (all) read.
 
     Raises:
         QwenImageError: one of them is not what the runtime or a network needs.
@@ -18,5 +20,5 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
     load_tokenizer(checkpoint.folder)
     schedule_config(checkpoint)
     checkpoint.token_embeddings()
-    for network in dict.fromkeys(NETWORK.values()):
+    for network in networks(selected(checkpoint) if components is None else components):
         read_tensors(checkpoint, network)

@@ -14,7 +14,7 @@ from qwen_image_engine.export.duration import export_seconds
 from qwen_image_engine.export.network_weights import network_weights
 from qwen_image_engine.export.recipe import Recipe
 from qwen_image_engine.export.selection import networks, selected
-from qwen_image_engine.export.stage_memory import PROMPT_TOKENS, cache_bytes, stage_memory
+from qwen_image_engine.export.stage_memory import PROMPT_TOKENS, StageWidths, cache_bytes, stage_memory
 from qwen_image_engine.export.weight_file import entry_bytes
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.component import VISION
@@ -63,22 +63,26 @@ class ExportPlan:
     Attributes:
         target: as asked.
         precision: as asked.
+        dtype: of what is not quantised, and of keys and values, by torch's name.
         weights: as asked.
         components: that the bundle has.
         networks: in the order they run.
         export_memory_bytes: estimate of the exporter's peak.
         resident_bytes: weights that `run --memory resident` holds without reference images, prefix and step each with
             the transformer's.
+        reference_bytes: weights that it holds besides once there are some: vision tower, and the transformer once more.
         sequential_bytes: weights that `run --memory sequential` holds at once.
     """
 
     target: str
     precision: str
+    dtype: str
     weights: Weights
     components: tuple[str, ...]
     networks: tuple[NetworkPlan, ...]
     export_memory_bytes: int
     resident_bytes: int
+    reference_bytes: int
     sequential_bytes: int
 
     @property
@@ -115,12 +119,14 @@ def plan_export(
     return ExportPlan(
         target=recipe.target,
         precision=recipe.precision,
+        dtype=recipe.dtype,
         weights=weights,
         components=chosen,
         networks=plans,
         export_memory_bytes=_EXPORT_BYTES
         + _EXPORT_BYTES_PER_LAYER * (checkpoint.transformer.num_layers + checkpoint.text_encoder.num_hidden_layers),
         resident_bytes=engines["text_encoder"] + passes * engines["transformer"] + engines["vae"],
+        reference_bytes=engines.get("vision", 0) + (passes - 1) * engines["transformer"],
         sequential_bytes=max(engines.values()),
     )
 
@@ -142,7 +148,15 @@ def plan_stages(
 ) -> dict[str, int]:
     """What a process holds in each stage of a picture of that size with reference images, see `stage_memory`."""
     weights = {network.network: network.engine_bytes for network in plan.networks}
-    return stage_memory(dims(checkpoint), weights, width, height, model_facts(checkpoint).decoder_halo, references)
+    facts = model_facts(checkpoint)
+    widths = StageWidths(
+        encoder_heads=facts.encoder_heads,
+        vision=checkpoint.vision.hidden_size,
+        vae=checkpoint.vae.base_dim,
+        halo=facts.decoder_halo,
+        bidirectional=facts.bidirectional,
+    )
+    return stage_memory(dims(checkpoint), widths, weights, width, height, references)
 
 
 def plan_cache(checkpoint: Checkpoint, plan: ExportPlan, references: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -153,7 +167,7 @@ def plan_cache(checkpoint: Checkpoint, plan: ExportPlan, references: Sequence[tu
     if checkpoint.transformer.bidirectional:
         return 0, 0
     tokens = PROMPT_TOKENS + sum(width // 16 * (height // 16) for width, height in references)
-    return tokens, cache_bytes(dims(checkpoint), tokens, 2 if plan.target == "tensorrt" else 4)
+    return tokens, cache_bytes(dims(checkpoint), tokens, 2 if plan.dtype == "bfloat16" else 4)
 
 
 def check_memory(plan: ExportPlan) -> None:

@@ -125,7 +125,7 @@ def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resi
             calls.clear()
             steps = None if schedule.sample_sigmas else STEPS
             final = None
-            images = pipeline.read_references(case.references, REFERENCE_RESOLUTION).images
+            images = pipeline.read_references(case.references, REFERENCE_RESOLUTION)
             conditioning = pipeline.encode(case.prompt, images)
             for step in pipeline.sample(
                 conditioning, width=case.width, height=case.height, steps=steps, seed=case.seed
@@ -133,7 +133,7 @@ def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resi
                 final = step.latents
             assert final is not None
             pipeline.decode(final, case.width, case.height)
-            if not images:
+            if not images.images:
                 components.run("vae_encoder", {"image": calls["vae_decoder_up"][0].outputs["image"]})
             levels = sigmas(schedule, steps, final.shape[1])
             trajectory = [

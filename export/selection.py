@@ -9,8 +9,7 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, components
 
 OPTIONAL = ("vision", "vae_encoder")
-"""What an export may leave out. Where one of them is missing no reference can be read, so the prefix pass of references
-goes with it."""
+"""What an export may leave out. Without one no reference image can be read, so all that those need goes with it."""
 
 
 def selected(checkpoint: Checkpoint, without: Collection[str] = ()) -> tuple[str, ...]:
@@ -22,7 +21,7 @@ def selected(checkpoint: Checkpoint, without: Collection[str] = ()) -> tuple[str
     wrong = [name for name in without if name not in OPTIONAL]
     if wrong:
         raise UsageError(f"--without {wrong[0]}: only {' and '.join(OPTIONAL)} can be left out")
-    absent = {*without, *(["prefix_image"] if without else [])}
+    absent = (*OPTIONAL, "prefix_image") if without else ()
     return tuple(name for name in components(checkpoint) if name not in absent)
 
 

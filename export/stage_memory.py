@@ -6,6 +6,7 @@ The measurements are benchmarks/results/full-size-*.json; docs/full-size.md has 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from qwen_image_engine.engines.contract import Dims
 from qwen_image_engine.runtime.tiles import spans
@@ -18,16 +19,37 @@ _PROCESS = 100_000_000  # Python, numpy and the backend
 _LAYOUT = 150_000_000  # one weight of 12288x4096 laid out for its kernel while it runs
 _ENCODER_WIDTHS, _STEP_WIDTHS = 27, 23  # activations that a token holds at once, in hidden states
 _CACHE_SHARE = 1.4  # of the keys and values that the prefix returns: those, and what it works with
+_SCORES = 2  # of each pair of tokens in each head: scores and probabilities
+_VISION_WIDTHS, _VAE_ENCODER_WIDTHS = 20, 4  # of a patch, and of a pixel; by count of the largest, not yet measured
 _DECODER_WEIGHTS = 0.7  # of the VAE's, in the larger of the decoder's two parts, laid out for the kernels
 _DECODER_WIDTHS = 225  # activations that a latent of the largest tile holds at once, in features
 
 
+@dataclass(frozen=True)
+class StageWidths:
+    """What stages depend on beside the contracts' sizes.
+
+    Attributes:
+        encoder_heads: of the text encoder's queries.
+        vision: channels of the vision tower.
+        vae: channels of the VAE encoder's first level.
+        halo: of the decoder's tiles, in latents.
+        bidirectional: whether the transformer runs as "joint".
+    """
+
+    encoder_heads: int
+    vision: int
+    vae: int
+    halo: int
+    bidirectional: bool
+
+
 def stage_memory(
     sizes: Dims,
+    widths: StageWidths,
     weights: Mapping[str, int],
     width: int,
     height: int,
-    halo: int,
     references: Sequence[tuple[int, int]] = (),
     tokens: int = PROMPT_TOKENS,
 ) -> dict[str, int]:
@@ -35,27 +57,43 @@ def stage_memory(
 
     Args:
         sizes: of the checkpoint.
+        widths: likewise.
         weights: bytes of each network's in an engine.
         width: of the picture, in pixels.
         height: of the picture, in pixels.
-        halo: of the decoder's tiles, in latents.
         references: (width, height) of the reference images as they are fitted, in pixels.
         tokens: of the prompt.
     """
     inner, rows, columns = sizes.heads * sizes.head_dim, height // 16, width // 16
     latents = [width // 16 * (height // 16) for width, height in references]
-    cache = cache_bytes(sizes, tokens + sum(latents))
-    tokens += sum(latents) // 4
-    tile = max(_reads(rows, halo)) * max(_reads(columns, halo))
-    return {
-        # These two are run once, on weights mapped from their file.
-        "text_encoder": _PROCESS + tokens * sizes.encoder_hidden * _F32 * _ENCODER_WIDTHS,
-        "prefix": _PROCESS + _LAYOUT + int(cache * _CACHE_SHARE),
-        "step": _PROCESS + weights["transformer"] + cache + rows * columns * inner * _F32 * _STEP_WIDTHS,
-        "vae_decoder": _PROCESS
-        + int(weights["vae"] * _DECODER_WEIGHTS)
-        + tile * sizes.features * _F32 * _DECODER_WIDTHS,
-    }
+    read = tokens + sum(latents) // 4
+    cache = 0 if widths.bidirectional else cache_bytes(sizes, tokens + sum(latents))
+    tile = max(_reads(rows, widths.halo)) * max(_reads(columns, widths.halo))
+    stages = {}
+    if references:
+        largest = max(latents)
+        stages["vision"] = _PROCESS + largest * widths.vision * _F32 * _VISION_WIDTHS
+        stages["vae_encoder"] = _PROCESS + weights["vae"] + largest * 256 * widths.vae * _F32 * _VAE_ENCODER_WIDTHS
+    # What runs once is run on weights mapped from their file.
+    stages["text_encoder"] = (
+        _PROCESS
+        + read * sizes.encoder_hidden * _F32 * (_ENCODER_WIDTHS + sizes.deepstack)
+        + read**2 * widths.encoder_heads * _F32 * _SCORES
+    )
+    if widths.bidirectional:
+        whole = tokens + sum(latents) + rows * columns
+        stages["joint"] = _PROCESS + weights["transformer"] + whole * inner * _F32 * _STEP_WIDTHS
+    else:
+        first = cache_bytes(sizes, tokens)
+        stages["prefix"] = _PROCESS + _LAYOUT + int(first * _CACHE_SHARE)
+        if references:
+            own = max(latents) * inner * _F32 * _STEP_WIDTHS + cache_bytes(sizes, max(latents))
+            stages["prefix_image"] = _PROCESS + _LAYOUT + cache + own
+        stages["step"] = _PROCESS + weights["transformer"] + cache + rows * columns * inner * _F32 * _STEP_WIDTHS
+    stages["vae_decoder"] = (
+        _PROCESS + int(weights["vae"] * _DECODER_WEIGHTS) + tile * sizes.features * _F32 * _DECODER_WIDTHS
+    )
+    return stages
 
 
 def cache_bytes(sizes: Dims, tokens: int, bytes_each: int = _F32) -> int:

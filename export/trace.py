@@ -28,7 +28,7 @@ from qwen_image_engine.reference.engine import NETWORK, dims, empty_network, for
 OPSET = 23
 IR_VERSION = 11
 
-# An example size must differ from every other axis, or torch ties the two; 0 and 1 are specialised. Primes above 20.
+# An example size must differ from every other axis, or torch ties the two; 0 and 1 are specialised.
 _EXAMPLE_SIZES = {"batch": 3, "text": 23, "prefix": 29, "tokens": 31, "height": 5, "width": 7, "image": 37, "slots": 11}
 
 

@@ -15,7 +15,7 @@ _VALUES = re.compile(r"transformer_blocks\.(\d+)\.attn\.to_v")
 
 
 def crosses_components(pair: Pair) -> bool:
-    """Whether the channels of a pair leave `prefix` and enter `step`."""
+    """Whether the channels of a pair leave a prefix pass and enter another pass."""
     return _VALUES.fullmatch(pair.first) is not None
 
 

@@ -147,7 +147,7 @@ def _open(
 
 def _same(bundle: Path, checkpoint: Checkpoint, what: str, found: str, expected: str) -> None:
     if found != expected:
-        wanted = "-m" if what == "configuration" else "-m, --transformer and --lora"
+        wanted = "-m and --attention" if what == "configuration" else "-m, --transformer and --lora"
         raise QwenImageError(
             f"{bundle} was not made from {checkpoint.name} in {checkpoint.folder}: the checkpoint's {what} has sha256 "
             f"{found[:12]}…, the bundle's {expected[:12]}…; name the right one with {wanted}, or export again"
@@ -165,6 +165,8 @@ def _components(
     """Each component on the reference's inputs, one engine held at a time."""
     for name, entry in manifest.components.items():
         with closing(load_engine(engine, bundle / entry.model, entry.contract, threads)) as running:
+            if not any(recording.calls.get(name) for recording in recordings):
+                raise QwenImageError(f"{bundle}: no case runs {name}, so nothing is known of it; export it again")
             for recording in recordings:
                 calls = recording.calls.get(name, ())
                 if calls:
@@ -183,7 +185,7 @@ def _teacher_forced(
     with QwenImage.load(bundle, engine=engine, memory="sequential", threads=threads) as pipeline:
         for recording in recordings:
             case = recording.case
-            images = pipeline.read_references(case.references, REFERENCE_RESOLUTION).images
+            images = pipeline.read_references(case.references, REFERENCE_RESOLUTION)
             conditioning = pipeline.encode(case.prompt, images)
             velocity = pipeline.denoiser(conditioning, width=case.width, height=case.height)
             runs = tuple(difference(velocity(step.latents, step.sigma), step.velocity) for step in recording.steps)

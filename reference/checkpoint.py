@@ -46,7 +46,7 @@ class Checkpoint:
     `name` is the hub name or the folder's name, with what its weights are changed by; `index` and `scheduler` are the
     parsed model_index.json and scheduler_config.json; `components` has the keys of `LAYOUT`; `transformer_file` is the
     single file that the transformer comes from, None where it comes from the folder; `loras` are merged into it;
-    `attention` is what was asked for in the place of the configuration's.
+    `attention` is what was asked for where the configuration says otherwise, else None.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Checkpoint:
         name = str(path_or_name) if folder != Path(path_or_name).expanduser() else folder.resolve().name
         single = None if transformer_file is None else Path(transformer_file).expanduser()
         return cls(
-            name=_described(name, single, loras),
+            name=_described(name, single, loras, bidirectional=transformer.bidirectional),
             folder=folder,
             index=index,
             scheduler=scheduler,
@@ -111,7 +111,7 @@ class Checkpoint:
             components=_components(folder, single, loras),
             transformer_file=single,
             loras=tuple(loras),
-            attention=attention,
+            attention=None if attention == configs["transformer"].get("attention", "causal") else attention,
         )
 
     @property
@@ -174,7 +174,8 @@ class Checkpoint:
     def config_sha256(self) -> str:
         """One hash of every configuration file, tokenizer included: their relative names and bytes, in sorted order.
 
-        Weight indexes are left out, so that sharding does not change it.
+        Weight indexes are left out, so that sharding does not change it. Attention counts where it is not that of the
+        files.
         """
         folders = [self.folder / name for name in (".", *LAYOUT, "scheduler", "processor")]
         files = [
@@ -185,7 +186,8 @@ class Checkpoint:
             and (path.suffix == ".json" or (folder == self.processor and path.suffix in (".txt", ".jinja")))
             and not path.name.endswith(".index.json")
         ]
-        return _combined_sha256((path.relative_to(self.folder).as_posix(), file_sha256(path)) for path in files)
+        hashes = [(path.relative_to(self.folder).as_posix(), file_sha256(path)) for path in files]
+        return _combined_sha256([*hashes, *([] if self.attention is None else [("--attention", self.attention)])])
 
     @property
     def flags(self) -> str:
@@ -265,9 +267,10 @@ def _check_index(folder: Path, index: Mapping[str, Any]) -> None:
         raise QwenImageError(f"{folder}: incomplete: no folder {', '.join(name + '/' for name in absent)}")
 
 
-def _described(name: str, transformer_file: Path | None, loras: Sequence[LoraFile]) -> str:
+def _described(name: str, transformer_file: Path | None, loras: Sequence[LoraFile], *, bidirectional: bool) -> str:
     single = "" if transformer_file is None else f" with {transformer_file.name}"
-    return name + single + "".join(f" + {lora.described}" for lora in loras)
+    attention = " (bidirectional attention)" if bidirectional else ""
+    return name + single + "".join(f" + {lora.described}" for lora in loras) + attention
 
 
 def _components(folder: Path, transformer_file: Path | None, loras: Sequence[LoraFile]) -> dict[str, Component]:

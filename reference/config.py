@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.json_reader import MISSING, Reader
 
 ATTENTION = ("causal", "bidirectional")
@@ -49,6 +49,7 @@ class TransformerConfig:
         """Read and check the parsed JSON of the file named `where`; `attention` is in the place of what it says.
 
         Raises:
+            UsageError: there is no such attention.
             QwenImageError: a key is missing, or its value is one that the network does not implement.
         """
         reader = Reader(values, where)
@@ -297,6 +298,8 @@ def check_components(transformer: TransformerConfig, text_encoder: TextEncoderCo
 
 def _is_bidirectional(reader: Reader, attention: str | None) -> bool:
     """Whether attention is 2.0's, by `attention` or by the key of that name; diffusers has no such key."""
+    if attention is not None and attention not in ATTENTION:
+        raise UsageError(f"attention {attention!r}: expected {' or '.join(ATTENTION)}")
     if attention is None and reader.get("attention") is not MISSING:
         reader.expect("attention", *ATTENTION)
         attention = str(reader.values["attention"])

@@ -88,7 +88,7 @@ def model_facts(checkpoint: Checkpoint) -> ModelFacts:
     return ModelFacts(
         channels=checkpoint.transformer.in_channels,
         axes_dims_rope=checkpoint.transformer.axes_dims_rope,
-        encoder_width=checkpoint.text_encoder.hidden_size,
+        encoder_heads=checkpoint.text_encoder.num_attention_heads,
         encoder_head_dim=checkpoint.text_encoder.head_dim,
         encoder_rope_theta=checkpoint.text_encoder.rope_theta,
         encoder_mrope_section=checkpoint.text_encoder.mrope_section,

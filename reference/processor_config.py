@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.reference.json_reader import Reader, read_json
+from qwen_image_engine.reference.json_reader import MISSING, Reader, read_json
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class ImageProcessorConfig:
         image.expect("patch_size", 16)
         image.expect("temporal_patch_size", 2)
         image.expect("merge_size", 2)
+        for key, value in (("do_rescale", True), ("do_normalize", True)):
+            if image.get(key) is not MISSING:
+                image.expect(key, value)
+        if image.get("rescale_factor") is not MISSING and abs(image.number("rescale_factor") * 255 - 1) > 1e-6:
+            image.refuse("rescale_factor", "1/255")
         mean, std = (image.numbers(key, 3, "3 numbers") for key in ("image_mean", "image_std"))
         size = image.section("size")
         least, most = size.integer("shortest_edge"), size.integer("longest_edge")

@@ -168,7 +168,7 @@ class OutputNorm(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`QwenImage21Transformer2DModel` as a prefix pass and a step pass."""
+    """`QwenImage21Transformer2DModel` as prefix passes and a step pass, or as one joint pass."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """From a prompt and reference images to what conditions the picture: the same for every step, size and seed."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,9 @@ from qwen_image_engine.runtime.vision import interpolation, vision_patches, visi
 KEPT_BYTES = 1 << 30
 """Of encodings, keys and values of earlier requests. Those of the last one stay besides: in fp32 the released model has
 1 MiB of them a token, 4 GiB a reference image of 1024x1024."""
+
+_SCORE_BYTES = 2 * 4
+"""Of each pair of tokens in each head, in float32: scores, and probabilities beside them."""
 
 Tables = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -98,16 +101,16 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._embeddings = embeddings
         self._facts = facts
-        self._kept: Kept[_Key, Conditioning] = Kept(kept_bytes)
-        self._seen: Kept[str, _Seen] = Kept(kept_bytes)
+        self._kept: Kept[_Key, Conditioning] = Kept(kept_bytes // 2)
+        self._seen: Kept[str, _Seen] = Kept(kept_bytes // 2)
 
-    def prefix_tokens(self, prompt: str, references: Sequence[ReferenceImage] = ()) -> int:
-        """How many tokens the target attends to beside its own; no network runs.
+    def prefix_tokens(self, prompt: str, references: Sequence[ReferenceImage]) -> int:
+        """See `prefix_tokens`; no network runs.
 
         Raises:
             UsageError: see `tokenize`.
         """
-        return prefix_length(_after_system_turn(self._tokens(prompt, references)))
+        return prefix_tokens(self._tokens(prompt, references))
 
     def encode(self, prompts: Sequence[str], references: Sequence[ReferenceImage] = ()) -> list[Conditioning]:
         """Encode prompts, each component running for all of them before the next, so that it is loaded once.
@@ -122,8 +125,8 @@ class PromptEncoder:
         found = {key: value for key in wanted if (value := self._kept.get(key)) is not None}
         tokens = {key: self._tokens(key[0], references) for key in wanted if key not in found}
         if tokens:
-            room = self._check_memory(tokens.values())
-            self._kept.shrink(wanted, room)
+            self._kept.shrink(wanted, sum(map(prefix_tokens, tokens.values())) * self._facts.cache_token_bytes)
+            self._check_memory(tokens.values())
             seen = self._see(references)
             states = {key: self._text_states(item, seen) for key, item in tokens.items()}
             found |= self._conditionings(tokens, states, seen)
@@ -135,16 +138,21 @@ class PromptEncoder:
     def _tokens(self, prompt: str, references: Sequence[ReferenceImage]) -> PromptTokens:
         return tokenize(self._tokenizer, prompt, [image.block for image in references])
 
-    def _check_memory(self, tokens: Iterable[PromptTokens]) -> int:
-        """The bytes that keys and values will take, refused where they are not there."""
-        length = sum(prefix_length(_after_system_turn(item)) for item in tokens)
-        needed, free = length * self._facts.cache_token_bytes, reachable_memory_bytes()
-        if free is not None and needed > free:
-            raise QwenImageError(
-                f"keys and values of the {length} tokens before the target take {needed} bytes and {free} bytes of "
-                "memory and swap are free; give fewer reference images, or smaller ones with --reference-resolution"
-            )
-        return needed
+    def _check_memory(self, tokens: Collection[PromptTokens]) -> None:
+        """Refuse what grows beyond the memory that there is: keys and values, and the text encoder's scores."""
+        free = reachable_memory_bytes()
+        length = sum(map(prefix_tokens, tokens))
+        scores = max(len(item.ids) for item in tokens) ** 2 * self._facts.encoder_heads * _SCORE_BYTES
+        needs = {
+            f"keys and values of the {length} tokens before the target": length * self._facts.cache_token_bytes,
+            f"the text encoder's attention over {max(len(item.ids) for item in tokens)} tokens": scores,
+        }
+        for what, needed in needs.items():
+            if free is not None and needed > free:
+                raise QwenImageError(
+                    f"{what} take {needed} bytes and {free} bytes of memory and swap are free; give fewer reference "
+                    "images, or smaller ones with --reference-resolution"
+                )
 
     def _see(self, references: Sequence[ReferenceImage]) -> list[_Seen]:
         """Each distinct image once, the vision tower for all of them before the VAE."""
@@ -231,7 +239,7 @@ class PromptEncoder:
     ) -> None:
         """Fill `cache` with each image and the text behind it, which see what stands before them."""
         cos, sin = self._tables(segments)
-        past, read = (segments[0].length,) * 2 if isinstance(segments[0], TextRun) else (0, 0)
+        past = read = prefix_length(segments[:1])
         for image, text in zip(latents, segments[2::2], strict=True):
             assert isinstance(text, TextRun)
             middle = past + image.shape[1]
@@ -259,6 +267,11 @@ class PromptEncoder:
         for name, values in outputs.items():
             check_finite(component, name, values)
         return outputs
+
+
+def prefix_tokens(tokens: PromptTokens) -> int:
+    """How many tokens the target attends to beside its own."""
+    return prefix_length(_after_system_turn(tokens))
 
 
 def prefix_length(segments: Sequence[Segment]) -> int:

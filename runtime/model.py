@@ -38,7 +38,7 @@ class ModelFacts:
     Attributes:
         channels: of a latent, equal in transformer and VAE.
         axes_dims_rope: channels of a transformer head given to (frame, row, column).
-        encoder_width: channels of the text encoder's states.
+        encoder_heads: heads of the text encoder's queries.
         encoder_head_dim: channels of a head of the text encoder.
         encoder_rope_theta: base of the text encoder's rotary frequencies.
         encoder_mrope_section: pairs of channels of a head that turn with (frame, row, column).
@@ -51,7 +51,7 @@ class ModelFacts:
 
     channels: int
     axes_dims_rope: tuple[int, ...]
-    encoder_width: int
+    encoder_heads: int
     encoder_head_dim: int
     encoder_rope_theta: float
     encoder_mrope_section: tuple[int, ...]
@@ -74,7 +74,7 @@ class ModelFacts:
         return cls(
             channels=int(data["channels"]),
             axes_dims_rope=tuple(int(size) for size in data["axes_dims_rope"]),
-            encoder_width=int(data["encoder_width"]),
+            encoder_heads=int(data["encoder_heads"]),
             encoder_head_dim=int(data["encoder_head_dim"]),
             encoder_rope_theta=float(data["encoder_rope_theta"]),
             encoder_mrope_section=tuple(int(size) for size in data["encoder_mrope_section"]),

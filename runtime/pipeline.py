@@ -27,13 +27,15 @@ from qwen_image_engine.runtime.picture import Picture, PictureParameters
 from qwen_image_engine.runtime.process_memory import MemoryWatch
 from qwen_image_engine.runtime.progress import ProgressBar
 from qwen_image_engine.runtime.reference import ReferenceSource
-from qwen_image_engine.runtime.reference_image import DEFAULT_RESOLUTION, ReferenceImage, ReferenceImages
+from qwen_image_engine.runtime.reference_image import ReferenceImages
 from qwen_image_engine.runtime.sampler import Step, Velocity, euler
 from qwen_image_engine.runtime.schedule import ScheduleConfig
-from qwen_image_engine.runtime.size import latent_size
+from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION, latent_size
 from qwen_image_engine.runtime.start import Start
 from qwen_image_engine.runtime.tiles import draw_tiles
 from qwen_image_engine.runtime.timing import Timings
+
+NO_REFERENCES = ReferenceImages()
 
 
 def preloaded(bidirectional: bool) -> tuple[str, ...]:
@@ -83,8 +85,8 @@ class QwenImage:
         Args:
             bundle: its folder, or one that is open.
             engine: one of `engines.engine.ENGINES`.
-            memory: "resident" loads every engine now and keeps it, "sequential" loads each when it runs and frees it
-                before the next.
+            memory: "resident" loads every engine now and keeps it, those of reference images when the first one comes;
+                "sequential" loads each when it runs and frees it before the next.
             threads: of one engine; None for every core.
             watch: of this process's memory, for `timings` to hold peaks too; the caller closes it.
             kept_bytes: of encodings, keys and values that are kept of earlier requests, beside the last one's: the same
@@ -206,15 +208,15 @@ class QwenImage:
         """
         return ReferenceImages.read(sources, resolution, self.facts.vision, self._absent)
 
-    def prefix_tokens(self, prompt: str, references: Sequence[ReferenceImage] = ()) -> int:
+    def prefix_tokens(self, prompt: str, references: ReferenceImages = NO_REFERENCES) -> int:
         """How many tokens the target attends to beside its own: `facts.cache_token_bytes` each of keys and values.
 
         Raises:
             UsageError: the prompt is too long, no valid Unicode, or holds an image's slot.
         """
-        return self._encoder.prefix_tokens(prompt, references)
+        return self._encoder.prefix_tokens(prompt, references.images)
 
-    def encode(self, prompt: str, references: Sequence[ReferenceImage] = ()) -> Conditioning:
+    def encode(self, prompt: str, references: ReferenceImages = NO_REFERENCES) -> Conditioning:
         """Encode one prompt with what `read_references` read; the last requests' results are kept and given again.
 
         Raises:
@@ -222,7 +224,7 @@ class QwenImage:
             QwenImageError: there is no memory for the keys and values, an engine failed, or gave values that are not
                 finite.
         """
-        return self._encoder.encode([prompt], references)[0]
+        return self._encoder.encode([prompt], references.images)[0]
 
     def sample(
         self,

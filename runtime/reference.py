@@ -9,10 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qwen_image_engine.engines.errors import UsageError
-from qwen_image_engine.runtime.size import SIDE_MULTIPLE
-
-MAX_REFERENCES = 10
-"""What the released model was trained for."""
+from qwen_image_engine.runtime.size import MAX_REFERENCES, SIDE_MULTIPLE
 
 MAX_SIDE = 16_384
 
@@ -86,6 +83,8 @@ def read_reference(source: ReferenceSource) -> Image.Image:
         ) from error
     except Image.DecompressionBombError as error:
         raise UsageError(f"{name} has more than the {MAX_PIXELS} pixels that are read; scale it down") from error
+    except PermissionError as error:
+        raise UsageError(f"{name} cannot be opened ({error.strerror}); check its permissions") from error
     except DAMAGE as error:
         raise UsageError(f"{name} cannot be read to its end ({error}); check the file or save it as PNG") from error
 

@@ -11,15 +11,12 @@ from qwen_image_engine.runtime.layout import ImageBlock
 from qwen_image_engine.runtime.model import VisionFacts
 from qwen_image_engine.runtime.reference import ReferenceSource, check_references, read_reference, reference_name
 from qwen_image_engine.runtime.reference_pixels import fit_reference, reference_hash
-from qwen_image_engine.runtime.reference_size import output_size
-from qwen_image_engine.runtime.size import PIXELS_PER_LATENT
-
-DEFAULT_RESOLUTION = 1024
+from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION, PIXELS_PER_LATENT
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceImage:
-    """One of them.
+    """One image, fitted.
 
     Attributes:
         rgba: (height, width, 4) uint8, sides multiples of 32.
@@ -38,7 +35,7 @@ class ReferenceImage:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceImages:
-    """Those of a request, in order, and (width, height) of a picture in the last one's aspect ratio.
+    """Those of a request, in order, and (width, height) of a picture for which none is asked: the last's.
 
     Without any that is a square of `DEFAULT_RESOLUTION`.
     """
@@ -70,16 +67,18 @@ class ReferenceImages:
                 f"there are reference images, and the bundle has no {' and no '.join(absent)}; export it again, "
                 "without the flag --without"
             )
-        read = [read_reference(source) for source in sources]
-        fitted = [
-            fit_reference(
-                image,
-                resolution,
-                name=reference_name(source),
-                min_pixels=facts.min_pixels,
-                max_pixels=facts.max_pixels,
-            )
-            for source, image in zip(sources, read, strict=True)
-        ]
-        images = tuple(ReferenceImage(rgba, reference_hash(rgba)) for rgba in fitted)
-        return cls(images, output_size(read, resolution))
+        images = tuple(cls._fitted(source, resolution, facts) for source in sources)
+        height, width = images[-1].rgba.shape[:2]
+        return cls(images, (width, height))
+
+    @staticmethod
+    def _fitted(source: ReferenceSource, resolution: int, facts: VisionFacts) -> ReferenceImage:
+        """One at a time: the largest take half a gigabyte before they are fitted."""
+        rgba = fit_reference(
+            read_reference(source),
+            resolution,
+            name=reference_name(source),
+            min_pixels=facts.min_pixels,
+            max_pixels=facts.max_pixels,
+        )
+        return ReferenceImage(rgba, reference_hash(rgba))

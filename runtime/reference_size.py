@@ -1,10 +1,7 @@
-"""The size rule of reference images: what they are fitted to, and what a picture measures that is drawn after them."""
+"""The size rule of reference images: what they are fitted to."""
 
 import math
-from collections.abc import Sequence
 from numbers import Integral
-
-from PIL import Image
 
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.reference import MAX_ASPECT_RATIO
@@ -53,22 +50,6 @@ def reference_size(
         else "crop it to a squarer shape"
     )
     raise UsageError(f"{name} is {size[0]}x{size[1]} at the reference resolution {resolution}: {fault}; {advice}")
-
-
-def output_size(references: Sequence[Image.Image], resolution: int) -> tuple[int, int]:
-    """Give (width, height) of a picture in the aspect ratio of the last reference image, as diffusers does.
-
-    Raises:
-        UsageError: the resolution is no whole number from 32 to 4096, or a side would round to nothing.
-    """
-    _check_resolution(resolution)
-    width, height = _fitted(*references[-1].size, resolution)
-    if min(width, height) < SIDE_MULTIPLE:
-        raise UsageError(
-            f"the picture would be {width}x{height}, as long as the last reference image, expected at least "
-            f"{SIDE_MULTIPLE} pixels a side; give its width and height"
-        )
-    return width, height
 
 
 def _check_resolution(resolution: int) -> None:

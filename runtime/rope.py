@@ -30,18 +30,6 @@ def rotary_tables(
     return _cos_sin(np.concatenate(angles, axis=1))  # (n, head_dim/2)
 
 
-def text_rotary_tables(length: int, head_dim: int, theta: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Tables for the text encoder, which rotates the half-split pairs (i, i + head_dim/2) of a head.
-
-    For text the three mRoPE axes are equal, so their interleaving changes nothing (transformers
-    `Qwen3VLTextRotaryEmbedding`).
-
-    Returns:
-        cos, sin, each (length, head_dim/2) float32, for positions 0 .. length-1.
-    """
-    return _cos_sin(np.arange(length, dtype=np.float32)[:, None] * inverse_frequencies(head_dim, theta))
-
-
 def encoder_rotary_tables(
     positions: NDArray[np.int32], head_dim: int, theta: float, section: Sequence[int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

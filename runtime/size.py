@@ -9,6 +9,12 @@ SIDE_MULTIPLE = 32
 
 PIXELS_PER_LATENT = 16
 
+DEFAULT_RESOLUTION = 1024
+"""Side in pixels of a picture, and of a square of a reference image's area, where none is asked for."""
+
+MAX_REFERENCES = 10
+"""Reference images that the released model was trained for."""
+
 
 def latent_size(width: int, height: int) -> tuple[int, int]:
     """Check a picture size and give its latents.

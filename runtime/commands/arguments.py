@@ -10,3 +10,11 @@ def picture_size(text: str) -> tuple[int, int]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT in pixels, such as 1024x768")
     return int(found[1]), int(found[2])
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """The type of a flag: "0,1,30" as (0, 1, 30)."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas between, such as 0,1,30") from None

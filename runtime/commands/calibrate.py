@@ -18,6 +18,7 @@ from qwen_image_engine.runtime.commands.sensitivity import (
     sensitivity_lines,
 )
 from qwen_image_engine.runtime.progress import ProgressBar, Unit
+from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION
 
 if TYPE_CHECKING:
     from qwen_image_engine.calibration.statistics import InputStatistics
@@ -35,18 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         type=Path,
-        nargs="+",
-        action="extend",
+        action="append",
         default=[],
-        metavar="IMAGE",
-        help="reference images, or folders of them; every second prompt, from the first on, is drawn with one in turn",
+        metavar="PATH",
+        help="a reference image or a folder of them, may be repeated; every second prompt, from the first on, is drawn "
+        "with one in turn",
     )
     parser.add_argument(
         "--reference-resolution",
         type=int,
-        default=1024,
+        default=DEFAULT_RESOLUTION,
         metavar="PIXELS",
-        help="side of a square of the area that each is fitted to (1024)",
+        help=f"side of a square of the area that each is fitted to ({DEFAULT_RESOLUTION})",
     )
     parser.add_argument("--steps", type=int, help="of each picture (40, or the checkpoint's own)")
     parser.add_argument(

@@ -45,7 +45,8 @@ def refuse_weight_arguments(options: argparse.Namespace, why: str) -> None:
         UsageError: one is given.
     """
     given = {"--transformer": options.transformer, "--lora": options.lora or None, "--attention": options.attention}
-    for flag in [name for name, value in given.items() if value is not None]:
+    flag = next((name for name, value in given.items() if value is not None), None)
+    if flag is not None:
         raise UsageError(f"{flag}: {why}")
 
 

@@ -29,10 +29,11 @@ def execute(options: argparse.Namespace) -> Report:
     with export_packages():
         from qwen_image_engine.export.bundle import export_bundle
         from qwen_image_engine.export.check import check_checkpoint
+        from qwen_image_engine.export.selection import selected
 
         chosen_recipe(options)  # a usage error comes before the checkpoint's
     checkpoint = open_checkpoint(options.model, options)
-    check_checkpoint(checkpoint)
+    check_checkpoint(checkpoint, selected(checkpoint, options.without))
     began = time.perf_counter()
     with _Progress(f"exporting {checkpoint.name}") as progress:
         manifest = export_bundle(

@@ -5,11 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen_image_engine.runtime.commands.arguments import picture_size
+from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.runtime.commands.arguments import picture_size, whole_numbers
 from qwen_image_engine.runtime.commands.checkpoint import add_checkpoint_arguments, open_checkpoint, weight_sources
 from qwen_image_engine.runtime.commands.export_packages import export_packages
 from qwen_image_engine.runtime.commands.report import Report, duration_text, size_text, table
-from qwen_image_engine.runtime.size import latent_size
+from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION, MAX_REFERENCES, latent_size
 
 if TYPE_CHECKING:
     from qwen_image_engine.export.recipe import Recipe
@@ -32,17 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--references",
         type=int,
-        choices=range(11),
+        choices=range(MAX_REFERENCES + 1),
         default=0,
         metavar="N",
-        help="reference images of that picture, up to 10 (0)",
+        help=f"reference images of that picture, up to {MAX_REFERENCES} (0)",
     )
     parser.add_argument(
         "--reference-resolution",
         type=int,
-        default=1024,
+        default=DEFAULT_RESOLUTION,
         metavar="PIXELS",
-        help="side of each of them, taken as squares (1024)",
+        help=f"side of each of them, taken as squares ({DEFAULT_RESOLUTION})",
     )
     add_recipe_arguments(parser)
 
@@ -67,27 +68,20 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--skip-blocks",
-        type=_numbers,
+        type=whole_numbers,
         default=(),
         metavar="0,1,…",
         help="blocks of the transformer that are not quantised",
     )
     parser.add_argument(
         "--without",
-        nargs="+",
+        action="append",
         choices=("vision", "vae_encoder"),
         default=[],
-        help="what reference images alone need, to be left out; the bundle then takes none",
+        help="leave out all that reference images alone need; the bundle then takes none",
     )
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="rules of what is quantised and to what, as JSON")
     parser.add_argument("--fp8-attention", action="store_true", help="with fp8: the transformer's attention as well")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas between, such as 0,1,30") from None
 
 
 def chosen_recipe(options: argparse.Namespace) -> "Recipe":
@@ -112,6 +106,8 @@ def chosen_recipe(options: argparse.Namespace) -> "Recipe":
 
 def execute(options: argparse.Namespace) -> Report:
     """Read headers, add up."""
+    from qwen_image_engine.runtime.reference_size import reference_size  # Pillow, which other verbs do not need
+
     with export_packages():
         from qwen_image_engine.calibration.quantised_network import check_rules, quantised_networks
         from qwen_image_engine.export.check import check_checkpoint
@@ -126,22 +122,31 @@ def execute(options: argparse.Namespace) -> Report:
         from qwen_image_engine.export.selection import selected
 
         chosen = chosen_recipe(options)
+    if options.references and options.without:
+        raise UsageError("--references with --without: that bundle takes none")
     checkpoint = open_checkpoint(options.model, options)
-    check_checkpoint(checkpoint)
+    components = selected(checkpoint, options.without)
+    check_checkpoint(checkpoint, components)
     check_rules(checkpoint, chosen.quantisation, chosen.precision)
     quantised = quantised_networks(checkpoint, chosen.quantisation)
-    plan = plan_export(checkpoint, chosen, quantised, options.weights, selected(checkpoint, options.without))
+    plan = plan_export(checkpoint, chosen, quantised, options.weights, components)
     check_memory(plan)
     free_bytes = None if options.bundle is None else check_disk(plan, options.bundle)
     width, height = options.size
     latent_size(width, height)
-    side = options.reference_resolution
-    latent_size(side, side)
+    facts = checkpoint.image_processor
+    side, _ = reference_size(
+        *(options.reference_resolution,) * 3,
+        name="a square",
+        min_pixels=facts.min_pixels,
+        max_pixels=facts.max_pixels,
+    )
     references = [(side, side)] * options.references
     stages = {} if plan.target == "tensorrt" else plan_stages(checkpoint, plan, width, height, references)
     tokens, cache_bytes = plan_cache(checkpoint, plan, references)
     seconds = plan_seconds(checkpoint, chosen, quantised, plan)
 
+    resident = plan.resident_bytes + (plan.reference_bytes if references else 0)
     rows = [("network", "stored as", "parameters", "bytes", "exported", "bundle", "in an engine")]
     rows += [
         (
@@ -166,14 +171,14 @@ def execute(options: argparse.Namespace) -> Report:
         + (" (hard links need the checkpoint's own disk)" if plan.weights == "link" else ""),
         f"time     about {duration_text(seconds)} to export",
         f"memory   about {size_text(plan.export_memory_bytes)} to export",
-        f"         weights when run: {size_text(plan.resident_bytes)} resident, "
+        f"         weights when run: {size_text(resident)} resident, "
         f"{size_text(plan.sequential_bytes)} sequential; activations come on top",
     ]
     if tokens:
         given = f"{options.references} reference images of {side}x{side}" if references else "no reference image"
         lines += [
             f"         keys and values of {tokens:,} tokens before the target ({given}, a prompt of usual length): "
-            f"{size_text(cache_bytes)}"
+            f"{size_text(cache_bytes)}, twice that with --guidance"
         ]
     if stages:
         lines += [

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.engine import ENGINES
 from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.runtime.commands.arguments import whole_numbers
 from qwen_image_engine.runtime.commands.outputs import check_writable, picture_paths, read_latents, write_array
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
 from qwen_image_engine.runtime.commands.stages import stage_seconds
-from qwen_image_engine.runtime.size import latent_size
+from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION
 
 if TYPE_CHECKING:
-    from qwen_image_engine.runtime.picture import Picture
+    import numpy as np
+    from numpy.typing import NDArray
 
-DEFAULT_RESOLUTION = 1024
-"""As `reference_image.DEFAULT_RESOLUTION`, whose imports other verbs do not need."""
+    from qwen_image_engine.runtime.bundle import Bundle
+    from qwen_image_engine.runtime.picture import Picture
+    from qwen_image_engine.runtime.reference_image import ReferenceImages
 
 SUMMARY = "draw pictures with a bundle's engines"
 
@@ -52,10 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-s", "--steps", type=int, help="of the sampler (40, or the checkpoint's own)")
     parser.add_argument(
         "--seed",
-        type=int,
-        nargs="+",
-        default=[0],
-        help="of the noise, the same on every engine (0); one after the other, from the same encodings",
+        type=whole_numbers,
+        default=(0,),
+        metavar="S[,S…]",
+        help="of the noise, the same on every engine (0); several are drawn one after the other, from one encoding",
     )
     parser.add_argument("-n", "--negative-prompt", help="what to steer away from; needs --guidance above 1")
     parser.add_argument("--guidance", type=float, default=1.0, help="1 for none; above 1 each step runs twice (1)")
@@ -101,7 +104,10 @@ def execute(options: argparse.Namespace) -> Report:
     references = bundle.read_references(options.reference, options.reference_resolution)
     width = references.size[0] if options.width is None else options.width
     height = references.size[1] if options.height is None else options.height
-    latent_size(width, height)
+    tokens, cache_bytes = _check(options, bundle, references, width, height, latents)
+    if references.images:
+        held = f", {size_text(cache_bytes)} of keys and values" if cache_bytes else ""
+        print(f"{tokens} tokens before the target{held}", file=sys.stderr, flush=True)
 
     began = time.perf_counter()
     requests: list[dict[str, Any]] = []
@@ -112,14 +118,6 @@ def execute(options: argparse.Namespace) -> Report:
             bundle, engine=options.engine, memory=options.memory, threads=options.threads, watch=watch
         ) as pipeline,
     ):
-        tokens = pipeline.prefix_tokens(options.prompt, references.images)
-        cache_bytes = tokens * pipeline.facts.cache_token_bytes
-        if references.images:
-            print(
-                f"{tokens} tokens before the target, {size_text(cache_bytes)} of keys and values",
-                file=sys.stderr,
-                flush=True,
-            )
         for seed in seeds:
             done = len(pipeline.timings.entries) if requests else 0
             pictures += pipeline.generate(
@@ -145,7 +143,7 @@ def execute(options: argparse.Namespace) -> Report:
         import numpy as np
 
         write_array(options.save_latents, np.stack([picture.latents for picture in pictures]))
-    timings = requests[0]["timings"] | {"total_s": time.perf_counter() - began}
+    total_s = time.perf_counter() - began
 
     parameters = pictures[0].parameters
     document: dict[str, Any] = {
@@ -164,8 +162,9 @@ def execute(options: argparse.Namespace) -> Report:
         "engine": parameters.engine,
         "precision": parameters.precision,
         "checkpoint": parameters.checkpoint,
-        "timings": timings,
+        "timings": requests[0]["timings"],
         "requests": requests,
+        "total_s": total_s,
     }
     if peaks:
         document["peaks"] = {stage: asdict(peak) for stage, peak in peaks.items()}
@@ -174,13 +173,42 @@ def execute(options: argparse.Namespace) -> Report:
         noise = "given latents" if request["seed"] is None else f"seed {request['seed']}"
         spent = ", ".join(_spent(name, seconds) for name, seconds in request["timings"].items() if seconds)
         lines.append(f"{width}x{height}, {parameters.steps} steps, {noise}, {parameters.engine}: {spent}")
-    lines.append(_spent("total_s", timings["total_s"]))
+    lines.append(_spent("total_s", total_s))
     if peaks:
         rows = [
             (stage, size_text(peak.anonymous_bytes), size_text(peak.resident_bytes)) for stage, peak in peaks.items()
         ]
         lines += table([("peak memory", "anonymous", "resident"), *rows], right=(1, 2))
     return Report(document, lines)
+
+
+def _check(
+    options: argparse.Namespace,
+    bundle: "Bundle",
+    references: "ReferenceImages",
+    width: int,
+    height: int,
+    latents: "NDArray[np.float32] | None",
+) -> tuple[int, int]:
+    """Tokens before the target, and the bytes of all their keys and values; of a request that can be drawn.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    from qwen_image_engine.runtime.conditioning import prefix_tokens
+    from qwen_image_engine.runtime.denoiser import check_guidance
+    from qwen_image_engine.runtime.prompt import tokenize
+    from qwen_image_engine.runtime.start import Start
+
+    facts, schedule, tokenizer = bundle.manifest.facts, bundle.schedule(), bundle.tokenizer()
+    check_guidance(options.guidance, options.negative_prompt is not None)
+    for seed in options.seed:
+        Start.of(schedule, facts.channels, width, height, options.steps, seed, options.num_images, latents)
+    blocks = [image.block for image in references.images]
+    prompts = [options.prompt, *([] if options.negative_prompt is None else [options.negative_prompt])]
+    lengths = [prefix_tokens(tokenize(tokenizer, prompt, blocks)) for prompt in prompts]
+    copies = 1 if options.num_images == 1 else 1 + options.num_images
+    return lengths[0], sum(lengths) * facts.cache_token_bytes * copies
 
 
 def _spent(name: str, seconds: float) -> str:

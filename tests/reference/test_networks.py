@@ -15,8 +15,8 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.text_encoder import TextEncoder
 from qwen_image_engine.reference.transformer import Transformer
 from qwen_image_engine.reference.vae import Vae, up_halo
-from qwen_image_engine.runtime.layout import Layout
-from qwen_image_engine.runtime.rope import rotary_tables, text_rotary_tables
+from qwen_image_engine.runtime.layout import Layout, text_positions
+from qwen_image_engine.runtime.rope import encoder_rotary_tables, rotary_tables
 from qwen_image_engine.runtime.schedule import time_features
 from qwen_image_engine.runtime.tiles import draw_tiles
 
@@ -148,7 +148,9 @@ class TestTextEncoder:
         embeddings = torch.nn.functional.embedding(
             ids, checkpoint.components["text_encoder"].read(checkpoint.token_embeddings().name)
         )
-        cos, sin = text_rotary_tables(length, config.head_dim, config.rope_theta)
+        cos, sin = encoder_rotary_tables(
+            text_positions(length), config.head_dim, config.rope_theta, config.mrope_section
+        )
         deepstack = [torch.zeros_like(embeddings)] * config.deepstack
         states = network(embeddings, torch.from_numpy(cos), torch.from_numpy(sin), deepstack)
         within("text encoder against transformers, relative L2", error(states, taken[0]), TOLERANCE)

@@ -14,8 +14,8 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import load_network
 from qwen_image_engine.reference.text_encoder import TextEncoder
 from qwen_image_engine.reference.vision import Vision
-from qwen_image_engine.runtime.layout import ImageBlock, Segment, TextRun, encoder_positions
-from qwen_image_engine.runtime.rope import encoder_rotary_tables, text_rotary_tables
+from qwen_image_engine.runtime.layout import ImageBlock, Segment, TextRun, encoder_positions, text_positions
+from qwen_image_engine.runtime.rope import encoder_rotary_tables
 from qwen_image_engine.runtime.vision import interpolation, vision_rotary_tables
 
 # fp32 in another order; a wrong term is 1e-3 and more.
@@ -178,6 +178,7 @@ def test_leaving_something_out_would_be_seen(encoded: Encoded, text_encoder: Tex
         # After the last layer no attention follows that would bring it to the text.
         reaches = left_out < config.num_hidden_layers - 1
         assert (found > 100 * TOLERANCE) == reaches
-    one_axis = text_rotary_tables(encoded.ids.shape[1], config.head_dim, config.rope_theta)
+    in_a_row = text_positions(encoded.ids.shape[1])
+    one_axis = encoder_rotary_tables(in_a_row, config.head_dim, config.rope_theta, config.mrope_section)
     flat = [torch.from_numpy(np.ascontiguousarray(table)) for table in one_axis]
     assert encoded.error_at_last_text(text_encoder, flat, encoded.deepstack) > 100 * TOLERANCE

@@ -79,13 +79,13 @@ class TestGenerate:
         assert same(first, pipeline.generate("a", references=pipeline.read_references([WIDE], 64), **SMALL))
 
     def test_conditioning_has_the_tokens_that_were_announced(self, pipeline: QwenImage) -> None:
-        images = pipeline.read_references([WIDE, TALL], 64).images
+        images = pipeline.read_references([WIDE, TALL], 64)
         conditioning = pipeline.encode("a red circle", images)
         assert conditioning.length == pipeline.prefix_tokens("a red circle", images)
         cache = conditioning.cache
         assert {values.shape for values in cache.values()} == {(1, conditioning.length, 2, 6)}
         assert sum(values.nbytes for values in cache.values()) == conditioning.length * FACTS.cache_token_bytes
-        latents = sum(image.block.height * image.block.width for image in images)
+        latents = sum(image.block.height * image.block.width for image in images.images)
         assert conditioning.length == conditioning.text_states.shape[1] + latents
 
 
@@ -138,8 +138,8 @@ class TestReuse:
     def test_the_limit_of_bytes(self, checkpoint: Path, journal: Journal, pictures: int, encodings: int) -> None:
         """Three prompts, then the first two again: with room for two the last but one is still there."""
         first = numpy_pipeline(checkpoint, Journal())
-        size = first.encode("one", first.read_references([WIDE], 64).images).nbytes
-        pipeline = numpy_pipeline(checkpoint, journal, kept_bytes=int(pictures * 1.05 * size))
+        size = first.encode("one", first.read_references([WIDE], 64)).nbytes
+        pipeline = numpy_pipeline(checkpoint, journal, kept_bytes=int(2 * pictures * 1.05 * size))
         for prompt in ("one", "two", "six", "two" if pictures == 2 else "one", "one" if pictures == 2 else "two"):
             pipeline.generate(prompt, references=[WIDE], **SMALL)
             before = runs(journal)
@@ -170,7 +170,7 @@ class TestMemory:
         self, pipeline: QwenImage, journal: Journal, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         arguments: dict[str, Any] = {"negative_prompt": "b", "guidance": 2.0, "references": [WIDE, TALL], **SMALL}
-        images = pipeline.read_references([WIDE, TALL], 64).images
+        images = pipeline.read_references([WIDE, TALL], 64)
         tokens = sum(pipeline.prefix_tokens(prompt, images) for prompt in ("a", "b"))
         needed = tokens * FACTS.cache_token_bytes
         where = "qwen_image_engine.runtime.conditioning.reachable_memory_bytes"

@@ -7,7 +7,7 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfi
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
 from qwen_image_engine.runtime.layout import ImageBlock, Layout, Segment, TextRun, encoder_positions, text_positions
-from qwen_image_engine.runtime.rope import encoder_rotary_tables, rotary_tables, text_rotary_tables
+from qwen_image_engine.runtime.rope import encoder_rotary_tables, rotary_tables
 
 
 def assert_close(found: NDArray[np.float32], expected: NDArray[np.float32], angles: NDArray[np.float64]) -> None:
@@ -82,7 +82,7 @@ def transformers_tables(
 def test_text_tables_equal_transformers(length: int, head_dim: int, theta: float, section: list[int]) -> None:
     expected_cos, expected_sin = transformers_tables(text_positions(length), head_dim, theta, section)
 
-    cos, sin = text_rotary_tables(length, head_dim, theta)
+    cos, sin = encoder_rotary_tables(text_positions(length), head_dim, theta, section)
 
     assert cos.dtype == sin.dtype == np.float32
     # transformers repeats the half table for the half-split rotation
@@ -114,9 +114,3 @@ def test_encoder_tables_equal_transformers(
     for found, expected in ((cos, expected_cos), (sin, expected_sin)):
         np.testing.assert_array_equal(expected[:, : head_dim // 2], expected[:, head_dim // 2 :])
         assert_close(found, expected[:, : head_dim // 2], angles)
-
-
-@pytest.mark.parametrize(("head_dim", "theta", "section"), ENCODERS)
-def test_encoder_tables_of_text_are_text_tables(head_dim: int, theta: float, section: list[int]) -> None:
-    found = encoder_rotary_tables(text_positions(1124), head_dim, theta, section)
-    np.testing.assert_array_equal(found, text_rotary_tables(1124, head_dim, theta))
