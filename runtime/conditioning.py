@@ -126,7 +126,7 @@ class PromptEncoder:
         tokens = {key: self._tokens(key[0], references) for key in wanted if key not in found}
         if tokens:
             self._kept.shrink(wanted, sum(map(prefix_tokens, tokens.values())) * self._facts.cache_token_bytes)
-            self._check_memory(tokens.values())
+            check_memory(tokens.values(), self._facts)
             seen = self._see(references)
             states = {key: self._text_states(item, seen) for key, item in tokens.items()}
             found |= self._conditionings(tokens, states, seen)
@@ -137,22 +137,6 @@ class PromptEncoder:
 
     def _tokens(self, prompt: str, references: Sequence[ReferenceImage]) -> PromptTokens:
         return tokenize(self._tokenizer, prompt, [image.block for image in references])
-
-    def _check_memory(self, tokens: Collection[PromptTokens]) -> None:
-        """Refuse what grows beyond the memory that there is: keys and values, and the text encoder's scores."""
-        free = reachable_memory_bytes()
-        length = sum(map(prefix_tokens, tokens))
-        scores = max(len(item.ids) for item in tokens) ** 2 * self._facts.encoder_heads * _SCORE_BYTES
-        needs = {
-            f"keys and values of the {length} tokens before the target": length * self._facts.cache_token_bytes,
-            f"the text encoder's attention over {max(len(item.ids) for item in tokens)} tokens": scores,
-        }
-        for what, needed in needs.items():
-            if free is not None and needed > free:
-                raise QwenImageError(
-                    f"{what} take {needed} bytes and {free} bytes of memory and swap are free; give fewer reference "
-                    "images, or smaller ones with --reference-resolution"
-                )
 
     def _see(self, references: Sequence[ReferenceImage]) -> list[_Seen]:
         """Each distinct image once, the vision tower for all of them before the VAE."""
@@ -267,6 +251,26 @@ class PromptEncoder:
         for name, values in outputs.items():
             check_finite(component, name, values)
         return outputs
+
+
+def check_memory(tokens: Collection[PromptTokens], facts: ModelFacts) -> None:
+    """Refuse what grows beyond the memory that there is: keys and values, and the text encoder's scores.
+
+    Raises:
+        QwenImageError: so it does.
+    """
+    free = reachable_memory_bytes()
+    length, longest = sum(map(prefix_tokens, tokens)), max(len(item.ids) for item in tokens)
+    needs = {
+        f"keys and values of the {length} tokens before the target": length * facts.cache_token_bytes,
+        f"the text encoder's attention over {longest} tokens": longest**2 * facts.encoder_heads * _SCORE_BYTES,
+    }
+    for what, needed in needs.items():
+        if free is not None and needed > free:
+            raise QwenImageError(
+                f"{what} take {needed} bytes and {free} bytes of memory and swap are free; give fewer reference "
+                "images, or smaller ones with --reference-resolution"
+            )
 
 
 def prefix_tokens(tokens: PromptTokens) -> int:

@@ -194,8 +194,9 @@ def _check(
 
     Raises:
         UsageError: it cannot.
+        QwenImageError: there is no memory for it.
     """
-    from qwen_image_engine.runtime.conditioning import prefix_tokens
+    from qwen_image_engine.runtime.conditioning import check_memory, prefix_tokens
     from qwen_image_engine.runtime.denoiser import check_guidance
     from qwen_image_engine.runtime.prompt import tokenize
     from qwen_image_engine.runtime.start import Start
@@ -206,7 +207,9 @@ def _check(
         Start.of(schedule, facts.channels, width, height, options.steps, seed, options.num_images, latents)
     blocks = [image.block for image in references.images]
     prompts = [options.prompt, *([] if options.negative_prompt is None else [options.negative_prompt])]
-    lengths = [prefix_tokens(tokenize(tokenizer, prompt, blocks)) for prompt in prompts]
+    tokens = [tokenize(tokenizer, prompt, blocks) for prompt in prompts]
+    check_memory(tokens, facts)
+    lengths = list(map(prefix_tokens, tokens))
     copies = 1 if options.num_images == 1 else 1 + options.num_images
     return lengths[0], sum(lengths) * facts.cache_token_bytes * copies
 

@@ -248,7 +248,7 @@ def test_openvino_computes_in_fp32(step_model: Path, step_contract: Contract) ->
     from qwen_image_engine.engines.openvino import OpenVinoEngine
 
     engine = OpenVinoEngine(step_model, step_contract, threads=1)
-    compiled = engine._request.get_compiled_model()
+    compiled = engine._compiled
     assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
     engine.close()
@@ -263,6 +263,6 @@ def test_openvino_computes_in_bf16_where_asked_and_possible(step_model: Path, st
             load_engine("openvino-bf16", step_model, step_contract)
         return
     engine = load_engine("openvino-bf16", step_model, step_contract)
-    compiled = engine._request.get_compiled_model()  # type: ignore[attr-defined]
+    compiled = engine._compiled  # type: ignore[attr-defined]
     assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.bf16
     engine.close()

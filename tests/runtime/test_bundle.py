@@ -49,8 +49,8 @@ def test_what_cannot_be_loaded(exported: Callable[..., Path], tmp_path: Path) ->
         QwenImage.load(exported(), memory="frugal")  # type: ignore[arg-type]
     with pytest.raises(QwenImageError, match="no bundle"):
         QwenImage.load(tmp_path)
-    with pytest.raises(QwenImageError, match="has no component vision; export again"):
-        Bundle.open(exported()).load_engine("vision", "onnxruntime")
+    with pytest.raises(QwenImageError, match="has no component joint; export again"):
+        Bundle.open(exported()).load_engine("joint", "onnxruntime")
 
 
 def test_weights_that_memory_cannot_hold_are_refused_by_name(

@@ -179,10 +179,20 @@ class TestMemory:
         with pytest.raises(QwenImageError, match=message):
             pipeline.generate("a", **arguments)
         assert journal.events == []
-        for free in (needed, None):
+        for free in (2**40, None):
             monkeypatch.setattr(where, lambda free=free: free)
             pipeline.generate("a", **arguments)
         assert runs(journal)["text_encoder"] == 2
+
+    def test_too_little_for_the_text_encoders_scores_is_refused(
+        self, pipeline: QwenImage, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They grow with the square of the tokens: beyond the keys and values here, whose model is narrow."""
+        needed = pipeline.prefix_tokens("a", pipeline.read_references([WIDE], 64)) * FACTS.cache_token_bytes
+        monkeypatch.setattr("qwen_image_engine.runtime.conditioning.reachable_memory_bytes", lambda: needed)
+        with pytest.raises(QwenImageError, match=r"text encoder's attention over \d+ tokens take \d+ bytes"):
+            pipeline.generate("a", references=[WIDE], **SMALL)
+        assert journal.events == []
 
 
 def test_bidirectional_attention_has_one_pass(checkpoint: Path, journal: Journal) -> None:
