@@ -139,9 +139,7 @@ def test_the_verb_takes_images(
     assert found["images"] == 2
 
 
-@pytest.mark.parametrize(
-    ("images", "word"), [((Path("absent.png"),), "absent"), ((patches(40, 800),), "crop it")]
-)
+@pytest.mark.parametrize(("images", "word"), [((Path("absent.png"),), "absent"), ((patches(40, 800),), "crop it")])
 def test_images_that_cannot_be_used(
     random_checkpoint: Callable[..., Path], output: Path, images: tuple[Any, ...], word: str
 ) -> None:
