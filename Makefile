@@ -37,9 +37,10 @@ bench: setup
 	$(BIN)/qwen-image calibrate -m $(SHAPES) out/bench/calibration --prompts benchmarks/prompts.txt --steps 20 \
 		--size 128x128 192x192 256x256 192x128 128x192 --precision fp8 --target-error 0.0235
 	$(BIN)/qwen-image export -m $(SHAPES) out/bench/twin-int8 --target tensorrt-twin --precision int8 \
-		--calibration out/bench/calibration
+		--calibration out/bench/calibration --without vision
 	$(BIN)/qwen-image export -m $(SHAPES) out/bench/twin-fp8 --target tensorrt-twin --precision fp8 \
-		--calibration out/bench/calibration --recipe out/bench/calibration/recipe-tensorrt-fp8.json
+		--calibration out/bench/calibration --without vision \
+		--recipe out/bench/calibration/recipe-tensorrt-fp8.json
 	$(BIN)/python benchmarks/judge.py out/bench/bundle out/bench/int8 out/bench/twin-fp8 out/bench/twin-int8
 	$(BIN)/python benchmarks/speed.py --profile
 	$(BIN)/python benchmarks/attention.py

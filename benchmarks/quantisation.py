@@ -205,7 +205,8 @@ def ours(
 ) -> Found:
     bundle = work / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)  # what is mocked here, an export that reuses folders does not see
-    export_bundle(checkpoint, bundle, target=target, precision=precision, **options)
+    without = ["vision"] if "calibration" in options else []  # which is made without reference images
+    export_bundle(checkpoint, bundle, target=target, precision=precision, without=without, **options)
     found: Found = {}
     for row in compare_bundle(bundle, read_manifest(bundle), recordings, engine, None):
         found.setdefault(row.component, []).append(row.runs)

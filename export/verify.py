@@ -137,12 +137,22 @@ def _open(
             raise
         raise QwenImageError(f"{error}; say where the bundle's checkpoint is with {', '.join(unnamed)}") from error
     _same(bundle, checkpoint, "configuration", checkpoint.config_sha256(), expected.config_sha256)
+    if checkpoint.transformer.bidirectional != manifest.facts.bidirectional:
+        raise QwenImageError(
+            f"{bundle} has {_attention(manifest.facts.bidirectional)} attention and the checkpoint was opened with "
+            f"{_attention(checkpoint.transformer.bidirectional)}; say --attention "
+            f"{_attention(manifest.facts.bidirectional)}, or leave it out"
+        )
     with ProgressBar(
         "hashing the checkpoint", sum(file.stat().st_size for file in checkpoint.weight_files), "bytes"
     ) as bar:
         weights = checkpoint.weights_sha256(bar.advance)
     _same(bundle, checkpoint, "weights", weights, expected.weights_sha256)
     return checkpoint
+
+
+def _attention(bidirectional: bool) -> str:
+    return "bidirectional" if bidirectional else "causal"
 
 
 def _same(bundle: Path, checkpoint: Checkpoint, what: str, found: str, expected: str) -> None:

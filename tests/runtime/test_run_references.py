@@ -139,9 +139,12 @@ def test_too_little_memory(
     exported: Callable[..., Path],
     references: list[Path],
     output: Path,
-    fails: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("qwen_image_engine.runtime.conditioning.reachable_memory_bytes", lambda: 1000)
-    usual: list[Any] = ["run", exported(), "-p", "a", "-o", output / "out.png", "-s", 2, "-r", references[0]]
-    assert "--reference-resolution" in fails(1, *usual, "--reference-resolution", 288)
+    usual = ["run", str(exported()), "-p", "a", "-o", str(output / "out.png"), "-s", "2", "-r", str(references[0])]
+    assert main([*usual, "--reference-resolution", "288"]) == 1
+    announced, error = capsys.readouterr().err.splitlines()
+    assert "tokens before the target" in announced
+    assert "1000 bytes of memory and swap are free" in error
