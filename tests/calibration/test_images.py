@@ -139,9 +139,15 @@ def test_the_verb_takes_images(
     assert found["images"] == 2
 
 
-@pytest.mark.parametrize(("images", "word"), [((Path("absent.png"),), "absent"), ((patches(40, 800),), "crop it")])
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"images": [Path("absent.png")]}, "absent"),
+        ({"reference_resolution": 64}, "use --reference-resolution"),
+    ],
+)
 def test_images_that_cannot_be_used(
-    random_checkpoint: Callable[..., Path], output: Path, images: tuple[Any, ...], word: str
+    random_checkpoint: Callable[..., Path], output: Path, changed: dict[str, Any], word: str
 ) -> None:
     with pytest.raises(UsageError, match=word):
-        calibrate(random_checkpoint("narrow"), output / "calibration", PROMPTS, **{**SETTINGS, "images": images})
+        calibrate(random_checkpoint("narrow"), output / "calibration", PROMPTS, **{**SETTINGS, **changed})
