@@ -13,31 +13,38 @@ from qwen_image_engine.calibration.quantisation import Quantisation, Rule
 from qwen_image_engine.calibration.quantised_network import WEIGHT, quantised_network
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import load_network
+from qwen_image_engine.reference.text_encoder import TextEncoder
+from qwen_image_engine.reference.transformer import Transformer
 
 PER_TOKEN = Quantisation(("transformer", "text_encoder"), (Rule("*", "int8"),))
 
 
-def encoder_output(network: torch.nn.Module, hidden: int, head_dim: int) -> torch.Tensor:
+def encoder_output(network: TextEncoder, hidden: int, head_dim: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     embeddings = torch.randn(2, 9, hidden, generator=generator)
     angles = torch.randn(9, head_dim // 2, generator=generator)
     with torch.inference_mode():
-        return network(embeddings, angles.cos(), angles.sin())
+        return network(
+            embeddings, angles.cos(), angles.sin(), [torch.zeros_like(embeddings)] * network.config.deepstack
+        )
 
 
-def transformer_output(network: torch.nn.Module, checkpoint: Checkpoint) -> torch.Tensor:
+def transformer_output(network: Transformer, checkpoint: Checkpoint) -> torch.Tensor:
     config = checkpoint.transformer
     generator = torch.Generator().manual_seed(1)
     text = torch.randn(2, 5, config.context_in_dim, generator=generator)
     latents = torch.randn(2, 6, config.in_channels, generator=generator)
     angles = torch.randn(11, config.attention_head_dim // 2, generator=generator)
     with torch.inference_mode():
-        return network(text, latents, torch.randn(1, 256, generator=generator), angles.cos(), angles.sin())
+        cos, sin = angles.cos(), angles.sin()
+        cache = network.prefix(text, cos[:5], sin[:5])
+        return network.step(latents, torch.randn(1, 256, generator=generator), cos[5:], sin[5:], cache)
 
 
-def output(checkpoint: Checkpoint, name: str, network: torch.nn.Module) -> torch.Tensor:
-    if name == "transformer":
+def output(checkpoint: Checkpoint, network: torch.nn.Module) -> torch.Tensor:
+    if isinstance(network, Transformer):
         return transformer_output(network, checkpoint)
+    assert isinstance(network, TextEncoder)
     return encoder_output(network, checkpoint.text_encoder.hidden_size, checkpoint.text_encoder.head_dim)
 
 
@@ -48,7 +55,7 @@ def test_equalising_changes_no_bit(
 ) -> None:
     checkpoint = Checkpoint.open(with_outliers(configuration)[1])
     network = load_network(checkpoint, name)
-    expected = output(checkpoint, name, network)
+    expected = output(checkpoint, network)
     component = checkpoint.components[name]
     prefix = component.layout.prefix
     state = network.state_dict()
@@ -60,7 +67,7 @@ def test_equalising_changes_no_bit(
         state[after] = state[after] / scales.column_scales
         assert scales.row_scales.min() < 0.5  # the outliers were seen
     network.load_state_dict(state, assign=True)
-    assert torch.equal(output(checkpoint, name, network), expected)
+    assert torch.equal(output(checkpoint, network), expected)
 
 
 def test_scales_even_out_rows_and_columns() -> None:
@@ -91,13 +98,11 @@ def test_planted_outliers_change_nothing_and_ruin_plain_w8a8(
     with_outliers: Callable[[str], tuple[Path, Path]], name: str
 ) -> None:
     plain, planted = map(Checkpoint.open, with_outliers("narrow"))
-    expected = output(plain, name, load_network(plain, name))
+    expected = output(plain, load_network(plain, name))
     network = load_network(planted, name)
-    torch.testing.assert_close(
-        output(planted, name, network), expected, rtol=0, atol=1e-5 * float(expected.abs().max())
-    )
+    torch.testing.assert_close(output(planted, network), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     prefix = planted.components[name].layout.prefix
     names = [linear.removeprefix(prefix) for linear in quantised_network(planted, name, PER_TOKEN).layers]
-    quantise_naively(network, names, lambda: output(planted, name, network))
-    cosine = torch.nn.functional.cosine_similarity(output(planted, name, network).flatten(), expected.flatten(), dim=0)
+    quantise_naively(network, names, lambda: output(planted, network))
+    cosine = torch.nn.functional.cosine_similarity(output(planted, network).flatten(), expected.flatten(), dim=0)
     assert cosine < 0.9

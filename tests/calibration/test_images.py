@@ -79,10 +79,11 @@ def test_images_are_taken_in_turn_for_every_second_prompt(random_checkpoint: Cal
     options: dict[str, Any] = {"negative_prompt": "", "seed": 0, "device": "cpu", "dtype": "fp32"}
     request = Request.of(checkpoint, PROMPTS * 2, **SETTINGS, **options)
     first, second = request.images
-    assert [request.references(index) for index in range(6)] == [(first,), (), (second,), (), (first,), ()]
+    taken = [request.references(index).images for index in range(6)]
+    assert taken == [(first,), (), (second,), (), (first,), ()]
     assert first.sha256 != second.sha256
     without = Request.of(checkpoint, PROMPTS, **{**SETTINGS, "images": ()}, **options)
-    assert [without.references(index) for index in range(3)] == [()] * 3
+    assert [without.references(index).images for index in range(3)] == [()] * 3
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_other_images_are_refused(
 
 def test_bidirectional_attention(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(random_checkpoint("narrow"), attention="bidirectional")
-    found = calibrate(checkpoint, tmp_path / "calibration", PROMPTS[:1], **SETTINGS)
+    found = calibrate(checkpoint, tmp_path / "calibration", PROMPTS[:1], **{**SETTINGS, "images": IMAGES[:1]})
     assert list(found.components) == ["text_encoder", "joint"]
     assert found.components["joint"][OBSERVED].absmax_by_step.shape == (2,)
     assert "transformer_blocks.1.img_mlp.out" in found.components["joint"]
@@ -143,6 +144,8 @@ def test_the_verb_takes_images(
     ("changed", "word"),
     [
         ({"images": [Path("absent.png")]}, "absent"),
+        ({"images": [*IMAGES, IMAGES[0]]}, "3 reference images and 3 prompts.*: 1 would never be seen"),
+        ({"images": IMAGES[0]}, "expected a list"),
         ({"reference_resolution": 64}, "use --reference-resolution"),
     ],
 )
