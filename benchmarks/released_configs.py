@@ -90,6 +90,8 @@ def configs_of_depth(layers: int) -> dict[str, dict[str, Any]]:
     configs = released_configs()
     configs["transformer"]["num_layers"] = layers
     configs["text_encoder"]["text_config"]["num_hidden_layers"] = layers
+    vision = configs["text_encoder"]["vision_config"]
+    vision["deepstack_visual_indexes"] = vision["deepstack_visual_indexes"][:layers]
     return configs
 
 
@@ -109,7 +111,7 @@ def small_configs() -> dict[str, dict[str, Any]]:
         "num_heads": 4,
         "intermediate_size": 192,
         "out_hidden_size": 256,
-        "deepstack_visual_indexes": [0, 1, 2],
+        "deepstack_visual_indexes": [0, 2],
     }
     configs["vae"] |= {"base_dim": 8, "decoder_base_dim": 16, "num_res_blocks": 1}
     return configs

@@ -84,7 +84,7 @@ def test_static_scales_go_with_a_calibration_of_the_same_weights(
 ) -> None:
     (tmp_path / "prompts.txt").write_text("a red circle\n", encoding="utf-8")
     asked = ("--prompts", str(tmp_path / "prompts.txt"), "--steps", "2", "--size", "64x64")
-    static = ("--target", "tensorrt-twin", "--precision", "fp8", "--calibration")
+    static = ("--target", "tensorrt-twin", "--precision", "fp8", "--without", "vision", "--calibration")
     adapted = ("-m", str(checkpoint), *(word for lora in loras for word in ("--lora", str(lora))))
     for name, source in (("lora", adapted), ("merged", ("-m", str(merged)))):
         calibration = str(tmp_path / f"calibration-{name}")
@@ -160,7 +160,7 @@ def test_only_the_transformer_is_exported_again(
     assert export_bundle(Checkpoint.open(checkpoint, loras=loras), folder) == before
     assert traced == []
     after = export_bundle(Checkpoint.open(checkpoint, loras=[loras[0], replace(loras[1], scale=0.5)]), folder)
-    assert traced == ["prefix", "step"]
+    assert traced == ["prefix", "prefix_image", "step"]
     assert after.checkpoint.weights_sha256 != before.checkpoint.weights_sha256
 
 
