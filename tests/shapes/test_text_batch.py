@@ -48,7 +48,7 @@ def test_a_padded_batch_with_references_gives_what_the_pipeline_gives(tmp_path: 
         for index, prompt in enumerate(prompts):
             own = [Image.fromarray(picture) for picture in pictures[index]]
             read = pipeline.read_references(own, round((width * height) ** 0.5))
-            conditioning = pipeline.encode(prompt, read.images)
+            conditioning = pipeline.encode(prompt, read)
             denoise = pipeline.denoiser(
                 conditioning, negative=None, guidance=1.0, width=width, height=height, num_images=2
             )
