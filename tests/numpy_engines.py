@@ -17,13 +17,46 @@ from qwen_image_engine.engines.check import Array
 from qwen_image_engine.engines.contract import Contract, Dims, contract
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.memory import Components, Memory
-from qwen_image_engine.runtime.model import ModelFacts
+from qwen_image_engine.runtime.model import ModelFacts, VisionFacts
+from qwen_image_engine.runtime.conditioning import KEPT_BYTES
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
-DIMS = Dims(encoder_hidden=8, encoder_head_dim=4, context=8, layers=2, heads=2, head_dim=6, channels=4, z=4, features=4)
-FACTS = ModelFacts(channels=4, axes_dims_rope=(2, 2, 2), encoder_head_dim=4, encoder_rope_theta=1e4, decoder_halo=1)
+DIMS = Dims(
+    encoder_hidden=8,
+    encoder_head_dim=6,
+    context=8,
+    layers=2,
+    heads=2,
+    head_dim=6,
+    channels=4,
+    z=4,
+    features=4,
+    vision_head_dim=4,
+    deepstack=2,
+)
+FACTS = ModelFacts(
+    channels=4,
+    axes_dims_rope=(2, 2, 2),
+    encoder_width=8,
+    encoder_head_dim=6,
+    encoder_rope_theta=1e4,
+    encoder_mrope_section=(1, 1, 1),
+    deepstack=2,
+    decoder_halo=1,
+    cache_token_bytes=2 * 4 * 2 * 2 * 6,
+    bidirectional=False,
+    vision=VisionFacts(
+        head_dim=4,
+        rope_theta=1e4,
+        position_side=4,
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.5, 0.5, 0.5),
+        min_pixels=1024,
+        max_pixels=1 << 20,
+    ),
+)
 VOCABULARY = 2000
 SCHEDULE = ScheduleConfig(
     use_dynamic_shifting=True,
@@ -84,20 +117,59 @@ class NumpyEngine:
             padded = np.pad(inputs["features"], [(0, 0), (0, 0), (2, 2), (2, 2)])  # the halo of `FACTS`
             seen = padded[:, :, 2:-2, 2:-2] + padded[:, :, :-4, 4:] / 4 - padded[:, :, 4:, :-4] / 2
             return [np.tanh(seen).repeat(8, 2).repeat(8, 3)]
-        angles = (inputs["cos"] - inputs["sin"]).sum(1)[:, None]  # (tokens, 1)
+        if self.contract.component == "vae_encoder":
+            image = inputs["image"]
+            b, c, height, width = image.shape
+            return [image.reshape(b, c, height // 16, 16, width // 16, 16)[:, :, :, 3, :, 5]]
+        angles = {name: _angles(inputs, name) for name in ("", "image_", "text_") if f"{name}cos" in inputs}
         if self.contract.component == "text_encoder":
-            return [np.cumsum(inputs["embeddings"], 1) / 4 + angles]
+            added = sum(2**index * inputs[f"deepstack_{index}"] for index in range(DIMS.deepstack))
+            return [np.cumsum(inputs["embeddings"] + added, 1, dtype=np.float32) / 4 + angles[""]]
+        if self.contract.component == "vision":
+            position = (inputs["indices"] * inputs["weights"]).sum(1)[:, None].astype(np.float32)  # (patches, 1)
+            patches = inputs["patches"].reshape(*inputs["patches"].shape[:2], DIMS.encoder_hidden, -1).mean(3)
+            slots = (patches + 0.1 * position + angles[""]).reshape(len(patches), -1, 4, DIMS.encoder_hidden).sum(2)
+            return [slots, *(np.roll(slots, index + 1, 2) for index in range(DIMS.deepstack))]
         if self.contract.component == "prefix":
-            states = np.cumsum(inputs["text_states"].mean(2, keepdims=True) + angles, 1)[..., None]  # (B, T, 1, 1)
-            shape = (*states.shape[:2], DIMS.heads, DIMS.head_dim)
-            return [np.broadcast_to(states / (i + 1), shape).copy() for i in range(2 * DIMS.layers)]
-        cache = sum(values.mean((1, 2, 3))[:, None, None] for values in inputs.values() if values.ndim == 4)
+            return _keys_and_values(_mean(inputs["text_states"]) + angles[""], 0)
+        past = [values.mean((1, 2, 3))[:, None, None] for values in inputs.values() if values.ndim == 4]
+        cache = sum(float(index + 1) * values for index, values in enumerate(past))
+        if self.contract.component == "prefix_image":
+            image = _mean(inputs["latents"]) + angles["image_"]
+            text = _mean(inputs["text_states"]) + angles["text_"]
+            return _keys_and_values(np.concatenate([image + image.mean(1, keepdims=True), text], 1), cache)
         time = inputs["time_features"].mean()
-        return [(0.5 * inputs["latents"] + np.tanh(cache) + time + 0.01 * angles).astype(np.float32)]
+        if self.contract.component == "joint":
+            latents = inputs["latents"] + 0.1 * inputs["latents"].mean(1, keepdims=True)
+            text = (_mean(inputs["text_states"]) + angles["text_"]).mean(1, keepdims=True)
+            return [(0.5 * latents + np.tanh(text) + time + 0.01 * angles[""]).astype(np.float32)]
+        return [(0.5 * inputs["latents"] + np.tanh(cache) + time + 0.01 * angles[""]).astype(np.float32)]
+
+
+def _angles(inputs: Mapping[str, Array], name: str) -> Array:
+    """(tokens, 1)."""
+    return np.asarray((inputs[f"{name}cos"] - inputs[f"{name}sin"]).sum(1)[:, None])
+
+
+def _mean(values: Array) -> Array:
+    return np.asarray(values.mean(2, keepdims=True))
+
+
+def _keys_and_values(states: Array, past: Array | int) -> list[Array]:
+    """Of every layer, from (batch, tokens, 1) with later tokens seeing earlier ones."""
+    seen = (np.cumsum(states, 1) + past)[..., None].astype(np.float32)
+    shape = (*seen.shape[:2], DIMS.heads, DIMS.head_dim)
+    return [np.broadcast_to(seen / (index + 1), shape).copy() for index in range(2 * DIMS.layers)]
 
 
 def numpy_pipeline(
-    checkpoint: Path, journal: Journal, memory: Memory = "resident", schedule: ScheduleConfig = SCHEDULE
+    checkpoint: Path,
+    journal: Journal,
+    memory: Memory = "resident",
+    schedule: ScheduleConfig = SCHEDULE,
+    facts: ModelFacts = FACTS,
+    kept_bytes: int = KEPT_BYTES,
+    absent: tuple[str, ...] = (),
 ) -> QwenImage:
     """A pipeline with the tokenizer of `checkpoint`; its embedding table is written there."""
     table = checkpoint / "embeddings.bin"
@@ -108,6 +180,8 @@ def numpy_pipeline(
         load_tokenizer(checkpoint),
         EmbeddingTable.open(table, 0, "float32", (VOCABULARY, DIMS.encoder_hidden)),
         schedule,
-        FACTS,
+        facts,
         Origin(engine="numpy", precision="fp32", checkpoint="toy"),
+        kept_bytes,
+        absent,
     )

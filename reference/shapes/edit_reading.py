@@ -26,7 +26,7 @@ from qwen_image_engine.reference.shapes.text_batch import Reader, TextBatch, tok
 from qwen_image_engine.runtime.layout import ImageBlock, TextRun
 from qwen_image_engine.runtime.reference_pixels import encoder_pixels
 
-STEPS = 1600
+STEPS = 400
 BATCH = 40
 MATRIX_RATE, OTHER_RATE = 2e-3, 2e-3
 SIZES = ((128, 128), (192, 192), (256, 256), (192, 128), (128, 192))

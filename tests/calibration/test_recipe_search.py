@@ -15,7 +15,7 @@ from qwen_image_engine.engines.errors import QwenImageError
 SIGMAS = (1.0, 0.5)
 NAMES = [f"transformer_blocks.{block}.{name}" for block in range(32) for name in ("attn.to_q", "img_mlp.out")]
 SETTINGS = Settings(
-    CheckpointIdentity("a", "b", "c"), 2, "", None, 1.0, (0, 1), 2, ((64, 64),), "fp32", "cpu", {"torch": "2"}
+    CheckpointIdentity("a", "b", "c"), 2, "", 0, "", None, 1.0, (0, 1), 2, ((64, 64),), "fp32", "cpu", {"torch": "2"}
 )
 
 

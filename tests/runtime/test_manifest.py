@@ -31,10 +31,33 @@ from qwen_image_engine.runtime.manifest import (
     record_verification,
     write_manifest,
 )
-from qwen_image_engine.runtime.model import ModelFacts
+from qwen_image_engine.runtime.model import ModelFacts, VisionFacts
 
 DIMS = Dims(
-    encoder_hidden=12, encoder_head_dim=6, context=12, layers=2, heads=2, head_dim=4, channels=8, z=8, features=6
+    encoder_hidden=12,
+    encoder_head_dim=6,
+    context=12,
+    layers=2,
+    heads=2,
+    head_dim=4,
+    channels=8,
+    z=8,
+    features=6,
+    vision_head_dim=8,
+    deepstack=2,
+)
+FACTS = ModelFacts(
+    channels=8,
+    axes_dims_rope=(2, 2),
+    encoder_width=12,
+    encoder_head_dim=6,
+    encoder_rope_theta=5e6,
+    encoder_mrope_section=(1, 1, 1),
+    deepstack=2,
+    decoder_halo=7,
+    cache_token_bytes=128,
+    bidirectional=False,
+    vision=VisionFacts(8, 1e4, 48, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5), 65536, 16777216),
 )
 HEADER = b'{"w":{"dtype":"U8","shape":[9000000],"data_offsets":[0,9000000]}}'
 
@@ -58,7 +81,7 @@ def bundle(tmp_path: Path) -> Path:
             weights="copy",
             checkpoint=CheckpointEntry("small", "/models/small", "other", "cd", "ef"),
             dims=DIMS,
-            facts=ModelFacts(8, (2, 2), 6, 5e6, 7),
+            facts=FACTS,
             embeddings=EmbeddingsEntry("table.safetensors", 8, "bfloat16", (3, 12)),
             components={
                 "step": ComponentEntry(
