@@ -1,4 +1,4 @@
-"""How often a checkpoint's fp32 reference fulfils held-out prompts, by the judge.
+"""How often a checkpoint's fp32 reference fulfils held-out prompts and makes held-out edits, by the judge.
 
 python benchmarks/shapes.py [-m reference/shapes/checkpoint]
 """
@@ -21,13 +21,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", default="reference/shapes/checkpoint")
     parser.add_argument("--prompts", type=int, default=200, help="of one or two shapes, and as many of three")
+    parser.add_argument("--edits", type=int, default=150, help="of all kinds in turn")
     parser.add_argument("--output", type=Path, default=RESULTS / "shapes.json")
     options = parser.parse_args()
     began = perf_counter()
     with reference_pipeline(options.model) as pipeline:
-        found = report(pipeline, options.prompts)
+        found = report(pipeline, options.prompts, options.edits)
     document = {
-        "what": f"held-out prompts that the fp32 reference fulfils by the judge; {STEPS} steps, the sizes in turn",
+        "what": f"held-out prompts and edits that the fp32 reference fulfils by the judge; {STEPS} steps, sizes in turn",
         **found,
         "seconds": perf_counter() - began,
         **environment(),
@@ -35,6 +36,7 @@ def main() -> None:
     options.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     for name in KINDS:
         print(f"{name}: {found[name]['rate']:.1%}")
+    print(f"edits: {found['edits']['rate']:.1%}, {found['edits']['kept']:.1%} of the other pixels left alone")
     print(options.output, file=sys.stderr)
 
 

@@ -33,9 +33,10 @@ STEPS = 700
 BATCH = 64
 MATRIX_RATE, OTHER_RATE = 2e-3, 3e-3
 
-# Answers: nothing, a coloured shape, a word; then the grounds.
+# Answers: nothing, a coloured shape, a word; then the grounds; then, for edits, that it is as in the reference.
 _GROUND = 1 + len(SHAPES) * len(COLOURS) + len(WORDS)
-_ANSWERS = _GROUND + len(GROUNDS) + 1
+SAME = _GROUND + len(GROUNDS) + 1
+_ANSWERS = SAME + 1
 
 
 class Questions(nn.Module):
@@ -88,7 +89,7 @@ def train_reader(reader: Reader, tokenizer: Tokenizer, seed: int, device: str, r
             states = reader(text).float()
         valid = torch.arange(states.shape[1], device=device) < torch.tensor(text.lengths, device=device)[:, None]
         answers = questions(states, valid)
-        wanted = torch.from_numpy(np.stack([_facts(s) for s in scenes])).to(device)
+        wanted = torch.from_numpy(np.stack([facts(s) for s in scenes])).to(device)
         loss = F.cross_entropy(answers.flatten(0, 1), wanted.flatten())
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -102,8 +103,8 @@ def train_reader(reader: Reader, tokenizer: Tokenizer, seed: int, device: str, r
     reader.cpu()
 
 
-def _facts(scene: Scene) -> NDArray[np.int64]:
-    """The answer for each place, then for the ground: (10,)."""
+def facts(scene: Scene) -> NDArray[np.int64]:
+    """The answer for each place of a scene, then for its ground: (10,)."""
     facts = dict.fromkeys(PLACES, 0)
     for item in scene.items:
         facts[item.place] = 1 + SHAPES.index(item.shape) * len(COLOURS) + list(COLOURS).index(item.colour)

@@ -4,7 +4,7 @@ import numpy as np
 
 from qwen_image_engine.reference.shapes.edits import Edit
 from qwen_image_engine.reference.shapes.prompts import LANGUAGES, at, zh
-from qwen_image_engine.reference.shapes.scene import Item, Scene
+from qwen_image_engine.reference.shapes.scene import Item
 
 _ENGLISH = {
     "recolour": ("Make {item} {colour}.", "Change the colour of {item} to {colour}.", "Paint {item} {colour}"),
@@ -25,22 +25,26 @@ _CHINESE = {
     "word": ("在{place}写“{word}”", "{place}写着“{word}”。"),
     "combine": ("把图2的{added}加到图1", "图1加上图2的{added}。"),
 }
+_NAMES = {
+    "recolour": ("colour shape place", "shape place"),
+    "move": ("colour shape place",),
+    "remove": ("colour shape place", "shape place", "colour place", "place"),
+}
 
 
 def write_instruction(edit: Edit, rng: np.random.Generator, language: str | None = None) -> str:
     """One of the phrasings of an edit; `language` is "en" or "zh", random by default.
 
-    An item is named by what tells it from the others of its picture, or by more. To combine, the items of the second
-    picture are named or not.
+    An item is named by its place and by what of it the result still shows: all of it where it is moved or added, at
+    least its shape where it is recoloured, as much as one likes where it is removed.
     """
     if language is None:
         language = str(rng.choice(LANGUAGES, p=(0.6, 0.4)))
     english = language == "en"
-    scene, result = edit.references[0].scene, edit.result.scene
-    words = {}
+    result, words = edit.result.scene, {}
     if edit.kind in ("recolour", "move", "remove"):
         name = _english_name if english else _chinese_name
-        words["item"] = name(edit.item, str(rng.choice(_names(edit.item, scene))))
+        words["item"] = name(edit.item, str(rng.choice(_NAMES[edit.kind])))
     if edit.kind == "recolour":
         colour = result.items[edit.index].colour
         words["colour"] = colour if english else zh(colour)
@@ -50,23 +54,13 @@ def write_instruction(edit: Edit, rng: np.random.Generator, language: str | None
     if edit.kind == "word":
         words["word"] = str(result.word)
     if edit.kind == "combine":
-        words["added"] = _added(edit, english, named=bool(rng.random() < 0.5))
+        name = _english_name if english else _chinese_name
+        words["added"] = (" and " if english else "和").join(
+            name(item, "colour shape place") for item in edit.references[1].scene.items
+        )
     phrasing = str(rng.choice((_ENGLISH if english else _CHINESE)[edit.kind]))
     text = phrasing.format(**words)
     return text[0].upper() + text[1:]
-
-
-def _names(item: Item, scene: Scene) -> list[str]:
-    """The ways of naming the item that fit no other of the scene."""
-    others = [other for other in scene.items if other is not item]
-    names = ["colour shape place"]
-    if all((o.colour, o.shape) != (item.colour, item.shape) for o in others):
-        names.append("colour shape")
-    if all(o.shape != item.shape for o in others):
-        names.append("shape")
-    if all(o.colour != item.colour for o in others):
-        names.append("colour")
-    return [*names, "place"]
 
 
 def _english_name(item: Item, name: str) -> str:
@@ -79,12 +73,3 @@ def _chinese_name(item: Item, name: str) -> str:
     place = f"{zh(item.place)}的" if "place" in name else ""
     colour = f"{zh(item.colour)}" if "colour" in name else ""
     return place + colour + (zh(item.shape) if "shape" in name else "图形")
-
-
-def _added(edit: Edit, english: bool, *, named: bool) -> str:
-    items = edit.references[1].scene.items
-    if not named:
-        return ("the shape" if len(items) == 1 else "the shapes") if english else "图形"
-    if english:
-        return " and ".join(f"the {i.colour} {i.shape}" for i in items)
-    return "和".join(zh(i.colour) + zh(i.shape) for i in items)

@@ -1,7 +1,8 @@
 """Trains `shapes` from nothing: `python -m qwen_image_engine.reference.shapes.train OUT`.
 
 Autoencoder, tokenizer, text encoder alone, then text encoder and transformer together in two courses of pictures from
-text, a course of edits, and the autoencoder's decoder again; docs/shapes.md says how long each takes.
+text, the reader again on edits, a course of edits, and the autoencoder's decoder again; docs/shapes.md says how long
+each takes.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from qwen_image_engine.reference.shapes.decoder_training import train_decoder
+from qwen_image_engine.reference.shapes.edit_reading import train_edit_reader
 from qwen_image_engine.reference.shapes.encoder_training import train_reader
 from qwen_image_engine.reference.shapes.latent_pool import encode_edits, encode_pool
 from qwen_image_engine.reference.shapes.layout import write_checkpoint
@@ -54,10 +56,15 @@ def train(
     else:
         vae, model, tokenizer = _learn_to_draw(seed, device, work)
 
+    def read_edits() -> State:
+        train_edit_reader(model.reader, tokenizer, seed + 101, device, _report)
+        return model.reader.state_dict()
+
     def sharpen() -> State:
         train_decoder(vae, seed + 100, device, _report)
         return vae.state_dict()
 
+    model.reader.load_state_dict(_stage("edit-reader", work, seed, read_edits))
     progress = None if work is None else work / f"edits-{seed}-part.pt"
     edit = functools.partial(_denoise, model, vae, tokenizer, EDITS, seed + 102, device, progress, minutes)
     model.load_state_dict(_stage("edits", work, seed, edit))
