@@ -28,7 +28,7 @@ def main() -> None:
     with reference_pipeline(options.model) as pipeline:
         found = report(pipeline, options.prompts, options.edits)
     document = {
-        "what": f"held-out prompts and edits that the fp32 reference fulfils by the judge; {STEPS} steps, sizes in turn",
+        "what": f"held-out prompts and edits that the fp32 reference fulfils by the judge; {STEPS} steps, all sizes",
         **found,
         "seconds": perf_counter() - began,
         **environment(),
