@@ -93,7 +93,7 @@ def stages(timings: Timings) -> dict[str, Any]:
 
 def prompt_of(bundle: Bundle, length: int) -> tuple[str, int]:
     """The longest prompt of whole words whose prefix has at most `length` tokens, and how many it has."""
-    tokenizer = bundle.tokenizer()
+    tokenizer = bundle.tokenizer
     words = SENTENCE.split() * (length // len(SENTENCE.split()) + 1)
 
     def tokens(count: int) -> int:

@@ -132,8 +132,7 @@ def _check_arrays(
     for spec in specs:
         array = arrays[spec.name]
         if array.dtype.name != spec.dtype or not _binds(spec.shape, array.shape, sizes):
-            names = [split_axis(part)[1] for axis in spec.shape if isinstance(axis, str) for part in axis.split("+")]
-            bound = [f"{name}={sizes[name]}" for name in names if name in sizes]
+            bound = [f"{name}={sizes[name]}" for name in spec.symbols() if name in sizes]
             known = f" with {', '.join(bound)}" if bound else ""
             found = f"{array.dtype.name} {describe_shape(array.shape)}"
             raise QwenImageError(f"{component}: {side} {spec.name} is {found}, expected {spec.describe()}{known}")

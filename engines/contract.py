@@ -30,6 +30,10 @@ class TensorSpec:
     dtype: str
     meaning: str
 
+    def symbols(self) -> Iterator[str]:
+        """Its symbolic axes without their factors; of a sum, each part."""
+        return (split_axis(part)[1] for axis in self.shape if isinstance(axis, str) for part in axis.split("+"))
+
     def describe(self) -> str:
         """Dtype and axes as one reads them in an error: `float32 (batch, tokens, 64)`."""
         return f"{self.dtype} {describe_shape(self.shape)}"
@@ -46,8 +50,7 @@ class Contract:
 
     def symbols(self) -> tuple[str, ...]:
         """The symbolic axes without their factors, in order of appearance: ("batch", "tokens", "prefix")."""
-        axes = (axis for spec in (*self.inputs, *self.outputs) for axis in spec.shape if isinstance(axis, str))
-        return tuple(dict.fromkeys(split_axis(part)[1] for axis in axes for part in axis.split("+")))
+        return tuple(dict.fromkeys(name for spec in (*self.inputs, *self.outputs) for name in spec.symbols()))
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dicts, as the manifest keeps them; `from_json` reads them back."""
@@ -241,6 +244,10 @@ COMPONENTS: Mapping[str, Contract] = {
 }
 """The contracts with sizes by name; `{layer}` stands for each block of the transformer, `{deepstack}` for each layer
 of the text encoder after which features are added."""
+
+
+FOR_REFERENCES = ("vision", "vae_encoder")
+"""Components that read reference images and do nothing else."""
 
 
 def contract(component: str, dims: Dims, cache: str = "float32") -> Contract:

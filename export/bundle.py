@@ -81,7 +81,7 @@ def export_bundle(
         exclude: glob patterns of linears that a quantised precision leaves as they are.
         skip_blocks: blocks of the transformer that it leaves as they are.
         fp8_attention: whether the transformer's attention is FP8 too.
-        without: of `selection.OPTIONAL`; a bundle without one of them takes no reference images.
+        without: of `contract.FOR_REFERENCES`; a bundle without one of them takes no reference images.
         progress: called as the work goes on.
 
     Raises:

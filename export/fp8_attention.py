@@ -84,19 +84,19 @@ def _decompose(graph: ir.Graph, attention: ir.Node) -> None:
     transposed = ir.node("Transpose", [k], {"perm": [0, 1, 3, 2]})
     scores = ir.node("MatMul", [q, transposed.outputs[0]])
     nodes = [transposed, scores]
+    mask = attention.inputs[3] if len(attention.inputs) > 3 else None
     if attention.attributes.get_int("is_causal", 0):
         shape = ir.node("Shape", scores.outputs)
         one = ir.tensor(np.array([1], dtype=np.int64))
         ones = ir.node("ConstantOfShape", shape.outputs, {"value": one})
         seen = ir.node("Trilu", ones.outputs, {"upper": 0})
-        mask = ir.node("Cast", seen.outputs, {"to": ir.DataType.BOOL})
+        allowed = ir.node("Cast", seen.outputs, {"to": ir.DataType.BOOL})
+        nodes += [shape, ones, seen, allowed]
+        mask = allowed.outputs[0]
+    if mask is not None:
         never = add_constant(graph, "never", np.array(-np.inf, dtype=np.float32))
-        scores = ir.node("Where", [mask.outputs[0], scores.outputs[0], never])
-        nodes += [shape, ones, seen, mask, scores]
-    elif len(attention.inputs) > 3 and attention.inputs[3] is not None:
-        never = add_constant(graph, "never", np.array(-np.inf, dtype=np.float32))
-        scores = ir.node("Where", [attention.inputs[3], scores.outputs[0], never])
-        nodes += [scores]
+        scores = ir.node("Where", [mask, scores.outputs[0], never])
+        nodes.append(scores)
     softmax = ir.node("Softmax", scores.outputs, {"axis": -1})
     softmax.outputs[0].type = q.type
     graph.insert_before(attention, [*nodes, softmax])

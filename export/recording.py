@@ -31,9 +31,6 @@ REFERENCE_RESOLUTION = 288
 """The released processor leaves what is fitted to it as it is, whatever the aspect ratio."""
 
 
-_STEP = {False: "step", True: "joint"}
-
-
 @dataclass(frozen=True)
 class Case:
     """One request. Sizes in pixels; reference images are fitted to `REFERENCE_RESOLUTION`."""
@@ -138,7 +135,7 @@ def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resi
             levels = sigmas(schedule, steps, final.shape[1])
             trajectory = [
                 TeacherStep(latents, float(sigma), call.outputs["velocity"][:, -final.shape[1] :])
-                for call, sigma in zip(calls[_STEP[pipeline.facts.bidirectional]], levels, strict=False)
+                for call, sigma in zip(calls[pipeline.facts.step], levels, strict=False)
                 for latents in [call.inputs["latents"][:, -final.shape[1] :]]
             ]
             recordings.append(Recording(case, dict(calls), trajectory))

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from qwen_image_engine.engines.contract import FOR_REFERENCES
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, components
-
-OPTIONAL = ("vision", "vae_encoder")
-"""What an export may leave out. Without one no reference image can be read, so all that those need goes with it."""
 
 
 def selected(checkpoint: Checkpoint, without: Collection[str] = ()) -> tuple[str, ...]:
     """Components in the order they run.
 
     Raises:
-        UsageError: what is to be left out is none of `OPTIONAL`.
+        UsageError: what is to be left out is none of `FOR_REFERENCES`; without one no reference image can be read, so
+            all that they need goes with it.
     """
-    wrong = [name for name in without if name not in OPTIONAL]
+    wrong = [name for name in without if name not in FOR_REFERENCES]
     if wrong:
-        raise UsageError(f"--without {wrong[0]}: only {' and '.join(OPTIONAL)} can be left out")
-    absent = (*OPTIONAL, "prefix_image") if without else ()
+        raise UsageError(f"--without {wrong[0]}: only {' and '.join(FOR_REFERENCES)} can be left out")
+    absent = (*FOR_REFERENCES, "prefix_image") if without else ()
     return tuple(name for name in components(checkpoint) if name not in absent)
 
 

@@ -56,29 +56,25 @@ class Rule:
 
 
 def _opset(model: ir.Model) -> Iterator[Finding]:
-    graph = model.graph
     if dict(model.opset_imports) != {"": OPSET} or model.ir_version > IR_VERSION:
-        yield str(graph.name), f"opsets {dict(model.opset_imports)}, IR {model.ir_version}"
+        yield str(model.graph.name), f"opsets {dict(model.opset_imports)}, IR {model.ir_version}"
 
 
 def _operators(model: ir.Model) -> Iterator[Finding]:
-    graph = model.graph
-    for node in graph:
+    for node in model.graph:
         if node.domain:
             yield _name(node), f"{node.domain}::{node.op_type}"
 
 
 def _edge(model: ir.Model) -> Iterator[Finding]:
-    graph = model.graph
-    for value in (*graph.inputs, *graph.outputs):
+    for value in (*model.graph.inputs, *model.graph.outputs):
         cache = (value.name or "").startswith(_CACHE)
         if value.dtype not in ((ir.DataType.BFLOAT16,) if cache else _EDGE):
             yield str(value.name), str(value.dtype)
 
 
 def _attention(model: ir.Model) -> Iterator[Finding]:
-    graph = model.graph
-    for node in _of(graph, "Attention"):
+    for node in _of(model, "Attention"):
         if len(node.outputs) != 1:
             yield _name(node), f"{len(node.outputs)} outputs"
         if any(value is not None for value in node.inputs[4:]):
@@ -86,18 +82,16 @@ def _attention(model: ir.Model) -> Iterator[Finding]:
 
 
 def _mask(model: ir.Model) -> Iterator[Finding]:
-    graph = model.graph
-    masked = [node for node in _of(graph, "Attention") if len(node.inputs) > 3 and node.inputs[3] is not None]
+    masked = [node for node in _of(model, "Attention") if len(node.inputs) > 3 and node.inputs[3] is not None]
     for node in masked:
         shape = node.inputs[3].shape if node.inputs[3] is not None else None
         rows = str(shape[-2]) if shape is not None and len(shape) > 1 else "?"
-        if graph.name != "prefix_image" or "image" in rows:
+        if model.graph.name != "prefix_image" or "image" in rows:
             yield _name(node), f"a mask of {rows} rows"
 
 
 def _scale(model: ir.Model) -> Iterator[Finding]:
-    graph = model.graph
-    for node in _of(graph, "Attention"):
+    for node in _of(model, "Attention"):
         norm = query_norm(node)
         if norm is None:
             continue
@@ -108,23 +102,20 @@ def _scale(model: ir.Model) -> Iterator[Finding]:
 
 
 def _statistics(model: ir.Model) -> Iterator[Finding]:
-    graph = model.graph
-    for node in _of(graph, "RMSNormalization", "LayerNormalization"):
+    for node in _of(model, "RMSNormalization", "LayerNormalization"):
         if node.attributes.get_int("stash_type", 1) != 1:
             yield _name(node), f"statistics in {ir.DataType(node.attributes.get_int('stash_type')).name}"
 
 
 def _float32(model: ir.Model) -> Iterator[Finding]:
-    graph = model.graph
-    for node in _of(graph, "RotaryEmbedding", "Resize", "ReduceSumSquare"):
+    for node in _of(model, "RotaryEmbedding", "Resize", "ReduceSumSquare"):
         value = node.inputs[0]
         if value is not None and value.dtype not in (ir.DataType.FLOAT, None):
             yield _name(node), f"{node.op_type} in {value.dtype}"
 
 
 def _scales(model: ir.Model) -> Iterator[Finding]:
-    graph = model.graph
-    for node in _of(graph, "QuantizeLinear", "DequantizeLinear"):
+    for node in _of(model, "QuantizeLinear", "DequantizeLinear"):
         scale, zero = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
         values = node.inputs[0] if node.op_type == "QuantizeLinear" else node.outputs[0]
         if scale is None or not scale.is_initializer():
@@ -137,8 +128,7 @@ def _scales(model: ir.Model) -> Iterator[Finding]:
 
 
 def _stored(model: ir.Model) -> Iterator[Finding]:
-    graph = model.graph
-    for node in _of(graph, "Gemm", "MatMul"):
+    for node in _of(model, "Gemm", "MatMul"):
         values = [value.producer() if value is not None else None for value in node.inputs[:2]]
         rows, weight = (item is not None and item.op_type == "DequantizeLinear" for item in values)
         if rows != weight:
@@ -153,23 +143,20 @@ def _reads_codes(node: ir.Node | None) -> bool:
 
 
 def _next(model: ir.Model) -> Iterator[Finding]:
-    graph = model.graph
-    for node in _of(graph, "DequantizeLinear"):
+    for node in _of(model, "DequantizeLinear"):
         for use in node.outputs[0].uses():
             if use.node.op_type not in _PRODUCTS:
                 yield _name(node), f"{use.node.op_type} behind it"
 
 
 def _softmax(model: ir.Model) -> Iterator[Finding]:
-    graph = model.graph
-    for node in _of(graph, "Softmax"):
+    for node in _of(model, "Softmax"):
         if any(use.node.op_type == "QuantizeLinear" for use in node.outputs[0].uses()):
             yield _name(node), "QuantizeLinear behind it"
 
 
 def _channels(model: ir.Model) -> Iterator[Finding]:
-    graph = model.graph
-    for node in _of(graph, "DequantizeLinear"):
+    for node in _of(model, "DequantizeLinear"):
         codes, scale = node.inputs[0], node.inputs[1]
         if codes is None or scale is None or scale.shape is None:
             continue
@@ -182,10 +169,9 @@ def _channels(model: ir.Model) -> Iterator[Finding]:
 
 
 def _kinds(model: ir.Model) -> Iterator[Finding]:
-    graph = model.graph
-    found = {node.inputs[0].dtype for node in _of(graph, "DequantizeLinear") if node.inputs[0] is not None}
+    found = {node.inputs[0].dtype for node in _of(model, "DequantizeLinear") if node.inputs[0] is not None}
     if found.issuperset(_CODES):
-        yield str(graph.name), "INT8 and FP8"
+        yield str(model.graph.name), "INT8 and FP8"
 
 
 RULES: Mapping[str, Rule] = {
@@ -207,8 +193,8 @@ RULES: Mapping[str, Rule] = {
 """By name."""
 
 
-def _of(graph: ir.Graph, *operators: str) -> Iterator[ir.Node]:
-    return (node for node in graph if node.op_type in operators)
+def _of(model: ir.Model, *operators: str) -> Iterator[ir.Node]:
+    return (node for node in model.graph if node.op_type in operators)
 
 
 def _name(node: ir.Node) -> str:

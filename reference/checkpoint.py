@@ -78,7 +78,7 @@ class Checkpoint:
             path_or_name: with every configuration, and the weights of the networks.
             transformer_file: the transformer's weights, in the place of those in the folder; see `single_file`.
             loras: adapters that are merged into the transformer's weights, for everyone who reads them; see `lora`.
-            attention: one of `config.ATTENTION`, in the place of what the transformer's configuration says.
+            attention: one of `runtime.model.ATTENTION`, in the place of what the transformer's configuration says.
 
         Raises:
             QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture; or an adapter

@@ -14,9 +14,7 @@ from typing import Any
 
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.json_reader import MISSING, Reader
-
-ATTENTION = ("causal", "bidirectional")
-"""How tokens of the transformer see each other: as in 2.1, block-causal, or as the report describes 2.0, all of all."""
+from qwen_image_engine.runtime.model import ATTENTION
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,11 @@ class TransformerConfig:
     def hidden_size(self) -> int:
         """Width of the residual stream: heads times head_dim."""
         return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def attention(self) -> str:
+        """One of `ATTENTION`."""
+        return ATTENTION[self.bidirectional]
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str, attention: str | None = None) -> TransformerConfig:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -74,8 +75,9 @@ class Bundle:
                 "are free; free some, run with --memory sequential, or export with --precision int8"
             )
 
+    @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Load the tokenizer.
+        """The tokenizer, loaded once: 150,000 tokens take a while.
 
         Raises:
             QwenImageError: see `load_tokenizer`.

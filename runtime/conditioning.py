@@ -193,16 +193,20 @@ class PromptEncoder:
         segments = {key: _after_system_turn(item) for key, item in tokens.items()}
         caches: dict[_Key, dict[str, NDArray[np.float32]]] = {key: {} for key in tokens}
         if not self._facts.bidirectional:
-            caches = {key: self._first_run(segments[key], states[key]) for key in tokens}
+            axes = self._facts.axes_dims_rope
+            tables = {key: rotary_tables(prefix_positions(item), axes) for key, item in segments.items()}
+            caches = {key: self._first_run(segments[key], states[key], tables[key]) for key in tokens}
             for key in tokens:
-                self._image_runs(segments[key], states[key], latents, caches[key])
+                self._image_runs(segments[key], states[key], latents, tables[key], caches[key])
         return {key: Conditioning(*key, segments[key], states[key], latents, caches[key]) for key in tokens}
 
-    def _first_run(self, segments: Sequence[Segment], states: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    def _first_run(
+        self, segments: Sequence[Segment], states: NDArray[np.float32], tables: Tables
+    ) -> dict[str, NDArray[np.float32]]:
         """Keys and values of the text before the first image, with room behind them for all that follows."""
         first = segments[0]
         assert isinstance(first, TextRun)
-        cos, sin = self._tables(segments)
+        cos, sin = tables
         n, length = first.length, prefix_length(segments)
         found = self._run("prefix", text_states=np.ascontiguousarray(states[:, :n]), cos=cos[:n], sin=sin[:n])
         if n == length:
@@ -219,10 +223,11 @@ class PromptEncoder:
         segments: Sequence[Segment],
         states: NDArray[np.float32],
         latents: Sequence[NDArray[np.float32]],
+        tables: Tables,
         cache: Mapping[str, NDArray[np.float32]],
     ) -> None:
         """Fill `cache` with each image and the text behind it, which see what stands before them."""
-        cos, sin = self._tables(segments)
+        cos, sin = tables
         past = read = prefix_length(segments[:1])
         for image, text in zip(latents, segments[2::2], strict=True):
             assert isinstance(text, TextRun)
@@ -242,9 +247,6 @@ class PromptEncoder:
             for name, values in cache.items():
                 values[:, past:end] = own.pop(f"own_{name}")
             past, read = end, read + text.length
-
-    def _tables(self, segments: Sequence[Segment]) -> Tables:
-        return rotary_tables(prefix_positions(segments), self._facts.axes_dims_rope)
 
     def _run(self, component: str, **inputs: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
         outputs = self._components.run(component, inputs)

@@ -4,7 +4,7 @@ Shared by text, reference images and the target: the counterpart of the index pa
 of transformers' `Qwen3VLModel.get_rope_index`. The text encoder has one image slot for 2x2 latents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -48,7 +48,7 @@ class Layout:
 
         A text token advances the position by 1, an image by max(height, width).
         """
-        positions, start = _laid_out(prefix)
+        positions, start = _laid_out(prefix, _latents)
         return cls(positions, image_positions(target.height, target.width, start))
 
     @classmethod
@@ -59,7 +59,7 @@ class Layout:
 
 def prefix_positions(segments: Sequence[Segment]) -> NDArray[np.int32]:
     """Give (T, 3) int32, those of a prefix whatever target follows."""
-    return _laid_out(segments)[0]
+    return _laid_out(segments, _latents)[0]
 
 
 def text_mask(segments: Sequence[Segment]) -> NDArray[np.bool_]:
@@ -73,18 +73,28 @@ def text_mask(segments: Sequence[Segment]) -> NDArray[np.bool_]:
     return np.concatenate([np.empty(0, bool), *parts])
 
 
-def _laid_out(segments: Sequence[Segment]) -> tuple[NDArray[np.int32], int]:
-    """Positions of segments in order, and the one behind them."""
+def _laid_out(
+    segments: Sequence[Segment], image: Callable[[ImageBlock, int], tuple[NDArray[np.int32], int]]
+) -> tuple[NDArray[np.int32], int]:
+    """Positions of segments in order, and the one behind them; `image` gives those of a block, and how far it goes."""
     start, blocks = 0, [np.empty((0, 3), np.int32)]
     for segment in segments:
-        match segment:
-            case TextRun(length):
-                blocks.append(text_positions(length, start))
-                start += length
-            case ImageBlock(height, width):
-                blocks.append(image_positions(height, width, start))
-                start += max(height, width)
+        if isinstance(segment, TextRun):
+            positions, advance = text_positions(segment.length, start), segment.length
+        else:
+            positions, advance = image(segment, start)
+        blocks.append(positions)
+        start += advance
     return np.concatenate(blocks), start
+
+
+def _latents(block: ImageBlock, start: int) -> tuple[NDArray[np.int32], int]:
+    return image_positions(block.height, block.width, start), max(block.height, block.width)
+
+
+def _slots(block: ImageBlock, start: int) -> tuple[NDArray[np.int32], int]:
+    rows, columns = block.height // 2, block.width // 2
+    return np.indices((1, rows, columns), np.int32).reshape(3, -1).T + np.int32(start), max(rows, columns)
 
 
 def text_positions(length: int, start: int = 0) -> NDArray[np.int32]:
@@ -112,15 +122,4 @@ def encoder_positions(segments: Sequence[Segment]) -> NDArray[np.int32]:
     slots in raster order: time stands still, rows and columns count from the position on, which then advances by
     max(h, w)/2.
     """
-    start, blocks = 0, [np.empty((0, 3), np.int32)]
-    for segment in segments:
-        match segment:
-            case TextRun(length):
-                blocks.append(text_positions(length, start))
-                start += length
-            case ImageBlock(height, width):
-                rows, columns = height // 2, width // 2
-                slots = np.indices((1, rows, columns), np.int32).reshape(3, -1).T
-                blocks.append(slots + np.int32(start))
-                start += max(rows, columns)
-    return np.concatenate(blocks)
+    return _laid_out(segments, _slots)[0]

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from qwen_image_engine.engines.compute_capability import least_compute_capability
-from qwen_image_engine.engines.contract import Contract, Dims
+from qwen_image_engine.engines.contract import FOR_REFERENCES, Contract, Dims
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.runtime.checkpoint_flags import checkpoint_flags
 from qwen_image_engine.runtime.model import ModelFacts
@@ -187,7 +187,7 @@ class Manifest:
     def absent_for_references(self) -> tuple[str, ...]:
         """Components that reference images need and that it was exported without."""
         prefix = () if self.facts.bidirectional else ("prefix_image",)
-        return tuple(name for name in ("vision", "vae_encoder", *prefix) if name not in self.components)
+        return tuple(name for name in (*FOR_REFERENCES, *prefix) if name not in self.components)
 
     def to_json(self) -> dict[str, Any]:
         """The object that manifest.json holds."""

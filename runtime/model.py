@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+ATTENTION = ("causal", "bidirectional")
+"""How tokens of the transformer see each other: as in 2.1, block-causal, or as the report describes 2.0, all of all."""
+
 
 @dataclass(frozen=True)
 class VisionFacts:
@@ -60,6 +63,16 @@ class ModelFacts:
     cache_token_bytes: int
     bidirectional: bool
     vision: VisionFacts
+
+    @property
+    def attention(self) -> str:
+        """One of `ATTENTION`."""
+        return ATTENTION[self.bidirectional]
+
+    @property
+    def step(self) -> str:
+        """The component that runs every step."""
+        return "joint" if self.bidirectional else "step"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

@@ -103,7 +103,7 @@ class QwenImage:
         facts = opened.manifest.facts
         pipeline = cls(
             components,
-            opened.tokenizer(),
+            opened.tokenizer,
             opened.embeddings(),
             opened.schedule(),
             facts,
@@ -164,8 +164,7 @@ class QwenImage:
             if isinstance(references, ReferenceImages)
             else self.read_references(references, reference_resolution)
         )
-        width = images.size[0] if width is None else width
-        height = images.size[1] if height is None else height
+        width, height = images.picture_size(width, height)
         start = Start.of(self.schedule, self.facts.channels, width, height, steps, seed, num_images, latents)
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
         shown = None if progress else io.StringIO()  # which is no terminal

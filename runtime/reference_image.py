@@ -71,6 +71,10 @@ class ReferenceImages:
         height, width = images[-1].rgba.shape[:2]
         return cls(images, (width, height))
 
+    def picture_size(self, width: int | None, height: int | None) -> tuple[int, int]:
+        """(width, height) as asked for, `size` where they are not."""
+        return self.size[0] if width is None else width, self.size[1] if height is None else height
+
     @staticmethod
     def _fitted(source: ReferenceSource, resolution: int, facts: VisionFacts) -> ReferenceImage:
         """One at a time: the largest take half a gigabyte before they are fitted."""

@@ -19,6 +19,7 @@ from qwen_image_engine.runtime.conditioning import KEPT_BYTES
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.memory import Components, Memory
 from qwen_image_engine.runtime.model import ModelFacts, VisionFacts
+from qwen_image_engine.runtime.picture import Picture
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
@@ -184,4 +185,12 @@ def numpy_pipeline(
         Origin(engine="numpy", precision="fp32", checkpoint="toy"),
         kept_bytes,
         absent,
+    )
+
+
+def same_pictures(first: list[Picture], second: list[Picture]) -> bool:
+    """Whether latents and pixels are equal bit for bit."""
+    return all(
+        np.array_equal(a.latents, b.latents) and np.array_equal(a.rgba, b.rgba)
+        for a, b in zip(first, second, strict=True)
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qwen_image_engine.reference.shapes.muon import Muon
 from qwen_image_engine.reference.shapes.precision import autocast
+from qwen_image_engine.reference.shapes.rate import share_of_rate
 from qwen_image_engine.reference.shapes.vae_training import crop_of, random_picture, to_model_range
 from qwen_image_engine.reference.vae import Vae
 
@@ -48,7 +49,7 @@ def train_decoder(vae: Vae, seed: int, device: str, report: Callable[[str], None
         ),
     ]
     steps = sum(count for _, _, count in PHASES)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, steps)) for o in optimizers]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: share_of_rate(step, steps)) for o in optimizers]
     pictures = [random_picture(rng) for _ in range(POOL)]
     start, close = time.monotonic(), []
     for step, (crop, batch) in enumerate((c, b) for c, b, count in PHASES for _ in range(count)):
@@ -83,8 +84,3 @@ def train_decoder(vae: Vae, seed: int, device: str, report: Callable[[str], None
 def _robust(error: Tensor) -> Tensor:
     """e^2 / (e^2 + c^2) (Geman and McClure 1985): nearly a count of the pixels that are not close."""
     return error.square() / (error.square() + CLOSE**2)
-
-
-def _rate(step: int, steps: int) -> float:
-    """Linear warm-up, plateau, linear decay over the second half."""
-    return min(1.0, (step + 1) / 50, max(0.02, 2 * (steps - step) / steps))

@@ -21,6 +21,7 @@ from qwen_image_engine.reference.shapes.instructions import write_instruction
 from qwen_image_engine.reference.shapes.muon import Muon
 from qwen_image_engine.reference.shapes.precision import autocast
 from qwen_image_engine.reference.shapes.prompts import write_prompt
+from qwen_image_engine.reference.shapes.rate import share_of_rate
 from qwen_image_engine.reference.shapes.scene import split_scene
 from qwen_image_engine.reference.shapes.text_batch import Reader, TextBatch, tokenize_batch
 from qwen_image_engine.runtime.layout import ImageBlock, TextRun
@@ -64,7 +65,7 @@ def train_edit_reader(
     for step in range(STEPS):
         for optimizer, rate in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * min(1.0, (step + 1) / 50, max(0.02, 2 * (STEPS - step) / STEPS))
+                group["lr"] = rate * share_of_rate(step, STEPS)
         text, rgb, wanted = _batch(tokenizer, rng, device)
         with autocast(device):
             states = reader(text, rgb)[:, text.text().to(device)].float()

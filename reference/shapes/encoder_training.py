@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qwen_image_engine.reference.shapes.muon import Muon
 from qwen_image_engine.reference.shapes.precision import autocast
 from qwen_image_engine.reference.shapes.prompts import write_prompt
+from qwen_image_engine.reference.shapes.rate import share_of_rate
 from qwen_image_engine.reference.shapes.scene import (
     COLOURS,
     GROUNDS,
@@ -81,7 +82,7 @@ def train_reader(reader: Reader, tokenizer: Tokenizer, seed: int, device: str, r
         Muon(matrices, MATRIX_RATE, weight_decay=0.05),
         torch.optim.AdamW(others, OTHER_RATE, betas=(0.9, 0.98)),
     ]
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, _rate) for o in optimizers]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: share_of_rate(step, STEPS)) for o in optimizers]
     for step in range(STEPS):
         scenes = [split_scene(rng, held_out=False) for _ in range(BATCH)]
         text = tokenize_batch(tokenizer, [write_prompt(s, rng) for s in scenes], device)
@@ -111,8 +112,3 @@ def facts(scene: Scene) -> NDArray[np.int64]:
     if scene.word is not None and scene.word_place is not None:
         facts[scene.word_place] = 1 + len(SHAPES) * len(COLOURS) + WORDS.index(scene.word)
     return np.array([*facts.values(), _GROUND + [*GROUNDS, TRANSPARENT].index(scene.ground)])
-
-
-def _rate(step: int) -> float:
-    """Linear warm-up, plateau, linear decay over the second half."""
-    return min(1.0, (step + 1) / 50, max(0.02, 2 * (STEPS - step) / STEPS))

@@ -13,6 +13,7 @@ from qwen_image_engine.reference.config import VaeConfig
 from qwen_image_engine.reference.shapes.draw import draw
 from qwen_image_engine.reference.shapes.muon import Muon
 from qwen_image_engine.reference.shapes.precision import autocast
+from qwen_image_engine.reference.shapes.rate import share_of_rate
 from qwen_image_engine.reference.shapes.scene import random_scene
 from qwen_image_engine.reference.vae import Vae
 
@@ -50,7 +51,7 @@ def train_vae(config: VaeConfig, seed: int, device: str, report: Callable[[str],
         Muon(inner, MATRIX_RATE),
         torch.optim.AdamW([p for p in vae.parameters() if id(p) not in chosen], OTHER_RATE, betas=(0.9, 0.98)),
     ]
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, _rate) for o in optimizers]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: share_of_rate(step, STEPS)) for o in optimizers]
     pictures = [random_picture(rng) for _ in range(POOL)]
     start, losses = time.monotonic(), []
     for step, (crop, batch) in enumerate((c, b) for c, b, steps in PHASES for _ in range(steps)):
@@ -95,8 +96,3 @@ def crop_of(picture: NDArray[np.uint8], side: int, rng: np.random.Generator) -> 
     """A random square of a picture."""
     x, y = (int(rng.integers(n - side + 1)) for n in (picture.shape[1], picture.shape[0]))
     return picture[y : y + side, x : x + side]
-
-
-def _rate(step: int) -> float:
-    """Linear warm-up, plateau, linear decay over the second half."""
-    return min(1.0, (step + 1) / 50, max(0.02, 2 * (STEPS - step) / STEPS))

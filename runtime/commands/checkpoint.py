@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.runtime.model import ATTENTION
 
 if TYPE_CHECKING:
     from qwen_image_engine.reference.checkpoint import Checkpoint
@@ -33,7 +34,7 @@ def add_weight_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--attention",
-        choices=("causal", "bidirectional"),
+        choices=ATTENTION,
         help="how the transformer's tokens see each other, in the place of what its config.json says",
     )
 
@@ -56,7 +57,7 @@ def weight_sources(checkpoint: "Checkpoint") -> dict[str, Any]:
     return {
         "transformer_file": None if single is None else str(single),
         "loras": [{"path": str(lora.path), "scale": lora.scale} for lora in checkpoint.loras],
-        "attention": "bidirectional" if checkpoint.transformer.bidirectional else "causal",
+        "attention": checkpoint.transformer.attention,
         "merged_weights": sum(tensor.stored is not tensor for tensor in tensors),
     }
 

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen_image_engine.engines.contract import FOR_REFERENCES
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.commands.arguments import picture_size, whole_numbers
 from qwen_image_engine.runtime.commands.checkpoint import add_checkpoint_arguments, open_checkpoint, weight_sources
@@ -76,7 +77,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--without",
         action="append",
-        choices=("vision", "vae_encoder"),
+        choices=FOR_REFERENCES,
         default=[],
         help="leave out all that reference images alone need; the bundle then takes none",
     )

@@ -102,8 +102,7 @@ def execute(options: argparse.Namespace) -> Report:
     latents = None if options.latents is None else read_latents(options.latents)
     bundle = Bundle.open(options.bundle)
     references = bundle.read_references(options.reference, options.reference_resolution)
-    width = references.size[0] if options.width is None else options.width
-    height = references.size[1] if options.height is None else options.height
+    width, height = references.picture_size(options.width, options.height)
     tokens, cache_bytes = _check(options, bundle, references, width, height, latents)
     if references.images:
         held = f", {size_text(cache_bytes)} of keys and values" if cache_bytes else ""
@@ -201,7 +200,7 @@ def _check(
     from qwen_image_engine.runtime.prompt import tokenize
     from qwen_image_engine.runtime.start import Start
 
-    facts, schedule, tokenizer = bundle.manifest.facts, bundle.schedule(), bundle.tokenizer()
+    facts, schedule, tokenizer = bundle.manifest.facts, bundle.schedule(), bundle.tokenizer
     check_guidance(options.guidance, options.negative_prompt is not None)
     for seed in options.seed:
         Start.of(schedule, facts.channels, width, height, options.steps, seed, options.num_images, latents)

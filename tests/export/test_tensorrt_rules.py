@@ -28,8 +28,10 @@ def first(graph: ir.Graph, *operators: str) -> ir.Node:
     return next(node for node in graph if node.op_type in operators)
 
 
-def last(graph: ir.Graph, *operators: str) -> ir.Node:
-    return [node for node in graph if node.op_type in operators][-1]
+def dequantised(graph: ir.Graph, *, stored: bool) -> ir.Node:
+    """The first DequantizeLinear of a weight, or of activations."""
+    found = (node for node in graph if node.op_type == "DequantizeLinear")
+    return next(node for node in found if node.inputs[0].is_initializer() == stored)
 
 
 def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
@@ -82,7 +84,7 @@ def wide_scale(graph: ir.Graph) -> None:
 
 def late_weight(graph: ir.Graph) -> None:
     """The codes of a weight through an operator, as where they are made when the graph runs."""
-    node = next(node for node in graph if node.op_type == "DequantizeLinear" and node.inputs[0].is_initializer())
+    node = dequantised(graph, stored=True)
     copy = ir.node("Identity", [node.inputs[0]])
     copy.outputs[0].type, copy.outputs[0].shape = node.inputs[0].type, node.inputs[0].shape
     graph.insert_before(node, copy)
@@ -90,7 +92,7 @@ def late_weight(graph: ir.Graph) -> None:
 
 
 def something_between(graph: ir.Graph) -> None:
-    node = next(node for node in graph if node.op_type == "DequantizeLinear" and not node.inputs[0].is_initializer())
+    node = dequantised(graph, stored=False)
     between = ir.node("Identity", node.outputs)
     between.outputs[0].type, between.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
     for use in list(node.outputs[0].uses()):
@@ -108,12 +110,12 @@ def quantised_softmax(graph: ir.Graph) -> None:
 
 
 def one_scale_for_all_channels(graph: ir.Graph) -> None:
-    node = next(node for node in graph if node.op_type == "DequantizeLinear" and node.inputs[0].is_initializer())
+    node = dequantised(graph, stored=True)
     node.replace_input_with(1, initializer(graph, "one", np.array(0.5, ml_dtypes.bfloat16)))
 
 
 def other_codes(graph: ir.Graph) -> None:
-    node = next(node for node in graph if node.op_type == "DequantizeLinear" and node.inputs[0].is_initializer())
+    node = dequantised(graph, stored=True)
     node.inputs[0].type = ir.TensorType(ir.DataType.INT8)
 
 

@@ -6,7 +6,10 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from numpy_engines import Journal, numpy_pipeline
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from qwen_image_engine.runtime.pipeline import QwenImage
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -109,3 +112,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, prompts: list[str]) -> 
     }
     (processor / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def journal() -> Journal:
+    """What the toy engines of `pipeline` did."""
+    return Journal()
+
+
+@pytest.fixture
+def pipeline(checkpoint: Path, journal: Journal) -> QwenImage:
+    """The real host side on toy engines."""
+    return numpy_pipeline(checkpoint, journal)

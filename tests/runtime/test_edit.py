@@ -8,35 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 from images import patches
-from numpy_engines import FACTS, Journal, numpy_pipeline
+from numpy_engines import FACTS, Journal, numpy_pipeline, same_pictures
 
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.image import read_png_parameters
 from qwen_image_engine.runtime.memory import Memory
-from qwen_image_engine.runtime.picture import Picture
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 WIDE, TALL = patches(90, 60), patches(50, 70, "RGB", 1)
 SMALL: dict[str, Any] = {"reference_resolution": 64, "width": 64, "height": 96, "steps": 3}
 ONCE = ("vision", "vae_encoder", "text_encoder", "prefix", "prefix_image")
 BIDIRECTIONAL = replace(FACTS, bidirectional=True, cache_token_bytes=0)
-
-
-@pytest.fixture
-def journal() -> Journal:
-    return Journal()
-
-
-@pytest.fixture
-def pipeline(checkpoint: Path, journal: Journal) -> QwenImage:
-    return numpy_pipeline(checkpoint, journal)
-
-
-def same(first: list[Picture], second: list[Picture]) -> bool:
-    return all(
-        np.array_equal(a.latents, b.latents) and np.array_equal(a.rgba, b.rgba)
-        for a, b in zip(first, second, strict=True)
-    )
 
 
 def runs(journal: Journal) -> Counter[str]:
@@ -75,8 +57,8 @@ class TestGenerate:
     def test_files_and_images_are_the_same(self, pipeline: QwenImage, tmp_path: Path) -> None:
         WIDE.save(tmp_path / "wide.png")
         first = pipeline.generate("a", references=[WIDE], **SMALL)
-        assert same(first, pipeline.generate("a", references=[tmp_path / "wide.png"], **SMALL))
-        assert same(first, pipeline.generate("a", references=pipeline.read_references([WIDE], 64), **SMALL))
+        assert same_pictures(first, pipeline.generate("a", references=[tmp_path / "wide.png"], **SMALL))
+        assert same_pictures(first, pipeline.generate("a", references=pipeline.read_references([WIDE], 64), **SMALL))
 
     def test_conditioning_has_the_tokens_that_were_announced(self, pipeline: QwenImage) -> None:
         images = pipeline.read_references([WIDE, TALL], 64)
@@ -132,7 +114,7 @@ class TestReuse:
         pipeline.generate("a", **SMALL)
         reused = pipeline.generate("a", references=[WIDE, TALL], **arguments)
         fresh = numpy_pipeline(checkpoint, Journal(), facts=facts)
-        assert same(reused, fresh.generate("a", references=[WIDE, TALL], **arguments))
+        assert same_pictures(reused, fresh.generate("a", references=[WIDE, TALL], **arguments))
 
     @pytest.mark.parametrize(("pictures", "encodings"), [(0, 5), (1, 5), (2, 4), (9, 3)])
     def test_the_limit_of_bytes(self, checkpoint: Path, journal: Journal, pictures: int, encodings: int) -> None:
@@ -164,7 +146,7 @@ class TestMemory:
         order = [event.removeprefix("load ") for event in journal.events if event.startswith("load")]
         assert order == [*ONCE, "step", "vae_decoder_mid", "vae_decoder_up"]
         assert journal.held_at_most() == (1 if memory == "sequential" else len(order))
-        assert same(drawn, numpy_pipeline(checkpoint, Journal()).generate("a", **arguments))
+        assert same_pictures(drawn, numpy_pipeline(checkpoint, Journal()).generate("a", **arguments))
 
     def test_too_little_for_keys_and_values_is_refused_before_anything_runs(
         self, pipeline: QwenImage, journal: Journal, monkeypatch: pytest.MonkeyPatch

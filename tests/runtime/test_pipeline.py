@@ -6,35 +6,17 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from numpy_engines import SCHEDULE, Journal, NumpyEngine, numpy_pipeline
+from numpy_engines import SCHEDULE, Journal, NumpyEngine, numpy_pipeline, same_pictures
 
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.image import read_png_parameters, to_rgba8
 from qwen_image_engine.runtime.latents import unpack_latents
 from qwen_image_engine.runtime.memory import Memory
-from qwen_image_engine.runtime.picture import Picture
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.sampler import Step, guide
 from qwen_image_engine.runtime.schedule import sigmas
 
 SMALL: dict[str, Any] = {"width": 64, "height": 96, "steps": 3}
-
-
-@pytest.fixture
-def journal() -> Journal:
-    return Journal()
-
-
-@pytest.fixture
-def pipeline(checkpoint: Path, journal: Journal) -> QwenImage:
-    return numpy_pipeline(checkpoint, journal)
-
-
-def same(first: list[Picture], second: list[Picture]) -> bool:
-    return all(
-        np.array_equal(a.latents, b.latents) and np.array_equal(a.rgba, b.rgba)
-        for a, b in zip(first, second, strict=True)
-    )
 
 
 def last(steps: Any) -> Step:
@@ -48,8 +30,8 @@ class TestGenerate:
         pictures = [pipeline.generate("a red circle", seed=seed, **SMALL) for seed in (7, 7, 8)]
         assert pictures[0][0].rgba.shape == (96, 64, 4)
         assert pictures[0][0].latents.shape == (24, 4)
-        assert same(pictures[0], pictures[1])
-        assert not same(pictures[0], pictures[2])
+        assert same_pictures(pictures[0], pictures[1])
+        assert not same_pictures(pictures[0], pictures[2])
 
     def test_given_latents_take_the_place_of_the_seed(self, pipeline: QwenImage) -> None:
         start = np.random.default_rng(0).standard_normal((2, 24, 4), np.float32)
@@ -113,7 +95,7 @@ class TestReuse:
         pipeline.generate("a", **SMALL)
         pipeline.generate("grey", **SMALL)
         reused = pipeline.generate("a", **arguments)
-        assert same(reused, numpy_pipeline(checkpoint, Journal()).generate("a", **arguments))
+        assert same_pictures(reused, numpy_pipeline(checkpoint, Journal()).generate("a", **arguments))
 
     def test_a_new_prompt_keeps_the_negative_one(self, pipeline: QwenImage, journal: Journal) -> None:
         for prompt in ("one", "two", "three"):
@@ -133,7 +115,7 @@ class TestMemory:
             with numpy_pipeline(checkpoint, journal, memory=memory) as pipeline:
                 drawn.append(pipeline.generate("a", negative_prompt="b", guidance=2.0, num_images=2, **SMALL))
             journals.append(journal)
-        assert same(*drawn)
+        assert same_pictures(*drawn)
         assert [journal.held_at_most() for journal in journals] == [5, 1]
         loads = [event for event in journals[1].events if not event.startswith("run")]
         order = ("text_encoder", "prefix", "step", "vae_decoder_mid", "vae_decoder_up")
@@ -151,7 +133,7 @@ class TestMemory:
         first = pipeline.generate("a", **SMALL)
         pipeline.close()
         assert journal.counts()["close step"] == 1
-        assert same(first, pipeline.generate("a", **SMALL))
+        assert same_pictures(first, pipeline.generate("a", **SMALL))
 
     def test_timings_name_every_stage(self, pipeline: QwenImage) -> None:
         pipeline.generate("a", **SMALL)

@@ -24,6 +24,13 @@ def references(tmp_path: Path) -> list[Path]:
     return [folder / "wide.png", folder / "tall.png"]
 
 
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No engine may be loaded."""
+    loading = "qwen_image_engine.runtime.pipeline.QwenImage.load"
+    monkeypatch.setattr(loading, lambda *_, **__: pytest.fail("loaded before the request was looked at"))
+
+
 def test_run_with_references_and_seeds(
     exported: Callable[..., Path], references: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +100,7 @@ def test_lines_name_every_request(
     assert "tokens before the target" not in streams.err
 
 
+@pytest.mark.usefixtures("unloaded")
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
@@ -114,24 +122,17 @@ def test_what_cannot_be_drawn(
     flags: tuple[str, ...],
     word: str,
 ) -> None:
-    loading = "qwen_image_engine.runtime.pipeline.QwenImage.load"
-    monkeypatch.setattr(loading, lambda *_, **__: pytest.fail("loaded before the request was looked at"))
     monkeypatch.chdir(references[0].parent)
     Path("text.txt").write_text("no image")
     usual: list[Any] = ["run", exported(), "-p", "a", "-o", output / "out.png", "-s", 2]
     assert word in fails(2, *usual, *flags)
 
 
+@pytest.mark.usefixtures("unloaded")
 def test_a_bundle_that_takes_no_references(
-    exported: Callable[..., Path],
-    references: list[Path],
-    output: Path,
-    fails: Callable[..., str],
-    monkeypatch: pytest.MonkeyPatch,
+    exported: Callable[..., Path], references: list[Path], output: Path, fails: Callable[..., str]
 ) -> None:
     folder = exported("narrow", without=("vision", "vae_encoder"))
-    loading = "qwen_image_engine.runtime.pipeline.QwenImage.load"
-    monkeypatch.setattr(loading, lambda *_, **__: pytest.fail("loaded before the request was looked at"))
     usual: list[Any] = ["run", folder, "-p", "a", "-o", output / "out.png", "-s", 2]
     assert "the bundle has no vision" in fails(2, *usual, "-r", references[0])
 
