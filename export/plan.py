@@ -17,7 +17,6 @@ from qwen_image_engine.export.selection import networks, selected
 from qwen_image_engine.export.stage_memory import PROMPT_TOKENS, StageWidths, cache_bytes, stage_memory
 from qwen_image_engine.export.weight_file import entry_bytes
 from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.component import VISION
 from qwen_image_engine.reference.engine import dims
 from qwen_image_engine.reference.pipeline import model_facts
 from qwen_image_engine.reference.tensor_file import TensorInfo
@@ -206,24 +205,16 @@ def _read(checkpoint: Checkpoint, network: str, components: Collection[str]) -> 
     """The tensors that go into the bundle: the graphs' and the table the host gathers from."""
     stored = checkpoint.stored(network)
     unread = () if network != "vae" or "vae_encoder" in components else _VAE_ENCODER
-    return [
+    read = [
         tensor
         for tensor in stored.tensors.values()
-        if not tensor.name.startswith(unread)
-        and (not stored.may_stay_unread(tensor.name) or (network == "text_encoder" and _is_table(tensor)))
+        if not tensor.name.startswith(unread) and not stored.may_stay_unread(tensor.name)
     ]
+    return [*read, *_table(checkpoint, network)]
 
 
-def _is_table(tensor: TensorInfo) -> bool:
-    return tensor.name.endswith("embed_tokens.weight")
-
-
-def _own(checkpoint: Checkpoint, network: str) -> list[TensorInfo]:
-    """What is stored of a network; the vision tower's tensors are among the text encoder's."""
-    stored = checkpoint.stored(network).tensors.values()
-    if network not in ("text_encoder", "vision"):
-        return list(stored)
-    return [tensor for tensor in stored if tensor.name.startswith(VISION.prefix) == (network == "vision")]
+def _table(checkpoint: Checkpoint, network: str) -> list[TensorInfo]:
+    return [checkpoint.token_embeddings()] if network == "text_encoder" else []
 
 
 def _network(
@@ -234,26 +225,18 @@ def _network(
     weights: Weights,
     components: Collection[str],
 ) -> NetworkPlan:
-    own, read = _own(checkpoint, name), _read(checkpoint, name, components)
+    stored, read = checkpoint.stored(name), _read(checkpoint, name, components)
     names = {tensor.name for tensor in read}
     # What a recipe adds, such as scales, is named after what it belongs to and is always read.
-    stored = set(checkpoint.stored(name).tensors)
     entries = network_weights(checkpoint, name, recipe.dtype, quantised)
-    graphs = sum(entry_bytes(entry) for entry in entries if entry.name in names or entry.name not in stored)
-    table = sum(tensor.nbytes for tensor in read if _is_table(tensor))
+    graphs = sum(entry_bytes(entry) for entry in entries if entry.name in names or entry.name not in stored.tensors)
+    table = sum(tensor.nbytes for tensor in _table(checkpoint, name))
     return NetworkPlan(
         network=name,
-        dtypes=_dtypes(own),
-        stored_parameters=sum(tensor.elements for tensor in own),
+        dtypes=stored.dtypes,
+        stored_parameters=stored.parameters,
         parameters=sum(tensor.elements for tensor in read),
-        stored_bytes=sum(tensor.stored.nbytes for tensor in own),
+        stored_bytes=stored.nbytes,
         bundle_bytes=0 if weights == "link" else graphs + table,
         engine_bytes=graphs,
     )
-
-
-def _dtypes(tensors: Sequence[TensorInfo]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for tensor in tensors:
-        counts[tensor.stored.dtype] = counts.get(tensor.stored.dtype, 0) + tensor.elements
-    return counts

@@ -120,13 +120,15 @@ class Checkpoint:
         return self.folder / "processor"
 
     def stored(self, network: str) -> Component:
-        """Where the weights of a network are: "transformer", "text_encoder", "vision" or "vae".
+        """What is stored of a network: "transformer", "text_encoder", "vision" or "vae".
 
-        The vision tower's are in the text encoder's files.
+        The vision tower's tensors are in the text encoder's files.
         """
-        if network == "vision":
-            return replace(self.components["text_encoder"], layout=VISION)
-        return self.components[network]
+        if network not in ("text_encoder", "vision"):
+            return self.components[network]
+        encoder, vision = self.components["text_encoder"], network == "vision"
+        own = {name: info for name, info in encoder.tensors.items() if name.startswith(VISION.prefix) == vision}
+        return replace(encoder, tensors=own, layout=VISION if vision else encoder.layout)
 
     def token_embeddings(self) -> TensorInfo:
         """Where the embedding table (vocab_size, hidden_size) is stored.

@@ -59,13 +59,7 @@ LAYOUT: Mapping[str, ComponentLayout] = {
     ),
 }
 
-VISION = ComponentLayout(
-    "transformers",
-    "Qwen3VLVisionModel",
-    "model",
-    prefix="model.visual.",
-    unread=("lm_head.*", "model.language_model.*"),
-)
+VISION = ComponentLayout("transformers", "Qwen3VLVisionModel", "model", prefix="model.visual.")
 """The vision tower, which is stored with the text encoder."""
 
 
