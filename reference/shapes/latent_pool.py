@@ -21,6 +21,8 @@ from qwen_image_engine.runtime.reference_pixels import encoder_pixels
 
 _BATCH_PIXELS = 64 * 128 * 128
 COMBINE_SHARE = 0.2
+# Kinds of edit with one reference, as often as they are drawn: a word is the hardest to learn.
+_ONE_REFERENCE = (*KINDS[:-1], "word")
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def encode_edits(vae: Vae, sizes: Iterable[PoolSize], seed: int, device: str) ->
     vae = vae.to(device)
     buckets = []
     for size in sizes:
-        for kinds, part in ((KINDS[:-1], 1 - COMBINE_SHARE), (KINDS[-1:], COMBINE_SHARE)):
+        for kinds, part in ((_ONE_REFERENCE, 1 - COMBINE_SHARE), (KINDS[-1:], COMBINE_SHARE)):
             count = max(1, round(size.scenes * part))
             edits = [split_edit(rng, kinds[i % len(kinds)], held_out=False) for i in range(count)]
             latents, reference_latents, rgb = [], [], []
