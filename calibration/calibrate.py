@@ -25,7 +25,7 @@ from qwen_image_engine.calibration.settings import Settings
 from qwen_image_engine.calibration.tensors import temporary_name
 from qwen_image_engine.calibration.trajectories import Trajectories, empty_sums
 from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint import Checkpoint, Source
 from qwen_image_engine.runtime.reference import ReferenceSource
 from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION
 
@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def calibrate(
-    checkpoint: Checkpoint | str | Path,
+    checkpoint: Checkpoint | Source,
     output: str | Path,
     prompts: Sequence[str],
     *,
@@ -58,7 +58,7 @@ def calibrate(
     whatever versions it was made.
 
     Args:
-        checkpoint: an opened one, its folder, or its name in the local hub cache.
+        checkpoint: an opened one, or what `Checkpoint.open` takes: folder, hub name, diffusers pipeline.
         output: a new folder, or the one to go on in.
         prompts: one trajectory each.
         images: reference images, files or Pillow's; prompts 0, 2, 4, … are drawn with one of them, in turn, and the

@@ -22,7 +22,7 @@ from qwen_image_engine.export.plan import ExportPlan, check_disk, check_memory, 
 from qwen_image_engine.export.recipe import Recipe, recipe
 from qwen_image_engine.export.selection import networks, selected
 from qwen_image_engine.export.staging import check_output, staged
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.engine import NETWORK, dims
 from qwen_image_engine.reference.pipeline import model_facts
 from qwen_image_engine.runtime.bundle_files import describe_file
@@ -50,7 +50,7 @@ _COPIED_FILES = ("model_index.json",)
 
 
 def export_bundle(
-    checkpoint: Checkpoint | str | Path,
+    checkpoint: Checkpoint | Source,
     output: str | Path,
     *,
     target: str = "cpu",
@@ -71,7 +71,7 @@ def export_bundle(
     folders of it that an export would only make again are kept.
 
     Args:
-        checkpoint: an opened one, its folder, or its name in the local hub cache.
+        checkpoint: an opened one, or what `Checkpoint.open` takes: folder, hub name, diffusers pipeline.
         output: a new folder, or a bundle to replace.
         target: what the graphs are lowered for.
         precision: of weights and arithmetic.

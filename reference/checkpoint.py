@@ -24,6 +24,7 @@ from qwen_image_engine.reference.config import (
     VisionConfig,
     check_components,
 )
+from qwen_image_engine.reference.diffusers_pipeline import DiffusersPipeline, check_unchanged, loaded_from
 from qwen_image_engine.reference.hub_cache import REPOSITORY_NAME, snapshot_folder
 from qwen_image_engine.reference.json_reader import read_json
 from qwen_image_engine.reference.lora import merge
@@ -37,6 +38,10 @@ from qwen_image_engine.runtime.checkpoint_flags import checkpoint_flags
 PIPELINE_CLASS = "QwenImage21Pipeline"
 TRANSFORMER = "transformer"
 """The component that a single file may hold."""
+
+
+Source = str | Path | DiffusersPipeline
+"""What a checkpoint is opened from."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Checkpoint:
     @classmethod
     def open(
         cls,
-        path_or_name: str | Path,
+        source: Source,
         *,
         transformer_file: str | Path | None = None,
         loras: Sequence[LoraFile] = (),
@@ -75,16 +80,22 @@ class Checkpoint:
         """Open a folder, or by `org/name` the main revision of one in the local hub cache. Nothing is downloaded.
 
         Args:
-            path_or_name: with every configuration, and the weights of the networks.
+            source: with every configuration, and the weights of the networks; or the diffusers pipeline that was loaded
+                from there, whose weights are then compared with the files'.
             transformer_file: the transformer's weights, in the place of those in the folder; see `single_file`.
             loras: adapters that are merged into the transformer's weights, for everyone who reads them; see `lora`.
             attention: one of `runtime.model.ATTENTION`, in the place of what the transformer's configuration says.
 
         Raises:
             QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture; or an adapter
-                is not one of its transformer.
+                is not one of its transformer; or a pipeline is another than its files.
         """
-        folder = _find(path_or_name)
+        if not isinstance(source, str | Path):
+            path = loaded_from(source, PIPELINE_CLASS)
+            files = cls.open(path, transformer_file=transformer_file, attention=attention)
+            check_unchanged(source, files.components, files.scheduler)
+            return cls.open(path, transformer_file=transformer_file, loras=loras, attention=attention)
+        folder = _find(source)
         index = read_json(folder / "model_index.json")
         _check_index(folder, index)
         configs = {name: read_json(folder / name / "config.json") for name in LAYOUT}
@@ -96,7 +107,7 @@ class Checkpoint:
         vision = VisionConfig.from_json(configs["text_encoder"], encoder_json)
         vae = VaeConfig.from_json(configs["vae"], str(folder / "vae/config.json"))
         check_components(transformer, text_encoder, vae)
-        name = str(path_or_name) if folder != Path(path_or_name).expanduser() else folder.resolve().name
+        name = str(source) if folder != Path(source).expanduser() else folder.resolve().name
         single = None if transformer_file is None else Path(transformer_file).expanduser()
         return cls(
             name=_described(name, single, loras, bidirectional=transformer.bidirectional),

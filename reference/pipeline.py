@@ -1,7 +1,6 @@
 """The reference pipeline: the runtime's own, on PyTorch engines in fp32."""
 
 from collections.abc import Callable
-from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
@@ -9,7 +8,7 @@ from torch import nn
 
 from qwen_image_engine.engines.contract import contract
 from qwen_image_engine.engines.engine import Engine
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
 from qwen_image_engine.reference.vae import up_halo
@@ -21,11 +20,11 @@ from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
 
-def reference_pipeline(checkpoint: Checkpoint | str | Path, memory: Memory = "resident") -> QwenImage:
+def reference_pipeline(checkpoint: Checkpoint | Source, memory: Memory = "resident") -> QwenImage:
     """The pipeline that every bundle is compared with.
 
     Args:
-        checkpoint: an opened one, its folder, or its name in the local hub cache.
+        checkpoint: an opened one, or what `Checkpoint.open` takes: folder, hub name, diffusers pipeline.
         memory: "resident" keeps the networks, prefix and step sharing one; "sequential" holds one at a time.
 
     Raises:

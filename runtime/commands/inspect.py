@@ -179,7 +179,7 @@ def _bundle(folder: Path) -> Report:
         lines += table(rows)
         hidden = len(entry.contract.inputs) + len(entry.contract.outputs) - len(rows)
         if hidden:
-            lines.append(f"  and {hidden} more of the same form for the transformer's other blocks")
+            lines.append(f"  and {hidden} more of the same form, numbered on")
         if entry.quantised_layers:
             layers = list(entry.quantised_layers.values())
             lines.append(f"  in {entry.precision}: {len(layers)} linears{_prepared(layers)}")

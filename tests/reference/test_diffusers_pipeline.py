@@ -1,0 +1,74 @@
+"""A diffusers pipeline in the place of a checkpoint's path."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracles import load_edit_pipeline, load_pipeline
+
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.reference.checkpoint import Checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(random_checkpoint: Callable[..., Path]) -> Path:
+    return random_checkpoint(name="narrow", dtype="bfloat16")
+
+
+@pytest.fixture
+def pipeline(folder: Path) -> Any:
+    return load_edit_pipeline(folder)
+
+
+def test_exports_the_files_that_it_was_loaded_from(folder: Path, pipeline: Any, tmp_path: Path) -> None:
+    manifest = export_bundle(pipeline, tmp_path / "bundle")
+    assert manifest.checkpoint.path == str(folder.resolve())
+    assert manifest.checkpoint.weights_sha256 == Checkpoint.open(folder).weights_sha256()
+
+
+def test_other_precision_is_the_same_checkpoint(folder: Path, pipeline: Any) -> None:
+    assert Checkpoint.open(pipeline.to(torch.float16)).folder == folder
+
+
+@pytest.mark.parametrize("name", ["transformer", "text_encoder", "vae"])
+def test_changed_weights_are_refused_by_name(pipeline: Any, name: str) -> None:
+    key, tensor = list(pipeline.components[name].state_dict().items())[-1]
+    with torch.no_grad():
+        tensor.view(-1)[0] += 1
+    with pytest.raises(QwenImageError, match=rf"{name} is not what .* holds: {key} differs; save it with"):
+        Checkpoint.open(pipeline)
+
+
+def test_an_adapter_in_memory_is_refused(pipeline: Any) -> None:
+    from peft import LoraConfig
+
+    pipeline.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    with pytest.raises(QwenImageError, match=r"transformer has other tensors than .*unload adapters"):
+        Checkpoint.open(pipeline)
+
+
+def test_an_offloaded_pipeline_is_refused(pipeline: Any) -> None:
+    pipeline.transformer.to("meta")
+    with pytest.raises(QwenImageError, match=r"transformer is offloaded: .* name its folder instead"):
+        Checkpoint.open(pipeline)
+
+
+def test_another_schedule_is_refused(pipeline: Any) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, base_shift=0.7)
+    with pytest.raises(QwenImageError, match=r"scheduler has base_shift = 0\.7, its files"):
+        Checkpoint.open(pipeline)
+
+
+def test_a_pipeline_made_in_memory_is_refused(folder: Path) -> None:
+    with pytest.raises(QwenImageError, match="was not loaded from a folder; save it with"):
+        Checkpoint.open(load_pipeline(folder))
+
+
+def test_something_else_is_refused() -> None:
+    with pytest.raises(QwenImageError, match="a dict is no checkpoint; expected a folder, a hub name or a diffusers"):
+        Checkpoint.open({})  # type: ignore[arg-type]
