@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol, TextIO
@@ -59,14 +59,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments` (those of the process unless given) and give its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     wants_json = "--json" in given
+
+    def work() -> Report:
+        options = _parser().parse_args(given)
+        return VERBS[options.verb].execute(options)
+
+    return carry_out(work, wants_json, quiet=wants_json and not _asks_for_text(given))
+
+
+def carry_out(work: Callable[[], Report], wants_json: bool, *, quiet: bool) -> int:
+    """Print what `work` reports, or how it failed, and give the exit code.
+
+    Args:
+        work: parses and executes.
+        wants_json: whether standard output is one JSON document.
+        quiet: whether what libraries print goes to standard error, so as not to mix with the document.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that has no ✓ is no reason to fail
     try:
-        # Libraries that print must not mix with the document.
-        with redirect_stdout(sys.stderr) if wants_json and not _asks_for_text(given) else nullcontext():
-            options = _parser().parse_args(given)
-            report = VERBS[options.verb].execute(options)
+        with redirect_stdout(sys.stderr) if quiet else nullcontext():
+            report = work()
         _print(
             json.dumps(report.document, indent=2, allow_nan=False) if wants_json else "\n".join(report.lines),
             sys.stdout,
