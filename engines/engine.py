@@ -30,8 +30,10 @@ class Engine(Protocol):
         """The tensors that `run` takes and returns."""
         ...
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name.
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Outputs by name: arrays of numpy, but for keys and values on a GPU, which are a `DeviceArray` each.
+
+        An engine on a GPU takes either; one on the CPU takes arrays of numpy alone.
 
         Raises:
             QwenImageError: inputs that do not match the contract, a run that failed, an engine that is closed.

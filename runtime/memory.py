@@ -1,9 +1,9 @@
 """The memory policy: which components' engines are held, and when they are freed."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from qwen_image_engine.engines.engine import Array, Engine
+from qwen_image_engine.engines.engine import Engine
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.process_memory import MemoryWatch
 from qwen_image_engine.runtime.timing import Timings
@@ -44,7 +44,7 @@ class Components:
             for component in components:
                 self._get(component)
 
-    def run(self, component: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, component: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run one component, loading it first where it is not held; outputs and errors as of `Engine.run`."""
         engine = self._get(component)
         with self.timings.measure("run", component):
