@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy_memory import on_device
 
 from qwen_image_engine.engines import check
 from qwen_image_engine.engines.check import Array
@@ -24,7 +25,6 @@ from qwen_image_engine.runtime.picture import Picture
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
-from tests.numpy_memory import on_device
 
 DIMS = Dims(
     encoder_hidden=8,
