@@ -11,7 +11,7 @@ from qwen_image_engine.engines.errors import QwenImageError
 LEAST_DRIVER = 13000
 """CUDA 13.0, which TensorRT 11's libraries are for."""
 
-_LIBRARY = "libcuda.so.1"
+LIBRARY = "libcuda.so.1"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _NAME_BYTES = 256
@@ -36,7 +36,7 @@ class DeviceFacts:
     free_bytes: int
 
 
-def device_facts(library: str = _LIBRARY) -> DeviceFacts:
+def device_facts(library: str = LIBRARY) -> DeviceFacts:
     """What the driver says of the first device; a context is made for a moment, since free memory needs one.
 
     Raises:
@@ -51,24 +51,24 @@ def device_facts(library: str = _LIBRARY) -> DeviceFacts:
             "newer, and a container has to be started with the GPU (docker run --gpus all)"
         ) from None
     driver = ctypes.c_int()
-    _call(cuda, "cuDriverGetVersion", ctypes.byref(driver))
+    call(cuda, "cuDriverGetVersion", ctypes.byref(driver))
     if driver.value < LEAST_DRIVER:
         raise QwenImageError(
             f"the CUDA driver serves CUDA {version_text(driver.value)}, TensorRT 11 needs "
             f"{version_text(LEAST_DRIVER)}; install NVIDIA's driver 580 or newer"
         )
-    _call(cuda, "cuInit", ctypes.c_uint(0))
+    call(cuda, "cuInit", ctypes.c_uint(0))
     count = ctypes.c_int()
-    _call(cuda, "cuDeviceGetCount", ctypes.byref(count))
+    call(cuda, "cuDeviceGetCount", ctypes.byref(count))
     if count.value < 1:
         raise _no_device()
     device = ctypes.c_int()
-    _call(cuda, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
+    call(cuda, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
     name = ctypes.create_string_buffer(_NAME_BYTES)
-    _call(cuda, "cuDeviceGetName", name, ctypes.c_int(_NAME_BYTES), device)
+    call(cuda, "cuDeviceGetName", name, ctypes.c_int(_NAME_BYTES), device)
     major, minor = ctypes.c_int(), ctypes.c_int()
     for value, attribute in ((major, _CAPABILITY_MAJOR), (minor, _CAPABILITY_MINOR)):
-        _call(cuda, "cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), device)
+        call(cuda, "cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), device)
     free, total = _memory(cuda, device)
     return DeviceFacts(
         name=name.value.decode(errors="replace"),
@@ -87,11 +87,11 @@ def version_text(version: int) -> str:
 def _memory(cuda: ctypes.CDLL, device: ctypes.c_int) -> tuple[int, int]:
     """Free and all bytes of the device."""
     context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
-    _call(cuda, "cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+    call(cuda, "cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
     try:
-        _call(cuda, "cuCtxPushCurrent_v2", context)
+        call(cuda, "cuCtxPushCurrent_v2", context)
         try:
-            _call(cuda, "cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+            call(cuda, "cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
         finally:
             cuda.cuCtxPopCurrent_v2(ctypes.byref(context))
     finally:
@@ -99,7 +99,12 @@ def _memory(cuda: ctypes.CDLL, device: ctypes.c_int) -> tuple[int, int]:
     return free.value, total.value
 
 
-def _call(cuda: ctypes.CDLL, function: str, *arguments: object) -> None:
+def call(cuda: ctypes.CDLL, function: str, *arguments: object) -> None:
+    """Call one function of the driver.
+
+    Raises:
+        QwenImageError: it answers with an error, or there is no device.
+    """
     code: int = getattr(cuda, function)(*arguments)
     if code == _NO_DEVICE:
         raise _no_device()

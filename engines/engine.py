@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from qwen_image_engine.engines.check import Array as Array
 from qwen_image_engine.engines.contract import Contract
+from qwen_image_engine.engines.cuda_driver import device_facts
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.failure import one_line, pass_interruption
 
@@ -54,10 +55,18 @@ class Backend:
     missing: str | None
 
 
-ENGINES = ("onnxruntime", "openvino", "openvino-bf16")
+ENGINES = ("onnxruntime", "onnxruntime-cuda", "openvino", "openvino-bf16")
 """What `load_engine` knows; the last is OpenVINO computing in bf16 what is not quantised."""
 
-_EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino"}
+_EXTRAS = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda", "openvino": "openvino"}
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+INSTALL_CUDA = (
+    "onnxruntime and onnxruntime-gpu hold the same package and must not both be installed: "
+    "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'qwen-image-engine[cuda]'"
+)
+"""What mends an installation without CUDA."""
 
 
 def load_engine(backend: str, model: Path, contract: Contract, threads: int | None = None) -> Engine:
@@ -67,12 +76,13 @@ def load_engine(backend: str, model: Path, contract: Contract, threads: int | No
         backend: what runs it.
         model: the file.
         contract: the tensors that it takes and returns.
-        threads: of one run; None leaves it to the backend, which takes every core.
+        threads: of one run on the CPU; None leaves it to the backend, which takes every core.
 
     Raises:
         UsageError: no such backend, or fewer threads than one.
-        QwenImageError: its package is not installed, the processor has no bf16 where that is asked for, the file is
-            missing or no ONNX model, the graph is another than its contract's, or memory does not suffice.
+        QwenImageError: its package is not installed, the processor has no bf16 or the machine no GPU where that is
+            asked for, the file is missing or no ONNX model, the graph is another than its contract's, or memory does
+            not suffice.
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"{threads} threads: expected 1 to {MAX_THREADS}")
@@ -80,6 +90,10 @@ def load_engine(backend: str, model: Path, contract: Contract, threads: int | No
         from qwen_image_engine.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(model, contract, threads)
+    if backend == "onnxruntime-cuda":
+        from qwen_image_engine.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
+
+        return OnnxRuntimeCudaEngine(model, contract)
     if backend in ("openvino", "openvino-bf16"):
         from qwen_image_engine.engines.openvino import OpenVinoEngine
 
@@ -88,8 +102,8 @@ def load_engine(backend: str, model: Path, contract: Contract, threads: int | No
 
 
 def package_name(backend: str) -> str:
-    """The package that the backend of that name runs on."""
-    return backend.removesuffix("-bf16")
+    """The package that the backend of that name runs on, as it is installed."""
+    return "onnxruntime-gpu" if backend == "onnxruntime-cuda" else backend.removesuffix("-bf16")
 
 
 def available() -> tuple[Backend, ...]:
@@ -98,25 +112,32 @@ def available() -> tuple[Backend, ...]:
 
 
 def require(name: str) -> Any:
-    """The package of backend `name`.
+    """The package of backend `name`, one of `ENGINES`.
 
     Raises:
-        QwenImageError: it is not installed, or installed and does not load.
+        QwenImageError: it is not installed, or installed and does not load; or CUDA is asked for and ONNX Runtime is
+            built without, or there is no driver or GPU.
     """
-    install = f"pip install 'qwen-image-engine[{_EXTRAS[name]}]'"
+    name = name.removesuffix("-bf16")
+    module, install = name.removesuffix("-cuda"), f"pip install 'qwen-image-engine[{_EXTRAS[name]}]'"
     try:
-        return importlib.import_module(name)
+        package = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name == name:
-            raise QwenImageError(f"{name} is not installed; install it with: {install}") from None
+        if error.name == module:
+            raise QwenImageError(f"{module} is not installed; install it with: {install}") from None
         raise QwenImageError(
-            f"{name} needs the package {error.name}, which is not installed; install it again with: {install}"
+            f"{module} needs the package {error.name}, which is not installed; install it again with: {install}"
         ) from error
     except (ImportError, OSError) as error:
         pass_interruption(error)
         raise QwenImageError(
-            f"{name} is installed and does not load ({one_line(error)}); install it again with: {install}"
+            f"{module} is installed and does not load ({one_line(error)}); install it again with: {install}"
         ) from error
+    if name == "onnxruntime-cuda":
+        if CUDA_PROVIDER not in package.get_available_providers():
+            raise QwenImageError(f"onnxruntime {package.__version__} is installed without CUDA; {INSTALL_CUDA}")
+        device_facts()
+    return package
 
 
 def _facts(name: str) -> Backend:

@@ -60,7 +60,7 @@ def verify_bundle(
         raise QwenImageError(
             f"{bundle}: no thresholds for {manifest.target!r} in precision {manifest.precision!r}; known: {known}"
         )
-    require(package_name(engine))
+    require(engine)
     with ProgressBar("hashing the bundle", sum(file.bytes for file in manifest.files.values()), "bytes") as bar:
         faults = verify_files(bundle, manifest, bar.advance)
     if faults:

@@ -63,6 +63,12 @@ class Bundle:
                 f"{self.folder} holds graphs for TensorRT, which this version does not run yet; export with "
                 "--target cpu for this machine, or with --target tensorrt-twin to see what the same quantisation costs"
             )
+        if (self.manifest.target == "cuda") != (backend == "onnxruntime-cuda"):
+            wanted = "--engine onnxruntime-cuda" if self.manifest.target == "cuda" else "another --engine"
+            raise QwenImageError(
+                f"{self.folder} holds graphs for {self.manifest.target}, which {backend} does not run; run it with "
+                f"{wanted}, or export with --target {'cpu' if self.manifest.target == 'cuda' else 'cuda'}"
+            )
         self._check_memory(component, entry)
         return load_engine(backend, self.folder / entry.model, entry.contract, threads)
 
