@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qwen_image_engine.engines.cuda_driver import LIBRARY, call
 from qwen_image_engine.engines.device_array import DeviceMemory
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
 
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
@@ -47,15 +47,21 @@ class CudaContext:
         finally:
             self.cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
+    def free_bytes(self) -> int:
+        """Of the device's memory, free now."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return free.value
+
 
 class CudaMemory:
     """A stretch of the device's memory, see `DeviceMemory`."""
 
-    def __init__(self, context: CudaContext, nbytes: int) -> None:
-        """Allocate, not initialised; 0 bytes have no address.
+    def __init__(self, context: CudaContext, nbytes: int, purpose: str = "keys and values") -> None:
+        """Allocate for `purpose`, not initialised; 0 bytes have no address.
 
         Raises:
-            QwenImageError: there is not so much.
+            OutOfDeviceMemory: there is not so much.
         """
         self._context, self._address = context, 0
         if nbytes:
@@ -65,9 +71,11 @@ class CudaMemory:
             except QwenImageError as error:
                 if f"error {_OUT_OF_MEMORY}," not in str(error):
                     raise
-                raise QwenImageError(
-                    f"the GPU has no {nbytes} bytes left for keys and values; ask for fewer images or references, or "
-                    "run with --memory sequential"
+                free = context.free_bytes()
+                raise OutOfDeviceMemory(
+                    f"{purpose} take {nbytes} bytes and {free} bytes of the GPU's memory are free"
+                    f"{f': {nbytes - free} are missing' if nbytes > free else ', not in one piece'}; run with --memory "
+                    "sequential, or ask for a smaller size, fewer images or fewer references"
                 ) from error
             self._address = address.value
             weakref.finalize(self, context.call, "cuMemFree_v2", address)

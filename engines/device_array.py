@@ -7,9 +7,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.bfloat16 import from_bfloat16
+from qwen_image_engine.engines.bfloat16 import from_bfloat16, to_bfloat16
 
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int64": 8}
+
+
+def size_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Of an array's elements."""
+    return prod(shape) * _ITEM_BYTES[dtype]
 
 
 class DeviceMemory(Protocol):
@@ -60,7 +65,7 @@ class DeviceArray:
         Raises:
             QwenImageError: there is not so much.
         """
-        return cls(memory.allocate(prod(shape) * _ITEM_BYTES[dtype]), shape, dtype)
+        return cls(memory.allocate(size_bytes(shape, dtype)), shape, dtype)
 
     @property
     def ndim(self) -> int:
@@ -70,7 +75,7 @@ class DeviceArray:
     @property
     def nbytes(self) -> int:
         """Bytes of the elements."""
-        return prod(self.shape) * _ITEM_BYTES[self.dtype]
+        return size_bytes(self.shape, self.dtype)
 
     @property
     def address(self) -> int:
@@ -109,6 +114,11 @@ Values = NDArray[Any] | DeviceArray
 def dtype_name(values: Values) -> str:
     """Numpy's name of the dtype, or bfloat16."""
     return values.dtype if isinstance(values, DeviceArray) else values.dtype.name
+
+
+def stored(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """The array as a device has it: contiguous and in `dtype`, bfloat16 as its bits."""
+    return to_bfloat16(values) if dtype == "bfloat16" else np.ascontiguousarray(values, dtype)
 
 
 def on_host(values: Values) -> NDArray[Any]:

@@ -55,10 +55,11 @@ class Backend:
     missing: str | None
 
 
-ENGINES = ("onnxruntime", "onnxruntime-cuda", "openvino", "openvino-bf16")
-"""What `load_engine` knows; the last is OpenVINO computing in bf16 what is not quantised."""
+ENGINES = ("onnxruntime", "onnxruntime-cuda", "openvino", "openvino-bf16", "tensorrt")
+"""What runs bundles. "openvino-bf16" is OpenVINO computing in bf16 what is not quantised; "tensorrt" runs no graph but
+the plan that was built of it, so it is loaded through `runtime.bundle.Bundle` alone."""
 
-_EXTRAS = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda", "openvino": "openvino"}
+_EXTRAS = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda", "openvino": "openvino", "tensorrt": "tensorrt"}
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
@@ -70,7 +71,7 @@ INSTALL_CUDA = (
 
 
 def load_engine(backend: str, model: Path, contract: Contract, threads: int | None = None) -> Engine:
-    """The graph in the file `model` on `backend`, one of `ENGINES`.
+    """The graph in the file `model` on `backend`, one of `ENGINES` but "tensorrt".
 
     Args:
         backend: what runs it.
@@ -98,6 +99,8 @@ def load_engine(backend: str, model: Path, contract: Contract, threads: int | No
         from qwen_image_engine.engines.openvino import OpenVinoEngine
 
         return OpenVinoEngine(model, contract, threads, "bf16" if backend == "openvino-bf16" else "f32")
+    if backend == "tensorrt":
+        raise UsageError("tensorrt runs what qwen-image build made of a bundle's graphs, not a graph; load a bundle")
     raise UsageError(f"unknown engine {backend!r}; known: {', '.join(ENGINES)}")
 
 

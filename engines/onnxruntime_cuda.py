@@ -117,7 +117,7 @@ class OnnxRuntimeCudaEngine:
         kept = {
             spec.name: DeviceArray.empty(self._device.memory, _shape(spec, sizes), spec.dtype)
             for spec in self._contract.outputs
-            if _stays(spec)
+            if spec.is_cache
         }
         binding = session.io_binding()
         try:
@@ -157,11 +157,6 @@ class OnnxRuntimeCudaEngine:
 
     def _place(self, array: DeviceArray) -> tuple[str, int, int, tuple[int, ...], int]:
         return self._device.kind, 0, _ONNX_TYPES[array.dtype], array.shape, array.address
-
-
-def _stays(spec: TensorSpec) -> bool:
-    """Whether an output is keys or values, which another graph reads."""
-    return spec.name.startswith(("key_", "value_", "own_key_", "own_value_"))
 
 
 def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
