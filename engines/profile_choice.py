@@ -35,7 +35,14 @@ def choose_profile(contract: Contract, profiles: Sequence[Profile], shapes: Mapp
     fitting = [index for index, profile in enumerate(profiles) if not _beyond(contract, profile, shapes)]
     if fitting:
         return min(fitting, key=lambda index: (_volume(profiles[index]), index))
-    nearest = min(profiles, key=lambda profile: (len(_beyond(contract, profile, shapes)), _distance(profile, shapes)))
+    nearest = min(
+        profiles,
+        key=lambda profile: (
+            len(_beyond(contract, profile, shapes)),
+            _distance(profile, shapes),
+            _volume(profile),
+        ),
+    )
     beyond = _beyond(contract, nearest, shapes)
     flags = dict.fromkeys(flag for spec in beyond for flag in _flags(spec, nearest, shapes))
     spec = beyond[0]

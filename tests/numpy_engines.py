@@ -106,7 +106,7 @@ class NumpyEngine:
         for name, values in inputs.items():
             assert isinstance(values, DeviceArray) == (self.keeps_on_device and values.ndim == 4 and "_" in name)
         host = {name: on_host(values) for name, values in inputs.items()}
-        outputs = dict(zip((spec.name for spec in self.contract.outputs), self._outputs(host), strict=True))
+        outputs = dict(zip((spec.name for spec in self.contract.outputs), self.outputs(host), strict=True))
         if self.journal.spoiled == self.contract.component:
             next(iter(outputs.values())).flat[0] = np.nan
         check.check_outputs(self.contract, outputs, sizes)
@@ -118,7 +118,7 @@ class NumpyEngine:
         self.closed = True
         self.journal.events.append(f"close {self.contract.component}")
 
-    def _outputs(self, inputs: Mapping[str, Array]) -> list[Array]:
+    def outputs(self, inputs: Mapping[str, Array]) -> list[Array]:
         if self.contract.component == "vae_decoder_mid":
             latents = inputs["latents"]
             return [(latents + latents.mean((2, 3), keepdims=True)).repeat(2, 2).repeat(2, 3)]
