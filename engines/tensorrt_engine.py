@@ -17,7 +17,7 @@ from qwen_image_engine.engines.plan_fit import check_weights_fit
 from qwen_image_engine.engines.profile_choice import choose_profile
 from qwen_image_engine.engines.recent import Recent
 from qwen_image_engine.engines.tensorrt_call import TensorRtCall, axes
-from qwen_image_engine.engines.tensorrt_plan import PlanSource, read_plan, streams
+from qwen_image_engine.engines.tensorrt_load import PlanSource, read_plan, streams
 from qwen_image_engine.engines.tensorrt_session import TensorRtSession
 
 _EVERY_STEP = ("step", "joint")

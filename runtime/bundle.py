@@ -105,7 +105,7 @@ class Bundle:
                 f"{component}: {path} has other contents than its sha256 says; build it again with: {rebuild}"
             )
         from qwen_image_engine.engines.tensorrt_engine import TensorRtEngine
-        from qwen_image_engine.engines.tensorrt_plan import PlanSource
+        from qwen_image_engine.engines.tensorrt_load import PlanSource
 
         weights = sum(self.manifest.files[name].bytes for name in entry.weights) if plan.stripped else 0
         source = PlanSource(path, plan, expected.bytes + weights, self.folder / entry.model, rebuild)

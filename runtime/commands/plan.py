@@ -175,6 +175,12 @@ def execute(options: argparse.Namespace) -> Report:
         f"         weights when run: {size_text(resident)} resident, "
         f"{size_text(plan.sequential_bytes)} sequential; activations come on top",
     ]
+    if plan.target == "tensorrt" and not checkpoint.transformer.bidirectional:
+        once = sum(item.engine_bytes for item in plan.networks if references or item.network != "vision")
+        lines += [
+            f"         on a GPU without room for prefix and step at once they take turns: {size_text(once)} resident, "
+            "and a new prompt loads both again; built with --weight-streaming, the step's alone stay there"
+        ]
     if tokens:
         given = f"{options.references} reference images of {side}x{side}" if references else "no reference image"
         lines += [
