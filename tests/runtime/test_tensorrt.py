@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import FakeDriver
-from fake_tensorrt import VERSION, Known, fake_tensorrt, plan_bytes
+from fake_tensorrt_runtime import VERSION, Known, fake_tensorrt, plan_bytes
 from images import patches
 from numpy_engines import DIMS, FACTS, Journal, numpy_pipeline, same_pictures
 
