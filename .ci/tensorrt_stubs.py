@@ -21,7 +21,7 @@ from pathlib import Path
 
 VERSION = "11.4.0.106"
 PACKAGES = (f"tensorrt-cu13-bindings=={VERSION}", "pybind11-stubgen==3.0.0")
-FIRST_LINE = f"# mypy: ignore-errors  # TensorRT {VERSION}"
+HEAD = f"# TensorRT {VERSION}\n# mypy: ignore-errors\nimport builtins\n"
 
 # What each library has to export before the bindings load; none of it is ever called.
 SYMBOLS = {
@@ -47,14 +47,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     stub = parser.parse_args().folder / "tensorrt" / "__init__.pyi"
-    if stub.is_file() and stub.read_text(encoding="utf-8").startswith(FIRST_LINE):
+    if stub.is_file() and stub.read_text(encoding="utf-8").startswith(HEAD):
         print(f"{stub}: TensorRT {VERSION} already")
         return 0
     if shutil.which("cc") is None:
         print("tensorrt_stubs: needs a C compiler, cc", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory() as name:
-        text = FIRST_LINE + "\n" + readable(generated(Path(name)))
+        text = HEAD + readable(generated(Path(name)))
         stub.parent.mkdir(parents=True, exist_ok=True)
         partial = stub.with_suffix(".partial")
         partial.write_text(text, encoding="utf-8")
@@ -93,8 +93,8 @@ def generated(work: Path) -> str:
 def readable(text: str) -> str:
     """The stub as valid Python.
 
-    Few signatures are none, with arguments called `in` or defaults in the wrong order: those take anything. A type from
-    typing_extensions needs its import.
+    Few signatures are none, with arguments called `in` or defaults in the wrong order: those take anything. The module
+    has a `bool` of its own, a DataType, so that annotations have to mean the built-in one by name.
     """
     lines = text.split("\n")
     while True:
@@ -110,9 +110,8 @@ def readable(text: str) -> str:
             )
         else:
             break
-    first = next(index for index, line in enumerate(lines) if line == "import typing")
-    lines.insert(first + 1, "import typing_extensions")
-    return "\n".join(lines)
+    text = "\n".join(line for line in lines if line != "from __future__ import annotations")
+    return re.sub(r"(?<=-> )bool(?=:)|(?<=\w: )bool(?=[,)]| =|$)", "builtins.bool", text, flags=re.MULTILINE)
 
 
 if __name__ == "__main__":
