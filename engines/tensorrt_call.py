@@ -47,7 +47,7 @@ class TensorRtCall:
         """
         context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
-            raise QwenImageError(f"TensorRT makes no execution context: {session.log.said()}")
+            raise QwenImageError(f"TensorRT makes no execution context: {session.log.errors()}")
         self._session, self._engine, self._contract = session, engine, contract
         self._context: trt.IExecutionContext = context
         self._profile: int | None = None
@@ -172,4 +172,4 @@ class TensorRtCall:
 
     def _done(self, done: bool, what: str) -> None:
         if not done:
-            raise QwenImageError(f"TensorRT {what}: {self._session.log.said()}")
+            raise QwenImageError(f"TensorRT {what}: {self._session.log.errors()}")

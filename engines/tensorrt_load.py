@@ -10,9 +10,10 @@ from typing import BinaryIO
 
 import tensorrt as trt
 
-from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.engines.failure import one_line
+from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
+from qwen_image_engine.engines.failure import is_memory, one_line
 from qwen_image_engine.engines.plan_entry import PlanEntry
+from qwen_image_engine.engines.tensorrt_refit import refit
 from qwen_image_engine.engines.tensorrt_session import TensorRtSession
 
 _CHUNK_BYTES = 64 << 20
@@ -74,12 +75,12 @@ def read_plan(session: TensorRtSession, component: str, source: PlanSource) -> t
     except RuntimeError as error:
         raise _refused(component, source, one_line(error)) from error
     if engine is None:
-        raise _refused(component, source, session.log.said())
+        raise _refused(component, source, session.log.errors())
     if engine.num_optimization_profiles != len(source.entry.profiles):
         found, expected = engine.num_optimization_profiles, len(source.entry.profiles)
         raise _refused(component, source, f"it has {found} profiles, its manifest {expected}")
     if source.entry.stripped:
-        _refit(session, component, source, engine)
+        refit(engine, source.graph, session.log)
     if source.entry.weight_streaming:
         _stream_weights(component, source, engine)
     return engine
@@ -88,18 +89,6 @@ def read_plan(session: TensorRtSession, component: str, source: PlanSource) -> t
 def streams(engine: trt.ICudaEngine) -> bool:
     """Whether some weights come from the host in every run."""
     return engine.weight_streaming_budget_v2 < engine.streamable_weights_size
-
-
-def _refit(session: TensorRtSession, component: str, source: PlanSource, engine: trt.ICudaEngine) -> None:
-    refitter = trt.Refitter(engine, session.log)
-    parser = trt.OnnxParserRefitter(refitter, session.log)
-    if not parser.refit_from_file(str(source.graph)):
-        said = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors)) or session.log.said()
-        raise _refused(component, source, f"the weights of {source.graph} do not fit: {said}")
-    if not refitter.refit_cuda_engine():
-        missing = refitter.get_missing_weights()
-        lacks = f"{len(missing)} weights are missing, the first is {missing[0]}" if missing else session.log.said()
-        raise _refused(component, source, f"it cannot take the weights of {source.graph}: {lacks}")
 
 
 def _stream_weights(component: str, source: PlanSource, engine: trt.ICudaEngine) -> None:
@@ -112,6 +101,11 @@ def _stream_weights(component: str, source: PlanSource, engine: trt.ICudaEngine)
 
 
 def _refused(component: str, source: PlanSource, why: str) -> QwenImageError:
+    if is_memory(RuntimeError(why)):
+        return OutOfDeviceMemory(
+            f"{component}: not enough memory of the GPU to load {source.path} ({why}); run with --memory sequential, "
+            f"keep weights on the host with: {source.rebuild} --weight-streaming, or export with --precision fp8 or int8"
+        )
     return QwenImageError(
         f"{component}: TensorRT cannot use {source.path}: {why}; build it again with: {source.rebuild}"
     )

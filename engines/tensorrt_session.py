@@ -13,25 +13,7 @@ from qwen_image_engine.engines.cuda_stream import CudaStream
 from qwen_image_engine.engines.engine import require
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.engines.scratch import Scratch
-
-
-class Log(trt.ILogger):
-    """Keeps what TensorRT reports as errors, to be raised in one line in place of its own lines on stderr."""
-
-    def __init__(self) -> None:
-        trt.ILogger.__init__(self)
-        self._errors: list[str] = []
-
-    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        """Take a message; warnings and less are dropped."""
-        if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-            self._errors.append(msg)
-
-    def said(self) -> str:
-        """All that was kept since the last call, in one line."""
-        text = "; ".join(" ".join(error.split()) for error in self._errors)
-        self._errors.clear()
-        return text or "TensorRT gives no reason"
+from qwen_image_engine.engines.tensorrt_log import Log
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +50,7 @@ class TensorRtSession:
         log = Log()
         runtime = trt.Runtime(log)
         if runtime is None:
-            raise QwenImageError(f"TensorRT {version} makes no runtime: {log.said()}")
+            raise QwenImageError(f"TensorRT {version} makes no runtime: {log.errors()}")
         # Code of a plan that runs on the host is never wanted, whatever the default of a version is.
         runtime.engine_host_code_allowed = False
         scratch = Scratch(lambda nbytes: CudaMemory(context, nbytes, "activations"))

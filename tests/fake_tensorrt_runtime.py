@@ -32,13 +32,10 @@ def plan_bytes(component: str, stripped: bool = False) -> bytes:
 
 
 class Severity(enum.Enum):
-    INTERNAL_ERROR = 0
-    ERROR = 1
-    WARNING = 2
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
 
 class ILogger:
-    INTERNAL_ERROR, ERROR, WARNING = Severity
     Severity = Severity
 
 
