@@ -119,7 +119,7 @@ def require(name: str) -> Any:
 
     Raises:
         QwenImageError: it is not installed, or installed and does not load; or CUDA is asked for and ONNX Runtime is
-            built without, or there is no driver or GPU.
+            built without; or a GPU is needed and there is no driver or none.
     """
     name = name.removesuffix("-bf16")
     module, install = name.removesuffix("-cuda"), f"pip install 'qwen-image-engine[{_EXTRAS[name]}]'"
@@ -136,6 +136,8 @@ def require(name: str) -> Any:
         raise QwenImageError(
             f"{module} is installed and does not load ({one_line(error)}); install it again with: {install}"
         ) from error
+    if name == "tensorrt":
+        device_facts()
     if name == "onnxruntime-cuda":
         if CUDA_PROVIDER not in package.get_available_providers():
             raise QwenImageError(f"onnxruntime {package.__version__} is installed without CUDA; {INSTALL_CUDA}")

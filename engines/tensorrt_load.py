@@ -103,8 +103,8 @@ def _stream_weights(component: str, source: PlanSource, engine: trt.ICudaEngine)
 def _refused(component: str, source: PlanSource, why: str) -> QwenImageError:
     if is_memory(RuntimeError(why)):
         return OutOfDeviceMemory(
-            f"{component}: not enough memory of the GPU to load {source.path} ({why}); run with --memory sequential, "
-            f"keep weights on the host with: {source.rebuild} --weight-streaming, or export with --precision fp8 or int8"
+            f"{component}: the GPU has not enough memory for {source.path} ({why}); run with --memory sequential, keep "
+            f"weights on the host with: {source.rebuild} --weight-streaming, or export with --precision fp8 or int8"
         )
     return QwenImageError(
         f"{component}: TensorRT cannot use {source.path}: {why}; build it again with: {source.rebuild}"
