@@ -168,6 +168,28 @@ def test_steps_are_replayed_without_an_allocation(
         assert driver.calls["cuStreamBeginCapture_v2"] == 2
 
 
+def test_each_branch_of_guidance_has_a_graph_of_its_own(
+    make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver
+) -> None:
+    steered = {"guidance": 2.0, "negative_prompt": "b"}  # as long as the prompt
+    with pipeline(make_bundle(), checkpoint) as drawn:
+        assert same_pictures(drawn.generate("a", **SIZE, **steered), expected(checkpoint, **steered))
+    assert driver.calls["cuStreamBeginCapture_v2"] == 2
+    assert driver.calls["cuGraphLaunch"] == 2 * (SIZE["steps"] - 1)
+
+
+def test_activations_that_moved_between_two_steps_are_captured_again(
+    make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver
+) -> None:
+    with pipeline(make_bundle(), checkpoint) as drawn:
+        for step in drawn.sample(drawn.encode("a"), **SIZE):
+            if step.index == 2:
+                drawn.encode("red " * 150)  # which takes more than a step
+            latents = step.latents
+    np.testing.assert_array_equal(latents, expected(checkpoint)[0].latents[None])
+    assert driver.calls["cuStreamBeginCapture_v2"] == 2
+
+
 def test_keys_and_values_stay_and_everything_is_freed(
     make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver
 ) -> None:
