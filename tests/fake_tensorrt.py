@@ -43,7 +43,7 @@ class FakeTensorRT(ModuleType):
 
     def _class(self, node: ast.ClassDef, name: str) -> type:
         bases = tuple(getattr(self, base.id) for base in node.bases if isinstance(base, ast.Name)) or (_Fake,)
-        made = type(node.name, bases, {"stub_own": {}, "stub_name": name})
+        made = type(node.name, bases, {"stub_own": {}, "stub_module": self})
         functions: dict[str, list[ast.FunctionDef]] = {}
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
@@ -97,17 +97,19 @@ class FakeTensorRT(ModuleType):
 
 class _Fake:
     stub_own: dict[str, str] = {}  # noqa: RUF012
+    stub_module: FakeTensorRT
 
     @classmethod
     def stub_attributes(cls) -> dict[str, str]:
-        return dict(
-            itertools.chain.from_iterable(getattr(base, "stub_own", {}).items() for base in reversed(cls.__mro__))
-        )
+        found: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            found |= base.__dict__.get("stub_own", {})
+        return found
 
     def __getattr__(self, name: str) -> Any:
         if name not in self.stub_attributes():
             raise AttributeError(f"{type(self).__name__} has no {name} in TensorRT's stub")
-        return None
+        return self.stub_module.default(self.stub_attributes()[name])
 
     def __setattr__(self, name: str, value: Any) -> None:
         is_own_class = "stub_own" not in type(self).__dict__  # a subclass outside keeps what it likes

@@ -55,8 +55,9 @@ def trt(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTe
         "INetworkDefinition.get_layer": lambda network, index: layers[index],
         "INetworkDefinition.get_input": lambda network, index: inputs[index],
         "IAttention.get_input": lambda attention, index: attention.__dict__["query"],
-        "ILayer.get_output": lambda layer, index: fake.fake("ITensor", name=layer.name),
-        "IConstantLayer.get_output": lambda layer, index: "the softmax scale",
+        "ILayer.get_output": lambda layer, index: (
+            "the softmax scale" if isinstance(layer, fake.IConstantLayer) else fake.fake("ITensor", name=layer.name)
+        ),
         "ITimingCache.serialize": lambda cache: b"timings",
         "EngineInspector.get_engine_information": lambda inspector, format: inspected(),
     }
@@ -141,7 +142,7 @@ def test_attention_stays_fused_and_gets_its_scale(trt: FakeTensorRT, tmp_path: P
     assert wide.decomposable is True  # a head of 384 channels has no fused kernel
     assert narrow.normalization_quantize_scale == "the softmax scale"
     assert narrow.normalization_quantize_to_type == "fp8"
-    assert wide.normalization_quantize_to_type is None
+    assert "normalization_quantize_to_type" not in wide.__dict__
     ((kind, _, count),) = [arguments for name, arguments in trt.calls if name == "Weights.__init__"]
     assert (kind, count) == ("bfloat16", 1)
 
