@@ -109,7 +109,7 @@ def test_real_requests_fit(checkpoint: Path, bidirectional: bool, monkeypatch: p
     )
     # A larger picture, a fourth reference and a third picture at once are outside.
     seen.clear()
-    pipeline.generate("a", width=320, height=320, steps=2, references=[square] * 4, reference_resolution=96)
+    pipeline.generate("a", width=352, height=352, steps=2, references=[square] * 4, reference_resolution=96)
     outside = {name for name, shapes in seen if not any(fits(shapes, item) for item in profiles[name])}
     assert outside >= ({"joint"} if bidirectional else {"step"}) | {"vae_decoder_mid"}
 
