@@ -69,7 +69,7 @@ class Bundle:
         self._check_backend(backend)
         if backend == "tensorrt":
             return self._load_plan(component, entry)
-        self._check_memory(component, entry)
+        self._check_memory(component, entry, backend)
         return load_engine(backend, self.folder / entry.model, entry.contract, threads)
 
     def _check_backend(self, backend: str) -> None:
@@ -124,13 +124,18 @@ class Bundle:
 
         return TensorRtSession.open(device)
 
-    def _check_memory(self, component: str, entry: ComponentEntry) -> None:
+    def _check_memory(self, component: str, entry: ComponentEntry, backend: str) -> None:
         """Refuse what cannot end well: a system that lends out more memory than it has kills who asks for it."""
-        needed, free = sum(self.manifest.files[name].bytes for name in entry.weights), reachable_memory_bytes()
+        on_gpu = backend == "onnxruntime-cuda"
+        if on_gpu:
+            require(backend)
+        needed = sum(self.manifest.files[name].bytes for name in entry.weights)
+        free = device_facts().free_bytes if on_gpu else reachable_memory_bytes()
         if free is not None and needed > free:
             raise QwenImageError(
-                f"{component}: its weights take {needed} bytes, activations aside, and {free} bytes of memory and swap "
-                "are free; free some, run with --memory sequential, or export with --precision int8"
+                f"{component}: its weights take {needed} bytes, activations aside, and {free} bytes of "
+                f"{'the GPU are' if on_gpu else 'memory and swap are'} free; free some, run with --memory sequential, "
+                f"or export with {'--target tensorrt --precision fp8' if on_gpu else '--precision int8'}"
             )
 
     @cached_property

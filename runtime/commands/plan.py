@@ -52,8 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `plan` and `export` both take."""
     add_checkpoint_arguments(parser)
-    parser.add_argument("--target", default="cpu", help="what runs the graphs: cpu, tensorrt or tensorrt-twin (cpu)")
-    parser.add_argument("--precision", default="fp32", help="of weights and arithmetic: fp32, bf16, fp8 or int8 (fp32)")
+    parser.add_argument(
+        "--target", default="cpu", help="what runs the graphs: cpu, cuda, tensorrt or tensorrt-twin (cpu)"
+    )
+    parser.add_argument(
+        "--precision", default="fp32", help="of weights and arithmetic: fp32, bf16, fp16, fp8, int8 (fp32)"
+    )
     parser.add_argument(
         "--weights",
         choices=("copy", "link"),
@@ -143,7 +147,7 @@ def execute(options: argparse.Namespace) -> Report:
         max_pixels=facts.max_pixels,
     )
     references = [(side, side)] * options.references
-    stages = {} if plan.target == "tensorrt" else plan_stages(checkpoint, plan, width, height, references)
+    stages = {} if plan.target in ("cuda", "tensorrt") else plan_stages(checkpoint, plan, width, height, references)
     tokens, cache_bytes = plan_cache(checkpoint, plan, references)
     seconds = plan_seconds(checkpoint, chosen, quantised, plan)
 
