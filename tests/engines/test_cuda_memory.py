@@ -95,7 +95,10 @@ def test_memory_is_freed_when_nothing_refers_to_it(context: CudaContext) -> None
 
 
 def test_too_little_memory_is_told(context: CudaContext) -> None:
-    with pytest.raises(QwenImageError, match=r"keys and values take 1048577 bytes and 1048576 bytes of .* free: 1 are missing; run with"):
+    with pytest.raises(
+        QwenImageError,
+        match=r"keys and values take 1048577 bytes and 1048576 bytes of .* free: 1 are missing; run with",
+    ):
         CudaMemory(context, (1 << 20) + 1)
 
 
