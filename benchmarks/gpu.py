@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -39,6 +40,7 @@ SECONDS = 540.0
 
 PARITY_SECONDS = 90.0
 ENGINE_SECONDS = 120.0
+PROFILE_SECONDS = 30.0
 
 
 def parity(tiny: bool, device: torch.device, budget: Budget, work: Path) -> Iterator[dict[str, Any]]:
@@ -92,8 +94,16 @@ def device_facts(device: torch.device) -> dict[str, Any]:
         "max_sm_clock": smi[1],
         "power_limit": smi[2],
         "cuda": torch.version.cuda,
+        "triton": _version("triton"),
         "cudnn": torch.backends.cudnn.version(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def speed(
@@ -105,16 +115,18 @@ def speed(
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     network = random_transformer(values, device, dtype)
     synchronise(device)
-    ways = [*torch_ways(network, options.backend, 5 if options.tiny else 45), *peer_ways(network, configs, work, kept)]
+    quick, slow = torch_ways(network, options.backend, 5 if options.tiny else 45)
+    phases = [[*quick, *peer_ways(network, configs, work, kept)], slow]
     ceilings: dict[int, float] = {}
     sides = [pixels // 16 for pixels in options.pixels]
     rows = []
-    for row in step_rows(network, ways, sides, prefix, budget, ceilings):
+    timing = Budget(budget.left - PROFILE_SECONDS)
+    for row in step_rows(network, phases, sides, prefix, timing, ceilings):
         print(describe(row), file=sys.stderr, flush=True)
         rows.append(row)
-    profile: dict[str, Any] = {"missing": budget.refuses(30) or ""}
+    profile: dict[str, Any] = {"missing": budget.refuses(PROFILE_SECONDS) or ""}
     if not profile["missing"]:
-        (compiled,) = (way for way in ways if way.name == COMPILED)
+        (compiled,) = (way for way in quick if way.name == COMPILED)
         case = make_case(network, sides[0], prefix_inputs(network, prefix))
         profile = {"way": COMPILED, "pixels": 16 * sides[0], **profile_step(compiled.prepare(case), device)}
     return {
@@ -157,7 +169,7 @@ def main() -> int:
     try:
         with torch.no_grad(), ExitStack() as kept:
             # Speed first: it is what a GPU is lent for. Parity's rows take a minute and are never all dropped.
-            measured = speed(options, device, Budget(max(0.0, budget.left - PARITY_SECONDS)), work, kept)
+            measured = speed(options, device, Budget(budget.left - PARITY_SECONDS), work, kept)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             compared = []

@@ -45,6 +45,7 @@ def peer_ways(network: Transformer, values: Mapping[str, Any], work: Path, kept:
             Exported(network, values, work, kept, engine, target, precision),
             EXPORT_SECONDS if on_cuda else 10,
             missing_engine(engine),
+            in_torch=False,
         ),
         Way(TENSORRT, Diffusers(network), 0, missing_tensorrt()),
     ]

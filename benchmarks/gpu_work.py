@@ -13,7 +13,7 @@ ROUNDS = 10
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds: of the first run, which compiles and warms up, and of each steady one."""
+    """Milliseconds: of the first run, which warms up, and compiles where making ready did not, and of steady ones."""
 
     first_ms: float
     rounds_ms: tuple[float, ...]
@@ -104,6 +104,14 @@ def reset_peak(device: torch.device) -> None:
 def peak_bytes(device: torch.device) -> int | None:
     """The most that torch has held since `reset_peak`; None on a CPU."""
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+
+
+def used_bytes(device: torch.device) -> int | None:
+    """All that is allocated on the device now, by whomever; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
 
 
 def _by_clock(run: Callable[[], object]) -> float:

@@ -139,7 +139,7 @@ def test_what_would_not_end_in_time_is_a_row(capsys: pytest.CaptureFixture[str])
         Way("absent", broken, 0, "it is not installed"),
         Way("broken", broken, 0),
     ]
-    rows = list(step_rows(network, ways, [4], 5, Budget(50), {}))
+    rows = list(step_rows(network, [ways], [4], 5, Budget(50), {}))
     assert [row["way"] for row in rows] == ["quick", "slow", "absent", "broken"]
     assert "missing" not in rows[0]
     assert rows[1]["missing"].startswith("left out: it may take 100 s, and ")
