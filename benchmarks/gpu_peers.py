@@ -18,6 +18,7 @@ from qwen_image_engine.engines.device_array import DeviceArray
 from qwen_image_engine.engines.engine import load_engine, require
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.config import TransformerConfig
 from qwen_image_engine.reference.transformer import Transformer
 
 DIFFUSERS = "diffusers eager"
@@ -58,22 +59,16 @@ class Diffusers:
         self.network = network
 
     def __call__(self, case: Case) -> Run:
-        from diffusers import QwenImage21Transformer2DModel
         from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 
         config, weight = self.network.config, self.network.img_in.weight
         with torch.device("meta"):
-            model = QwenImage21Transformer2DModel(
-                in_channels=config.in_channels,
-                out_channels=config.out_channels,
-                num_layers=config.num_layers,
-                attention_head_dim=config.attention_head_dim,
-                num_attention_heads=config.num_attention_heads,
-                context_in_dim=config.context_in_dim,
-                mlp_ratio=config.mlp_ratio,
-                axes_dims_rope=config.axes_dims_rope,
-            )
+            model = _diffusers_model(config, config.num_layers)
         model.load_state_dict(self.network.state_dict(), assign=True)
+        # Their tables are tensors that are no buffers, and were made on meta too.
+        tables = _diffusers_model(config, 0)
+        model.pos_embed, model.time_text_embed.time_proj = tables.pos_embed, tables.time_text_embed.time_proj
+        model.eval()
         cache = QwenImage21KVCache(config.num_layers)
         for layer, pair in zip(cache.layer_caches, case.cache, strict=True):
             layer.store(*pair)
@@ -92,7 +87,7 @@ class Diffusers:
             "kv_cache_mode": "cached",
             "return_dict": False,
         }
-        return lambda: model.eval()(**arguments)[0]
+        return lambda: model(**arguments)[0]
 
 
 class TorchMemory:
@@ -168,6 +163,21 @@ class Exported:
         engine = load_engine(self.backend, bundle / entry.model, entry.contract)
         self.kept.callback(engine.close)
         return engine
+
+
+def _diffusers_model(config: TransformerConfig, layers: int) -> Any:
+    from diffusers import QwenImage21Transformer2DModel
+
+    return QwenImage21Transformer2DModel(
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        num_layers=layers,
+        attention_head_dim=config.attention_head_dim,
+        num_attention_heads=config.num_attention_heads,
+        context_in_dim=config.context_in_dim,
+        mlp_ratio=config.mlp_ratio,
+        axes_dims_rope=config.axes_dims_rope,
+    )
 
 
 def missing_package(name: str) -> str | None:
