@@ -36,7 +36,7 @@ from qwen_image_engine.runtime.rope import rotary_tables
 from qwen_image_engine.runtime.schedule import time_features
 
 RESULTS = Path(__file__).parent / "results"
-ON_CPU = tuple(name for name in ENGINES if name != "onnxruntime-cuda")
+ON_CPU = tuple(name for name in ENGINES if name not in ("onnxruntime-cuda", "tensorrt"))
 HEADS, DIM = 32, 128
 FIRST = 8
 """Text tokens before the image: what the template has there."""
