@@ -229,11 +229,38 @@ def full_size_peaks() -> str:
     return markdown(("picture", "stage", "peak", "predicted"), rows)
 
 
+def gpu() -> str:
+    """Steps at full size on a GPU, where somebody has run benchmarks/gpu.sh and committed what it wrote."""
+    if not (RESULTS / "gpu.json").is_file():
+        return "No result of a GPU has been committed yet.\n"
+    found = result("gpu")
+    head = f"{found['device']['name']}, driver {found['device']['driver']}, torch {found['versions']['torch']}:\n\n"
+    return head + markdown(
+        ("picture", "way", "first step, ms", "steady, median", "p90", "TFLOP/s", "of the ceiling", "memory"),
+        (_gpu_row(row) for row in found["steps"]),
+    )
+
+
+def _gpu_row(row: Mapping[str, Any]) -> Sequence[str]:
+    picture = f"{row['pixels']}x{row['pixels']}"
+    if "missing" in row:
+        return (picture, row["way"], row["missing"].replace("|", "\\|"), *[""] * 5)
+    peak = row["peak_bytes"]
+    return (
+        picture,
+        row["way"],
+        *(f"{row[key]:.1f}" for key in ("first_ms", "median_ms", "p90_ms", "tflop_per_s")),
+        f"{row['of_ceiling']:.0%}",
+        "" if peak is None else f"{peak / 1e9:.1f} GB",
+    )
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         speed,
         profile,
+        gpu,
         attention,
         rotations,
         quantisation,

@@ -32,8 +32,10 @@ WAYS = (("fp32", "copy"), ("fp32", "link"), ("int8", "copy"))  # precision, weig
 SMALL = Path(__file__).parents[1] / "reference" / "shapes" / "checkpoint"
 
 
-def write_checkpoint(folder: Path, layers: int, contents: bool = True) -> None:
-    """The released configs, the small checkpoint's tokenizer and schedule, and random weights.
+def write_checkpoint(
+    folder: Path, layers: int = 1, contents: bool = True, values: Mapping[str, Any] | None = None
+) -> None:
+    """Configs (released, of `layers` blocks, or `values`), the small one's tokenizer and schedule, random weights.
 
     Without `contents` the files are holes behind their headers: they take no disk, and serve where no weight is read.
     """
@@ -46,7 +48,7 @@ def write_checkpoint(folder: Path, layers: int, contents: bool = True) -> None:
     from qwen_image_engine.reference.vae import Vae
 
     shutil.rmtree(folder, ignore_errors=True)
-    values = configs_of_depth(layers)
+    values = values or configs_of_depth(layers)
     for name, config in values.items():
         (folder / name).mkdir(parents=True)
         write_json(folder / name / "config.json", config)
@@ -59,7 +61,8 @@ def write_checkpoint(folder: Path, layers: int, contents: bool = True) -> None:
     for name, module in modules.items():
         shapes = {LAYOUT[name].prefix + key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
         if name == "text_encoder":
-            shapes[LAYOUT[name].prefix + "embed_tokens.weight"] = (151936, 4096)
+            text = values[name]["text_config"]
+            shapes[LAYOUT[name].prefix + "embed_tokens.weight"] = (text["vocab_size"], text["hidden_size"])
         write_weights(folder / name / f"{FILES[name]}.safetensors", shapes, *DTYPES[name], contents)
     for name in ("scheduler", "processor"):
         shutil.copytree(SMALL / name, folder / name)

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.contract import Contract, TensorSpec, describe_shape, split_axis
+from qwen_image_engine.engines.device_array import DeviceArray, Values, dtype_name
 from qwen_image_engine.engines.errors import QwenImageError
 
 Array = NDArray[Any]
@@ -64,8 +65,10 @@ def check_graph(
                 )
 
 
-def check_inputs(contract: Contract, inputs: Mapping[str, Array]) -> dict[str, int]:
+def check_inputs(contract: Contract, inputs: Mapping[str, Values]) -> dict[str, int]:
     """The size of every symbolic axis, after checking names, dtypes, ranks and sizes.
+
+    On the host float32 stands for bfloat16 and float16 as well: engines round it.
 
     Raises:
         QwenImageError: a tensor is missing, not known, or has another dtype or shape; the text says which was expected.
@@ -76,7 +79,7 @@ def check_inputs(contract: Contract, inputs: Mapping[str, Array]) -> dict[str, i
     return sizes
 
 
-def check_outputs(contract: Contract, outputs: Mapping[str, Array], sizes: dict[str, int]) -> None:
+def check_outputs(contract: Contract, outputs: Mapping[str, Values], sizes: dict[str, int]) -> None:
     """Check what a run returned, `sizes` being what `check_inputs` found.
 
     Raises:
@@ -127,15 +130,25 @@ def _check_names(where: str, side: str, specs: tuple[TensorSpec, ...], found: Ma
 
 
 def _check_arrays(
-    component: str, side: str, specs: tuple[TensorSpec, ...], arrays: Mapping[str, Array], sizes: dict[str, int]
+    component: str,
+    side: str,
+    specs: tuple[TensorSpec, ...],
+    arrays: Mapping[str, Values],
+    sizes: dict[str, int],
 ) -> None:
     for spec in specs:
         array = arrays[spec.name]
-        if array.dtype.name != spec.dtype or not _binds(spec.shape, array.shape, sizes):
+        if not _stands_for(array, spec.dtype) or not _binds(spec.shape, array.shape, sizes):
             bound = [f"{name}={sizes[name]}" for name in spec.symbols() if name in sizes]
             known = f" with {', '.join(bound)}" if bound else ""
-            found = f"{array.dtype.name} {describe_shape(array.shape)}"
+            found = f"{dtype_name(array)} {describe_shape(array.shape)}"
             raise QwenImageError(f"{component}: {side} {spec.name} is {found}, expected {spec.describe()}{known}")
+
+
+def _stands_for(array: Values, dtype: str) -> bool:
+    name = dtype_name(array)
+    on_host = not isinstance(array, DeviceArray)
+    return name == dtype or (on_host and name == "float32" and dtype in ("bfloat16", "float16"))
 
 
 def _binds(axes: tuple[str | int, ...], shape: tuple[int, ...], sizes: dict[str, int]) -> bool:

@@ -30,6 +30,11 @@ class TensorSpec:
     dtype: str
     meaning: str
 
+    @property
+    def is_cache(self) -> bool:
+        """Whether it is keys or values, which stay on the device between `prefix` and `step`."""
+        return self.name.removeprefix("own_").startswith(("key_", "value_"))
+
     def symbols(self) -> Iterator[str]:
         """Its symbolic axes without their factors; of a sum, each part."""
         return (split_axis(part)[1] for axis in self.shape if isinstance(axis, str) for part in axis.split("+"))

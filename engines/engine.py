@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from qwen_image_engine.engines.check import Array as Array
 from qwen_image_engine.engines.contract import Contract
+from qwen_image_engine.engines.cuda_driver import device_facts
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.failure import one_line, pass_interruption
 
@@ -30,8 +31,10 @@ class Engine(Protocol):
         """The tensors that `run` takes and returns."""
         ...
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name.
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Outputs by name: arrays of numpy, but for keys and values on a GPU, which are a `DeviceArray` each.
+
+        An engine on a GPU takes either; one on the CPU takes arrays of numpy alone.
 
         Raises:
             QwenImageError: inputs that do not match the contract, a run that failed, an engine that is closed.
@@ -52,25 +55,35 @@ class Backend:
     missing: str | None
 
 
-ENGINES = ("onnxruntime", "openvino", "openvino-bf16")
-"""What `load_engine` knows; the last is OpenVINO computing in bf16 what is not quantised."""
+ENGINES = ("onnxruntime", "onnxruntime-cuda", "openvino", "openvino-bf16", "tensorrt")
+"""What runs bundles. "openvino-bf16" is OpenVINO computing in bf16 what is not quantised; "tensorrt" runs no graph but
+the plan that was built of it, so it is loaded through `runtime.bundle.Bundle` alone."""
 
-_EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino"}
+_EXTRAS = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda", "openvino": "openvino", "tensorrt": "tensorrt"}
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+INSTALL_CUDA = (
+    "onnxruntime and onnxruntime-gpu hold the same package and must not both be installed: "
+    "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'qwen-image-engine[cuda]'"
+)
+"""What mends an installation without CUDA."""
 
 
 def load_engine(backend: str, model: Path, contract: Contract, threads: int | None = None) -> Engine:
-    """The graph in the file `model` on `backend`, one of `ENGINES`.
+    """The graph in the file `model` on `backend`, one of `ENGINES` but "tensorrt".
 
     Args:
         backend: what runs it.
         model: the file.
         contract: the tensors that it takes and returns.
-        threads: of one run; None leaves it to the backend, which takes every core.
+        threads: of one run on the CPU; None leaves it to the backend, which takes every core.
 
     Raises:
         UsageError: no such backend, or fewer threads than one.
-        QwenImageError: its package is not installed, the processor has no bf16 where that is asked for, the file is
-            missing or no ONNX model, the graph is another than its contract's, or memory does not suffice.
+        QwenImageError: its package is not installed, the processor has no bf16 or the machine no GPU where that is
+            asked for, the file is missing or no ONNX model, the graph is another than its contract's, or memory does
+            not suffice.
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"{threads} threads: expected 1 to {MAX_THREADS}")
@@ -78,16 +91,22 @@ def load_engine(backend: str, model: Path, contract: Contract, threads: int | No
         from qwen_image_engine.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(model, contract, threads)
+    if backend == "onnxruntime-cuda":
+        from qwen_image_engine.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
+
+        return OnnxRuntimeCudaEngine(model, contract)
     if backend in ("openvino", "openvino-bf16"):
         from qwen_image_engine.engines.openvino import OpenVinoEngine
 
         return OpenVinoEngine(model, contract, threads, "bf16" if backend == "openvino-bf16" else "f32")
+    if backend == "tensorrt":
+        raise UsageError("tensorrt runs what qwen-image build made of a bundle's graphs, not a graph; load a bundle")
     raise UsageError(f"unknown engine {backend!r}; known: {', '.join(ENGINES)}")
 
 
 def package_name(backend: str) -> str:
-    """The package that the backend of that name runs on."""
-    return backend.removesuffix("-bf16")
+    """The package that the backend of that name runs on, as it is installed."""
+    return "onnxruntime-gpu" if backend == "onnxruntime-cuda" else backend.removesuffix("-bf16")
 
 
 def available() -> tuple[Backend, ...]:
@@ -96,25 +115,34 @@ def available() -> tuple[Backend, ...]:
 
 
 def require(name: str) -> Any:
-    """The package of backend `name`.
+    """The package of backend `name`, one of `ENGINES`.
 
     Raises:
-        QwenImageError: it is not installed, or installed and does not load.
+        QwenImageError: it is not installed, or installed and does not load; or CUDA is asked for and ONNX Runtime is
+            built without; or a GPU is needed and there is no driver or none.
     """
-    install = f"pip install 'qwen-image-engine[{_EXTRAS[name]}]'"
+    name = name.removesuffix("-bf16")
+    module, install = name.removesuffix("-cuda"), f"pip install 'qwen-image-engine[{_EXTRAS[name]}]'"
     try:
-        return importlib.import_module(name)
+        package = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name == name:
-            raise QwenImageError(f"{name} is not installed; install it with: {install}") from None
+        if error.name == module:
+            raise QwenImageError(f"{module} is not installed; install it with: {install}") from None
         raise QwenImageError(
-            f"{name} needs the package {error.name}, which is not installed; install it again with: {install}"
+            f"{module} needs the package {error.name}, which is not installed; install it again with: {install}"
         ) from error
     except (ImportError, OSError) as error:
         pass_interruption(error)
         raise QwenImageError(
-            f"{name} is installed and does not load ({one_line(error)}); install it again with: {install}"
+            f"{module} is installed and does not load ({one_line(error)}); install it again with: {install}"
         ) from error
+    if name == "tensorrt":
+        device_facts()
+    if name == "onnxruntime-cuda":
+        if CUDA_PROVIDER not in package.get_available_providers():
+            raise QwenImageError(f"onnxruntime {package.__version__} is installed without CUDA; {INSTALL_CUDA}")
+        device_facts()
+    return package
 
 
 def _facts(name: str) -> Backend:

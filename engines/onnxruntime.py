@@ -43,7 +43,9 @@ class OnnxRuntimeEngine:
             session = package.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the package's errors have no base class of their own
             raise failure.load_failure(contract, model, "ONNX Runtime", error) from error
-        ports = ({port.name: _facts(port) for port in side} for side in (session.get_inputs(), session.get_outputs()))
+        ports = (
+            {port.name: port_facts(port) for port in side} for side in (session.get_inputs(), session.get_outputs())
+        )
         check.check_graph(contract, model, *ports)
         self._contract = contract
         self._session: Any = session
@@ -89,6 +91,7 @@ def session_options(package: Any, threads: int | None = None) -> Any:
     return options
 
 
-def _facts(port: Any) -> PortFacts:
+def port_facts(port: Any) -> PortFacts:
+    """What a session says of one of its inputs or outputs."""
     shape = tuple(axis if isinstance(axis, int) else None for axis in port.shape)
     return PortFacts(_DTYPES.get(port.type, port.type.removeprefix("tensor(").removesuffix(")")), shape)

@@ -47,7 +47,7 @@ MODEL_FILES = {
     "vae_encoder": "vae/encoder.onnx",
 }
 
-_PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
+_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 Progress = Callable[[str, int], None]
 """Told what is being worked on, and the bytes just done."""
@@ -88,7 +88,8 @@ def write_network(
         OSError: the bundle cannot be written.
     """
     (network,) = networks(components)
-    entries = network_weights(checkpoint, network, recipe.dtype, quantised)
+    dtype = recipe.dtype_of(network)
+    entries = network_weights(checkpoint, network, dtype, quantised)
     graphs = {}
     for component in components:
         progress(f"graph of {component}", 0)
@@ -135,12 +136,12 @@ def write_network(
         described[component] = ComponentEntry(
             model=MODEL_FILES[component],
             weights=tuple(f"{network}/{name}" for name in used),
-            precision=recipe.precision if in_8_bits or recipe.quantisation is None else _PRECISION[recipe.dtype],
+            precision=recipe.precision if in_8_bits else _PRECISION[dtype],
             excluded_layers=_linears(graph) if layers else (),
             quantised_layers=layers,
             opset=OPSET,
             ir_version=IR_VERSION,
-            contract=contract(component, sizes, recipe.dtype),
+            contract=contract(component, sizes, dtype),
             fp8_attention=attention,
         )
     embeddings = None
@@ -191,7 +192,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 def lowered(checkpoint: Checkpoint, component: str, recipe: Recipe, quantised: QuantisedNetwork) -> ir.Model:
     """The graph of `component` after the recipe's passes, its weights not placed yet."""
-    model = trace(checkpoint, component, recipe.dtype)
+    model = trace(checkpoint, component, recipe.dtype_of(NETWORK[component]))
     for lowering in recipe.passes:
         lowering()(model)
     for quantising in recipe.quantising:

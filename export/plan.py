@@ -62,7 +62,7 @@ class ExportPlan:
     Attributes:
         target: as asked.
         precision: as asked.
-        dtype: of what is not quantised, and of keys and values, by torch's name.
+        dtype: of keys and values, by torch's name.
         weights: as asked.
         components: that the bundle has.
         networks: in the order they run.
@@ -137,7 +137,7 @@ def plan_seconds(
     entries = [
         entry
         for name in networks(plan.components)
-        for entry in network_weights(checkpoint, name, recipe.dtype, quantised[name])
+        for entry in network_weights(checkpoint, name, recipe.dtype_of(name), quantised[name])
     ]
     return export_seconds(checkpoint, plan.components, entries, linked=plan.weights == "link")
 
@@ -166,7 +166,7 @@ def plan_cache(checkpoint: Checkpoint, plan: ExportPlan, references: Sequence[tu
     if checkpoint.transformer.bidirectional:
         return 0, 0
     tokens = PROMPT_TOKENS + sum(width // 16 * (height // 16) for width, height in references)
-    return tokens, cache_bytes(dims(checkpoint), tokens, 2 if plan.dtype == "bfloat16" else 4)
+    return tokens, cache_bytes(dims(checkpoint), tokens, 4 if plan.dtype == "float32" else 2)
 
 
 def check_memory(plan: ExportPlan) -> None:
@@ -228,7 +228,7 @@ def _network(
     stored, read = checkpoint.stored(name), _read(checkpoint, name, components)
     names = {tensor.name for tensor in read}
     # What a recipe adds, such as scales, is named after what it belongs to and is always read.
-    entries = network_weights(checkpoint, name, recipe.dtype, quantised)
+    entries = network_weights(checkpoint, name, recipe.dtype_of(name), quantised)
     graphs = sum(entry_bytes(entry) for entry in entries if entry.name in names or entry.name not in stored.tensors)
     table = sum(tensor.nbytes for tensor in _table(checkpoint, name))
     return NetworkPlan(

@@ -42,11 +42,12 @@ class Recipe:
     Attributes:
         target: what runs them.
         precision: of the bundle, by the manifest.
-        dtype: of weights and arithmetic that are not quantised, by torch's name.
+        dtype: of weights and arithmetic that are not quantised, and of keys and values, by torch's name.
         passes: run in order on every component.
         quantisation: which linears are quantised, and to what.
         quantising: passes that run after the others where any are.
         audited: whether ONNX Runtime has to run every quantised linear as a product of integers.
+        in_float32: networks that are in float32 all the same.
     """
 
     target: str
@@ -56,6 +57,11 @@ class Recipe:
     quantisation: Quantisation | None = None
     quantising: QuantisingPasses = ()
     audited: bool = False
+    in_float32: frozenset[str] = frozenset()
+
+    def dtype_of(self, network: str) -> str:
+        """That of a network, one of `reference.engine.NETWORK`, where it is not quantised."""
+        return "float32" if network in self.in_float32 else self.dtype
 
 
 _SIMPLIFY: Passes = (FoldConstants, SequenceToSplit, ConstantShapes, SumOfSquares, Cleanup)
@@ -71,7 +77,7 @@ _CPU: Passes = (
     Cleanup,
 )
 
-_TENSORRT: Passes = (
+_GPU: Passes = (
     *_SIMPLIFY,
     DropRoundTrips,
     ScaleIntoQueryNorm,
@@ -80,6 +86,11 @@ _TENSORRT: Passes = (
     MergeReshapes,
     Cleanup,
 )
+
+# ONNX Runtime has bf16 kernels of Pad, ReduceMean and DepthToSpace neither on CUDA nor on the CPU, where it would put
+# them; in fp16 the released VAE is said to give values that are not finite.
+_CUDA_FLOAT32 = frozenset({"vae"})
+
 _STATIC: QuantisingPasses = (SmoothModulation, ScaleValues, LinearToStatic, Fp8Attention)
 _STATIC_TWIN: QuantisingPasses = (*_STATIC, DecomposeFp8Attention)
 
@@ -88,11 +99,13 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
     for item in (
         Recipe("cpu", "fp32", "float32", _CPU),
         Recipe("cpu", "int8", "float32", _CPU, QUANTISATIONS["cpu", "int8"], (LinearToInt8, ScaleValues), audited=True),
-        Recipe("tensorrt", "bf16", "bfloat16", _TENSORRT),
-        Recipe("tensorrt", "fp8", "bfloat16", _TENSORRT, QUANTISATIONS["tensorrt", "fp8"], _STATIC),
-        Recipe("tensorrt", "int8", "bfloat16", _TENSORRT, QUANTISATIONS["tensorrt", "int8"], _STATIC),
-        Recipe("tensorrt-twin", "fp8", "float32", _TENSORRT, QUANTISATIONS["tensorrt", "fp8"], _STATIC_TWIN),
-        Recipe("tensorrt-twin", "int8", "float32", _TENSORRT, QUANTISATIONS["tensorrt", "int8"], _STATIC_TWIN),
+        Recipe("cuda", "bf16", "bfloat16", _GPU, in_float32=_CUDA_FLOAT32),
+        Recipe("cuda", "fp16", "float16", _GPU, in_float32=_CUDA_FLOAT32),
+        Recipe("tensorrt", "bf16", "bfloat16", _GPU),
+        Recipe("tensorrt", "fp8", "bfloat16", _GPU, QUANTISATIONS["tensorrt", "fp8"], _STATIC),
+        Recipe("tensorrt", "int8", "bfloat16", _GPU, QUANTISATIONS["tensorrt", "int8"], _STATIC),
+        Recipe("tensorrt-twin", "fp8", "float32", _GPU, QUANTISATIONS["tensorrt", "fp8"], _STATIC_TWIN),
+        Recipe("tensorrt-twin", "int8", "float32", _GPU, QUANTISATIONS["tensorrt", "int8"], _STATIC_TWIN),
     )
 }
 """By target and precision. The twin is TensorRT's graph in float32, which ONNX Runtime runs on a CPU: its scales, its

@@ -7,7 +7,8 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
-from qwen_image_engine.engines.engine import Array, load_engine, package_name, require
+from qwen_image_engine.engines.device_array import Values, on_host
+from qwen_image_engine.engines.engine import package_name, require
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.export.compare import Difference, difference, worst
 from qwen_image_engine.export.recording import REFERENCE_RESOLUTION, Call, Case, Recording, default_cases, record
@@ -15,6 +16,7 @@ from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, Thre
 from qwen_image_engine.export.verification import Row, Verification
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.lora_file import LoraFile
+from qwen_image_engine.runtime.bundle import Bundle
 from qwen_image_engine.runtime.bundle_files import FileFault, verify_files
 from qwen_image_engine.runtime.manifest import Manifest, read_manifest, record_verification
 from qwen_image_engine.runtime.memory import Memory
@@ -58,7 +60,7 @@ def verify_bundle(
         raise QwenImageError(
             f"{bundle}: no thresholds for {manifest.target!r} in precision {manifest.precision!r}; known: {known}"
         )
-    require(package_name(engine))
+    require(engine)
     with ProgressBar("hashing the bundle", sum(file.bytes for file in manifest.files.values()), "bytes") as bar:
         faults = verify_files(bundle, manifest, bar.advance)
     if faults:
@@ -95,7 +97,7 @@ def compare_bundle(
     limits = thresholds(manifest.target, manifest.precision, engine)
     assert limits is not None
     return (
-        *_components(bundle, manifest, recordings, limits, engine, threads),
+        *_components(Bundle(bundle, manifest), recordings, limits, engine, threads),
         *_teacher_forced(bundle, recordings, limits[TEACHER_FORCED], engine, threads),
     )
 
@@ -155,16 +157,15 @@ def _same(bundle: Path, checkpoint: Checkpoint, what: str, found: str, expected:
 
 
 def _components(
-    bundle: Path,
-    manifest: Manifest,
+    bundle: Bundle,
     recordings: Sequence[Recording],
     thresholds: Mapping[str, Threshold],
     engine: str,
     threads: int | None,
 ) -> Iterator[Row]:
     """Each component on the reference's inputs, one engine held at a time."""
-    for name, entry in manifest.components.items():
-        with closing(load_engine(engine, bundle / entry.model, entry.contract, threads)) as running:
+    for name in bundle.manifest.components:
+        with closing(bundle.load_engine(name, engine, threads)) as running:
             for recording in recordings:
                 calls = recording.calls.get(name, ())
                 if calls:
@@ -172,8 +173,8 @@ def _components(
                     yield Row(name, recording.case.name, runs, thresholds[name])
 
 
-def _outputs(call: Call, found: Mapping[str, Array]) -> Difference:
-    return worst(difference(found[name], expected) for name, expected in call.outputs.items())
+def _outputs(call: Call, found: Mapping[str, Values]) -> Difference:
+    return worst(difference(on_host(found[name]), expected) for name, expected in call.outputs.items())
 
 
 def _teacher_forced(

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tokenizers import Tokenizer
 
-from qwen_image_engine.engines.engine import Engine, load_engine
+from qwen_image_engine.engines.cuda_driver import device_facts
+from qwen_image_engine.engines.engine import Engine, load_engine, require
 from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.runtime.bundle_files import check_files
+from qwen_image_engine.engines.plan_fit import check_plan_fits
+from qwen_image_engine.runtime.bundle_files import check_files, file_sha256
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.machine import reachable_memory_bytes
 from qwen_image_engine.runtime.manifest import ComponentEntry, Manifest, read_manifest
@@ -19,6 +21,12 @@ from qwen_image_engine.runtime.reference import ReferenceSource
 from qwen_image_engine.runtime.reference_image import ReferenceImages
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from qwen_image_engine.engines.tensorrt_session import TensorRtSession
+
+_ENGINE_OF_TARGET = {"cuda": "onnxruntime-cuda", "tensorrt": "tensorrt"}
+"""The one engine that runs graphs for a target; every other engine runs those for any other target."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +66,76 @@ class Bundle:
         entry = self.manifest.components.get(component)
         if entry is None:
             raise QwenImageError(f"{self.folder} has no component {component}; {self._again()}")
-        if self.manifest.target == "tensorrt":
-            raise QwenImageError(
-                f"{self.folder} holds graphs for TensorRT, which this version does not run yet; export with "
-                "--target cpu for this machine, or with --target tensorrt-twin to see what the same quantisation costs"
-            )
-        self._check_memory(component, entry)
+        self._check_backend(backend)
+        if backend == "tensorrt":
+            return self._load_plan(component, entry)
+        self._check_memory(component, entry, backend)
         return load_engine(backend, self.folder / entry.model, entry.contract, threads)
 
-    def _check_memory(self, component: str, entry: ComponentEntry) -> None:
+    def _check_backend(self, backend: str) -> None:
+        """Refuse graphs on what cannot run them."""
+        target = self.manifest.target
+        own = _ENGINE_OF_TARGET.get(target)
+        if backend == own or (own is None and backend not in _ENGINE_OF_TARGET.values()):
+            return
+        wanted = "another --engine" if own is None else f"--engine {own}"
+        others = (name for name, engine in _ENGINE_OF_TARGET.items() if engine == backend)
+        raise QwenImageError(
+            f"{self.folder} holds graphs for {target}, which {backend} does not run; run it with {wanted}, or export "
+            f"with --target {next(others, 'cpu')}"
+        )
+
+    def _load_plan(self, component: str, entry: ComponentEntry) -> Engine:
+        """The TensorRT engine of a component, if what built it and its bytes are right.
+
+        Raises:
+            QwenImageError: none was built, it does not fit this machine, it has other bytes than the manifest says; or
+                there is no driver, no GPU, no TensorRT.
+            OutOfDeviceMemory: the GPU has no room for its weights.
+        """
+        rebuild = f"qwen-image build {self.folder}"
+        plan = self.manifest.plans.get(component)
+        if plan is None:
+            raise QwenImageError(f"{component}: {self.folder} holds no TensorRT engine of it; make one with: {rebuild}")
+        session = self._tensorrt
+        check_plan_fits(component, plan, session.device, session.version, rebuild)
+        path, expected = self.folder / plan.file, self.manifest.files[plan.file]
+        if file_sha256(path) != expected.sha256:  # hashed each time: whoever changes a plan runs code on the GPU
+            raise QwenImageError(
+                f"{component}: {path} has other contents than its sha256 says; build it again with: {rebuild}"
+            )
+        from qwen_image_engine.engines.tensorrt_engine import TensorRtEngine
+        from qwen_image_engine.engines.tensorrt_load import PlanSource
+
+        weights = sum(self.manifest.files[name].bytes for name in entry.weights) if plan.stripped else 0
+        source = PlanSource(path, plan, expected.bytes + weights, self.folder / entry.model, rebuild)
+        return TensorRtEngine(session, source, entry.contract)
+
+    @cached_property
+    def _tensorrt(self) -> "TensorRtSession":
+        """What the engines of this bundle share. The driver is asked first: TensorRT crashes where there is none.
+
+        Raises:
+            QwenImageError: there is no driver, no GPU or no TensorRT.
+        """
+        device = device_facts()
+        require("tensorrt")
+        from qwen_image_engine.engines.tensorrt_session import TensorRtSession
+
+        return TensorRtSession.open(device)
+
+    def _check_memory(self, component: str, entry: ComponentEntry, backend: str) -> None:
         """Refuse what cannot end well: a system that lends out more memory than it has kills who asks for it."""
-        needed, free = sum(self.manifest.files[name].bytes for name in entry.weights), reachable_memory_bytes()
+        on_gpu = backend == "onnxruntime-cuda"
+        if on_gpu:
+            require(backend)
+        needed = sum(self.manifest.files[name].bytes for name in entry.weights)
+        free = device_facts().free_bytes if on_gpu else reachable_memory_bytes()
         if free is not None and needed > free:
             raise QwenImageError(
-                f"{component}: its weights take {needed} bytes, activations aside, and {free} bytes of memory and swap "
-                "are free; free some, run with --memory sequential, or export with --precision int8"
+                f"{component}: its weights take {needed} bytes, activations aside, and {free} bytes of "
+                f"{'the GPU are' if on_gpu else 'memory and swap are'} free; free some, run with --memory sequential, "
+                f"or export with {'--target tensorrt --precision fp8' if on_gpu else '--precision int8'}"
             )
 
     @cached_property

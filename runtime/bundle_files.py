@@ -116,6 +116,8 @@ def _size(folder: Path, path: Path, manifest: Manifest) -> int:
 
 
 def _changed(folder: Path, name: str, state: str, manifest: Manifest) -> QwenImageError:
+    if any(name == plan.file for plan in manifest.plans.values()):
+        return QwenImageError(f"{folder / name}: {state}; build it again with: qwen-image build {folder}")
     linked = " (it is linked to the checkpoint's file)" if manifest.weights == "link" else ""
     return QwenImageError(
         f"{folder / name}: {state}{linked}; export again with: qwen-image export {manifest.flags} {folder}"

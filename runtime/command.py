@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn, Protocol, TextIO
 
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.commands import calibrate, doctor, export, inspect, plan, run, verify
+from qwen_image_engine.runtime.commands import build, calibrate, doctor, export, inspect, plan, run, verify
 from qwen_image_engine.runtime.commands.report import Report
 
 INTERRUPTED = 130
@@ -41,6 +41,7 @@ VERBS: Mapping[str, Verb] = {
     "plan": plan,
     "export": export,
     "calibrate": calibrate,
+    "build": build,
     "run": run,
     "verify": verify,
     "inspect": inspect,

@@ -2,11 +2,13 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from qwen_image_engine.engines.device_array import DeviceArray, Values, with_room
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.kept import Kept
@@ -48,8 +50,8 @@ class Conditioning:
         segments: text and reference images in order, from behind the system turn on.
         text_states: (1, T, context) float32, the encoder's states of the text in all segments.
         latents: (1, h * w, channels) float32 of each reference image.
-        cache: `key_0`, `value_0`, … of every layer of the transformer, each (1, tokens, heads, head_dim) float32; empty
-            where its attention is bidirectional.
+        cache: `key_0`, `value_0`, … of every layer of the transformer, each (1, tokens, heads, head_dim), on the CPU
+            float32, on a GPU in its memory; empty where its attention is bidirectional.
     """
 
     prompt: str
@@ -57,7 +59,7 @@ class Conditioning:
     segments: tuple[Segment, ...]
     text_states: NDArray[np.float32]
     latents: tuple[NDArray[np.float32], ...]
-    cache: Mapping[str, NDArray[np.float32]]
+    cache: Mapping[str, Values]
 
     @property
     def length(self) -> int:
@@ -191,7 +193,7 @@ class PromptEncoder:
         """The first pass for all prompts, then those of the images."""
         latents = tuple(image.latents for image in seen)
         segments = {key: _after_system_turn(item) for key, item in tokens.items()}
-        caches: dict[_Key, dict[str, NDArray[np.float32]]] = {key: {} for key in tokens}
+        caches: dict[_Key, dict[str, Values]] = {key: {} for key in tokens}
         if not self._facts.bidirectional:
             axes = self._facts.axes_dims_rope
             tables = {key: rotary_tables(prefix_positions(item), axes) for key, item in segments.items()}
@@ -200,9 +202,7 @@ class PromptEncoder:
                 self._image_runs(segments[key], states[key], latents, tables[key], caches[key])
         return {key: Conditioning(*key, segments[key], states[key], latents, caches[key]) for key in tokens}
 
-    def _first_run(
-        self, segments: Sequence[Segment], states: NDArray[np.float32], tables: Tables
-    ) -> dict[str, NDArray[np.float32]]:
+    def _first_run(self, segments: Sequence[Segment], states: NDArray[np.float32], tables: Tables) -> dict[str, Values]:
         """Keys and values of the text before the first image, with room behind them for all that follows."""
         first = segments[0]
         assert isinstance(first, TextRun)
@@ -211,12 +211,7 @@ class PromptEncoder:
         found = self._run("prefix", text_states=np.ascontiguousarray(states[:, :n]), cos=cos[:n], sin=sin[:n])
         if n == length:
             return found
-        cache = {}
-        for name in list(found):
-            values = found.pop(name)
-            cache[name] = np.empty((1, length, *values.shape[2:]), values.dtype)
-            cache[name][:, :n] = values
-        return cache
+        return {name: with_room(found.pop(name), length) for name in list(found)}
 
     def _image_runs(
         self,
@@ -224,7 +219,7 @@ class PromptEncoder:
         states: NDArray[np.float32],
         latents: Sequence[NDArray[np.float32]],
         tables: Tables,
-        cache: Mapping[str, NDArray[np.float32]],
+        cache: Mapping[str, Values],
     ) -> None:
         """Fill `cache` with each image and the text behind it, which see what stands before them."""
         cos, sin = tables
@@ -248,10 +243,11 @@ class PromptEncoder:
                 values[:, past:end] = own.pop(f"own_{name}")
             past, read = end, read + text.length
 
-    def _run(self, component: str, **inputs: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
+    def _run(self, component: str, **inputs: Values) -> dict[str, Any]:
         outputs = self._components.run(component, inputs)
         for name, values in outputs.items():
-            check_finite(component, name, values)
+            if not isinstance(values, DeviceArray):  # a wrong one shows in the velocity
+                check_finite(component, name, values)
         return outputs
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen_image_engine.engines.device_array import repeat
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.layout import ImageBlock, Layout, text_mask
@@ -104,14 +105,11 @@ def denoiser(
         cos, sin = rotary_tables(target, facts.axes_dims_rope)
         _check_memory(conditioning, num_images)
         # Repeated once here: a broadcast view would be copied by the engine at every step.
-        cache = {
-            name: values if num_images == 1 else np.repeat(values, num_images, axis=0)
-            for name, values in conditioning.cache.items()
-        }
+        cache = {name: repeat(values, num_images) for name, values in conditioning.cache.items()}
 
         def velocity(latents: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
             inputs = {"latents": latents, "time_features": time_features(sigma)[None], "cos": cos, "sin": sin}
-            return components.run("step", inputs | cache)["velocity"]
+            return components.run("step", {**inputs, **cache})["velocity"]
 
         return velocity
 

@@ -7,9 +7,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen_image_engine.engines.bfloat16 import from_bfloat16
 from qwen_image_engine.engines.errors import QwenImageError
 
-# bfloat16 is the upper half of a float32; numpy has no such dtype.
 _STORED: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype("<u2"),
     "float16": np.dtype("<f2"),
@@ -64,5 +64,5 @@ class EmbeddingTable:
             )
         rows = np.asarray(self.stored[ids])
         if self.dtype == "bfloat16":
-            return (rows.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            return from_bfloat16(rows)
         return rows.astype(np.float32)

@@ -27,6 +27,7 @@ PACKAGES = (
     "pillow",
     "onnxruntime",
     "openvino",
+    "tensorrt",
     "torch",
     "onnx",
     "onnx-ir",

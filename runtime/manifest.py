@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 from qwen_image_engine.engines.compute_capability import least_compute_capability
 from qwen_image_engine.engines.contract import FOR_REFERENCES, Contract, Dims
 from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.plan_entry import PlanEntry, Profile, Shape
 from qwen_image_engine.runtime.checkpoint_flags import checkpoint_flags
 from qwen_image_engine.runtime.model import ModelFacts
 
 MANIFEST = "manifest.json"
 FORMAT = "qwen-image-bundle"
-SCHEMA = 5
+SCHEMA = 6
 
 T = TypeVar("T")
 
@@ -159,7 +160,8 @@ class Manifest:
 
     `weights` is "copy" or "link". `origins` maps each network's folder to a hash of all that it was made from: equal
     hashes make equal folders. `loras` are in the order in which they were merged. `calibration` is None where no scale
-    comes from one. `verify` is the last result of `qwen-image verify`, None before the first.
+    comes from one. `plans` are the engines that `qwen-image build` made, by component. `verify` is the last result of
+    `qwen-image verify`, None before the first.
     """
 
     tool: Tool
@@ -175,6 +177,7 @@ class Manifest:
     origins: Mapping[str, str] = field(default_factory=dict)
     loras: tuple[LoraEntry, ...] = ()
     calibration: CalibrationEntry | None = None
+    plans: Mapping[str, PlanEntry] = field(default_factory=dict)
     verify: Mapping[str, Any] | None = None
 
     @property
@@ -276,6 +279,9 @@ def _manifest(data: Mapping[str, Any]) -> Manifest:
     embeddings, facts = _mapping(data["embeddings"], "embeddings"), _mapping(data["facts"], "facts")
     rows, hidden = (int(size) for size in embeddings["shape"])
     verify, calibration = data["verify"], data["calibration"]
+    plans = {str(name): _plan(entry, files) for name, entry in _mapping(data["plans"], "plans").items()}
+    if strange := set(plans) - set(components):
+        raise ValueError(f"plans of {', '.join(sorted(strange))}, which are no components of it")
     return Manifest(
         tool=_entry(Tool, data["tool"]),
         target=str(data["target"]),
@@ -292,6 +298,7 @@ def _manifest(data: Mapping[str, Any]) -> Manifest:
         origins={str(name): str(value) for name, value in _mapping(data["origins"], "origins").items()},
         loras=tuple(_entry(LoraEntry, entry) for entry in data.get("loras", ())),
         calibration=None if calibration is None else _calibration(calibration),
+        plans=plans,
         verify=None if verify is None else _mapping(verify, "verify"),
     )
 
@@ -320,6 +327,36 @@ def _component(data: Any, files: Mapping[str, FileEntry]) -> ComponentEntry:
             for block, scales in _mapping(entry["fp8_attention"], "fp8_attention").items()
         },
     )
+
+
+def _plan(data: Any, files: Mapping[str, FileEntry]) -> PlanEntry:
+    entry = _mapping(data, "a plan")
+    return PlanEntry(
+        file=_listed(entry["file"], files),
+        key=str(entry["key"]),
+        tensorrt=str(entry["tensorrt"]),
+        gpu=str(entry["gpu"]),
+        compute_capability=str(entry["compute_capability"]),
+        driver=int(entry["driver"]),
+        profiles=tuple(_profile(item) for item in entry["profiles"]),
+        stripped=bool(entry["stripped"]),
+        weight_streaming=bool(entry["weight_streaming"]),
+    )
+
+
+def _profile(data: Any) -> Profile:
+    entry = _mapping(data, "a profile")
+    shapes = {str(name): _extents(name, value) for name, value in _mapping(entry["shapes"], "shapes").items()}
+    return Profile(str(entry["name"]), shapes)
+
+
+def _extents(name: object, value: Any) -> tuple[Shape, Shape, Shape]:
+    least, best, largest = (tuple(int(size) for size in shape) for shape in value)
+    if not len(least) == len(best) == len(largest) or any(
+        not 0 < low <= middle <= high for low, middle, high in zip(least, best, largest, strict=True)
+    ):
+        raise ValueError(f"a profile's shapes of {name!r} are {value!r}, expected least, best and largest in order")
+    return least, best, largest
 
 
 def _entry(kind: type[T], data: Any) -> T:

@@ -1,21 +1,25 @@
 """The memory policy: which components' engines are held, and when they are freed."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from qwen_image_engine.engines.engine import Array, Engine
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.engine import Engine
+from qwen_image_engine.engines.errors import OutOfDeviceMemory, UsageError
 from qwen_image_engine.runtime.process_memory import MemoryWatch
 from qwen_image_engine.runtime.timing import Timings
 
 Memory = Literal["resident", "sequential"]
 
+_TRANSFORMER = ("prefix", "prefix_image", "step")
+"""Graphs of one network, whose weights each engine holds for itself."""
+
 
 class Components:
     """Engines by component, loaded by `load` and held as the policy says.
 
-    "resident" keeps every engine once it is loaded. "sequential" holds one at a time, and frees it before it loads the
-    next: prefix and step, one network in two graphs, then never take the transformer's memory twice.
+    "resident" keeps every engine once it is loaded, but where a GPU has no room for prefix and step, one network in
+    several graphs: then each frees the others, and a new prompt loads both again. "sequential" holds one at a time, and
+    frees it before it loads the next: the transformer never takes its memory twice.
     """
 
     def __init__(
@@ -42,18 +46,40 @@ class Components:
         """Load these now if they are to stay; "sequential" loads each when its turn comes."""
         if self.memory == "resident":
             for component in components:
-                self._get(component)
+                try:
+                    self._get(component)
+                except OutOfDeviceMemory:
+                    if not self._free_other_graphs(component):
+                        raise
+                    self._get(component)
 
-    def run(self, component: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, component: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run one component, loading it first where it is not held; outputs and errors as of `Engine.run`."""
-        engine = self._get(component)
-        with self.timings.measure("run", component):
-            return engine.run(inputs)
+        try:
+            return self._run(component, inputs)
+        except OutOfDeviceMemory:
+            if not self._free_other_graphs(component):
+                raise
+        return self._run(component, inputs)
 
     def close(self) -> None:
         """Free every engine; running one afterwards loads it again."""
         while self._held:
             self._held.popitem()[1].close()
+
+    def _run(self, component: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        engine = self._get(component)
+        with self.timings.measure("run", component):
+            return engine.run(inputs)
+
+    def _free_other_graphs(self, component: str) -> bool:
+        """Free what else is held of the transformer, if `component` is of it; whether anything was."""
+        if component not in _TRANSFORMER:
+            return False
+        others = [name for name in _TRANSFORMER if name in self._held and name != component]
+        for name in others:
+            self._held.pop(name).close()
+        return bool(others)
 
     def _get(self, component: str) -> Engine:
         if component not in self._held:

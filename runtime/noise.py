@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen_image_engine.engines.bfloat16 import from_bfloat16, to_bfloat16
 from qwen_image_engine.engines.errors import UsageError
 
 NoiseDtype = Literal["float32", "bfloat16"]
@@ -39,7 +40,7 @@ def draw_noise(shape: tuple[int, ...], seed: int, dtype: NoiseDtype = "float32")
     stream = np.random.RandomState(seed & 0xFFFFFFFF)
     noise = _scalar_normals(stream, count) if count < _BLOCK else _block_normals(stream, count, dtype)
     if dtype == "bfloat16":
-        noise = _round_to_bfloat16(noise)
+        noise = from_bfloat16(to_bfloat16(noise))
     return noise.reshape(shape)
 
 
@@ -84,10 +85,3 @@ def _scalar_normals(stream: np.random.RandomState, count: int) -> NDArray[np.flo
 
 def _words(stream: np.random.RandomState, count: int) -> NDArray[np.uint32]:
     return stream.randint(0, 2**32, size=count, dtype=np.uint32)
-
-
-def _round_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Round to nearest even on the upper 16 bits; the values are finite."""
-    bits = values.view(np.uint32)
-    bits = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
-    return bits.view(np.float32)

@@ -34,7 +34,7 @@ def reference_size(
         UsageError: the resolution is no whole number from 32 to 4096, or the fitted image is too small, too large or
             too long; the text names a resolution that works.
     """
-    _check_resolution(resolution)
+    check_resolution(resolution)
     size = _fitted(width, height, resolution)
     fault = _fault(size, min_pixels, max_pixels)
     if fault is None:
@@ -52,7 +52,12 @@ def reference_size(
     raise UsageError(f"{name} is {size[0]}x{size[1]} at the reference resolution {resolution}: {fault}; {advice}")
 
 
-def _check_resolution(resolution: int) -> None:
+def check_resolution(resolution: int) -> None:
+    """Refuse what is no reference resolution.
+
+    Raises:
+        UsageError: it is no whole number from 32 to 4096.
+    """
     if not isinstance(resolution, Integral) or not SIDE_MULTIPLE <= resolution <= MAX_RESOLUTION:
         raise UsageError(
             f"the reference resolution is {resolution!r}, expected a whole number of pixels from {SIDE_MULTIPLE} to "

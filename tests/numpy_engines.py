@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy_memory import on_device
 
 from qwen_image_engine.engines import check
 from qwen_image_engine.engines.check import Array
 from qwen_image_engine.engines.contract import Contract, Dims, contract
+from qwen_image_engine.engines.device_array import DeviceArray, Values, on_host
 from qwen_image_engine.runtime.conditioning import KEPT_BYTES
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.memory import Components, Memory
@@ -90,27 +92,33 @@ class Journal:
 
 
 class NumpyEngine:
-    def __init__(self, component: str, journal: Journal) -> None:
+    def __init__(self, component: str, journal: Journal, keeps_on_device: bool = False) -> None:
         self.contract: Contract = contract(component, DIMS)
+        self.keeps_on_device = keeps_on_device
         self.journal = journal
         self.closed = False
         journal.events.append(f"load {component}")
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
         assert not self.closed
         self.journal.events.append(f"run {self.contract.component}")
         sizes = check.check_inputs(self.contract, inputs)
-        outputs = dict(zip((spec.name for spec in self.contract.outputs), self._outputs(inputs), strict=True))
+        for name, values in inputs.items():
+            assert isinstance(values, DeviceArray) == (self.keeps_on_device and values.ndim == 4 and "_" in name)
+        host = {name: on_host(values) for name, values in inputs.items()}
+        outputs = dict(zip((spec.name for spec in self.contract.outputs), self.outputs(host), strict=True))
         if self.journal.spoiled == self.contract.component:
             next(iter(outputs.values())).flat[0] = np.nan
         check.check_outputs(self.contract, outputs, sizes)
-        return outputs
+        if self.keeps_on_device and self.contract.component.startswith("prefix"):
+            return {name: on_device(values) for name, values in outputs.items()}
+        return {**outputs}
 
     def close(self) -> None:
         self.closed = True
         self.journal.events.append(f"close {self.contract.component}")
 
-    def _outputs(self, inputs: Mapping[str, Array]) -> list[Array]:
+    def outputs(self, inputs: Mapping[str, Array]) -> list[Array]:
         if self.contract.component == "vae_decoder_mid":
             latents = inputs["latents"]
             return [(latents + latents.mean((2, 3), keepdims=True)).repeat(2, 2).repeat(2, 3)]
@@ -171,13 +179,14 @@ def numpy_pipeline(
     facts: ModelFacts = FACTS,
     kept_bytes: int = KEPT_BYTES,
     absent: tuple[str, ...] = (),
+    keeps_on_device: bool = False,
 ) -> QwenImage:
     """A pipeline with the tokenizer of `checkpoint`; its embedding table is written there."""
     table = checkpoint / "embeddings.bin"
     if not table.exists():
         np.random.default_rng(0).standard_normal((VOCABULARY, DIMS.encoder_hidden), np.float32).tofile(table)
     return QwenImage(
-        Components(lambda component: NumpyEngine(component, journal), memory),
+        Components(lambda component: NumpyEngine(component, journal, keeps_on_device), memory),
         load_tokenizer(checkpoint),
         EmbeddingTable.open(table, 0, "float32", (VOCABULARY, DIMS.encoder_hidden)),
         schedule,

@@ -52,8 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `plan` and `export` both take."""
     add_checkpoint_arguments(parser)
-    parser.add_argument("--target", default="cpu", help="what runs the graphs: cpu, tensorrt or tensorrt-twin (cpu)")
-    parser.add_argument("--precision", default="fp32", help="of weights and arithmetic: fp32, bf16, fp8 or int8 (fp32)")
+    parser.add_argument(
+        "--target", default="cpu", help="what runs the graphs: cpu, cuda, tensorrt or tensorrt-twin (cpu)"
+    )
+    parser.add_argument(
+        "--precision", default="fp32", help="of weights and arithmetic: fp32, bf16, fp16, fp8, int8 (fp32)"
+    )
     parser.add_argument(
         "--weights",
         choices=("copy", "link"),
@@ -143,7 +147,7 @@ def execute(options: argparse.Namespace) -> Report:
         max_pixels=facts.max_pixels,
     )
     references = [(side, side)] * options.references
-    stages = {} if plan.target == "tensorrt" else plan_stages(checkpoint, plan, width, height, references)
+    stages = {} if plan.target in ("cuda", "tensorrt") else plan_stages(checkpoint, plan, width, height, references)
     tokens, cache_bytes = plan_cache(checkpoint, plan, references)
     seconds = plan_seconds(checkpoint, chosen, quantised, plan)
 
@@ -175,6 +179,12 @@ def execute(options: argparse.Namespace) -> Report:
         f"         weights when run: {size_text(resident)} resident, "
         f"{size_text(plan.sequential_bytes)} sequential; activations come on top",
     ]
+    if plan.target == "tensorrt" and not checkpoint.transformer.bidirectional:
+        once = sum(item.engine_bytes for item in plan.networks if references or item.network != "vision")
+        lines += [
+            f"         on a GPU without room for prefix and step at once they take turns: {size_text(once)} resident, "
+            "and a new prompt loads both again; built with --weight-streaming, the step's alone stay there"
+        ]
     if tokens:
         given = f"{options.references} reference images of {side}x{side}" if references else "no reference image"
         lines += [

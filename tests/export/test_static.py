@@ -385,5 +385,7 @@ def test_a_calibration_of_another_checkpoint_is_refused(
 
 
 def test_a_bundle_for_tensorrt_is_not_run_by_another_engine(static_bundle: Bundles) -> None:
-    with pytest.raises(QwenImageError, match="graphs for TensorRT, which this version does not run yet"):
+    with pytest.raises(
+        QwenImageError, match="graphs for tensorrt, which onnxruntime does not run; run it with --engine tensorrt"
+    ):
         QwenImage.load(static_bundle("narrow", "tensorrt", "bf16")[1])

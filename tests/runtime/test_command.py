@@ -46,7 +46,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_doctor(document: Callable[..., Any]) -> None:
     found = document("doctor")
     assert found["packages"]["numpy"] == np.__version__
-    assert {item["name"] for item in found["engines"]} == {"onnxruntime", "openvino"}
+    assert {item["name"] for item in found["engines"]} == {"onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt"}
     assert found["machine"]["cores"] >= 1
     assert found["int8"]
     assert found["disk"]["free_bytes"] > 0

@@ -10,6 +10,7 @@ import pytest
 
 from qwen_image_engine.engines.contract import Dims, contract
 from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.plan_entry import PlanEntry, Profile
 from qwen_image_engine.runtime.bundle_files import (
     SMALL_FILE_BYTES,
     check_files,
@@ -102,6 +103,30 @@ def bundle(tmp_path: Path) -> Path:
     return tmp_path
 
 
+PLAN = PlanEntry(
+    file="plans/step.plan",
+    key="aa",
+    tensorrt="11.4.0.106",
+    gpu="NVIDIA H100 80GB HBM3",
+    compute_capability="9.0",
+    driver=13000,
+    profiles=(
+        Profile("512x512", {"latents": ((1, 1024, 8), (1, 1024, 8), (2, 1024, 8)), "cos": ((1, 2), (1, 2), (1, 2))}),
+        Profile("1024x1024", {"latents": ((1, 1025, 8), (1, 4096, 8), (2, 4096, 8)), "cos": ((1, 2), (1, 2), (1, 2))}),
+    ),
+    stripped=True,
+)
+
+
+def build(bundle: Path) -> None:
+    """Give the bundle an engine of its step."""
+    (bundle / "plans").mkdir()
+    (bundle / PLAN.file).write_bytes(b"plan")
+    manifest = read_manifest(bundle)
+    files = {**manifest.files, PLAN.file: describe_file(bundle / PLAN.file)}
+    write_manifest(bundle, replace(manifest, files=files, plans={"step": PLAN}))
+
+
 def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     document = json.loads((bundle / MANIFEST).read_text())
     change(document)
@@ -147,6 +172,37 @@ def test_a_verification_is_kept(bundle: Path) -> None:
     assert replace(after, verify=None) == before
 
 
+def test_built_engines_are_kept(bundle: Path) -> None:
+    assert read_manifest(bundle).plans == {}
+    build(bundle)
+    assert read_manifest(bundle).plans == {"step": PLAN}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda plan: plan.pop("key"), "'key' is missing"),
+        (lambda plan: plan.update(file="plans/other.plan"), "not listed"),
+        (lambda plan: plan.update(profiles=[{"name": "512x512"}]), "'shapes' is missing"),
+        (lambda plan: plan["profiles"][0]["shapes"].update(cos=[[1, 2], [1, 2]]), "misshapen"),
+        (lambda plan: plan["profiles"][0]["shapes"].update(cos=[[1, 2], [1], [1, 2]]), "least, best and largest"),
+        (lambda plan: plan["profiles"][0]["shapes"].update(cos=[[1, 3], [1, 2], [1, 4]]), "least, best and largest"),
+    ],
+)
+def test_misshapen_plans_are_refused_in_words(bundle: Path, change: Callable[[Any], object], words: str) -> None:
+    build(bundle)
+    edit(bundle, lambda document: change(document["plans"]["step"]))
+    with pytest.raises(QwenImageError, match=words):
+        read_manifest(bundle)
+
+
+def test_plans_of_no_component_are_refused(bundle: Path) -> None:
+    build(bundle)
+    edit(bundle, lambda document: document["plans"].update(joint=document["plans"]["step"]))
+    with pytest.raises(QwenImageError, match="plans of joint, which are no components"):
+        read_manifest(bundle)
+
+
 def test_folders_without_a_manifest_are_no_bundles(tmp_path: Path) -> None:
     assert not is_bundle(tmp_path)
     with pytest.raises(QwenImageError, match=r"no manifest\.json in it; make one with: qwen-image export"):
@@ -166,7 +222,7 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
 def test_another_schema_version_says_what_to_do(bundle: Path) -> None:
     edit(bundle, lambda document: document.update(schema=3, dims=None))
     assert is_bundle(bundle)
-    with pytest.raises(QwenImageError, match=r"schema version 3, this version reads 5; .*export -m /models/small"):
+    with pytest.raises(QwenImageError, match=r"schema version 3, this version reads 6; .*export -m /models/small"):
         read_manifest(bundle)
 
 

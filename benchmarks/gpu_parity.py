@@ -1,0 +1,83 @@
+"""How far the reference in bf16 on the device, and engines on it, are from the reference in fp32 there."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gpu_work import relative_l2
+from torch import Tensor, nn
+
+from qwen_image_engine.engines.contract import Contract, contract, split_axis
+from qwen_image_engine.engines.engine import load_engine
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.engine import NETWORK, components, dims, forward, load_network
+from qwen_image_engine.runtime.manifest import read_manifest
+
+SIZES = {"batch": 1, "text": 77, "prefix": 60, "tokens": 256, "height": 16, "width": 16, "image": 64, "slots": 16}
+POSITIONS = 16
+"""Rows of the vision tower's table that are read; every table has more."""
+
+Rows = Iterator[dict[str, Any]]
+
+
+def component_inputs(spec: Contract, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random arrays of a contract's inputs; cosines and sines are of the same angles."""
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, np.ndarray] = {}
+    for port in spec.inputs:
+        shape = [axis if isinstance(axis, int) else _length(axis) for axis in port.shape]
+        integers = port.dtype == "int64"
+        arrays[port.name] = rng.integers(0, POSITIONS, shape) if integers else rng.standard_normal(shape, np.float32)
+    for name in [name for name in arrays if name.endswith("cos")]:
+        angles = 3 * arrays[name]
+        arrays[name], arrays[name.removesuffix("cos") + "sin"] = np.cos(angles), np.sin(angles)
+    return arrays
+
+
+def torch_rows(checkpoint: Checkpoint, device: torch.device, names: tuple[str, ...] | None = None) -> Rows:
+    """Each component in bf16 against fp32, both on the device and on the same inputs."""
+    for name in names or components(checkpoint):
+        spec = contract(name, dims(checkpoint))
+        inputs = {key: torch.from_numpy(array).to(device) for key, array in component_inputs(spec).items()}
+        expected, found = (
+            forward(spec, _network(checkpoint, name, device, dtype), inputs)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        yield _row(checkpoint.name, name, "torch bf16", found, expected)
+
+
+def engine_rows(checkpoint: Checkpoint, bundle: Path, engine: str, device: torch.device) -> Rows:
+    """Each component of a bundle on an engine against the reference in fp32 on the device."""
+    manifest = read_manifest(bundle)
+    way = f"{engine} {manifest.target} {manifest.precision}"
+    for name, entry in manifest.components.items():
+        spec = contract(name, dims(checkpoint))
+        inputs = component_inputs(spec)
+        given = {key: torch.from_numpy(array).to(device) for key, array in inputs.items()}
+        expected = forward(spec, _network(checkpoint, name, device, torch.float32), given)
+        with closing(load_engine(engine, bundle / entry.model, entry.contract)) as running:
+            outputs: Mapping[str, Any] = running.run(inputs)
+            found = [_tensor(outputs[port.name], device) for port in spec.outputs]
+        yield _row(checkpoint.name, name, way, found, expected)
+
+
+def _row(checkpoint: str, component: str, way: str, found: Any, expected: Any) -> dict[str, Any]:
+    error, cosine = relative_l2(found, expected)
+    return {"checkpoint": checkpoint, "component": component, "way": way, "relative_l2": error, "cosine": cosine}
+
+
+def _network(checkpoint: Checkpoint, component: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    return load_network(checkpoint, NETWORK[component], dtype).to(device)
+
+
+def _tensor(values: Any, device: torch.device) -> Tensor:
+    host = values if isinstance(values, np.ndarray) else values.numpy()
+    return torch.from_numpy(np.asarray(host, np.float32)).to(device)
+
+
+def _length(axis: str) -> int:
+    factor, name = split_axis(axis)
+    return factor * SIZES[name]

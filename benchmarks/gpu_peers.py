@@ -1,0 +1,211 @@
+"""Other ways of running the same step: diffusers, ONNX Runtime on CUDA, TensorRT; what is missing says why."""
+
+import importlib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from export_memory import write_checkpoint
+from gpu_network import SIGMA, Case, Run
+from gpu_ways import Way, one_line
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qwen_image_engine.engines.device_array import DeviceArray
+from qwen_image_engine.engines.engine import load_engine, require
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.config import TransformerConfig
+from qwen_image_engine.reference.transformer import Transformer
+
+DIFFUSERS = "diffusers eager"
+TENSORRT = "TensorRT 11 bf16, fp8, int8"
+
+EXPORT_SECONDS = 240.0
+"""Writing 14 GB, tracing two graphs of 32 blocks, and loading them."""
+
+
+def peer_ways(network: Transformer, values: Mapping[str, Any], work: Path, kept: ExitStack) -> list[Way]:
+    """All of them; engines are closed with `kept`.
+
+    Args:
+        network: whose weights they run.
+        values: configs by component that the network is one of.
+        work: a folder for checkpoint and graphs.
+        kept: what is open until the end.
+    """
+    on_cuda = network.img_in.weight.device.type == "cuda"
+    engine, target, precision = ("onnxruntime-cuda", "cuda", "bf16") if on_cuda else ("onnxruntime", "cpu", "fp32")
+    return [
+        Way(DIFFUSERS, Diffusers(network), 20, missing_package("diffusers")),
+        Way(
+            f"{engine} {target} {precision}",
+            Exported(network, values, work, kept, engine, target, precision),
+            EXPORT_SECONDS if on_cuda else 10,
+            missing_engine(engine),
+            in_torch=False,
+        ),
+        Way(TENSORRT, Diffusers(network), 0, missing_tensorrt()),
+    ]
+
+
+class Diffusers:
+    """Its transformer on the same weights, with its own cache of the prefix."""
+
+    def __init__(self, network: Transformer) -> None:
+        self.network = network
+
+    def __call__(self, case: Case) -> Run:
+        from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
+
+        config, weight = self.network.config, self.network.img_in.weight
+        with torch.device("meta"):
+            model = _diffusers_model(config, config.num_layers)
+        model.load_state_dict(self.network.state_dict(), assign=True)
+        # Their tables are tensors that are no buffers, and were made on meta too.
+        tables = _diffusers_model(config, 0)
+        model.pos_embed, model.time_text_embed.time_proj = tables.pos_embed, tables.time_text_embed.time_proj
+        model.eval()
+        cache = QwenImage21KVCache(config.num_layers)
+        for layer, pair in zip(cache.layer_caches, case.cache, strict=True):
+            layer.store(*pair)
+        prefix = case.cache[0][0].shape[1]
+        slots = prefix + case.side**2 // 4  # the encoder's: one for 2 x 2 latent tokens
+        arguments = {
+            "hidden_states": case.latents,
+            # Only their number counts: their keys and values are in the cache.
+            "encoder_hidden_states": torch.zeros(
+                1, prefix, config.context_in_dim, dtype=weight.dtype, device=weight.device
+            ),
+            "timestep": torch.full((1,), SIGMA, dtype=weight.dtype, device=weight.device),
+            "img_shapes": [[(1, case.side, case.side)]],
+            "img_mask": torch.arange(slots, device=weight.device)[None] >= prefix,
+            "kv_cache": cache,
+            "kv_cache_mode": "cached",
+            "return_dict": False,
+        }
+        return lambda: model(**arguments)[0]
+
+
+class TorchMemory:
+    """A tensor's bytes as a `DeviceMemory` that is only read by its address."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    @property
+    def address(self) -> int:
+        return self.tensor.data_ptr()
+
+    def allocate(self, nbytes: int) -> "TorchMemory":
+        raise NotImplementedError
+
+    def copy(self, start: int, source: Any, source_start: int, nbytes: int) -> None:
+        raise NotImplementedError
+
+    def read(self, start: int, nbytes: int) -> Any:
+        raise NotImplementedError
+
+
+class Exported:
+    """The step's graph on an engine; exported once, of a checkpoint that has the network's weights."""
+
+    def __init__(
+        self,
+        network: Transformer,
+        values: Mapping[str, Any],
+        work: Path,
+        kept: ExitStack,
+        engine: str,
+        target: str,
+        precision: str,
+    ) -> None:
+        self.network, self.values, self.work, self.kept = network, values, work, kept
+        self.backend, self.target, self.precision = engine, target, precision
+        self.engine: Any = None
+
+    def __call__(self, case: Case) -> Run:
+        self.engine = self.engine or self._export()
+        device, engine = case.latents.device, self.engine
+        inputs: dict[str, Any] = {
+            "latents": case.latents.float().cpu().numpy(),
+            "time_features": case.features.cpu().numpy(),
+            "cos": case.cos.cpu().numpy(),
+            "sin": case.sin.cpu().numpy(),
+        }
+        for layer, pair in enumerate(case.cache):
+            for name, tensor in zip(("key", "value"), pair, strict=True):
+                inputs[f"{name}_{layer}"] = _values(tensor)
+
+        def step() -> Tensor:
+            return torch.from_numpy(np.asarray(engine.run(inputs)["velocity"])).to(device)
+
+        return step
+
+    def _export(self) -> Any:
+        from qwen_image_engine.calibration.quantised_network import quantised_networks
+        from qwen_image_engine.export.network_folder import write_network
+        from qwen_image_engine.export.recipe import recipe
+
+        folder, bundle = self.work / "full-size", self.work / "graphs"
+        write_checkpoint(folder, values=self.values, contents=False)
+        (file,) = (folder / "transformer").glob("*.safetensors")
+        save_file(dict(self.network.state_dict()), file, {"format": "pt"})
+        bundle.mkdir()
+        checkpoint = Checkpoint.open(folder)
+        quantised = quantised_networks(checkpoint, None)["transformer"]
+        chosen = recipe(self.target, self.precision)
+        written = write_network(checkpoint, ("step",), chosen, quantised, "link", bundle, {}, lambda what, count: None)
+        entry = written.components["step"]
+        engine = load_engine(self.backend, bundle / entry.model, entry.contract)
+        self.kept.callback(engine.close)
+        return engine
+
+
+def _diffusers_model(config: TransformerConfig, layers: int) -> Any:
+    from diffusers import QwenImage21Transformer2DModel
+
+    return QwenImage21Transformer2DModel(
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        num_layers=layers,
+        attention_head_dim=config.attention_head_dim,
+        num_attention_heads=config.num_attention_heads,
+        context_in_dim=config.context_in_dim,
+        mlp_ratio=config.mlp_ratio,
+        axes_dims_rope=config.axes_dims_rope,
+    )
+
+
+def missing_package(name: str) -> str | None:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        return one_line(error)
+    return None
+
+
+def missing_engine(name: str) -> str | None:
+    try:
+        require(name)
+    except QwenImageError as error:
+        return one_line(error)
+    return None
+
+
+def missing_tensorrt() -> str:
+    return missing_package("tensorrt") or (
+        "TensorRT is there, and building an engine takes longer than all of this may: build with qwen-image build, "
+        "time with qwen-image bench"
+    )
+
+
+def _values(tensor: Tensor) -> Any:
+    """Keys or values where they are: on the device as they are, on a CPU as numpy."""
+    if tensor.device.type != "cuda":
+        return tensor.numpy()
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return DeviceArray(TorchMemory(tensor), tuple(tensor.shape), dtype)

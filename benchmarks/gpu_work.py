@@ -1,0 +1,128 @@
+"""What a pass of the transformer has to compute, and how fast this device multiplies matrices of its sizes."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+
+from qwen_image_engine.reference.config import TransformerConfig
+
+ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds: of the first run, which warms up, and compiles where making ready did not, and of steady ones."""
+
+    first_ms: float
+    rounds_ms: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        return sorted(self.rounds_ms)[len(self.rounds_ms) // 2]
+
+    @property
+    def p90_ms(self) -> float:
+        return sorted(self.rounds_ms)[min(len(self.rounds_ms) - 1, round(0.9 * len(self.rounds_ms)))]
+
+
+def step_flop(config: TransformerConfig, tokens: int, prefix: int) -> float:
+    """Floating-point operations of one cached step of one image, a product and a sum each, as derived below.
+
+    With N target tokens, P tokens of prefix, width C, the feed-forward's width M and L layers:
+
+    * linears of a token in a layer, q, k, v and out (C x C) and three of C x M: 2 (4 C^2 + 3 C M);
+    * attention in a layer, q k^T and its product with v over P + N keys: 4 N (P + N) C;
+    * img_in and proj_out: 2 N C (C_in + C_out);
+    * time embedding, modulation and norm_out, of one token: 2 (256 C + C^2 + 4 C^2 + C^2).
+
+    Norms, gates and rotations are left out: a thousandth of it.
+    """
+    c, m = config.hidden_size, config.hidden_size * config.mlp_ratio
+    layer = 2 * tokens * (4 * c * c + 3 * c * m) + 4 * tokens * (prefix + tokens) * c
+    edges = 2 * tokens * c * (config.in_channels + config.out_channels)
+    return float(config.num_layers * layer + edges + 2 * (256 * c + 6 * c * c))
+
+
+def prefix_flop(config: TransformerConfig, prefix: int) -> float:
+    """The same of the prefix's one pass: causal, so that a token sees half of the others on average.
+
+    The text's two linears come first; of the last layer keys and values alone are needed, and the reference computes
+    the rest of it all the same, which is not counted.
+    """
+    c, m = config.hidden_size, config.hidden_size * config.mlp_ratio
+    layer = 2 * prefix * (4 * c * c + 3 * c * m) + 2 * prefix * (prefix + 1) * c
+    text = 2 * prefix * (config.context_in_dim * c + c * c)
+    time = 2 * (256 * c + 5 * c * c)
+    return float((config.num_layers - 1) * layer + 2 * prefix * 2 * c * c + text + time)
+
+
+def measure(run: Callable[[], object], device: torch.device, rounds: int = ROUNDS) -> Times:
+    """A run to warm up, timed by the clock, then `rounds` by CUDA's events, or by the clock on a CPU."""
+    began = perf_counter()
+    run()
+    synchronise(device)
+    first = 1000 * (perf_counter() - began)
+    if device.type != "cuda":
+        return Times(first, tuple(_by_clock(run) for _ in range(rounds)))
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
+    for began_at, ended_at in events:
+        began_at.record()
+        run()
+        ended_at.record()
+    torch.cuda.synchronize()
+    return Times(first, tuple(began_at.elapsed_time(ended_at) for began_at, ended_at in events))
+
+
+def ceiling(config: TransformerConfig, tokens: int, device: torch.device, dtype: torch.dtype) -> float:
+    """10^12 operations a second of the linears of one layer alone, one after the other, on that many tokens."""
+    c, m = config.hidden_size, config.hidden_size * config.mlp_ratio
+    shapes = [(c, c)] * 4 + [(c, m), (c, m), (m, c)]
+    weights = [torch.randn(outputs, inputs, device=device, dtype=dtype) for inputs, outputs in shapes]
+    rows = {width: torch.randn(tokens, width, device=device, dtype=dtype) for width in {c, m}}
+
+    def products() -> None:
+        for weight in weights:
+            torch.nn.functional.linear(rows[weight.shape[1]], weight)
+
+    flop = sum(2.0 * tokens * inputs * outputs for inputs, outputs in shapes)
+    return flop / measure(products, device).median_ms / 1e9
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most that torch has held since `reset_peak`; None on a CPU."""
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+
+
+def used_bytes(device: torch.device) -> int | None:
+    """All that is allocated on the device now, by whomever; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
+def _by_clock(run: Callable[[], object]) -> float:
+    began = perf_counter()
+    run()
+    return 1000 * (perf_counter() - began)
+
+
+def relative_l2(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> tuple[float, float]:
+    """Relative L2 and cosine, the worst over pairs of tensors, in float64 on their device."""
+    pairs = [(a.double().flatten(), b.double().flatten()) for a, b in zip(found, expected, strict=True)]
+    errors = [float((a - b).norm() / b.norm()) for a, b in pairs]
+    cosines = [float(a @ b / (a.norm() * b.norm())) for a, b in pairs]
+    return max(errors), min(cosines)

@@ -1,0 +1,17 @@
+"""bfloat16, which numpy has no dtype for: the upper half of a float32, as uint16."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round to nearest even; what is not a number stays so."""
+    bits = np.asarray(values, order="C").view(np.uint32)
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    # Rounding carries a NaN whose upper bits are all set over into a zero.
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The same values in float32, exactly."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)

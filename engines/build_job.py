@@ -1,0 +1,95 @@
+"""What one component's engine is built from, as it goes to the process that builds it, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qwen_image_engine.engines.plan_entry import Profile
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a user may choose of an engine.
+
+    Attributes:
+        strip_weights: leave the weights out of the plan; they come from the bundle's graph when it is loaded.
+        weight_streaming: let weights stay on the host.
+        workspace_bytes: of scratch memory that a kernel may take, None for all there is.
+    """
+
+    strip_weights: bool = False
+    weight_streaming: bool = False
+    workspace_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the graph promises of its engine: products in 8 bits, and blocks whose attention is FP8."""
+
+    fp8_products: int
+    int8_products: int
+    fp8_attention: int
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """One component.
+
+    Attributes:
+        component: its name.
+        model: file of its graph; the weights are where the graph says.
+        plan: file to write the engine to.
+        timing_cache: file to read and write timings of kernels.
+        profiles: in the order in which the engine is to number them.
+        options: chosen by the user.
+        promise: what the finished engine is held against.
+        softmax_scale: of FP8 attention's probabilities, None where no attention is FP8.
+    """
+
+    component: str
+    model: str
+    plan: str
+    timing_cache: str
+    profiles: tuple[Profile, ...]
+    options: BuildOptions
+    promise: Promise
+    softmax_scale: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; `from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> BuildJob:
+        """The job that `to_json` wrote."""
+        profiles = tuple(
+            Profile(
+                item["name"],
+                {
+                    name: (tuple(least), tuple(best), tuple(largest))
+                    for name, (least, best, largest) in item["shapes"].items()
+                },
+            )
+            for item in data["profiles"]
+        )
+        return cls(
+            **{
+                **data,
+                "profiles": profiles,
+                "options": BuildOptions(**data["options"]),
+                "promise": Promise(**data["promise"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A written plan: its size and SHA-256, and what the audit counted in the engine."""
+
+    bytes: int
+    sha256: str
+    fused_attentions: int
+    fp8_products: int
+    int8_products: int

@@ -1,0 +1,116 @@
+"""A stream of the first CUDA device: copies from and to page-locked memory, and work captured as a graph.
+
+Through the driver's own library, as `cuda_memory`; TensorRT takes the stream by its handle.
+"""
+
+import contextlib
+import ctypes
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_image_engine.engines.cuda_memory import CudaContext, CudaMemory
+from qwen_image_engine.engines.errors import QwenImageError
+
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
+_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads allocate does not break a capture
+
+
+class HostMemory:
+    """Page-locked memory of the host, which the device copies from and to while the host goes on; `bytes` is all of it.
+
+    `bytes` does not keep it: it is freed with this object.
+    """
+
+    def __init__(self, context: CudaContext, nbytes: int) -> None:
+        """Allocate.
+
+        Raises:
+            QwenImageError: the host has not so much that it can lock.
+        """
+        address = ctypes.c_void_p()
+        context.call("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(nbytes), ctypes.c_uint(0))
+        weakref.finalize(self, context.call, "cuMemFreeHost", address)
+        self.address = address.value or 0
+        self.bytes: NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(self.address))
+
+
+class CudaGraph:
+    """Work that was captured, to be launched again with the addresses and sizes that it was captured with."""
+
+    def __init__(self, context: CudaContext, stream: int, executable: ctypes.c_void_p) -> None:
+        self._context, self._stream, self._executable = context, stream, executable
+        weakref.finalize(self, context.call, "cuGraphExecDestroy", executable)
+
+    def launch(self) -> None:
+        """Put it into its stream.
+
+        Raises:
+            QwenImageError: the driver refuses it.
+        """
+        self._context.call("cuGraphLaunch", self._executable, ctypes.c_void_p(self._stream))
+
+
+class CudaStream:
+    """A stream; what is put into it runs in order, while the host goes on. Every method but the last returns at once.
+
+    Errors of work that runs later are raised by whichever call comes after it.
+    """
+
+    def __init__(self, context: CudaContext) -> None:
+        """Make one.
+
+        Raises:
+            QwenImageError: the driver refuses it.
+        """
+        stream = ctypes.c_void_p()
+        context.call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
+        weakref.finalize(self, context.call, "cuStreamDestroy_v2", stream)
+        self.context = context
+        self.handle = stream.value or 0
+
+    def upload(self, target: CudaMemory, source: HostMemory, nbytes: int) -> None:
+        """Copy the first bytes of `source`, which must not change before the copy is done, to `target`."""
+        arguments = ctypes.c_uint64(target.address), ctypes.c_void_p(source.address), ctypes.c_size_t(nbytes)
+        self.context.call("cuMemcpyHtoDAsync_v2", *arguments, self._handle)
+
+    def download(self, target: HostMemory, source: CudaMemory, nbytes: int) -> None:
+        """Copy the first bytes of `source` to `target`."""
+        arguments = ctypes.c_void_p(target.address), ctypes.c_uint64(source.address), ctypes.c_size_t(nbytes)
+        self.context.call("cuMemcpyDtoHAsync_v2", *arguments, self._handle)
+
+    def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
+        """What `enqueue` puts into this stream, as a graph; it does not run yet.
+
+        Raises:
+            QwenImageError: `enqueue` did something that cannot be captured, or whatever it raised.
+        """
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        self.context.call("cuStreamBeginCapture_v2", self._handle, ctypes.c_int(_THREAD_LOCAL))
+        try:
+            enqueue()
+        except BaseException:
+            with contextlib.suppress(QwenImageError):  # a capture that went wrong ends with an error of its own
+                self.context.call("cuStreamEndCapture", self._handle, ctypes.byref(graph))
+                self.context.call("cuGraphDestroy", graph)
+            raise
+        self.context.call("cuStreamEndCapture", self._handle, ctypes.byref(graph))
+        try:
+            self.context.call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
+        finally:
+            self.context.call("cuGraphDestroy", graph)
+        return CudaGraph(self.context, self.handle, executable)
+
+    def synchronise(self) -> None:
+        """Wait until all of it is done.
+
+        Raises:
+            QwenImageError: some of it failed.
+        """
+        self.context.call("cuStreamSynchronize", self._handle)
+
+    @property
+    def _handle(self) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self.handle)

@@ -1,0 +1,47 @@
+"""Whether a built engine may be loaded here: the same TensorRT, the same kind of GPU, a driver not older, and memory.
+
+A plan is machine code for one of each; TensorRT would refuse some of this itself, not all, and never with the command.
+"""
+
+from qwen_image_engine.engines.cuda_driver import DeviceFacts, version_text
+from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
+from qwen_image_engine.engines.plan_entry import PlanEntry
+
+
+def check_plan_fits(component: str, plan: PlanEntry, device: DeviceFacts, tensorrt: str, rebuild: str) -> None:
+    """Compare what built the plan with what is here; `rebuild` is the command that builds another.
+
+    Raises:
+        QwenImageError: they differ.
+    """
+    differences = []
+    if plan.tensorrt != tensorrt:
+        differences.append(f"by TensorRT {plan.tensorrt}, this is {tensorrt}")
+    if plan.compute_capability != device.compute_capability:
+        differences.append(
+            f"on {plan.gpu} (compute capability {plan.compute_capability}), this is {device.name} "
+            f"({device.compute_capability})"
+        )
+    if plan.driver > device.driver:
+        differences.append(
+            f"with a driver of CUDA {version_text(plan.driver)}, this one serves {version_text(device.driver)}"
+        )
+    if differences:
+        raise QwenImageError(
+            f"{component}: its engine was built {', and '.join(differences)}; build it again here with: {rebuild}"
+        )
+
+
+def check_weights_fit(component: str, nbytes: int, device: DeviceFacts, rebuild: str) -> None:
+    """Refuse weights of `nbytes` that the device has no room for, before they are read.
+
+    Raises:
+        OutOfDeviceMemory: so it has.
+    """
+    missing = nbytes - device.free_bytes
+    if missing > 0:
+        raise OutOfDeviceMemory(
+            f"{component}: its weights take {nbytes} bytes and {device.free_bytes} of the {device.total_bytes} bytes "
+            f"of {device.name} are free: {missing} are missing; run with --memory sequential, keep weights on the host "
+            f"with: {rebuild} --weight-streaming, or export with --precision fp8 or int8"
+        )

@@ -1,0 +1,190 @@
+"""TensorRT's builder on one graph: parse, keep attention fused, profiles, build into a file, inspect.
+
+Imported only by the process that builds: without a driver TensorRT's objects crash whoever holds them.
+"""
+
+import mmap
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import tensorrt as trt
+
+from qwen_image_engine.engines.build_job import BuildJob, BuildResult
+from qwen_image_engine.engines.engine_audit import Network, audit, check_audit
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.plan_entry import Profile
+from qwen_image_engine.engines.tensorrt_log import Log
+from qwen_image_engine.engines.tensorrt_plan import PlanWriter
+from qwen_image_engine.engines.tensorrt_progress import Monitor, Progress
+
+WIDEST_FUSED_HEAD = 256
+"""Channels of a head beyond which TensorRT has no fused attention: the VAE's one head is as wide as its features."""
+
+_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+
+
+def build(job: BuildJob, progress: Progress) -> BuildResult:
+    """Build the engine, write its plan, and hold what the inspector says of it against the graph's promise.
+
+    Args:
+        job: what to build.
+        progress: told phase, steps done and steps; gives whether to go on.
+
+    Raises:
+        QwenImageError: the graph cannot be parsed or built, or the engine has less than the graph promises.
+        OSError: a file cannot be written.
+    """
+    log = Log()
+    written, sha256, network = _write_plan(job, log, progress)
+    # Builder, parser and network are gone: the inspector needs the memory that they held.
+    found = audit(_inspected(Path(job.plan), log), network)
+    check_audit(job.component, found, network, job.promise)
+    return BuildResult(written, sha256, found.fused_attentions, found.fp8_products, found.int8_products)
+
+
+def _write_plan(job: BuildJob, log: Log, progress: Progress) -> tuple[int, str, Network]:
+    builder = trt.Builder(log)
+    network = builder.create_network()  # strongly typed, as all are in 11
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(job.model):
+        raise QwenImageError(f"{job.component}: TensorRT cannot parse {job.model}: {_parse_errors(parser, log)}")
+    # TensorRT refers to a constant's numbers until the engine is built; so they live as long as this call.
+    softmax_scale = bfloat16_bits(job.softmax_scale or 0.0)
+    found, fp8_attentions = _prepare_attention(network, softmax_scale if job.softmax_scale else None)
+    if fp8_attentions < job.promise.fp8_attention:
+        raise QwenImageError(
+            f"{job.component}: {fp8_attentions} attentions read FP8 in the parsed graph, expected at least "
+            f"{job.promise.fp8_attention}; export without --fp8-attention"
+        )
+    monitor = Monitor(progress)
+    config = _config(builder, network, job, monitor)
+    cache = _timing_cache(config, Path(job.timing_cache))
+    writer = PlanWriter(Path(job.plan))
+    try:
+        built = builder.build_serialized_network_to_stream(network, config, writer)
+    finally:
+        sha256 = writer.close()
+    if not built:
+        raise QwenImageError(
+            f"{job.component}: TensorRT cannot build it: {log.errors()}; where memory ran out, build for smaller sizes "
+            "(--profile), with --weight-streaming, or with a limit to scratch memory (--workspace)"
+        )
+    _keep_timings(cache, Path(job.timing_cache))
+    return writer.bytes, sha256, found
+
+
+def bfloat16_bits(value: float) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
+    """One number in bfloat16, rounded to the nearest, as (1,) of its bits: numpy has no such type."""
+    bits = np.array([value], np.float32).view(np.uint32).astype(np.uint64)
+    return np.asarray((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _prepare_attention(
+    network: trt.INetworkDefinition, softmax_scale: np.ndarray[tuple[int, ...], np.dtype[np.uint16]] | None
+) -> tuple[Network, int]:
+    """Keep attentions whole, give those that read FP8 their softmax scale; what must be fused, and how many read it."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    from_codes = {layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE}
+    fused: list[str] = []
+    in_fp8 = 0
+    for layer in layers:
+        if layer.type != trt.LayerType.ATTENTION_INPUT:
+            continue
+        layer.__class__ = trt.IAttentionInputLayer  # the bindings give ILayer; this is how they name another class
+        attention = cast(trt.IAttentionInputLayer, layer).attention
+        attention.decomposable = not _must_fuse(attention)
+        if not attention.decomposable:
+            fused.append(_node(attention.metadata, attention.name or layer.name))
+        if softmax_scale is not None and attention.get_input(0).name in from_codes:
+            scale = network.add_constant(trt.Dims(()), trt.Weights(trt.bfloat16, softmax_scale.ctypes.data, 1))
+            attention.normalization_quantize_scale = scale.get_output(0)
+            attention.normalization_quantize_to_type = trt.fp8
+            in_fp8 += 1
+    products = [_node(item.metadata, item.name) for item in layers if item.type == trt.LayerType.MATRIX_MULTIPLY]
+    return Network(fused, products), in_fp8
+
+
+def _must_fuse(attention: trt.IAttention) -> bool:
+    """Whether there is a fused kernel that it must get: unfused it would hold tokens * tokens * heads numbers.
+
+    A mask may have none, and is there only on the text behind a reference image, whose rows are few. The VAE's head is
+    too wide, and one: 0.5 GB of scores at 2048x2048.
+    """
+    shape = attention.get_input(0).shape
+    head = shape[len(shape) - 1]
+    return attention.mask is None and 0 < head <= WIDEST_FUSED_HEAD
+
+
+def _config(
+    builder: trt.Builder, network: trt.INetworkDefinition, job: BuildJob, monitor: trt.IProgressMonitor
+) -> trt.IBuilderConfig:
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the audit reads it
+    config.progress_monitor = monitor
+    config.clear_flag(trt.BuilderFlag.TF32)  # what the graph keeps in float32 has a reason
+    if job.options.strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    if job.options.weight_streaming:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    if job.options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.options.workspace_bytes)
+    inputs = {network.get_input(index).name for index in range(network.num_inputs)}
+    for item in job.profiles:
+        if config.add_optimization_profile(_profile(builder, item, inputs, job)) < 0:
+            raise QwenImageError(f"{job.component}: TensorRT does not take the profile {item.name}: {item.shapes}")
+    return config
+
+
+def _profile(builder: trt.Builder, item: Profile, inputs: Collection[str], job: BuildJob) -> trt.IOptimizationProfile:
+    if inputs != set(item.shapes):
+        raise QwenImageError(
+            f"{job.component}: {job.model} has the inputs {sorted(inputs)}, its contract {sorted(item.shapes)}; "
+            "export the bundle again"
+        )
+    made = builder.create_optimization_profile()
+    for name, (least, best, largest) in item.shapes.items():
+        made.set_shape(name, trt.Dims(least), trt.Dims(best), trt.Dims(largest))
+    return made
+
+
+def _timing_cache(config: trt.IBuilderConfig, path: Path) -> trt.ITimingCache:
+    """The timings in the file, where they are of this GPU and this TensorRT; else none."""
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if not config.set_timing_cache(cache, False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
+
+
+def _keep_timings(cache: trt.ITimingCache, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        # It has the buffer protocol, which the stub does not say.
+        partial.write_bytes(cast(bytes, cache.serialize()))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _inspected(plan: Path, log: Log) -> str:
+    """The inspector's JSON of the engine in a file; the file is mapped, never read whole."""
+    with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        engine = trt.Runtime(log).deserialize_cuda_engine(mapped)
+    if engine is None:
+        raise QwenImageError(f"{plan}: TensorRT does not load what it built: {log.errors()}")
+    return engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+
+
+def _parse_errors(parser: trt.OnnxParser, log: Log) -> str:
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    found = "; ".join(f"{error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors)
+    return f"{found or log.errors()}; see what qwen-image inspect --check says of the bundle"
+
+
+def _node(metadata: str, name: str) -> str:
+    """The ONNX node that a layer was made from."""
+    found = _NODE.search(metadata or "")
+    return found[1] if found else name

@@ -1,0 +1,175 @@
+"""One execution context with buffers of its own: inputs go up, the network runs or is replayed, outputs come down.
+
+Nothing of it has run on a GPU yet; every call is checked against the types of TensorRT 11.4's own bindings.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorrt as trt
+
+from qwen_image_engine.engines.contract import Contract, TensorSpec
+from qwen_image_engine.engines.cuda_memory import CudaMemory
+from qwen_image_engine.engines.cuda_stream import CudaGraph, HostMemory
+from qwen_image_engine.engines.device_array import DeviceArray, Values, size_bytes, stored
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.plan_entry import Shape
+from qwen_image_engine.engines.replay import Replay
+from qwen_image_engine.engines.tensorrt_session import TensorRtSession
+
+
+def axes(shape: trt.Dims) -> Shape:
+    """Sizes as a tuple; -1 stands for one that is not known."""
+    return tuple(shape[index] for index in range(len(shape)))
+
+
+class _Buffer:
+    """Where a tensor lies that comes from the host or goes to it: page-locked there, and on the device."""
+
+    def __init__(self, session: TensorRtSession, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.host = HostMemory(session.context, nbytes)
+        self.device = CudaMemory(session.context, nbytes, "inputs and outputs")
+
+
+class TensorRtCall:
+    """A context; `run` after `run` with the same shapes and addresses allocates nothing on the device.
+
+    A context that a graph was captured from must not serve another shape, so the engine keeps one for each that it
+    replays. Its own activations are in the session's scratch buffer, which every context is given in turn.
+    """
+
+    def __init__(self, session: TensorRtSession, engine: trt.ICudaEngine, contract: Contract) -> None:
+        """Make a context.
+
+        Raises:
+            QwenImageError: TensorRT refuses.
+        """
+        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise QwenImageError(f"TensorRT makes no execution context: {session.log.errors()}")
+        self._session, self._engine, self._contract = session, engine, contract
+        self._context: trt.IExecutionContext = context
+        self._profile: int | None = None
+        self._shapes: dict[str, Shape] = {}
+        self._scratch: tuple[int, int] = (0, 0)  # address and bytes
+        self._scratch_bytes = 0
+        self._addresses: dict[str, int] = {}
+        self._buffers: dict[str, _Buffer] = {}
+        self._replay = Replay()
+        self._graph: CudaGraph | None = None
+
+    def run(self, profile: int, inputs: Mapping[str, Values], graphs: bool) -> dict[str, Values]:
+        """Outputs by name; keys and values in memory of their own on the device, what else there is on the host.
+
+        Waits once, at the end: the sampler takes its step on the host, so each step brings its velocity down.
+
+        Args:
+            profile: index of the optimization profile that holds the shapes.
+            inputs: by name, checked.
+            graphs: whether calls that repeat are replayed.
+
+        Raises:
+            QwenImageError: TensorRT or the driver refuses.
+            OutOfDeviceMemory: the device has no room for it.
+        """
+        try:
+            kept, shapes = self._prepare(profile, inputs)
+            self._upload(inputs)
+            self._execute(graphs)
+            return self._download(kept, shapes)
+        except BaseException:
+            self._replay.forget()
+            raise
+
+    def _prepare(self, profile: int, inputs: Mapping[str, Values]) -> tuple[dict[str, DeviceArray], dict[str, Shape]]:
+        """Give the context shapes, scratch and addresses, where they are others than before.
+
+        Returns:
+            New arrays for the keys and values, and the shapes of the other outputs.
+        """
+        self._set_shapes(profile, {name: tuple(values.shape) for name, values in inputs.items()})
+        scratch = (self._session.scratch.address(self._engine, self._scratch_bytes), self._scratch_bytes)
+        if scratch != self._scratch:
+            self._context.set_device_memory(*scratch)
+            self._scratch = scratch
+        kept: dict[str, DeviceArray] = {}
+        shapes: dict[str, Shape] = {}
+        addresses: dict[str, int] = {}
+        for spec in self._contract.inputs:
+            values = inputs[spec.name]
+            found = values if isinstance(values, DeviceArray) else self._buffer(spec, tuple(values.shape)).device
+            addresses[spec.name] = found.address
+        for spec in self._contract.outputs:
+            shape = axes(self._context.get_tensor_shape(spec.name))
+            if spec.is_cache:
+                memory = CudaMemory(self._session.context, size_bytes(shape, spec.dtype))
+                kept[spec.name] = DeviceArray(memory, shape, spec.dtype)
+                addresses[spec.name] = kept[spec.name].address
+            else:
+                shapes[spec.name] = shape
+                addresses[spec.name] = self._buffer(spec, shape).device.address
+        for name, address in addresses.items():
+            if self._addresses.get(name) != address:
+                self._done(self._context.set_tensor_address(name, address), f"takes no address for {name}")
+        self._addresses = addresses
+        return kept, shapes
+
+    def _set_shapes(self, profile: int, shapes: dict[str, Shape]) -> None:
+        if (profile, shapes) == (self._profile, self._shapes):
+            return
+        self._profile, self._shapes = None, {}  # neither holds until all of it is set
+        done = self._context.set_optimization_profile_async(profile, self._session.stream.handle)
+        self._done(done, f"does not take profile {profile}")
+        for name, shape in shapes.items():
+            self._done(self._context.set_input_shape(name, shape), f"does not take {name} {shape}")
+        self._scratch_bytes = self._context.update_device_memory_size_for_shapes()
+        self._scratch = (0, 0)
+        self._profile, self._shapes = profile, shapes
+
+    def _upload(self, inputs: Mapping[str, Values]) -> None:
+        for spec in self._contract.inputs:
+            values = inputs[spec.name]
+            if not isinstance(values, DeviceArray):
+                buffer, rows = self._buffers[spec.name], stored(values, spec.dtype)
+                buffer.host.bytes[: rows.nbytes] = rows.reshape(-1).view(np.uint8)
+                self._session.stream.upload(buffer.device, buffer.host, rows.nbytes)
+
+    def _execute(self, graphs: bool) -> None:
+        held = (self._profile, *self._shapes.items(), *self._addresses.items(), self._scratch)
+        action = self._replay.next(held) if graphs else "run"
+        if action == "run":
+            self._graph = None
+            self._enqueue()
+            return
+        if action == "capture":
+            self._graph = self._session.stream.capture(self._enqueue)
+        assert self._graph is not None
+        self._graph.launch()
+
+    def _enqueue(self) -> None:
+        self._done(self._context.execute_async_v3(self._session.stream.handle), "does not run")
+
+    def _download(self, kept: Mapping[str, DeviceArray], shapes: Mapping[str, Shape]) -> dict[str, Values]:
+        arrays = {
+            spec.name: np.empty(shapes[spec.name], spec.dtype) for spec in self._contract.outputs if not spec.is_cache
+        }
+        for name, array in arrays.items():
+            self._session.stream.download(self._buffers[name].host, self._buffers[name].device, array.nbytes)
+        self._session.stream.synchronise()
+        for name, array in arrays.items():
+            array.reshape(-1).view(np.uint8)[:] = self._buffers[name].host.bytes[: array.nbytes]
+        return {spec.name: kept[spec.name] if spec.is_cache else arrays[spec.name] for spec in self._contract.outputs}
+
+    def _buffer(self, spec: TensorSpec, shape: Shape) -> _Buffer:
+        """That of a tensor, as large as the largest shape so far."""
+        nbytes = size_bytes(shape, spec.dtype)
+        found = self._buffers.get(spec.name)
+        if found is None or found.nbytes < nbytes:
+            self._buffers.pop(spec.name, None)
+            found = self._buffers[spec.name] = _Buffer(self._session, nbytes)
+        return found
+
+    def _done(self, done: bool, what: str) -> None:
+        if not done:
+            raise QwenImageError(f"TensorRT {what}: {self._session.log.errors()}")

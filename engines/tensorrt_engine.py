@@ -1,0 +1,108 @@
+"""TensorRT 11 on the first CUDA device, from plans that `qwen-image build` made.
+
+Nothing of it has run on a GPU yet; every call is checked against the types of TensorRT 11.4's own bindings.
+"""
+
+from collections.abc import Hashable, Mapping
+
+import tensorrt as trt
+
+from qwen_image_engine.engines import check, failure
+from qwen_image_engine.engines.check import PortFacts
+from qwen_image_engine.engines.contract import Contract
+from qwen_image_engine.engines.cuda_driver import device_facts
+from qwen_image_engine.engines.device_array import DeviceArray, Values
+from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
+from qwen_image_engine.engines.plan_fit import check_weights_fit
+from qwen_image_engine.engines.profile_choice import choose_profile
+from qwen_image_engine.engines.recent import Recent
+from qwen_image_engine.engines.tensorrt_call import TensorRtCall, axes
+from qwen_image_engine.engines.tensorrt_load import PlanSource, read_plan, streams
+from qwen_image_engine.engines.tensorrt_session import TensorRtSession
+
+_EVERY_STEP = ("step", "joint")
+"""What repeats with the same shapes and addresses, and is replayed as a CUDA graph."""
+
+_CALLS = 4
+"""Graphs that are kept: both branches of guidance, and those of the picture before. Each has a context of its own."""
+
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64"}
+
+
+class TensorRtEngine:
+    """A plan in TensorRT. Keys and values stay on the device; whatever else goes in or out is on the host.
+
+    One engine of a session runs at a time: they share its stream and its scratch buffer.
+    """
+
+    def __init__(self, session: TensorRtSession, source: PlanSource, contract: Contract) -> None:
+        """Load a plan that fits this machine and its checksum.
+
+        Raises:
+            OutOfDeviceMemory: its weights have no room.
+            QwenImageError: TensorRT refuses it, or it is another graph's than the contract's.
+        """
+        if not source.entry.weight_streaming:
+            check_weights_fit(contract.component, source.weights_bytes, device_facts(), source.rebuild)
+        engine = read_plan(session, contract.component, source)
+        check.check_graph(contract, source.path, *_ports(engine))
+        self._session, self._source, self._contract = session, source, contract
+        self._engine: trt.ICudaEngine | None = engine
+        # A graph of a run that copies weights from the host is left alone: TensorRT does not say that it may be one.
+        self._graphs = contract.component in _EVERY_STEP and not (source.entry.weight_streaming and streams(engine))
+        self._calls: Recent[Hashable, TensorRtCall] = Recent(_CALLS if self._graphs else 1)
+
+    @property
+    def contract(self) -> Contract:
+        """The tensors that `run` takes and returns."""
+        return self._contract
+
+    def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
+        """Outputs by name; errors as in `Engine.run`.
+
+        Raises:
+            OutOfDeviceMemory: the device has no room for activations of this size.
+            QwenImageError: also where the shapes fit no profile.
+        """
+        engine = self._engine
+        if engine is None:
+            raise failure.closed(self._contract)
+        sizes = check.check_inputs(self._contract, inputs)
+        shapes = {name: tuple(values.shape) for name, values in inputs.items()}
+        entry = self._source.entry
+        profile = choose_profile(self._contract, entry.profiles, shapes, self._source.rebuild)
+        # A context that is not captured serves any shape.
+        key = (profile, *shapes.items(), *_addresses(inputs)) if self._graphs else None
+        try:
+            call = self._calls.get(key, lambda: TensorRtCall(self._session, engine, self._contract))
+            outputs = call.run(profile, inputs, self._graphs)
+        except OutOfDeviceMemory:
+            self._calls.clear()
+            raise
+        except (QwenImageError, RuntimeError) as error:
+            raise failure.run_failure(self._contract, sizes, "TensorRT", error) from error
+        check.check_outputs(self._contract, outputs, sizes)
+        return outputs
+
+    def close(self) -> None:
+        """Free contexts, then weights, and the scratch buffer if nothing else uses it; see `Engine.close`."""
+        if self._engine is not None:
+            self._calls.clear()
+            self._session.scratch.release(self._engine)
+            self._engine = None
+
+
+def _addresses(inputs: Mapping[str, Values]) -> list[int]:
+    return [values.address for values in inputs.values() if isinstance(values, DeviceArray)]
+
+
+def _ports(engine: trt.ICudaEngine) -> tuple[dict[str, PortFacts], dict[str, PortFacts]]:
+    """Inputs and outputs; -1 stands for an axis that is free."""
+    sides: tuple[dict[str, PortFacts], dict[str, PortFacts]] = ({}, {})
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        dtype = engine.get_tensor_dtype(name).name
+        shape = tuple(None if size < 0 else size for size in axes(engine.get_tensor_shape(name)))
+        is_output = engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT
+        sides[is_output][name] = PortFacts(_DTYPES.get(dtype, dtype.lower()), shape)
+    return sides

@@ -1,0 +1,30 @@
+"""Weights for a plan that was built without them, from the bundle's own graph and weight files."""
+
+from pathlib import Path
+
+import tensorrt as trt
+
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.tensorrt_log import Log
+
+
+def refit(engine: trt.ICudaEngine, model: Path, log: Log) -> None:
+    """Give `engine` the weights that the graph in `model` names, before its first run.
+
+    Raises:
+        QwenImageError: TensorRT takes them not, or some are missing then.
+    """
+    refitter = trt.Refitter(engine, log)
+    parser = trt.OnnxParserRefitter(refitter, log)
+    if not parser.refit_from_file(str(model)):
+        reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
+        raise QwenImageError(
+            f"{model}: its weights do not fit the plan that was built without them ({reasons or log.errors()}); "
+            "build again with: qwen-image build"
+        )
+    missing = refitter.get_missing_weights()
+    if missing or not refitter.refit_cuda_engine():
+        raise QwenImageError(
+            f"{model}: {len(missing)} weights of the plan are not in it ({', '.join(missing[:5]) or log.errors()}); "
+            "build again with: qwen-image build"
+        )

@@ -1,0 +1,141 @@
+"""`qwen-image build`: TensorRT engines for a bundle, on the GPU that is to run them."""
+
+import argparse
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from qwen_image_engine.engines.build_job import BuildOptions
+from qwen_image_engine.engines.build_process import Watch
+from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.profile import Range
+from qwen_image_engine.runtime.build_shapes import (
+    DEFAULT_PROMPT_TOKENS,
+    DEFAULT_REFERENCES,
+    DEFAULT_SIZES,
+    ONE_PICTURE,
+    BuildShapes,
+)
+from qwen_image_engine.runtime.commands.arguments import picture_size
+from qwen_image_engine.runtime.commands.report import Report, duration_text, size_text
+from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION
+from qwen_image_engine.runtime.spinner import Spinner
+
+SUMMARY = "build TensorRT engines for a bundle, on the GPU that is to run them"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    sizes = ",".join(f"{width}x{height}" for width, height in DEFAULT_SIZES)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle of --target tensorrt; engines go into it")
+    parser.add_argument(
+        "--profile",
+        type=_sizes,
+        default=DEFAULT_SIZES,
+        metavar="WxH,…",
+        help=f"picture sizes that engines are tuned for; the largest bounds every picture ({sizes})",
+    )
+    for flag, default, what in (
+        ("--prompt-tokens", DEFAULT_PROMPT_TOKENS, "tokens of a prompt"),
+        ("--references", DEFAULT_REFERENCES, "reference images of a request"),
+        ("--batch", ONE_PICTURE, "pictures drawn at once"),
+    ):
+        parser.add_argument(
+            flag,
+            type=_range,
+            default=default,
+            metavar="MIN:BEST:MAX",
+            help=f"{what}: least, tuned for, most; or one number ({default})",
+        )
+    parser.add_argument(
+        "--reference-resolution",
+        type=int,
+        default=DEFAULT_RESOLUTION,
+        metavar="PIXELS",
+        help=f"side of a square of a reference image's area ({DEFAULT_RESOLUTION})",
+    )
+    parser.add_argument(
+        "--only", type=lambda text: tuple(text.split(",")), default=(), metavar="COMPONENT,…", help="build these alone"
+    )
+    parser.add_argument(
+        "--strip-weights", action="store_true", help="plans without weights, which come from the bundle when loaded"
+    )
+    parser.add_argument(
+        "--weight-streaming", action="store_true", help="let weights stay in host memory, for a GPU with too little"
+    )
+    parser.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="timings of kernels (a file beside the plans, by platform)"
+    )
+    parser.add_argument("--workspace", type=int, metavar="BYTES", help="scratch memory that a kernel may take (all)")
+
+
+def execute(options: argparse.Namespace) -> Report:
+    """Build what is not built already, one component after the other."""
+    from qwen_image_engine.runtime.build import build_bundle  # its lock is of POSIX alone
+
+    if options.workspace is not None and options.workspace < 1:
+        raise UsageError(f"--workspace {options.workspace}: expected a number of bytes")
+    shapes = BuildShapes(
+        sizes=options.profile,
+        prompt_tokens=options.prompt_tokens,
+        references=options.references,
+        reference_resolution=options.reference_resolution,
+        batch=options.batch,
+    )
+    chosen = BuildOptions(options.strip_weights, options.weight_streaming, options.workspace)
+    began = time.perf_counter()
+    with ExitStack() as spinners:
+
+        def announce(component: str) -> Watch:
+            spinners.close()
+            return spinners.enter_context(Spinner(f"building {component}")).show
+
+        built = build_bundle(
+            options.bundle, shapes, chosen, only=options.only, timing_cache=options.timing_cache, announce=announce
+        )
+    seconds = time.perf_counter() - began
+    files = read_manifest(options.bundle).files
+    document = {
+        "bundle": str(options.bundle),
+        "seconds": seconds,
+        "components": [
+            {
+                "component": item.component,
+                "reused": item.result is None,
+                "bytes": files[item.entry.file].bytes,
+                "audit": None if item.result is None else asdict(item.result),
+                **asdict(item.entry),
+            }
+            for item in built
+        ],
+    }
+    lines = []
+    for item in built:
+        size, profiles = size_text(files[item.entry.file].bytes), ", ".join(one.name for one in item.entry.profiles)
+        found = item.result
+        state = (
+            "there already"
+            if found is None
+            else f"{found.fused_attentions} fused attentions, {found.fp8_products} products in FP8, "
+            f"{found.int8_products} in INT8"
+        )
+        lines.append(f"{item.component}: {size}, profiles {profiles}; {state}")
+    return Report(document, [*lines, f"{options.bundle}: {len(built)} engines, {duration_text(seconds)}"])
+
+
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """The type of a flag: "512x512,1024x768"."""
+    return tuple(picture_size(part) for part in text.split(","))
+
+
+def _range(text: str) -> Range:
+    """The type of a flag: "1:77:1100", or "1" for that alone."""
+    try:
+        sizes = [int(part) for part in text.split(":")]
+        return Range.of(*sizes) if len(sizes) == 1 else Range(*sizes)
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected least, best and largest in order with colons between, such as 1:77:1100"
+        ) from None

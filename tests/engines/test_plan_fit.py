@@ -1,0 +1,46 @@
+from dataclasses import replace
+
+import pytest
+
+from qwen_image_engine.engines.cuda_driver import DeviceFacts
+from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
+from qwen_image_engine.engines.plan_entry import PlanEntry
+from qwen_image_engine.engines.plan_fit import check_plan_fits, check_weights_fit
+
+HERE = DeviceFacts("NVIDIA H100", "9.0", 13010, total_bytes=80 << 30, free_bytes=10 << 30)
+PLAN = PlanEntry("step.plan", "aa", "11.4.0.106", "NVIDIA H100", "9.0", 13000, ())
+REBUILD = "qwen-image build BUNDLE"
+
+
+def test_the_same_tensorrt_gpu_and_a_driver_not_older_fit() -> None:
+    check_plan_fits("step", PLAN, HERE, "11.4.0.106", REBUILD)
+    check_plan_fits("step", replace(PLAN, gpu="NVIDIA H200"), HERE, "11.4.0.106", REBUILD)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (replace(PLAN, tensorrt="11.1.0.1"), r"built by TensorRT 11\.1\.0\.1, this is 11\.4\.0\.106; build"),
+        (
+            replace(PLAN, gpu="NVIDIA L40S", compute_capability="8.9"),
+            r"built on NVIDIA L40S \(compute capability 8\.9\), this is NVIDIA H100 \(9\.0\); build",
+        ),
+        (replace(PLAN, driver=13020), r"built with a driver of CUDA 13\.2, this one serves 13\.1; build"),
+        (
+            replace(PLAN, tensorrt="11.3.0.1", driver=13020),
+            r"by TensorRT 11\.3\.0\.1, this is 11\.4\.0\.106, and with a driver .* with: qwen-image build BUNDLE$",
+        ),
+    ],
+)
+def test_another_machine_is_told_with_the_command(plan: PlanEntry, words: str) -> None:
+    with pytest.raises(QwenImageError, match=words):
+        check_plan_fits("step", plan, HERE, "11.4.0.106", REBUILD)
+
+
+def test_how_much_memory_is_missing_and_which_flag_helps() -> None:
+    check_weights_fit("step", 10 << 30, HERE, REBUILD)
+    words = (
+        rf"step: its weights take {(10 << 30) + 5} bytes .*: 5 are missing; .*--memory sequential.*--weight-streaming"
+    )
+    with pytest.raises(OutOfDeviceMemory, match=words):
+        check_weights_fit("step", (10 << 30) + 5, HERE, REBUILD)

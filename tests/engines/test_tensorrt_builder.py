@@ -1,0 +1,258 @@
+"""Every call of the builder on a module made from the stub of the real API: no TensorRT runs here."""
+
+import errno
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_tensorrt import FakeTensorRT
+
+from qwen_image_engine.engines.build_job import BuildJob, BuildOptions, Promise
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.plan_entry import Profile
+
+PLAN = (b"first part, ", b"second part")
+PROFILES = tuple(
+    Profile(
+        f"{side}x{side}", {"latents": ((1, 4, 8), (1, side, 8), (1, side, 8)), "cos": ((4, 2), (side, 2), (side, 2))}
+    )
+    for side in (512, 1024)
+)
+
+
+@pytest.fixture
+def trt(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRT]:
+    """In tensorrt's place, with a network of two attentions and two products in it."""
+    fake = FakeTensorRT(tensorrt_stub)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    unload()
+    layers = [
+        layer(fake, "DEQUANTIZE", "codes_q"),
+        attention(fake, "attention_0", "codes_q", head=128),
+        attention(fake, "vae", "x", head=384),
+        layer(fake, "MATRIX_MULTIPLY", "(Unnamed Layer* 3)", metadata="[ONNX Layer: gemm_q]"),
+        layer(fake, "MATRIX_MULTIPLY", "gemm_out"),
+    ]
+    inputs = [fake.fake("ITensor", name=name) for name in ("latents", "cos")]
+    network = fake.fake("INetworkDefinition", num_layers=len(layers), num_inputs=len(inputs))
+
+    def write(builder: Any, network: Any, config: Any, writer: Any) -> bool:
+        config.progress_monitor.phase_start("Building", None, 2)
+        assert config.progress_monitor.step_complete("Building", 0)
+        config.progress_monitor.phase_finish("Building")
+        return all(writer.write(part) == len(part) for part in PLAN)
+
+    fake.returns |= {
+        "Builder.create_network": lambda builder, flags=0: network,
+        "Builder.build_serialized_network_to_stream": write,
+        "INetworkDefinition.get_layer": lambda network, index: layers[index],
+        "INetworkDefinition.get_input": lambda network, index: inputs[index],
+        "IAttention.get_input": lambda attention, index: attention.__dict__["query"],
+        "ILayer.get_output": lambda layer, index: (
+            "the softmax scale" if isinstance(layer, fake.IConstantLayer) else fake.fake("ITensor", name=layer.name)
+        ),
+        "ITimingCache.serialize": lambda cache: b"timings",
+        "EngineInspector.get_engine_information": lambda inspector, format: inspected(),
+    }
+    yield fake
+    unload()
+
+
+def unload() -> None:
+    for name in [name for name in sys.modules if name.startswith("qwen_image_engine.engines.tensorrt_")]:
+        del sys.modules[name]
+
+
+def builder() -> ModuleType:
+    return importlib.import_module("qwen_image_engine.engines.tensorrt_builder")
+
+
+def layer(fake: FakeTensorRT, kind: str, name: str, metadata: str = "") -> Any:
+    return fake.fake("ILayer", type=getattr(fake.LayerType, kind), name=name, metadata=metadata)
+
+
+def attention(fake: FakeTensorRT, name: str, query: str, head: int) -> Any:
+    made = fake.fake("IAttention", name=name, metadata=f"[ONNX Layer: {name}]", mask=None)
+    made.__dict__["query"] = fake.fake("ITensor", name=query, shape=(1, 24, -1, head))
+    found = layer(fake, "ATTENTION_INPUT", name)
+    found.__dict__["attention"] = made  # which ILayer has not: reached only after the layer's class is named
+    return found
+
+
+def inspected(fp8: str = "FP8") -> str:
+    layers = [
+        {"Name": "_gemm_mha_v2_0", "Metadata": "[ONNX Layer: attention_0]"},
+        {"Name": "a", "Metadata": "[ONNX Layer: gemm_q]", "Inputs": [{"Name": "x", "Format/Datatype": fp8}]},
+    ]
+    return json.dumps({"Layers": layers})
+
+
+def job(folder: Path, **changes: Any) -> BuildJob:
+    made = BuildJob(
+        component="step",
+        model="step.onnx",
+        plan=str(folder / "step.plan"),
+        timing_cache=str(folder / "step.timing"),
+        profiles=PROFILES,
+        options=BuildOptions(),
+        promise=Promise(fp8_products=1, int8_products=0, fp8_attention=1),
+        softmax_scale=1 / 448,
+    )
+    return replace(made, **changes)
+
+
+def go_on(phase: str, done: int, steps: int) -> bool:
+    return True
+
+
+def test_a_build(trt: FakeTensorRT, tmp_path: Path) -> None:
+    said: list[tuple[str, int, int]] = []
+    result = builder().build(job(tmp_path), lambda *words: said.append(words) is None)
+    plan = tmp_path / "step.plan"
+    assert plan.read_bytes() == b"".join(PLAN)
+    from qwen_image_engine.runtime.bundle_files import file_sha256
+
+    assert (result.bytes, result.sha256) == (plan.stat().st_size, file_sha256(plan))
+    assert (result.fused_attentions, result.fp8_products, result.int8_products) == (1, 1, 0)
+    assert said == [("Building", 1, 2)]
+    assert (tmp_path / "step.timing").read_bytes() == b"timings"
+    assert {path.name for path in tmp_path.iterdir()} == {"step.plan", "step.timing"}
+
+    names = trt.names()
+    assert names.index("OnnxParser.parse_from_file") < names.index("Builder.create_builder_config")
+    assert names.index("Builder.build_serialized_network_to_stream") < names.index("Runtime.__init__")
+    shapes = [arguments for name, arguments in trt.calls if name == "IOptimizationProfile.set_shape"]
+    assert [arguments[0] for arguments in shapes] == ["latents", "cos"] * 2
+    dims = [arguments[0] for name, arguments in trt.calls if name == "Dims.__init__"]
+    assert [(1, 4, 8), (1, 512, 8), (1, 512, 8)] in [dims[at : at + 3] for at in range(len(dims))]
+    assert names.count("IBuilderConfig.add_optimization_profile") == 2
+
+
+def test_attention_stays_fused_and_gets_its_scale(trt: FakeTensorRT, tmp_path: Path) -> None:
+    builder().build(job(tmp_path), go_on)
+    wide, narrow = (trt.returns["INetworkDefinition.get_layer"](None, index).__dict__["attention"] for index in (2, 1))
+    assert narrow.decomposable is False
+    assert wide.decomposable is True  # a head of 384 channels has no fused kernel
+    assert narrow.normalization_quantize_scale == "the softmax scale"
+    assert narrow.normalization_quantize_to_type == "fp8"
+    assert "normalization_quantize_to_type" not in wide.__dict__
+    ((kind, _, count),) = [arguments for name, arguments in trt.calls if name == "Weights.__init__"]
+    assert (kind, count) == ("bfloat16", 1)
+
+
+def test_numbers_in_bfloat16(trt: FakeTensorRT) -> None:
+    torch = pytest.importorskip("torch")
+    for value in (1 / 448, 1.0, 0.1, 3e-39, 65504.0, 1 + 2**-8, 1 + 3 * 2**-8):
+        (bits,) = builder().bfloat16_bits(value)
+        assert bits == torch.tensor(value).bfloat16().view(torch.uint16).item()
+    assert builder().bfloat16_bits(0.0).dtype == np.uint16
+
+
+def test_options(trt: FakeTensorRT, tmp_path: Path) -> None:
+    builder().build(job(tmp_path), go_on)
+    flags = [arguments[0].name for name, arguments in trt.calls if name == "IBuilderConfig.set_flag"]
+    assert flags == []
+    assert "IBuilderConfig.set_memory_pool_limit" not in trt.names()
+    options = BuildOptions(strip_weights=True, weight_streaming=True, workspace_bytes=1 << 30)
+    builder().build(job(tmp_path, options=options), go_on)
+    flags = [arguments[0].name for name, arguments in trt.calls if name == "IBuilderConfig.set_flag"]
+    assert flags == ["STRIP_PLAN", "WEIGHT_STREAMING"]
+    ((pool, limit),) = [item for name, item in trt.calls if name == "IBuilderConfig.set_memory_pool_limit"]
+    assert (pool.name, limit) == ("WORKSPACE", 1 << 30)
+    cleared = {arguments[0].name for name, arguments in trt.calls if name == "IBuilderConfig.clear_flag"}
+    assert cleared == {"TF32"}
+
+
+def test_timings_of_another_platform_are_left_out(trt: FakeTensorRT, tmp_path: Path) -> None:
+    (tmp_path / "step.timing").write_bytes(b"of another GPU")
+    accepted = iter((False, True))
+    trt.returns["IBuilderConfig.set_timing_cache"] = lambda config, cache, ignore: next(accepted)
+    builder().build(job(tmp_path), go_on)
+    read = [arguments[0] for name, arguments in trt.calls if name == "IBuilderConfig.create_timing_cache"]
+    assert read == [b"of another GPU", b""]
+
+
+def test_failures_in_words(trt: FakeTensorRT, tmp_path: Path) -> None:
+    module = builder()
+    errors = {
+        "node_name": lambda error: "node_7",
+        "node_operator": lambda error: "Resize",
+        "desc": lambda error: "unsupported",
+    }
+    trt.returns |= {f"ParserError.{name}": function for name, function in errors.items()}
+    trt.returns["OnnxParser.parse_from_file"] = lambda parser, model: False
+    trt.returns["OnnxParser.get_error"] = lambda parser, index: trt.fake("ParserError")
+    trt.OnnxParser.num_errors = 1
+    with pytest.raises(QwenImageError, match=r"cannot parse step\.onnx: node_7 \(Resize\): unsupported; see what"):
+        module.build(job(tmp_path), go_on)
+    trt.returns["OnnxParser.parse_from_file"] = lambda parser, model: True
+
+    with pytest.raises(QwenImageError, match="1 attentions read FP8 in the parsed graph, expected at least 2"):
+        module.build(job(tmp_path, promise=Promise(1, 0, 2)), go_on)
+    short = Profile("a", {"latents": PROFILES[0].shapes["latents"]})
+    with pytest.raises(QwenImageError, match=r"has the inputs \['cos', 'latents'\], its contract \['latents'\]"):
+        module.build(job(tmp_path, profiles=(short,)), go_on)
+    trt.returns["EngineInspector.get_engine_information"] = lambda inspector, format: inspected("BF16")
+    with pytest.raises(QwenImageError, match="0 products in FP8 of 1; in a higher precision: a"):
+        module.build(job(tmp_path), go_on)
+    trt.returns["IBuilderConfig.add_optimization_profile"] = lambda config, profile: -1
+    with pytest.raises(QwenImageError, match="does not take the profile 512x512"):
+        module.build(job(tmp_path), go_on)
+    del trt.returns["IBuilderConfig.add_optimization_profile"]
+    trt.returns["Builder.build_serialized_network_to_stream"] = lambda builder, network, config, writer: False
+    with pytest.raises(QwenImageError, match="TensorRT cannot build it: it gives no reason; where memory ran out"):
+        module.build(job(tmp_path), go_on)
+
+
+def test_a_full_disk_is_an_error_though_cpp_hides_exceptions(trt: FakeTensorRT, tmp_path: Path) -> None:
+    plan = importlib.import_module("qwen_image_engine.engines.tensorrt_plan")
+    writer = plan.PlanWriter(Path("/dev/full"))
+    assert writer.write(b"x" * (1 << 20)) == 0
+    with pytest.raises(OSError, match="No space left") as caught:
+        writer.close()
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_errors_are_kept_for_the_message(trt: FakeTensorRT, capfd: pytest.CaptureFixture[str]) -> None:
+    log = importlib.import_module("qwen_image_engine.engines.tensorrt_log").Log()
+    severity = trt.ILogger.Severity
+    log.log(severity.INFO, "chatter")
+    log.log(severity.WARNING, "careful")
+    log.log(severity.ERROR, "no kernel\nfor this")
+    assert log.errors() == "no kernel for this"
+    assert capfd.readouterr().err == "TensorRT: careful\nTensorRT: no kernel\nfor this\n"
+
+
+def test_refitting(trt: FakeTensorRT) -> None:
+    refit = importlib.import_module("qwen_image_engine.engines.tensorrt_refit").refit
+    log = importlib.import_module("qwen_image_engine.engines.tensorrt_log").Log()
+    engine = trt.fake("ICudaEngine")
+    trt.returns["Refitter.get_missing_weights"] = lambda refitter: []
+    refit(engine, Path("step.onnx"), log)
+    wanted = ["OnnxParserRefitter.refit_from_file", "Refitter.get_missing_weights", "Refitter.refit_cuda_engine"]
+    assert [name for name in trt.names() if name in wanted] == wanted
+    trt.returns["Refitter.get_missing_weights"] = lambda refitter: ["to_q.weight"]
+    with pytest.raises(QwenImageError, match=r"1 weights of the plan are not in it \(to_q\.weight\)"):
+        refit(engine, Path("step.onnx"), log)
+    trt.returns["OnnxParserRefitter.refit_from_file"] = lambda refitter, model: False
+    with pytest.raises(QwenImageError, match="do not fit the plan"):
+        refit(engine, Path("step.onnx"), log)
+
+
+def test_the_fake_has_what_the_stub_has(trt: FakeTensorRT) -> None:
+    config = trt.fake("IBuilderConfig")
+    with pytest.raises(AttributeError):
+        trt.BuilderFlag.FP16  # noqa: B018
+    with pytest.raises(AttributeError, match="no max_workspace_size"):
+        config.max_workspace_size = 1
+    with pytest.raises(AttributeError):
+        config.set_calibration_profile(None)
+    with pytest.raises(TypeError, match=r"IBuilderConfig\.set_flag: missing a required argument"):
+        config.set_flag()

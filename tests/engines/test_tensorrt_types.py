@@ -1,0 +1,40 @@
+"""The stubs that TensorRT's calls are checked against are those of the real 11.4 API."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+CALLS = """
+import tensorrt as trt
+
+
+def use(builder: trt.Builder, config: trt.IBuilderConfig, layer: trt.IAttentionInputLayer) -> None:
+    config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    layer.attention.decomposable = False
+    {line}
+"""
+
+
+def mypy(tensorrt_stub: Path, folder: Path, line: str) -> str:
+    source = folder / "calls.py"
+    source.write_text(CALLS.format(line=line))
+    stubs = tensorrt_stub.parents[1]
+    found = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file=", "--strict", "--cache-dir", stubs / ".mypy_cache", source],
+        env={"MYPYPATH": str(stubs), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout
+
+
+def test_what_11_removed_is_caught(tensorrt_stub: Path, tmp_path: Path) -> None:
+    assert mypy(tensorrt_stub, tmp_path, "builder.reset()").startswith("Success")
+    for line, words in (
+        ("config.set_flag(trt.BuilderFlag.FP16)", '"type[BuilderFlag]" has no attribute "FP16"'),
+        ("builder.build_engine(None, config)", '"Builder" has no attribute "build_engine"'),
+        ("config.add_optimization_profile(1)", 'has incompatible type "int"; expected "IOptimizationProfile"'),
+        ("builder.is_network_supported()", 'Missing positional arguments "network", "config"'),
+    ):
+        assert words in mypy(tensorrt_stub, tmp_path, line)

@@ -1,0 +1,136 @@
+"""Graphs for ONNX Runtime on CUDA: their form, the kernels that they need, and what they compute in float32."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from qwen_image_engine.calibration.quantised_network import quantised_networks
+from qwen_image_engine.engines.engine import Array, load_engine
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.export import recipe
+from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export.network_folder import MODEL_FILES
+from qwen_image_engine.export.plan import plan_export
+from qwen_image_engine.export.tensorrt_rules import broken_rules
+from qwen_image_engine.export.thresholds import THRESHOLDS
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.engine import NETWORK, reference_engines
+from qwen_image_engine.runtime.bundle import Bundle
+from qwen_image_engine.runtime.manifest import read_manifest
+
+Export = Callable[[str], tuple[Path, Path]]
+COMPONENTS = tuple(name for name in MODEL_FILES if name != "joint")
+HALF = {"bf16": ir.DataType.BFLOAT16, "fp16": ir.DataType.FLOAT16}
+
+# With a kernel for bfloat16 and float16 on CUDA, by docs/OperatorKernels.md of ONNX Runtime; Pad, DepthToSpace,
+# ReduceMean and Resize have none for bfloat16.
+KERNELS = frozenset(
+    {"Add", "Attention", "Cast", "Concat", "Conv", "Div", "Expand", "Gather", "Gelu", "Gemm", "LayerNormalization"}
+    | {"MatMul", "Mul", "RMSNormalization", "Reshape", "RotaryEmbedding", "Shape", "Sigmoid", "Slice", "Split"}
+    | {"Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"}
+)
+
+
+@pytest.fixture(scope="module")
+def cuda_bundle(random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """`cuda_bundle(precision) -> (checkpoint, bundle)`; "fp32" is bf16's recipe, traced in float32."""
+    made: dict[str, Path] = {}
+
+    def bundle(precision: str) -> tuple[Path, Path]:
+        checkpoint = random_checkpoint("narrow")
+        if precision not in made:
+            made[precision] = tmp_path_factory.mktemp(precision) / "bundle"
+            plain = recipe.RECIPES["cuda", "bf16" if precision == "fp32" else precision]
+            chosen = replace(plain, dtype="float32") if precision == "fp32" else plain
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(recipe, "RECIPES", {("cuda", plain.precision): chosen})
+                export_bundle(checkpoint, made[precision], target="cuda", precision=plain.precision)
+        return checkpoint, made[precision]
+
+    return bundle
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_graphs_are_sound_and_keep_the_rules(cuda_bundle: Export, precision: str) -> None:
+    """TensorRT's rules but for the cache's dtype, which is the precision's."""
+    folder = cuda_bundle(precision)[1]
+    for name, entry in read_manifest(folder).components.items():
+        onnx.checker.check_model(str(folder / entry.model), full_check=True)
+        broken = {item.rule for item in broken_rules(ir.load(folder / entry.model))}
+        cached = NETWORK[name] == "transformer" and precision == "fp16"
+        assert broken == ({"edge"} if cached else set()), name
+        assert entry.precision == ("fp32" if NETWORK[name] == "vae" else precision)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_what_is_rounded_has_a_kernel_on_cuda(cuda_bundle: Export, component: str, precision: str) -> None:
+    model = ir.load(cuda_bundle(precision)[1] / MODEL_FILES[component])
+    half = HALF[precision]
+    rounded = {
+        node.op_type
+        for node in model.graph
+        for value in (*node.inputs, *node.outputs)
+        if value is not None and value.dtype == half
+    }
+    assert rounded <= KERNELS
+    assert bool(rounded) == (NETWORK[component] != "vae")
+    attention = [node for node in model.graph if node.op_type == "Attention"]
+    assert all(node.inputs[0] is not None and node.inputs[0].dtype == half for node in attention) or "vae" in component
+    for spec, value in zip(
+        read_manifest(cuda_bundle(precision)[1]).components[component].contract.outputs,
+        model.graph.outputs,
+        strict=True,
+    ):
+        cache = spec.name.startswith(("key_", "value_", "own_"))
+        assert value.dtype == (half if cache else ir.DataType.FLOAT)
+        assert spec.dtype == ({"bf16": "bfloat16", "fp16": "float16"}[precision] if cache else "float32")
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_in_float32_they_compute_what_torch_does(
+    cuda_bundle: Export,
+    random_inputs: Callable[..., dict[str, Array]],
+    component: str,
+    within: Callable[[str, float, float], None],
+) -> None:
+    checkpoint, folder = cuda_bundle("fp32")
+    entry = read_manifest(folder).components[component]
+    running = load_engine("onnxruntime", folder / entry.model, entry.contract)
+    reference = reference_engines(Checkpoint.open(checkpoint))[component]
+    sizes = {"batch": 2, "text": 19, "prefix": 7, "tokens": 24, "height": 6, "width": 4, "image": 24, "slots": 6}
+    inputs = random_inputs(entry.contract, **sizes)
+    expected, found = reference.run(inputs), running.run(inputs)
+    worst = max(
+        float(np.linalg.norm(found[name] - expected[name]) / np.linalg.norm(expected[name])) for name in expected
+    )
+    within(f"{component} of CUDA's graphs in float32 against torch, relative L2", worst, 1e-5)
+
+
+def test_keys_and_values_are_planned_in_two_bytes(random_checkpoint: Callable[..., Path]) -> None:
+    checkpoint = Checkpoint.open(random_checkpoint("narrow"))
+    plans = {}
+    for target, precision in (("cuda", "fp16"), ("cuda", "bf16"), ("cpu", "fp32")):
+        chosen = recipe.recipe(target, precision)
+        plans[precision] = plan_export(checkpoint, chosen, quantised_networks(checkpoint, None), "copy")
+    assert plans["fp16"].bundle_bytes == plans["bf16"].bundle_bytes < plans["fp32"].bundle_bytes
+    vae = {name: plan.networks[-1] for name, plan in plans.items()}
+    assert {item.network for item in vae.values()} == {"vae"}
+    assert vae["fp16"].bundle_bytes == vae["fp32"].bundle_bytes
+
+
+def test_a_bundle_says_which_engine_runs_it(cuda_bundle: Export, exported: Callable[..., Path]) -> None:
+    with pytest.raises(QwenImageError, match=r"holds graphs for cuda.* --engine onnxruntime-cuda, or .* --target cpu"):
+        Bundle.open(cuda_bundle("bf16")[1]).load_engine("step", "onnxruntime")
+    with pytest.raises(QwenImageError, match=r"holds graphs for cpu.* another --engine, or .* --target cuda"):
+        Bundle.open(exported()).load_engine("step", "onnxruntime-cuda")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_every_component_has_a_threshold(precision: str) -> None:
+    assert {*NETWORK, "teacher_forced"} == set(THRESHOLDS["cuda", precision])

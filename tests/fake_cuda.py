@@ -1,0 +1,159 @@
+"""The CUDA driver played in the host's memory, stricter than the real one.
+
+Work of a stream waits until somebody synchronises, so that what was not waited for is not there; memory that was freed
+is never given out again, so that its use is seen; a captured piece of work runs when its graph is launched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Work = Callable[[], None]
+
+
+class FakeDriver:
+    """What `cuda_driver.call` finds functions in. Arguments are ctypes', as the driver takes them."""
+
+    def __init__(self, total_bytes: int = 1 << 30) -> None:
+        self.total_bytes = total_bytes
+        self.calls: Counter[str] = Counter()
+        self.queue: list[Work] = []
+        self.captured: list[Work] | None = None
+        self._graphs: dict[int, list[Work]] = {}
+        self._device: dict[int, NDArray[np.uint8]] = {}
+        self._host: dict[int, NDArray[np.uint8]] = {}
+        self._freed: list[NDArray[np.uint8]] = []  # kept, so that no address comes twice
+
+    @property
+    def free_bytes(self) -> int:
+        return self.total_bytes - sum(len(block) for block in self._device.values())
+
+    def put(self, work: Work) -> None:
+        """Into the stream, or into what is being captured."""
+        (self.queue if self.captured is None else self.captured).append(work)
+
+    def view(self, address: int, nbytes: int) -> NDArray[np.uint8]:
+        """Bytes of the device that are allocated now."""
+        for start, block in self._device.items():
+            if start <= address and address + nbytes <= start + len(block):
+                return block[address - start : address - start + nbytes]
+        raise AssertionError(f"{nbytes} bytes at {address:x} are not allocated")
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+        function = getattr(self, f"do_{name}")
+
+        def call(*arguments: Any) -> int:
+            self.calls[name] += 1
+            return int(function(*arguments) or 0)
+
+        return call
+
+    def do_cuInit(self, flags: Any) -> None: ...
+
+    def do_cuDriverGetVersion(self, version: Any) -> None:
+        version._obj.value = 13000
+
+    def do_cuDeviceGetCount(self, count: Any) -> None:
+        count._obj.value = 1
+
+    def do_cuDeviceGet(self, device: Any, ordinal: Any) -> None:
+        device._obj.value = 0
+
+    def do_cuDeviceGetName(self, name: Any, length: Any, device: Any) -> None:
+        name.value = b"A GPU"
+
+    def do_cuDeviceGetAttribute(self, value: Any, which: Any, device: Any) -> None:
+        value._obj.value = {75: 9, 76: 0}[which.value]
+
+    def do_cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> None:
+        context._obj.value = 1
+
+    def do_cuDevicePrimaryCtxRelease_v2(self, device: Any) -> None: ...
+
+    def do_cuCtxPushCurrent_v2(self, context: Any) -> None: ...
+
+    def do_cuCtxPopCurrent_v2(self, context: Any) -> None: ...
+
+    def do_cuCtxSynchronize(self) -> None: ...
+
+    def do_cuMemGetInfo_v2(self, free: Any, total: Any) -> None:
+        free._obj.value, total._obj.value = self.free_bytes, self.total_bytes
+
+    def do_cuGetErrorString(self, code: Any, text: Any) -> None:
+        text._obj.value = b"out of memory"
+
+    def do_cuMemAlloc_v2(self, address: Any, nbytes: Any) -> int:
+        if nbytes.value > self.free_bytes:
+            return 2
+        block = np.full(nbytes.value, 0xFF, np.uint8)  # which is NaN
+        self._device[block.ctypes.data] = block
+        address._obj.value = block.ctypes.data
+        return 0
+
+    def do_cuMemFree_v2(self, address: Any) -> None:
+        self._freed.append(self._device.pop(address.value))
+
+    def do_cuMemHostAlloc(self, address: Any, nbytes: Any, flags: Any) -> None:
+        block = np.full(nbytes.value, 0xFF, np.uint8)
+        self._host[block.ctypes.data] = block
+        address._obj.value = block.ctypes.data
+
+    def do_cuMemFreeHost(self, address: Any) -> None:
+        self._freed.append(self._host.pop(address.value))
+
+    def do_cuMemcpyDtoD_v2(self, target: Any, source: Any, nbytes: Any) -> None:
+        self.view(target.value, nbytes.value)[:] = self.view(source.value, nbytes.value)
+
+    def do_cuMemcpyDtoH_v2(self, target: Any, source: Any, nbytes: Any) -> None:
+        ctypes.memmove(target.value, self.view(source.value, nbytes.value).ctypes.data, nbytes.value)
+
+    def do_cuMemcpyHtoDAsync_v2(self, target: Any, source: Any, nbytes: Any, stream: Any) -> None:
+        host, start, size = self._host[source.value], target.value, nbytes.value
+        self.put(lambda: self.view(start, size).__setitem__(slice(None), host[:size]))
+
+    def do_cuMemcpyDtoHAsync_v2(self, target: Any, source: Any, nbytes: Any, stream: Any) -> None:
+        host, start, size = self._host[target.value], source.value, nbytes.value
+        self.put(lambda: host.__setitem__(slice(0, size), self.view(start, size)))
+
+    def do_cuStreamCreate(self, stream: Any, flags: Any) -> None:
+        assert flags.value == 1
+        stream._obj.value = 0x57
+
+    def do_cuStreamDestroy_v2(self, stream: Any) -> None: ...
+
+    def do_cuStreamSynchronize(self, stream: Any) -> int:
+        if self.captured is not None:
+            return 900
+        queue, self.queue = self.queue, []
+        for work in queue:
+            work()
+        return 0
+
+    def do_cuStreamBeginCapture_v2(self, stream: Any, mode: Any) -> None:
+        assert self.captured is None
+        self.captured = []
+
+    def do_cuStreamEndCapture(self, stream: Any, graph: Any) -> None:
+        assert self.captured is not None
+        graph._obj.value = 1 + len(self._graphs)
+        self._graphs[graph._obj.value], self.captured = self.captured, None
+
+    def do_cuGraphInstantiateWithFlags(self, executable: Any, graph: Any, flags: Any) -> None:
+        executable._obj.value = graph.value
+
+    def do_cuGraphDestroy(self, graph: Any) -> None: ...
+
+    def do_cuGraphExecDestroy(self, executable: Any) -> None:
+        del self._graphs[executable.value]
+
+    def do_cuGraphLaunch(self, executable: Any, stream: Any) -> None:
+        for work in self._graphs[executable.value]:
+            self.put(work)

@@ -1,0 +1,53 @@
+"""The pipeline on toy engines whose keys and values stay on a device: the pictures are those of the host's arrays."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from images import patches
+from numpy_engines import Journal, numpy_pipeline, same_pictures
+
+from qwen_image_engine.engines.device_array import DeviceArray, on_host
+from qwen_image_engine.engines.errors import QwenImageError
+
+REFERENCES = [patches(90, 60), patches(50, 70, "RGB", 1)]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"references": REFERENCES, "reference_resolution": 64},
+        {"num_images": 3, "guidance": 2.5, "negative_prompt": "grey"},
+        {"references": REFERENCES, "reference_resolution": 64, "num_images": 2},
+    ],
+    ids=["text", "references", "batch and guidance", "references and batch"],
+)
+def test_pictures_are_equal_bit_for_bit(checkpoint: Path, request_: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {"width": 64, "height": 96, "steps": 3, **request_}
+    on_the_host = numpy_pipeline(checkpoint, Journal()).generate("a red circle", **arguments)
+    journal = Journal()
+    pipeline = numpy_pipeline(checkpoint, journal, keeps_on_device=True)
+    assert same_pictures(on_the_host, pipeline.generate("a red circle", **arguments))
+    before = journal.counts()["run prefix"]
+    assert same_pictures(on_the_host, pipeline.generate("a red circle", **arguments))
+    assert journal.counts()["run prefix"] == before  # what was kept is used again
+
+
+def test_a_conditioning_holds_them_and_counts_their_bytes(checkpoint: Path) -> None:
+    kept = numpy_pipeline(checkpoint, Journal(), keeps_on_device=True)
+    references = kept.read_references(REFERENCES, 64)
+    conditioning = kept.encode("a", references)
+    expected = numpy_pipeline(checkpoint, Journal()).encode("a", references)
+    assert conditioning.nbytes == expected.nbytes
+    for name, values in conditioning.cache.items():
+        assert isinstance(values, DeviceArray)
+        np.testing.assert_array_equal(on_host(values), on_host(expected.cache[name]))
+
+
+def test_a_spoiled_prefix_shows_in_the_velocity(checkpoint: Path) -> None:
+    journal = Journal(spoiled="prefix")
+    pipeline = numpy_pipeline(checkpoint, journal, keeps_on_device=True)
+    with pytest.raises(QwenImageError, match="velocity is not finite"):
+        pipeline.generate("a", width=64, height=64, steps=2)

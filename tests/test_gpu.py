@@ -1,0 +1,165 @@
+"""benchmarks/gpu.sh without a GPU: the whole script at a tiny size, its operations, its budget, its table."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+NO_GPU = not torch.cuda.is_available()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _benchmarks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield
+
+
+def gpu(*arguments: object) -> subprocess.CompletedProcess[str]:
+    shell = shutil.which("sh")
+    if shell is None:
+        pytest.skip("needs sh")
+    return subprocess.run(
+        [shell, str(BENCHMARKS / "gpu.sh"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    output = tmp_path_factory.mktemp("gpu") / "gpu.json"
+    tiny = ("--device", "cpu", "--tiny", "--pixels", 64, "--backend", "aot_eager")
+    done = gpu(*tiny, "--output", output)
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+    return document
+
+
+def test_every_part_has_rows(dry_run: dict[str, Any]) -> None:
+    assert {"machine", "versions", "commit", "device", "network", "seconds"} <= dry_run.keys()
+    assert [row["pixels"] for row in dry_run["ceilings"]] == [64]
+    assert dry_run["prefix"]["median_ms"] > 0
+    timed = {row["way"]: row for row in dry_run["steps"] if "missing" not in row}
+    assert {"torch eager", "torch eager, one CUDA graph"} <= timed.keys()
+    assert "torch.compile of the blocks, one CUDA graph" in timed
+    for row in timed.values():
+        assert row["relative_l2_to_the_first"] < 1e-5  # float32 on a CPU
+        assert len(row["rounds_ms"]) == 10
+        assert row["median_ms"] <= row["p90_ms"]
+    assert sum(dry_run["profile"]["kinds_ms"].values()) > 0
+    assert {"attention", "products"} <= dry_run["profile"]["kinds_ms"].keys()
+
+
+def test_engines_compute_the_same_step(dry_run: dict[str, Any]) -> None:
+    """Where one is installed; elsewhere the row says why not."""
+    pytest.importorskip("onnxruntime")
+    rows = {row["way"]: row for row in dry_run["steps"]}
+    assert rows["onnxruntime cpu fp32"]["relative_l2_to_the_first"] < 1e-5
+    assert rows["TensorRT 11 bf16, fp8, int8"]["missing"]
+
+
+def test_diffusers_computes_the_same_step() -> None:
+    pytest.importorskip("diffusers")
+    from gpu_network import eager, make_case, prefix_inputs, random_transformer
+    from gpu_peers import Diffusers
+    from gpu_work import relative_l2
+    from released_configs import small_configs
+
+    network = random_transformer(small_configs()["transformer"], torch.device("cpu"), torch.float32)
+    case = make_case(network, 4, prefix_inputs(network, 5))
+    with torch.no_grad():
+        error, _ = relative_l2([Diffusers(network)(case)()], [eager(network, case)()])
+    assert error < 1e-5
+
+
+def test_bf16_is_compared_component_by_component(dry_run: dict[str, Any]) -> None:
+    found = {(row["checkpoint"], row["component"]): row for row in dry_run["parity"] if "missing" not in row}
+    assert {"text_encoder", "vision", "prefix", "step", "vae_encoder"} <= {component for _, component in found}
+    for row in found.values():
+        assert 1e-4 < row["relative_l2"] < 0.1  # rounded, and not wrong
+        assert row["cosine"] > 0.99
+    if NO_GPU:
+        missing = [row for row in dry_run["parity"] if row["way"].startswith("onnxruntime-cuda")]
+        assert len(missing) == 2
+        assert all("CUDA" in row["missing"] or "not installed" in row["missing"] for row in missing)
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    if not NO_GPU:
+        pytest.skip("there is one")
+    done = gpu("--output", tmp_path / "gpu.json")
+    assert done.returncode == 1
+    assert "torch sees no CUDA device" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("tokens", "prefix"), [(16, 7), (36, 20)])
+def test_operations_are_those_that_torch_counts(tokens: int, prefix: int) -> None:
+    from gpu_network import eager, make_case, prefix_inputs, random_transformer
+    from gpu_work import prefix_flop, step_flop
+    from released_configs import small_configs
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = random_transformer(small_configs()["transformer"], torch.device("cpu"), torch.float32)
+    states = prefix_inputs(network, prefix)
+    case = make_case(network, int(tokens**0.5), states)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        eager(network, case)()
+    assert step_flop(network.config, tokens, prefix) == counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        network.prefix(*states)
+    # Torch counts the mask's upper half, and the rest of the last layer.
+    assert prefix_flop(network.config, prefix) < counter.get_total_flops()
+
+
+def test_what_would_not_end_in_time_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    from gpu_network import eager, random_transformer
+    from gpu_ways import Budget, Way, step_rows
+    from released_configs import small_configs
+
+    network = random_transformer(small_configs()["transformer"], torch.device("cpu"), torch.float32)
+
+    def broken(case: Any) -> Any:
+        raise RuntimeError("no such\nkernel")
+
+    ways = [
+        Way("quick", lambda case: eager(network, case), 0),
+        Way("slow", lambda case: eager(network, case), 100),
+        Way("absent", broken, 0, "it is not installed"),
+        Way("broken", broken, 0),
+    ]
+    rows = list(step_rows(network, [ways], [4], 5, Budget(50), {}))
+    assert [row["way"] for row in rows] == ["quick", "slow", "absent", "broken"]
+    assert "missing" not in rows[0]
+    assert rows[1]["missing"].startswith("left out: it may take 100 s, and ")
+    assert rows[2]["missing"] == "it is not installed"
+    assert rows[3]["missing"] == "failed: RuntimeError: no such kernel"
+
+
+def test_the_table_is_made_from_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import documents
+
+    monkeypatch.setattr(documents, "RESULTS", tmp_path)
+    assert documents.gpu() == "No result of a GPU has been committed yet.\n"
+    times = {"first_ms": 9000.0, "median_ms": 100.04, "p90_ms": 101.0, "tflop_per_s": 650.0, "of_ceiling": 0.84}
+    rows = [
+        {"pixels": 1024, "way": "torch eager", "peak_bytes": 16e9, **times},
+        {"pixels": 1024, "way": "TensorRT", "missing": "no a|b"},
+    ]
+    found = {"device": {"name": "A GPU", "driver": "580"}, "versions": {"torch": "2.11"}, "steps": rows}
+    (tmp_path / "gpu.json").write_text(json.dumps(found))
+    lines = documents.gpu().splitlines()
+    assert lines[0] == "A GPU, driver 580, torch 2.11:"
+    assert lines[-2] == "| 1024x1024 | torch eager | 9000.0 | 100.0 | 101.0 | 650.0 | 84% | 16.0 GB |"
+    assert lines[-1].startswith("| 1024x1024 | TensorRT | no a\\|b |")
