@@ -6,14 +6,11 @@ is not.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,10 +24,8 @@ from qwen_image_engine.engines.plan_entry import PlanEntry, Profile
 from qwen_image_engine.runtime.build_shapes import DEFAULT_REFERENCES, BuildShapes, Template, build_profiles
 from qwen_image_engine.runtime.bundle_files import check_files, file_sha256
 from qwen_image_engine.runtime.manifest import ComponentEntry, FileEntry, Manifest, read_manifest, write_manifest
+from qwen_image_engine.runtime.plans_folder import PLANS, plans_folder
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
-
-PLANS = "plans"
-"""Folder of a bundle with its engines and the timings of kernels, which the manifest does not list."""
 
 _KEY_LETTERS = 12
 
@@ -101,7 +96,7 @@ def build_bundle(
     platform = Platform(tensorrt, facts.name, facts.compute_capability, facts.driver)
     for name in names:
         _check_gpu(name, manifest, options, facts)
-    with _plans_folder(folder) as plans:
+    with plans_folder(folder) as plans:
         timings = timing_cache or plans / f"{_slug(platform)}.timing"
         built = []
         for name in names:
@@ -263,40 +258,6 @@ def _record(folder: Path, name: str, plan: PlanEntry, written: Path, result: Bui
     if old is not None and old.file != plan.file:
         (folder / old.file).unlink(missing_ok=True)
     return manifest
-
-
-@contextmanager
-def _plans_folder(folder: Path) -> Iterator[Path]:
-    """The folder of plans, held by one build at a time; what an interrupted one left is removed before and after.
-
-    Raises:
-        QwenImageError: another build holds it.
-    """
-    plans = folder / PLANS
-    plans.mkdir(exist_ok=True)
-    descriptor = os.open(plans, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise QwenImageError(f"{plans}: another build is writing it; wait for that to end") from None
-        _sweep(folder, plans)
-        try:
-            yield plans
-        finally:
-            _sweep(folder, plans)
-            with suppress(OSError):
-                plans.rmdir()  # where nothing came of it
-    finally:
-        os.close(descriptor)
-
-
-def _sweep(folder: Path, plans: Path) -> None:
-    """Remove partial files, and plans that the manifest does not list."""
-    listed = {Path(entry.file).name for entry in read_manifest(folder).plans.values()}
-    for path in plans.iterdir():
-        if path.suffix == ".partial" or (path.suffix == ".plan" and path.name not in listed):
-            path.unlink(missing_ok=True)
 
 
 def _slug(platform: Platform) -> str:

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> Report:
     """Build what is not built already, one component after the other."""
-    from qwen_image_engine.runtime.build import build_bundle  # its lock is of POSIX alone
+    from qwen_image_engine.runtime.build import build_bundle  # its folder's lock is of POSIX alone
 
     if options.workspace is not None and options.workspace < 1:
         raise UsageError(f"--workspace {options.workspace}: expected a number of bytes")

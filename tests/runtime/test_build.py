@@ -18,7 +18,7 @@ from qwen_image_engine.engines.contract import contract
 from qwen_image_engine.engines.cuda_driver import DeviceFacts
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.profile import Range
-from qwen_image_engine.runtime.build import PLANS, build_bundle
+from qwen_image_engine.runtime.build import build_bundle
 from qwen_image_engine.runtime.build_shapes import BuildShapes
 from qwen_image_engine.runtime.bundle_files import check_files, describe_file, verify_files
 from qwen_image_engine.runtime.command import main
@@ -34,6 +34,7 @@ from qwen_image_engine.runtime.manifest import (
     record_verification,
     write_manifest,
 )
+from qwen_image_engine.runtime.plans_folder import PLANS
 
 SHAPES = BuildShapes(sizes=((512, 512), (1024, 1024)))
 GPU = DeviceFacts("NVIDIA H100 80GB HBM3", "9.0", 13000, total_bytes=80 << 30, free_bytes=79 << 30)

@@ -1,0 +1,49 @@
+"""The folder of a bundle's engines: one build at a time, and no file in it that is half or nobody's."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.runtime.manifest import read_manifest
+
+PLANS = "plans"
+"""Folder of a bundle with its engines and the timings of kernels, which the manifest does not list."""
+
+
+@contextmanager
+def plans_folder(folder: Path) -> Iterator[Path]:
+    """The folder of plans, held by one build at a time; what an interrupted one left is removed before and after.
+
+    Raises:
+        QwenImageError: another build holds it.
+    """
+    plans = folder / PLANS
+    plans.mkdir(exist_ok=True)
+    descriptor = os.open(plans, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise QwenImageError(f"{plans}: another build is writing it; wait for that to end") from None
+        _sweep(folder, plans)
+        try:
+            yield plans
+        finally:
+            _sweep(folder, plans)
+            with suppress(OSError):
+                plans.rmdir()  # where nothing came of it
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(folder: Path, plans: Path) -> None:
+    """Remove partial files, and plans that the manifest does not list."""
+    listed = {Path(entry.file).name for entry in read_manifest(folder).plans.values()}
+    for path in plans.iterdir():
+        if path.suffix == ".partial" or (path.suffix == ".plan" and path.name not in listed):
+            path.unlink(missing_ok=True)
