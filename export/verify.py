@@ -169,6 +169,9 @@ def _verification(
 ) -> Verification:
     """One bundle against the recordings of what it can do; the reference's networks are loaded again where needed."""
     recordings = [item for item in recordings if not (item.case.references and manifest.absent_for_references)]
+    run = [name for name in manifest.components if any(name in recording.calls for recording in recordings)]
+    for limit in limits:
+        limit.check((*run, TEACHER_FORCED))
     with ProgressBar(f"running {engine}", 0):
         rows, distances = compare_bundle(bundle, manifest, recordings, engine, threads)
     with ProgressBar("running the control", 0):

@@ -1,13 +1,13 @@
 """Errors by layer: every linear and block of the step has a row, and a planted error shows in its own."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from qwen_image_engine.export.compare import Difference
@@ -18,7 +18,7 @@ from qwen_image_engine.export.verification import Verification
 from qwen_image_engine.export.verify import verify_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import empty_network
-from qwen_image_engine.runtime.bundle_files import describe_file
+from qwen_image_engine.runtime.bundle_files import file_sha256
 from qwen_image_engine.runtime.commands.verify_tables import tables
 from qwen_image_engine.runtime.manifest import QuantisedLayer, read_manifest
 
@@ -27,20 +27,22 @@ PLANTED = "transformer_blocks.1.attn.to_out.0"
 
 
 def plant(bundle: Path) -> None:
-    """Turn the signs of a tenth of one linear's rows, and give the manifest the changed file's hash."""
-    file = bundle / "transformer" / "weights.safetensors"
-    tensors = load_file(file)
-    weight = tensors[f"{PLANTED}.weight"].copy()
+    """Turn the signs of a tenth of one linear's rows where they stand, and give the manifest the file's new hash."""
+    name = "transformer/weights.safetensors"
+    data = bytearray((bundle / name).read_bytes())
+    header = 8 + int.from_bytes(data[:8], "little")
+    entry = json.loads(data[8:header])[f"{PLANTED}.weight"]
+    begin, end = (header + offset for offset in entry["data_offsets"])
+    weight = np.frombuffer(
+        data, {"F32": np.float32, "I8": np.int8}[entry["dtype"]], count=math.prod(entry["shape"]), offset=begin
+    )
+    weight = weight.reshape(entry["shape"])
+    assert weight.nbytes == end - begin
     weight[: len(weight) // 10] *= -1
-    save_file(tensors | {f"{PLANTED}.weight": weight}, file)
+    (bundle / name).write_bytes(data)
     path = bundle / "manifest.json"
     manifest = json.loads(path.read_text())
-    entry = describe_file(file)
-    assert entry.bytes == manifest["files"]["transformer/weights.safetensors"]["bytes"]
-    manifest["files"]["transformer/weights.safetensors"] |= {
-        "sha256": entry.sha256,
-        "header_sha256": entry.header_sha256,
-    }
+    manifest["files"][name]["sha256"] = file_sha256(bundle / name)
     path.write_text(json.dumps(manifest))
 
 

@@ -87,6 +87,9 @@ def test_limits_on_rows_that_there_are_not(exported: Callable[..., Path], fails:
     message = fails(2, "verify", exported(), "--fail-on", "joint=0.1")
     assert "joint=0.1: no such row; known: text_encoder" in message
     assert "teacher_forced" in message
+    # The bundle has the component, and no case runs it.
+    with pytest.raises(UsageError, match="vision=1: no such row"):
+        verify_bundle(exported(), cases=QUICK, limits=[Limit("vision", 1)])
 
 
 def test_layers_without_thresholds(static_bundle: Callable[..., tuple[Path, Path]], fails: Callable[..., str]) -> None:
