@@ -92,8 +92,10 @@ def test_limits_on_rows_that_there_are_not(exported: Callable[..., Path], fails:
         verify_bundle(exported(), cases=QUICK, limits=[Limit("vision", 1)])
 
 
-def test_layers_without_thresholds(static_bundle: Callable[..., tuple[Path, Path]], fails: Callable[..., str]) -> None:
-    folder = static_bundle("narrow", "tensorrt", "bf16")[1]
+def test_layers_without_thresholds(exported: Callable[..., Path], tmp_path: Path, fails: Callable[..., str]) -> None:
+    folder = shutil.copytree(exported(), tmp_path / "bundle")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"target": "tensorrt", "precision": "bf16"}))
     assert "no thresholds for 'tensorrt' in precision 'bf16'" in fails(1, "verify", folder, "--layers")
 
 
