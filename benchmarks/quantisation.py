@@ -207,7 +207,8 @@ def ours(
     shutil.rmtree(bundle, ignore_errors=True)  # what is mocked here, an export that reuses folders does not see
     export_bundle(checkpoint, bundle, target=target, precision=precision, without=("vision",), **options)
     found: Found = {}
-    for row in compare_bundle(bundle, read_manifest(bundle), recordings, engine, None):
+    rows, _ = compare_bundle(bundle, read_manifest(bundle), recordings, engine, None)
+    for row in rows:
         found.setdefault(row.component, []).append(row.runs)
     return found
 

@@ -60,3 +60,8 @@ def worst(differences: Iterable[Difference]) -> Difference:
         cosine=min(item.cosine for item in found),
         max_abs=max(item.max_abs for item in found),
     )
+
+
+def finite(value: float) -> float | None:
+    """A value as JSON has it: null where it is not finite."""
+    return value if math.isfinite(value) else None

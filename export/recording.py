@@ -6,7 +6,8 @@ Each component is then compared on the reference's own inputs, so that errors do
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from qwen_image_engine.runtime.memory import Components, Memory
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
 from qwen_image_engine.runtime.schedule import sigmas
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
+
+T = TypeVar("T")
 
 STEPS = 8
 """Steps of a recorded trajectory where the checkpoint fixes none: from pure noise to the last, most detailed level."""
@@ -62,11 +65,22 @@ class TeacherStep:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """A case as the reference ran it: calls by component, and the trajectory."""
+    """A case as the reference ran it: calls by component, and the trajectory with the latents that it ends in."""
 
     case: Case
     calls: Mapping[str, list[Call]]
-    steps: list[TeacherStep] = field(default_factory=list)
+    steps: list[TeacherStep]
+    final: NDArray[np.float32]
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Of the latents that each step was given."""
+        return tuple(step.sigma for step in self.steps)
+
+
+def ends(items: Sequence[T]) -> tuple[T, ...]:
+    """The first and the last of a component's calls, or of its steps: pure noise and the most detailed level."""
+    return (items[0], items[-1]) if len(items) > 1 else tuple(items)
 
 
 def default_cases(tokenizer: Tokenizer, *, references: bool = True) -> tuple[Case, ...]:
@@ -138,7 +152,7 @@ def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resi
                 for call, sigma in zip(calls[pipeline.facts.step], levels, strict=False)
                 for latents in [call.inputs["latents"][:, -final.shape[1] :]]
             ]
-            recordings.append(Recording(case, dict(calls), trajectory))
+            recordings.append(Recording(case, dict(calls), trajectory, final))
     return recordings
 
 

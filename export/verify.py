@@ -1,23 +1,32 @@
-"""Parity of a bundle with the fp32 reference: every file's hash, components on real inputs, teacher-forced steps."""
+"""Parity of bundles with the fp32 reference: every file's hash, components on real inputs, teacher-forced steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypedDict, Unpack
 
+from qwen_image_engine.calibration.inputs import EVERY_STEP
 from qwen_image_engine.engines.device_array import Values, on_host
 from qwen_image_engine.engines.engine import package_name, require
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.export.bundle_checkpoint import check_hashes, check_same_checkpoint, open_checkpoint
 from qwen_image_engine.export.compare import Difference, difference, worst
+from qwen_image_engine.export.free_running import FreeRunning, divergence, free_running
+from qwen_image_engine.export.judged import Judged, check_judged, judge_pictures
+from qwen_image_engine.export.layers import compare_layers
+from qwen_image_engine.export.limits import Limit
+from qwen_image_engine.export.polygraphy_files import check_polygraphy, write_polygraphy
 from qwen_image_engine.export.recording import REFERENCE_RESOLUTION, Call, Case, Recording, default_cases, record
 from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold, thresholds
-from qwen_image_engine.export.verification import Row, Verification
+from qwen_image_engine.export.verification import RecordedCase, Row, Verification, Verifications
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.lora_file import LoraFile
+from qwen_image_engine.reference.pipeline import engine_loader, reference_pipeline
 from qwen_image_engine.runtime.bundle import Bundle
-from qwen_image_engine.runtime.bundle_files import FileFault, verify_files
 from qwen_image_engine.runtime.manifest import Manifest, read_manifest, record_verification
 from qwen_image_engine.runtime.memory import Memory
 from qwen_image_engine.runtime.pipeline import QwenImage
@@ -25,135 +34,202 @@ from qwen_image_engine.runtime.progress import ProgressBar
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
 
-def verify_bundle(
-    bundle: Path,
-    checkpoint: str | Path | None = None,
-    *,
-    transformer_file: str | Path | None = None,
-    loras: Sequence[LoraFile] | None = None,
-    attention: str | None = None,
-    engine: str = "onnxruntime",
-    threads: int | None = None,
-    memory: Memory = "resident",
-    cases: Sequence[Case] | None = None,
-) -> Verification:
-    """Compare a bundle with its checkpoint and keep the result in the manifest.
+class Options(TypedDict, total=False):
+    """How to compare; every one has a default.
 
-    Args:
-        bundle: the folder.
-        checkpoint: folder or hub name; None for the path that the manifest names.
+    Attributes:
         transformer_file: the single file of the transformer; None for the one that the manifest names, if any.
         loras: adapters, in the order in which they were merged; None for those that the manifest names, if any.
         attention: of the transformer; None for what the manifest names, if anything.
-        engine: backend that runs the bundle.
+        engine: backend that runs the bundles ("onnxruntime").
         threads: of one engine; None for every core.
-        memory: how the reference holds its networks.
-        cases: requests to record; None for three prompts at three sizes, and an edit where the bundle can do one.
+        memory: how the reference holds its networks ("resident").
+        cases: requests to record; None for three prompts at three sizes, and an edit where a bundle can do one.
+        limits: what rows are held to beside their thresholds.
+        layers: whether to compare the outputs of the step's layers too.
+        judge: how many held-out prompts of each kind the judge of `shapes` sees of each bundle and of the reference.
+        polygraphy: a new folder for the reference's inputs and outputs in Polygraphy's format.
+    """
+
+    transformer_file: str | Path | None
+    loras: Sequence[LoraFile] | None
+    attention: str | None
+    engine: str
+    threads: int | None
+    memory: Memory
+    cases: Sequence[Case] | None
+    limits: Sequence[Limit]
+    layers: bool
+    judge: int | None
+    polygraphy: Path | None
+
+
+def verify_bundle(bundle: Path, checkpoint: str | Path | None = None, **options: Unpack[Options]) -> Verification:
+    """`verify` of one bundle."""
+    return verify([bundle], checkpoint, **options).bundles[0]
+
+
+def verify(bundles: Sequence[Path], checkpoint: str | Path | None = None, **options: Unpack[Options]) -> Verifications:
+    """Compare bundles with the checkpoint that they were made from, and keep each result in its manifest.
+
+    The reference runs once for all of them.
+
+    Args:
+        bundles: their folders.
+        checkpoint: folder or hub name; None for the path that the first manifest names.
+        options: see `Options`.
 
     Raises:
-        QwenImageError: a file is not as its hash says, the checkpoint is another than the bundle's, the precision has
-            no thresholds, the engine is not installed, or the manifest cannot be written.
+        UsageError: a limit names no row, the checkpoint is none that the judge knows, or a bundle is named twice.
+        QwenImageError: a file is not as its hash says, the checkpoint is another than a bundle's, a precision has
+            no thresholds, the engine or Polygraphy is not installed, or a result cannot be written.
     """
-    manifest = read_manifest(bundle)
-    if (manifest.target, manifest.precision) not in THRESHOLDS:
-        known = ", ".join(f"{target} {precision}" for target, precision in THRESHOLDS)
-        raise QwenImageError(
-            f"{bundle}: no thresholds for {manifest.target!r} in precision {manifest.precision!r}; known: {known}"
-        )
+    engine, threads, memory = options.get("engine", "onnxruntime"), options.get("threads"), options.get("memory")
+    limits, judge, polygraphy = options.get("limits", ()), options.get("judge"), options.get("polygraphy")
+    manifests = _manifests(bundles)
+    for manifest in manifests.values():
+        for limit in limits:
+            limit.check((*manifest.components, TEACHER_FORCED))
     require(engine)
-    with ProgressBar("hashing the bundle", sum(file.bytes for file in manifest.files.values()), "bytes") as bar:
-        faults = verify_files(bundle, manifest, bar.advance)
-    if faults:
-        raise _changed(bundle, manifest, faults)
-    opened = _open(bundle, manifest, checkpoint, transformer_file, loras, attention)
-    references = not manifest.absent_for_references
-    chosen = default_cases(load_tokenizer(bundle), references=references) if cases is None else cases
+    if polygraphy is not None:
+        check_polygraphy(polygraphy)
+    for bundle, manifest in manifests.items():
+        check_hashes(bundle, manifest)
+    first = bundles[0]
+    named = options.get("transformer_file"), options.get("loras"), options.get("attention")
+    opened = open_checkpoint(first, manifests[first], checkpoint, *named)
+    if judge is not None:
+        check_judged(opened, judge)
+    cases = options.get("cases")
+    if cases is None:
+        references = not all(manifest.absent_for_references for manifest in manifests.values())
+        cases = default_cases(load_tokenizer(first), references=references)
     with ProgressBar("running the reference", 0):
-        recordings = record(opened, chosen, memory)
-    with ProgressBar(f"running {engine}", 0):
-        rows = compare_bundle(bundle, manifest, recordings, engine, threads)
-    result = Verification(
-        engine=engine,
-        engine_version=version(package_name(engine)),
-        precision=manifest.precision,
-        checkpoint=manifest.checkpoint.name,
-        config_sha256=manifest.checkpoint.config_sha256,
-        weights_sha256=manifest.checkpoint.weights_sha256,
-        files=len(manifest.files),
-        rows=rows,
-    )
-    record_verification(bundle, result.to_json())
-    return result
+        recordings = record(opened, cases, memory or "resident")
+    found = [
+        _verification(bundle, manifest, opened, recordings, engine, threads, limits, options.get("layers", False))
+        for bundle, manifest in manifests.items()
+    ]
+    if judge is not None:
+        judged = _judged(manifests, opened, engine, threads, judge)
+        found = [replace(item, judged=scores) for item, scores in zip(found, judged, strict=True)]
+    if polygraphy is not None:
+        write_polygraphy(polygraphy, recordings, manifests)
+    for bundle, result in zip(manifests, found, strict=True):
+        record_verification(bundle, result.to_json())
+    return Verifications(tuple(found))
 
 
 def compare_bundle(
     bundle: Path, manifest: Manifest, recordings: Sequence[Recording], engine: str, threads: int | None
-) -> tuple[Row, ...]:
-    """Every component and the teacher-forced steps of a bundle whose precision has thresholds, against recordings.
+) -> tuple[tuple[Row, ...], tuple[tuple[float, ...], ...]]:
+    """Compare a bundle whose precision has thresholds with recordings.
+
+    Returns:
+        Every component and the teacher-forced steps; and of each recording how far the bundle's own trajectory is from
+        it after each step (see `free_running`).
 
     Raises:
         QwenImageError: an engine cannot load a graph, or a run fails.
     """
     limits = thresholds(manifest.target, manifest.precision, engine)
     assert limits is not None
-    return (
-        *_components(Bundle(bundle, manifest), recordings, limits, engine, threads),
-        *_teacher_forced(bundle, recordings, limits[TEACHER_FORCED], engine, threads),
-    )
+    rows = tuple(_components(Bundle(bundle, manifest), recordings, limits, engine, threads))
+    steps = list(_teacher_forced(bundle, recordings, limits[TEACHER_FORCED], engine, threads))
+    return (*rows, *(row for row, _ in steps)), tuple(distances for _, distances in steps)
 
 
-def _changed(bundle: Path, manifest: Manifest, faults: Sequence[FileFault]) -> QwenImageError:
-    named = [f"{fault.path} {'is missing' if fault.found is None else 'has changed'}" for fault in faults[:3]]
-    more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-    return QwenImageError(
-        f"{bundle}: {len(faults)} of {len(manifest.files)} files are not what its manifest says: "
-        f"{', '.join(named)}{more}; export again with: qwen-image export {manifest.flags} {bundle}"
-    )
+def _manifests(bundles: Sequence[Path]) -> dict[Path, Manifest]:
+    """Those of bundles that can be compared, and in one run.
+
+    Raises:
+        UsageError: there are none, or one is named twice.
+        QwenImageError: one cannot be read, has no thresholds, or is of another checkpoint than the first.
+    """
+    if not bundles or len({bundle.resolve() for bundle in bundles}) < len(bundles):
+        raise UsageError(f"{len(bundles)} bundles: expected one or more, each named once")
+    manifests = {bundle: read_manifest(bundle) for bundle in bundles}
+    for bundle, manifest in manifests.items():
+        if (manifest.target, manifest.precision) not in THRESHOLDS:
+            known = ", ".join(f"{target} {precision}" for target, precision in THRESHOLDS)
+            raise QwenImageError(
+                f"{bundle}: no thresholds for {manifest.target!r} in precision {manifest.precision!r}; known: {known}"
+            )
+    check_same_checkpoint(manifests)
+    return manifests
 
 
-def _open(
+def _verification(
     bundle: Path,
     manifest: Manifest,
-    named: str | Path | None,
-    transformer_file: str | Path | None,
-    loras: Sequence[LoraFile] | None,
-    attention: str | None,
-) -> Checkpoint:
-    """The checkpoint, which must be the one that the bundle was made from; what is not named is where it was then."""
-    expected = manifest.checkpoint
-    recorded = {
-        "-m": (named, expected.path),
-        "--transformer": (transformer_file, expected.transformer_file),
-        "--lora": (loras, manifest.loras),
-    }
-    unnamed = [flag for flag, (given, then) in recorded.items() if given is None and then]
-    try:
-        checkpoint = Checkpoint.open(
-            expected.path if named is None else named,
-            transformer_file=expected.transformer_file if transformer_file is None else transformer_file,
-            loras=[LoraFile(Path(lora.path), lora.scale) for lora in manifest.loras] if loras is None else loras,
-            attention=expected.attention if attention is None else attention,
-        )
-    except QwenImageError as error:
-        if not unnamed:
-            raise
-        raise QwenImageError(f"{error}; say where the bundle's checkpoint is with {', '.join(unnamed)}") from error
-    _same(bundle, checkpoint, "configuration", checkpoint.config_sha256(), expected.config_sha256)
-    with ProgressBar(
-        "hashing the checkpoint", sum(file.stat().st_size for file in checkpoint.weight_files), "bytes"
-    ) as bar:
-        weights = checkpoint.weights_sha256(bar.advance)
-    _same(bundle, checkpoint, "weights", weights, expected.weights_sha256)
-    return checkpoint
+    checkpoint: Checkpoint,
+    recordings: Sequence[Recording],
+    engine: str,
+    threads: int | None,
+    limits: Sequence[Limit],
+    with_layers: bool,
+) -> Verification:
+    """One bundle against the recordings of what it can do; the reference's networks are loaded again where needed."""
+    recordings = [item for item in recordings if not (item.case.references and manifest.absent_for_references)]
+    run = [name for name in manifest.components if any(name in recording.calls for recording in recordings)]
+    for limit in limits:
+        limit.check((*run, TEACHER_FORCED))
+    with ProgressBar(f"running {engine}", 0):
+        rows, distances = compare_bundle(bundle, manifest, recordings, engine, threads)
+    with ProgressBar("running the control", 0):
+        own = tuple(_free_running(checkpoint, manifest, recordings, rows, distances))
+    layers = None
+    if with_layers:
+        named = thresholds(manifest.target, manifest.precision, engine)
+        assert named is not None
+        threshold = named[manifest.facts.step].relative_l2
+        with ProgressBar("comparing layers", 0):
+            layers = compare_layers(bundle, manifest, checkpoint, recordings, threshold, engine, threads)
+    return Verification(
+        bundle=str(bundle),
+        target=manifest.target,
+        precision=manifest.precision,
+        engine=engine,
+        engine_version=version(package_name(engine)),
+        checkpoint=manifest.checkpoint.name,
+        config_sha256=manifest.checkpoint.config_sha256,
+        weights_sha256=manifest.checkpoint.weights_sha256,
+        files=len(manifest.files),
+        cases=tuple(map(RecordedCase.of, recordings)),
+        rows=rows,
+        limits=tuple(limits),
+        free_running=own,
+        layers=layers,
+    )
 
 
-def _same(bundle: Path, checkpoint: Checkpoint, what: str, found: str, expected: str) -> None:
-    if found != expected:
-        wanted = "-m and --attention" if what == "configuration" else "-m, --transformer and --lora"
-        raise QwenImageError(
-            f"{bundle} was not made from {checkpoint.name} in {checkpoint.folder}: the checkpoint's {what} has sha256 "
-            f"{found[:12]}…, the bundle's {expected[:12]}…; name the right one with {wanted}, or export again"
-        )
+def _free_running(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    recordings: Sequence[Recording],
+    rows: Sequence[Row],
+    distances: Sequence[tuple[float, ...]],
+) -> Iterator[FreeRunning]:
+    forced = {row.case: row.runs for row in rows if row.component == TEACHER_FORCED}
+    with closing(engine_loader(checkpoint)(manifest.facts.step)) as step:
+        for recording, engine in zip(recordings, distances, strict=True):
+            yield free_running(recording, engine, forced[recording.case.name], step)
+
+
+def _judged(
+    manifests: Mapping[Path, Manifest], checkpoint: Checkpoint, engine: str, threads: int | None, prompts: int
+) -> Iterator[tuple[Judged, ...]]:
+    """What the judge says of each bundle's pictures beside the reference's."""
+    edits = [not manifest.absent_for_references for manifest in manifests.values()]
+    with ProgressBar("judging the reference", 0), reference_pipeline(checkpoint) as pipeline:
+        expected = judge_pictures(pipeline, prompts, edits=any(edits))
+    for bundle, with_edits in zip(manifests, edits, strict=True):
+        with (
+            ProgressBar(f"judging {engine}", 0),
+            QwenImage.load(bundle, engine=engine, threads=threads) as pipeline,
+        ):
+            found = judge_pictures(pipeline, prompts, edits=with_edits)
+        yield tuple(Judged(kind, score, expected[kind]) for kind, score in found.items())
 
 
 def _components(
@@ -170,7 +246,8 @@ def _components(
                 calls = recording.calls.get(name, ())
                 if calls:
                     runs = tuple(_outputs(call, running.run(call.inputs)) for call in calls)
-                    yield Row(name, recording.case.name, runs, thresholds[name])
+                    sigmas = recording.sigmas if name in EVERY_STEP else ()
+                    yield Row(name, recording.case.name, runs, thresholds[name], sigmas)
 
 
 def _outputs(call: Call, found: Mapping[str, Values]) -> Difference:
@@ -179,8 +256,8 @@ def _outputs(call: Call, found: Mapping[str, Values]) -> Difference:
 
 def _teacher_forced(
     bundle: Path, recordings: Sequence[Recording], threshold: Threshold, engine: str, threads: int | None
-) -> Iterator[Row]:
-    """The bundle's own encoder, prefix and step, given the reference's latents at each step."""
+) -> Iterator[tuple[Row, tuple[float, ...]]]:
+    """The bundle's own encoder, prefix and step, given the reference's latents at each step; and left to themselves."""
     with QwenImage.load(bundle, engine=engine, memory="sequential", threads=threads) as pipeline:
         for recording in recordings:
             case = recording.case
@@ -188,4 +265,5 @@ def _teacher_forced(
             conditioning = pipeline.encode(case.prompt, images)
             velocity = pipeline.denoiser(conditioning, width=case.width, height=case.height)
             runs = tuple(difference(velocity(step.latents, step.sigma), step.velocity) for step in recording.steps)
-            yield Row(TEACHER_FORCED, case.name, runs, threshold)
+            row = Row(TEACHER_FORCED, case.name, runs, threshold, recording.sigmas)
+            yield row, divergence(velocity, recording, recording.steps[0].latents)

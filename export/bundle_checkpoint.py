@@ -1,0 +1,95 @@
+"""The checkpoint that bundles are compared with: the one that they were made from, and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.lora_file import LoraFile
+from qwen_image_engine.runtime.bundle_files import verify_files
+from qwen_image_engine.runtime.manifest import Manifest
+from qwen_image_engine.runtime.progress import ProgressBar
+
+
+def check_hashes(bundle: Path, manifest: Manifest) -> None:
+    """Hash every file of a bundle.
+
+    Raises:
+        QwenImageError: some are not what the manifest says.
+    """
+    with ProgressBar("hashing the bundle", sum(file.bytes for file in manifest.files.values()), "bytes") as bar:
+        faults = verify_files(bundle, manifest, bar.advance)
+    if faults:
+        named = [f"{fault.path} {'is missing' if fault.found is None else 'has changed'}" for fault in faults[:3]]
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise QwenImageError(
+            f"{bundle}: {len(faults)} of {len(manifest.files)} files are not what its manifest says: "
+            f"{', '.join(named)}{more}; export again with: qwen-image export {manifest.flags} {bundle}"
+        )
+
+
+def check_same_checkpoint(manifests: Mapping[Path, Manifest]) -> None:
+    """Refuse bundles of different checkpoints, which one recording cannot be compared with.
+
+    Raises:
+        QwenImageError: two differ in configuration or weights.
+    """
+    (first, expected), *others = ((bundle, manifest.checkpoint) for bundle, manifest in manifests.items())
+    for bundle, found in others:
+        if (found.config_sha256, found.weights_sha256) != (expected.config_sha256, expected.weights_sha256):
+            raise QwenImageError(
+                f"{first} was made from {expected.name} in {expected.path} (weights {expected.weights_sha256[:12]}…), "
+                f"{bundle} from {found.name} in {found.path} (weights {found.weights_sha256[:12]}…): one run takes "
+                "bundles of one checkpoint; verify them apart"
+            )
+
+
+def open_checkpoint(
+    bundle: Path,
+    manifest: Manifest,
+    named: str | Path | None,
+    transformer_file: str | Path | None,
+    loras: Sequence[LoraFile] | None,
+    attention: str | None,
+) -> Checkpoint:
+    """Open the checkpoint that a bundle was made from; what is not named is where it was then.
+
+    Raises:
+        QwenImageError: it is not there, or it is another.
+    """
+    expected = manifest.checkpoint
+    recorded = {
+        "-m": (named, expected.path),
+        "--transformer": (transformer_file, expected.transformer_file),
+        "--lora": (loras, manifest.loras),
+    }
+    unnamed = [flag for flag, (given, then) in recorded.items() if given is None and then]
+    try:
+        checkpoint = Checkpoint.open(
+            expected.path if named is None else named,
+            transformer_file=expected.transformer_file if transformer_file is None else transformer_file,
+            loras=[LoraFile(Path(lora.path), lora.scale) for lora in manifest.loras] if loras is None else loras,
+            attention=expected.attention if attention is None else attention,
+        )
+    except QwenImageError as error:
+        if not unnamed:
+            raise
+        raise QwenImageError(f"{error}; say where the bundle's checkpoint is with {', '.join(unnamed)}") from error
+    _same(bundle, checkpoint, "configuration", checkpoint.config_sha256(), expected.config_sha256)
+    with ProgressBar(
+        "hashing the checkpoint", sum(file.stat().st_size for file in checkpoint.weight_files), "bytes"
+    ) as bar:
+        weights = checkpoint.weights_sha256(bar.advance)
+    _same(bundle, checkpoint, "weights", weights, expected.weights_sha256)
+    return checkpoint
+
+
+def _same(bundle: Path, checkpoint: Checkpoint, what: str, found: str, expected: str) -> None:
+    if found != expected:
+        wanted = "-m and --attention" if what == "configuration" else "-m, --transformer and --lora"
+        raise QwenImageError(
+            f"{bundle} was not made from {checkpoint.name} in {checkpoint.folder}: the checkpoint's {what} has sha256 "
+            f"{found[:12]}…, the bundle's {expected[:12]}…; name the right one with {wanted}, or export again"
+        )

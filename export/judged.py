@@ -1,0 +1,59 @@
+"""What the judge of `shapes` says of a bundle's pictures: held-out prompts that it fulfils, beside the reference's."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.shapes.evaluate import KINDS, EditScore, Score, evaluate, evaluate_edits
+from qwen_image_engine.reference.shapes.sizes import encoder_config, transformer_config
+from qwen_image_engine.runtime.pipeline import QwenImage
+
+EDITS = "edits"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One kind of held-out prompts, `shapes.evaluate.KINDS` or "edits", drawn by both from the same seeds."""
+
+    kind: str
+    engine: Score | EditScore
+    reference: Score | EditScore
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        sides = {"engine": self.engine, "reference": self.reference}
+        return {"kind": self.kind, **{side: asdict(score) | {"rate": score.rate} for side, score in sides.items()}}
+
+
+def check_judged(checkpoint: Checkpoint, prompts: int) -> None:
+    """Refuse to judge what the judge does not know.
+
+    A checkpoint is `shapes` where its text encoder and transformer have the sizes of the recipe: they outlast
+    training it anew, a copy and another folder, and no other checkpoint has them.
+
+    Raises:
+        UsageError: it is another checkpoint, or there are no prompts.
+    """
+    if prompts < 1:
+        raise UsageError(f"--judge {prompts}: expected the number of prompts of each kind, 1 or more")
+    recipe = encoder_config(checkpoint.text_encoder.vocab_size), transformer_config()
+    if (checkpoint.text_encoder, checkpoint.transformer) != recipe:
+        raise UsageError(
+            f"--judge: {checkpoint.name} is not `shapes`, whose pictures alone the judge knows (docs/shapes.md); "
+            "leave --judge out"
+        )
+
+
+def judge_pictures(pipeline: QwenImage, prompts: int, *, edits: bool) -> dict[str, Score | EditScore]:
+    """Scores by kind of `prompts` held-out prompts each, with `edits` of as many edits too.
+
+    Raises:
+        QwenImageError: an engine failed.
+    """
+    scores: dict[str, Score | EditScore] = {kind: evaluate(pipeline, counts, prompts) for kind, counts in KINDS.items()}
+    if edits:
+        scores[EDITS] = evaluate_edits(pipeline, prompts)
+    return scores

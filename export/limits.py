@@ -1,0 +1,47 @@
+"""What a caller holds rows to beside their thresholds: `--fail-on step=0.01`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Self
+
+from qwen_image_engine.engines.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The largest relative L2 of a row, a component's name or "teacher_forced", over all cases.
+
+    It is held against the same figure as the row's threshold: the worst step, or the mean over steps. A threshold
+    holds all the same, so that a limit can only be stricter.
+    """
+
+    row: str
+    relative_l2: float
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """ROW=VALUE.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        row, equals, value = text.partition("=")
+        try:
+            limit = float(value)
+        except ValueError:
+            limit = math.nan
+        if not (row and equals and math.isfinite(limit) and limit >= 0):
+            raise UsageError(f"--fail-on {text!r}: expected ROW=VALUE with a relative L2, for example step=0.01")
+        return cls(row, limit)
+
+    def check(self, rows: Collection[str]) -> None:
+        """Refuse a row that there is not.
+
+        Raises:
+            UsageError: it is not among `rows`.
+        """
+        if self.row not in rows:
+            raise UsageError(f"--fail-on {self.row}={self.relative_l2:g}: no such row; known: {', '.join(rows)}")

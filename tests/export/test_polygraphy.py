@@ -1,0 +1,82 @@
+"""The files for Polygraphy, run by Polygraphy itself."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from polygraphy.json import load_json, save_json
+
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.export.polygraphy_files import check_polygraphy, snr_db
+from qwen_image_engine.export.recording import Case
+from qwen_image_engine.export.thresholds import Threshold
+from qwen_image_engine.export.verify import verify_bundle
+
+QUICK = (Case("quick", "a red circle", 64, 32),)
+
+
+def polygraphy(folder: Path, component: str) -> int:
+    """The exit code of the script's own line for one component."""
+    lines = (folder / "run.sh").read_text().splitlines()
+    (command,) = (line for line in lines if line.startswith("polygraphy run") and f"/{component}.onnx" in line)
+    (bundle,) = (line for line in lines if line.startswith("BUNDLE="))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    program = f"{bundle}\n{command}"
+    return subprocess.run(
+        ["sh", "-c", program], cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, check=False
+    ).returncode
+
+
+def test_polygraphy_agrees_and_disagrees(exported: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = shutil.copytree(exported(), tmp_path / "the bundle")
+    folder = tmp_path / "polygraphy"
+    assert verify_bundle(bundle, cases=QUICK, polygraphy=folder).passed
+    script = (folder / "run.sh").read_text()
+    assert subprocess.run(["sh", "-n", folder / "run.sh"], check=False).returncode == 0
+    assert os.access(folder / "run.sh", os.X_OK)
+    # No reference image: neither vision nor a prefix pass of one ran.
+    for component in ("text_encoder", "prefix", "step", "vae_decoder_mid", "vae_decoder_up", "vae_encoder"):
+        assert script.count(f"--onnxrt --load-inputs {component}-inputs.json") == 1
+        assert {path.name for path in folder.glob(f"{component}-*.json")} == {
+            f"{component}-inputs.json",
+            f"{component}-outputs.json",
+        }
+    assert "vision" not in script
+    assert all("--trt" not in line or line.startswith("#") for line in script.splitlines())
+    assert "latents:[1,8," in script
+
+    assert polygraphy(folder, "step") == 0
+    assert polygraphy(folder, "vae/encoder") == 0
+    # The tolerance is the threshold, 1e-5 of the norm: outputs that are 2e-5 off it do not pass.
+    outputs = folder / "step-outputs.json"
+    results = load_json(str(outputs))
+    for result in results["reference"]:
+        result["velocity"] = result["velocity"] * 1.00002
+    save_json(results, str(outputs))
+    assert polygraphy(folder, "step") != 0
+
+
+def test_thresholds_in_decibels() -> None:
+    assert snr_db(Threshold(1e-5, "reason")) == pytest.approx(100)
+    assert snr_db(Threshold(0.025, "reason", over="mean")) == pytest.approx(20)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, exported: Callable[..., Path]) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(QwenImageError, match="not empty; name a new folder"):
+        verify_bundle(exported(), cases=QUICK, polygraphy=tmp_path)
+    with pytest.raises(QwenImageError, match="not empty; name a new folder"):
+        check_polygraphy(tmp_path / "file")
+    with pytest.raises(QwenImageError, match="mkdir -p"):
+        check_polygraphy(tmp_path / "absent" / "new")
+
+
+def test_polygraphy_is_not_installed(
+    exported: Callable[..., Path], tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "polygraphy.json", None)
+    assert "pip install 'polygraphy" in fails(1, "verify", exported(), "--polygraphy", tmp_path / "new")
