@@ -1,0 +1,48 @@
+"""The rounds: every way draws every case in turn, in alternating order, so that whatever changes meanwhile hits all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from qwen_image_engine.runtime.bench_case import Case
+from qwen_image_engine.runtime.bench_result import CaseRuns, WayRuns
+from qwen_image_engine.runtime.bench_stages import Sample
+from qwen_image_engine.runtime.bench_way import Way
+
+
+def run_rounds(
+    ways: Sequence[Way], cases: Sequence[Case], rounds: int, advance: Callable[[], None] = lambda: None
+) -> tuple[CaseRuns, ...]:
+    """Measure every way on every case.
+
+    Round 0 warms up and is watched for memory; it stands apart. Of the others the odd ones run A, B, C and the even
+    ones C, B, A: a machine that slows down steadily adds as much to each.
+
+    Args:
+        ways: loaded.
+        cases: one after the other.
+        rounds: that count, at least 1.
+        advance: called after each draw, (rounds + 1) * ways * cases times.
+
+    Raises:
+        QwenImageError: a draw failed.
+    """
+    return tuple(_case(ways, case, rounds, advance) for case in cases)
+
+
+def _case(ways: Sequence[Way], case: Case, rounds: int, advance: Callable[[], None]) -> CaseRuns:
+    warm_ups = []
+    for way in ways:
+        warm_ups.append(way.draw(case, 0, watched=True))
+        advance()
+    samples: list[list[Sample]] = [[] for _ in ways]
+    for number in range(1, rounds + 1):
+        order = range(len(ways)) if number % 2 else reversed(range(len(ways)))
+        for index in order:
+            samples[index].append(ways[index].draw(case, number, watched=False).sample)
+            advance()
+    runs = [
+        WayRuns(way.facts.name, way.facts.role, warm_up.sample, warm_up.peaks, tuple(taken))
+        for way, warm_up, taken in zip(ways, warm_ups, samples, strict=True)
+    ]
+    return CaseRuns(case, tuple(runs))
