@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn, Protocol, TextIO
 
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.commands import calibrate, doctor, export, inspect, plan, run, verify
+from qwen_image_engine.runtime.commands import bench, calibrate, compare, doctor, export, inspect, plan, run, verify
 from qwen_image_engine.runtime.commands.report import Report
 
 INTERRUPTED = 130
@@ -43,6 +43,8 @@ VERBS: Mapping[str, Verb] = {
     "calibrate": calibrate,
     "run": run,
     "verify": verify,
+    "bench": bench,
+    "compare": compare,
     "inspect": inspect,
     "doctor": doctor,
 }
