@@ -34,14 +34,17 @@ def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
     sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
     try:
         import diffusers
+        import transformers
         from diffusers import QwenImage21Pipeline
     except RuntimeError as error:  # how its lazy imports report what is wrong with a package
         raise Unavailable(f"diffusers does not load ({' '.join(str(error).split())}); {INSTALL}") from error
     precision = "bf16" if spec.name == "diffusers-bf16" else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     timings = Timings(watch=watch)
     with timings.measure("load", "pipeline"):
-        pipeline = QwenImage21Pipeline.from_pretrained(checkpoint.folder, torch_dtype=dtype)
+        pipeline = QwenImage21Pipeline.from_pretrained(checkpoint.folder, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     time_networks(pipeline, timings)
 

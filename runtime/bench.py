@@ -31,8 +31,8 @@ from qwen_image_engine.runtime.progress import ProgressBar
 from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.start import Start
 
-ROUNDS = 9
-"""The fewest with which the interval of a median covers 95% and leaves out one outlier on either side."""
+ROUNDS = 12
+"""The fewest with which the interval of a median covers 95% and leaves out two outliers on either side."""
 
 MAX_ROUNDS = 9999
 """Prompts number their round with four digits."""

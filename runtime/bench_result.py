@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from qwen_image_engine.runtime.bench_case import Case
-from qwen_image_engine.runtime.bench_stages import STAGES, STEADY_STEP, Sample
+from qwen_image_engine.runtime.bench_stages import COMPARED, STAGES, STEADY_STEP, Sample
 from qwen_image_engine.runtime.intervals import median_interval
 from qwen_image_engine.runtime.process_memory import MemoryUse
 from qwen_image_engine.runtime.verdict import MIN_PAIRS, STEADY, Judged, judge, too_few
@@ -175,7 +175,7 @@ class CaseRuns:
         return tuple(
             Ratio(own.way, other.way, stage, _judged(own, other, stage))
             for own, other in product(engines, baselines)
-            for stage in STAGES
+            for stage in COMPARED
             if own.seconds(stage) and other.seconds(stage)
         )
 

@@ -24,6 +24,9 @@ STAGES = (
 """In the order in which they run. "prefix_to_first_step" is both, and what can be compared with a way whose first step
 computes the prefix; "rest" is what no network took: the tokenizer, tables, noise, the sampler's own arithmetic."""
 
+COMPARED = tuple(stage for stage in STAGES if stage != "rest")
+"""Stages that ratios are made of. The rest is a small difference of large numbers, and within the total."""
+
 STEADY_STEP = "step"
 """Every step but the first, in which a backend settles its memory."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen_image_engine.runtime.bench_case import Case
 from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts, WayRuns, least_steady
-from qwen_image_engine.runtime.bench_stages import STAGES
+from qwen_image_engine.runtime.bench_stages import COMPARED
 from qwen_image_engine.runtime.comparison import Change, ChangedRow, Comparison
 from qwen_image_engine.runtime.intervals import COVERAGE, ratio_interval
 from qwen_image_engine.runtime.verdict import MARGIN, MIN_PAIRS, Judged, judge, too_few
@@ -21,9 +21,6 @@ TEST = (
     f"distribution of Mann and Whitney's U; a difference is one where the interval lies outside of {MARGIN:.0%} around "
     f"1, or on a noisy machine outside of the spread of its steps; bytes differ beyond {BYTES_MARGIN:.0%}"
 )
-
-_COMPARED = tuple(stage for stage in STAGES if stage != "rest")
-"""The rest is a small difference of large numbers, and within the total."""
 
 
 def compare_bench(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
@@ -42,7 +39,7 @@ def _times(first: Benchmark, second: Benchmark) -> Iterator[ChangedRow]:
         other = theirs.get((case, way))
         if other is None:
             continue
-        for stage in _COMPARED:
+        for stage in COMPARED:
             before, after = own.seconds(stage), other.seconds(stage)
             if not before or not after:
                 continue

@@ -38,7 +38,7 @@ def median_interval(values: Sequence[float]) -> Interval:
 
     With n values x(1) <= … <= x(n), P(x(j) <= median <= x(n + 1 - j)) is at least 1 - 2 * sum(C(n, i), i < j) / 2^n:
     the sign test turned around (David and Nagaraja, Order Statistics, 3rd ed., 7.1). The largest j that still covers
-    `COVERAGE` is taken, so that with 9 values one outlier on either side moves neither end.
+    `COVERAGE` is taken, so that with 12 values two outliers on either side move neither end.
 
     Args:
         values: at least one, such as the ratios of pairs.

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help=f"side of each of them ({DEFAULT_RESOLUTION})",
     )
-    parser.add_argument("--rounds", type=int, help="that count, after one to warm up; a ratio needs 5 (9)")
+    parser.add_argument("--rounds", type=int, help="that count, after one to warm up; a ratio needs 5 (12)")
     parser.add_argument("--threads", type=int, help="of each way (every core)")
     parser.add_argument(
         "--memory",

@@ -17,7 +17,10 @@ TRIALS = 300
 
 @pytest.fixture(scope="module")
 def noise() -> list[float]:
-    """Seconds of 70 recorded rounds, over the median of their way: 0.93 to 1.31, from a machine that was mostly idle."""
+    """Seconds of 70 recorded steps, over the median of their way: 0.93 to 1.31.
+
+    Noisier than what is judged: a round of `bench` is the median of its steady steps.
+    """
     rows = json.loads(SPEED.read_text(encoding="utf-8"))["results"]
     return [seconds / median(row["rounds_s"]) for row in rows for seconds in row["rounds_s"]]
 
@@ -40,7 +43,7 @@ def verdicts(noise: list[float], slowdown: float, paired: bool) -> list[str]:
 def test_planted_slowdowns(noise: list[float], paired: bool) -> None:
     tenth = verdicts(noise, 1.10, paired)
     assert "faster" not in tenth
-    assert tenth.count("slower") >= 0.6 * TRIALS  # the rest are unclear, which is true of them
+    assert tenth.count("slower") >= 0.8 * TRIALS  # the rest are unclear
     for slowdown in (1.01, 1 / 1.01, 1.0):
         found = verdicts(noise, slowdown, paired)
         assert found.count("slower") + found.count("faster") <= 0.05 * TRIALS
