@@ -70,6 +70,7 @@ class ProcessWay:
         return Drawn(
             {stage: tuple(seconds) for stage, seconds in found["sample"].items()},
             {stage: MemoryUse(**peak) for stage, peak in found["peaks"].items()},
+            found["waiting"],
         )
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from qwen_image_engine.runtime.bench_case import Case
 from qwen_image_engine.runtime.bench_stages import COMPARED, STAGES, STEADY_STEP, Sample
 from qwen_image_engine.runtime.intervals import median_interval
 from qwen_image_engine.runtime.process_memory import MemoryUse
-from qwen_image_engine.runtime.verdict import MIN_PAIRS, STEADY, Judged, judge, too_few
+from qwen_image_engine.runtime.verdict import MIN_PAIRS, Judged, Noise, judge, too_few
 
 FORMAT = "qwen-image-bench"
 SCHEMA = 1
@@ -111,6 +111,8 @@ class WayRuns:
         warm_up: the first picture, in whose seconds reading its memory counts.
         peaks: of its process by stage, in that picture; empty where the system does not tell.
         rounds: the pictures that count, in the order of the rounds.
+        waiting: in each of them, the share of the time in which a thread was ready and had no core; None where the
+            system does not tell.
     """
 
     way: str
@@ -118,6 +120,7 @@ class WayRuns:
     warm_up: Sample
     peaks: Mapping[str, MemoryUse]
     rounds: tuple[Sample, ...]
+    waiting: tuple[float | None, ...]
 
     def seconds(self, stage: str) -> list[float]:
         """One number a round: the median of its steady steps, or the stage's own; empty where it did not run."""
@@ -147,9 +150,10 @@ class WayRuns:
         return step["p90"] / step["p50"]
 
     @property
-    def noisy(self) -> bool:
-        """Whether the machine was too noisy while it ran."""
-        return self.steadiness is not None and self.steadiness > STEADY
+    def noise(self) -> Noise:
+        """Of the machine while it ran."""
+        told = [share for share in self.waiting if share is not None]
+        return Noise(self.steadiness, median(told) if told else None)
 
 
 @dataclass(frozen=True)
@@ -237,12 +241,7 @@ def _judged(own: WayRuns, other: WayRuns, stage: str) -> Judged:
     pairs = [slow / fast for slow, fast in zip(other.seconds(stage), own.seconds(stage), strict=True)]
     if len(pairs) < MIN_PAIRS:
         return too_few(len(pairs))
-    return judge(median_interval(pairs), least_steady(own, other))
-
-
-def least_steady(*runs: WayRuns) -> float | None:
-    """The larger steadiness of several, None where none is known."""
-    return max((run.steadiness for run in runs if run.steadiness is not None), default=None)
+    return judge(median_interval(pairs), own.noise.worst(other.noise))
 
 
 def _case_to_json(found: CaseRuns) -> dict[str, Any]:
@@ -256,8 +255,9 @@ def _case_to_json(found: CaseRuns) -> dict[str, Any]:
                 "peaks": {stage: asdict(peak) for stage, peak in run.peaks.items()},
                 "rounds": [_sample_to_json(sample) for sample in run.rounds],
                 "quantiles": run.quantiles,
+                "waiting": list(run.waiting),
                 "steadiness": run.steadiness,
-                "noisy": run.noisy,
+                "noise": run.noise.describe(),
             }
             for run in found.runs
         ],
@@ -284,6 +284,7 @@ def _case_from_json(data: Mapping[str, Any]) -> CaseRuns:
             warm_up=_sample(run["warm_up"]),
             peaks={stage: MemoryUse(**peak) for stage, peak in run["peaks"].items()},
             rounds=tuple(map(_sample, run["rounds"])),
+            waiting=tuple(run["waiting"]),
         )
         for run in data["runs"]
     )

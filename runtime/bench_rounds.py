@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 from qwen_image_engine.runtime.bench_case import Case
 from qwen_image_engine.runtime.bench_result import CaseRuns, WayRuns
-from qwen_image_engine.runtime.bench_stages import Sample
-from qwen_image_engine.runtime.bench_way import Way
+from qwen_image_engine.runtime.bench_way import Drawn, Way
 
 
 def run_rounds(
@@ -35,14 +34,21 @@ def _case(ways: Sequence[Way], case: Case, rounds: int, advance: Callable[[], No
     for way in ways:
         warm_ups.append(way.draw(case, 0, watched=True))
         advance()
-    samples: list[list[Sample]] = [[] for _ in ways]
+    drawn: list[list[Drawn]] = [[] for _ in ways]
     for number in range(1, rounds + 1):
         order = range(len(ways)) if number % 2 else reversed(range(len(ways)))
         for index in order:
-            samples[index].append(ways[index].draw(case, number, watched=False).sample)
+            drawn[index].append(ways[index].draw(case, number, watched=False))
             advance()
     runs = [
-        WayRuns(way.facts.name, way.facts.role, warm_up.sample, warm_up.peaks, tuple(taken))
-        for way, warm_up, taken in zip(ways, warm_ups, samples, strict=True)
+        WayRuns(
+            way=way.facts.name,
+            role=way.facts.role,
+            warm_up=warm_up.sample,
+            peaks=warm_up.peaks,
+            rounds=tuple(item.sample for item in taken),
+            waiting=tuple(item.waiting for item in taken),
+        )
+        for way, warm_up, taken in zip(ways, warm_ups, drawn, strict=True)
     ]
     return CaseRuns(case, tuple(runs))

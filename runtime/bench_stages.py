@@ -69,7 +69,7 @@ def sample(entries: Sequence[Timing], total_s: float, *, prefix_in_first_step: b
         sums["prefix_to_first_step"] = before + steps[0]
         if not prefix_in_first_step:
             sums["first_step"] = steps[0]
-    found = {stage: (seconds,) for stage, seconds in sums.items()}
+    found: dict[str, tuple[float, ...]] = {stage: (seconds,) for stage, seconds in sums.items()}
     found |= {"rest": (total_s - spent,), "total": (total_s,)}
     if steps[1:]:
         found[STEADY_STEP] = tuple(steps[1:])

@@ -14,6 +14,7 @@ from qwen_image_engine.runtime.bench_stages import Sample, sample, stage_peaks
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.process_memory import MemoryUse, MemoryWatch
 from qwen_image_engine.runtime.timing import Timings
+from qwen_image_engine.runtime.waiting import longest_wait, waited_s
 
 
 class Unavailable(QwenImageError):
@@ -45,10 +46,17 @@ class Drawer:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One picture: seconds by stage, and where they were asked for, peaks by stage."""
+    """One picture.
+
+    Attributes:
+        sample: seconds by stage.
+        peaks: by stage, where they were asked for.
+        waiting: the share of the total in which a thread was ready and had no core, None where the system is silent.
+    """
 
     sample: Sample
     peaks: Mapping[str, MemoryUse]
+    waiting: float | None = None
 
 
 class Way(Protocol):
@@ -103,9 +111,11 @@ def draw_once(
     wanted = request(case, round_number, resolution)
     drawer.timings.clear()
     drawer.timings.watch = watch
+    waited = waited_s()
     began = perf_counter()
     drawer.draw(wanted)
     total_s = perf_counter() - began
+    longest_s = longest_wait(waited, waited_s())
     entries = list(drawer.timings.entries)
     found = sample(entries, total_s, prefix_in_first_step=drawer.prefix_in_first_step)
-    return Drawn(found, stage_peaks(entries))
+    return Drawn(found, stage_peaks(entries), None if longest_s is None else min(1.0, longest_s / total_s))

@@ -78,7 +78,7 @@ def _draw(spec: WaySpec, drawer: Drawer, wanted: Mapping[str, Any]) -> Mapping[s
     else:
         drawn = draw_once(drawer, case, number, spec.resolution)
     peaks = {stage: asdict(peak) for stage, peak in drawn.peaks.items()}
-    return {"sample": drawn.sample, "peaks": peaks, "peak_bytes": highest_resident_bytes()}
+    return {"sample": drawn.sample, "peaks": peaks, "waiting": drawn.waiting, "peak_bytes": highest_resident_bytes()}
 
 
 def _answer(answers: TextIO, work: Callable[[], Mapping[str, Any]]) -> bool:

@@ -100,7 +100,9 @@ def compare(first: Path, second: Path) -> Comparison:
         raise QwenImageError(f"{first} or {second}: misshapen: {what}; run {kind} again") from error
     if not found.rows:
         notes = "".join(f"; {note}" for note in found.notes)
-        raise QwenImageError(f"{first} and {second} have no figure in common{notes}; run {kind} with the same arguments")
+        raise QwenImageError(
+            f"{first} and {second} have no figure in common{notes}; run {kind} with the same arguments"
+        )
     return found
 
 

@@ -7,11 +7,11 @@ from statistics import median
 from typing import Any
 
 from qwen_image_engine.runtime.bench_case import Case
-from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts, WayRuns, least_steady
+from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts, WayRuns
 from qwen_image_engine.runtime.bench_stages import COMPARED
 from qwen_image_engine.runtime.comparison import Change, ChangedRow, Comparison
 from qwen_image_engine.runtime.intervals import COVERAGE, ratio_interval
-from qwen_image_engine.runtime.verdict import MARGIN, MIN_PAIRS, Judged, judge, too_few
+from qwen_image_engine.runtime.verdict import MARGIN, MIN_PAIRS, Judged, Noise, judge, too_few
 
 BYTES_MARGIN = 0.05
 """How far peak memory is right; bytes of files are exact, and are held to the same."""
@@ -19,7 +19,7 @@ BYTES_MARGIN = 0.05
 TEST = (
     f"each round is one sample; the median ratio of all pairs with its {COVERAGE:.0%} interval from the exact "
     f"distribution of Mann and Whitney's U; a difference is one where the interval lies outside of {MARGIN:.0%} around "
-    f"1, or on a noisy machine outside of the spread of its steps; bytes differ beyond {BYTES_MARGIN:.0%}"
+    f"1, or on a noisy machine outside of what its noise can make; bytes differ beyond {BYTES_MARGIN:.0%}"
 )
 
 
@@ -43,7 +43,7 @@ def _times(first: Benchmark, second: Benchmark) -> Iterator[ChangedRow]:
             before, after = own.seconds(stage), other.seconds(stage)
             if not before or not after:
                 continue
-            found = _judged(before, after, least_steady(own, other))
+            found = _judged(before, after, own.noise.worst(other.noise))
             at = found.interval
             yield ChangedRow(
                 where=f"{case}, {way}",
@@ -59,9 +59,9 @@ def _times(first: Benchmark, second: Benchmark) -> Iterator[ChangedRow]:
             )
 
 
-def _judged(before: list[float], after: list[float], steadiness: float | None) -> Judged:
+def _judged(before: list[float], after: list[float], noise: Noise) -> Judged:
     fewest = min(len(before), len(after))
-    return too_few(fewest) if fewest < MIN_PAIRS else judge(ratio_interval(before, after), steadiness)
+    return too_few(fewest) if fewest < MIN_PAIRS else judge(ratio_interval(before, after), noise)
 
 
 def _bytes(first: Benchmark, second: Benchmark) -> Iterator[ChangedRow]:

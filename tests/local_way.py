@@ -66,4 +66,5 @@ def use_clock(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Every measurement of a pipeline reads `clock`, and `numpy_pipeline` makes engines that move it."""
     monkeypatch.setattr(timing, "perf_counter", clock.read)
     monkeypatch.setattr(bench_way, "perf_counter", clock.read)
+    monkeypatch.setattr(bench_way, "waited_s", dict)
     monkeypatch.setattr("numpy_engines.NumpyEngine", ClockedEngine)

@@ -121,15 +121,19 @@ def _times(case: "CaseRuns") -> Iterator[str]:
     ]
     yield from table([head, *rows], right=(2, 3, 4, 5, 6))
     for run in case.runs:
-        if run.noisy and run.steadiness is not None:
-            yield f"{run.way}: the machine was noisy, the p90 of a steady step is {run.steadiness:.2f} of its p50"
+        if run.noise.noisy:
+            yield f"{run.way}: the machine was noisy: {run.noise.describe()}"
 
 
 def _ratios(case: "CaseRuns") -> Iterator[str]:
     rows = [("engine", "against", "stage", "ratio", "interval", "covers", "")]
     for ratio in case.ratios():
         judged, at = ratio.judged, ratio.judged.interval
-        numbers = ("", "", "") if at is None else (f"{at.median:.2f}x", f"{at.low:.2f} to {at.high:.2f}", f"{at.coverage:.1%}")
+        numbers = (
+            ("", "", "")
+            if at is None
+            else (f"{at.median:.2f}x", f"{at.low:.2f} to {at.high:.2f}", f"{at.coverage:.1%}")
+        )
         rows.append((ratio.engine, ratio.baseline, ratio.stage, *numbers, judged.reason or judged.verdict))
     if len(rows) > 1:
         yield from table(rows, right=(3, 5))

@@ -56,7 +56,9 @@ def test_vision_is_taken_out_of_the_text_encoder_that_ran_it() -> None:
     assert [entry.seconds for entry in without_vision(entries)] == [0.25, 0.5, 1.25]
 
 
-def test_blocks_are_compiled_once_for_all(random_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_compiled_once_for_all(
+    random_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled: list[torch.nn.Module] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
     network = load_network(Checkpoint.open(random_checkpoint()), "transformer")
@@ -78,5 +80,3 @@ def test_diffusers_cannot_draw_what_it_has_no_files_for(
     (bundle / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(Unavailable, match="single file"):
         load_diffusers(spec("diffusers", bundle), None)
-
-

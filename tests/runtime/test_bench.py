@@ -1,4 +1,4 @@
-"""`bench` whole: processes of their own, the command's document, and requests that are refused before anything loads."""
+"""`bench` whole: processes of their own, the command's document, requests that are refused before anything loads."""
 
 import json
 import sys
@@ -53,7 +53,9 @@ def test_the_command(
     for name in ("torch", "diffusers"):
         assert ways[name]["missing"].endswith("install it with: pip install 'qwen-image-engine[dev]'")
         assert "is not installed" in ways[name]["missing"]
-    written = sum(path.stat().st_size for path in exported().rglob("*") if path.name != "manifest.json" if path.is_file())
+    written = sum(
+        path.stat().st_size for path in exported().rglob("*") if path.name != "manifest.json" if path.is_file()
+    )
     for name in ("onnxruntime", "openvino"):
         assert ways[name]["missing"] is None
         assert ways[name]["disk_bytes"] == sum(document["bundle"]["disk_bytes"].values()) == written
@@ -66,14 +68,22 @@ def test_the_command(
             assert len(run["rounds"]) == 5
             for sample in run["rounds"]:
                 assert set(sample) == stages
-                spent = sum(sum(seconds) for stage, seconds in sample.items() if stage not in ("prefix_to_first_step", "total"))
+                spent = sum(
+                    sum(seconds) for stage, seconds in sample.items() if stage not in ("prefix_to_first_step", "total")
+                )
                 assert spent == pytest.approx(sample["total"][0])
                 assert len(sample["step"]) == 1
         assert {ratio["stage"] for ratio in case["ratios"]} == stages - {"rest"}
         assert {ratio["ratio"]["count"] for ratio in case["ratios"]} == {5}
     if sys.platform == "linux":
         for way in ("onnxruntime", "openvino"):
-            peaks = [peak for case in document["cases"] for run in case["runs"] if run["way"] == way for peak in run["peaks"].values()]
+            peaks = [
+                peak
+                for case in document["cases"]
+                for run in case["runs"]
+                if run["way"] == way
+                for peak in run["peaks"].values()
+            ]
             highest = max(peak["resident_bytes"] for peak in [*peaks, ways[way]["load_peak"]])
             assert highest == pytest.approx(ways[way]["peak_bytes"], rel=0.05)
 
@@ -117,7 +127,7 @@ def test_a_process_that_dies_is_named(exported: Callable[..., Path]) -> None:
 
 def test_what_a_picture_refuses_is_refused_there_too(exported: Callable[..., Path]) -> None:
     spec = WaySpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
-    with ProcessWay(spec) as way, pytest.raises(QwenImageError, match="onnxruntime: .*nearest"):
+    with ProcessWay(spec) as way, pytest.raises(QwenImageError, match=r"onnxruntime: .*nearest"):
         way.draw(Case(65, 32, 2), 0, watched=False)
 
 

@@ -30,7 +30,7 @@ def benchmark(
         steps = tuple((0.5 * slowdown * factors[1:]).tolist())
         return {"encode": (0.1 * float(factors[0]),), "step": steps, "rest": (0.01,), "total": (sum(steps) + 0.1,)}
 
-    runs = WayRuns("onnxruntime", "engine", sample(), {}, tuple(sample() for _ in range(rounds)))
+    runs = WayRuns("onnxruntime", "engine", sample(), {}, tuple(sample() for _ in range(rounds)), (0.01,) * rounds)
     settings = Settings(
         bundle="bundle",
         checkpoint=None,

@@ -9,7 +9,7 @@ import pytest
 
 from qwen_image_engine.runtime.bench import ROUNDS
 from qwen_image_engine.runtime.intervals import Interval, median_interval, ratio_interval
-from qwen_image_engine.runtime.verdict import MARGIN, MIN_PAIRS, STEADY, judge, too_few
+from qwen_image_engine.runtime.verdict import MARGIN, MIN_PAIRS, STEADY, WAITING, Noise, judge, too_few
 
 SPEED = Path(__file__).parents[2] / "benchmarks" / "results" / "speed.json"
 TRIALS = 300
@@ -35,7 +35,7 @@ def verdicts(noise: list[float], slowdown: float, paired: bool) -> list[str]:
             if paired
             else ratio_interval(before, after)
         )
-        found.append(judge(interval, None).verdict)
+        found.append(judge(interval, Noise()).verdict)
     return found
 
 
@@ -50,8 +50,8 @@ def test_planted_slowdowns(noise: list[float], paired: bool) -> None:
 
 
 def test_bands() -> None:
-    def verdict(low: float, high: float, steadiness: float | None = None) -> str:
-        return judge(Interval((low + high) / 2, low, high, 0.96, 9), steadiness).verdict
+    def verdict(low: float, high: float) -> str:
+        return judge(Interval((low + high) / 2, low, high, 0.96, 9), Noise(STEADY, WAITING / 2)).verdict
 
     assert verdict(1.05, 1.2) == "faster"
     assert verdict(0.8, 0.95) == "slower"
@@ -62,17 +62,30 @@ def test_bands() -> None:
 
 
 def test_a_noisy_machine_widens_the_band() -> None:
-    found = judge(Interval(1.2, 1.1, 1.3, 0.96, 9), STEADY + 0.15)
+    found = judge(Interval(1.2, 1.1, 1.3, 0.96, 9), Noise(STEADY + 0.15))
     assert found.verdict == "unclear"
     assert found.margin == pytest.approx(STEADY + 0.15 - 1)
     assert "too noisy to tell: 1.10x to 1.30x, and the p90 of a steady step is 1.40 of its p50" in found.reason
-    assert judge(Interval(2.0, 1.8, 2.2, 0.96, 9), STEADY + 0.15).verdict == "faster"
-    assert judge(Interval(1.2, 1.1, 1.3, 0.96, 9), STEADY).margin == MARGIN
+    assert judge(Interval(2.0, 1.8, 2.2, 0.96, 9), Noise(STEADY + 0.15)).verdict == "faster"
+    assert judge(Interval(1.2, 1.1, 1.3, 0.96, 9), Noise(STEADY)).margin == MARGIN
+
+
+def test_a_full_machine_shows_little_however_steady_its_steps_are() -> None:
+    noise = Noise(1.01, 0.5)
+    assert noise.noisy
+    assert noise.margin == pytest.approx(1.0)
+    found = judge(Interval(1.5, 1.4, 1.6, 0.96, 9), noise)
+    assert found.verdict == "unclear"
+    assert "it waited for a core for 50% of the time (at most 5%)" in found.reason
+    assert judge(Interval(3.0, 2.5, 3.5, 0.96, 9), noise).verdict == "faster"
+    assert judge(Interval(1.0, 0.999, 1.001, 0.96, 9), noise).verdict == "unclear"  # nor does it show equality
+    assert Noise(1.3, None).worst(Noise(None, 0.2)) == Noise(1.3, 0.2)
+    assert Noise().describe() == ""
 
 
 def test_too_few_pairs_give_no_ratio() -> None:
-    found = judge(median_interval([2.0] * (MIN_PAIRS - 1)), None)
+    found = judge(median_interval([2.0] * (MIN_PAIRS - 1)), Noise())
     assert found == too_few(MIN_PAIRS - 1)
     assert found.interval is None
     assert found.reason == "4 pairs, a ratio needs 5"
-    assert judge(median_interval([2.0] * MIN_PAIRS), None).verdict == "faster"
+    assert judge(median_interval([2.0] * MIN_PAIRS), Noise()).verdict == "faster"
