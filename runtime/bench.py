@@ -34,7 +34,7 @@ from qwen_image_engine.runtime.start import Start
 ROUNDS = 12
 """The fewest with which the interval of a median covers 95% and leaves out two outliers on either side."""
 
-MAX_ROUNDS = 9999
+MAX_ROUNDS = 9998
 """Prompts number their round with four digits."""
 
 
@@ -104,7 +104,7 @@ def bench(
                 )
                 ways.append(stack.enter_context(ProcessWay(spec)))
         running = [way for way in ways if way.facts.missing is None]
-        with ProgressBar("measuring", (rounds + 1) * len(running) * len(cases)) as bar:
+        with ProgressBar("measuring", (rounds + 2) * len(running) * len(cases)) as bar:
             runs = run_rounds(running, cases, rounds, bar.advance)
         facts = tuple(way.facts for way in ways)
     environment = {"began": began, "machine": asdict(Machine.here()), "versions": package_versions()}

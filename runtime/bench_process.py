@@ -38,10 +38,12 @@ class ProcessWay:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # Ctrl-C is for this process, which ends that one without a word
         )
         try:
             found = self._answer()["facts"]
         except BaseException:
+            self._process.kill()
             self.close()
             raise
         peak = found["load_peak"]
@@ -92,6 +94,8 @@ class ProcessWay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if kind is not None:  # it may be in the middle of a picture
+            self._process.kill()
         self.close()
 
     def _answer(self) -> Mapping[str, Any]:

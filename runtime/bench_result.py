@@ -109,7 +109,8 @@ class WayRuns:
         way: its name.
         role: "engine" or "baseline".
         warm_up: the first picture, in whose seconds reading its memory counts.
-        peaks: of its process by stage, in that picture; empty where the system does not tell.
+        peaks: of its process by stage, in that picture or in the one after the last round; empty where the system does
+            not tell.
         rounds: the pictures that count, in the order of the rounds.
         waiting: in each of them, the share of the time in which a thread was ready and had no core; None where the
             system does not tell.

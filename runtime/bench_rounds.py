@@ -14,14 +14,15 @@ def run_rounds(
 ) -> tuple[CaseRuns, ...]:
     """Measure every way on every case.
 
-    Round 0 warms up and is watched for memory; it stands apart. Of the others the odd ones run A, B, C and the even
-    ones C, B, A: a machine that slows down steadily adds as much to each.
+    Round 0 warms up and stands apart. Of those that count the odd ones run A, B, C and the even ones C, B, A: a machine
+    that slows down steadily adds as much to each. Memory is watched in round 0 and in one more after the last, for
+    allocators hold more after a while; neither's seconds count.
 
     Args:
         ways: loaded.
         cases: one after the other.
         rounds: that count, at least 1.
-        advance: called after each draw, (rounds + 1) * ways * cases times.
+        advance: called after each draw, (rounds + 2) * ways * cases times.
 
     Raises:
         QwenImageError: a draw failed.
@@ -40,15 +41,21 @@ def _case(ways: Sequence[Way], case: Case, rounds: int, advance: Callable[[], No
         for index in order:
             drawn[index].append(ways[index].draw(case, number, watched=False))
             advance()
+    peaks = []
+    for way, warm_up in zip(ways, warm_ups, strict=True):
+        last = way.draw(case, rounds + 1, watched=True).peaks
+        merged = {stage: peak.peak(warm_up.peaks.get(stage)) for stage, peak in last.items()}
+        peaks.append({**warm_up.peaks, **merged})
+        advance()
     runs = [
         WayRuns(
             way=way.facts.name,
             role=way.facts.role,
             warm_up=warm_up.sample,
-            peaks=warm_up.peaks,
+            peaks=found,
             rounds=tuple(item.sample for item in taken),
             waiting=tuple(item.waiting for item in taken),
         )
-        for way, warm_up, taken in zip(ways, warm_ups, drawn, strict=True)
+        for way, warm_up, found, taken in zip(ways, warm_ups, peaks, drawn, strict=True)
     ]
     return CaseRuns(case, tuple(runs))

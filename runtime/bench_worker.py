@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TextIO
@@ -26,12 +27,9 @@ from qwen_image_engine.runtime.process_memory import MemoryWatch, highest_reside
 def main() -> None:
     """Load, then answer requests until standard input ends."""
     # Whatever libraries print goes to standard error: what was standard output is for the answers alone.
-    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
+    with suppress(BrokenPipeError), os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:  # who asked may have gone
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        try:
-            _serve(answers)
-        except (KeyboardInterrupt, BrokenPipeError):  # whoever asked has gone, or says so itself
-            os._exit(1)
+        _serve(answers)
 
 
 def _serve(answers: TextIO) -> None:

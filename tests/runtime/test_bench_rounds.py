@@ -63,7 +63,7 @@ def test_order_alternates_and_the_warm_up_stands_apart(way: Callable[..., LocalW
     ways = [way(name, "engine", SECONDS.__getitem__, log) for name in "AB"]
     advanced: list[None] = []
     (found,) = run_rounds(ways, [CASE], 3, lambda: advanced.append(None))
-    assert log == ["A0 watched", "B0 watched", "A1", "B1", "B2", "A2", "A3", "B3"]
+    assert log == ["A0 watched", "B0 watched", "A1", "B1", "B2", "A2", "A3", "B3", "A4 watched", "B4 watched"]
     assert len(advanced) == len(log)
     assert [len(run.rounds) for run in found.runs] == [3, 3]
 
