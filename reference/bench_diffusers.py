@@ -28,7 +28,7 @@ def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     checkpoint = open_checkpoint(spec)
-    _check(checkpoint)
+    check_drawable(checkpoint)
     # Where torchvision is installed beside a CPU build of torch, its compiled operators are missing, and transformers
     # fails to import with it; nothing here calls an operator.
     sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
@@ -66,7 +66,12 @@ def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
     return Drawer(draw, timings, diffusers.__version__, precision, stored_bytes(checkpoint), prefix_in_first_step=True)
 
 
-def _check(checkpoint: Checkpoint) -> None:
+def check_drawable(checkpoint: Checkpoint) -> None:
+    """Refuse what diffusers does not load from a folder.
+
+    Raises:
+        Unavailable: bidirectional attention, adapters, or a transformer from a single file.
+    """
     if checkpoint.transformer.bidirectional:
         raise Unavailable("diffusers has no transformer with bidirectional attention")
     if checkpoint.loras or checkpoint.transformer_file is not None:

@@ -1,21 +1,19 @@
 """Baselines of a benchmark that run torch: what they time is what they ran, and they draw what they say."""
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from qwen_image_engine.reference.bench_diffusers import load_diffusers, without_vision
+from qwen_image_engine.reference.bench_diffusers import check_drawable, load_diffusers, without_vision
 from qwen_image_engine.reference.bench_torch import compile_blocks, load_torch
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import load_network
 from qwen_image_engine.runtime.bench_case import Case
 from qwen_image_engine.runtime.bench_peers import WaySpec
 from qwen_image_engine.runtime.bench_way import Unavailable, draw_once
-from qwen_image_engine.runtime.manifest import MANIFEST
+from qwen_image_engine.runtime.manifest import read_manifest
 from qwen_image_engine.runtime.timing import Timing
 
 CASE = Case(64, 32, 3, 2, 1)
@@ -43,12 +41,13 @@ def test_diffusers(spec: Callable[..., WaySpec], name: str) -> None:
     assert drawer.precision == {"diffusers": "fp32", "diffusers-bf16": "bf16"}[name]
 
 
-def test_the_reference(spec: Callable[..., WaySpec], random_checkpoint: Callable[..., Path]) -> None:
+def test_the_reference(spec: Callable[..., WaySpec], exported: Callable[..., Path]) -> None:
     drawer = load_torch(spec("torch"), None)
     drawn = draw_once(drawer, CASE, 1, RESOLUTION)
     assert set(drawn.sample) == FIRST_STEP | {"prefix", "prefix_image", "first_step", "load"}
     assert len(drawn.sample["step"]) == CASE.steps - 1
-    assert drawer.disk_bytes == sum(file.stat().st_size for file in random_checkpoint().rglob("*.safetensors"))
+    folder = Path(read_manifest(exported()).checkpoint.path)
+    assert drawer.disk_bytes == sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
 def test_vision_is_taken_out_of_the_text_encoder_that_ran_it() -> None:
@@ -68,15 +67,11 @@ def test_blocks_are_compiled_once_for_all(
     assert compiled == list(network.transformer_blocks)
 
 
-def test_diffusers_cannot_draw_what_it_has_no_files_for(
-    spec: Callable[..., WaySpec], exported: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_diffusers_cannot_draw_what_it_has_no_files_for(random_checkpoint: Callable[..., Path]) -> None:
+    folder = random_checkpoint()
+    check_drawable(Checkpoint.open(folder))
     with pytest.raises(Unavailable, match="bidirectional"):
-        load_diffusers(spec("diffusers", exported(attention="bidirectional")), None)
-    bundle = shutil.copytree(exported(), tmp_path / "bundle")
-    manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
-    folder = Path(manifest["checkpoint"]["path"])
-    manifest["checkpoint"]["transformer_file"] = str(folder / "transformer" / "diffusion_pytorch_model.safetensors")
-    (bundle / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        check_drawable(Checkpoint.open(folder, attention="bidirectional"))
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     with pytest.raises(Unavailable, match="single file"):
-        load_diffusers(spec("diffusers", bundle), None)
+        check_drawable(Checkpoint.open(folder, transformer_file=file))
