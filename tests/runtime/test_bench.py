@@ -85,8 +85,8 @@ def test_the_command(
                 for peak in run["peaks"].values()
             ]
             highest = max(peak["resident_bytes"] for peak in [*peaks, ways[way]["load_peak"]])
-            # Stages of a picture this small end between two readings.
-            assert 0.75 * ways[way]["peak_bytes"] < highest <= ways[way]["peak_bytes"]
+            # Stages of a picture this small end between two readings; the kernel's two counts differ by some pages.
+            assert 0.75 < highest / ways[way]["peak_bytes"] < 1.01
 
     assert document["command"].startswith(f"qwen-image bench {exported()} --engine onnxruntime --baseline openvino,")
     assert main(["compare", str(file), str(file)]) == 0
