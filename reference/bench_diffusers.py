@@ -17,6 +17,8 @@ from qwen_image_engine.runtime.bench_way import Drawer, Unavailable
 from qwen_image_engine.runtime.process_memory import MemoryWatch
 from qwen_image_engine.runtime.timing import Timing, Timings
 
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
 
 def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
     """Load the pipeline, as its documentation does: `from_pretrained` in one dtype, its cache of the prefix on.
@@ -38,8 +40,7 @@ def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
         from diffusers import QwenImage21Pipeline
     except RuntimeError as error:  # how its lazy imports report what is wrong with a package
         raise Unavailable(f"diffusers does not load ({' '.join(str(error).split())}); {INSTALL}") from error
-    precision = "bf16" if spec.name == "diffusers-bf16" else "fp32"
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if spec.name == "diffusers-bf16" else torch.float32
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     timings = Timings(watch=watch)
@@ -63,6 +64,7 @@ def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
         )
         timings.entries[first:] = without_vision(timings.entries[first:])
 
+    precision = PRECISIONS[pipeline.transformer.dtype]  # what it is in, not what it was asked for
     return Drawer(draw, timings, diffusers.__version__, precision, stored_bytes(checkpoint), prefix_in_first_step=True)
 
 
