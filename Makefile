@@ -38,6 +38,7 @@ typecheck-tensorrt: setup
 bench: setup
 	$(BIN)/qwen-image export -m $(SHAPES) out/bench/bundle
 	$(BIN)/python benchmarks/picture.py --bundle out/bench/bundle
+	$(BIN)/python benchmarks/bench_quality.py --bundle out/bench/bundle
 	$(BIN)/python benchmarks/quantisation.py
 	$(BIN)/qwen-image export -m $(SHAPES) out/bench/int8 --precision int8
 	$(BIN)/python benchmarks/calibration_inputs.py out/bench/inputs

@@ -16,23 +16,31 @@ from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.memory import Components, Memory
 from qwen_image_engine.runtime.model import ModelFacts, VisionFacts
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage, preloaded
+from qwen_image_engine.runtime.process_memory import MemoryWatch
 from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
 
-def reference_pipeline(checkpoint: Checkpoint | Source, memory: Memory = "resident") -> QwenImage:
+def reference_pipeline(
+    checkpoint: Checkpoint | Source,
+    memory: Memory = "resident",
+    watch: MemoryWatch | None = None,
+    prepare: Callable[[nn.Module], None] | None = None,
+) -> QwenImage:
     """The pipeline that every bundle is compared with.
 
     Args:
         checkpoint: an opened one, or what `Checkpoint.open` takes: folder, hub name, diffusers pipeline.
         memory: "resident" keeps the networks, prefix and step sharing one; "sequential" holds one at a time.
+        watch: of this process's memory, for `timings` to hold peaks too; the caller closes it.
+        prepare: called with each network once it is loaded, before it runs.
 
     Raises:
         QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
-    components = Components(engine_loader(checkpoint), memory)
+    components = Components(engine_loader(checkpoint, prepare=prepare), memory, watch)
     components.preload(*preloaded(checkpoint.transformer.bidirectional))
     return QwenImage(
         components,
@@ -45,9 +53,15 @@ def reference_pipeline(checkpoint: Checkpoint | Source, memory: Memory = "reside
 
 
 def engine_loader(
-    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    checkpoint: Checkpoint,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    prepare: Callable[[nn.Module], None] | None = None,
 ) -> Callable[[str], Engine]:
-    """Component name to its engine; components that are one network share its weights while one of them is held."""
+    """Component name to its engine; components that are one network share its weights while one of them is held.
+
+    `prepare` is called with each network once it is loaded.
+    """
     sizes = dims(checkpoint)
     networks: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
 
@@ -56,6 +70,8 @@ def engine_loader(
         network = networks.get(name)
         if network is None:
             network = networks[name] = load_network(checkpoint, name, dtype).to(device)
+            if prepare is not None:
+                prepare(network)
         return TorchEngine(contract(component, sizes), network)
 
     return load

@@ -14,7 +14,18 @@ from importlib.metadata import version
 from typing import Any, NoReturn, Protocol, TextIO
 
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.commands import build, calibrate, doctor, export, inspect, plan, run, verify
+from qwen_image_engine.runtime.commands import (
+    bench,
+    build,
+    calibrate,
+    compare,
+    doctor,
+    export,
+    inspect,
+    plan,
+    run,
+    verify,
+)
 from qwen_image_engine.runtime.commands.report import Report
 
 INTERRUPTED = 130
@@ -44,6 +55,8 @@ VERBS: Mapping[str, Verb] = {
     "build": build,
     "run": run,
     "verify": verify,
+    "bench": bench,
+    "compare": compare,
     "inspect": inspect,
     "doctor": doctor,
 }

@@ -99,3 +99,15 @@ class MemoryWatch:
         if now is not None:
             with self._lock:
                 self._peak, self._overall = now.peak(self._peak), now.peak(self._overall)
+
+
+def highest_resident_bytes() -> int | None:
+    """The most that was ever resident in this process, as the kernel counted it; None where it does not tell.
+
+    `getrusage` would also count what the process that started this one held then.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

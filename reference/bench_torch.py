@@ -1,0 +1,76 @@
+"""The reference pipeline as a way of drawing in a benchmark: eager, or with the transformer's blocks compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.lora_file import LoraFile
+from qwen_image_engine.reference.pipeline import reference_pipeline
+from qwen_image_engine.reference.transformer import Transformer
+from qwen_image_engine.runtime.bench_peers import WaySpec
+from qwen_image_engine.runtime.bench_way import Drawer, pipeline_drawer
+from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.process_memory import MemoryWatch
+
+
+def load_torch(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
+    """Load it in fp32.
+
+    Raises:
+        QwenImageError: see `open_checkpoint`, or the checkpoint is damaged.
+    """
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    checkpoint = open_checkpoint(spec)
+    prepare = compile_blocks if spec.name == "torch-compile" else None
+    pipeline = reference_pipeline(checkpoint, spec.memory, watch=watch, prepare=prepare)
+    return pipeline_drawer(pipeline, torch.__version__, "fp32", stored_bytes(checkpoint))
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Compile the blocks of a transformer in place, once for all, as diffusers' `compile_repeated_blocks` does.
+
+    The work is done when they first run, and again for what they have not seen: the warm-up of each case.
+    """
+    if isinstance(network, Transformer):
+        for block in network.transformer_blocks:
+            block.compile()
+
+
+def open_checkpoint(spec: WaySpec) -> Checkpoint:
+    """The checkpoint that the bundle was made from, adapters and single file included, or the one at `spec.checkpoint`.
+
+    Weights are not hashed, which takes minutes and changes no time; `qwen-image verify` does.
+
+    Raises:
+        QwenImageError: it is missing, or its configuration is another than the bundle's.
+    """
+    source = (manifest := read_manifest(Path(spec.bundle))).checkpoint
+    try:
+        checkpoint = Checkpoint.open(
+            spec.checkpoint or source.path,
+            transformer_file=source.transformer_file,
+            loras=[LoraFile(Path(lora.path), lora.scale) for lora in manifest.loras],
+            attention=source.attention,
+        )
+    except QwenImageError as error:
+        if spec.checkpoint is not None:
+            raise
+        raise QwenImageError(f"{error}; say where the bundle's checkpoint is with -m") from error
+    found = checkpoint.config_sha256()
+    if found != source.config_sha256:
+        raise QwenImageError(
+            f"{spec.bundle} was not made from {checkpoint.name} in {checkpoint.folder}: the checkpoint's configuration "
+            f"has sha256 {found[:12]}…, the bundle's {source.config_sha256[:12]}…; name the right one with -m"
+        )
+    return checkpoint
+
+
+def stored_bytes(checkpoint: Checkpoint) -> int:
+    """Of every file that weights come from."""
+    return sum(file.stat().st_size for file in checkpoint.weight_files)

@@ -1,0 +1,87 @@
+"""The ways that a benchmark knows, by name, and how each is loaded in the process that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from qwen_image_engine.engines.engine import ENGINES, package_name, require
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.failure import one_line, pass_interruption
+from qwen_image_engine.runtime.bench_way import Drawer, Unavailable, pipeline_drawer
+from qwen_image_engine.runtime.bundle import Bundle
+from qwen_image_engine.runtime.memory import Memory
+from qwen_image_engine.runtime.pipeline import QwenImage
+from qwen_image_engine.runtime.process_memory import MemoryWatch
+
+PEERS = ("torch", "torch-compile", "diffusers", "diffusers-bf16")
+"""Those that run the checkpoint itself: the reference in fp32, the same with its transformer's blocks compiled, and
+diffusers' own pipeline, in fp32 and in the precision that its users take."""
+
+BASELINES = (*PEERS, *ENGINES)
+INSTALL = "pip install 'qwen-image-engine[dev]'"
+
+
+@dataclass(frozen=True)
+class WaySpec:
+    """A way by name, and what it needs to load; plain values, for it travels to a process of its own.
+
+    Attributes:
+        name: one of `ENGINES` or `PEERS`.
+        role: "engine" or "baseline".
+        bundle: the folder.
+        checkpoint: of peers, None for the one that the manifest names.
+        threads: None for every core.
+        memory: "resident" or "sequential"; diffusers holds everything.
+        resolution: side in pixels of reference images.
+    """
+
+    name: str
+    role: str
+    bundle: str
+    checkpoint: str | None
+    threads: int | None
+    memory: Memory
+    resolution: int
+
+
+def load_way(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
+    """Load it in this process; its timings hold the loads.
+
+    Raises:
+        Unavailable: it cannot run here: not installed, or no instructions for its precision.
+        QwenImageError: the bundle or the checkpoint is damaged, or they do not belong together.
+    """
+    return _peer(spec, watch) if spec.name in PEERS else _engine(spec, watch)
+
+
+def _engine(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
+    package = package_name(spec.name)
+    try:
+        require(package)
+    except QwenImageError as error:
+        raise Unavailable(str(error)) from error
+    bundle = Bundle.open(Path(spec.bundle))
+    try:
+        pipeline = QwenImage.load(bundle, engine=spec.name, memory=spec.memory, threads=spec.threads, watch=watch)
+    except QwenImageError as error:  # no bf16 in this processor, no memory, a component that the bundle has not
+        raise Unavailable(str(error)) from error
+    disk_bytes = sum(file.bytes for file in bundle.manifest.files.values())
+    return pipeline_drawer(pipeline, version(package), bundle.manifest.precision, disk_bytes)
+
+
+def _peer(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
+    load: Callable[[WaySpec, MemoryWatch | None], Drawer]
+    try:
+        if spec.name.startswith("diffusers"):
+            from qwen_image_engine.reference.bench_diffusers import load_diffusers as load
+        else:
+            from qwen_image_engine.reference.bench_torch import load_torch as load
+        return load(spec, watch)
+    except ModuleNotFoundError as error:
+        raise Unavailable(f"{error.name} is not installed; install it with: {INSTALL}") from error
+    except (ImportError, OSError) as error:
+        pass_interruption(error)
+        raise Unavailable(f"does not load ({one_line(error)}); install it again with: {INSTALL}") from error

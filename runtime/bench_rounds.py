@@ -1,0 +1,61 @@
+"""The rounds: every way draws every case in turn, in alternating order, so that whatever changes meanwhile hits all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from qwen_image_engine.runtime.bench_case import Case
+from qwen_image_engine.runtime.bench_result import CaseRuns, WayRuns
+from qwen_image_engine.runtime.bench_way import Drawn, Way
+
+
+def run_rounds(
+    ways: Sequence[Way], cases: Sequence[Case], rounds: int, advance: Callable[[], None] = lambda: None
+) -> tuple[CaseRuns, ...]:
+    """Measure every way on every case.
+
+    Round 0 warms up and stands apart. Of those that count the odd ones run A, B, C and the even ones C, B, A: a machine
+    that slows down steadily adds as much to each. Memory is watched in round 0 and in one more after the last, for
+    allocators hold more after a while; neither's seconds count.
+
+    Args:
+        ways: loaded.
+        cases: one after the other.
+        rounds: that count, at least 1.
+        advance: called after each draw, (rounds + 2) * ways * cases times.
+
+    Raises:
+        QwenImageError: a draw failed.
+    """
+    return tuple(_case(ways, case, rounds, advance) for case in cases)
+
+
+def _case(ways: Sequence[Way], case: Case, rounds: int, advance: Callable[[], None]) -> CaseRuns:
+    warm_ups = []
+    for way in ways:
+        warm_ups.append(way.draw(case, 0, watched=True))
+        advance()
+    drawn: list[list[Drawn]] = [[] for _ in ways]
+    for number in range(1, rounds + 1):
+        order = range(len(ways)) if number % 2 else reversed(range(len(ways)))
+        for index in order:
+            drawn[index].append(ways[index].draw(case, number, watched=False))
+            advance()
+    peaks = []
+    for way, warm_up in zip(ways, warm_ups, strict=True):
+        last = way.draw(case, rounds + 1, watched=True).peaks
+        merged = {stage: peak.peak(warm_up.peaks.get(stage)) for stage, peak in last.items()}
+        peaks.append({**warm_up.peaks, **merged})
+        advance()
+    runs = [
+        WayRuns(
+            way=way.facts.name,
+            role=way.facts.role,
+            warm_up=warm_up.sample,
+            peaks=found,
+            rounds=tuple(item.sample for item in taken),
+            waiting=tuple(item.waiting for item in taken),
+        )
+        for way, warm_up, found, taken in zip(ways, warm_ups, peaks, drawn, strict=True)
+    ]
+    return CaseRuns(case, tuple(runs))

@@ -1,0 +1,121 @@
+"""A way of drawing: something that loads once and draws requests, timing its own stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.runtime.bench_case import Case, Request, request
+from qwen_image_engine.runtime.bench_result import WayFacts
+from qwen_image_engine.runtime.bench_stages import Sample, sample, stage_peaks
+from qwen_image_engine.runtime.pipeline import QwenImage
+from qwen_image_engine.runtime.process_memory import MemoryUse, MemoryWatch
+from qwen_image_engine.runtime.timing import Timings
+from qwen_image_engine.runtime.waiting import longest_wait, waited_s
+
+
+class Unavailable(QwenImageError):
+    """A peer that cannot run here: a baseline becomes a row that says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Drawer:
+    """Something loaded, in this process.
+
+    Attributes:
+        draw: one request; grows `timings`.
+        timings: of its networks.
+        version: of the package that computes.
+        precision: of its networks.
+        disk_bytes: of the files that it reads.
+        prefix_in_first_step: whether its first step computes the prefix.
+        close: frees it.
+    """
+
+    draw: Callable[[Request], object]
+    timings: Timings
+    version: str
+    precision: str
+    disk_bytes: int
+    prefix_in_first_step: bool = False
+    close: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One picture.
+
+    Attributes:
+        sample: seconds by stage.
+        peaks: by stage, where they were asked for.
+        waiting: the share of the total in which a thread was ready and had no core, None where the system is silent.
+    """
+
+    sample: Sample
+    peaks: Mapping[str, MemoryUse]
+    waiting: float | None = None
+
+
+class Way(Protocol):
+    """What the rounds run: a drawer in this process or in one of its own."""
+
+    @property
+    def facts(self) -> WayFacts:
+        """What is known of it by now."""
+        ...
+
+    def draw(self, case: Case, round_number: int, *, watched: bool) -> Drawn:
+        """Draw one picture, or one batch; `watched` reads memory meanwhile, which costs time.
+
+        Raises:
+            QwenImageError: it failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free it."""
+        ...
+
+
+def pipeline_drawer(pipeline: QwenImage, version: str, precision: str, disk_bytes: int) -> Drawer:
+    """Any pipeline on any engines."""
+
+    def draw(request: Request) -> None:
+        case = request.case
+        pipeline.generate(
+            request.prompt,
+            references=request.references,
+            reference_resolution=request.resolution,
+            width=case.width,
+            height=case.height,
+            steps=case.steps,
+            seed=request.seed,
+            num_images=case.batch,
+            progress=False,
+        )
+
+    return Drawer(draw, pipeline.timings, version, precision, disk_bytes, close=pipeline.close)
+
+
+def draw_once(
+    drawer: Drawer, case: Case, round_number: int, resolution: int, watch: MemoryWatch | None = None
+) -> Drawn:
+    """One request of a case; what it is made of (noise patterns, pictures) is made before the clock starts.
+
+    Raises:
+        QwenImageError: it failed.
+    """
+    wanted = request(case, round_number, resolution)
+    drawer.timings.clear()
+    drawer.timings.watch = watch
+    waited = waited_s()
+    began = perf_counter()
+    drawer.draw(wanted)
+    total_s = perf_counter() - began
+    longest_s = longest_wait(waited, waited_s())
+    entries = list(drawer.timings.entries)
+    found = sample(entries, total_s, prefix_in_first_step=drawer.prefix_in_first_step)
+    return Drawn(found, stage_peaks(entries), None if longest_s is None else min(1.0, longest_s / total_s))

@@ -1,0 +1,112 @@
+"""Two benchmarks: stages that became faster or slower, memory and files that became smaller or larger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from statistics import median
+from typing import Any
+
+from qwen_image_engine.runtime.bench_case import Case
+from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts, WayRuns
+from qwen_image_engine.runtime.bench_stages import COMPARED
+from qwen_image_engine.runtime.comparison import Change, ChangedRow, Comparison
+from qwen_image_engine.runtime.intervals import COVERAGE, ratio_interval
+from qwen_image_engine.runtime.verdict import MARGIN, MIN_PAIRS, Judged, Noise, judge, too_few
+
+BYTES_MARGIN = 0.05
+"""How far peak memory is right; bytes of files are exact, and are held to the same."""
+
+TEST = (
+    f"each round is one sample; the median ratio of all pairs with its {COVERAGE:.0%} interval from the exact "
+    f"distribution of Mann and Whitney's U; a difference is one where the interval lies outside of {MARGIN:.0%} around "
+    f"1, or on a noisy machine outside of what its noise can make; bytes differ beyond {BYTES_MARGIN:.0%}"
+)
+
+
+def compare_bench(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
+    """Compare what `bench --output` wrote; see `compare`.
+
+    Raises:
+        KeyError, TypeError, ValueError: misshapen.
+    """
+    first, second = Benchmark.from_json(before), Benchmark.from_json(after)
+    return Comparison("bench", TEST, (*_times(first, second), *_bytes(first, second)), tuple(_notes(first, second)))
+
+
+def _times(first: Benchmark, second: Benchmark) -> Iterator[ChangedRow]:
+    theirs = _runs(second)
+    for (case, way), own in _runs(first).items():
+        other = theirs.get((case, way))
+        if other is None:
+            continue
+        for stage in COMPARED:
+            before, after = own.seconds(stage), other.seconds(stage)
+            if not before or not after:
+                continue
+            found = _judged(before, after, own.noise.worst(other.noise))
+            at = found.interval
+            yield ChangedRow(
+                where=f"{case}, {way}",
+                what=stage,
+                before=median(before),
+                after=median(after),
+                unit="s",
+                ratio=None if at is None else at.median,
+                low=None if at is None else at.low,
+                high=None if at is None else at.high,
+                change=found.verdict,
+                reason=found.reason,
+            )
+
+
+def _judged(before: list[float], after: list[float], noise: Noise) -> Judged:
+    fewest = min(len(before), len(after))
+    return too_few(fewest) if fewest < MIN_PAIRS else judge(ratio_interval(before, after), noise)
+
+
+def _bytes(first: Benchmark, second: Benchmark) -> Iterator[ChangedRow]:
+    theirs = {way.name: way for way in second.ways}
+    for own in first.ways:
+        other = theirs.get(own.name)
+        if other is None or own.missing or other.missing:
+            continue
+        for what, before, after in (
+            ("peak memory", own.peak_bytes, other.peak_bytes),
+            ("disk", own.disk_bytes, other.disk_bytes),
+        ):
+            if before and after:
+                ratio = before / after
+                yield ChangedRow(own.name, what, before, after, "bytes", ratio, None, None, _size_change(ratio))
+
+
+def _size_change(ratio: float) -> Change:
+    if ratio > 1 + BYTES_MARGIN:
+        return "smaller"
+    return "larger" if ratio < 1 / (1 + BYTES_MARGIN) else "same"
+
+
+def _runs(found: Benchmark) -> dict[tuple[Case, str], WayRuns]:
+    return {(case.case, run.way): run for case in found.cases for run in case.runs}
+
+
+def _notes(first: Benchmark, second: Benchmark) -> Iterator[str]:
+    for what, before, after in (
+        ("processor", first.environment["machine"]["cpu"], second.environment["machine"]["cpu"]),
+        ("cores", first.environment["machine"]["cores"], second.environment["machine"]["cores"]),
+        ("threads", first.settings.threads, second.settings.threads),
+        ("memory policy", first.settings.memory, second.settings.memory),
+        ("precision", first.bundle["precision"], second.bundle["precision"]),
+        ("checkpoint", first.bundle["checkpoint"], second.bundle["checkpoint"]),
+        *((f"{name} version", before, after) for name, before, after in _versions(first.ways, second.ways)),
+    ):
+        if before != after:
+            yield f"{what}: {before} before, {after} now"
+    own, other = _runs(first), _runs(second)
+    for where, missing in (("first", other.keys() - own.keys()), ("second", own.keys() - other.keys())):
+        for case, way in sorted(missing, key=str):
+            yield f"not in the {where}: {case}, {way}"
+
+
+def _versions(first: tuple[WayFacts, ...], second: tuple[WayFacts, ...]) -> Iterator[tuple[str, str, str]]:
+    theirs = {way.name: way.version for way in second if not way.missing}
+    return ((way.name, way.version, theirs[way.name]) for way in first if not way.missing and way.name in theirs)

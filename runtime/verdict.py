@@ -1,0 +1,113 @@
+"""What a ratio of times says: faster, slower, the same, or nothing; the numbers that decide it, with their reasons."""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from qwen_image_engine.runtime.intervals import Interval
+
+MIN_PAIRS = 5
+"""The widest interval that order statistics give covers 1 - 2^(1 - n): 93.8% with 5 values, 87.5% with 4."""
+
+MARGIN = 0.03
+"""No difference below this is called one. The same code moves by as much with the order in which files are linked or
+the size of the environment (Mytkowicz et al., Producing Wrong Data Without Doing Anything Obviously Wrong, ASPLOS
+2009), and no interval of one run knows of that."""
+
+STEADY = 1.25
+"""The p90 of a steady step over its p50, above which the machine is called noisy. Steps of one size do the same work:
+alone on their cores the slowest of five was within 1.09 of the median (benchmarks/results/speed.json); a process that
+takes one of two cores makes it 1.5 to 2."""
+
+WAITING = 0.05
+"""The share of its time for which a thread of a way was ready and had no core, above which the machine is called noisy.
+It makes times longer by a twentieth, between what is never called a difference and the tenth that has to be found.
+Steadiness does not show a machine that is always full: there every step waits alike."""
+
+Verdict = Literal["faster", "slower", "same", "unclear"]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What other processes did to one way.
+
+    Attributes:
+        steadiness: the p90 of a steady step over its p50, None where there are too few steps.
+        waiting: the share of the time in which a thread was ready and had no core, None where the system is silent.
+    """
+
+    steadiness: float | None = None
+    waiting: float | None = None
+
+    @property
+    def noisy(self) -> bool:
+        """Whether it is more than a machine should have."""
+        return (self.steadiness or 0.0) > STEADY or (self.waiting or 0.0) > WAITING
+
+    @property
+    def margin(self) -> float:
+        """What a difference has to exceed: a share w of waiting makes times 1 / (1 - w) as long."""
+        waiting = min(self.waiting or 0.0, 0.99)
+        spread = (self.steadiness or 0.0) - 1 if (self.steadiness or 0.0) > STEADY else 0.0
+        return max(MARGIN, waiting / (1 - waiting), spread)
+
+    def describe(self) -> str:
+        """In words, "" where it is not noisy."""
+        parts = []
+        if self.steadiness is not None and self.steadiness > STEADY:
+            parts.append(f"the p90 of a steady step is {self.steadiness:.2f} of its p50 (at most {STEADY})")
+        if self.waiting is not None and self.waiting > WAITING:
+            parts.append(f"it waited for a core for {self.waiting:.0%} of the time (at most {WAITING:.0%})")
+        return ", and ".join(parts)
+
+    def worst(self, other: Self) -> Self:
+        """The larger of each of two."""
+        return type(self)(_largest(self.steadiness, other.steadiness), _largest(self.waiting, other.waiting))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A ratio of times, above 1 where the one that is judged is faster.
+
+    Attributes:
+        interval: the ratio; None where there are too few values for one.
+        verdict: "unclear" where the interval holds both a difference and none, or is missing.
+        reason: in words why it is unclear, "" where it is not.
+        margin: what a difference had to exceed.
+    """
+
+    interval: Interval | None
+    verdict: Verdict
+    reason: str
+    margin: float
+
+
+def judge(interval: Interval, noise: Noise) -> Judged:
+    """Compare an interval with a band around 1: outside it is a difference, inside it is none, across is unclear.
+
+    The band reaches from 1 / (1 + m) to 1 + m, m being the noise's margin; a noisy machine shows no equality.
+
+    Args:
+        interval: of (seconds of the other) / (seconds of the one that is judged).
+        noise: the worst of the two.
+    """
+    if interval.count < MIN_PAIRS:
+        return too_few(interval.count)
+    margin = noise.margin
+    if interval.low > 1 + margin:
+        return Judged(interval, "faster", "", margin)
+    if interval.high < 1 / (1 + margin):
+        return Judged(interval, "slower", "", margin)
+    if interval.low >= 1 / (1 + margin) and interval.high <= 1 + margin and not noise.noisy:
+        return Judged(interval, "same", "", margin)
+    causes = [f"too noisy to tell: {interval.low:.2f}x to {interval.high:.2f}x", noise.describe()]
+    return Judged(interval, "unclear", ", and ".join(filter(None, causes)), margin)
+
+
+def too_few(count: int) -> Judged:
+    """No ratio at all."""
+    plural = "pair" if count == 1 else "pairs"
+    return Judged(None, "unclear", f"{count} {plural}, a ratio needs {MIN_PAIRS}", MARGIN)
+
+
+def _largest(*values: float | None) -> float | None:
+    return max((value for value in values if value is not None), default=None)

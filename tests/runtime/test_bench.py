@@ -1,0 +1,178 @@
+"""`bench` whole: processes of their own, the command's document, requests that are refused before anything loads."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.runtime.bench import bench
+from qwen_image_engine.runtime.bench_case import Case
+from qwen_image_engine.runtime.bench_peers import WaySpec
+from qwen_image_engine.runtime.bench_process import ProcessWay
+from qwen_image_engine.runtime.bench_result import Benchmark
+from qwen_image_engine.runtime.command import main
+
+TINY = ("--size", "64x32", "-s", "2", "--threads", "1")
+
+
+@pytest.fixture
+def without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`without(*packages)`: processes that start from now on find none of them."""
+
+    def hide(*packages: str) -> None:
+        for package in packages:
+            error = f"raise ModuleNotFoundError('hidden', name={package!r})\n"
+            (tmp_path / f"{package}.py").write_text(error, encoding="utf-8")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    return hide
+
+
+def test_the_command(
+    exported: Callable[..., Path],
+    without: Callable[..., None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An engine, a baseline that is installed, two that are not; two kinds of pictures, five rounds."""
+    without("diffusers", "torch")
+    file = tmp_path / "bench.json"
+    arguments = ["bench", str(exported()), "--baseline", "openvino,torch,diffusers", "--references", "0", "1"]
+    arguments += ["--reference-resolution", "288", "--rounds", "5", *TINY, "--output", str(file)]
+    assert main([*arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document == json.loads(file.read_text(encoding="utf-8"))
+    assert json.loads(json.dumps(Benchmark.from_json(document).to_json())) == document
+
+    ways = {way["name"]: way for way in document["ways"]}
+    for name in ("torch", "diffusers"):
+        assert ways[name]["missing"].endswith("install it with: pip install 'qwen-image-engine[dev]'")
+        assert "is not installed" in ways[name]["missing"]
+    written = sum(
+        path.stat().st_size for path in exported().rglob("*") if path.name != "manifest.json" if path.is_file()
+    )
+    for name in ("onnxruntime", "openvino"):
+        assert ways[name]["missing"] is None
+        assert ways[name]["disk_bytes"] == sum(document["bundle"]["disk_bytes"].values()) == written
+        assert ways[name]["load_s"] > 0
+    plain, edit = document["cases"]
+    assert [case["case"]["references"] for case in document["cases"]] == [0, 1]
+    common = {"encode", "prefix", "first_step", "prefix_to_first_step", "step", "decode", "rest", "total"}
+    for case, stages in ((plain, common), (edit, common | {"vision", "vae_encoder", "prefix_image"})):
+        for run in case["runs"]:
+            assert len(run["rounds"]) == 5
+            for sample in run["rounds"]:
+                assert set(sample) == stages
+                spent = sum(
+                    sum(seconds) for stage, seconds in sample.items() if stage not in ("prefix_to_first_step", "total")
+                )
+                assert spent == pytest.approx(sample["total"][0])
+                assert len(sample["step"]) == 1
+        assert {ratio["stage"] for ratio in case["ratios"]} == stages - {"rest"}
+        assert {ratio["ratio"]["count"] for ratio in case["ratios"]} == {5}
+    if sys.platform == "linux":
+        for way in ("onnxruntime", "openvino"):
+            peaks = [
+                peak
+                for case in document["cases"]
+                for run in case["runs"]
+                if run["way"] == way
+                for peak in run["peaks"].values()
+            ]
+            highest = max(peak["resident_bytes"] for peak in [*peaks, ways[way]["load_peak"]])
+            # Stages of a picture this small end between two readings; the kernel's two counts differ by some pages.
+            assert 0.75 < highest / ways[way]["peak_bytes"] < 1.01
+
+    assert document["command"].startswith(f"qwen-image bench {exported()} --engine onnxruntime --baseline openvino,")
+    assert main(["compare", str(file), str(file)]) == 0
+
+
+def test_lines_for_a_person(exported: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(exported()), "--baseline", "openvino", "--rounds", "2", *TINY]) == 0
+    out = capsys.readouterr().out
+    assert "p50" in out
+    assert "64x32, 2 steps" in out
+    assert "2 pairs, a ratio needs 5" in out
+    assert "x to" not in out
+
+
+def test_an_engine_that_is_not_installed_is_an_error(
+    exported: Callable[..., Path], without: Callable[..., None], fails: Callable[..., str]
+) -> None:
+    without("openvino")
+    message = fails(1, "bench", exported(), "--engine", "openvino", *TINY)
+    assert message == "openvino: openvino is not installed; install it with: pip install 'qwen-image-engine[openvino]'"
+
+
+def test_another_checkpoint_is_refused(
+    exported: Callable[..., Path], random_checkpoint: Callable[..., Path], fails: Callable[..., str]
+) -> None:
+    message = fails(1, "bench", exported(), "--baseline", "torch", "-m", random_checkpoint("odd"), *TINY)
+    assert "was not made from" in message
+    assert "name the right one with -m" in message
+
+
+def test_a_process_that_dies_is_named(exported: Callable[..., Path]) -> None:
+    spec = WaySpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
+    with ProcessWay(spec) as way:
+        assert way.draw(Case(64, 32, 2), 0, watched=False).sample["total"][0] > 0
+        way._process.kill()
+        with pytest.raises(QwenImageError, match="its process ended with code -9; the system kills a process for"):
+            way.draw(Case(64, 32, 2), 1, watched=False)
+
+
+def test_an_error_ends_the_process_at_once(exported: Callable[..., Path]) -> None:
+    spec = WaySpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
+    with pytest.raises(KeyboardInterrupt), ProcessWay(spec) as way:
+        raise KeyboardInterrupt
+    assert way._process.returncode == -9
+
+
+def test_what_a_picture_refuses_is_refused_there_too(exported: Callable[..., Path]) -> None:
+    spec = WaySpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
+    with ProcessWay(spec) as way, pytest.raises(QwenImageError, match=r"onnxruntime: .*nearest"):
+        way.draw(Case(65, 32, 2), 0, watched=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"engines": ["tensorflow"]}, "unknown engine 'tensorflow'; known: onnxruntime"),
+        ({"engines": []}, "no engines are given"),
+        ({"baselines": ["optimum"]}, "unknown baseline 'optimum'; known: torch, torch-compile, diffusers"),
+        ({"baselines": ["torch", "torch"]}, "baselines torch, torch: one stands there twice"),
+        ({"baselines": ["onnxruntime"]}, "onnxruntime is engine and baseline"),
+        ({"sizes": [(100, 64)]}, "nearest: width 96 or 128"),
+        ({"steps": [1]}, "at least 2"),
+        ({"batches": [5]}, "5 images asked for"),
+        ({"references": [-1]}, "-1 reference images: expected 0 or more"),
+        ({"references": [11]}, "11 reference images, at most 10 fit"),
+        ({"references": [1], "reference_resolution": 100}, "reference resolution"),
+        ({"rounds": 0}, "0 rounds: expected 1 to 9998"),
+        ({"threads": 0}, "0 threads: expected 1"),
+        ({"memory": "frugal"}, "expected resident or sequential"),
+    ],
+)
+def test_requests_that_are_refused(
+    exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr("subprocess.Popen", None)  # nothing is started for it
+    with pytest.raises(UsageError, match=message):
+        bench(exported(), **change)
+
+
+def test_references_need_their_components(exported: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match="exported without"):
+        bench(exported(without=("vision",)), references=[1], reference_resolution=288)
+
+
+def test_files_are_checked_before_the_work(
+    exported: Callable[..., Path], fails: Callable[..., str], tmp_path: Path
+) -> None:
+    assert "no folder" in fails(1, "bench", exported(), "--output", tmp_path / "gone" / "bench.json")
+    assert "does not exist" in fails(1, "bench", tmp_path / "gone")

@@ -1,0 +1,91 @@
+"""What a planted slowdown is called: on noise that was recorded, with the rule that bench and compare use."""
+
+import json
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pytest
+
+from qwen_image_engine.runtime.bench import ROUNDS
+from qwen_image_engine.runtime.intervals import Interval, median_interval, ratio_interval
+from qwen_image_engine.runtime.verdict import MARGIN, MIN_PAIRS, STEADY, WAITING, Noise, judge, too_few
+
+SPEED = Path(__file__).parents[2] / "benchmarks" / "results" / "speed.json"
+TRIALS = 300
+
+
+@pytest.fixture(scope="module")
+def noise() -> list[float]:
+    """Seconds of 70 recorded steps, over the median of their way: 0.93 to 1.31.
+
+    Noisier than what is judged: a round of `bench` is the median of its steady steps.
+    """
+    rows = json.loads(SPEED.read_text(encoding="utf-8"))["results"]
+    return [seconds / median(row["rounds_s"]) for row in rows for seconds in row["rounds_s"]]
+
+
+def verdicts(noise: list[float], slowdown: float, paired: bool) -> list[str]:
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(TRIALS):
+        before, after = rng.choice(noise, ROUNDS).tolist(), (slowdown * rng.choice(noise, ROUNDS)).tolist()
+        interval = (
+            median_interval([a / b for a, b in zip(before, after, strict=True)])
+            if paired
+            else ratio_interval(before, after)
+        )
+        found.append(judge(interval, Noise()).verdict)
+    return found
+
+
+@pytest.mark.parametrize("paired", [True, False], ids=["bench", "compare"])
+def test_planted_slowdowns(noise: list[float], paired: bool) -> None:
+    tenth = verdicts(noise, 1.10, paired)
+    assert "faster" not in tenth
+    assert tenth.count("slower") >= 0.8 * TRIALS  # the rest are unclear
+    for slowdown in (1.01, 1 / 1.01, 1.0):
+        found = verdicts(noise, slowdown, paired)
+        assert found.count("slower") + found.count("faster") <= 0.05 * TRIALS
+
+
+def test_bands() -> None:
+    def verdict(low: float, high: float) -> str:
+        return judge(Interval((low + high) / 2, low, high, 0.96, 9), Noise(STEADY, WAITING / 2)).verdict
+
+    assert verdict(1.05, 1.2) == "faster"
+    assert verdict(0.8, 0.95) == "slower"
+    assert verdict(0.99, 1.02) == "same"
+    assert verdict(1.01, 1.2) == "unclear"
+    assert verdict(0.8, 1.3) == "unclear"
+    assert verdict(1.005, 1.02) == "same"  # sure, and below what matters
+
+
+def test_a_noisy_machine_widens_the_band() -> None:
+    found = judge(Interval(1.2, 1.1, 1.3, 0.96, 9), Noise(STEADY + 0.15))
+    assert found.verdict == "unclear"
+    assert found.margin == pytest.approx(STEADY + 0.15 - 1)
+    assert "too noisy to tell: 1.10x to 1.30x, and the p90 of a steady step is 1.40 of its p50" in found.reason
+    assert judge(Interval(2.0, 1.8, 2.2, 0.96, 9), Noise(STEADY + 0.15)).verdict == "faster"
+    assert judge(Interval(1.2, 1.1, 1.3, 0.96, 9), Noise(STEADY)).margin == MARGIN
+
+
+def test_a_full_machine_shows_little_however_steady_its_steps_are() -> None:
+    noise = Noise(1.01, 0.5)
+    assert noise.noisy
+    assert noise.margin == pytest.approx(1.0)
+    found = judge(Interval(1.5, 1.4, 1.6, 0.96, 9), noise)
+    assert found.verdict == "unclear"
+    assert "it waited for a core for 50% of the time (at most 5%)" in found.reason
+    assert judge(Interval(3.0, 2.5, 3.5, 0.96, 9), noise).verdict == "faster"
+    assert judge(Interval(1.0, 0.999, 1.001, 0.96, 9), noise).verdict == "unclear"  # nor does it show equality
+    assert Noise(1.3, None).worst(Noise(None, 0.2)) == Noise(1.3, 0.2)
+    assert Noise().describe() == ""
+
+
+def test_too_few_pairs_give_no_ratio() -> None:
+    found = judge(median_interval([2.0] * (MIN_PAIRS - 1)), Noise())
+    assert found == too_few(MIN_PAIRS - 1)
+    assert found.interval is None
+    assert found.reason == "4 pairs, a ratio needs 5"
+    assert judge(median_interval([2.0] * MIN_PAIRS), Noise()).verdict == "faster"
