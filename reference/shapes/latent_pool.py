@@ -21,8 +21,8 @@ from qwen_image_engine.runtime.reference_pixels import encoder_pixels
 
 _BATCH_PIXELS = 64 * 128 * 128
 COMBINE_SHARE = 0.2
-COMBINE = KINDS[-1]
-"""The kind of edit that has two references."""
+# Kinds of edit with one reference, as often as they are drawn: a word is the hardest to learn.
+_ONE_REFERENCE = (*KINDS[:-1], "word")
 
 
 @dataclass(frozen=True)
@@ -98,19 +98,18 @@ def encode_pool(
 
 
 @torch.inference_mode()
-def encode_edits(vae: Vae, sizes: Iterable[PoolSize], kinds: Sequence[str], seed: int, device: str) -> list[Bucket]:
+def encode_edits(vae: Vae, sizes: Iterable[PoolSize], seed: int, device: str) -> list[Bucket]:
     """Draw and encode edits of the training part, those with one reference and those with two apart.
 
-    Arguments are those of `encode_pool`; `scenes` and `share` of a size are of both together; `kinds` are those with
-    one reference, in turn.
+    Arguments are those of `encode_pool`; `scenes` and `share` of a size are of both together.
     """
     rng = np.random.default_rng(seed)
     vae = vae.to(device)
     buckets = []
     for size in sizes:
-        for chosen_kinds, part in ((kinds, 1 - COMBINE_SHARE), ((COMBINE,), COMBINE_SHARE)):
+        for kinds, part in ((_ONE_REFERENCE, 1 - COMBINE_SHARE), (KINDS[-1:], COMBINE_SHARE)):
             count = max(1, round(size.scenes * part))
-            edits = [split_edit(rng, chosen_kinds[i % len(chosen_kinds)], held_out=False) for i in range(count)]
+            edits = [split_edit(rng, kinds[i % len(kinds)], held_out=False) for i in range(count)]
             latents, reference_latents, rgb = [], [], []
             batch = max(1, _BATCH_PIXELS // (size.width * size.height))
             for first in range(0, count, batch):

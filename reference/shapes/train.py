@@ -1,7 +1,7 @@
 """Trains `shapes` from nothing: `python -m qwen_image_engine.reference.shapes.train OUT`.
 
 Autoencoder, tokenizer, text encoder alone, then text encoder and transformer together in two courses of pictures from
-text, the reader again on edits, two courses of edits, and the autoencoder's decoder again; docs/shapes.md says how long
+text, the reader again on edits, a course of edits, and the autoencoder's decoder again; docs/shapes.md says how long
 each takes.
 """
 
@@ -25,14 +25,7 @@ from qwen_image_engine.reference.shapes.sizes import encoder_config, transformer
 from qwen_image_engine.reference.shapes.text_batch import Reader
 from qwen_image_engine.reference.shapes.tokenizer_training import train_tokenizer
 from qwen_image_engine.reference.shapes.trained import read_trained
-from qwen_image_engine.reference.shapes.transformer_training import (
-    COURSES,
-    EDITS,
-    WORDS,
-    Course,
-    Denoiser,
-    train_denoiser,
-)
+from qwen_image_engine.reference.shapes.transformer_training import COURSES, EDITS, Course, Denoiser, train_denoiser
 from qwen_image_engine.reference.shapes.vae_training import train_vae
 from qwen_image_engine.reference.vae import Vae
 
@@ -55,7 +48,7 @@ def train(
         device: "cpu" or "cuda".
         work: Where the weights of every finished stage are kept and found again, so that an interrupted run goes on.
         trained: A checkpoint that draws from text already and learns to edit, in the place of the first stages.
-        minutes: Of the first course of edits, at most.
+        minutes: Of the course of edits, at most.
 
     """
     if trained is not None:
@@ -75,8 +68,6 @@ def train(
     progress = None if work is None else work / f"edits-{seed}-part.pt"
     edit = functools.partial(_denoise, model, vae, tokenizer, EDITS, seed + 102, device, progress, minutes)
     model.load_state_dict(_stage("edits", work, seed, edit))
-    words = functools.partial(_denoise, model, vae, tokenizer, WORDS, seed + 104, device)
-    model.load_state_dict(_stage("words", work, seed, words))
     vae.load_state_dict(_stage("decoder", work, seed, sharpen))
     write_checkpoint(folder, vae.cpu(), model, tokenizer, seed)
     _report(f"wrote {folder}")
@@ -115,7 +106,7 @@ def _denoise(
     minutes: float | None = None,
 ) -> State:
     buckets = encode_pool(vae, course.pool, course.scene_shares, seed, device)
-    buckets += encode_edits(vae, course.edits, course.kinds, seed, device)
+    buckets += encode_edits(vae, course.edits, seed, device)
     _report(f"encoded {sum(len(b.subjects) for b in buckets)} scenes and edits")
     train_denoiser(model, tokenizer, course, buckets, seed + 1, device, _report, kept, minutes)
     return model.state_dict()
@@ -149,7 +140,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--work", type=Path, help="folder for intermediate weights, to go on after an interruption")
     parser.add_argument("--from", type=Path, dest="trained", help="checkpoint that draws already and learns to edit")
-    parser.add_argument("--minutes", type=float, help="of the first course of edits, at most")
+    parser.add_argument("--minutes", type=float, help="of the course of edits, at most")
     args = parser.parse_args()
     train(args.output, args.seed, args.device, args.work, args.trained, args.minutes)
 

@@ -18,7 +18,6 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from qwen_image_engine.reference.config import TransformerConfig
-from qwen_image_engine.reference.shapes.edits import KINDS
 from qwen_image_engine.reference.shapes.latent_pool import Bucket, PoolSize, References
 from qwen_image_engine.reference.shapes.muon import Muon
 from qwen_image_engine.reference.shapes.precision import autocast
@@ -39,7 +38,6 @@ class Course:
         small_only: The first part of the course, which sees the first size of the pool alone.
         rate: Highest learning rate.
         edits: The edits that it sees, by size; shares are of all the steps, as those of the pool.
-        kinds: Those of its edits with one reference, as often as they are drawn.
 
     """
 
@@ -49,7 +47,6 @@ class Course:
     small_only: float
     rate: float
     edits: tuple[PoolSize, ...] = ()
-    kinds: tuple[str, ...] = ()
 
 
 COURSES = (
@@ -101,29 +98,6 @@ EDITS = Course(
         PoolSize(192, 128, scenes=1000, share=0.10, batch=20),
         PoolSize(128, 192, scenes=1000, share=0.10, batch=20),
     ),
-    kinds=(*KINDS[:-1], "word"),
-)
-# The fourth: after the third every kind of edit was right nine times in ten or more, but words a fifth of the time.
-WORDS = Course(
-    pool=(
-        PoolSize(128, 128, scenes=900, share=0.08, batch=32),
-        PoolSize(192, 192, scenes=500, share=0.06, batch=16),
-        PoolSize(256, 256, scenes=500, share=0.10, batch=10),
-        PoolSize(192, 128, scenes=350, share=0.03, batch=24),
-        PoolSize(128, 192, scenes=350, share=0.03, batch=24),
-    ),
-    scene_shares=(0.2, 0.35, 0.45),
-    steps=800,
-    small_only=0.0,
-    rate=1e-3,
-    edits=(
-        PoolSize(128, 128, scenes=2500, share=0.24, batch=32),
-        PoolSize(192, 192, scenes=900, share=0.14, batch=16),
-        PoolSize(256, 256, scenes=500, share=0.10, batch=10),
-        PoolSize(192, 128, scenes=900, share=0.11, batch=20),
-        PoolSize(128, 192, scenes=900, share=0.11, batch=20),
-    ),
-    kinds=(*KINDS[:-1], *["word"] * 6),
 )
 WARMUP, DECAY = 100, 0.45
 KEEP_SECONDS = 300
