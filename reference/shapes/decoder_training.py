@@ -23,6 +23,9 @@ MATRIX_RATE, OTHER_RATE = 2e-3, 1e-3
 # An error of 8/255 counts half in the robust part of the loss, which is deaf to how much larger it is.
 CLOSE = 8 / 127.5
 EMA_DECAY = 0.995
+# Of what was learnt here. Deaf to how far off a pixel is, the loss teaches to draw no faint letter at all: with all of
+# it 20% of the words that edits add were there and 97.2% of the other pixels left alone, with a quarter 72% and 95.9%.
+SHARE = 0.25
 
 
 def train_decoder(vae: Vae, seed: int, device: str, report: Callable[[str], None]) -> None:
@@ -39,7 +42,8 @@ def train_decoder(vae: Vae, seed: int, device: str, report: Callable[[str], None
     rng = np.random.default_rng(seed)
     vae.to(device)
     named = [(n, p) for n, p in vae.named_parameters() if n.startswith(("decoder.", "post_quant_conv."))]
-    average = {name: parameter.detach().clone() for name, parameter in named}
+    before = {name: parameter.detach().clone() for name, parameter in named}
+    average = {name: parameter.clone() for name, parameter in before.items()}
     inner = [p for n, p in named if p.ndim == 4 and "conv_in" not in n and "conv_out" not in n]
     chosen = {id(p) for p in inner}
     optimizers: list[torch.optim.Optimizer] = [
@@ -77,7 +81,7 @@ def train_decoder(vae: Vae, seed: int, device: str, report: Callable[[str], None
             seconds = time.monotonic() - start
             report(f"decoder {step + 1}/{steps}  close {np.mean(close[-100:]):.4f}  {seconds:.0f} s")
     for name, parameter in named:
-        parameter.data.copy_(average[name])
+        parameter.data.copy_(torch.lerp(before[name], average[name], SHARE))
     vae.cpu()
 
 
