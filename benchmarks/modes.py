@@ -3,7 +3,7 @@
     python benchmarks/modes.py [--engine onnxruntime]
 
 A bundle is exported and every request made by `qwen-image run`, as a user makes it; later ones edit pictures of earlier
-ones. The sheet has the reference images of a request above its picture.
+ones.
 """
 
 import argparse
@@ -38,13 +38,16 @@ class Request:
 
 REQUESTS = (
     Request("text to image", "a red circle at the top left and a blue square in the center on a white background"),
-    Request("edit: recolour", "Make the circle green.", ("text to image",)),
-    Request("edit: move", "Move the square to the bottom right.", ("text to image",)),
-    Request("edit: remove", "Remove the circle.", ("text to image",)),
+    Request("edit: recolour", "Make the circle at the top left green.", ("text to image",)),
+    Request("edit: move", "Move the blue square in the center to the bottom right.", ("text to image",)),
+    Request("edit: remove", "Remove the red circle at the top left.", ("text to image",)),
     Request("edit: background", "Remove the background.", ("text to image",)),
+    Request("edit: word", 'Write "CAT" at the top right.', ("text to image",)),
     Request("another", "an orange triangle at the bottom on a white background"),
-    Request("two references", "Add the triangle of image 2 to image 1.", ("text to image", "another")),
-    Request("guidance", "把圆形变成紫色", ("text to image",), flags=("--guidance", "2", "-n", "")),
+    Request(
+        "two references", "Add the orange triangle at the bottom of image 2 to image 1.", ("text to image", "another")
+    ),
+    Request("guidance", "把左上角的圆形变成紫色", ("text to image",), flags=("--guidance", "2", "-n", "")),
 )
 
 
@@ -104,10 +107,7 @@ def main() -> None:
             }
         )
         print(request.name, json.dumps({"first": first, "second": second}), flush=True)
-    columns = [
-        [(options.work / f"{_file(name)}.png", name) for name in (*request.references, request.name)]
-        for request in REQUESTS
-    ]
+    columns = [[(options.work / f"{_file(request.name)}.png", request.name)] for request in REQUESTS]
     save_sheet(options.sheet, columns)
     document = {
         "what": f"modes of `shapes` on {options.engine}, {options.steps} steps, two seeds from one process",
