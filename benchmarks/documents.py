@@ -146,6 +146,24 @@ def quantisation() -> str:
     )
 
 
+def shapes() -> str:
+    """Held-out prompts and edits that the small checkpoint fulfils."""
+    found = result("shapes")
+    aims = {"one or two shapes": "90%", "three shapes": "75%", "edits": "85%"}
+    rows = [(name, f"{found[name]['rate']:.1%} of {found[name]['tried']}", aim) for name, aim in aims.items()]
+    kept = ("pixels that edits keep", f"{found['edits']['kept']:.1%}", "95%")
+    return markdown(("prompts", "fulfilled", "aim"), (*rows, kept))
+
+
+def edits() -> str:
+    """The same edits by kind."""
+    found = result("shapes")["edits"]
+    return markdown(
+        ("kind", "fulfilled", "kept"),
+        ((kind, f"{rate:.0%}", f"{found['kept_kinds'][kind]:.1%}") for kind, rate in found["kinds"].items()),
+    )
+
+
 def judge() -> str:
     """Bundles on held-out prompts."""
     rows = result("judge")["results"]
@@ -264,6 +282,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
         attention,
         rotations,
         quantisation,
+        shapes,
+        edits,
         judge,
         references,
         mask,

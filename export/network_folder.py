@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -118,6 +120,7 @@ def write_network(
     described = {}
     for component, graph in graphs.items():
         used = place_weights(graph, places)
+        _number(graph.graph)
         ir.save(graph, bundle / MODEL_FILES[component])
         layers = {
             name: _described(name, layer, component, quantised)
@@ -198,6 +201,20 @@ def lowered(checkpoint: Checkpoint, component: str, recipe: Recipe, quantised: Q
     for quantising in recipe.quantising:
         quantising(quantised)(model)  # no clean-up after it: that would merge zero points that must stay apart
     return model
+
+
+def _number(graph: ir.Graph) -> None:
+    """Count nodes and values without a name of their own from zero.
+
+    torch and onnx-ir count on through a process, so that the hash of a graph would tell which others came before it.
+    """
+    counted = itertools.count()
+    values = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for value in values:
+        if re.fullmatch(r"val_\d+", value.name or ""):
+            value.name = f"unnamed_{next(counted)}"
+    for index, node in enumerate(graph):
+        node.name = f"{node.op_type}_{index}"
 
 
 def _described(name: str, layer: QuantisedLayer, component: str, quantised: QuantisedNetwork) -> QuantisedLayer:

@@ -21,17 +21,19 @@ def document(name: str) -> str:
 
 def shapes() -> list[tuple[str, str]]:
     found = result("shapes")
-    two, three = (f"{found[key]['rate']:.1%}" for key in ("one or two shapes", "three shapes"))
+    two, three, edits = (f"{found[key]['rate']:.1%}" for key in ("one or two shapes", "three shapes", "edits"))
     again = result("shapes-from-nothing")
     rates = [f"{again[key]['rate']:.1%}" for key in ("one or two shapes", "three shapes")]
     own, swapped = found["judge accepts"]["own"], max(v for k, v in found["judge accepts"].items() if k != "own")
     return [
-        ("README.md", f"{two} of held-out prompts of one or two shapes, {three} of three"),
-        ("README.md", f"{two} of one or two shapes, {three} of three"),
+        ("README.md", f"{two} of held-out prompts of one or two shapes, {three} of three, {edits} of edits"),
+        (
+            "README.md",
+            f"{two} of one or two shapes, {three} of three; {edits} of {found['edits']['tried']} edits, "
+            f"{found['edits']['kept']:.1%} of the other pixels kept",
+        ),
         ("docs/shapes.md", f"{rates[0]} of 200 held-out prompts of one or two shapes and {rates[1]} of three"),
         ("docs/shapes.md", f"it took {again['training']['wall_s'] // 60} minutes"),
-        ("docs/shapes.md", f"| one or two shapes | {two} |"),
-        ("docs/shapes.md", f"| three shapes | {three} |"),
         ("docs/shapes.md", f"accepts {own:.0%} of the recipe's own drawings and {swapped:.0%}"),
     ]
 

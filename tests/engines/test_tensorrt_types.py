@@ -16,7 +16,7 @@ def use(builder: trt.Builder, config: trt.IBuilderConfig, layer: trt.IAttentionI
 
 
 def mypy(tensorrt_stub: Path, folder: Path, line: str) -> str:
-    source = folder / "calls.py"
+    source = folder / f"calls_{len(list(folder.iterdir()))}.py"  # mypy's cache goes by size and second
     source.write_text(CALLS.format(line=line))
     stubs = tensorrt_stub.parents[1]
     found = subprocess.run(

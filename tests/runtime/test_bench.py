@@ -167,7 +167,7 @@ def test_requests_that_are_refused(
 
 
 def test_references_need_their_components(exported: Callable[..., Path]) -> None:
-    with pytest.raises(UsageError, match="exported without"):
+    with pytest.raises(UsageError, match="no vision and no vae_encoder"):
         bench(exported(without=("vision",)), references=[1], reference_resolution=288)
 
 

@@ -12,6 +12,7 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.reference.shapes import (
     decoder_training,
+    edit_reading,
     encoder_training,
     tokenizer_training,
     transformer_training,
@@ -34,6 +35,8 @@ def test_the_recipe_writes_a_checkpoint_that_diffusers_loads(tmp_path: Path, mon
     monkeypatch.setattr(tokenizer_training, "PROMPTS", 200)
     monkeypatch.setattr(encoder_training, "STEPS", 2)
     monkeypatch.setattr(encoder_training, "BATCH", 4)
+    monkeypatch.setattr(edit_reading, "STEPS", 2)
+    monkeypatch.setattr(edit_reading, "BATCH", 6)
     pool = (PoolSize(64, 64, scenes=6, share=0.5, batch=4), PoolSize(96, 64, scenes=6, share=0.5, batch=4))
     course = transformer_training.Course(pool, (0.4, 0.3, 0.3), steps=4, small_only=0.25, rate=1e-3)
     monkeypatch.setattr(recipe, "COURSES", (course, dataclasses.replace(course, steps=2)))
