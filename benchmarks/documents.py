@@ -103,18 +103,18 @@ def mask() -> str:
 
 
 def modes() -> str:
-    """What each mode cost on the small checkpoint, by stage."""
+    """What each mode cost on the small checkpoint, by stage; again: all before the first step of a second seed."""
     stages = {"references_s": "references", "encode_s": "encode", "prefix_s": "prefix", "step_s": "step"}
     return markdown(
-        ("mode", "prompt", "tokens before the target", *(f"{name}, ms" for name in stages.values()), "second seed"),
+        ("mode", "prompt", "size", "tokens before the target", *(f"{name}, ms" for name in stages.values()), "again"),
         (
             (
                 row["mode"],
                 row["prompt"],
+                "x".join(map(str, row["size"])),
                 str(row["prefix_tokens"]),
                 *(f"{row['timings'][stage] * 1000:.0f}" for stage in stages),
-                f"{sum(row['timings_of_the_second_seed'][stage] for stage in list(stages)[:3]) * 1000:.0f} ms before "
-                "its first step",
+                f"{sum(row['timings_of_the_second_seed'][stage] for stage in list(stages)[:3]) * 1000:.0f}",
             )
             for row in result("modes")["results"]
         ),

@@ -47,6 +47,9 @@ REQUESTS = (
     Request(
         "two references", "Add the orange triangle at the bottom of image 2 to image 1.", ("text to image", "another")
     ),
+    Request("transparent", "a yellow cross on the right on a transparent background"),
+    Request("small", "a red circle at the top left and a green cross on the right on a pink background", (), 128, 128),
+    Request("enlarged", "Enlarge the picture.", ("small",), 256, 256),
     Request("guidance", "把左上角的圆形变成紫色", ("text to image",), flags=("--guidance", "2", "-n", "")),
 )
 
