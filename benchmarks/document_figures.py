@@ -1,0 +1,103 @@
+"""Figures within sentences of README.md and docs/, from the committed results."""
+
+from collections.abc import Callable, Mapping
+
+from document_tables import result
+
+
+def percent(found: Mapping[str, float]) -> str:
+    return f"{found['rate']:.1%}"
+
+
+def shapes_rates() -> str:
+    found = result("shapes")
+    two, three, edits = (percent(found[key]) for key in ("one or two shapes", "three shapes", "edits"))
+    return f"{two} of held-out prompts of one or two shapes, {three} of three, {edits} of edits"
+
+
+def from_nothing_rates() -> str:
+    found = result("shapes-from-nothing")
+    two, three = (percent(found[key]) for key in ("one or two shapes", "three shapes"))
+    return f"{two} of 200 held-out prompts of one or two shapes and {three} of three"
+
+
+def from_nothing_minutes() -> str:
+    return str(result("shapes-from-nothing")["training"]["wall_s"] // 60)
+
+
+def judge_of_prompts() -> str:
+    return _accepts("judge accepts")
+
+
+def judge_of_edits() -> str:
+    return _accepts("judge accepts edits")
+
+
+def _accepts(of: str) -> str:
+    found = dict(result("shapes")[of])
+    return f"{found.pop('own'):.0%} of the recipe's own, and at most {max(found.values()):.0%}"
+
+
+def _ratio(tokens: int, way: str, to: str = "diffusers bf16") -> str:
+    (row,) = (row for row in result("speed")["results"] if (row["tokens"], row["way"]) == (tokens, way))
+    return f"{row['times_faster_than'][to]['ratio_of_medians']:.2f}x"
+
+
+ONNXRUNTIME, OPENVINO = "ONNX Runtime int8", "OpenVINO int8, rest bf16"
+
+
+def onnxruntime_small() -> str:
+    return _ratio(1024, ONNXRUNTIME)
+
+
+def openvino_small() -> str:
+    return _ratio(1024, OPENVINO)
+
+
+def openvino_large() -> str:
+    return _ratio(4096, OPENVINO)
+
+
+def fp32_small() -> str:
+    return f"{_ratio(1024, ONNXRUNTIME, 'diffusers fp32')} and {_ratio(1024, OPENVINO, 'diffusers fp32')}"
+
+
+def step_1024_minutes() -> str:
+    return f"{_stages_s('step-1024', 'run step') / 60:.1f}"
+
+
+def step_2048_minutes() -> str:
+    return f"{_stages_s('step-2048', 'run step') / 60:.0f}"
+
+
+def step_2048_core_s() -> str:
+    return f"{result('full-size-step-2048-onnxruntime')['process_cpu_s']:,.0f}"
+
+
+def decode_2048_minutes() -> str:
+    return f"{_stages_s('decode-2048', 'vae_decoder') / 60:.1f}"
+
+
+def _stages_s(run: str, stage: str) -> float:
+    stages = result(f"full-size-{run}-onnxruntime")["stages"]
+    return sum(float(item["seconds"]) for item in stages if stage in item["stage"])
+
+
+FIGURES: Mapping[str, Callable[[], str]] = {
+    figure.__name__: figure
+    for figure in (
+        shapes_rates,
+        from_nothing_rates,
+        from_nothing_minutes,
+        judge_of_prompts,
+        judge_of_edits,
+        onnxruntime_small,
+        openvino_small,
+        openvino_large,
+        fp32_small,
+        step_1024_minutes,
+        step_2048_minutes,
+        step_2048_core_s,
+        decode_2048_minutes,
+    )
+}

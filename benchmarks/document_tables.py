@@ -1,0 +1,382 @@
+"""Tables of README.md and docs/, from the committed results."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def result(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def measured() -> str:
+    """README's: one row for each result."""
+    return markdown(
+        ("what", "measured", "file"), ((what, found, f"`{name}.json`") for what, found, name in _measured())
+    )
+
+
+def _measured() -> Iterator[tuple[str, str, str]]:
+    figures = {row["figure"]: row["worst"] for row in result("parity")["figures"]}
+    networks = max(
+        value for name, value in figures.items() if "against diffusers, relative" in name or "transformers, rel" in name
+    )
+    engines = max(value for name, value in figures.items() if "on onnxruntime" in name or "on openvino" in name)
+    yield (
+        "`make test` against diffusers 0.42, transformers 5.23 and torch, random weights, fp32",
+        f"worst relative L2: networks and whole pipelines {networks:.1e}, engines {engines:.1e}",
+        "parity",
+    )
+    rows = result("demo-verify")["components"]
+    yield (
+        f"`make demo` on `shapes`: {sum(len(row['cases']) for row in rows)} rows of the comparison",
+        f"worst {max(row['relative_l2'] for row in rows):.1e} relative L2",
+        "demo-verify",
+    )
+    yield "`make demo` after its set-up", f"{result('demo')['seconds']['total']:.0f} s", "demo"
+    seconds = {name: f"{found['total_s']:.2f} s" for name, found in result("picture")["results"].items()}
+    yield (
+        "a 256x256 picture of `shapes`, 20 steps",
+        f"ONNX Runtime {seconds['onnxruntime']}, OpenVINO {seconds['openvino']}, torch {seconds['reference']}",
+        "picture",
+    )
+    found = result("shapes")
+    edits = found["edits"]
+    yield (
+        "`shapes` on held-out prompts",
+        f"{found['one or two shapes']['rate']:.1%} of one or two shapes, {found['three shapes']['rate']:.1%} of three; "
+        f"{edits['rate']:.1%} of {edits['tried']} edits, {edits['kept']:.1%} of the other pixels kept",
+        "shapes",
+    )
+    names = ("fp32", "int8", "static FP8", "static int8")
+    for kind, what in (("one or two shapes", "prompts of one or two shapes"), ("edits", "edits")):
+        rates = [
+            (row["edits"] if kind == "edits" else row["pictures"][kind])["rate"] for row in result("judge")["results"]
+        ]
+        yield (
+            f"pictures that the judge accepts, {what}",
+            ", ".join(f"{name} {rate:.1%}" for name, rate in zip(names, rates, strict=True)),
+            "judge",
+        )
+    ways = {"int8": "int8", "static FP8": "FP8, twin", "static int8": "static int8, twin", "plain W8A8": "plain W8A8"}
+    table = {(row["checkpoint"], row["way"]): row["step_cosine_mean"] for row in result("quantisation")["rows"]}
+    for checkpoint in dict.fromkeys(checkpoint for checkpoint, _ in table):
+        yield (
+            f"step cosine, means over the schedules of three prompts: `shapes` {checkpoint}",
+            ", ".join(f"{name} {table[checkpoint, way]:.4f}" for name, way in ways.items()),
+            "quantisation",
+        )
+    ratio = {
+        (row["tokens"], row["way"]): f"{row['times_faster_than']['diffusers bf16']['ratio_of_medians']:.2f}x"
+        for row in result("speed")["results"]
+    }
+    for tokens in (1024, 4096):
+        yield (
+            f"a cached step of two blocks 4096 wide, {tokens} + 128 tokens",
+            f"int8 in ONNX Runtime {ratio[tokens, 'ONNX Runtime int8']} diffusers bf16, in OpenVINO with bf16 "
+            f"{ratio[tokens, 'OpenVINO int8, rest bf16']} ([docs/performance.md](docs/performance.md))",
+            "speed",
+        )
+    link, int8 = (f"{item['process_s'] / 60:.1f} min" for item in result("full-size-export")["exports"])
+    yield (
+        "33 GB of random weights: export",
+        f"linked for `tensorrt` bf16 {link}, `cpu` int8 {int8} ([docs/full-size.md](docs/full-size.md))",
+        "full-size-export",
+    )
+    pictures = result("full-size-run-onnxruntime")["pictures"]
+    peak = max(item["anonymous_bytes"] for picture in pictures for item in picture["peaks"].values())
+    yield (
+        "its int8 bundle, 512x512, 8 steps, `--memory sequential`",
+        f"{pictures[0]['seconds']['step_s']:.0f} s a step, at most {peak / 1e9:.1f} GB",
+        "full-size-run-onnxruntime",
+    )
+    memory = result("export_memory")
+    peak = max(run["peak_bytes"]["exported"] for run in memory["runs"])
+    yield (
+        "export of checkpoints of random bytes, 3.7 and 5.3 GB",
+        f"peak resident memory {peak / 1e9:.2f} GB, largest tensor {memory['largest_tensor_bytes'] / 1e9:.2f} GB",
+        "export_memory",
+    )
+
+
+def speed() -> str:
+    """Cached steps at the released width, by size and way."""
+    return markdown(
+        ("tokens + prefix", "way", "seconds", "x diffusers fp32", "x diffusers bf16", "error"),
+        (
+            (
+                f"{row['tokens']} + {row['prefix']}",
+                row["way"],
+                f"{row['median_s']:.2f}",
+                *(
+                    f"{row['times_faster_than'][f'diffusers {base}']['ratio_of_medians']:.2f}"
+                    for base in ("fp32", "bf16")
+                ),
+                f"{row['relative_l2']:.1%}" if row["relative_l2"] > 1e-4 else f"{row['relative_l2']:.0e}",
+            )
+            for row in result("speed")["results"]
+        ),
+    )
+
+
+def profile() -> str:
+    """Shares of the time of a step by kind of operator."""
+    found = result("speed")["profiles"]
+    kinds = list(found[0]["kinds"])
+    return markdown(
+        ("tokens + prefix", "engine", *kinds),
+        (
+            (
+                f"{row['tokens']} + {row['prefix']}",
+                row["way"],
+                *(f"{row['kinds'][kind]['share']:.1%}" for kind in kinds),
+            )
+            for row in found
+        ),
+    )
+
+
+def attention() -> str:
+    """One block's attention on every engine."""
+    return markdown(
+        ("way", "seconds", "GFLOP/s", "error"),
+        (
+            (row["way"], f"{row['median_s']:.2f}", f"{row['gflop_per_s']:.0f}", f"{row['relative_l2']:.0e}")
+            for row in result("attention")["results"]
+        ),
+    )
+
+
+def references() -> str:
+    """A step after a reference image, on every engine."""
+    return markdown(
+        ("engine", "step after text", "after text and image", "ratio", "recomputed", "the image's pass"),
+        (
+            (
+                name,
+                *(f"{found['medians_s'][step]:.2f} s" for step in ("step after text", "step after text and image")),
+                f"{found['cached_to_text']:.2f}x",
+                f"{found['recomputed_to_text']:.2f}x",
+                f"{found['medians_s']['pass of the image']:.2f} s",
+            )
+            for name, found in result("references")["engines"].items()
+        ),
+    )
+
+
+def mask() -> str:
+    """Attention of a reference image's pass, with one mask over all and without."""
+    found = result("references")["attention of the pass in one block"]
+    return markdown(
+        ("attention", "seconds", "peak memory"),
+        (
+            (name, f"{seconds:.2f}", f"{found['peak_bytes'][name] / 1e9:.2f} GB")
+            for name, seconds in found["medians_s"].items()
+        ),
+    )
+
+
+def modes() -> str:
+    """What each mode cost on the small checkpoint, by stage; again: all before the first step of a second seed."""
+    stages = {"references_s": "references", "encode_s": "encode", "prefix_s": "prefix", "step_s": "step"}
+    return markdown(
+        ("mode", "prompt", "size", "tokens before the target", *(f"{name}, ms" for name in stages.values()), "again"),
+        (
+            (
+                row["mode"],
+                row["prompt"],
+                "x".join(map(str, row["size"])),
+                str(row["prefix_tokens"]),
+                *(f"{row['timings'][stage] * 1000:.0f}" for stage in stages),
+                f"{sum(row['timings_of_the_second_seed'][stage] for stage in list(stages)[:3]) * 1000:.0f}",
+            )
+            for row in result("modes")["results"]
+        ),
+    )
+
+
+def rotations() -> str:
+    """One product with outliers, by the size of the rotation."""
+    return markdown(
+        ("channels rotated together", "relative error"),
+        ((str(row["rotation"]), f"{row['relative_l2']:.1%}") for row in result("rotations")["results"]),
+    )
+
+
+def quantisation() -> str:
+    """Every way on every checkpoint."""
+    return markdown(
+        ("checkpoint", "way", "step cosine", "teacher-forced", "worst step"),
+        (
+            (
+                row["checkpoint"],
+                row["way"],
+                f"{row['step_cosine_mean']:.5f}",
+                f"{row['teacher_forced_relative_l2_mean']:.1%}",
+                f"{row['teacher_forced_relative_l2_worst']:.1%}",
+            )
+            for row in result("quantisation")["rows"]
+        ),
+    )
+
+
+def shapes() -> str:
+    """Held-out prompts and edits that the small checkpoint fulfils."""
+    found = result("shapes")
+    aims = {"one or two shapes": "90%", "three shapes": "75%", "edits": "85%"}
+    rows = [(name, f"{found[name]['rate']:.1%} of {found[name]['tried']}", aim) for name, aim in aims.items()]
+    kept = ("pixels that edits keep", f"{found['edits']['kept']:.1%}", "95%")
+    return markdown(("prompts", "fulfilled", "aim"), (*rows, kept))
+
+
+def edits() -> str:
+    """The same edits by kind."""
+    found = result("shapes")["edits"]
+    return markdown(
+        ("kind", "fulfilled", "kept"),
+        ((kind, f"{rate:.0%}", f"{found['kept_kinds'][kind]:.1%}") for kind, rate in found["kinds"].items()),
+    )
+
+
+def judge() -> str:
+    """Bundles on held-out prompts."""
+    rows = result("judge")["results"]
+    kinds = list(rows[0]["pictures"])
+    return markdown(
+        ("target, precision", "step cosine", "teacher-forced", "worst step", *kinds, "edits", "step cosine", "kept"),
+        (
+            (
+                f"{row['target']} {row['precision']}",
+                f"{row['step']['cosine_mean']:.5f}",
+                f"{row['teacher_forced']['relative_l2_mean']:.1%}",
+                f"{row['teacher_forced']['relative_l2_worst_step']:.1%}",
+                *(
+                    f"{row['pictures'][kind]['rate']:.1%} "
+                    f"({', '.join(str(seed['fulfilled']) for seed in row['pictures'][kind]['seeds'])} "
+                    f"of {row['pictures'][kind]['seeds'][0]['tried']})"
+                    for kind in kinds
+                ),
+                f"{row['edits']['rate']:.1%}",
+                f"{row['edits']['step']['cosine_mean']:.5f}",
+                f"{row['edits']['kept']:.1%}",
+            )
+            for row in rows
+        ),
+    )
+
+
+def full_size_export() -> str:
+    """Exports of the released sizes, each figure beside what `plan` said."""
+
+    def both(found: float, predicted: float, unit: str, scale: float) -> str:
+        return f"{found / scale:.2f} {unit} ({predicted / scale:.2f})"
+
+    return markdown(
+        ("target", "weights", "step graph", "whole (predicted)", "peak resident (predicted)", "written (predicted)"),
+        (
+            (
+                f"{item['target']} {item['precision']}",
+                item["weights"],
+                f"{item['stages']['graph of step']:.0f} s",
+                both(item["process_s"], item["predicted"]["seconds"], "min", 60),
+                both(item["process_peak"]["resident_bytes"], item["predicted"]["peak_bytes"], "GB", 1e9),
+                both(item["written_bytes"], item["predicted"]["written_bytes"], "GB", 1e9),
+            )
+            for item in result("full-size-export")["exports"]
+        ),
+    )
+
+
+def full_size_run() -> str:
+    """Two pictures of one prompt on each engine."""
+    kinds = ("load_s", "encode_s", "prefix_s", "first_step_s", "step_s", "decode_s", "total_s")
+    return markdown(
+        ("engine", "picture", *(kind.removesuffix("_s").replace("_", " ") for kind in kinds), "peak"),
+        (
+            (
+                engine,
+                name,
+                *(f"{picture['seconds'][kind]:.1f} s" for kind in kinds),
+                f"{max(peak['anonymous_bytes'] for peak in picture['peaks'].values()) / 1e9:.2f} GB",
+            )
+            for engine in ("onnxruntime", "openvino")
+            for name, picture in zip(
+                ("first", "another seed"), result(f"full-size-run-{engine}")["pictures"], strict=True
+            )
+        ),
+    )
+
+
+def full_size_peaks() -> str:
+    """Peaks of stages in ONNX Runtime beside what `plan` said."""
+    runs = [("512x512", result("full-size-run-onnxruntime")["pictures"][0], result("full-size-run-onnxruntime"))]
+    for name in ("step-1024", "step-2048", "decode-2048"):
+        found = result(f"full-size-{name}-onnxruntime")
+        runs.append((f"{found['size']}x{found['size']}", found, found))
+    rows = []
+    for size, found, document in runs:
+        for stage, predicted in document["predicted"].items():
+            peaks = [
+                peak["anonymous_bytes"] for key, peak in found["peaks"].items() if key.split()[1].startswith(stage)
+            ]
+            if peaks:
+                rows.append((size, stage, f"{max(peaks) / 1e9:.2f} GB", f"{predicted / 1e9:.2f} GB"))
+    return markdown(("picture", "stage", "peak", "predicted"), rows)
+
+
+def gpu() -> str:
+    """Steps at full size on a GPU, where somebody has run benchmarks/gpu.sh and committed what it wrote."""
+    if not (RESULTS / "gpu.json").is_file():
+        return "No result of a GPU has been committed yet.\n"
+    found = result("gpu")
+    head = f"{found['device']['name']}, driver {found['device']['driver']}, torch {found['versions']['torch']}:\n\n"
+    return head + markdown(
+        ("picture", "way", "first step, ms", "steady, median", "p90", "TFLOP/s", "of the ceiling", "memory"),
+        (_gpu_row(row) for row in found["steps"]),
+    )
+
+
+def _gpu_row(row: Mapping[str, Any]) -> Sequence[str]:
+    picture = f"{row['pixels']}x{row['pixels']}"
+    if "missing" in row:
+        return (picture, row["way"], row["missing"].replace("|", "\\|"), *[""] * 5)
+    peak = row["peak_bytes"]
+    return (
+        picture,
+        row["way"],
+        *(f"{row[key]:.1f}" for key in ("first_ms", "median_ms", "p90_ms", "tflop_per_s")),
+        f"{row['of_ceiling']:.0%}",
+        "" if peak is None else f"{peak / 1e9:.1f} GB",
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    table.__name__: table
+    for table in (
+        measured,
+        speed,
+        profile,
+        gpu,
+        attention,
+        rotations,
+        quantisation,
+        shapes,
+        edits,
+        judge,
+        references,
+        mask,
+        modes,
+        full_size_export,
+        full_size_run,
+        full_size_peaks,
+    )
+}
