@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from qwen_image_engine.runtime.bench_case import Case
+from qwen_image_engine.runtime.bench_settings import Settings
 from qwen_image_engine.runtime.bench_stages import COMPARED, STAGES, STEADY_STEP, Sample
 from qwen_image_engine.runtime.intervals import median_interval
 from qwen_image_engine.runtime.process_memory import MemoryUse
@@ -22,56 +22,6 @@ FORMAT = "qwen-image-bench"
 SCHEMA = 1
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What was asked for, after defaults.
-
-    Attributes:
-        bundle: its folder.
-        checkpoint: of the baselines, None for the one that the manifest names.
-        engines: what runs the bundle.
-        baselines: what they are compared with.
-        sizes: (width, height) in pixels.
-        steps: None for the checkpoint's own.
-        batches: images drawn at once.
-        references: numbers of reference images.
-        reference_resolution: side in pixels that each of them has.
-        rounds: in which every way draws every case once, after one to warm up.
-        threads: of one way, None for every core.
-        memory: "resident" or "sequential".
-    """
-
-    bundle: str
-    checkpoint: str | None
-    engines: tuple[str, ...]
-    baselines: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]
-    steps: tuple[int | None, ...]
-    batches: tuple[int, ...]
-    references: tuple[int, ...]
-    reference_resolution: int
-    rounds: int
-    threads: int | None
-    memory: str
-
-    def command(self) -> str:
-        """The command that asks for the same."""
-        words = ["qwen-image", "bench", self.bundle]
-        words += ["--engine", *self.engines]
-        if self.baselines:
-            words += ["--baseline", ",".join(self.baselines)]
-        if self.checkpoint is not None:
-            words += ["-m", self.checkpoint]
-        words += ["--size", *(f"{width}x{height}" for width, height in self.sizes)]
-        if self.steps != (None,):
-            words += ["--steps", *map(str, self.steps)]
-        words += ["--batch", *map(str, self.batches), "--references", *map(str, self.references)]
-        words += ["--reference-resolution", str(self.reference_resolution), "--rounds", str(self.rounds)]
-        if self.threads is not None:
-            words += ["--threads", str(self.threads)]
-        return shlex.join([*words, "--memory", self.memory])
 
 
 @dataclass(frozen=True)
@@ -114,6 +64,7 @@ class WayRuns:
         rounds: the pictures that count, in the order of the rounds.
         waiting: in each of them, the share of the time in which a thread was ready and had no core; None where the
             system does not tell.
+        picture: the first of the batch after the last round, a PNG; None where nobody asked, and not in the JSON.
     """
 
     way: str
@@ -122,6 +73,7 @@ class WayRuns:
     peaks: Mapping[str, MemoryUse]
     rounds: tuple[Sample, ...]
     waiting: tuple[float | None, ...]
+    picture: bytes | None = None
 
     def seconds(self, stage: str) -> list[float]:
         """One number a round: the median of its steady steps, or the stage's own; empty where it did not run."""
