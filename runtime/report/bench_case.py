@@ -51,8 +51,8 @@ def _times(case: CaseRuns, index: int, series: Mapping[str, int]) -> list[Conten
         ]
         panels.append(bars(f"time-{index}-{stage}", stage, items))
     caption = (
-        "Bars end at the median (p50) of all samples, in figures above them; the thin line runs on to p90 and p99. Each "
-        "panel has a scale of its own, from 0: compare bars within a panel."
+        "Bars end at the median (p50) of all samples, which stands above them; the thin line runs on to p90 and p99. "
+        "Each panel has a scale of its own, from 0: compare bars within a panel."
     )
     rows = [
         (run.way, stage, *map(seconds_text, at.values()), str(len(run.all_seconds(stage))))
@@ -101,7 +101,7 @@ def _ratios(case: CaseRuns, index: int) -> list[Content]:
     )
     caption = (
         "How many times faster the engine is, from pairs of one round each: the point is the median of the pairs, the "
-        "line the interval that holds the true ratio in the share of cases that the table gives. Right of 1 the engine is faster. An "
+        "line the interval that holds the true ratio (the table says how often). Right of 1 the engine is faster. An "
         "interval has to leave the grey band to be called a difference."
     )
     return [
@@ -134,7 +134,8 @@ def _pictures(case: CaseRuns) -> list[Content]:
                 picture(difference_map(found, scale), f"difference of {run.way} from {first.way}", text, plain=True)
             )
     caption: list[Content] = [
-        "One seed and one prompt, drawn after the last round, which counts in no time; the first of a batch. Transparency shows the checkerboard."
+        "One prompt and one seed for all, drawn after the last round, which counts in no time; the first of a batch. "
+        "Transparency shows the checkerboard."
     ]
     if differences:
         caption += [" Difference: the largest of red, green and blue, on white and on black. ", colour_bar(scale)]

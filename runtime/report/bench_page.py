@@ -174,7 +174,7 @@ def _peak_table(case: CaseRuns) -> Html:
 
 
 def _ways(ways: tuple[WayFacts, ...]) -> Html:
-    rows = []
+    rows: list[tuple[Content, ...]] = []
     for way in ways:
         if way.missing is not None:
             rows.append((way.name, way.role, tag("span", way.missing, class_="wrap"), "", "", "", ""))

@@ -117,8 +117,8 @@ def layers_section(bundles: tuple[Verification, ...]) -> Html | str:
         details.append(more(f"{len(rows)} layers of {bundle.bundle}", table(head, rows, numbers=(0, 2, 3, 4, 5))))
     keys = legend([(line.label, line.series, False) for line in lines])
     caption = (
-        "Relative L2 of each linear's and block's output in the order in which they run, the worst of the first step and "
-        "the last of every request. What came together up to a layer: an error that begins somewhere is a jump there."
+        "Relative L2 of each linear's and block's output in the order in which they run, the worst of the first step "
+        "and the last of every request. What came together up to a layer: an error that begins somewhere is a jump there."
     )
     plot = curves("layers", "error through the depth", lines, across="layer")
     return section("Layers", plots([plot], caption, keys=keys), details)

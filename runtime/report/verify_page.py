@@ -49,7 +49,8 @@ def _facts(bundle: Verification) -> Html:
     return facts(
         {
             "rows within their thresholds": f"{sum(row.passed for row in bundle.rows)} of {len(bundle.rows)}",
-            "least margin": f"{closest.component}: {closest.judged.relative_l2:.1e} of {closest.threshold.relative_l2:.0e}",
+            "least margin": f"{closest.component}: {closest.judged.relative_l2:.1e} of "
+            f"{closest.threshold.relative_l2:.0e}",
             "files as hashed": str(bundle.files),
             "engine": f"{bundle.engine} {bundle.engine_version}",
         }
@@ -68,7 +69,10 @@ def _judged(bundles: tuple[Verification, ...]) -> Html | str:
         rows.append([kind, str(reference.tried), f"{reference.rate:.1%} ({reference.fulfilled})"])
         rows[-1] += ["" if item is None else f"{item.engine.rate:.1%} ({item.engine.fulfilled})" for item in scores]
     head = ("kind", "tried", "reference", *(bundle.bundle for bundle in bundles))
-    note = "Held-out prompts, drawn by bundle and reference from the same seeds: the share whose picture the judge accepts."
+    note = (
+        "Held-out prompts, drawn by bundle and reference from the same seeds: the share (number) whose picture the judge "
+        "accepts."
+    )
     faults = [
         (kind, f"{name}: {fault}", str(count))
         for kind in kinds

@@ -46,16 +46,16 @@ def pictures_section(bundles: tuple[Verification, ...]) -> Html | str:
         ]
         reference = next(item.reference for _, item, _ in items if item is not None)
         shown = [picture(reference, f"{case}, drawn by the reference", "reference, fp32")]
-        for bundle, item, difference in items:
-            if item is None:
+        for bundle, drawn, difference in items:
+            if drawn is None:
                 continue
             name = f"{bundle.engine}, {bundle.precision}"
-            if item.engine is None:
-                shown.append(tag("p", f"{name}: no picture, {item.missing}", class_="mark-bad"))
+            if drawn.engine is None:
+                shown.append(tag("p", f"{name}: no picture, {drawn.missing}", class_="mark-bad"))
                 continue
             shown.append(
                 picture(
-                    item.engine, f"{case}, drawn by {name}", name if len(bundles) == 1 else f"{name}: {bundle.bundle}"
+                    drawn.engine, f"{case}, drawn by {name}", name if len(bundles) == 1 else f"{name}: {bundle.bundle}"
                 )
             )
             if difference is not None:

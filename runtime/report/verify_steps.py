@@ -87,8 +87,8 @@ def free_running_section(bundles: tuple[Verification, ...]) -> Html | str:
         "Free-running trajectories",
         plots(
             panels,
-            "Relative L2 of the latents after each step where the bundle goes its own way from the same noise, with the "
-            "sigma after the step below. The control is the reference itself, pushed once at the start by noise as "
+            "Relative L2 of the latents after each step where the bundle goes its own way from the same noise, with "
+            "the sigma after the step below. The control is the reference itself, pushed once at the start by noise as "
             "large as the engine's error after its first step. Read both together: about the same, and the distance "
             "is what any disturbance of that size becomes; far above, and later steps add errors of the engine's own. "
             "Information, held to no threshold.",
