@@ -13,6 +13,7 @@ from qwen_image_engine.runtime.report.pictures import (
     difference_map,
     picture,
     picture_difference,
+    side_by_side,
 )
 from qwen_image_engine.runtime.report.plot import Bar, Span, bars, spans
 from qwen_image_engine.runtime.report.sections import legend, marked, more, plots, section
@@ -32,11 +33,18 @@ def seconds_text(seconds: float) -> str:
 
 def ratio_text(ratio: Ratio) -> str:
     """The ratio with its interval, and the verdict."""
-    at, judged = ratio.judged.interval, ratio.judged
+    at = ratio.judged.interval
     if at is None:
-        return judged.reason
+        return ratio.judged.reason
     interval = f"{at.median:.2f}x, {at.low:.2f} to {at.high:.2f} with {at.coverage:.1%} in {at.count} pairs"
-    return f"{interval}: {judged.reason or judged.verdict}"
+    return f"{interval}: {verdict_word(ratio)}"
+
+
+def verdict_word(ratio: Ratio) -> str:
+    """The verdict in a word or two; what made the machine noisy stands on the page once."""
+    if ratio.judged.interval is None:
+        return ratio.judged.reason
+    return "too noisy to tell" if ratio.judged.verdict == "unclear" else ratio.judged.verdict
 
 
 def _times(case: CaseRuns, index: int, series: Mapping[str, int]) -> list[Content]:
@@ -93,8 +101,9 @@ def _ratios(case: CaseRuns, index: int) -> list[Content]:
         if at is not None:
             numbers = (f"{at.median:.2f}x", f"{at.low:.2f} to {at.high:.2f}", f"{at.coverage:.1%}", str(at.count))
         mark = _MARKS.get(ratio.judged.verdict, "unclear" if ratio.judged.verdict == "unclear" else "same")
-        words = tag("span", marked(mark, ratio.judged.reason or ratio.judged.verdict), class_="wrap")
-        rows.append((ratio.engine, ratio.baseline, ratio.stage, *numbers, f"{ratio.judged.margin:.1%}", words))
+        margin = f"{ratio.judged.margin:.1%}"
+        words = marked(mark, verdict_word(ratio))
+        rows.append((ratio.engine, ratio.baseline, ratio.stage, *numbers, margin, words))
     head = ("engine", "against", "stage", "ratio", "interval", "covers", "pairs", "margin", "verdict")
     keys = legend(
         [("faster", "good", False), ("slower", "bad", False), ("the same, or too noisy to tell", "muted", False)]
@@ -123,20 +132,19 @@ def _pictures(case: CaseRuns) -> list[Content]:
         if first is not None and first.picture is not None:
             differences[run.way] = picture_difference(run.picture, first.picture)
     scale = common_scale([found for found in differences.values() if found is not None])
-    shown: list[Html] = []
+    columns: list[list[Html]] = []
     for run in ([first] if first else []) + others:
         assert run.picture is not None
-        shown.append(picture(run.picture, f"drawn by {run.way}: {case.case}", f"{run.way} ({run.role})"))
+        columns.append([picture(run.picture, f"drawn by {run.way}: {case.case}", f"{run.way} ({run.role})")])
         found = differences.get(run.way)
         if found is not None and first is not None:
-            text = f"{run.way} − {first.way}: largest {found.largest}, mean {found.mean:.3g} of 255"
-            shown.append(
-                picture(difference_map(found, scale), f"difference of {run.way} from {first.way}", text, plain=True)
-            )
+            text = f"difference from {first.way}: largest {found.largest}, mean {found.mean:.3g} of 255"
+            alt = f"where {run.way} differs from {first.way}"
+            columns[-1].append(picture(difference_map(found, scale), alt, text, plain=True))
     caption: list[Content] = [
         "One prompt and one seed for all, drawn after the last round, which counts in no time; the first of a batch. "
         "Transparency shows the checkerboard."
     ]
     if differences:
         caption += [" Difference: the largest of red, green and blue, on white and on black. ", colour_bar(scale)]
-    return [tag("h3", "Pictures"), tag("div", shown, class_="pictures"), tag("div", caption, class_="note")]
+    return [tag("h3", "Pictures"), side_by_side(columns), tag("div", caption, class_="note")]

@@ -125,8 +125,8 @@ def _memory(found: Benchmark, series: dict[str, int]) -> Html:
     content: list[Content] = [
         plots(
             panels,
-            "The most that was resident in each way's process, as the kernel counted it, and the bytes of the files that "
-            "it reads. All bars of a panel start at 0.",
+            "The most that was resident in each way's process, as the kernel counted it, and the bytes of the files "
+            "that it reads. All bars of a panel start at 0.",
         )
     ]
     for index, case in enumerate(found.cases):

@@ -80,6 +80,13 @@ def picture(data: bytes, alt: str, *caption: Html | str, plain: bool = False) ->
     return tag("figure", shown, tag("figcaption", caption), class_="picture")
 
 
+def side_by_side(columns: Sequence[Sequence[Html]]) -> Html:
+    """Columns of a picture and the map of its difference; of two columns, all beside each other."""
+    flat = len(columns) <= 2
+    shown = [item for column in columns for item in column] if flat else [tag("div", column) for column in columns]
+    return tag("div", shown, class_="pictures")
+
+
 def data_uri(data: bytes) -> str:
     """A PNG within the page."""
     return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.runtime.report.html import Html
 from qwen_image_engine.runtime.report.svg import BAD, GRID, INK, MUTED, SERIES, inline, plotting
@@ -96,16 +96,13 @@ def curves(
         _padded(axes, [*(value for line in lines for value in line.values), *([] if level is None else [level])])
         every = max(1, math.ceil(steps / _MOST_TICKS))
         ticks = list(range(1, steps + 1, every))
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_xticks(ticks, [""] * len(ticks))
         axes.set_xlim(0.6, max(steps, 2) + 0.4)
         axes.tick_params(length=0)
         axes.grid(axis="y")
-        transform = axes.get_xaxis_transform()
-        for tick in ticks if sigmas else ():
-            axes.text(tick, -0.15, f"{sigmas[tick - 1]:.2f}", transform=transform, fontsize=9, color=MUTED, ha="center")
-        figure.text(6 / WIDTH, 0.115 if sigmas else 0.02, across, fontsize=9, color=MUTED)
+        _below(axes, ticks, [str(tick) for tick in ticks], across, 14)
         if sigmas:
-            figure.text(6 / WIDTH, 0.035, "sigma", fontsize=9, color=MUTED)
+            _below(axes, ticks, [f"{sigmas[tick - 1]:.2f}" for tick in ticks], "sigma", 28)
         return _finished(figure, name, title)
 
 
@@ -117,17 +114,17 @@ def spans(name: str, title: str, items: Sequence[Span], margin: float) -> Html:
     with plotting():
         from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-        figure, axes = _panel(32 * len(items) + 56, left=10, right=10, top=30, bottom=24)
+        figure, axes = _panel(38 * len(items) + 56, left=10, right=10, top=30, bottom=24)
         axes.axvspan(1 / (1 + margin), 1 + margin, color=GRID, alpha=0.6, linewidth=0)
         axes.axvline(1, color=MUTED, linewidth=1)
         for row, item in enumerate(items):
             y, colour = -row, colours.get(item.mark, MUTED)
             axes.plot([item.low, item.high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
             axes.plot([item.estimate], [y], "o", color=colour, markersize=6)
-            axes.text(low, y + 0.2, item.label, fontsize=10, color=MUTED, va="bottom")
+            axes.text(low, y + 0.17, item.label, fontsize=10, color=MUTED, va="bottom")
         axes.set_xscale("log")
         axes.set_xlim(low, high)
-        axes.set_ylim(-len(items) + 0.6, 0.85)
+        axes.set_ylim(-len(items) + 0.65, 0.65)
         known = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
         axes.xaxis.set_major_locator(FixedLocator(_spread([tick for tick in known if low <= tick <= high], low, high)))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -151,6 +148,14 @@ def _finished(figure: Figure, name: str, title: str) -> Html:
     height = figure.get_figheight() * _DPI
     figure.text(2 / WIDTH, 1 - 16 / height, title, fontsize=12, fontweight="bold", color=INK)
     return inline(figure, name, title)
+
+
+def _below(axes: Axes, ticks: Sequence[int], labels: Sequence[str], name: str, depth: float) -> None:
+    """A line of labels `depth` points below the axes, its name to the left."""
+    look: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "color": MUTED}
+    for tick, label in zip(ticks, labels, strict=True):
+        axes.annotate(label, (tick, 0), (0, -depth), xycoords=axes.get_xaxis_transform(), ha="center", **look)
+    axes.annotate(name, (0, 0), (-30, -depth), xycoords="axes fraction", **look)
 
 
 def _padded(axes: Axes, values: Sequence[float]) -> None:

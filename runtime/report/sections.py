@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import PurePath
 from typing import Any
 
 from qwen_image_engine.runtime.commands.report import size_text
@@ -97,6 +98,12 @@ def environment(found: Mapping[str, Any], rows: Sequence[tuple[str, str]] = ()) 
     lines.append(("report", f"qwen-image-engine {version('qwen-image-engine')}"))
     cells = ((name, tag("span", value, class_="wrap")) for name, value in lines)
     return section("Environment", table(("what", "value"), cells))
+
+
+def short_names(folders: Sequence[str]) -> list[str]:
+    """Folders by their own names where these tell them apart."""
+    names = [PurePath(folder).name or folder for folder in folders]
+    return names if len(set(names)) == len(names) else list(folders)
 
 
 def commands(*lines: str) -> Html:

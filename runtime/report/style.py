@@ -90,7 +90,7 @@ figcaption { max-width: 80ch; margin-top: 8px; overflow-wrap: anywhere; }
 .key.dashed { border-top-style: dashed; border-top-width: 2px; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(46%, 200px), 1fr)); gap: 16px;
   align-items: start; max-width: 900px; }
-.picture { margin: 0; min-width: 0; }
+.picture { margin: 0 0 12px; min-width: 0; }
 .picture img { display: block; width: 100%; height: auto; border-radius: 4px; outline: 1px solid var(--grid); }
 .board { background: repeating-conic-gradient(#cdcdcd 0 25%, #fff 0 50%) 0 0 / 16px 16px; }
 img.colour-bar { display: inline-block; width: 110px; height: 10px; margin: 0 6px; vertical-align: middle; }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qwen_image_engine.runtime.report.html import Content, Html, table, tag
 from qwen_image_engine.runtime.report.plot import Line, curves
-from qwen_image_engine.runtime.report.sections import legend, marked, more, plots, section
+from qwen_image_engine.runtime.report.sections import legend, marked, more, plots, section, short_names
 
 if TYPE_CHECKING:
     from qwen_image_engine.export.verification import Row, Verification
@@ -28,11 +28,11 @@ def components_section(bundles: tuple[Verification, ...]) -> Html:
     ]
     if len(bundles) > 1:
         content.append(_side_by_side(bundles))
-    for bundle in bundles:
-        names = dict.fromkeys(row.component for row in bundle.rows)
-        worst = [_worst([row for row in bundle.rows if row.component == name]) for name in names]
+    for name, bundle in zip(short_names([bundle.bundle for bundle in bundles]), bundles, strict=True):
+        components = dict.fromkeys(row.component for row in bundle.rows)
+        worst = [_worst([row for row in bundle.rows if row.component == own]) for own in components]
         if len(bundles) > 1:
-            content.append(tag("h3", bundle.bundle))
+            content.append(tag("h3", name))
         content.append(
             table(
                 _HEAD, map(_cells, worst), numbers=range(3, len(_HEAD)), caption="The worst request of each component"
@@ -56,7 +56,7 @@ def _cells(row: Row) -> list[Content]:
     limit = row.threshold
     share = row.judged.relative_l2 / limit.relative_l2
     return [
-        marked("good", "✓") if row.passed else marked("bad", "✗"),
+        _mark(row),
         row.component,
         row.case,
         f"{row.judged.relative_l2:.1e}",
@@ -69,6 +69,10 @@ def _cells(row: Row) -> list[Content]:
     ]
 
 
+def _mark(row: Row, figure: str = "") -> Html:
+    return marked("good", f"✓{figure}") if row.passed else marked("bad", f"✗{figure}")
+
+
 def _side_by_side(bundles: tuple[Verification, ...]) -> Html:
     found = [{(row.component, row.case): row for row in bundle.rows} for bundle in bundles]
     rows: list[list[Content]] = []
@@ -76,9 +80,10 @@ def _side_by_side(bundles: tuple[Verification, ...]) -> Html:
         rows.append([*key])
         for own in found:
             row = own.get(key)
-            text = "" if row is None else f"{'✓' if row.passed else '✗'} {row.judged.relative_l2:.1e}"
-            rows[-1].append(marked("good" if row is not None and row.passed else "bad", text))
-    head = ("component", "request", *(f"{item.bundle} ({item.target} {item.precision})" for item in bundles))
+            rows[-1].append("" if row is None else _mark(row, f" {row.judged.relative_l2:.1e}"))
+    names = short_names([bundle.bundle for bundle in bundles])
+    about = (f"{name} ({item.target} {item.precision})" for name, item in zip(names, bundles, strict=True))
+    head = ("component", "request", *about)
     return table(head, rows, numbers=range(2, len(head)), caption="Relative L2, a column a bundle")
 
 
@@ -88,11 +93,12 @@ def layers_section(bundles: tuple[Verification, ...]) -> Html | str:
     if not asked:
         return ""
     lines, details = [], []
+    names = short_names([bundle.bundle for bundle in bundles])
     for index, bundle in enumerate(bundles):
         layers = bundle.layers
         if layers is None:
             continue
-        lines.append(Line(bundle.bundle, [layer.worst.relative_l2 for layer in layers.layers], index))
+        lines.append(Line(names[index], [layer.worst.relative_l2 for layer in layers.layers], index))
         most = layers.grows_most_at
         rows = [
             (
@@ -113,12 +119,12 @@ def layers_section(bundles: tuple[Verification, ...]) -> Html | str:
         if layers.scaled:
             words += f" Without a row, for their channels are scaled: {', '.join(layers.scaled)}."
         head = ("", "layer", "relative L2", "growth", "cosine", "max abs")
-        details.append(tag("p", f"{bundle.bundle}, {layers.component}: {words}"))
-        details.append(more(f"{len(rows)} layers of {bundle.bundle}", table(head, rows, numbers=(0, 2, 3, 4, 5))))
+        details.append(tag("p", f"{names[index]}, {layers.component}: {words}"))
+        details.append(more(f"{len(rows)} layers of {names[index]}", table(head, rows, numbers=(0, 2, 3, 4, 5))))
     keys = legend([(line.label, line.series, False) for line in lines])
     caption = (
-        "Relative L2 of each linear's and block's output in the order in which they run, the worst of the first step "
-        "and the last of every request. What came together up to a layer: an error that begins somewhere is a jump there."
+        "Relative L2 of each linear's and block's output in the order in which they run, the worst of first and last "
+        "step of every request. What came together up to a layer: an error that begins somewhere is a jump there."
     )
     plot = curves("layers", "error through the depth", lines, across="layer")
     return section("Layers", plots([plot], caption, keys=keys), details)

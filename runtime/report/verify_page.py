@@ -70,8 +70,8 @@ def _judged(bundles: tuple[Verification, ...]) -> Html | str:
         rows[-1] += ["" if item is None else f"{item.engine.rate:.1%} ({item.engine.fulfilled})" for item in scores]
     head = ("kind", "tried", "reference", *(bundle.bundle for bundle in bundles))
     note = (
-        "Held-out prompts, drawn by bundle and reference from the same seeds: the share (number) whose picture the judge "
-        "accepts."
+        "Held-out prompts, drawn by bundle and reference from the same seeds: the share (and number) whose picture the "
+        "judge accepts."
     )
     faults = [
         (kind, f"{name}: {fault}", str(count))

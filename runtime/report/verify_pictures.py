@@ -12,8 +12,9 @@ from qwen_image_engine.runtime.report.pictures import (
     difference_map,
     picture,
     picture_difference,
+    side_by_side,
 )
-from qwen_image_engine.runtime.report.sections import section
+from qwen_image_engine.runtime.report.sections import section, short_names
 
 if TYPE_CHECKING:
     from qwen_image_engine.export.verification import Verification
@@ -40,28 +41,26 @@ def pictures_section(bundles: tuple[Verification, ...]) -> Html | str:
             class_="note",
         )
     ]
+    paths = [bundle.bundle for bundle in bundles]
+    folders = dict(zip(paths, short_names(paths), strict=True))
     for case in dict.fromkeys(case for _, case in found):
         items = [
             (bundle, found.get((index, case)), differences.get((index, case))) for index, bundle in enumerate(bundles)
         ]
         reference = next(item.reference for _, item, _ in items if item is not None)
-        shown = [picture(reference, f"{case}, drawn by the reference", "reference, fp32")]
+        columns = [[picture(reference, f"{case}, drawn by the reference", "reference, fp32")]]
         for bundle, drawn, difference in items:
             if drawn is None:
                 continue
             name = f"{bundle.engine}, {bundle.precision}"
             if drawn.engine is None:
-                shown.append(tag("p", f"{name}: no picture, {drawn.missing}", class_="mark-bad"))
+                columns.append([tag("p", f"{name}: no picture, {drawn.missing}", class_="mark-bad")])
                 continue
-            shown.append(
-                picture(
-                    drawn.engine, f"{case}, drawn by {name}", name if len(bundles) == 1 else f"{name}: {bundle.bundle}"
-                )
-            )
+            caption = name if len(bundles) == 1 else f"{name}: {folders[bundle.bundle]}"
+            columns.append([picture(drawn.engine, f"{case}, drawn by {name}", caption)])
             if difference is not None:
                 text = f"difference: largest {difference.largest}, mean {difference.mean:.3g} of 255"
-                shown.append(
-                    picture(difference_map(difference, scale), f"{case}: where {name} differs", text, plain=True)
-                )
-        content += [tag("h3", case), tag("div", shown, class_="pictures")]
+                shown = picture(difference_map(difference, scale), f"{case}: where {name} differs", text, plain=True)
+                columns[-1].append(shown)
+        content += [tag("h3", case), side_by_side(columns)]
     return section("Pictures", content)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qwen_image_engine.runtime.report.html import Html, table
 from qwen_image_engine.runtime.report.plot import Line, curves
-from qwen_image_engine.runtime.report.sections import legend, more, plots, section
+from qwen_image_engine.runtime.report.sections import legend, more, plots, section, short_names
 
 if TYPE_CHECKING:
     from qwen_image_engine.export.verification import Verification
@@ -17,6 +17,7 @@ TEACHER_FORCED = "teacher_forced"
 
 def teacher_forced_section(bundles: tuple[Verification, ...]) -> Html:
     """One panel a request, one curve a bundle."""
+    names = short_names([bundle.bundle for bundle in bundles])
     rows = [{row.case: row for row in bundle.rows if row.component == TEACHER_FORCED} for bundle in bundles]
     panels, figures = [], []
     for number, case in enumerate(dict.fromkeys(case for found in rows for case in found)):
@@ -27,13 +28,13 @@ def teacher_forced_section(bundles: tuple[Verification, ...]) -> Html:
             if case not in found:
                 continue
             row = found[case]
-            lines.append(Line(bundles[index].bundle, [run.relative_l2 for run in row.runs], index))
+            lines.append(Line(names[index], [run.relative_l2 for run in row.runs], index))
             sigmas = row.sigmas
             levels.add(row.threshold.relative_l2)
             figures += [
                 (
                     case,
-                    bundles[index].bundle,
+                    names[index],
                     str(step),
                     f"{sigma:.4f}",
                     f"{run.relative_l2:.2e}",
@@ -47,7 +48,7 @@ def teacher_forced_section(bundles: tuple[Verification, ...]) -> Html:
     over = {row.threshold.over for found in rows for row in found.values()}
     held = " It is held against the mean over steps." if over == {"mean"} else ""
     head = ("request", "bundle", "step", "sigma", "relative L2", "cosine", "max abs")
-    keys = legend([*_keys(bundles), ("threshold", "bad", True)])
+    keys = legend([*_keys(names), ("threshold", "bad", True)])
     return section(
         "Teacher-forced steps",
         plots(
@@ -63,6 +64,7 @@ def teacher_forced_section(bundles: tuple[Verification, ...]) -> Html:
 
 def free_running_section(bundles: tuple[Verification, ...]) -> Html | str:
     """One panel a request: the bundle's own trajectory, and the control's dashed."""
+    names = short_names([bundle.bundle for bundle in bundles])
     found = [{item.case: item for item in bundle.free_running} for bundle in bundles]
     if not any(found):
         return ""
@@ -72,7 +74,7 @@ def free_running_section(bundles: tuple[Verification, ...]) -> Html | str:
         sigmas: Sequence[float] = ()
         for index, items in enumerate(found):
             if case in items:
-                item, name = items[case], bundles[index].bundle
+                item, name = items[case], names[index]
                 sigmas = item.sigmas
                 lines += [Line(name, item.engine, index), Line(f"{name}: control", item.control, index, dashed=True)]
                 steps = zip(item.sigmas, item.engine, item.control, strict=True)
@@ -82,7 +84,7 @@ def free_running_section(bundles: tuple[Verification, ...]) -> Html | str:
                 ]
         panels.append(curves(f"free-{number}", case, lines, sigmas))
     head = ("request", "bundle", "step", "sigma after it", "free-running", "control", "control's push")
-    keys = legend([*_keys(bundles), *((f"{label}: control", colour, True) for label, colour, _ in _keys(bundles))])
+    keys = legend([*_keys(names), *((f"{label}: control", colour, True) for label, colour, _ in _keys(names))])
     return section(
         "Free-running trajectories",
         plots(
@@ -98,5 +100,5 @@ def free_running_section(bundles: tuple[Verification, ...]) -> Html | str:
     )
 
 
-def _keys(bundles: tuple[Verification, ...]) -> list[tuple[str, int | str, bool]]:
-    return [(bundle.bundle, index, False) for index, bundle in enumerate(bundles)]
+def _keys(names: Sequence[str]) -> list[tuple[str, int | str, bool]]:
+    return [(name, index, False) for index, name in enumerate(names)]
