@@ -128,7 +128,7 @@ def full_size() -> list[tuple[str, str]]:
 def test_tables_are_those_of_the_results() -> None:
     script = ROOT / "benchmarks" / "documents.py"
     found = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, f"{found.stderr}: run python benchmarks/documents.py"
+    assert found.returncode == 0, f"{found.stderr}: run make docs"
 
 
 @pytest.mark.parametrize("figures", [shapes, pictures, parity, demo, judge, memory, quantisation, speed, full_size])

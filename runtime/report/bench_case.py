@@ -101,9 +101,9 @@ def _ratios(case: CaseRuns, index: int) -> list[Content]:
         if at is not None:
             numbers = (f"{at.median:.2f}x", f"{at.low:.2f} to {at.high:.2f}", f"{at.coverage:.1%}", str(at.count))
         mark = _MARKS.get(ratio.judged.verdict, "unclear" if ratio.judged.verdict == "unclear" else "same")
-        margin = f"{ratio.judged.margin:.1%}"
+        beyond = f"{ratio.judged.margin:.1%}"
         words = marked(mark, verdict_word(ratio))
-        rows.append((ratio.engine, ratio.baseline, ratio.stage, *numbers, margin, words))
+        rows.append((ratio.engine, ratio.baseline, ratio.stage, *numbers, beyond, words))
     head = ("engine", "against", "stage", "ratio", "interval", "covers", "pairs", "margin", "verdict")
     keys = legend(
         [("faster", "good", False), ("slower", "bad", False), ("the same, or too noisy to tell", "muted", False)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,16 +57,16 @@ def bars(name: str, title: str, items: Sequence[Bar]) -> Html:
     """Horizontal bars from 0; a thin line runs on to the marks. Labels stand above their bars."""
     most = max([*(item.value for item in items), *(mark for item in items for mark in item.marks)]) or 1.0
     with plotting():
-        figure, axes = _panel(34 * len(items) + 34, left=2, right=2, top=30, bottom=4)
+        figure, axes = _panel(40 * len(items) + 34, left=2, right=2, top=30, bottom=4)
         for row, item in enumerate(items):
             y = -row
-            axes.barh(y, item.value, 0.34, color=SERIES[item.series % len(SERIES)])
+            axes.barh(y, item.value, 0.3, color=SERIES[item.series % len(SERIES)])
             if item.marks:
                 axes.plot([item.value, item.marks[-1]], [y, y], color=INK, linewidth=1)
                 for mark in item.marks:
                     axes.plot([mark, mark], [y - 0.13, y + 0.13], color=INK, linewidth=1.2)
-            axes.text(0, y + 0.27, item.label, fontsize=10, color=MUTED, va="bottom")
-            axes.text(most, y + 0.27, item.text, fontsize=10, color=INK, va="bottom", ha="right")
+            axes.text(0, y + 0.22, item.label, fontsize=10, color=MUTED, va="bottom")
+            axes.text(most, y + 0.22, item.text, fontsize=10, color=INK, va="bottom", ha="right")
         axes.set_xlim(0, most * 1.005)
         axes.set_ylim(-len(items) + 0.7, 0.75)
         axes.axis("off")
@@ -78,10 +78,10 @@ def curves(
     title: str,
     lines: Sequence[Line],
     sigmas: Sequence[float] = (),
-    level: float | None = None,
+    levels: Collection[tuple[float, int]] = (),
     across: str = "step",
 ) -> Html:
-    """Curves on a logarithmic axis over steps, the sigma under each; `level` is a dashed line across."""
+    """Curves on a logarithmic axis over steps, the sigma under each; `levels` are dashed lines across, with their colours."""
     steps = max((len(line.values) for line in lines), default=0)
     with plotting():
         figure, axes = _panel(240, left=46, right=10, top=30, bottom=44 if sigmas else 34)
@@ -90,10 +90,10 @@ def curves(
             colour, style = SERIES[line.series % len(SERIES)], (0, (3, 2)) if line.dashed else "-"
             marker = "" if steps > 3 * _MOST_TICKS else "o"
             axes.plot(range(1, len(values) + 1), values, color=colour, linestyle=style, marker=marker, markersize=3.5)
-        if level is not None:
-            axes.axhline(level, color=BAD, linewidth=1, linestyle=(0, (5, 3)))
+        for level, series in levels:
+            axes.axhline(level, color=SERIES[series % len(SERIES)], linewidth=1, linestyle=(0, (6, 4)))
         axes.set_yscale("log")
-        _padded(axes, [*(value for line in lines for value in line.values), *([] if level is None else [level])])
+        _padded(axes, [*(value for line in lines for value in line.values), *(level for level, _ in levels)])
         every = max(1, math.ceil(steps / _MOST_TICKS))
         ticks = list(range(1, steps + 1, every))
         axes.set_xticks(ticks, [""] * len(ticks))
@@ -173,9 +173,9 @@ def _padded(axes: Axes, values: Sequence[float]) -> None:
 
 def _spread(ticks: Sequence[float], low: float, high: float) -> list[float]:
     """Those that do not run into each other, 1 among them."""
-    room = math.log(high / low) / _MOST_TICKS
+    room, edge = math.log(high / low) / _MOST_TICKS, (high / low) ** 0.05
     kept = [1.0]
     for tick in sorted(ticks, key=lambda value: abs(math.log(value))):
-        if all(abs(math.log(tick / other)) >= room for other in kept):
+        if low * edge <= tick <= high / edge and all(abs(math.log(tick / other)) >= room for other in kept):
             kept.append(tick)
     return sorted(kept)

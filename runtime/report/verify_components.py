@@ -93,12 +93,15 @@ def layers_section(bundles: tuple[Verification, ...]) -> Html | str:
     if not asked:
         return ""
     lines, details = [], []
+    # A quantised bundle has no rows for some; the others stand below each other.
+    order = max(([layer.name for layer in bundle.layers.layers] for bundle in asked if bundle.layers), key=len)
     names = short_names([bundle.bundle for bundle in bundles])
     for index, bundle in enumerate(bundles):
         layers = bundle.layers
         if layers is None:
             continue
-        lines.append(Line(names[index], [layer.worst.relative_l2 for layer in layers.layers], index))
+        found = {layer.name: layer.worst.relative_l2 for layer in layers.layers}
+        lines.append(Line(names[index], [found.get(name, math.nan) for name in order], index))
         most = layers.grows_most_at
         rows = [
             (
@@ -117,14 +120,17 @@ def layers_section(bundles: tuple[Verification, ...]) -> Html | str:
             else f"The error grows most at {most.name}, {most.growth:.1f} times."
         )
         if layers.scaled:
-            words += f" Without a row, for their channels are scaled: {', '.join(layers.scaled)}."
+            words += f" {len(layers.scaled)} linears have no row: their channels are scaled for the linear after them."
         head = ("", "layer", "relative L2", "growth", "cosine", "max abs")
         details.append(tag("p", f"{names[index]}, {layers.component}: {words}"))
         details.append(more(f"{len(rows)} layers of {names[index]}", table(head, rows, numbers=(0, 2, 3, 4, 5))))
+        if layers.scaled:
+            details.append(more(f"Linears of {names[index]} without a row", tag("p", ", ".join(layers.scaled))))
     keys = legend([(line.label, line.series, False) for line in lines])
     caption = (
         "Relative L2 of each linear's and block's output in the order in which they run, the worst of first and last "
-        "step of every request. What came together up to a layer: an error that begins somewhere is a jump there."
+        "step of every request. What came together up to a layer: an error that begins somewhere is a jump there. "
+        "Gaps are layers without a row, or without any error."
     )
     plot = curves("layers", "error through the depth", lines, across="layer")
     return section("Layers", plots([plot], caption, keys=keys), details)

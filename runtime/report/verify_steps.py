@@ -23,14 +23,14 @@ def teacher_forced_section(bundles: tuple[Verification, ...]) -> Html:
     for number, case in enumerate(dict.fromkeys(case for found in rows for case in found)):
         lines: list[Line] = []
         sigmas: Sequence[float] = ()
-        levels: set[float] = set()
+        levels: list[tuple[float, int]] = []
         for index, found in enumerate(rows):
             if case not in found:
                 continue
             row = found[case]
             lines.append(Line(names[index], [run.relative_l2 for run in row.runs], index))
             sigmas = row.sigmas
-            levels.add(row.threshold.relative_l2)
+            levels.append((row.threshold.relative_l2, index))
             figures += [
                 (
                     case,
@@ -43,12 +43,11 @@ def teacher_forced_section(bundles: tuple[Verification, ...]) -> Html:
                 )
                 for step, (sigma, run) in enumerate(zip(row.sigmas, row.runs, strict=True), 1)
             ]
-        level = levels.pop() if len(levels) == 1 else None
-        panels.append(curves(f"forced-{number}", case, lines, sigmas, level))
+        panels.append(curves(f"forced-{number}", case, lines, sigmas, levels))
     over = {row.threshold.over for found in rows for row in found.values()}
     held = " It is held against the mean over steps." if over == {"mean"} else ""
     head = ("request", "bundle", "step", "sigma", "relative L2", "cosine", "max abs")
-    keys = legend([*_keys(names), ("threshold", "bad", True)])
+    keys = legend([*_keys(names), ("threshold, in the colour of its bundle", "muted", True)])
     return section(
         "Teacher-forced steps",
         plots(
