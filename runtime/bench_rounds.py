@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from qwen_image_engine.runtime.bench_case import Case
-from qwen_image_engine.runtime.bench_result import CaseRuns, WayRuns
+from qwen_image_engine.runtime.bench_runs import CaseRuns, WayRuns
 from qwen_image_engine.runtime.bench_way import Drawn, Way
 
 

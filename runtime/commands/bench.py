@@ -12,7 +12,8 @@ from qwen_image_engine.runtime.commands.report import Report, size_text, table
 from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION
 
 if TYPE_CHECKING:
-    from qwen_image_engine.runtime.bench_result import Benchmark, CaseRuns
+    from qwen_image_engine.runtime.bench_result import Benchmark
+    from qwen_image_engine.runtime.bench_runs import CaseRuns
 
 SUMMARY = "how fast a bundle is, beside other ways of drawing"
 

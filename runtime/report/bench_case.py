@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qwen_image_engine.runtime.bench_result import CaseRuns, Ratio
+from qwen_image_engine.runtime.bench_runs import CaseRuns, Ratio
 from qwen_image_engine.runtime.bench_stages import STAGES
 from qwen_image_engine.runtime.report.html import Content, Html, table, tag
 from qwen_image_engine.runtime.report.pictures import (

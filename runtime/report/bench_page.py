@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qwen_image_engine.runtime.bench_result import Benchmark, CaseRuns, Ratio, WayFacts
+from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts
+from qwen_image_engine.runtime.bench_runs import CaseRuns, Ratio
 from qwen_image_engine.runtime.bench_stages import STEADY_STEP
 from qwen_image_engine.runtime.commands.report import size_text
 from qwen_image_engine.runtime.report.bench_case import case_section, ratio_text, seconds_text

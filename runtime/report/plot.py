@@ -81,7 +81,7 @@ def curves(
     levels: Collection[tuple[float, int]] = (),
     across: str = "step",
 ) -> Html:
-    """Curves on a logarithmic axis over steps, the sigma under each; `levels` are dashed lines across, with their colours."""
+    """Curves on a logarithmic axis over steps, the sigma under each; `levels` are dashed lines, with their colours."""
     steps = max((len(line.values) for line in lines), default=0)
     with plotting():
         figure, axes = _panel(240, left=46, right=10, top=30, bottom=44 if sigmas else 34)

@@ -12,7 +12,8 @@ from report_page import BROWSER, check_in_browser, check_page
 
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.runtime.bench_case import Case
-from qwen_image_engine.runtime.bench_result import Benchmark, CaseRuns, WayFacts, WayRuns
+from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts
+from qwen_image_engine.runtime.bench_runs import CaseRuns, WayRuns
 from qwen_image_engine.runtime.bench_settings import Settings
 from qwen_image_engine.runtime.command import main
 from qwen_image_engine.runtime.image import png_bytes
