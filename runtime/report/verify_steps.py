@@ -44,8 +44,14 @@ def teacher_forced_section(bundles: tuple[Verification, ...]) -> Html:
                 for step, (sigma, run) in enumerate(zip(row.sigmas, row.runs, strict=True), 1)
             ]
         panels.append(curves(f"forced-{number}", case, lines, sigmas, levels))
-    over = {row.threshold.over for found in rows for row in found.values()}
-    held = " It is held against the mean over steps." if over == {"mean"} else ""
+    by_mean = [
+        name
+        for name, found in zip(names, rows, strict=True)
+        if any(row.threshold.over == "mean" for row in found.values())
+    ]
+    held = ""
+    if by_mean:
+        held = f" The threshold of {', '.join(by_mean)} is for the mean over steps: a single step may lie above it."
     head = ("request", "bundle", "step", "sigma", "relative L2", "cosine", "max abs")
     keys = legend([*_keys(names), ("threshold, in the colour of its bundle", "muted", True)])
     return section(
