@@ -96,7 +96,7 @@ def environment(found: Mapping[str, Any], rows: Sequence[tuple[str, str]] = ()) 
     if found.get("began"):
         lines.append(("began", str(found["began"])))
     lines.append(("report", f"qwen-image-engine {version('qwen-image-engine')}"))
-    cells = ((name, tag("span", value, class_="wrap")) for name, value in lines)
+    cells = ((name, tag("span", value, class_="any")) for name, value in lines)
     return section("Environment", table(("what", "value"), cells))
 
 

@@ -102,7 +102,8 @@ th, td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var
   font-weight: 400; vertical-align: top; }
 thead th { color: var(--muted); font-size: 0.8rem; vertical-align: bottom; }
 .number { text-align: right; }
-td.wrap, .wrap { white-space: normal; min-width: 16em; }
+.wrap { display: block; white-space: normal; min-width: 22em; max-width: 60em; }
+.any { display: block; white-space: normal; min-width: 13em; overflow-wrap: anywhere; }
 details { margin: 12px 0; }
 summary { cursor: pointer; color: var(--series-0); }
 code, pre { font: 0.85rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from qwen_image_engine.runtime.commands.verify_tables import verdict_text
 from qwen_image_engine.runtime.report.html import Content, Html, table, tag
-from qwen_image_engine.runtime.report.sections import commands, environment, facts, marked, page, section, verdict
+from qwen_image_engine.runtime.report.sections import commands, environment, facts, marked, more, page, section, verdict
 from qwen_image_engine.runtime.report.verify_components import components_section, layers_section
 from qwen_image_engine.runtime.report.verify_pictures import pictures_section
 from qwen_image_engine.runtime.report.verify_steps import free_running_section, teacher_forced_section
 
 if TYPE_CHECKING:
     from qwen_image_engine.export.verification import Verification, Verifications
+
+_LONG_PROMPT = 160
 
 
 def verify_page(found: Verifications) -> str:
@@ -111,12 +113,17 @@ def _cases(bundles: tuple[Verification, ...]) -> Html:
             str(case.steps),
             str(case.seed),
             str(case.references),
-            tag("span", case.prompt, class_="wrap"),
+            tag("div", _prompt(case.prompt), class_="wrap"),
         )
         for case in cases
     ]
     head = ("request", "pixels", "steps", "seed", "reference images", "prompt")
     return section("Requests", table(head, rows, numbers=(2, 3, 4)))
+
+
+def _prompt(text: str) -> Content:
+    """Long ones folded."""
+    return text if len(text) <= _LONG_PROMPT else more(f"{text[:_LONG_PROMPT]}…", text)
 
 
 def _about(bundles: tuple[Verification, ...]) -> list[tuple[str, str]]:
