@@ -7,12 +7,13 @@ STUBS := out/tensorrt-stubs
 SHAPES := reference/shapes/checkpoint
 FOLDERS := calibration engines export reference runtime
 
-.PHONY: setup demo test lint typecheck-tensorrt bench clean
+.PHONY: setup demo test lint typecheck-tensorrt bench docs clean
 
 setup: $(STAMP)
 
 # The strict editable install lets mypy follow the mapped folders; it links the files it finds, hence the dependency on them.
-$(STAMP): pyproject.toml $(wildcard $(FOLDERS:%=%/*.py) reference/shapes/*.py runtime/commands/*.py)
+$(STAMP): pyproject.toml $(wildcard $(FOLDERS:%=%/*.py) reference/shapes/*.py runtime/commands/*.py \
+		runtime/report/*.py)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 "setuptools>=77"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --config-settings editable_mode=strict \
@@ -58,6 +59,10 @@ bench: setup
 	$(BIN)/python benchmarks/export_memory.py --work out/bench/memory --output benchmarks/results/export_memory.json
 	$(BIN)/python benchmarks/shapes.py
 	$(BIN)/python benchmarks/parity.py
+
+# The figures of README.md and docs/, from benchmarks/results/; the tests fail where they differ.
+docs: setup
+	$(BIN)/python benchmarks/documents.py
 
 clean:
 	rm -rf $(VENV) build out *.egg-info

@@ -40,9 +40,9 @@ from qwen_image_engine.engines.contract import contract
 from qwen_image_engine.engines.engine import Engine, load_engine
 from qwen_image_engine.export import network_folder, recipe
 from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export.bundle_rows import compare_bundle
 from qwen_image_engine.export.compare import Difference, difference, mean, worst
 from qwen_image_engine.export.recording import Recording, default_cases, record
-from qwen_image_engine.export.verify import compare_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts, schedule_config
@@ -64,7 +64,7 @@ Found = dict[str, list[tuple[Difference, ...]]]
 
 
 def compared(engines: Mapping[str, Engine], checkpoint: Checkpoint, recordings: Sequence[Recording]) -> Found:
-    """What `export.verify.compare_bundle` finds of a bundle, of engines that are no bundle."""
+    """What `export.bundle_rows.compare_bundle` finds of a bundle, of engines that are no bundle."""
     found: Found = {
         component: [
             tuple(
@@ -207,8 +207,7 @@ def ours(
     shutil.rmtree(bundle, ignore_errors=True)  # what is mocked here, an export that reuses folders does not see
     export_bundle(checkpoint, bundle, target=target, precision=precision, without=("vision",), **options)
     found: Found = {}
-    rows, _ = compare_bundle(bundle, read_manifest(bundle), recordings, engine, None)
-    for row in rows:
+    for row in compare_bundle(bundle, read_manifest(bundle), recordings, engine, None).rows:
         found.setdefault(row.component, []).append(row.runs)
     return found
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.lora_file import LoraFile
 from qwen_image_engine.runtime.bundle_files import verify_files
 from qwen_image_engine.runtime.manifest import Manifest
@@ -49,7 +49,7 @@ def check_same_checkpoint(manifests: Mapping[Path, Manifest]) -> None:
 def open_checkpoint(
     bundle: Path,
     manifest: Manifest,
-    named: str | Path | None,
+    named: Source | None,
     transformer_file: str | Path | None,
     loras: Sequence[LoraFile] | None,
     attention: str | None,

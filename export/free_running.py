@@ -54,8 +54,16 @@ class FreeRunning:
         }
 
 
-def divergence(velocity: Velocity, recording: Recording, start: NDArray[np.float32]) -> tuple[float, ...]:
-    """Relative L2 from the recorded latents after each step from `start`; infinite once a value is not finite."""
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Relative L2 from the recorded latents after each step, and the last latents; None where they are not finite."""
+
+    distances: tuple[float, ...]
+    final: NDArray[np.float32] | None
+
+
+def divergence(velocity: Velocity, recording: Recording, start: NDArray[np.float32]) -> Trajectory:
+    """Follow a velocity from `start`; distances are infinite once a value is not finite."""
     following = _following(recording)
     afterwards = [*(step.latents for step in recording.steps[1:]), recording.final]
     latents, found = start, []
@@ -65,7 +73,8 @@ def divergence(velocity: Velocity, recording: Recording, start: NDArray[np.float
         found.append(difference(latents, expected).relative_l2)
         if math.isinf(found[-1]):
             break
-    return (*found, *[math.inf] * (len(following) - len(found)))
+    distances = (*found, *[math.inf] * (len(following) - len(found)))
+    return Trajectory(distances, latents if math.isfinite(distances[-1]) else None)
 
 
 def free_running(
@@ -75,7 +84,7 @@ def free_running(
 
     Args:
         recording: of the case.
-        engine: its `divergence`.
+        engine: the distances of its `divergence`.
         forced: the engine's velocities on the reference's latents, one for each step.
         step: the reference's component that runs every step.
     """
@@ -86,7 +95,7 @@ def free_running(
         noise = np.random.default_rng(SEED).standard_normal(first.latents.shape)
         start = (first.latents + noise * (moved / np.linalg.norm(noise))).astype(np.float32)
         perturbation = moved / float(np.linalg.norm(first.latents))
-        control = divergence(_reference_velocity(recording, step), recording, start)
+        control = divergence(_reference_velocity(recording, step), recording, start).distances
     return FreeRunning(recording.case.name, following, engine, perturbation, control)
 
 

@@ -65,12 +65,16 @@ class TeacherStep:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """A case as the reference ran it: calls by component, and the trajectory with the latents that it ends in."""
+    """A case as the reference ran it: calls by component, the trajectory with the latents it ends in, the picture.
+
+    The picture is (height, width, 4) uint8.
+    """
 
     case: Case
     calls: Mapping[str, list[Call]]
     steps: list[TeacherStep]
     final: NDArray[np.float32]
+    picture: NDArray[np.uint8] | None = None
 
     @property
     def sigmas(self) -> tuple[float, ...]:
@@ -143,7 +147,7 @@ def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resi
             ):
                 final = step.latents
             assert final is not None
-            pipeline.decode(final, case.width, case.height)
+            (picture,) = pipeline.decode(final, case.width, case.height)
             if not images.images:
                 components.run("vae_encoder", {"image": calls["vae_decoder_up"][0].outputs["image"]})
             levels = sigmas(schedule, steps, final.shape[1])
@@ -152,7 +156,7 @@ def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resi
                 for call, sigma in zip(calls[pipeline.facts.step], levels, strict=False)
                 for latents in [call.inputs["latents"][:, -final.shape[1] :]]
             ]
-            recordings.append(Recording(case, dict(calls), trajectory, final))
+            recordings.append(Recording(case, dict(calls), trajectory, final, picture))
     return recordings
 
 

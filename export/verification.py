@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qwen_image_engine.export.compare import Difference, finite, mean, worst
+from qwen_image_engine.export.drawn import DrawnCase
 from qwen_image_engine.export.free_running import FreeRunning
 from qwen_image_engine.export.judged import Judged
 from qwen_image_engine.export.layers import Layers
@@ -103,6 +105,7 @@ class Verification:
         free_running: the engine's own trajectories, one for each case.
         layers: errors by layer, None where nobody asked for them.
         judged: what the judge of `shapes` says of pictures, by kind of prompt; empty where nobody asked.
+        pictures: of every case, for a report; empty where nobody asked, and not in the JSON.
     """
 
     bundle: str
@@ -120,6 +123,7 @@ class Verification:
     free_running: tuple[FreeRunning, ...] = ()
     layers: Layers | None = None
     judged: tuple[Judged, ...] = ()
+    pictures: tuple[DrawnCase, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -175,9 +179,18 @@ class Verification:
 
 @dataclass(frozen=True)
 class Verifications:
-    """Bundles of one checkpoint against one recording of it, in the order in which they were named."""
+    """Bundles of one checkpoint against one recording of it, in the order in which they were named.
+
+    Attributes:
+        bundles: one for each.
+        command: that asks for the same; "" of a result that was put together.
+        environment: machine, versions of packages, the time at which it began; neither this nor the command is in the
+            JSON.
+    """
 
     bundles: tuple[Verification, ...]
+    command: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

@@ -4,79 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Unpack
 
-from qwen_image_engine.calibration.inputs import EVERY_STEP
-from qwen_image_engine.engines.device_array import Values, on_host
 from qwen_image_engine.engines.engine import package_name, require
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.export.bundle_checkpoint import check_hashes, check_same_checkpoint, open_checkpoint
-from qwen_image_engine.export.compare import Difference, difference, worst
-from qwen_image_engine.export.free_running import FreeRunning, divergence, free_running
+from qwen_image_engine.export.bundle_rows import BundleRows, compare_bundle
+from qwen_image_engine.export.free_running import FreeRunning, free_running
 from qwen_image_engine.export.judged import Judged, check_judged, judge_pictures
 from qwen_image_engine.export.layers import compare_layers
-from qwen_image_engine.export.limits import Limit
 from qwen_image_engine.export.polygraphy_files import check_polygraphy, write_polygraphy
-from qwen_image_engine.export.recording import REFERENCE_RESOLUTION, Call, Case, Recording, default_cases, record
-from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold, thresholds
-from qwen_image_engine.export.verification import RecordedCase, Row, Verification, Verifications
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.lora_file import LoraFile
+from qwen_image_engine.export.recording import Recording, default_cases, record
+from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, thresholds
+from qwen_image_engine.export.verification import RecordedCase, Verification, Verifications
+from qwen_image_engine.export.verify_options import Options, command
+from qwen_image_engine.reference.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.pipeline import engine_loader, reference_pipeline
-from qwen_image_engine.runtime.bundle import Bundle
+from qwen_image_engine.runtime.machine import Machine, package_versions
 from qwen_image_engine.runtime.manifest import Manifest, read_manifest, record_verification
-from qwen_image_engine.runtime.memory import Memory
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.progress import ProgressBar
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
 
-class Options(TypedDict, total=False):
-    """How to compare; every one has a default.
-
-    Attributes:
-        transformer_file: the single file of the transformer; None for the one that the manifest names, if any.
-        loras: adapters, in the order in which they were merged; None for those that the manifest names, if any.
-        attention: of the transformer; None for what the manifest names, if anything.
-        engine: backend that runs the bundles ("onnxruntime").
-        threads: of one engine; None for every core.
-        memory: how the reference holds its networks ("resident").
-        cases: requests to record; None for three prompts at three sizes, and an edit where a bundle can do one.
-        limits: what rows are held to beside their thresholds.
-        layers: whether to compare the outputs of the step's layers too.
-        judge: how many held-out prompts of each kind the judge of `shapes` sees of each bundle and of the reference.
-        polygraphy: a new folder for the reference's inputs and outputs in Polygraphy's format.
-    """
-
-    transformer_file: str | Path | None
-    loras: Sequence[LoraFile] | None
-    attention: str | None
-    engine: str
-    threads: int | None
-    memory: Memory
-    cases: Sequence[Case] | None
-    limits: Sequence[Limit]
-    layers: bool
-    judge: int | None
-    polygraphy: Path | None
-
-
-def verify_bundle(bundle: Path, checkpoint: str | Path | None = None, **options: Unpack[Options]) -> Verification:
+def verify_bundle(bundle: Path, checkpoint: Source | None = None, **options: Unpack[Options]) -> Verification:
     """`verify` of one bundle."""
     return verify([bundle], checkpoint, **options).bundles[0]
 
 
-def verify(bundles: Sequence[Path], checkpoint: str | Path | None = None, **options: Unpack[Options]) -> Verifications:
+def verify(bundles: Sequence[Path], checkpoint: Source | None = None, **options: Unpack[Options]) -> Verifications:
     """Compare bundles with the checkpoint that they were made from, and keep each result in its manifest.
 
     The reference runs once for all of them.
 
     Args:
         bundles: their folders.
-        checkpoint: folder or hub name; None for the path that the first manifest names.
+        checkpoint: folder, hub name or diffusers pipeline; None for the path that the first manifest names.
         options: see `Options`.
 
     Raises:
@@ -84,6 +51,7 @@ def verify(bundles: Sequence[Path], checkpoint: str | Path | None = None, **opti
         QwenImageError: a file is not as its hash says, the checkpoint is another than a bundle's, a precision has
             no thresholds, the engine or Polygraphy is not installed, or a result cannot be written.
     """
+    began = datetime.now(UTC).isoformat(timespec="seconds")
     engine, threads, memory = options.get("engine", "onnxruntime"), options.get("threads"), options.get("memory")
     limits, judge, polygraphy = options.get("limits", ()), options.get("judge"), options.get("polygraphy")
     manifests = _manifests(bundles)
@@ -107,7 +75,7 @@ def verify(bundles: Sequence[Path], checkpoint: str | Path | None = None, **opti
     with ProgressBar("running the reference", 0):
         recordings = record(opened, cases, memory or "resident")
     found = [
-        _verification(bundle, manifest, opened, recordings, engine, threads, limits, options.get("layers", False))
+        _verification(bundle, manifest, opened, recordings, {**options, "engine": engine})
         for bundle, manifest in manifests.items()
     ]
     if judge is not None:
@@ -117,26 +85,8 @@ def verify(bundles: Sequence[Path], checkpoint: str | Path | None = None, **opti
         write_polygraphy(polygraphy, recordings, manifests)
     for bundle, result in zip(manifests, found, strict=True):
         record_verification(bundle, result.to_json())
-    return Verifications(tuple(found))
-
-
-def compare_bundle(
-    bundle: Path, manifest: Manifest, recordings: Sequence[Recording], engine: str, threads: int | None
-) -> tuple[tuple[Row, ...], tuple[tuple[float, ...], ...]]:
-    """Compare a bundle whose precision has thresholds with recordings.
-
-    Returns:
-        Every component and the teacher-forced steps; and of each recording how far the bundle's own trajectory is from
-        it after each step (see `free_running`).
-
-    Raises:
-        QwenImageError: an engine cannot load a graph, or a run fails.
-    """
-    limits = thresholds(manifest.target, manifest.precision, engine)
-    assert limits is not None
-    rows = tuple(_components(Bundle(bundle, manifest), recordings, limits, engine, threads))
-    steps = list(_teacher_forced(bundle, recordings, limits[TEACHER_FORCED], engine, threads))
-    return (*rows, *(row for row, _ in steps)), tuple(distances for _, distances in steps)
+    environment = {"began": began, "machine": asdict(Machine.here()), "versions": package_versions()}
+    return Verifications(tuple(found), command(bundles, checkpoint, options), environment)
 
 
 def _manifests(bundles: Sequence[Path]) -> dict[Path, Manifest]:
@@ -164,22 +114,21 @@ def _verification(
     manifest: Manifest,
     checkpoint: Checkpoint,
     recordings: Sequence[Recording],
-    engine: str,
-    threads: int | None,
-    limits: Sequence[Limit],
-    with_layers: bool,
+    options: Options,
 ) -> Verification:
     """One bundle against the recordings of what it can do; the reference's networks are loaded again where needed."""
+    engine, threads, limits = options["engine"], options.get("threads"), options.get("limits", ())
     recordings = [item for item in recordings if not (item.case.references and manifest.absent_for_references)]
     run = [name for name in manifest.components if any(name in recording.calls for recording in recordings)]
     for limit in limits:
         limit.check((*run, TEACHER_FORCED))
     with ProgressBar(f"running {engine}", 0):
-        rows, distances = compare_bundle(bundle, manifest, recordings, engine, threads)
+        pictures = options.get("pictures", False)
+        found = compare_bundle(bundle, manifest, recordings, engine, threads, pictures=pictures)
     with ProgressBar("running the control", 0):
-        own = tuple(_free_running(checkpoint, manifest, recordings, rows, distances))
+        own = tuple(_free_running(checkpoint, manifest, recordings, found))
     layers = None
-    if with_layers:
+    if options.get("layers"):
         named = thresholds(manifest.target, manifest.precision, engine)
         assert named is not None
         threshold = named[manifest.facts.step].relative_l2
@@ -196,10 +145,11 @@ def _verification(
         weights_sha256=manifest.checkpoint.weights_sha256,
         files=len(manifest.files),
         cases=tuple(map(RecordedCase.of, recordings)),
-        rows=rows,
+        rows=found.rows,
         limits=tuple(limits),
         free_running=own,
         layers=layers,
+        pictures=found.pictures,
     )
 
 
@@ -207,12 +157,11 @@ def _free_running(
     checkpoint: Checkpoint,
     manifest: Manifest,
     recordings: Sequence[Recording],
-    rows: Sequence[Row],
-    distances: Sequence[tuple[float, ...]],
+    found: BundleRows,
 ) -> Iterator[FreeRunning]:
-    forced = {row.case: row.runs for row in rows if row.component == TEACHER_FORCED}
+    forced = {row.case: row.runs for row in found.rows if row.component == TEACHER_FORCED}
     with closing(engine_loader(checkpoint)(manifest.facts.step)) as step:
-        for recording, engine in zip(recordings, distances, strict=True):
+        for recording, engine in zip(recordings, found.distances, strict=True):
             yield free_running(recording, engine, forced[recording.case.name], step)
 
 
@@ -230,40 +179,3 @@ def _judged(
         ):
             found = judge_pictures(pipeline, prompts, edits=with_edits)
         yield tuple(Judged(kind, score, expected[kind]) for kind, score in found.items())
-
-
-def _components(
-    bundle: Bundle,
-    recordings: Sequence[Recording],
-    thresholds: Mapping[str, Threshold],
-    engine: str,
-    threads: int | None,
-) -> Iterator[Row]:
-    """Each component on the reference's inputs, one engine held at a time."""
-    for name in bundle.manifest.components:
-        with closing(bundle.load_engine(name, engine, threads)) as running:
-            for recording in recordings:
-                calls = recording.calls.get(name, ())
-                if calls:
-                    runs = tuple(_outputs(call, running.run(call.inputs)) for call in calls)
-                    sigmas = recording.sigmas if name in EVERY_STEP else ()
-                    yield Row(name, recording.case.name, runs, thresholds[name], sigmas)
-
-
-def _outputs(call: Call, found: Mapping[str, Values]) -> Difference:
-    return worst(difference(on_host(found[name]), expected) for name, expected in call.outputs.items())
-
-
-def _teacher_forced(
-    bundle: Path, recordings: Sequence[Recording], threshold: Threshold, engine: str, threads: int | None
-) -> Iterator[tuple[Row, tuple[float, ...]]]:
-    """The bundle's own encoder, prefix and step, given the reference's latents at each step; and left to themselves."""
-    with QwenImage.load(bundle, engine=engine, memory="sequential", threads=threads) as pipeline:
-        for recording in recordings:
-            case = recording.case
-            images = pipeline.read_references(case.references, REFERENCE_RESOLUTION)
-            conditioning = pipeline.encode(case.prompt, images)
-            velocity = pipeline.denoiser(conditioning, width=case.width, height=case.height)
-            runs = tuple(difference(velocity(step.latents, step.sigma), step.velocity) for step in recording.steps)
-            row = Row(TEACHER_FORCED, case.name, runs, threshold, recording.sigmas)
-            yield row, divergence(velocity, recording, recording.steps[0].latents)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from PIL import Image
 
 from qwen_image_engine.reference.bench_torch import open_checkpoint, stored_bytes
 from qwen_image_engine.reference.checkpoint import Checkpoint
@@ -49,10 +50,10 @@ def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
     pipeline.set_progress_bar_config(disable=True)
     time_networks(pipeline, timings)
 
-    def draw(request: Request) -> None:
+    def draw(request: Request) -> Image.Image:
         case = request.case
         first = len(timings.entries)
-        pipeline(
+        drawn = pipeline(
             prompt=request.prompt,
             image=list(request.references) or None,
             width=case.width,
@@ -63,6 +64,8 @@ def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
             output_resolution=request.resolution,
         )
         timings.entries[first:] = without_vision(timings.entries[first:])
+        picture: Image.Image = drawn.images[0]
+        return picture
 
     precision = PRECISIONS[pipeline.transformer.dtype]  # what it is in, not what it was asked for
     return Drawer(draw, timings, diffusers.__version__, precision, stored_bytes(checkpoint), prefix_in_first_step=True)

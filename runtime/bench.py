@@ -21,8 +21,9 @@ from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.bench_case import Case, reference_picture
 from qwen_image_engine.runtime.bench_peers import BASELINES, WaySpec
 from qwen_image_engine.runtime.bench_process import ProcessWay
-from qwen_image_engine.runtime.bench_result import Benchmark, Settings
+from qwen_image_engine.runtime.bench_result import Benchmark
 from qwen_image_engine.runtime.bench_rounds import run_rounds
+from qwen_image_engine.runtime.bench_settings import Settings
 from qwen_image_engine.runtime.bundle import Bundle
 from qwen_image_engine.runtime.machine import Machine, package_versions
 from qwen_image_engine.runtime.manifest import Manifest
@@ -52,6 +53,7 @@ def bench(
     rounds: int = ROUNDS,
     threads: int | None = None,
     memory: Memory = "resident",
+    pictures: bool = False,
 ) -> Benchmark:
     """Measure a bundle: every combination of sizes, steps, batches and references, on every engine and baseline.
 
@@ -70,6 +72,7 @@ def bench(
         rounds: that count; a ratio needs 5.
         threads: of one way; None for every core. Ways do not run at the same time.
         memory: "resident", or "sequential", which loads each stage in every picture.
+        pictures: whether to keep one of each case and way, for a report; of the draw after the last round.
 
     Raises:
         UsageError: a request that cannot be drawn, an engine or a baseline that is not known; before anything loads.
@@ -105,7 +108,7 @@ def bench(
                 ways.append(stack.enter_context(ProcessWay(spec)))
         running = [way for way in ways if way.facts.missing is None]
         with ProgressBar("measuring", (rounds + 2) * len(running) * len(cases)) as bar:
-            runs = run_rounds(running, cases, rounds, bar.advance)
+            runs = run_rounds(running, cases, rounds, bar.advance, pictures=pictures)
         facts = tuple(way.facts for way in ways)
     environment = {"began": began, "machine": asdict(Machine.here()), "versions": package_versions()}
     return Benchmark(settings, bundle_facts(opened.manifest), environment, facts, runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -54,14 +55,14 @@ class ProcessWay:
         """Name, version, precision, load; the peak is of all that it has done."""
         return self._facts
 
-    def draw(self, case: Case, round_number: int, *, watched: bool) -> Drawn:
+    def draw(self, case: Case, round_number: int, *, watched: bool, picture: bool = False) -> Drawn:
         """Draw one picture or batch; see `Way.draw`.
 
         Raises:
             QwenImageError: it failed, or the process ended.
         """
         assert self._process.stdin is not None
-        wanted = {"case": asdict(case), "round": round_number, "watched": watched}
+        wanted = {"case": asdict(case), "round": round_number, "watched": watched, "picture": picture}
         try:
             self._process.stdin.write(json.dumps(wanted) + "\n")
             self._process.stdin.flush()
@@ -73,6 +74,7 @@ class ProcessWay:
             {stage: tuple(seconds) for stage, seconds in found["sample"].items()},
             {stage: MemoryUse(**peak) for stage, peak in found["peaks"].items()},
             found["waiting"],
+            None if found["picture"] is None else base64.b64decode(found["picture"]),
         )
 
     def close(self) -> None:

@@ -2,76 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from itertools import product
-from statistics import median
 from typing import Any, Self
 
-import numpy as np
-
 from qwen_image_engine.runtime.bench_case import Case
-from qwen_image_engine.runtime.bench_stages import COMPARED, STAGES, STEADY_STEP, Sample
-from qwen_image_engine.runtime.intervals import median_interval
+from qwen_image_engine.runtime.bench_runs import CaseRuns, WayRuns
+from qwen_image_engine.runtime.bench_settings import Settings
+from qwen_image_engine.runtime.bench_stages import Sample
 from qwen_image_engine.runtime.process_memory import MemoryUse
-from qwen_image_engine.runtime.verdict import MIN_PAIRS, Judged, Noise, judge, too_few
 
 FORMAT = "qwen-image-bench"
 SCHEMA = 1
-
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What was asked for, after defaults.
-
-    Attributes:
-        bundle: its folder.
-        checkpoint: of the baselines, None for the one that the manifest names.
-        engines: what runs the bundle.
-        baselines: what they are compared with.
-        sizes: (width, height) in pixels.
-        steps: None for the checkpoint's own.
-        batches: images drawn at once.
-        references: numbers of reference images.
-        reference_resolution: side in pixels that each of them has.
-        rounds: in which every way draws every case once, after one to warm up.
-        threads: of one way, None for every core.
-        memory: "resident" or "sequential".
-    """
-
-    bundle: str
-    checkpoint: str | None
-    engines: tuple[str, ...]
-    baselines: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]
-    steps: tuple[int | None, ...]
-    batches: tuple[int, ...]
-    references: tuple[int, ...]
-    reference_resolution: int
-    rounds: int
-    threads: int | None
-    memory: str
-
-    def command(self) -> str:
-        """The command that asks for the same."""
-        words = ["qwen-image", "bench", self.bundle]
-        words += ["--engine", *self.engines]
-        if self.baselines:
-            words += ["--baseline", ",".join(self.baselines)]
-        if self.checkpoint is not None:
-            words += ["-m", self.checkpoint]
-        words += ["--size", *(f"{width}x{height}" for width, height in self.sizes)]
-        if self.steps != (None,):
-            words += ["--steps", *map(str, self.steps)]
-        words += ["--batch", *map(str, self.batches), "--references", *map(str, self.references)]
-        words += ["--reference-resolution", str(self.reference_resolution), "--rounds", str(self.rounds)]
-        if self.threads is not None:
-            words += ["--threads", str(self.threads)]
-        return shlex.join([*words, "--memory", self.memory])
 
 
 @dataclass(frozen=True)
@@ -99,90 +41,6 @@ class WayFacts:
     load_peak: MemoryUse | None = None
     peak_bytes: int | None = None
     disk_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class WayRuns:
-    """What one way took for one case.
-
-    Attributes:
-        way: its name.
-        role: "engine" or "baseline".
-        warm_up: the first picture, in whose seconds reading its memory counts.
-        peaks: of its process by stage, in that picture or in the one after the last round; empty where the system does
-            not tell.
-        rounds: the pictures that count, in the order of the rounds.
-        waiting: in each of them, the share of the time in which a thread was ready and had no core; None where the
-            system does not tell.
-    """
-
-    way: str
-    role: str
-    warm_up: Sample
-    peaks: Mapping[str, MemoryUse]
-    rounds: tuple[Sample, ...]
-    waiting: tuple[float | None, ...]
-
-    def seconds(self, stage: str) -> list[float]:
-        """One number a round: the median of its steady steps, or the stage's own; empty where it did not run."""
-        return [median(found[stage]) for found in self.rounds if stage in found]
-
-    def all_seconds(self, stage: str) -> list[float]:
-        """Every sample: that of each steady step."""
-        return [seconds for found in self.rounds for seconds in found.get(stage, ())]
-
-    @cached_property
-    def quantiles(self) -> Mapping[str, Mapping[str, float]]:
-        """p50, p90 and p99 of each stage over all samples, interpolated; of few samples p99 is nearly the slowest."""
-        found = {}
-        for stage in STAGES:
-            seconds = self.all_seconds(stage)
-            if seconds:
-                values = np.quantile(seconds, list(QUANTILES.values()))
-                found[stage] = dict(zip(QUANTILES, map(float, values), strict=True))
-        return found
-
-    @property
-    def steadiness(self) -> float | None:
-        """The p90 of a steady step over its p50; None where there are fewer than `MIN_PAIRS` of them."""
-        if len(self.all_seconds(STEADY_STEP)) < MIN_PAIRS:
-            return None
-        step = self.quantiles[STEADY_STEP]
-        return step["p90"] / step["p50"]
-
-    @property
-    def noise(self) -> Noise:
-        """Of the machine while it ran."""
-        told = [share for share in self.waiting if share is not None]
-        return Noise(self.steadiness, median(told) if told else None)
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times faster an engine ran one stage than a baseline, from pairs of one round each."""
-
-    engine: str
-    baseline: str
-    stage: str
-    judged: Judged
-
-
-@dataclass(frozen=True)
-class CaseRuns:
-    """Every way on one case, interleaved."""
-
-    case: Case
-    runs: tuple[WayRuns, ...]
-
-    def ratios(self) -> tuple[Ratio, ...]:
-        """Of every engine to every baseline, in each stage that both have."""
-        engines, baselines = ([run for run in self.runs if run.role == role] for role in ("engine", "baseline"))
-        return tuple(
-            Ratio(own.way, other.way, stage, _judged(own, other, stage))
-            for own, other in product(engines, baselines)
-            for stage in COMPARED
-            if own.seconds(stage) and other.seconds(stage)
-        )
 
 
 @dataclass(frozen=True)
@@ -236,13 +94,6 @@ class Benchmark:
             ways=tuple(WayFacts(**{**way, "load_peak": _memory(way["load_peak"])}) for way in data["ways"]),
             cases=tuple(_case_from_json(case) for case in data["cases"]),
         )
-
-
-def _judged(own: WayRuns, other: WayRuns, stage: str) -> Judged:
-    pairs = [slow / fast for slow, fast in zip(other.seconds(stage), own.seconds(stage), strict=True)]
-    if len(pairs) < MIN_PAIRS:
-        return too_few(len(pairs))
-    return judge(median_interval(pairs), own.noise.worst(other.noise))
 
 
 def _case_to_json(found: CaseRuns) -> dict[str, Any]:

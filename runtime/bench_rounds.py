@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from qwen_image_engine.runtime.bench_case import Case
-from qwen_image_engine.runtime.bench_result import CaseRuns, WayRuns
+from qwen_image_engine.runtime.bench_runs import CaseRuns, WayRuns
 from qwen_image_engine.runtime.bench_way import Drawn, Way
 
 
 def run_rounds(
-    ways: Sequence[Way], cases: Sequence[Case], rounds: int, advance: Callable[[], None] = lambda: None
+    ways: Sequence[Way],
+    cases: Sequence[Case],
+    rounds: int,
+    advance: Callable[[], None] = lambda: None,
+    *,
+    pictures: bool = False,
 ) -> tuple[CaseRuns, ...]:
     """Measure every way on every case.
 
@@ -23,14 +28,15 @@ def run_rounds(
         cases: one after the other.
         rounds: that count, at least 1.
         advance: called after each draw, (rounds + 2) * ways * cases times.
+        pictures: whether to keep the one after the last round, of the same seed for every way.
 
     Raises:
         QwenImageError: a draw failed.
     """
-    return tuple(_case(ways, case, rounds, advance) for case in cases)
+    return tuple(_case(ways, case, rounds, advance, pictures) for case in cases)
 
 
-def _case(ways: Sequence[Way], case: Case, rounds: int, advance: Callable[[], None]) -> CaseRuns:
+def _case(ways: Sequence[Way], case: Case, rounds: int, advance: Callable[[], None], pictures: bool) -> CaseRuns:
     warm_ups = []
     for way in ways:
         warm_ups.append(way.draw(case, 0, watched=True))
@@ -41,10 +47,11 @@ def _case(ways: Sequence[Way], case: Case, rounds: int, advance: Callable[[], No
         for index in order:
             drawn[index].append(ways[index].draw(case, number, watched=False))
             advance()
-    peaks = []
+    peaks, kept = [], []
     for way, warm_up in zip(ways, warm_ups, strict=True):
-        last = way.draw(case, rounds + 1, watched=True).peaks
-        merged = {stage: peak.peak(warm_up.peaks.get(stage)) for stage, peak in last.items()}
+        last = way.draw(case, rounds + 1, watched=True, picture=pictures)
+        kept.append(last.picture)
+        merged = {stage: peak.peak(warm_up.peaks.get(stage)) for stage, peak in last.peaks.items()}
         peaks.append({**warm_up.peaks, **merged})
         advance()
     runs = [
@@ -55,7 +62,8 @@ def _case(ways: Sequence[Way], case: Case, rounds: int, advance: Callable[[], No
             peaks=found,
             rounds=tuple(item.sample for item in taken),
             waiting=tuple(item.waiting for item in taken),
+            picture=picture,
         )
-        for way, warm_up, found, taken in zip(ways, warm_ups, peaks, drawn, strict=True)
+        for way, warm_up, found, taken, picture in zip(ways, warm_ups, peaks, drawn, kept, strict=True)
     ]
     return CaseRuns(case, tuple(runs))

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.runtime.bench_case import Case, Request, request
 from qwen_image_engine.runtime.bench_result import WayFacts
 from qwen_image_engine.runtime.bench_stages import Sample, sample, stage_peaks
+from qwen_image_engine.runtime.image import png_bytes
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.process_memory import MemoryUse, MemoryWatch
 from qwen_image_engine.runtime.timing import Timings
@@ -26,7 +31,7 @@ class Drawer:
     """Something loaded, in this process.
 
     Attributes:
-        draw: one request; grows `timings`.
+        draw: one request, and its first picture; grows `timings`.
         timings: of its networks.
         version: of the package that computes.
         precision: of its networks.
@@ -35,7 +40,7 @@ class Drawer:
         close: frees it.
     """
 
-    draw: Callable[[Request], object]
+    draw: Callable[[Request], Image.Image | NDArray[np.uint8]]
     timings: Timings
     version: str
     precision: str
@@ -52,11 +57,13 @@ class Drawn:
         sample: seconds by stage.
         peaks: by stage, where they were asked for.
         waiting: the share of the total in which a thread was ready and had no core, None where the system is silent.
+        picture: the first of the batch as a PNG, where it was asked for.
     """
 
     sample: Sample
     peaks: Mapping[str, MemoryUse]
     waiting: float | None = None
+    picture: bytes | None = None
 
 
 class Way(Protocol):
@@ -67,8 +74,8 @@ class Way(Protocol):
         """What is known of it by now."""
         ...
 
-    def draw(self, case: Case, round_number: int, *, watched: bool) -> Drawn:
-        """Draw one picture, or one batch; `watched` reads memory meanwhile, which costs time.
+    def draw(self, case: Case, round_number: int, *, watched: bool, picture: bool = False) -> Drawn:
+        """Draw one picture, or one batch; `watched` reads memory meanwhile, which costs time; `picture` keeps it.
 
         Raises:
             QwenImageError: it failed.
@@ -83,9 +90,9 @@ class Way(Protocol):
 def pipeline_drawer(pipeline: QwenImage, version: str, precision: str, disk_bytes: int) -> Drawer:
     """Any pipeline on any engines."""
 
-    def draw(request: Request) -> None:
+    def draw(request: Request) -> NDArray[np.uint8]:
         case = request.case
-        pipeline.generate(
+        drawn = pipeline.generate(
             request.prompt,
             references=request.references,
             reference_resolution=request.resolution,
@@ -96,14 +103,23 @@ def pipeline_drawer(pipeline: QwenImage, version: str, precision: str, disk_byte
             num_images=case.batch,
             progress=False,
         )
+        return drawn[0].rgba
 
     return Drawer(draw, pipeline.timings, version, precision, disk_bytes, close=pipeline.close)
 
 
 def draw_once(
-    drawer: Drawer, case: Case, round_number: int, resolution: int, watch: MemoryWatch | None = None
+    drawer: Drawer,
+    case: Case,
+    round_number: int,
+    resolution: int,
+    watch: MemoryWatch | None = None,
+    *,
+    picture: bool = False,
 ) -> Drawn:
     """One request of a case; what it is made of (noise patterns, pictures) is made before the clock starts.
+
+    The picture is made a PNG after the clock has stopped.
 
     Raises:
         QwenImageError: it failed.
@@ -113,9 +129,10 @@ def draw_once(
     drawer.timings.watch = watch
     waited = waited_s()
     began = perf_counter()
-    drawer.draw(wanted)
+    drawn = drawer.draw(wanted)
     total_s = perf_counter() - began
     longest_s = longest_wait(waited, waited_s())
     entries = list(drawer.timings.entries)
     found = sample(entries, total_s, prefix_in_first_step=drawer.prefix_in_first_step)
-    return Drawn(found, stage_peaks(entries), None if longest_s is None else min(1.0, longest_s / total_s))
+    waiting = None if longest_s is None else min(1.0, longest_s / total_s)
+    return Drawn(found, stage_peaks(entries), waiting, png_bytes(drawn) if picture else None)

@@ -6,6 +6,7 @@ torch. It reads one JSON request a line from standard input and answers each in 
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
@@ -70,13 +71,20 @@ def _load(spec: WaySpec, loaded: list[Drawer]) -> Mapping[str, Any]:
 
 def _draw(spec: WaySpec, drawer: Drawer, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
     case, number = Case(**wanted["case"]), int(wanted["round"])
+    picture = bool(wanted["picture"])
     if wanted["watched"]:
         with MemoryWatch() as watch:
-            drawn = draw_once(drawer, case, number, spec.resolution, watch)
+            drawn = draw_once(drawer, case, number, spec.resolution, watch, picture=picture)
     else:
-        drawn = draw_once(drawer, case, number, spec.resolution)
+        drawn = draw_once(drawer, case, number, spec.resolution, picture=picture)
     peaks = {stage: asdict(peak) for stage, peak in drawn.peaks.items()}
-    return {"sample": drawn.sample, "peaks": peaks, "waiting": drawn.waiting, "peak_bytes": highest_resident_bytes()}
+    return {
+        "sample": drawn.sample,
+        "peaks": peaks,
+        "waiting": drawn.waiting,
+        "peak_bytes": highest_resident_bytes(),
+        "picture": None if drawn.picture is None else base64.b64encode(drawn.picture).decode("ascii"),
+    }
 
 
 def _answer(answers: TextIO, work: Callable[[], Mapping[str, Any]]) -> bool:

@@ -7,7 +7,8 @@ from statistics import median
 from typing import Any
 
 from qwen_image_engine.runtime.bench_case import Case
-from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts, WayRuns
+from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts
+from qwen_image_engine.runtime.bench_runs import WayRuns
 from qwen_image_engine.runtime.bench_stages import COMPARED
 from qwen_image_engine.runtime.comparison import Change, ChangedRow, Comparison
 from qwen_image_engine.runtime.intervals import COVERAGE, ratio_interval

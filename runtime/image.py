@@ -1,5 +1,6 @@
 """Pictures: from the decoder's output to RGBA bytes, and to PNG files that carry their parameters."""
 
+import io
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
@@ -68,6 +69,14 @@ def save_png(path: Path, rgba: NDArray[np.uint8], parameters: Mapping[str, str])
     finally:
         with suppress(OSError):  # renamed already, or never made
             temporary.unlink()
+
+
+def png_bytes(picture: Image.Image | NDArray[np.uint8]) -> bytes:
+    """A picture, (height, width, 4) uint8 if it is an array, as a PNG without parameters."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture, "RGBA")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def read_png_parameters(path: Path) -> dict[str, str]:

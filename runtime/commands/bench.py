@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from qwen_image_engine.engines.engine import ENGINES
 from qwen_image_engine.runtime.commands.arguments import picture_size
-from qwen_image_engine.runtime.commands.outputs import check_writable, write_json
+from qwen_image_engine.runtime.commands.outputs import add_report_argument, check_writable, write_json
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
 from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION
 
 if TYPE_CHECKING:
-    from qwen_image_engine.runtime.bench_result import Benchmark, CaseRuns
+    from qwen_image_engine.runtime.bench_result import Benchmark
+    from qwen_image_engine.runtime.bench_runs import CaseRuns
 
 SUMMARY = "how fast a bundle is, beside other ways of drawing"
 
@@ -56,14 +57,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep every engine loaded, or one at a time (resident)",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the --json document here as well")
+    add_report_argument(parser)
 
 
 def execute(options: argparse.Namespace) -> Report:
     """Measure and print; a baseline that is not installed is a row that says so."""
     from qwen_image_engine.runtime.bench import ROUNDS, bench
+    from qwen_image_engine.runtime.report.folder import check_report, write_report
 
     if options.output:
         check_writable(options.output)
+    if options.report:
+        check_report(options.report)
     found = bench(
         options.bundle,
         checkpoint=options.model,
@@ -77,10 +82,13 @@ def execute(options: argparse.Namespace) -> Report:
         rounds=ROUNDS if options.rounds is None else options.rounds,
         threads=options.threads,
         memory=options.memory,
+        pictures=options.report is not None,
     )
     document = found.to_json()
     if options.output:
         write_json(options.output, document)
+    if options.report:
+        write_report(found, options.report)
     return Report(document, list(_lines(found)))
 
 

@@ -1,5 +1,6 @@
 """Files that a verb will write: checked before the work starts, written whole or not at all."""
 
+import argparse
 import json
 import secrets
 from collections.abc import Callable, Mapping
@@ -25,6 +26,16 @@ def picture_paths(output: Path, num_images: int) -> list[Path]:
     if num_images == 1:
         return [output]
     return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(num_images)]
+
+
+def add_report_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare `--report`."""
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write one HTML page of it, with plots and pictures, to DIR/index.html; needs matplotlib",
+    )
 
 
 def check_writable(*paths: Path) -> None:

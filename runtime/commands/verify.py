@@ -5,7 +5,7 @@ from pathlib import Path
 
 from qwen_image_engine.runtime.commands.checkpoint import add_weight_arguments
 from qwen_image_engine.runtime.commands.export_packages import export_packages
-from qwen_image_engine.runtime.commands.outputs import check_writable, write_json
+from qwen_image_engine.runtime.commands.outputs import add_report_argument, check_writable, write_json
 from qwen_image_engine.runtime.commands.report import Report
 from qwen_image_engine.runtime.commands.run import add_engine_arguments
 from qwen_image_engine.runtime.commands.verify_tables import tables
@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="one or more, of one checkpoint")
     parser.add_argument("-m", "--model", metavar="CHECKPOINT", help="folder or hub name (where the manifest says)")
     parser.add_argument("--output", type=Path, metavar="VERIFY.json", help="write the --json document here as well")
+    add_report_argument(parser)
     parser.add_argument(
         "--fail-on",
         action="append",
@@ -44,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> Report:
     """Hash, record the reference, compare; exit code 1 where a row is beyond its threshold or a limit."""
+    from qwen_image_engine.runtime.report.folder import check_report, write_report
+
     with export_packages():
         from qwen_image_engine.export.limits import Limit
         from qwen_image_engine.export.verify import verify
@@ -52,6 +55,8 @@ def execute(options: argparse.Namespace) -> Report:
     limits = tuple(Limit.parse(text) for text in options.fail_on)
     if options.output:
         check_writable(options.output)
+    if options.report:
+        check_report(options.report)
     result = verify(
         options.bundles,
         options.model,
@@ -64,8 +69,11 @@ def execute(options: argparse.Namespace) -> Report:
         layers=options.layers,
         judge=options.judge,
         polygraphy=options.polygraphy,
+        pictures=options.report is not None,
     )
     document = result.to_json()
     if options.output:
         write_json(options.output, document)
+    if options.report:
+        write_report(result, options.report)
     return Report(document, list(tables(result.bundles)), 0 if result.passed else 1)

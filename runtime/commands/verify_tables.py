@@ -30,7 +30,7 @@ def tables(bundles: Sequence[Verification]) -> Iterator[str]:
         for limit in bundle.limits:
             mark, error = _mark(bundle.holds(limit)), bundle.judged_error(limit.row)
             yield f"{mark} --fail-on {limit.row}={limit.relative_l2:g}: {error:.1e}{_of(bundle, bundles)}"
-        yield _verdict(bundle) + _of(bundle, bundles)
+        yield verdict_text(bundle) + _of(bundle, bundles)
 
 
 def _of(bundle: Verification, bundles: Sequence[Verification]) -> str:
@@ -132,7 +132,8 @@ def _judged(bundles: Sequence[Verification]) -> list[str]:
     return table(rows, right=tuple(range(1, len(rows[0]))))
 
 
-def _verdict(bundle: Verification) -> str:
+def verdict_text(bundle: Verification) -> str:
+    """What it comes to, one line."""
     failed = sum(not row.passed for row in bundle.rows)
     broken = sum(not bundle.holds(limit) for limit in bundle.limits)
     verdict = "every row is within its threshold"

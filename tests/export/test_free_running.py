@@ -52,7 +52,9 @@ def recorded(step: Step) -> Recording:
 def test_the_reference_does_not_leave_itself() -> None:
     step = Step(0.7)
     recording = recorded(step)
-    found = divergence(lambda x, _: step.run({"latents": x})["velocity"], recording, recording.steps[0].latents)
+    found = divergence(
+        lambda x, _: step.run({"latents": x})["velocity"], recording, recording.steps[0].latents
+    ).distances
     assert len(found) == 3
     assert max(found) < 1e-6
     exact = [difference(item.velocity, item.velocity) for item in recording.steps]
@@ -67,7 +69,7 @@ def test_a_constant_error_and_its_control() -> None:
     step = Step(0.0)
     recording = recorded(step)
     wrong = np.float32(1.1)
-    found = divergence(lambda x, _: np.full_like(x, wrong), recording, recording.steps[0].latents)
+    found = divergence(lambda x, _: np.full_like(x, wrong), recording, recording.steps[0].latents).distances
     forced = [difference(np.full_like(item.velocity, wrong), item.velocity) for item in recording.steps]
     own = free_running(recording, found, forced, step)
     norms = [float(np.linalg.norm(x)) for x in (*(item.latents for item in recording.steps[1:]), recording.final)]
@@ -85,7 +87,9 @@ def test_a_constant_error_and_its_control() -> None:
 def test_values_that_are_not_finite() -> None:
     step = Step(0.7)
     recording = recorded(step)
-    found = divergence(lambda x, sigma: x * (np.nan if sigma < 1 else 1), recording, recording.steps[0].latents)
+    found = divergence(
+        lambda x, sigma: x * (np.nan if sigma < 1 else 1), recording, recording.steps[0].latents
+    ).distances
     assert math.isfinite(found[0])
     assert found[1:] == (math.inf, math.inf)
     broken = [difference(item.velocity * np.nan, item.velocity) for item in recording.steps]

@@ -10,6 +10,8 @@ from oracles import load_edit_pipeline, load_pipeline
 
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export.recording import Case
+from qwen_image_engine.export.verify import verify_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
 
 
@@ -27,6 +29,8 @@ def test_exports_the_files_that_it_was_loaded_from(folder: Path, pipeline: Any, 
     manifest = export_bundle(pipeline, tmp_path / "bundle")
     assert manifest.checkpoint.path == str(folder.resolve())
     assert manifest.checkpoint.weights_sha256 == Checkpoint.open(folder).weights_sha256()
+    quick = Case("quick", "a red circle", 64, 32)
+    assert verify_bundle(tmp_path / "bundle", pipeline, cases=[quick]).passed
 
 
 def test_other_precision_is_the_same_checkpoint(folder: Path, pipeline: Any) -> None:

@@ -15,8 +15,9 @@ from numpy_engines import numpy_pipeline
 
 from qwen_image_engine.runtime.bench import ROUNDS
 from qwen_image_engine.runtime.bench_case import Case, request
-from qwen_image_engine.runtime.bench_result import CaseRuns, WayFacts
+from qwen_image_engine.runtime.bench_result import WayFacts
 from qwen_image_engine.runtime.bench_rounds import run_rounds
+from qwen_image_engine.runtime.bench_runs import CaseRuns
 from qwen_image_engine.runtime.bench_way import pipeline_drawer
 from qwen_image_engine.runtime.process_memory import MemoryUse
 

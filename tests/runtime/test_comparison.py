@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from qwen_image_engine.runtime.bench_case import Case
-from qwen_image_engine.runtime.bench_result import Benchmark, CaseRuns, Settings, WayFacts, WayRuns
+from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts
+from qwen_image_engine.runtime.bench_runs import CaseRuns, WayRuns
+from qwen_image_engine.runtime.bench_settings import Settings
 from qwen_image_engine.runtime.command import main
 from qwen_image_engine.runtime.comparison import compare
 from qwen_image_engine.runtime.process_memory import MemoryUse

@@ -10,12 +10,12 @@ import pytest
 
 from qwen_image_engine.runtime.image import read_png_parameters
 
-HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "transformers", "diffusers", "safetensors")
+HEAVY = ("torch", "matplotlib", "onnx", "onnxruntime", "openvino", "transformers", "diffusers", "safetensors")
 
 BLOCKER = """
 import sys
 
-BLOCKED = {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "transformers", "diffusers"}
+BLOCKED = {"torch", "matplotlib", "onnx", "onnx_ir", "onnxscript", "safetensors", "transformers", "diffusers"}
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):

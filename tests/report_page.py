@@ -1,0 +1,207 @@
+"""What every report has to be: parsed as HTML, and looked at by Chromium where there is one."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, text, headings and ids; balance is checked on the way."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def check_page(file: Path) -> Page:
+    """Self-contained, without scripts, and sound; no browser needed."""
+    text = file.read_text(encoding="utf-8")
+    page = Page(text)
+    names = {name for name, _ in page.tags}
+    assert not names & {"script", "iframe", "object", "embed", "base", "form", "foreignobject"}
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "xlink:href", "action", "srcset", "data", "poster", "background"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:")), value
+            if value.startswith("#") and len(value) > 1:
+                assert value[1:] in ids
+    assert "@import" not in text
+    assert "http:" not in text
+    assert "https:" not in text
+    for part in text.split("url(")[1:]:
+        assert part.startswith("#")
+        assert part[1:].partition(")")[0] in ids
+    assert page.named("html")[0]["lang"] == "en"
+    assert page.tags[2] == ("meta", {"charset": "utf-8"})
+    assert any(item.get("name") == "viewport" for item in page.named("meta"))
+    assert "(prefers-color-scheme: dark)" in text
+    levels = [int(name[1]) for name, _ in page.tags if name in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert all("alt" in item for item in page.named("img"))
+    assert all(item.get("aria-label") and item.get("role") == "img" for item in page.named("svg"))
+    return page
+
+
+class Browser:
+    """Headless Chromium over its pipe: JSON messages that end in a zero byte."""
+
+    def __init__(self, read: int, write: int) -> None:
+        self._read, self._write, self._rest, self._count = read, write, b"", 0
+        self.events: list[dict[str, Any]] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    _session: str | None = None
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._count += 1
+        message: dict[str, Any] = {"id": self._count, "method": method, "params": parameters}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            found = self._next()
+            if found.get("id") == self._count:
+                assert "error" not in found, found
+                result: dict[str, Any] = found["result"]
+                return result
+            self.events.append(found)
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            chunk = os.read(self._read, 1 << 16)
+            assert chunk, "the browser has gone"
+            self._rest += chunk
+        line, _, self._rest = self._rest.partition(b"\0")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def look(self, url: str, width: int, scheme: str, height: int = 900) -> None:
+        self.events.clear()
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+        )
+        self.call("Page.navigate", url=url)
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._next())
+
+    def value(self, expression: str) -> Any:
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def screenshot(self, file: Path, height: int | None = None) -> None:
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": height or size["height"], "scale": 1}
+        found = self.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
+        file.write_bytes(base64.b64decode(found["data"]))
+
+
+@contextmanager
+def browser(folder: Path) -> Iterator[Browser]:
+    """A browser whose profile is in `folder`."""
+    assert BROWSER is not None
+    (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
+
+    def pipes() -> None:  # the browser reads from 3 and writes to 4
+        os.dup2(theirs_in, 13)
+        os.dup2(theirs_out, 14)
+        os.dup2(13, 3)
+        os.dup2(14, 4)
+
+    process = subprocess.Popen(
+        [
+            BROWSER,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={folder / 'profile'}",
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=pipes,
+        close_fds=False,
+    )
+    os.close(theirs_in)
+    os.close(theirs_out)
+    try:
+        yield Browser(ours_in, ours_out)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours_in)
+        os.close(ours_out)
+
+
+def check_in_browser(file: Path, folder: Path) -> None:
+    """Renders light and dark, on a desk and on a phone: no message, no request but for the page, no sideways scroll."""
+    grounds = {}
+    with browser(folder) as chromium:
+        for width in (1200, 375, 320):
+            for scheme in ("light", "dark"):
+                chromium.look(file.as_uri(), width, scheme)
+                assert chromium.value("document.querySelectorAll('svg.plot').length") > 0
+                assert chromium.value("document.documentElement.scrollWidth") <= width
+                assert chromium.value("Math.max(...[...document.images].map(i => i.naturalWidth ? 0 : 1), 0)") == 0
+                grounds[scheme] = chromium.value("getComputedStyle(document.body).backgroundColor")
+                told = [
+                    event
+                    for event in chromium.events
+                    if event.get("method") in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+                ]
+                assert told == []
+                asked = [
+                    event["params"]["request"]["url"]
+                    for event in chromium.events
+                    if event.get("method") == "Network.requestWillBeSent"
+                ]
+                assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+    assert grounds["light"] != grounds["dark"]
