@@ -17,7 +17,6 @@ from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.network_folder import MODEL_FILES
 from qwen_image_engine.export.plan import plan_export
 from qwen_image_engine.export.tensorrt_rules import broken_rules
-from qwen_image_engine.export.thresholds import THRESHOLDS
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, reference_engines
 from qwen_image_engine.runtime.bundle import Bundle
@@ -129,8 +128,3 @@ def test_a_bundle_says_which_engine_runs_it(cuda_bundle: Export, exported: Calla
         Bundle.open(cuda_bundle("bf16")[1]).load_engine("step", "onnxruntime")
     with pytest.raises(QwenImageError, match=r"holds graphs for cpu.* another --engine, or .* --target cuda"):
         Bundle.open(exported()).load_engine("step", "onnxruntime-cuda")
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_every_component_has_a_threshold(precision: str) -> None:
-    assert {*NETWORK, "teacher_forced"} == set(THRESHOLDS["cuda", precision])
