@@ -1,5 +1,6 @@
 """Graphs for ONNX Runtime on CUDA: their form, the kernels that they need, and what they compute in float32."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,15 +9,22 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from images import patches
+from numpy_memory import NumpyMemory
 
 from qwen_image_engine.calibration.quantised_network import quantised_networks
+from qwen_image_engine.engines.cuda_driver import DeviceFacts
 from qwen_image_engine.engines.engine import Array, load_engine
 from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.onnxruntime_cuda import Device
 from qwen_image_engine.export import recipe
 from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export.layer_outputs import layer_graph
 from qwen_image_engine.export.network_folder import MODEL_FILES
 from qwen_image_engine.export.plan import plan_export
+from qwen_image_engine.export.recording import Case
 from qwen_image_engine.export.tensorrt_rules import broken_rules
+from qwen_image_engine.export.verify import verify_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, reference_engines
 from qwen_image_engine.runtime.bundle import Bundle
@@ -128,3 +136,42 @@ def test_a_bundle_says_which_engine_runs_it(cuda_bundle: Export, exported: Calla
         Bundle.open(cuda_bundle("bf16")[1]).load_engine("step", "onnxruntime")
     with pytest.raises(QwenImageError, match=r"holds graphs for cpu.* another --engine, or .* --target cuda"):
         Bundle.open(exported()).load_engine("step", "onnxruntime-cuda")
+
+
+def test_verify_of_an_engine_on_a_device(
+    cuda_bundle: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    """Keys and values stay in memory of their own, layers and trajectories included; the CPU's provider runs it."""
+    folder = Path(shutil.copytree(cuda_bundle("fp32")[1], tmp_path / "bundle"))
+    package = "qwen_image_engine"
+    here = Device("cpu", "CPUExecutionProvider", {}, NumpyMemory(0))
+    monkeypatch.setattr(f"{package}.engines.onnxruntime_cuda.cuda_device", lambda: here)
+    monkeypatch.setattr(f"{package}.export.verify.version", lambda name: f"of {name}")
+    for module in ("export.verify", "runtime.bundle"):
+        monkeypatch.setattr(f"{package}.{module}.require", lambda name: None)
+    gpu = DeviceFacts("A GPU", "9.0", 13000, total_bytes=1 << 34, free_bytes=1 << 34)
+    for module in ("runtime.bundle", "runtime.conditioning"):
+        monkeypatch.setattr(f"{package}.{module}.device_facts", lambda: gpu)
+    case = Case("edit", "make it blue", 64, 32, references=(patches(60, 50),))
+    result = verify_bundle(folder, cases=[case], engine="onnxruntime-cuda", layers=True)
+    assert result.passed
+    assert {row.component for row in result.rows} == {*COMPONENTS, "teacher_forced"}
+    assert all(row.worst.relative_l2 < 1e-4 for row in result.rows)
+    assert len(result.free_running[0].engine) == 8
+    assert result.layers is not None
+    assert all(layer.worst.relative_l2 < 1e-4 for layer in result.layers.layers)
+    assert "--layers with --engine tensorrt: a built engine gives its outputs alone" in fails(
+        2, "verify", folder, "--layers", "--engine", "tensorrt"
+    )
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_layers_come_in_float32(cuda_bundle: Export, precision: str) -> None:
+    folder = cuda_bundle(precision)[1]
+    entry = read_manifest(folder).components["step"]
+    with layer_graph(folder, entry, "") as graph:
+        onnx.checker.check_model(str(graph.model), full_check=True)
+        assert {spec.dtype for spec in graph.contract.outputs} == {"float32"}
+        assert set(graph.outputs.values()) <= {
+            item.name for item in onnx.load(graph.model, load_external_data=False).graph.output
+        }
