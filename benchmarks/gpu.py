@@ -26,6 +26,7 @@ from gpu_network import make_case, prefix_inputs, random_transformer
 from gpu_parity import engine_rows, torch_rows
 from gpu_peers import missing_engine, peer_ways
 from gpu_profile import profile_step
+from gpu_tensorrt import PRECISIONS, TensorRt, prefix_rows, shapes_of, tensorrt_ways
 from gpu_ways import COMPILED, Budget, one_line, prefix_row, step_rows, torch_ways
 from gpu_work import synchronise
 from released_configs import released_configs, small_configs
@@ -116,14 +117,19 @@ def speed(
     network = random_transformer(values, device, dtype)
     synchronise(device)
     quick, slow = torch_ways(network, options.backend, 5 if options.tiny else 45)
-    phases = [[*quick, *peer_ways(network, configs, work, kept)], slow]
     ceilings: dict[int, float] = {}
     sides = [pixels // 16 for pixels in options.pixels]
     rows = []
     timing = Budget(budget.left - PROFILE_SECONDS)
+    shapes = shapes_of(sides, prefix)
+    engines = [TensorRt(network, configs, work, kept, item, shapes, timing) for item in options.tensorrt]
+    phases = [quick[:1]] if options.tensorrt_only else [[*quick, *peer_ways(network, configs, work, kept)], slow]
+    phases += tensorrt_ways(engines)  # last, for they take longest
     for row in step_rows(network, phases, sides, prefix, timing, ceilings):
         print(describe(row), file=sys.stderr, flush=True)
         rows.append(row)
+    top = max(ceilings.values())
+    prefixes = list(prefix_rows(engines, prefix_inputs(network, prefix), top, timing))
     profile: dict[str, Any] = {"missing": budget.refuses(PROFILE_SECONDS) or ""}
     if not profile["missing"]:
         (compiled,) = (way for way in quick if way.name == COMPILED)
@@ -136,7 +142,8 @@ def speed(
             "dtype": str(dtype),
         },
         "ceilings": [{"pixels": 16 * side, "tflop_per_s": found} for side, found in ceilings.items()],
-        "prefix": prefix_row(network, prefix, max(ceilings.values())),
+        "prefix": prefix_row(network, prefix, top),
+        "prefixes": prefixes,
         "steps": rows,
         "profile": profile,
     }
@@ -155,10 +162,20 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for a dry run")
     parser.add_argument("--tiny", action="store_true", help="two narrow blocks in the place of the released size")
     parser.add_argument("--pixels", type=int, nargs="+", default=[1024, 2048, 512], help="sides, in this order")
+    parser.add_argument(
+        "--tensorrt",
+        type=lambda text: [word for word in text.split(",") if word],
+        default=list(PRECISIONS),
+        metavar="PRECISION,…",
+        help="what TensorRT is timed in, each built in minutes, as far as the time goes",
+    )
+    parser.add_argument("--tensorrt-only", action="store_true", help="leave out other ways than torch eager and that")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="nothing is begun that would not end by then")
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")
     options = parser.parse_args()
+    if unknown := set(options.tensorrt) - set(PRECISIONS):
+        parser.error(f"--tensorrt {','.join(sorted(unknown))}: expected {', '.join(PRECISIONS)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         print(
             "gpu.py: torch sees no CUDA device; a dry run is: sh benchmarks/gpu.sh --device cpu --tiny", file=sys.stderr
