@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
@@ -32,7 +33,11 @@ from gpu_work import synchronise
 from released_configs import released_configs, small_configs
 from wide_checkpoint import SMALL, write_wide_checkpoint
 
+from qwen_image_engine.engines.build_job import BuildOptions
+from qwen_image_engine.engines.profile import Range
 from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.runtime.build import build_bundle
+from qwen_image_engine.runtime.build_shapes import BuildShapes
 
 RESULTS = Path(__file__).parent / "results"
 PREFIX = 128
@@ -41,6 +46,12 @@ SECONDS = 540.0
 
 PARITY_SECONDS = 90.0
 ENGINE_SECONDS = 120.0
+TENSORRT_SECONDS = 300.0
+"""Eight engines of the small checkpoint; a guess."""
+
+COMPARED = BuildShapes(sizes=((256, 256),), references=Range(0, 1, 2), reference_resolution=256)
+"""What has room for `gpu_parity.SIZES`."""
+
 PROFILE_SECONDS = 30.0
 
 
@@ -51,21 +62,30 @@ def parity(tiny: bool, device: torch.device, budget: Budget, work: Path) -> Iter
     yield from guarded(
         "torch bf16", lambda: torch_rows(Checkpoint.open(wide), device, ("prefix", "prefix_image", "step"))
     )
-    for precision in ("bf16", "fp16"):
-        way = f"onnxruntime-cuda cuda {precision}"
-        missing = missing_engine("onnxruntime-cuda") or budget.refuses(ENGINE_SECONDS)
+    for engine, target, precision, seconds in (
+        ("onnxruntime-cuda", "cuda", "bf16", ENGINE_SECONDS),
+        ("onnxruntime-cuda", "cuda", "fp16", ENGINE_SECONDS),
+        ("tensorrt", "tensorrt", "bf16", TENSORRT_SECONDS),
+    ):
+        way = f"{engine} {target} {precision}"
+        missing = missing_engine(engine) or budget.refuses(seconds)
         if missing is not None:
             yield {"way": way, "missing": missing}
         else:
-            yield from guarded(way, lambda precision=precision: exported_rows(precision, device, work))
+            rows = partial(exported_rows, engine, target, precision, device, work)
+            yield from guarded(way, rows)
 
 
-def exported_rows(precision: str, device: torch.device, work: Path) -> Iterator[dict[str, Any]]:
+def exported_rows(
+    engine: str, target: str, precision: str, device: torch.device, work: Path
+) -> Iterator[dict[str, Any]]:
     from qwen_image_engine.export.bundle import export_bundle
 
-    bundle = work / f"bundle-{precision}"
-    export_bundle(SMALL, bundle, target="cuda", precision=precision)
-    yield from engine_rows(Checkpoint.open(SMALL), bundle, "onnxruntime-cuda", device)
+    bundle = work / f"bundle-{target}-{precision}"
+    export_bundle(SMALL, bundle, target=target, precision=precision)
+    if target == "tensorrt":
+        build_bundle(bundle, COMPARED, BuildOptions())
+    yield from engine_rows(Checkpoint.open(SMALL), bundle, engine, device)
 
 
 def guarded(way: str, rows: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[dict[str, Any]]:

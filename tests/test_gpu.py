@@ -93,8 +93,28 @@ def test_bf16_is_compared_component_by_component(dry_run: dict[str, Any]) -> Non
         assert row["cosine"] > 0.99
     if NO_GPU:
         missing = [row for row in dry_run["parity"] if row["way"].startswith("onnxruntime-cuda")]
-        assert len(missing) == 2
+        missing += [row for row in dry_run["parity"] if row["way"] == "tensorrt tensorrt bf16"]
+        assert len(missing) == 3
         assert all("CUDA" in row["missing"] or "not installed" in row["missing"] for row in missing)
+
+
+def test_what_is_compared_has_room_in_the_profiles() -> None:
+    from gpu import COMPARED
+    from gpu_parity import component_inputs
+
+    from qwen_image_engine.engines.contract import contract
+    from qwen_image_engine.engines.profile_choice import choose_profile
+    from qwen_image_engine.reference.checkpoint import Checkpoint
+    from qwen_image_engine.reference.engine import components, dims
+    from qwen_image_engine.runtime.build_shapes import Template, build_profiles
+    from qwen_image_engine.runtime.tokenizer import load_tokenizer
+
+    checkpoint = Checkpoint.open(BENCHMARKS.parent / "reference" / "shapes" / "checkpoint")
+    template = Template.of(load_tokenizer(checkpoint.folder), 2)
+    for name in components(checkpoint):
+        spec = contract(name, dims(checkpoint))
+        shapes = {key: values.shape for key, values in component_inputs(spec).items()}
+        choose_profile(spec, build_profiles(spec, COMPARED, template, 7), shapes, "qwen-image build")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
