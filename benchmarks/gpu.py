@@ -143,18 +143,23 @@ def speed(
     timing = Budget(budget.left - PROFILE_SECONDS)
     shapes = shapes_of(sides, prefix)
     engines = [TensorRt(network, configs, work, kept, item, shapes, timing) for item in options.tensorrt]
-    phases = [quick[:1]] if options.tensorrt_only else [[*quick, *peer_ways(network, configs, work, kept)], slow]
-    phases += tensorrt_ways(engines)  # last, for they take longest
+    peers = [] if options.tensorrt_only else peer_ways(network, configs, work, kept)
+    phases = [quick[:1]] if options.tensorrt_only else [[*quick, *peers], slow]
+    tensorrt = tensorrt_ways(engines)
+    phases += tensorrt  # last, for they take longest
     for row in step_rows(network, phases, sides, prefix, timing, ceilings):
         print(describe(row), file=sys.stderr, flush=True)
         rows.append(row)
     top = max(ceilings.values())
     prefixes = list(prefix_rows(engines, prefix_inputs(network, prefix), top, timing))
+    engine_profiles: list[dict[str, Any]] = []
     profile: dict[str, Any] = {"missing": budget.refuses(PROFILE_SECONDS) or ""}
     if not profile["missing"]:
         (compiled,) = (way for way in quick if way.name == COMPILED)
         case = make_case(network, sides[0], prefix_inputs(network, prefix))
         profile = {"way": COMPILED, "pixels": 16 * sides[0], **profile_step(compiled.prepare(case), device)}
+        for way in [way for ways in (peers, *tensorrt) for way in ways if way.is_ready()]:
+            engine_profiles.append({"way": way.name, **profile_step(way.prepare(case), device)})
     return {
         "network": {
             **values,
@@ -166,6 +171,7 @@ def speed(
         "prefixes": prefixes,
         "steps": rows,
         "profile": profile,
+        "engine_profiles": engine_profiles,
     }
 
 

@@ -58,6 +58,7 @@ def test_every_part_has_rows(dry_run: dict[str, Any]) -> None:
         assert row["median_ms"] <= row["p90_ms"]
     assert sum(dry_run["profile"]["kinds_ms"].values()) > 0
     assert {"attention", "products"} <= dry_run["profile"]["kinds_ms"].keys()
+    assert dry_run["profile"]["attention_kernels"]
 
 
 def test_engines_compute_the_same_step(dry_run: dict[str, Any]) -> None:
@@ -65,6 +66,7 @@ def test_engines_compute_the_same_step(dry_run: dict[str, Any]) -> None:
     pytest.importorskip("onnxruntime")
     rows = {row["way"]: row for row in dry_run["steps"]}
     assert rows["onnxruntime cpu fp32"]["relative_l2_to_the_first"] < 1e-5
+    assert [item["way"] for item in dry_run["engine_profiles"]] == ["onnxruntime cpu fp32"]
     for precision in ("bf16", "fp8, synthetic scales", "int8, synthetic scales"):
         assert rows[f"TensorRT 11 {precision}"]["missing"]
     assert [row["way"] for row in dry_run["prefixes"]] == [row["way"] for row in dry_run["steps"][-3:]]

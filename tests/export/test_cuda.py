@@ -99,6 +99,24 @@ def test_what_is_rounded_has_a_kernel_on_cuda(cuda_bundle: Export, component: st
         assert spec.dtype == ({"bf16": "bfloat16", "fp16": "float16"}[precision] if cache else "float32")
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_attention_has_the_form_that_flash_attention_takes(cuda_bundle: Export, precision: str) -> None:
+    """16 bits, no mask, no cache, heads of at most 256 channels in steps of 8; that it is taken a GPU has to show."""
+    folder = cuda_bundle(precision)[1]
+    for component in ("prefix", "prefix_image", "step"):
+        nodes = [node for node in ir.load(folder / MODEL_FILES[component]).graph if node.op_type == "Attention"]
+        masked = [node for node in nodes if any(value is not None for value in node.inputs[3:])]
+        # The text behind a reference image alone sees all before it and not all of itself.
+        assert len(masked) == (len(nodes) // 2 if component == "prefix_image" else 0)
+        for node in nodes:
+            assert len(node.outputs) == 1
+            shapes = [value.shape for value in node.inputs[:3] if value is not None and value.shape is not None]
+            heads = {shape[-1] for shape in shapes}
+            assert len(shapes) == 3
+            assert all(isinstance(head, int) and head <= 256 and head % 8 == 0 for head in heads)
+            assert {value.dtype for value in node.inputs[:3] if value is not None} == {HALF[precision]}
+
+
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_in_float32_they_compute_what_torch_does(
     cuda_bundle: Export,
