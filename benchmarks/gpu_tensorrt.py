@@ -1,8 +1,6 @@
 """The step and the prefix as TensorRT engines: exported, built here and run by the project's own runtime.
 
-No TensorRT has run this yet. Static scales are not calibrated but the same for every input, as for activations that are
-normal: random weights have no outliers, and kernels take as long whatever the scales are. So how far such an engine is
-from torch says that it is not broken, and nothing of accuracy.
+No TensorRT has run this yet.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,12 +15,10 @@ from gpu_network import Case, Run
 from gpu_peers import array_inputs, missing_engine, written_checkpoint
 from gpu_ways import Budget, Way, figures, one_line
 from gpu_work import measure, prefix_flop, used_bytes
+from synthetic_scales import SYNTHETIC, synthetic_calibration
 from torch import Tensor
 
-from qwen_image_engine.calibration.calibration import Calibration
-from qwen_image_engine.calibration.linears import LINEARS
 from qwen_image_engine.calibration.quantised_network import quantised_networks
-from qwen_image_engine.calibration.statistics import InputStatistics
 from qwen_image_engine.engines.build_job import BuildJob, BuildOptions, BuildResult
 from qwen_image_engine.engines.build_process import Watch, run_build
 from qwen_image_engine.engines.cuda_driver import device_facts
@@ -39,9 +35,6 @@ from qwen_image_engine.runtime.manifest import ComponentEntry
 PRECISIONS = ("bf16", "fp8", "int8")
 BUILD_SECONDS = 240.0
 """Export and build of one component; a guess."""
-
-_SCALE = "synthetic scales"
-_LARGEST = 4.5  # of a normal input of a few thousand channels over a thousand rows
 
 BuildOne = Callable[[BuildJob, Watch], BuildResult]
 
@@ -65,7 +58,7 @@ class TensorRt:
 
     @property
     def name(self) -> str:
-        return f"TensorRT 11 {self.precision}" + ("" if self.precision == "bf16" else f", {_SCALE}")
+        return f"TensorRT 11 {self.precision}" + ("" if self.precision == "bf16" else f", {SYNTHETIC}")
 
     def __call__(self, case: Case) -> Run:
         inputs, device, engine = array_inputs(case), case.latents.device, self.engine("step")
@@ -201,24 +194,3 @@ def shapes_of(sides: list[int], prefix: int) -> BuildShapes:
     """Square pictures, one at a time, behind that many tokens."""
     sizes = tuple((16 * side, 16 * side) for side in sides)
     return BuildShapes(sizes, Range(1, prefix, prefix), Range.of(0))
-
-
-def synthetic_calibration(network: Transformer) -> Calibration:
-    """What was seen of every input, were it normal."""
-    modules = dict(network.named_modules())
-    seen = {
-        name: _normal(module.in_features)
-        for name, module in modules.items()
-        if isinstance(module, torch.nn.Linear) and name.startswith(LINEARS["transformer"].blocks)
-    }
-    return Calibration({"prefix": seen, "step": seen}, None, "synthetic")  # type: ignore[arg-type]
-
-
-def _normal(channels: int) -> InputStatistics:
-    return InputStatistics(
-        channel_absmax=torch.full((channels,), _LARGEST),
-        channel_mean_square=torch.ones(channels),
-        percentiles=torch.tensor([2.58, 3.29, 3.89, 4.42]),
-        absmax_by_step=torch.tensor([_LARGEST]),
-        gram=torch.zeros(0, 0, 0),
-    )

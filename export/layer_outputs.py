@@ -82,7 +82,7 @@ def _layers(graph: ir.Graph, quantised: Mapping[str, QuantisedLayer], prefix: st
 
 def _weight(node: ir.Node) -> str | None:
     """The weight that a Gemm reads, as it is or dequantised."""
-    value = node.inputs[1] if node.op_type == "Gemm" else None
+    value = node.inputs[1] if node.op_type in ("Gemm", "GemmFloat8") else None
     producer = value.producer() if value is not None else None
     if producer is not None and producer.op_type == "DequantizeLinear":
         value = producer.inputs[0]

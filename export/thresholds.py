@@ -76,14 +76,14 @@ def _half(relative_l2: float, reason: str) -> Mapping[str, Threshold]:
 
 _TENSORRT_BF16 = Threshold(
     0.04,
-    "no TensorRT has run: the reference in bf16 on a CPU is 0.1% to 1.4% off float32 by component of `shapes`, its "
-    "steps 1.1% in the mean over a schedule, and 1.2% in two blocks of the released width "
+    "not yet measured on a GPU: the reference in bf16 on a CPU is 0.1% to 1.4% off float32 by component of `shapes`, "
+    "its steps 1.1% in the mean over a schedule, and 1.2% in two blocks of the released width "
     "(benchmarks/results/speed.json); three times that is allowed, a wrong weight or axis costs 30% and more",
 )
 
 
 def _tensorrt(twin: Mapping[str, Threshold]) -> Mapping[str, Threshold]:
-    """Of a bundle with static scales for TensorRT: those of its twin in float32, and bf16 where that is exact."""
+    """Of a bundle with static scales for a GPU: those of its twin in float32, and 16 bits where that is exact."""
     return {
         row: _TENSORRT_BF16
         if item is _ROUNDING
@@ -91,7 +91,7 @@ def _tensorrt(twin: Mapping[str, Threshold]) -> Mapping[str, Threshold]:
             item,
             relative_l2=item.relative_l2 + _BF16,
             cosine=None,
-            reason=f"no TensorRT has run: the twin's, and bf16 between the products. {item.reason}",
+            reason=f"not yet measured on a GPU: the twin's, and 16 bits between the products. {item.reason}",
         )
         for row, item in twin.items()
     }
@@ -157,6 +157,10 @@ THRESHOLDS: Mapping[tuple[str, str], Mapping[str, Threshold]] = {
         "not yet measured on a GPU: fp16 rounds 8 times finer than bf16, which may be 4% off; values beyond 65504 "
         "would not be finite and are refused",
     ),
+    ("cuda", "fp8"): {
+        **dict.fromkeys(("vae_decoder_mid", "vae_decoder_up", "vae_encoder"), _GPU_FLOAT32),
+        **{row: item for row, item in _tensorrt(_TWIN_FP8).items() if not row.startswith("vae_")},
+    },
     ("tensorrt", "bf16"): {
         **dict.fromkeys(_TWIN_FP8, _TENSORRT_BF16),
         "step": replace(_TENSORRT_BF16, over="mean"),

@@ -67,6 +67,7 @@ def test_engines_compute_the_same_step(dry_run: dict[str, Any]) -> None:
     rows = {row["way"]: row for row in dry_run["steps"]}
     assert rows["onnxruntime cpu fp32"]["relative_l2_to_the_first"] < 1e-5
     assert [item["way"] for item in dry_run["engine_profiles"]] == ["onnxruntime cpu fp32"]
+    assert rows["onnxruntime-cuda cuda fp8, synthetic scales"]["missing"]
     for precision in ("bf16", "fp8, synthetic scales", "int8, synthetic scales"):
         assert rows[f"TensorRT 11 {precision}"]["missing"]
     assert [row["way"] for row in dry_run["prefixes"]] == [row["way"] for row in dry_run["steps"][-3:]]

@@ -9,13 +9,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from images import patches
 from numpy_memory import NumpyMemory
+from safetensors.torch import load_file
 
 from qwen_image_engine.calibration.quantised_network import quantised_networks
 from qwen_image_engine.engines.cuda_driver import DeviceFacts
 from qwen_image_engine.engines.engine import Array, load_engine
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.onnxruntime_cuda import Device
 from qwen_image_engine.export import recipe
 from qwen_image_engine.export.bundle import export_bundle
@@ -193,3 +195,68 @@ def test_layers_come_in_float32(cuda_bundle: Export, precision: str) -> None:
         assert set(graph.outputs.values()) <= {
             item.name for item in onnx.load(graph.model, load_external_data=False).graph.output
         }
+
+
+class TestFp8:
+    """`GemmFloat8`, whose kernel is on CUDA alone: form, codes and scales, and the operator's own schema."""
+
+    def test_products_hold_the_codes_that_were_quantised_for_tensorrt(
+        self, static_bundle: Callable[..., tuple[Path, Path]]
+    ) -> None:
+        folder, twin = (static_bundle("narrow", target, "fp8")[1] for target in ("cuda", "tensorrt"))
+        manifest = read_manifest(folder)
+        for name, entry in manifest.components.items():
+            model = ir.load(folder / entry.model)
+            products = [node for node in model.graph if node.op_type == "GemmFloat8"]
+            assert len(products) == len(entry.quantised_layers)
+            assert entry.least_compute_capability == (8.9 if products else None)
+            assert not [node for node in model.graph if node.op_type == "DequantizeLinear"]
+            for node in products:
+                assert node.domain == "com.microsoft"
+                assert node.attributes["transB"].as_int() == 1
+                assert node.attributes["dtype"].as_int() == ir.DataType.FLOAT16
+                rows, weight, bias, row_scale, weight_scale = node.inputs
+                assert bias is None
+                assert rows is not None
+                assert weight is not None
+                assert row_scale is not None
+                assert weight_scale is not None
+                assert rows.dtype == weight.dtype == ir.DataType.FLOAT8E4M3FN
+                quantise = rows.producer()
+                assert quantise is not None
+                assert quantise.op_type == "QuantizeLinear"
+                assert quantise.inputs[0] is not None
+                assert quantise.inputs[0].dtype == ir.DataType.FLOAT16  # for bfloat16 CUDA has no such kernel
+                assert row_scale.dtype == weight_scale.dtype == ir.DataType.FLOAT
+                linear = (weight.name or "").removesuffix(".weight")
+                assert row_scale.const_value is not None
+                assert row_scale.const_value.numpy() == pytest.approx(
+                    read_manifest(twin).components[name].quantised_layers[linear].input_scale, rel=2**-8
+                )
+        assert manifest.components["step"].quantised_layers
+        assert {node.op_type for node in ir.load(folder / MODEL_FILES["vae_encoder"]).graph} & {"Conv"}
+        codes = [load_file(path / "transformer" / "weights.safetensors") for path in (folder, twin)]
+        for linear in manifest.components["step"].quantised_layers:
+            first, second = (found[f"{linear}.weight"].view(torch.uint8) for found in codes)
+            assert first.equal(second)
+
+    def test_the_schema_takes_it(self, static_bundle: Callable[..., tuple[Path, Path]]) -> None:
+        """ONNX Runtime on a CPU knows the operator, checks its types, and has no kernel."""
+        folder = static_bundle("narrow", "cuda", "fp8")[1]
+        entry = read_manifest(folder).components["step"]
+        with pytest.raises(QwenImageError, match=r"(?i)(find|not).*implement.*GemmFloat8|GemmFloat8.*not implement"):
+            load_engine("onnxruntime", folder / entry.model, entry.contract)
+
+    def test_an_old_gpu_is_told(
+        self, static_bundle: Callable[..., tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gpu = DeviceFacts("NVIDIA A100", "8.0", 13000, total_bytes=1 << 34, free_bytes=1 << 34)
+        monkeypatch.setattr("qwen_image_engine.runtime.bundle.require", lambda name: None)
+        monkeypatch.setattr("qwen_image_engine.runtime.bundle.device_facts", lambda: gpu)
+        bundle = Bundle.open(static_bundle("narrow", "cuda", "fp8")[1])
+        with pytest.raises(QwenImageError, match=r"step: its graph is in fp8.* 8\.9 or newer; NVIDIA A100 has 8\.0"):
+            bundle.load_engine("step", "onnxruntime-cuda")
+
+    def test_fp8_attention_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="FP8 attention with --target cuda"):
+            recipe.recipe("cuda", "fp8", fp8_attention=True)
