@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
@@ -26,12 +27,17 @@ from gpu_network import make_case, prefix_inputs, random_transformer
 from gpu_parity import engine_rows, torch_rows
 from gpu_peers import missing_engine, peer_ways
 from gpu_profile import profile_step
+from gpu_tensorrt import PRECISIONS, TensorRt, prefix_rows, shapes_of, tensorrt_ways
 from gpu_ways import COMPILED, Budget, one_line, prefix_row, step_rows, torch_ways
 from gpu_work import synchronise
 from released_configs import released_configs, small_configs
 from wide_checkpoint import SMALL, write_wide_checkpoint
 
+from qwen_image_engine.engines.build_job import BuildOptions
+from qwen_image_engine.engines.profile import Range
 from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.runtime.build import build_bundle
+from qwen_image_engine.runtime.build_shapes import BuildShapes
 
 RESULTS = Path(__file__).parent / "results"
 PREFIX = 128
@@ -40,6 +46,12 @@ SECONDS = 540.0
 
 PARITY_SECONDS = 90.0
 ENGINE_SECONDS = 120.0
+TENSORRT_SECONDS = 300.0
+"""Eight engines of the small checkpoint; a guess."""
+
+COMPARED = BuildShapes(sizes=((256, 256),), references=Range(0, 1, 2), reference_resolution=256)
+"""What has room for `gpu_parity.SIZES`."""
+
 PROFILE_SECONDS = 30.0
 
 
@@ -50,21 +62,30 @@ def parity(tiny: bool, device: torch.device, budget: Budget, work: Path) -> Iter
     yield from guarded(
         "torch bf16", lambda: torch_rows(Checkpoint.open(wide), device, ("prefix", "prefix_image", "step"))
     )
-    for precision in ("bf16", "fp16"):
-        way = f"onnxruntime-cuda cuda {precision}"
-        missing = missing_engine("onnxruntime-cuda") or budget.refuses(ENGINE_SECONDS)
+    for engine, target, precision, seconds in (
+        ("onnxruntime-cuda", "cuda", "bf16", ENGINE_SECONDS),
+        ("onnxruntime-cuda", "cuda", "fp16", ENGINE_SECONDS),
+        ("tensorrt", "tensorrt", "bf16", TENSORRT_SECONDS),
+    ):
+        way = f"{engine} {target} {precision}"
+        missing = missing_engine(engine) or budget.refuses(seconds)
         if missing is not None:
             yield {"way": way, "missing": missing}
         else:
-            yield from guarded(way, lambda precision=precision: exported_rows(precision, device, work))
+            rows = partial(exported_rows, engine, target, precision, device, work)
+            yield from guarded(way, rows)
 
 
-def exported_rows(precision: str, device: torch.device, work: Path) -> Iterator[dict[str, Any]]:
+def exported_rows(
+    engine: str, target: str, precision: str, device: torch.device, work: Path
+) -> Iterator[dict[str, Any]]:
     from qwen_image_engine.export.bundle import export_bundle
 
-    bundle = work / f"bundle-{precision}"
-    export_bundle(SMALL, bundle, target="cuda", precision=precision)
-    yield from engine_rows(Checkpoint.open(SMALL), bundle, "onnxruntime-cuda", device)
+    bundle = work / f"bundle-{target}-{precision}"
+    export_bundle(SMALL, bundle, target=target, precision=precision)
+    if target == "tensorrt":
+        build_bundle(bundle, COMPARED, BuildOptions())
+    yield from engine_rows(Checkpoint.open(SMALL), bundle, engine, device)
 
 
 def guarded(way: str, rows: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
@@ -116,19 +137,29 @@ def speed(
     network = random_transformer(values, device, dtype)
     synchronise(device)
     quick, slow = torch_ways(network, options.backend, 5 if options.tiny else 45)
-    phases = [[*quick, *peer_ways(network, configs, work, kept)], slow]
     ceilings: dict[int, float] = {}
     sides = [pixels // 16 for pixels in options.pixels]
     rows = []
     timing = Budget(budget.left - PROFILE_SECONDS)
+    shapes = shapes_of(sides, prefix)
+    engines = [TensorRt(network, configs, work, kept, item, shapes, timing) for item in options.tensorrt]
+    peers = [] if options.tensorrt_only else peer_ways(network, configs, work, kept)
+    phases = [quick[:1]] if options.tensorrt_only else [[*quick, *peers], slow]
+    tensorrt = tensorrt_ways(engines)
+    phases += tensorrt  # last, for they take longest
     for row in step_rows(network, phases, sides, prefix, timing, ceilings):
         print(describe(row), file=sys.stderr, flush=True)
         rows.append(row)
+    top = max(ceilings.values())
+    prefixes = list(prefix_rows(engines, prefix_inputs(network, prefix), top, timing))
+    engine_profiles: list[dict[str, Any]] = []
     profile: dict[str, Any] = {"missing": budget.refuses(PROFILE_SECONDS) or ""}
     if not profile["missing"]:
         (compiled,) = (way for way in quick if way.name == COMPILED)
         case = make_case(network, sides[0], prefix_inputs(network, prefix))
         profile = {"way": COMPILED, "pixels": 16 * sides[0], **profile_step(compiled.prepare(case), device)}
+        for way in [way for ways in (peers, *tensorrt) for way in ways if way.is_ready()]:
+            engine_profiles.append({"way": way.name, **profile_step(way.prepare(case), device)})
     return {
         "network": {
             **values,
@@ -136,9 +167,11 @@ def speed(
             "dtype": str(dtype),
         },
         "ceilings": [{"pixels": 16 * side, "tflop_per_s": found} for side, found in ceilings.items()],
-        "prefix": prefix_row(network, prefix, max(ceilings.values())),
+        "prefix": prefix_row(network, prefix, top),
+        "prefixes": prefixes,
         "steps": rows,
         "profile": profile,
+        "engine_profiles": engine_profiles,
     }
 
 
@@ -155,10 +188,20 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for a dry run")
     parser.add_argument("--tiny", action="store_true", help="two narrow blocks in the place of the released size")
     parser.add_argument("--pixels", type=int, nargs="+", default=[1024, 2048, 512], help="sides, in this order")
+    parser.add_argument(
+        "--tensorrt",
+        type=lambda text: [word for word in text.split(",") if word],
+        default=list(PRECISIONS),
+        metavar="PRECISION,…",
+        help="what TensorRT is timed in, each built in minutes, as far as the time goes",
+    )
+    parser.add_argument("--tensorrt-only", action="store_true", help="leave out other ways than torch eager and that")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="nothing is begun that would not end by then")
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")
     options = parser.parse_args()
+    if unknown := set(options.tensorrt) - set(PRECISIONS):
+        parser.error(f"--tensorrt {','.join(sorted(unknown))}: expected {', '.join(PRECISIONS)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         print(
             "gpu.py: torch sees no CUDA device; a dry run is: sh benchmarks/gpu.sh --device cpu --tiny", file=sys.stderr

@@ -11,10 +11,9 @@ from gpu_work import relative_l2
 from torch import Tensor, nn
 
 from qwen_image_engine.engines.contract import Contract, contract, split_axis
-from qwen_image_engine.engines.engine import load_engine
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, components, dims, forward, load_network
-from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.bundle import Bundle
 
 SIZES = {"batch": 1, "text": 77, "prefix": 60, "tokens": 256, "height": 16, "width": 16, "image": 64, "slots": 16}
 POSITIONS = 16
@@ -51,14 +50,15 @@ def torch_rows(checkpoint: Checkpoint, device: torch.device, names: tuple[str, .
 
 def engine_rows(checkpoint: Checkpoint, bundle: Path, engine: str, device: torch.device) -> Rows:
     """Each component of a bundle on an engine against the reference in fp32 on the device."""
-    manifest = read_manifest(bundle)
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
     way = f"{engine} {manifest.target} {manifest.precision}"
-    for name, entry in manifest.components.items():
+    for name in manifest.components:
         spec = contract(name, dims(checkpoint))
         inputs = component_inputs(spec)
         given = {key: torch.from_numpy(array).to(device) for key, array in inputs.items()}
         expected = forward(spec, _network(checkpoint, name, device, torch.float32), given)
-        with closing(load_engine(engine, bundle / entry.model, entry.contract)) as running:
+        with closing(opened.load_engine(name, engine)) as running:
             outputs: Mapping[str, Any] = running.run(inputs)
             found = [_tensor(outputs[port.name], device) for port in spec.outputs]
         yield _row(checkpoint.name, name, way, found, expected)

@@ -1,4 +1,4 @@
-"""Other ways of running the same step: diffusers, ONNX Runtime on CUDA, TensorRT; what is missing says why."""
+"""Other ways of running the same step: diffusers, ONNX Runtime on CUDA; what is missing says why."""
 
 import importlib
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from export_memory import write_checkpoint
 from gpu_network import SIGMA, Case, Run
 from gpu_ways import Way, one_line
 from safetensors.torch import save_file
+from synthetic_scales import SYNTHETIC, synthetic_calibration
 from torch import Tensor
 
 from qwen_image_engine.engines.device_array import DeviceArray
@@ -22,7 +23,6 @@ from qwen_image_engine.reference.config import TransformerConfig
 from qwen_image_engine.reference.transformer import Transformer
 
 DIFFUSERS = "diffusers eager"
-TENSORRT = "TensorRT 11 bf16, fp8, int8"
 
 EXPORT_SECONDS = 240.0
 """Writing 14 GB, tracing two graphs of 32 blocks, and loading them."""
@@ -39,16 +39,26 @@ def peer_ways(network: Transformer, values: Mapping[str, Any], work: Path, kept:
     """
     on_cuda = network.img_in.weight.device.type == "cuda"
     engine, target, precision = ("onnxruntime-cuda", "cuda", "bf16") if on_cuda else ("onnxruntime", "cpu", "fp32")
+    exported = Exported(network, values, work, kept, engine, target, precision)
+    in_fp8 = Exported(network, values, work, kept, "onnxruntime-cuda", "cuda", "fp8")
     return [
         Way(DIFFUSERS, Diffusers(network), 20, missing_package("diffusers")),
         Way(
             f"{engine} {target} {precision}",
-            Exported(network, values, work, kept, engine, target, precision),
+            exported,
             EXPORT_SECONDS if on_cuda else 10,
             missing_engine(engine),
             in_torch=False,
+            is_ready=lambda: exported.engine is not None,
         ),
-        Way(TENSORRT, Diffusers(network), 0, missing_tensorrt()),
+        Way(
+            f"onnxruntime-cuda cuda fp8, {SYNTHETIC}",
+            in_fp8,
+            EXPORT_SECONDS,
+            missing_engine("onnxruntime-cuda"),
+            in_torch=False,
+            is_ready=lambda: in_fp8.engine is not None,
+        ),
     ]
 
 
@@ -129,16 +139,7 @@ class Exported:
 
     def __call__(self, case: Case) -> Run:
         self.engine = self.engine or self._export()
-        device, engine = case.latents.device, self.engine
-        inputs: dict[str, Any] = {
-            "latents": case.latents.float().cpu().numpy(),
-            "time_features": case.features.cpu().numpy(),
-            "cos": case.cos.cpu().numpy(),
-            "sin": case.sin.cpu().numpy(),
-        }
-        for layer, pair in enumerate(case.cache):
-            for name, tensor in zip(("key", "value"), pair, strict=True):
-                inputs[f"{name}_{layer}"] = _values(tensor)
+        device, engine, inputs = case.latents.device, self.engine, array_inputs(case)
 
         def step() -> Tensor:
             return torch.from_numpy(np.asarray(engine.run(inputs)["velocity"])).to(device)
@@ -150,15 +151,16 @@ class Exported:
         from qwen_image_engine.export.network_folder import write_network
         from qwen_image_engine.export.recipe import recipe
 
-        folder, bundle = self.work / "full-size", self.work / "graphs"
-        write_checkpoint(folder, values=self.values, contents=False)
-        (file,) = (folder / "transformer").glob("*.safetensors")
-        save_file(dict(self.network.state_dict()), file, {"format": "pt"})
+        bundle = self.work / f"graphs-{self.target}-{self.precision}"
         bundle.mkdir()
-        checkpoint = Checkpoint.open(folder)
-        quantised = quantised_networks(checkpoint, None)["transformer"]
+        checkpoint = Checkpoint.open(written_checkpoint(self.network, self.values, self.work))
         chosen = recipe(self.target, self.precision)
-        written = write_network(checkpoint, ("step",), chosen, quantised, "link", bundle, {}, lambda what, count: None)
+        calibration = None if chosen.quantisation is None else synthetic_calibration(self.network)
+        quantised = quantised_networks(checkpoint, chosen.quantisation, calibration)["transformer"]
+        # Weights in the dtype of the graph are linked: 14 GB less to write.
+        linked = chosen.quantisation is None and self.network.img_in.weight.dtype == getattr(torch, chosen.dtype)
+        weights = "link" if linked else "copy"
+        written = write_network(checkpoint, ("step",), chosen, quantised, weights, bundle, {}, lambda what, count: None)
         entry = written.components["step"]
         engine = load_engine(self.backend, bundle / entry.model, entry.contract)
         self.kept.callback(engine.close)
@@ -196,11 +198,28 @@ def missing_engine(name: str) -> str | None:
     return None
 
 
-def missing_tensorrt() -> str:
-    return missing_package("tensorrt") or (
-        "TensorRT is there, and building an engine takes longer than all of this may: build with qwen-image build, "
-        "time with qwen-image bench"
-    )
+def written_checkpoint(network: Transformer, values: Mapping[str, Any], work: Path) -> Path:
+    """A checkpoint that has the network's weights, written once; those of the others are holes."""
+    folder = work / "full-size"
+    if not folder.exists():
+        write_checkpoint(folder, values=values, contents=False)
+        (file,) = (folder / "transformer").glob("*.safetensors")
+        save_file(dict(network.state_dict()), file, {"format": "pt"})
+    return folder
+
+
+def array_inputs(case: Case) -> dict[str, Any]:
+    """A step's inputs as engines take them, keys and values where they are."""
+    inputs: dict[str, Any] = {
+        "latents": case.latents.float().cpu().numpy(),
+        "time_features": case.features.cpu().numpy(),
+        "cos": case.cos.cpu().numpy(),
+        "sin": case.sin.cpu().numpy(),
+    }
+    for layer, pair in enumerate(case.cache):
+        for name, tensor in zip(("key", "value"), pair, strict=True):
+            inputs[f"{name}_{layer}"] = _values(tensor)
+    return inputs
 
 
 def _values(tensor: Tensor) -> Any:

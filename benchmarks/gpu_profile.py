@@ -18,7 +18,10 @@ SHOWN = 15
 
 
 def profile_step(run: Callable[[], object], device: torch.device) -> dict[str, Any]:
-    """Milliseconds of one run by kind of kernel, and the kernels that take most."""
+    """Milliseconds of one run by kind of kernel, the kernels that take most, and those of attention.
+
+    The profiler sees every kernel of the process, an engine's too: whether its attention is flash attention shows here.
+    """
     run()
     synchronise(device)
     cuda = device.type == "cuda"
@@ -36,4 +39,9 @@ def profile_step(run: Callable[[], object], device: torch.device) -> dict[str, A
         kind = next((kind for kind, pattern in KINDS.items() if pattern.search(name)), REST)
         kinds[kind] = kinds.get(kind, 0.0) + milliseconds
     slowest = sorted(kernels.items(), key=lambda item: -item[1])[:SHOWN]
-    return {"kinds_ms": kinds, "kernels_ms": {name[:120]: milliseconds for name, milliseconds in slowest}}
+    attention = sorted(name[:120] for name in kernels if KINDS["attention"].search(name))
+    return {
+        "kinds_ms": kinds,
+        "kernels_ms": {name[:120]: milliseconds for name, milliseconds in slowest},
+        "attention_kernels": attention,
+    }

@@ -66,6 +66,7 @@ def _static(precision: str) -> Quantisation:
 
 QUANTISATIONS: Mapping[tuple[str, str], Quantisation] = {
     ("cpu", "int8"): _per_token(),
+    ("cuda", "fp8"): _static("fp8"),
     ("tensorrt", "fp8"): _static("fp8"),
     ("tensorrt", "int8"): _static("int8"),
 }

@@ -86,10 +86,16 @@ class BuildJob:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A written plan: its size and SHA-256, and what the audit counted in the engine."""
+    """A written plan: its size and SHA-256, what the audit counted in the engine, its scratch memory by profile."""
 
     bytes: int
     sha256: str
     fused_attentions: int
     fp8_products: int
     int8_products: int
+    scratch_bytes: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> BuildResult:
+        """What `dataclasses.asdict` made of one, through JSON."""
+        return cls(**{**data, "scratch_bytes": tuple(data["scratch_bytes"])})

@@ -41,7 +41,7 @@ def run_build(job: BuildJob, watch: Watch, command: Sequence[str] = COMMAND) -> 
             process.kill()  # nothing happens to one that has ended
             process.wait()
         if "result" in said:
-            return BuildResult(**said["result"])
+            return BuildResult.from_json(said["result"])
         if "error" in said:
             raise QwenImageError(str(said["error"]))
         raise _crash(job.component, process.returncode, log)

@@ -59,6 +59,9 @@ ENGINES = ("onnxruntime", "onnxruntime-cuda", "openvino", "openvino-bf16", "tens
 """What runs bundles. "openvino-bf16" is OpenVINO computing in bf16 what is not quantised; "tensorrt" runs no graph but
 the plan that was built of it, so it is loaded through `runtime.bundle.Bundle` alone."""
 
+ON_GPU = ("onnxruntime-cuda", "tensorrt")
+"""Of those, what keeps keys and values on a GPU, in 16 bits."""
+
 _EXTRAS = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda", "openvino": "openvino", "tensorrt": "tensorrt"}
 
 CUDA_PROVIDER = "CUDAExecutionProvider"

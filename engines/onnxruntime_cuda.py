@@ -25,7 +25,16 @@ _NAME = "ONNX Runtime CUDA"
 _ONNX_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
 
 _WORK = frozenset(
-    {"Attention", "Conv", "Gemm", "LayerNormalization", "MatMul", "MultiHeadAttention", "RMSNormalization"}
+    {
+        "Attention",
+        "Conv",
+        "Gemm",
+        "GemmFloat8",
+        "LayerNormalization",
+        "MatMul",
+        "MultiHeadAttention",
+        "RMSNormalization",
+    }
     | {"RotaryEmbedding"}
 )
 """What must be on the device; arithmetic on shapes belongs on the host, and ONNX Runtime puts it there."""

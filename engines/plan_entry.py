@@ -28,6 +28,10 @@ class PlanEntry:
         profiles: in the order in which the engine numbers them.
         stripped: whether weights are missing and come from the bundle's own files by refitting.
         weight_streaming: whether weights may stay on the host.
+        scratch_bytes: by profile, what the engine takes for its activations.
+        fused_attentions: counted in the engine, as are the next two.
+        fp8_products: products in FP8.
+        int8_products: products in INT8.
     """
 
     file: str
@@ -39,3 +43,7 @@ class PlanEntry:
     profiles: tuple[Profile, ...]
     stripped: bool = False
     weight_streaming: bool = False
+    scratch_bytes: tuple[int, ...] = ()
+    fused_attentions: int = 0
+    fp8_products: int = 0
+    int8_products: int = 0

@@ -32,16 +32,20 @@ def check_plan_fits(component: str, plan: PlanEntry, device: DeviceFacts, tensor
         )
 
 
-def check_weights_fit(component: str, nbytes: int, device: DeviceFacts, rebuild: str) -> None:
-    """Refuse weights of `nbytes` that the device has no room for, before they are read.
+def check_memory_fits(component: str, weights: int, scratch: int, device: DeviceFacts, rebuild: str) -> None:
+    """Refuse an engine that the device has no room for, before its weights are read.
+
+    `weights` is what they take on the device, `scratch` what the activations of its smallest profile take beside what
+    engines share already. Inputs and outputs depend on the request and are not counted.
 
     Raises:
         OutOfDeviceMemory: so it has.
     """
-    missing = nbytes - device.free_bytes
+    missing = weights + scratch - device.free_bytes
     if missing > 0:
         raise OutOfDeviceMemory(
-            f"{component}: its weights take {nbytes} bytes and {device.free_bytes} of the {device.total_bytes} bytes "
-            f"of {device.name} are free: {missing} are missing; run with --memory sequential, keep weights on the host "
-            f"with: {rebuild} --weight-streaming, or export with --precision fp8 or int8"
+            f"{component}: its weights take {weights} bytes, activations of its smallest profile {scratch} more, and "
+            f"{device.free_bytes} of the {device.total_bytes} bytes of {device.name} are free: {missing} are missing; "
+            f"run with --memory sequential, keep weights on the host with: {rebuild} --weight-streaming, build for "
+            "less (--profile, --references, --prompt-tokens, --batch), or export with --precision fp8 or int8"
         )

@@ -17,6 +17,11 @@ class Scratch:
         self._bytes = 0
         self._users: set[int] = set()
 
+    @property
+    def nbytes(self) -> int:
+        """That are allocated now."""
+        return self._bytes
+
     def address(self, user: object, nbytes: int) -> int:
         """Where `user`, an engine, finds so many bytes. Nothing may be running.
 

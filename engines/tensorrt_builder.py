@@ -40,9 +40,10 @@ def build(job: BuildJob, progress: Progress) -> BuildResult:
     log = Log()
     written, sha256, network = _write_plan(job, log, progress)
     # Builder, parser and network are gone: the inspector needs the memory that they held.
-    found = audit(_inspected(Path(job.plan), log), network)
+    inspected, scratch = _inspected(Path(job.plan), log)
+    found = audit(inspected, network)
     check_audit(job.component, found, network, job.promise)
-    return BuildResult(written, sha256, found.fused_attentions, found.fp8_products, found.int8_products)
+    return BuildResult(written, sha256, found.fused_attentions, found.fp8_products, found.int8_products, scratch)
 
 
 def _write_plan(job: BuildJob, log: Log, progress: Progress) -> tuple[int, str, Network]:
@@ -169,13 +170,15 @@ def _keep_timings(cache: trt.ITimingCache, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _inspected(plan: Path, log: Log) -> str:
-    """The inspector's JSON of the engine in a file; the file is mapped, never read whole."""
+def _inspected(plan: Path, log: Log) -> tuple[str, tuple[int, ...]]:
+    """The inspector's JSON of the engine in a file, and by profile its scratch bytes, mapped and never read."""
     with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         engine = trt.Runtime(log).deserialize_cuda_engine(mapped)
     if engine is None:
         raise QwenImageError(f"{plan}: TensorRT does not load what it built: {log.errors()}")
-    return engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    profiles = range(engine.num_optimization_profiles)
+    scratch = tuple(engine.get_device_memory_size_for_profile_v2(index) for index in profiles)
+    return engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON), scratch
 
 
 def _parse_errors(parser: trt.OnnxParser, log: Log) -> str:

@@ -39,8 +39,8 @@ class TensorRtCall:
     replays. Its own activations are in the session's scratch buffer, which every context is given in turn.
     """
 
-    def __init__(self, session: TensorRtSession, engine: trt.ICudaEngine, contract: Contract) -> None:
-        """Make a context.
+    def __init__(self, session: TensorRtSession, engine: trt.ICudaEngine, contract: Contract, streams: bool) -> None:
+        """Make a context; `streams` says whether some weights come from the host in every run.
 
         Raises:
             QwenImageError: TensorRT refuses.
@@ -50,6 +50,7 @@ class TensorRtCall:
             raise QwenImageError(f"TensorRT makes no execution context: {session.log.errors()}")
         self._session, self._engine, self._contract = session, engine, contract
         self._context: trt.IExecutionContext = context
+        self._streams = streams
         self._profile: int | None = None
         self._shapes: dict[str, Shape] = {}
         self._scratch: tuple[int, int] = (0, 0)  # address and bytes
@@ -124,6 +125,9 @@ class TensorRtCall:
         for name, shape in shapes.items():
             self._done(self._context.set_input_shape(name, shape), f"does not take {name} {shape}")
         self._scratch_bytes = self._context.update_device_memory_size_for_shapes()
+        if self._streams:  # of the profile's size alone it is said that room for weights on their way is in it
+            most = self._engine.get_device_memory_size_for_profile_v2(profile)
+            self._scratch_bytes = max(self._scratch_bytes, most)
         self._scratch = (0, 0)
         self._profile, self._shapes = profile, shapes
 

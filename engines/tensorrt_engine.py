@@ -13,7 +13,7 @@ from qwen_image_engine.engines.contract import Contract
 from qwen_image_engine.engines.cuda_driver import device_facts
 from qwen_image_engine.engines.device_array import DeviceArray, Values
 from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
-from qwen_image_engine.engines.plan_fit import check_weights_fit
+from qwen_image_engine.engines.plan_fit import check_memory_fits
 from qwen_image_engine.engines.profile_choice import choose_profile
 from qwen_image_engine.engines.recent import Recent
 from qwen_image_engine.engines.tensorrt_call import TensorRtCall, axes
@@ -42,14 +42,17 @@ class TensorRtEngine:
             OutOfDeviceMemory: its weights have no room.
             QwenImageError: TensorRT refuses it, or it is another graph's than the contract's.
         """
-        if not source.entry.weight_streaming:
-            check_weights_fit(contract.component, source.weights_bytes, device_facts(), source.rebuild)
+        entry = source.entry
+        weights = 0 if entry.weight_streaming else source.weights_bytes
+        scratch = max(0, min(entry.scratch_bytes, default=0) - session.scratch.nbytes)
+        check_memory_fits(contract.component, weights, scratch, device_facts(), source.rebuild)
         engine = read_plan(session, contract.component, source)
         check.check_graph(contract, source.path, *_ports(engine))
         self._session, self._source, self._contract = session, source, contract
         self._engine: trt.ICudaEngine | None = engine
         # A graph of a run that copies weights from the host is left alone: TensorRT does not say that it may be one.
-        self._graphs = contract.component in _EVERY_STEP and not (source.entry.weight_streaming and streams(engine))
+        self._streams = entry.weight_streaming and streams(engine)
+        self._graphs = contract.component in _EVERY_STEP and not self._streams
         self._calls: Recent[Hashable, TensorRtCall] = Recent(_CALLS if self._graphs else 1)
 
     @property
@@ -74,11 +77,12 @@ class TensorRtEngine:
         # A context that is not captured serves any shape.
         key = (profile, *shapes.items(), *_addresses(inputs)) if self._graphs else None
         try:
-            call = self._calls.get(key, lambda: TensorRtCall(self._session, engine, self._contract))
+            call = self._calls.get(key, lambda: TensorRtCall(self._session, engine, self._contract, self._streams))
             outputs = call.run(profile, inputs, self._graphs)
-        except OutOfDeviceMemory:
+        except OutOfDeviceMemory as error:
             self._calls.clear()
-            raise
+            name = entry.profiles[profile].name
+            raise OutOfDeviceMemory(f"{self._contract.component}, profile {name}: {error}") from error
         except (QwenImageError, RuntimeError) as error:
             raise failure.run_failure(self._contract, sizes, "TensorRT", error) from error
         check.check_outputs(self._contract, outputs, sizes)

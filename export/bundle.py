@@ -16,6 +16,7 @@ from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.failure import is_memory
 from qwen_image_engine.export.check import check_checkpoint
 from qwen_image_engine.export.file_hashes import FileHashes
+from qwen_image_engine.export.kept_plans import keep_plans
 from qwen_image_engine.export.network_folder import NetworkFolder, reuse_network, write_network
 from qwen_image_engine.export.origin import origin, tool
 from qwen_image_engine.export.plan import ExportPlan, check_disk, check_memory, plan_export
@@ -249,6 +250,8 @@ def _write(
         if calibration is None
         else CalibrationEntry(calibration.sha256, calibration.settings.to_json()),
     )
+    if previous is not None:
+        manifest = keep_plans(previous, output, manifest, folder)
     # What was verified is still the same bundle where nothing has changed.
     unchanged = previous is not None and replace(previous, verify=None) == manifest
     return previous if previous is not None and unchanged else manifest

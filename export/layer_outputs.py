@@ -51,6 +51,7 @@ def layer_graph(bundle: Path, entry: ComponentEntry, prefix: str) -> Iterator[La
     found = dict(_layers(model.graph, entry.quantised_layers, prefix))
     specs = []
     for index, (layer, value) in enumerate(found.items()):
+        value = _in_float32(model.graph, value)
         model.graph.outputs.append(value)
         specs.append(_spec(value, layer, index))
     path = original.with_suffix(".layers.onnx")
@@ -81,7 +82,7 @@ def _layers(graph: ir.Graph, quantised: Mapping[str, QuantisedLayer], prefix: st
 
 def _weight(node: ir.Node) -> str | None:
     """The weight that a Gemm reads, as it is or dequantised."""
-    value = node.inputs[1] if node.op_type == "Gemm" else None
+    value = node.inputs[1] if node.op_type in ("Gemm", "GemmFloat8") else None
     producer = value.producer() if value is not None else None
     if producer is not None and producer.op_type == "DequantizeLinear":
         value = producer.inputs[0]
@@ -99,6 +100,17 @@ def _residual(value: ir.Value) -> ir.Value:
 def _reader(value: ir.Value) -> ir.Node:
     (use,) = value.uses()
     return use.node
+
+
+def _in_float32(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """The value, or behind a Cast: engines give no arrays of bfloat16, which numpy has not."""
+    if value.dtype == ir.DataType.FLOAT:
+        return value
+    cast = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT})
+    cast.outputs[0].name, cast.outputs[0].shape = f"{value.name}_in_float32", value.shape
+    cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph.append(cast)
+    return cast.outputs[0]
 
 
 def _spec(value: ir.Value, layer: str, index: int) -> TensorSpec:

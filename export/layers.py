@@ -16,7 +16,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qwen_image_engine.engines.device_array import on_host
 from qwen_image_engine.engines.engine import Array, load_engine
+from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.export.compare import Difference, difference, finite, worst
 from qwen_image_engine.export.layer_outputs import layer_graph, scaled_layers
 from qwen_image_engine.export.recording import Recording, ends
@@ -123,11 +125,24 @@ def compare_layers(
                 with _kept(network, graph.outputs) as expected:
                     reference.run(call.inputs)
                 for layer, array in expected.items():
-                    rows = outputs[graph.outputs[layer]]
+                    rows = on_host(outputs[graph.outputs[layer]])
                     found.setdefault(layer, []).append(difference(rows, array.reshape(rows.shape)))
                 runs.append((recording.case.name, sigma))
     scaled = sorted(name.removeprefix(prefix) for name in scaled_layers(entry.quantised_layers))
     return Layers(component, tuple(runs), tuple(_grown(found, threshold)), tuple(scaled))
+
+
+def check_layers(engine: str) -> None:
+    """Refuse what gives the outputs that it was built with alone.
+
+    Raises:
+        UsageError: so does the engine.
+    """
+    if engine == "tensorrt":
+        raise UsageError(
+            "--layers with --engine tensorrt: a built engine gives its outputs alone; see layers of the same graphs on "
+            "a CPU, exported with --target tensorrt-twin"
+        )
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from qwen_image_engine.export.cleanup import Cleanup, MergeReshapes
 from qwen_image_engine.export.constants import FoldConstants
 from qwen_image_engine.export.drop_round_trips import DropRoundTrips
 from qwen_image_engine.export.fp8_attention import DecomposeFp8Attention, Fp8Attention
+from qwen_image_engine.export.gemm_float8 import GemmFloat8
 from qwen_image_engine.export.linear_to_gemm import LinearToGemm
 from qwen_image_engine.export.linear_to_int8 import LinearToInt8
 from qwen_image_engine.export.linear_to_static import LinearToStatic
@@ -92,6 +93,7 @@ _GPU: Passes = (
 _CUDA_FLOAT32 = frozenset({"vae"})
 
 _STATIC: QuantisingPasses = (SmoothModulation, ScaleValues, LinearToStatic, Fp8Attention)
+_STATIC_CUDA: QuantisingPasses = (SmoothModulation, ScaleValues, LinearToStatic, GemmFloat8)
 _STATIC_TWIN: QuantisingPasses = (*_STATIC, DecomposeFp8Attention)
 
 RECIPES: Mapping[tuple[str, str], Recipe] = {
@@ -101,6 +103,7 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
         Recipe("cpu", "int8", "float32", _CPU, QUANTISATIONS["cpu", "int8"], (LinearToInt8, ScaleValues), audited=True),
         Recipe("cuda", "bf16", "bfloat16", _GPU, in_float32=_CUDA_FLOAT32),
         Recipe("cuda", "fp16", "float16", _GPU, in_float32=_CUDA_FLOAT32),
+        Recipe("cuda", "fp8", "float16", _GPU, QUANTISATIONS["cuda", "fp8"], _STATIC_CUDA, in_float32=_CUDA_FLOAT32),
         Recipe("tensorrt", "bf16", "bfloat16", _GPU),
         Recipe("tensorrt", "fp8", "bfloat16", _GPU, QUANTISATIONS["tensorrt", "fp8"], _STATIC),
         Recipe("tensorrt", "int8", "bfloat16", _GPU, QUANTISATIONS["tensorrt", "int8"], _STATIC),
@@ -159,6 +162,8 @@ def recipe(
     fp8_attention |= rules is not None and rules.fp8_attention
     if fp8_attention and precision != "fp8":
         raise UsageError(f"FP8 attention in a bundle of precision {precision}: it goes with --precision fp8")
+    if fp8_attention and target == "cuda":
+        raise UsageError("FP8 attention with --target cuda: ONNX Runtime has none; it goes with --target tensorrt")
     skipped = {*skip_blocks, *(rules.skip_blocks if rules is not None else ())}
     chosen = replace(
         found.quantisation,

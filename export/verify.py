@@ -16,7 +16,7 @@ from qwen_image_engine.export.bundle_checkpoint import check_hashes, check_same_
 from qwen_image_engine.export.bundle_rows import BundleRows, compare_bundle
 from qwen_image_engine.export.free_running import FreeRunning, free_running
 from qwen_image_engine.export.judged import Judged, check_judged, judge_pictures
-from qwen_image_engine.export.layers import compare_layers
+from qwen_image_engine.export.layers import check_layers, compare_layers
 from qwen_image_engine.export.polygraphy_files import check_polygraphy, write_polygraphy
 from qwen_image_engine.export.recording import Recording, default_cases, record
 from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, thresholds
@@ -58,6 +58,8 @@ def verify(bundles: Sequence[Path], checkpoint: Source | None = None, **options:
     for manifest in manifests.values():
         for limit in limits:
             limit.check((*manifest.components, TEACHER_FORCED))
+    if options.get("layers"):
+        check_layers(engine)
     require(engine)
     if polygraphy is not None:
         check_polygraphy(polygraphy)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +21,7 @@ from qwen_image_engine.engines.contract import FOR_REFERENCES
 from qwen_image_engine.engines.cuda_driver import DeviceFacts, device_facts
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.plan_entry import PlanEntry, Profile
+from qwen_image_engine.engines.plan_memory import missing_bytes
 from qwen_image_engine.runtime.build_shapes import DEFAULT_REFERENCES, BuildShapes, Template, build_profiles
 from qwen_image_engine.runtime.bundle_files import check_files, file_sha256
 from qwen_image_engine.runtime.manifest import ComponentEntry, FileEntry, Manifest, read_manifest, write_manifest
@@ -28,6 +29,12 @@ from qwen_image_engine.runtime.plans_folder import PLANS, plans_folder
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
 _KEY_LETTERS = 12
+
+ROOM = (
+    "build for less (--profile, --references, --prompt-tokens, --batch) or with --weight-streaming, or export with "
+    "--precision fp8 or int8"
+)
+"""What helps where a GPU's memory is too small."""
 
 Run = Callable[[BuildJob, Watch], BuildResult]
 """Builds one engine: `run_build`."""
@@ -48,11 +55,15 @@ class Platform:
 
 @dataclass(frozen=True)
 class Built:
-    """One component: its entry in the manifest, and what the audit counted; None where the plan was there already."""
+    """One component: its entry in the manifest, whether the plan was there already, and what the GPU has not.
+
+    `missing` has the profiles whose largest sizes take more than all of its memory, and how many bytes more.
+    """
 
     component: str
     entry: PlanEntry
-    result: BuildResult | None
+    reused: bool
+    missing: Mapping[str, int]
 
 
 def build_bundle(
@@ -94,18 +105,19 @@ def build_bundle(
     tensorrt = tensorrt_version()
     facts = device()
     platform = Platform(tensorrt, facts.name, facts.compute_capability, facts.driver)
+    halo = manifest.facts.decoder_halo
+    profiles = {name: build_profiles(manifest.components[name].contract, shapes, template, halo) for name in names}
     for name in names:
-        _check_gpu(name, manifest, options, facts)
+        _check_gpu(name, manifest, profiles[name], options, facts)
     with plans_folder(folder) as plans:
         timings = timing_cache or plans / f"{_slug(platform)}.timing"
         built = []
         for name in names:
             entry = manifest.components[name]
-            profiles = build_profiles(entry.contract, shapes, template, manifest.facts.decoder_halo)
-            key = plan_key(manifest, name, profiles, options, platform)
+            key = plan_key(manifest, name, profiles[name], options, platform)
             kept = _kept(folder, manifest, name, key)
             if kept is not None:
-                built.append(Built(name, kept, None))
+                built.append(Built(name, kept, True, _missing(manifest, name, kept, facts)))
                 continue
             _check_disk(plans, manifest, name, options)
             job = BuildJob(
@@ -113,7 +125,7 @@ def build_bundle(
                 model=str((folder / entry.model).absolute()),
                 plan=str((plans / f".{name}.partial").absolute()),
                 timing_cache=str(timings.absolute()),
-                profiles=profiles,
+                profiles=profiles[name],
                 options=options,
                 promise=promise(entry),
                 softmax_scale=_softmax_scale(name, entry),
@@ -123,12 +135,16 @@ def build_bundle(
                 file=f"{PLANS}/{name}-{key[:_KEY_LETTERS]}.plan",
                 key=key,
                 **asdict(platform),
-                profiles=profiles,
+                profiles=profiles[name],
                 stripped=options.strip_weights,
                 weight_streaming=options.weight_streaming,
+                scratch_bytes=result.scratch_bytes,
+                fused_attentions=result.fused_attentions,
+                fp8_products=result.fp8_products,
+                int8_products=result.int8_products,
             )
             manifest = _record(folder, name, plan, Path(job.plan), result)
-            built.append(Built(name, plan, result))
+            built.append(Built(name, plan, False, _missing(manifest, name, plan, facts)))
     return built
 
 
@@ -196,7 +212,9 @@ def _wanted(folder: Path, manifest: Manifest, shapes: BuildShapes, only: Sequenc
     return [name for name in manifest.components if name not in idle and (not only or name in only)]
 
 
-def _check_gpu(name: str, manifest: Manifest, options: BuildOptions, facts: DeviceFacts) -> None:
+def _check_gpu(
+    name: str, manifest: Manifest, profiles: Sequence[Profile], options: BuildOptions, facts: DeviceFacts
+) -> None:
     entry = manifest.components[name]
     least = entry.least_compute_capability
     if least is not None and float(facts.compute_capability) < least:
@@ -204,13 +222,22 @@ def _check_gpu(name: str, manifest: Manifest, options: BuildOptions, facts: Devi
             f"{name}: its graph is in {entry.precision}, which needs a GPU of compute capability {least} or newer; "
             f"{facts.name} has {facts.compute_capability}. Export with --precision bf16 or int8"
         )
-    needed = _weight_bytes(manifest, name)
-    if needed > facts.free_bytes and not options.weight_streaming:
+    weights = 0 if options.weight_streaming else _weight_bytes(manifest, name)
+    missing = missing_bytes(entry.contract, profiles, (), weights, facts.free_bytes)
+    if missing:
+        profile, most = max(missing.items(), key=lambda item: item[1])
         raise QwenImageError(
-            f"{name}: its weights take {needed} bytes, activations aside, and {facts.free_bytes} of {facts.name}'s "
-            f"{facts.total_bytes} bytes are free, {needed - facts.free_bytes} too few; free some, build with "
-            "--weight-streaming, or export with --precision fp8 or int8"
+            f"{name}: its weights take {weights} bytes, inputs and outputs of the profile {profile} up to "
+            f"{most + facts.free_bytes - weights}, activations aside, and {facts.free_bytes} of {facts.name}'s "
+            f"{facts.total_bytes} bytes are free, {most} too few; free some, {ROOM}"
         )
+
+
+def _missing(manifest: Manifest, name: str, plan: PlanEntry, facts: DeviceFacts) -> Mapping[str, int]:
+    """What the largest sizes take beyond all of the GPU's memory, now that the engine's activations are known."""
+    weights = 0 if plan.weight_streaming else _weight_bytes(manifest, name)
+    contract = manifest.components[name].contract
+    return missing_bytes(contract, plan.profiles, plan.scratch_bytes, weights, facts.total_bytes)
 
 
 def _check_disk(plans: Path, manifest: Manifest, name: str, options: BuildOptions) -> None:

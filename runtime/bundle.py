@@ -129,8 +129,14 @@ class Bundle:
         on_gpu = backend == "onnxruntime-cuda"
         if on_gpu:
             require(backend)
+            device, least = device_facts(), entry.least_compute_capability
+            if least is not None and float(device.compute_capability) < least:
+                raise QwenImageError(
+                    f"{component}: its graph is in {entry.precision}, which needs a GPU of compute capability {least} "
+                    f"or newer; {device.name} has {device.compute_capability}. Export with --precision bf16"
+                )
         needed = sum(self.manifest.files[name].bytes for name in entry.weights)
-        free = device_facts().free_bytes if on_gpu else reachable_memory_bytes()
+        free = device.free_bytes if on_gpu else reachable_memory_bytes()
         if free is not None and needed > free:
             raise QwenImageError(
                 f"{component}: its weights take {needed} bytes, activations aside, and {free} bytes of "

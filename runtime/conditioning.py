@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from qwen_image_engine.engines.cuda_driver import device_facts
 from qwen_image_engine.engines.device_array import DeviceArray, Values, with_room
+from qwen_image_engine.engines.engine import ON_GPU
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.kept import Kept
@@ -97,8 +99,10 @@ class PromptEncoder:
         tokenizer: Tokenizer,
         embeddings: EmbeddingTable,
         facts: ModelFacts,
+        engine: str,
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
+        self._engine = engine
         self._components = components
         self._tokenizer = tokenizer
         self._embeddings = embeddings
@@ -127,8 +131,9 @@ class PromptEncoder:
         found = {key: value for key in wanted if (value := self._kept.get(key)) is not None}
         tokens = {key: self._tokens(key[0], references) for key in wanted if key not in found}
         if tokens:
-            self._kept.shrink(wanted, sum(map(prefix_tokens, tokens.values())) * self._facts.cache_token_bytes)
-            check_memory(tokens.values(), self._facts)
+            length = sum(map(prefix_tokens, tokens.values()))
+            self._kept.shrink(wanted, cache_bytes(length, self._facts, self._engine))
+            check_memory(tokens.values(), self._facts, self._engine)
             seen = self._see(references)
             states = {key: self._text_states(item, seen) for key, item in tokens.items()}
             found |= self._conditionings(tokens, states, seen)
@@ -251,24 +256,32 @@ class PromptEncoder:
         return outputs
 
 
-def check_memory(tokens: Collection[PromptTokens], facts: ModelFacts) -> None:
-    """Refuse what grows beyond the memory that there is: keys and values, and the text encoder's scores.
+def check_memory(tokens: Collection[PromptTokens], facts: ModelFacts, engine: str) -> None:
+    """Refuse what grows beyond the memory that there is, the GPU's where the engine is on one.
+
+    That is keys and values, and on a CPU the text encoder's scores, which a GPU never holds.
 
     Raises:
-        QwenImageError: so it does.
+        QwenImageError: so it does; or there is no GPU for an engine on one.
     """
-    free = reachable_memory_bytes()
+    on_gpu = engine in ON_GPU
+    free, where = (device_facts().free_bytes, "the GPU") if on_gpu else (reachable_memory_bytes(), "memory and swap")
     length, longest = sum(map(prefix_tokens, tokens)), max(len(item.ids) for item in tokens)
-    needs = {
-        f"keys and values of the {length} tokens before the target": length * facts.cache_token_bytes,
-        f"the text encoder's attention over {longest} tokens": longest**2 * facts.encoder_heads * _SCORE_BYTES,
-    }
+    needs = {f"keys and values of the {length} tokens before the target": cache_bytes(length, facts, engine)}
+    if not on_gpu:
+        scores = longest**2 * facts.encoder_heads * _SCORE_BYTES
+        needs[f"the text encoder's attention over {longest} tokens"] = scores
     for what, needed in needs.items():
         if free is not None and needed > free:
             raise QwenImageError(
-                f"{what} take {needed} bytes and {free} bytes of memory and swap are free; give fewer reference "
-                "images, or smaller ones with --reference-resolution"
+                f"{what} take {needed} bytes and {free} bytes of {where} are free; give fewer reference images, or "
+                f"smaller ones with --reference-resolution{', or run with --memory sequential' if on_gpu else ''}"
             )
+
+
+def cache_bytes(tokens: int, facts: ModelFacts, engine: str) -> int:
+    """Of the keys and values of so many tokens: float32 on a CPU, 16 bits on a GPU."""
+    return tokens * facts.cache_token_bytes // (2 if engine in ON_GPU else 1)
 
 
 def prefix_tokens(tokens: PromptTokens) -> int:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.device_array import repeat
+from qwen_image_engine.engines.device_array import DeviceArray, repeat
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.layout import ImageBlock, Layout, text_mask
@@ -32,12 +32,15 @@ def check_guidance(guidance: float, has_negative: bool) -> None:
 
 
 def _check_memory(conditioning: Conditioning, num_images: int) -> None:
-    """Refuse a batch whose copies of the keys and values there is no memory for.
+    """Refuse a batch whose copies of the keys and values there is no memory for on the host.
+
+    Those on a device are refused where they are allocated: its memory is never lent out twice.
 
     Raises:
         QwenImageError: so it is.
     """
-    needed = sum(values.nbytes for values in conditioning.cache.values()) * num_images
+    needed = sum(item.nbytes for item in conditioning.cache.values() if not isinstance(item, DeviceArray))
+    needed *= num_images
     free = reachable_memory_bytes() if num_images > 1 else None
     if free is not None and needed > free:
         raise QwenImageError(

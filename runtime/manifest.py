@@ -341,6 +341,10 @@ def _plan(data: Any, files: Mapping[str, FileEntry]) -> PlanEntry:
         profiles=tuple(_profile(item) for item in entry["profiles"]),
         stripped=bool(entry["stripped"]),
         weight_streaming=bool(entry["weight_streaming"]),
+        scratch_bytes=tuple(int(size) for size in entry["scratch_bytes"]),
+        fused_attentions=int(entry["fused_attentions"]),
+        fp8_products=int(entry["fp8_products"]),
+        int8_products=int(entry["int8_products"]),
     )
 
 

@@ -47,7 +47,7 @@ class ModelFacts:
         encoder_mrope_section: pairs of channels of a head that turn with (frame, row, column).
         deepstack: layers of the text encoder after which features of reference images are added.
         decoder_halo: latents on each side of a tile that its pixels depend on.
-        cache_token_bytes: of a prefix token's keys and values in all layers, in float32.
+        cache_token_bytes: of a prefix token's keys and values in all layers, in float32; half of it on a GPU.
         bidirectional: whether the transformer has the component "joint" in place of prefix and step.
         vision: of the vision tower.
     """

@@ -68,7 +68,7 @@ class QwenImage:
         self.origin = origin
         self._absent = absent
         self._components = components
-        self._encoder = PromptEncoder(components, tokenizer, embeddings, facts, kept_bytes)
+        self._encoder = PromptEncoder(components, tokenizer, embeddings, facts, origin.engine, kept_bytes)
 
     @classmethod
     def load(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -61,6 +62,18 @@ def with_outliers(
         return written[name]
 
     return checkpoints
+
+
+@pytest.fixture(scope="session")
+def tensorrt_stub() -> Path:
+    """The stub of TensorRT's real API, where `make typecheck-tensorrt` keeps it; made once, which needs the network."""
+    repository = Path(__file__).parents[1]
+    folder = repository / "out" / "tensorrt-stubs"
+    script = repository / ".ci" / "tensorrt_stubs.py"
+    made = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no stubs of TensorRT could be made: {made.stderr[-500:]}")
+    return folder / "tensorrt" / "__init__.pyi"
 
 
 @pytest.fixture(scope="session")

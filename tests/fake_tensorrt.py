@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,7 @@ class FakeTensorRT(ModuleType):
 
     def __init__(self, stub: Path) -> None:
         super().__init__("tensorrt")
+        self.__spec__ = ModuleSpec("tensorrt", None)  # torch asks whether it can be found
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.returns: dict[str, Callable[..., Any]] = {}
         for node in ast.parse(stub.read_text(encoding="utf-8")).body:

@@ -135,6 +135,9 @@ class Engine:
         self.num_io_tensors = len(self.inputs) + len(self.outputs)
         self.streamable_weights_size = self.weight_streaming_budget_v2 = known.streamable_bytes
 
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return 1 << 16
+
     def get_weight_streaming_automatic_budget(self) -> int:
         return 2 * self.known.streamable_bytes
 

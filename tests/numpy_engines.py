@@ -180,6 +180,7 @@ def numpy_pipeline(
     kept_bytes: int = KEPT_BYTES,
     absent: tuple[str, ...] = (),
     keeps_on_device: bool = False,
+    engine: str = "numpy",
 ) -> QwenImage:
     """A pipeline with the tokenizer of `checkpoint`; its embedding table is written there."""
     table = checkpoint / "embeddings.bin"
@@ -191,7 +192,7 @@ def numpy_pipeline(
         EmbeddingTable.open(table, 0, "float32", (VOCABULARY, DIMS.encoder_hidden)),
         schedule,
         facts,
-        Origin(engine="numpy", precision="fp32", checkpoint="toy"),
+        Origin(engine=engine, precision="fp32", checkpoint="toy"),
         kept_bytes,
         absent,
     )

@@ -58,6 +58,7 @@ def test_every_part_has_rows(dry_run: dict[str, Any]) -> None:
         assert row["median_ms"] <= row["p90_ms"]
     assert sum(dry_run["profile"]["kinds_ms"].values()) > 0
     assert {"attention", "products"} <= dry_run["profile"]["kinds_ms"].keys()
+    assert dry_run["profile"]["attention_kernels"]
 
 
 def test_engines_compute_the_same_step(dry_run: dict[str, Any]) -> None:
@@ -65,7 +66,12 @@ def test_engines_compute_the_same_step(dry_run: dict[str, Any]) -> None:
     pytest.importorskip("onnxruntime")
     rows = {row["way"]: row for row in dry_run["steps"]}
     assert rows["onnxruntime cpu fp32"]["relative_l2_to_the_first"] < 1e-5
-    assert rows["TensorRT 11 bf16, fp8, int8"]["missing"]
+    assert [item["way"] for item in dry_run["engine_profiles"]] == ["onnxruntime cpu fp32"]
+    assert rows["onnxruntime-cuda cuda fp8, synthetic scales"]["missing"]
+    for precision in ("bf16", "fp8, synthetic scales", "int8, synthetic scales"):
+        assert rows[f"TensorRT 11 {precision}"]["missing"]
+    assert [row["way"] for row in dry_run["prefixes"]] == [row["way"] for row in dry_run["steps"][-3:]]
+    assert all(row["missing"] for row in dry_run["prefixes"])
 
 
 def test_diffusers_computes_the_same_step() -> None:
@@ -90,8 +96,72 @@ def test_bf16_is_compared_component_by_component(dry_run: dict[str, Any]) -> Non
         assert row["cosine"] > 0.99
     if NO_GPU:
         missing = [row for row in dry_run["parity"] if row["way"].startswith("onnxruntime-cuda")]
-        assert len(missing) == 2
+        missing += [row for row in dry_run["parity"] if row["way"] == "tensorrt tensorrt bf16"]
+        assert len(missing) == 3
         assert all("CUDA" in row["missing"] or "not installed" in row["missing"] for row in missing)
+
+
+def test_what_is_compared_has_room_in_the_profiles() -> None:
+    from gpu import COMPARED
+    from gpu_parity import component_inputs
+
+    from qwen_image_engine.engines.contract import contract
+    from qwen_image_engine.engines.profile_choice import choose_profile
+    from qwen_image_engine.reference.checkpoint import Checkpoint
+    from qwen_image_engine.reference.engine import components, dims
+    from qwen_image_engine.runtime.build_shapes import Template, build_profiles
+    from qwen_image_engine.runtime.tokenizer import load_tokenizer
+
+    checkpoint = Checkpoint.open(BENCHMARKS.parent / "reference" / "shapes" / "checkpoint")
+    template = Template.of(load_tokenizer(checkpoint.folder), 2)
+    for name in components(checkpoint):
+        spec = contract(name, dims(checkpoint))
+        shapes = {key: values.shape for key, values in component_inputs(spec).items()}
+        choose_profile(spec, build_profiles(spec, COMPARED, template, 7), shapes, "qwen-image build")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
+def test_tensorrt_is_asked_for_what_the_graphs_hold(
+    precision: str, tensorrt_stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exported with synthetic scales and built, on a TensorRT that is played."""
+    from contextlib import ExitStack
+
+    from fake_tensorrt import FakeTensorRT
+    from gpu_network import random_transformer
+    from gpu_tensorrt import TensorRt, shapes_of
+    from gpu_ways import Budget
+    from played_builder import PlayedBuilder
+    from released_configs import small_configs
+
+    fake = FakeTensorRT(tensorrt_stub)
+    PlayedBuilder(fake)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    for name in [name for name in sys.modules if name.startswith("qwen_image_engine.engines.tensorrt_")]:
+        monkeypatch.delitem(sys.modules, name)
+    from qwen_image_engine.engines.tensorrt_builder import build
+
+    configs = small_configs()
+    network = random_transformer(configs["transformer"], torch.device("cpu"), torch.float32)
+    with ExitStack() as kept:
+        item = TensorRt(network, configs, tmp_path, kept, precision, shapes_of([4, 8], 8), Budget(100))
+        for component in ("step", "prefix"):
+            entry, plan, profiles, built = item.build(component, lambda job, watch: build(job, lambda *words: True))
+            assert plan.read_bytes() == b"a plan"
+            assert [profile.name for profile in profiles] == (["64x64", "128x128"] if component == "step" else ["any"])
+            layers = len(entry.quantised_layers)
+            assert (built.fp8_products, built.int8_products) == (
+                layers * (precision == "fp8"),
+                layers * (precision == "int8"),
+            )
+            assert bool(layers) == (precision != "bf16")
+            assert all(layer.input_scale for layer in entry.quantised_layers.values())
+        late = TensorRt(network, configs, tmp_path, kept, precision, item.shapes, Budget(-1))
+        late.exported = item.exported
+        with pytest.raises(TimeoutError, match="the time was up while step was built"):
+            late.build("step", lambda job, watch: watch("tactics"))  # type: ignore[arg-type,return-value,func-returns-value]
+    for name in [name for name in sys.modules if name.startswith("qwen_image_engine.engines.tensorrt_")]:
+        del sys.modules[name]
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from qwen_image_engine.runtime.build_shapes import (
     BuildShapes,
 )
 from qwen_image_engine.runtime.commands.arguments import picture_size
-from qwen_image_engine.runtime.commands.report import Report, duration_text, size_text
+from qwen_image_engine.runtime.commands.plan_text import plan_text
+from qwen_image_engine.runtime.commands.report import Report, duration_text
 from qwen_image_engine.runtime.manifest import read_manifest
 from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.spinner import Spinner
@@ -73,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> Report:
     """Build what is not built already, one component after the other."""
-    from qwen_image_engine.runtime.build import build_bundle  # its folder's lock is of POSIX alone
+    from qwen_image_engine.runtime.build import ROOM, build_bundle  # its folder's lock is of POSIX alone
 
     if options.workspace is not None and options.workspace < 1:
         raise UsageError(f"--workspace {options.workspace}: expected a number of bytes")
@@ -103,9 +104,9 @@ def execute(options: argparse.Namespace) -> Report:
         "components": [
             {
                 "component": item.component,
-                "reused": item.result is None,
+                "reused": item.reused,
                 "bytes": files[item.entry.file].bytes,
-                "audit": None if item.result is None else asdict(item.result),
+                "missing_bytes": dict(item.missing),
                 **asdict(item.entry),
             }
             for item in built
@@ -113,15 +114,11 @@ def execute(options: argparse.Namespace) -> Report:
     }
     lines = []
     for item in built:
-        size, profiles = size_text(files[item.entry.file].bytes), ", ".join(one.name for one in item.entry.profiles)
-        found = item.result
-        state = (
-            "there already"
-            if found is None
-            else f"{found.fused_attentions} fused attentions, {found.fp8_products} products in FP8, "
-            f"{found.int8_products} in INT8"
-        )
-        lines.append(f"{item.component}: {size}, profiles {profiles}; {state}")
+        lines.append(f"{item.component}: {plan_text(item.entry, files)}{', there already' if item.reused else ''}")
+        lines += [
+            f"  {profile} takes up to {more} bytes more than the GPU has; for all of it {ROOM}"
+            for profile, more in item.missing.items()
+        ]
     return Report(document, [*lines, f"{options.bundle}: {len(built)} engines, {duration_text(seconds)}"])
 
 

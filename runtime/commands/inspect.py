@@ -15,6 +15,7 @@ from qwen_image_engine.runtime.commands.checkpoint import (
     weight_sources,
 )
 from qwen_image_engine.runtime.commands.export_packages import export_packages
+from qwen_image_engine.runtime.commands.plan_text import plan_text
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
 from qwen_image_engine.runtime.manifest import QuantisedLayer
 from qwen_image_engine.runtime.schedule import ScheduleConfig
@@ -187,6 +188,16 @@ def _bundle(folder: Path) -> Report:
             lines.append(f"  attention in fp8: {', '.join(entry.fp8_attention)}")
         if entry.excluded_layers:
             lines.append(f"  in higher precision: {', '.join(entry.excluded_layers)}")
+        plan = manifest.plans.get(name)
+        if plan is not None:
+            lines.append(f"  engine: {plan_text(plan, manifest.files)}")
+            sha256 = manifest.files[plan.file].sha256
+            lines.append(
+                f"  of TensorRT {plan.tensorrt} on {plan.gpu}, compute capability {plan.compute_capability}, "
+                f"sha256 {sha256}"
+            )
+        elif manifest.target == "tensorrt":
+            lines.append(f"  engine: none yet; build one with: qwen-image build {folder}")
     return Report(document, lines)
 
 

@@ -195,7 +195,7 @@ def _check(
         UsageError: it cannot.
         QwenImageError: there is no memory for it.
     """
-    from qwen_image_engine.runtime.conditioning import check_memory, prefix_tokens
+    from qwen_image_engine.runtime.conditioning import cache_bytes, check_memory, prefix_tokens
     from qwen_image_engine.runtime.denoiser import check_guidance
     from qwen_image_engine.runtime.prompt import tokenize
     from qwen_image_engine.runtime.start import Start
@@ -207,10 +207,10 @@ def _check(
     blocks = [image.block for image in references.images]
     prompts = [options.prompt, *([] if options.negative_prompt is None else [options.negative_prompt])]
     tokens = [tokenize(tokenizer, prompt, blocks) for prompt in prompts]
-    check_memory(tokens, facts)
+    check_memory(tokens, facts, options.engine)
     lengths = list(map(prefix_tokens, tokens))
     copies = 1 if options.num_images == 1 else 1 + options.num_images
-    return lengths[0], sum(lengths) * facts.cache_token_bytes * copies
+    return lengths[0], cache_bytes(sum(lengths), facts, options.engine) * copies
 
 
 def _spent(name: str, seconds: float) -> str:

@@ -1,8 +1,6 @@
 """A graph of the step's contract in small: rotary positions, prefix and target concatenated, attention, time."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -32,19 +30,6 @@ DIMS = Dims(
 )  # channels = heads * head_dim, so that the graph needs no projection
 
 Inputs = Mapping[str, Array]
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def tensorrt_stub() -> Path:
-    """The stub of TensorRT's real API, where `make typecheck-tensorrt` keeps it; made once, which needs the network."""
-    folder = REPOSITORY / "out" / "tensorrt-stubs"
-    script = REPOSITORY / ".ci" / "tensorrt_stubs.py"
-    made = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f"no stubs of TensorRT could be made: {made.stderr[-500:]}")
-    return folder / "tensorrt" / "__init__.pyi"
 
 
 @pytest.fixture(params=BACKENDS)

@@ -21,7 +21,7 @@ JOB = BuildJob(
     promise=Promise(3, 0, 1),
     softmax_scale=1 / 448,
 )
-RESULT = BuildResult(bytes=4, sha256="ab", fused_attentions=1, fp8_products=3, int8_products=0)
+RESULT = BuildResult(bytes=4, sha256="ab", fused_attentions=1, fp8_products=3, int8_products=0, scratch_bytes=(7, 8))
 
 
 def child(*lines: str) -> tuple[str, ...]:

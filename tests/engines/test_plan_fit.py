@@ -5,7 +5,7 @@ import pytest
 from qwen_image_engine.engines.cuda_driver import DeviceFacts
 from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.plan_entry import PlanEntry
-from qwen_image_engine.engines.plan_fit import check_plan_fits, check_weights_fit
+from qwen_image_engine.engines.plan_fit import check_memory_fits, check_plan_fits
 
 HERE = DeviceFacts("NVIDIA H100", "9.0", 13010, total_bytes=80 << 30, free_bytes=10 << 30)
 PLAN = PlanEntry("step.plan", "aa", "11.4.0.106", "NVIDIA H100", "9.0", 13000, ())
@@ -38,9 +38,10 @@ def test_another_machine_is_told_with_the_command(plan: PlanEntry, words: str) -
 
 
 def test_how_much_memory_is_missing_and_which_flag_helps() -> None:
-    check_weights_fit("step", 10 << 30, HERE, REBUILD)
+    check_memory_fits("step", 9 << 30, 1 << 30, HERE, REBUILD)
     words = (
-        rf"step: its weights take {(10 << 30) + 5} bytes .*: 5 are missing; .*--memory sequential.*--weight-streaming"
+        rf"step: its weights take {9 << 30} bytes, activations of its smallest profile {(1 << 30) + 5} more, .*: 5 are "
+        "missing; .*--memory sequential.*--weight-streaming.*--profile"
     )
     with pytest.raises(OutOfDeviceMemory, match=words):
-        check_weights_fit("step", (10 << 30) + 5, HERE, REBUILD)
+        check_memory_fits("step", 9 << 30, (1 << 30) + 5, HERE, REBUILD)

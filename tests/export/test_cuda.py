@@ -1,5 +1,6 @@
 """Graphs for ONNX Runtime on CUDA: their form, the kernels that they need, and what they compute in float32."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,16 +9,24 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
+from images import patches
+from numpy_memory import NumpyMemory
+from safetensors.torch import load_file
 
 from qwen_image_engine.calibration.quantised_network import quantised_networks
+from qwen_image_engine.engines.cuda_driver import DeviceFacts
 from qwen_image_engine.engines.engine import Array, load_engine
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.onnxruntime_cuda import Device
 from qwen_image_engine.export import recipe
 from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export.layer_outputs import layer_graph
 from qwen_image_engine.export.network_folder import MODEL_FILES
 from qwen_image_engine.export.plan import plan_export
+from qwen_image_engine.export.recording import Case
 from qwen_image_engine.export.tensorrt_rules import broken_rules
-from qwen_image_engine.export.thresholds import THRESHOLDS
+from qwen_image_engine.export.verify import verify_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, reference_engines
 from qwen_image_engine.runtime.bundle import Bundle
@@ -92,6 +101,24 @@ def test_what_is_rounded_has_a_kernel_on_cuda(cuda_bundle: Export, component: st
         assert spec.dtype == ({"bf16": "bfloat16", "fp16": "float16"}[precision] if cache else "float32")
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_attention_has_the_form_that_flash_attention_takes(cuda_bundle: Export, precision: str) -> None:
+    """16 bits, no mask, no cache, heads of at most 256 channels in steps of 8; that it is taken a GPU has to show."""
+    folder = cuda_bundle(precision)[1]
+    for component in ("prefix", "prefix_image", "step"):
+        nodes = [node for node in ir.load(folder / MODEL_FILES[component]).graph if node.op_type == "Attention"]
+        masked = [node for node in nodes if any(value is not None for value in node.inputs[3:])]
+        # The text behind a reference image alone sees all before it and not all of itself.
+        assert len(masked) == (len(nodes) // 2 if component == "prefix_image" else 0)
+        for node in nodes:
+            assert len(node.outputs) == 1
+            shapes = [value.shape for value in node.inputs[:3] if value is not None and value.shape is not None]
+            heads = {shape[-1] for shape in shapes}
+            assert len(shapes) == 3
+            assert all(isinstance(head, int) and head <= 256 and head % 8 == 0 for head in heads)
+            assert {value.dtype for value in node.inputs[:3] if value is not None} == {HALF[precision]}
+
+
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_in_float32_they_compute_what_torch_does(
     cuda_bundle: Export,
@@ -131,6 +158,105 @@ def test_a_bundle_says_which_engine_runs_it(cuda_bundle: Export, exported: Calla
         Bundle.open(exported()).load_engine("step", "onnxruntime-cuda")
 
 
+def test_verify_of_an_engine_on_a_device(
+    cuda_bundle: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    """Keys and values stay in memory of their own, layers and trajectories included; the CPU's provider runs it."""
+    folder = Path(shutil.copytree(cuda_bundle("fp32")[1], tmp_path / "bundle"))
+    package = "qwen_image_engine"
+    here = Device("cpu", "CPUExecutionProvider", {}, NumpyMemory(0))
+    monkeypatch.setattr(f"{package}.engines.onnxruntime_cuda.cuda_device", lambda: here)
+    monkeypatch.setattr(f"{package}.export.verify.version", lambda name: f"of {name}")
+    for module in ("export.verify", "runtime.bundle"):
+        monkeypatch.setattr(f"{package}.{module}.require", lambda name: None)
+    gpu = DeviceFacts("A GPU", "9.0", 13000, total_bytes=1 << 34, free_bytes=1 << 34)
+    for module in ("runtime.bundle", "runtime.conditioning"):
+        monkeypatch.setattr(f"{package}.{module}.device_facts", lambda: gpu)
+    case = Case("edit", "make it blue", 64, 32, references=(patches(60, 50),))
+    result = verify_bundle(folder, cases=[case], engine="onnxruntime-cuda", layers=True)
+    assert result.passed
+    assert {row.component for row in result.rows} == {*COMPONENTS, "teacher_forced"}
+    assert all(row.worst.relative_l2 < 1e-4 for row in result.rows)
+    assert len(result.free_running[0].engine) == 8
+    assert result.layers is not None
+    assert all(layer.worst.relative_l2 < 1e-4 for layer in result.layers.layers)
+    assert "--layers with --engine tensorrt: a built engine gives its outputs alone" in fails(
+        2, "verify", folder, "--layers", "--engine", "tensorrt"
+    )
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_every_component_has_a_threshold(precision: str) -> None:
-    assert {*NETWORK, "teacher_forced"} == set(THRESHOLDS["cuda", precision])
+def test_layers_come_in_float32(cuda_bundle: Export, precision: str) -> None:
+    folder = cuda_bundle(precision)[1]
+    entry = read_manifest(folder).components["step"]
+    with layer_graph(folder, entry, "") as graph:
+        onnx.checker.check_model(str(graph.model), full_check=True)
+        assert {spec.dtype for spec in graph.contract.outputs} == {"float32"}
+        assert set(graph.outputs.values()) <= {
+            item.name for item in onnx.load(graph.model, load_external_data=False).graph.output
+        }
+
+
+class TestFp8:
+    """`GemmFloat8`, whose kernel is on CUDA alone: form, codes and scales, and the operator's own schema."""
+
+    def test_products_hold_the_codes_that_were_quantised_for_tensorrt(
+        self, static_bundle: Callable[..., tuple[Path, Path]]
+    ) -> None:
+        folder, twin = (static_bundle("narrow", target, "fp8")[1] for target in ("cuda", "tensorrt"))
+        manifest = read_manifest(folder)
+        for name, entry in manifest.components.items():
+            model = ir.load(folder / entry.model)
+            products = [node for node in model.graph if node.op_type == "GemmFloat8"]
+            assert len(products) == len(entry.quantised_layers)
+            assert entry.least_compute_capability == (8.9 if products else None)
+            assert not [node for node in model.graph if node.op_type == "DequantizeLinear"]
+            for node in products:
+                assert node.domain == "com.microsoft"
+                assert node.attributes["transB"].as_int() == 1
+                assert node.attributes["dtype"].as_int() == ir.DataType.FLOAT16
+                rows, weight, bias, row_scale, weight_scale = node.inputs
+                assert bias is None
+                assert rows is not None
+                assert weight is not None
+                assert row_scale is not None
+                assert weight_scale is not None
+                assert rows.dtype == weight.dtype == ir.DataType.FLOAT8E4M3FN
+                quantise = rows.producer()
+                assert quantise is not None
+                assert quantise.op_type == "QuantizeLinear"
+                assert quantise.inputs[0] is not None
+                assert quantise.inputs[0].dtype == ir.DataType.FLOAT16  # for bfloat16 CUDA has no such kernel
+                assert row_scale.dtype == weight_scale.dtype == ir.DataType.FLOAT
+                linear = (weight.name or "").removesuffix(".weight")
+                assert row_scale.const_value is not None
+                assert row_scale.const_value.numpy() == pytest.approx(
+                    read_manifest(twin).components[name].quantised_layers[linear].input_scale, rel=2**-8
+                )
+        assert manifest.components["step"].quantised_layers
+        assert {node.op_type for node in ir.load(folder / MODEL_FILES["vae_encoder"]).graph} & {"Conv"}
+        codes = [load_file(path / "transformer" / "weights.safetensors") for path in (folder, twin)]
+        for linear in manifest.components["step"].quantised_layers:
+            first, second = (found[f"{linear}.weight"].view(torch.uint8) for found in codes)
+            assert first.equal(second)
+
+    def test_the_schema_takes_it(self, static_bundle: Callable[..., tuple[Path, Path]]) -> None:
+        """ONNX Runtime on a CPU knows the operator, checks its types, and has no kernel."""
+        folder = static_bundle("narrow", "cuda", "fp8")[1]
+        entry = read_manifest(folder).components["step"]
+        with pytest.raises(QwenImageError, match=r"(?i)(find|not).*implement.*GemmFloat8|GemmFloat8.*not implement"):
+            load_engine("onnxruntime", folder / entry.model, entry.contract)
+
+    def test_an_old_gpu_is_told(
+        self, static_bundle: Callable[..., tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gpu = DeviceFacts("NVIDIA A100", "8.0", 13000, total_bytes=1 << 34, free_bytes=1 << 34)
+        monkeypatch.setattr("qwen_image_engine.runtime.bundle.require", lambda name: None)
+        monkeypatch.setattr("qwen_image_engine.runtime.bundle.device_facts", lambda: gpu)
+        bundle = Bundle.open(static_bundle("narrow", "cuda", "fp8")[1])
+        with pytest.raises(QwenImageError, match=r"step: its graph is in fp8.* 8\.9 or newer; NVIDIA A100 has 8\.0"):
+            bundle.load_engine("step", "onnxruntime-cuda")
+
+    def test_fp8_attention_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="FP8 attention with --target cuda"):
+            recipe.recipe("cuda", "fp8", fp8_attention=True)

@@ -11,9 +11,12 @@ from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.export import verify as module
 from qwen_image_engine.export.judged import check_judged, judge_pictures
 from qwen_image_engine.export.limits import Limit
+from qwen_image_engine.export.recipe import RECIPES
 from qwen_image_engine.export.recording import Case
+from qwen_image_engine.export.thresholds import THRESHOLDS
 from qwen_image_engine.export.verify import verify, verify_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.engine import NETWORK
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.commands.verify_tables import tables
 from qwen_image_engine.runtime.manifest import read_manifest
@@ -95,8 +98,13 @@ def test_limits_on_rows_that_there_are_not(exported: Callable[..., Path], fails:
 def test_layers_without_thresholds(exported: Callable[..., Path], tmp_path: Path, fails: Callable[..., str]) -> None:
     folder = shutil.copytree(exported(), tmp_path / "bundle")
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"target": "tensorrt", "precision": "bf16"}))
-    assert "no thresholds for 'tensorrt' in precision 'bf16'" in fails(1, "verify", folder, "--layers")
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"target": "tensorrt", "precision": "fp4"}))
+    assert "no thresholds for 'tensorrt' in precision 'fp4'" in fails(1, "verify", folder, "--layers")
+
+
+@pytest.mark.parametrize(("target", "precision"), RECIPES)
+def test_every_bundle_that_export_makes_has_thresholds(target: str, precision: str) -> None:
+    assert {*NETWORK, "teacher_forced"} == set(THRESHOLDS[target, precision])
 
 
 def test_the_judge_knows_shapes_alone(exported: Callable[..., Path]) -> None:

@@ -17,9 +17,10 @@ from qwen_image_engine.engines.build_process import Watch
 from qwen_image_engine.engines.contract import contract
 from qwen_image_engine.engines.cuda_driver import DeviceFacts
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.plan_memory import port_bytes
 from qwen_image_engine.engines.profile import Range
 from qwen_image_engine.runtime.build import build_bundle
-from qwen_image_engine.runtime.build_shapes import BuildShapes
+from qwen_image_engine.runtime.build_shapes import BuildShapes, Template, build_profiles
 from qwen_image_engine.runtime.bundle_files import check_files, describe_file, verify_files
 from qwen_image_engine.runtime.command import main
 from qwen_image_engine.runtime.manifest import (
@@ -35,6 +36,7 @@ from qwen_image_engine.runtime.manifest import (
     write_manifest,
 )
 from qwen_image_engine.runtime.plans_folder import PLANS
+from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
 SHAPES = BuildShapes(sizes=((512, 512), (1024, 1024)))
 GPU = DeviceFacts("NVIDIA H100 80GB HBM3", "9.0", 13000, total_bytes=80 << 30, free_bytes=79 << 30)
@@ -85,7 +87,7 @@ class Fake:
 
     def __init__(self, fails: str | None = None, error: BaseException | None = None) -> None:
         self.jobs: list[BuildJob] = []
-        self.fails, self.error = fails, error
+        self.fails, self.error, self.scratch = fails, error, 1000
 
     def __call__(self, job: BuildJob, watch: Watch) -> BuildResult:
         self.jobs.append(job)
@@ -95,7 +97,8 @@ class Fake:
             raise self.error
         watch("building")
         entry = describe_file(plan)
-        return BuildResult(entry.bytes, entry.sha256, 2, job.promise.fp8_products, 0)
+        scratch = tuple(self.scratch * (index + 1) for index in range(len(job.profiles)))
+        return BuildResult(entry.bytes, entry.sha256, 2, job.promise.fp8_products, 0, scratch)
 
     @property
     def built(self) -> list[str]:
@@ -130,7 +133,7 @@ def test_everything_is_built_and_recorded(bundle: Path) -> None:
 def test_what_is_there_is_kept_by_its_key(bundle: Path) -> None:
     build(bundle, Fake())
     again = Fake()
-    assert all(item.result is None for item in build(bundle, again))
+    assert all(item.reused for item in build(bundle, again))
     assert again.built == []
     before = read_manifest(bundle)
     other = Fake()
@@ -268,11 +271,6 @@ def test_a_bundle_without_what_reads_references(bundle: Path) -> None:
     ("gpu", "changes", "words"),
     [
         (replace(GPU, compute_capability="8.6"), {}, r"step: its graph is in fp8, .* 8\.9 or newer; .* has 8\.6"),
-        (
-            replace(GPU, free_bytes=60),
-            {},
-            r"weights take 100 bytes.* 60 .* are free, 40 too few; .*--weight-stream",
-        ),
         (GPU, {"only": ("joint", "up")}, "--only joint,up: .* has text_encoder, vision"),
     ],
 )
@@ -281,9 +279,39 @@ def test_refusals(bundle: Path, gpu: DeviceFacts, changes: dict[str, Any], words
     with pytest.raises(QwenImageError, match=words):
         build(bundle, run, gpu=gpu, **changes)
     assert run.built == []
-    if gpu.free_bytes == 60:
-        build(bundle, run, gpu=gpu, weight_streaming=True)
-        assert run.built == list(COMPONENTS)
+
+
+def test_too_little_memory_for_a_profile_is_told_before_anything_is_built(bundle: Path) -> None:
+    run = Fake()
+    words = (
+        r"step: its weights take 100 bytes, inputs and outputs of the profile 1024x1024 up to \d+, .* free, 40 too "
+        r"few; .*--profile.* or with --weight-stream"
+    )
+    with pytest.raises(QwenImageError, match=words):
+        build(bundle, run, gpu=replace(GPU, free_bytes=largest_step(bundle) - 40), only=("step",))
+    assert run.built == []
+    build(bundle, run, gpu=replace(GPU, free_bytes=largest_step(bundle) - 100), only=("step",), weight_streaming=True)
+    assert run.built == ["step"]
+
+
+def largest_step(bundle: Path) -> int:
+    """Bytes of the step's weights, inputs and outputs in its largest profile."""
+    manifest = read_manifest(bundle)
+    spec = manifest.components["step"].contract
+    *_, largest = build_profiles(spec, SHAPES, Template.of(load_tokenizer(bundle), 3), FACTS.decoder_halo)
+    return 100 + port_bytes(spec, largest)
+
+
+def test_activations_beyond_the_gpu_are_told_and_the_plan_kept(bundle: Path) -> None:
+    run = Fake()
+    run.scratch = 500_000
+    most = largest_step(bundle)
+    gpu = replace(GPU, free_bytes=most, total_bytes=most + 900_000)
+    (built,) = build(bundle, run, gpu=gpu, only=("step",))
+    assert built.missing == {"1024x1024": 100_000}
+    assert read_manifest(bundle).plans["step"].scratch_bytes == (500_000, 1_000_000)
+    (again,) = build(bundle, Fake(), gpu=gpu, only=("step",))
+    assert (again.reused, again.missing) == (True, built.missing)
 
 
 def test_a_full_disk_is_told_beforehand(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,8 +362,13 @@ class TestCommand:
         assert main(["build", str(bundle), *flags, "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
         assert [item["component"] for item in document["components"]] == ["prefix", "step"]
-        assert document["components"][1]["audit"]["fp8_products"] == 3
+        assert document["components"][1]["fp8_products"] == 3
         assert document["components"][1]["profiles"][0]["shapes"]["latents"][2] == [2, 1024, 4]
         assert main(["build", str(bundle), *flags]) == 0
         assert "step: " in (out := capsys.readouterr().out)
         assert "there already" in out
+        assert main(["inspect", str(bundle)]) == 0
+        shown = capsys.readouterr().out
+        assert "profiles 512x512, 1024x1024; 2 fused attentions; 3 products in FP8, 0 in INT8; up to" in shown
+        assert f"of TensorRT 11.4.0.106 on {GPU.name}, compute capability 9.0, sha256 " in shown
+        assert f"engine: none yet; build one with: qwen-image build {bundle}" in shown

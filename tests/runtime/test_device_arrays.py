@@ -1,13 +1,15 @@
 """The pipeline on toy engines whose keys and values stay on a device: the pictures are those of the host's arrays."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from images import patches
-from numpy_engines import Journal, numpy_pipeline, same_pictures
+from numpy_engines import FACTS, Journal, numpy_pipeline, same_pictures
 
+from qwen_image_engine.engines.cuda_driver import DeviceFacts
 from qwen_image_engine.engines.device_array import DeviceArray, on_host
 from qwen_image_engine.engines.errors import QwenImageError
 
@@ -44,6 +46,24 @@ def test_a_conditioning_holds_them_and_counts_their_bytes(checkpoint: Path) -> N
     for name, values in conditioning.cache.items():
         assert isinstance(values, DeviceArray)
         np.testing.assert_array_equal(on_host(values), on_host(expected.cache[name]))
+
+
+def test_memory_is_the_gpus(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values are held against the GPU's free memory, in 16 bits, and the host's does not count."""
+    journal = Journal()
+    pipeline = numpy_pipeline(checkpoint, journal, keeps_on_device=True, engine="tensorrt")
+    needed = pipeline.prefix_tokens("a") * FACTS.cache_token_bytes // 2
+    gpu = DeviceFacts("A GPU", "9.0", 13000, total_bytes=1 << 30, free_bytes=needed - 1)
+    where = "qwen_image_engine.runtime"
+    monkeypatch.setattr(f"{where}.conditioning.reachable_memory_bytes", lambda: 1)
+    monkeypatch.setattr(f"{where}.denoiser.reachable_memory_bytes", lambda: 1)
+    monkeypatch.setattr(f"{where}.conditioning.device_facts", lambda: gpu)
+    words = rf"take {needed} bytes and {needed - 1} bytes of the GPU are free; .*--reference-res.*--memory sequential"
+    with pytest.raises(QwenImageError, match=words):
+        pipeline.encode("a")
+    assert journal.events == []
+    monkeypatch.setattr(f"{where}.conditioning.device_facts", lambda: replace(gpu, free_bytes=needed))
+    assert len(pipeline.generate("a", width=64, height=64, steps=2, num_images=2)) == 2
 
 
 def test_a_spoiled_prefix_shows_in_the_velocity(checkpoint: Path) -> None:

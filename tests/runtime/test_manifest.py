@@ -115,6 +115,9 @@ PLAN = PlanEntry(
         Profile("1024x1024", {"latents": ((1, 1025, 8), (1, 4096, 8), (2, 4096, 8)), "cos": ((1, 2), (1, 2), (1, 2))}),
     ),
     stripped=True,
+    scratch_bytes=(1000, 4000),
+    fused_attentions=32,
+    fp8_products=224,
 )
 
 

@@ -290,7 +290,15 @@ class TestMemory:
     ) -> None:
         bundle = make_bundle()
         driver.total_bytes = 1000
-        with pytest.raises(OutOfDeviceMemory, match=r"its weights take \d+ bytes and 1000 of .* are missing; .*stream"):
+        with pytest.raises(
+            OutOfDeviceMemory, match=r"its weights take \d+ bytes, .* and 1000 of .* are missing; .*stream"
+        ):
+            bundle.load_engine("step", "tensorrt")
+
+    def test_so_are_activations_that_the_build_measured(self, make_bundle: MakeBundle, driver: FakeDriver) -> None:
+        bundle = make_bundle(scratch_bytes=(5000, 3000))
+        driver.total_bytes = 4000
+        with pytest.raises(OutOfDeviceMemory, match=r"activations of its smallest profile 3000 more, and 4000 of"):
             bundle.load_engine("step", "tensorrt")
 
     def test_activations_without_room_are_told(
@@ -300,7 +308,8 @@ class TestMemory:
             conditioning = drawn.encode("a")
             driver.total_bytes = driver.total_bytes - driver.free_bytes + 2000
             with pytest.raises(
-                OutOfDeviceMemory, match=r"activations take \d+ bytes and \d+ bytes of the GPU's memory"
+                OutOfDeviceMemory,
+                match=r"step, profile \w+: activations take \d+ bytes and \d+ bytes of the GPU's memory",
             ):
                 list(drawn.sample(conditioning, **SIZE))
             driver.total_bytes = 1 << 30

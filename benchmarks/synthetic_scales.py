@@ -1,0 +1,38 @@
+"""Static scales for random weights at full size, where a calibration would take hours.
+
+They are the same for every input, as of activations that are normal: random weights have no outliers, and kernels take
+as long whatever the scales are. So how far such an engine is from torch says that it is not broken, and nothing of
+accuracy.
+"""
+
+import torch
+
+from qwen_image_engine.calibration.calibration import Calibration
+from qwen_image_engine.calibration.linears import LINEARS
+from qwen_image_engine.calibration.statistics import InputStatistics
+from qwen_image_engine.reference.transformer import Transformer
+
+SYNTHETIC = "synthetic scales"
+
+_LARGEST = 4.5  # of a normal input of a few thousand channels over a thousand rows
+
+
+def synthetic_calibration(network: Transformer) -> Calibration:
+    """What was seen of every input, were it normal."""
+    modules = dict(network.named_modules())
+    seen = {
+        name: _normal(module.in_features)
+        for name, module in modules.items()
+        if isinstance(module, torch.nn.Linear) and name.startswith(LINEARS["transformer"].blocks)
+    }
+    return Calibration({"prefix": seen, "step": seen}, None, "synthetic")  # type: ignore[arg-type]
+
+
+def _normal(channels: int) -> InputStatistics:
+    return InputStatistics(
+        channel_absmax=torch.full((channels,), _LARGEST),
+        channel_mean_square=torch.ones(channels),
+        percentiles=torch.tensor([2.58, 3.29, 3.89, 4.42]),
+        absmax_by_step=torch.tensor([_LARGEST]),
+        gram=torch.zeros(0, 0, 0),
+    )

@@ -1,0 +1,136 @@
+"""Exported graphs through the whole build: real inputs against profiles, real nodes against the audit.
+
+TensorRT is played (`played_builder`); graphs, manifest, profiles and every call's form are real.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_tensorrt import FakeTensorRT
+from images import patches
+from played_builder import PlayedBuilder
+
+from qwen_image_engine.engines.build_job import BuildJob, BuildOptions, BuildResult
+from qwen_image_engine.engines.build_process import Watch
+from qwen_image_engine.engines.cuda_driver import DeviceFacts
+from qwen_image_engine.engines.plan_entry import Shape
+from qwen_image_engine.engines.profile import Range
+from qwen_image_engine.engines.profile_choice import choose_profile
+from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.pipeline import reference_pipeline
+from qwen_image_engine.runtime.build import build_bundle
+from qwen_image_engine.runtime.build_shapes import BuildShapes
+from qwen_image_engine.runtime.manifest import Manifest, read_manifest
+from qwen_image_engine.runtime.memory import Components
+
+Bundles = Callable[..., tuple[Path, Path]]
+
+GPU = DeviceFacts("A GPU", "9.0", 13000, total_bytes=80 << 30, free_bytes=79 << 30)
+SHAPES = BuildShapes(
+    sizes=((96, 64), (160, 160)), references=Range(0, 1, 2), reference_resolution=288, batch=Range(1, 1, 2)
+)
+REQUESTS: tuple[dict[str, Any], ...] = (
+    {"prompt": "", "width": 32, "height": 32},
+    {"prompt": "a red circle " * 40, "width": 96, "height": 64, "num_images": 2},
+    {"prompt": "make it blue", "width": 160, "height": 128, "references": [patches(200, 101)]},
+    {"prompt": "蓝色", "width": 128, "height": 96, "references": [patches(60, 110), patches(90, 90, "RGB", 1)]},
+)
+
+
+@pytest.fixture
+def build(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], Manifest]]:
+    """`build(folder)`: the manifest after it; the graphs are parsed and built by a TensorRT that is played."""
+    fake = FakeTensorRT(tensorrt_stub)
+    PlayedBuilder(fake)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    monkeypatch.setattr("qwen_image_engine.runtime.build.tensorrt_version", lambda: "11.4.0.106")
+    _forget_modules()
+    builder = importlib.import_module("qwen_image_engine.engines.tensorrt_builder")
+
+    def run(job: BuildJob, watch: Watch) -> BuildResult:
+        result: BuildResult = builder.build(BuildJob.from_json(job.to_json()), lambda *words: True)
+        return result
+
+    def built(folder: Path) -> Manifest:
+        build_bundle(folder, SHAPES, BuildOptions(), device=lambda: GPU, run=run)
+        return read_manifest(folder)
+
+    yield built
+    _forget_modules()
+
+
+def _forget_modules() -> None:
+    for name in [name for name in sys.modules if name.startswith("qwen_image_engine.engines.tensorrt_")]:
+        del sys.modules[name]
+
+
+def requested(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Mapping[str, Shape]]]:
+    """Every component's calls, by the shapes of their inputs, in real requests to the reference."""
+    seen: list[tuple[str, Mapping[str, Shape]]] = []
+    run = Components.run
+
+    def watched(components: Components, component: str, inputs: Mapping[str, Any]) -> Any:
+        seen.append((component, {name: tuple(values.shape) for name, values in inputs.items()}))
+        return run(components, component, inputs)
+
+    monkeypatch.setattr(Components, "run", watched)
+    with reference_pipeline(checkpoint) as pipeline:
+        for request in REQUESTS:
+            pipeline.generate(**request, steps=2, reference_resolution=288, progress=False)
+    return seen
+
+
+def check_profiles(manifest: Manifest, calls: list[tuple[str, Mapping[str, Shape]]]) -> None:
+    """Each call has a profile, and each component a call."""
+    for component, shapes in calls:
+        plan = manifest.plans[component]
+        choose_profile(manifest.components[component].contract, plan.profiles, shapes, "qwen-image build")
+    assert {component for component, _ in calls} == set(manifest.plans) == set(manifest.components)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
+def test_a_bundle_is_built_as_its_graphs_are(
+    static_bundle: Bundles,
+    build: Callable[[Path], Manifest],
+    precision: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = {"fp8_attention": True} if precision == "fp8" else {}
+    checkpoint, exported = static_bundle("narrow", "tensorrt", precision, **options)
+    # Without the engines that another test may have left.
+    manifest = build(Path(shutil.copytree(exported, tmp_path / "bundle", ignore=shutil.ignore_patterns("plans"))))
+    check_profiles(manifest, requested(Checkpoint.open(checkpoint), monkeypatch))
+    layers = Checkpoint.open(checkpoint).transformer.num_layers
+    for name, entry in manifest.components.items():
+        found, quantised = manifest.plans[name], len(entry.quantised_layers)
+        assert (found.fp8_products, found.int8_products) == {
+            "bf16": (0, 0),
+            "fp8": (quantised, 0),
+            "int8": (0, quantised),
+        }[precision], name
+    # Of a prefix's last layer keys and values are enough; of an image's, the text behind it has a mask.
+    fused = {name: manifest.plans[name].fused_attentions for name in ("step", "prefix", "prefix_image")}
+    assert fused == {"step": layers, "prefix": layers - 1, "prefix_image": layers - 1}
+    assert all(len(plan.scratch_bytes) == len(plan.profiles) for plan in manifest.plans.values())
+    assert bool(manifest.components["step"].quantised_layers) == (precision != "bf16")
+
+
+def test_bidirectional_attention(
+    random_checkpoint: Callable[..., Path],
+    build: Callable[[Path], Manifest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint = Checkpoint.open(random_checkpoint("narrow"), attention="bidirectional")
+    folder = tmp_path / "bundle"
+    export_bundle(checkpoint, folder, target="tensorrt", precision="bf16")
+    check_profiles(build(folder), requested(checkpoint, monkeypatch))
