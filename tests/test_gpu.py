@@ -218,10 +218,10 @@ def test_what_would_not_end_in_time_is_a_row(capsys: pytest.CaptureFixture[str])
 
 
 def test_the_table_is_made_from_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import documents
+    import document_tables
 
-    monkeypatch.setattr(documents, "RESULTS", tmp_path)
-    assert documents.gpu() == "No result of a GPU has been committed yet.\n"
+    monkeypatch.setattr(document_tables, "RESULTS", tmp_path)
+    assert document_tables.gpu() == "No result of a GPU has been committed yet.\n"
     times = {"first_ms": 9000.0, "median_ms": 100.04, "p90_ms": 101.0, "tflop_per_s": 650.0, "of_ceiling": 0.84}
     rows = [
         {"pixels": 1024, "way": "torch eager", "peak_bytes": 16e9, **times},
@@ -229,7 +229,7 @@ def test_the_table_is_made_from_the_result(tmp_path: Path, monkeypatch: pytest.M
     ]
     found = {"device": {"name": "A GPU", "driver": "580"}, "versions": {"torch": "2.11"}, "steps": rows}
     (tmp_path / "gpu.json").write_text(json.dumps(found))
-    lines = documents.gpu().splitlines()
+    lines = document_tables.gpu().splitlines()
     assert lines[0] == "A GPU, driver 580, torch 2.11:"
     assert lines[-2] == "| 1024x1024 | torch eager | 9000.0 | 100.0 | 101.0 | 650.0 | 84% | 16.0 GB |"
     assert lines[-1].startswith("| 1024x1024 | TensorRT | no a\\|b |")

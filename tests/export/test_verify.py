@@ -103,7 +103,7 @@ def test_an_engine_in_bf16_has_thresholds_of_its_own() -> None:
     assert wider is not None
     assert wider.keys() == THRESHOLDS["cpu", "int8"].keys()
     assert all(wider[row].relative_l2 > THRESHOLDS["cpu", "int8"][row].relative_l2 for row in wider)
-    assert thresholds("tensorrt", "bf16", "onnxruntime") is None
+    assert thresholds("tensorrt", "int4", "tensorrt") is None
 
 
 def test_means_and_cosines_are_judged_where_a_threshold_says_so() -> None:
