@@ -293,7 +293,7 @@ def measure(name: str, checkpoint: Checkpoint, work: Path, ablation: bool = Fals
 
 
 def write_random(source: Path, target: Path) -> Path:
-    """A copy whose matrices are normal noise of each one's own root mean square."""
+    """A copy whose matrices are normal noise that keeps the size of what they multiply (LeCun): nothing is trained."""
     shutil.copytree(source, target)
     generator = torch.Generator().manual_seed(0)
     for network in LINEARS:
@@ -301,8 +301,8 @@ def write_random(source: Path, target: Path) -> Path:
             tensors = load_file(file)
             for name, tensor in tensors.items():
                 if tensor.ndim == 2 and "embed_tokens" not in name:
-                    size = tensor.float().square().mean().sqrt()
-                    tensors[name] = (torch.randn(tensor.shape, generator=generator) * size).to(tensor.dtype)
+                    noise = torch.randn(tensor.shape, generator=generator) / tensor.shape[1] ** 0.5
+                    tensors[name] = noise.to(tensor.dtype)
             save_file(tensors, file, {"format": "pt"})
     return target
 
