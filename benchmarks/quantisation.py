@@ -293,7 +293,7 @@ def measure(name: str, checkpoint: Checkpoint, work: Path, ablation: bool = Fals
 
 
 def write_random(source: Path, target: Path) -> Path:
-    """A copy whose matrices are normal noise that keeps the size of what they multiply (LeCun): nothing is trained."""
+    """A copy whose matrices are normal noise of variance 2 / (rows + columns) (Glorot), as networks begin."""
     shutil.copytree(source, target)
     generator = torch.Generator().manual_seed(0)
     for network in LINEARS:
@@ -301,7 +301,7 @@ def write_random(source: Path, target: Path) -> Path:
             tensors = load_file(file)
             for name, tensor in tensors.items():
                 if tensor.ndim == 2 and "embed_tokens" not in name:
-                    noise = torch.randn(tensor.shape, generator=generator) / tensor.shape[1] ** 0.5
+                    noise = torch.randn(tensor.shape, generator=generator) * (2 / sum(tensor.shape)) ** 0.5
                     tensors[name] = noise.to(tensor.dtype)
             save_file(tensors, file, {"format": "pt"})
     return target
