@@ -65,8 +65,8 @@ class LocalWay:
     def __init__(self, facts: WayFacts, drawer: Drawer) -> None:
         self.facts, self.drawer = facts, drawer
 
-    def draw(self, case: Case, round_number: int, *, watched: bool, picture: bool = False) -> Drawn:
-        return draw_once(self.drawer, case, round_number, DEFAULT_RESOLUTION, picture=picture)
+    def draw(self, case: Case, number: int, *, watched: bool, picture: bool = False) -> Drawn:
+        return draw_once(self.drawer, case, number, DEFAULT_RESOLUTION, picture=picture)
 
     def close(self) -> None:
         self.drawer.close()

@@ -90,6 +90,6 @@ def _same(bundle: Path, checkpoint: Checkpoint, what: str, found: str, expected:
     if found != expected:
         wanted = "-m and --attention" if what == "configuration" else "-m, --transformer and --lora"
         raise QwenImageError(
-            f"{bundle} was not made from {checkpoint.name} in {checkpoint.folder}: the checkpoint's {what} has sha256 "
+            f"{bundle} was not made from {checkpoint.place}: the checkpoint's {what} has sha256 "
             f"{found[:12]}…, the bundle's {expected[:12]}…; name the right one with {wanted}, or export again"
         )

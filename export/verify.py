@@ -24,6 +24,7 @@ from qwen_image_engine.export.verification import RecordedCase, Verification, Ve
 from qwen_image_engine.export.verify_options import Options, command
 from qwen_image_engine.reference.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.pipeline import engine_loader, reference_pipeline
+from qwen_image_engine.runtime.interruption import check_interrupted
 from qwen_image_engine.runtime.machine import Machine, package_versions
 from qwen_image_engine.runtime.manifest import Manifest, read_manifest, record_verification
 from qwen_image_engine.runtime.pipeline import QwenImage
@@ -31,12 +32,14 @@ from qwen_image_engine.runtime.progress import ProgressBar
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
 
-def verify_bundle(bundle: Path, checkpoint: Source | None = None, **options: Unpack[Options]) -> Verification:
+def verify_bundle(bundle: str | Path, checkpoint: Source | None = None, **options: Unpack[Options]) -> Verification:
     """`verify` of one bundle."""
     return verify([bundle], checkpoint, **options).bundles[0]
 
 
-def verify(bundles: Sequence[Path], checkpoint: Source | None = None, **options: Unpack[Options]) -> Verifications:
+def verify(
+    bundles: Sequence[str | Path], checkpoint: Source | None = None, **options: Unpack[Options]
+) -> Verifications:
     """Compare bundles with the checkpoint that they were made from, and keep each result in its manifest.
 
     The reference runs once for all of them.
@@ -47,11 +50,12 @@ def verify(bundles: Sequence[Path], checkpoint: Source | None = None, **options:
         options: see `Options`.
 
     Raises:
-        UsageError: a limit names no row, the checkpoint is none that the judge knows, or a bundle is named twice.
+        UsageError: a limit names no row, the checkpoint is none that the judge knows, no bundle is named, or one twice.
         QwenImageError: a file is not as its hash says, the checkpoint is another than a bundle's, a precision has
             no thresholds, the engine or Polygraphy is not installed, or a result cannot be written.
     """
     began = datetime.now(UTC).isoformat(timespec="seconds")
+    bundles = _folders(bundles)
     engine, threads, memory = options.get("engine", "onnxruntime"), options.get("threads"), options.get("memory")
     limits, judge, polygraphy = options.get("limits", ()), options.get("judge"), options.get("polygraphy")
     manifests = _manifests(bundles)
@@ -62,7 +66,7 @@ def verify(bundles: Sequence[Path], checkpoint: Source | None = None, **options:
         check_layers(engine)
     require(engine)
     if polygraphy is not None:
-        check_polygraphy(polygraphy)
+        check_polygraphy(polygraphy := Path(polygraphy))
     for bundle, manifest in manifests.items():
         check_hashes(bundle, manifest)
     first = bundles[0]
@@ -85,21 +89,39 @@ def verify(bundles: Sequence[Path], checkpoint: Source | None = None, **options:
         found = [replace(item, judged=scores) for item, scores in zip(found, judged, strict=True)]
     if polygraphy is not None:
         write_polygraphy(polygraphy, recordings, manifests)
+    check_interrupted()
     for bundle, result in zip(manifests, found, strict=True):
         record_verification(bundle, result.to_json())
     environment = {"began": began, "machine": asdict(Machine.here()), "versions": package_versions()}
     return Verifications(tuple(found), command(bundles, checkpoint, options), environment)
 
 
+def _folders(bundles: Sequence[str | Path]) -> list[Path]:
+    """Their folders.
+
+    Raises:
+        UsageError: there are none, it is one name and no list, or one is named twice.
+    """
+    if isinstance(bundles, str | Path):
+        raise UsageError(f"bundles {str(bundles)!r}: expected a list of folders; verify_bundle takes one")
+    folders = list(map(Path, bundles))
+    if not folders:
+        raise UsageError("no bundles are given; name at least one")
+    named: dict[Path, Path] = {}
+    for folder in folders:
+        earlier = named.setdefault(folder.resolve(), folder)
+        if earlier is not folder:
+            both = str(folder) if earlier == folder else f"{earlier}, also as {folder},"
+            raise UsageError(f"the bundle {both} is named twice; name each once")
+    return folders
+
+
 def _manifests(bundles: Sequence[Path]) -> dict[Path, Manifest]:
     """Those of bundles that can be compared, and in one run.
 
     Raises:
-        UsageError: there are none, or one is named twice.
         QwenImageError: one cannot be read, has no thresholds, or is of another checkpoint than the first.
     """
-    if not bundles or len({bundle.resolve() for bundle in bundles}) < len(bundles):
-        raise UsageError(f"{len(bundles)} bundles: expected one or more, each named once")
     manifests = {bundle: read_manifest(bundle) for bundle in bundles}
     for bundle, manifest in manifests.items():
         if (manifest.target, manifest.precision) not in THRESHOLDS:

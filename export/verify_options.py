@@ -42,7 +42,7 @@ class Options(TypedDict, total=False):
     limits: Sequence[Limit]
     layers: bool
     judge: int | None
-    polygraphy: Path | None
+    polygraphy: str | Path | None
     pictures: bool
 
 

@@ -65,7 +65,7 @@ def open_checkpoint(spec: WaySpec) -> Checkpoint:
     found = checkpoint.config_sha256()
     if found != source.config_sha256:
         raise QwenImageError(
-            f"{spec.bundle} was not made from {checkpoint.name} in {checkpoint.folder}: the checkpoint's configuration "
+            f"{spec.bundle} was not made from {checkpoint.place}: the checkpoint's configuration "
             f"has sha256 {found[:12]}…, the bundle's {source.config_sha256[:12]}…; name the right one with -m"
         )
     return checkpoint

@@ -34,6 +34,7 @@ from qwen_image_engine.reference.single_file import open_single_file
 from qwen_image_engine.reference.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle_files import file_sha256
 from qwen_image_engine.runtime.checkpoint_flags import checkpoint_flags
+from qwen_image_engine.runtime.manifest import MANIFEST
 
 PIPELINE_CLASS = "QwenImage21Pipeline"
 TRANSFORMER = "transformer"
@@ -124,6 +125,11 @@ class Checkpoint:
             loras=tuple(loras),
             attention=None if attention == configs["transformer"].get("attention", "causal") else attention,
         )
+
+    @property
+    def place(self) -> str:
+        """Its folder, with its name before where the folder's own does not say it."""
+        return str(self.folder) if self.name == self.folder.resolve().name else f"{self.name} in {self.folder}"
 
     @property
     def processor(self) -> Path:
@@ -261,6 +267,11 @@ def _find(path_or_name: str | Path) -> Path:
         folder = snapshot_folder(path_or_name)
     else:
         raise QwenImageError(f"{path}: does not exist, expected a folder or the name org/name of a cached checkpoint")
+    if (folder / MANIFEST).is_file() and not (folder / "transformer" / "config.json").is_file():
+        raise QwenImageError(
+            f"{folder}: is a bundle, expected the checkpoint that it was made from, a folder in the diffusers layout; "
+            "qwen-image inspect names it"
+        )
     if not (folder / "model_index.json").is_file():
         raise QwenImageError(f"{folder}: no model_index.json, expected a checkpoint in the diffusers layout")
     return folder

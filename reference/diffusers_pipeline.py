@@ -40,7 +40,10 @@ def loaded_from(pipeline: DiffusersPipeline, class_name: str) -> str:
     """
     found = type(pipeline).__name__
     if found != class_name:
-        raise QwenImageError(f"a {found} is no checkpoint; expected a folder, a hub name or a diffusers {class_name}")
+        article = "an" if found[0].lower() in "aeiou" else "a"
+        raise QwenImageError(
+            f"{article} {found} is no checkpoint; expected a folder, a hub name or a diffusers {class_name}"
+        )
     source = pipeline.config.get("_name_or_path")
     if not source:
         raise QwenImageError(f"this {class_name} was not loaded from a folder; {_SAVE}")

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from qwen_image_engine.engines.engine import ENGINES, MAX_THREADS
 from qwen_image_engine.engines.errors import UsageError
-from qwen_image_engine.runtime.bench_case import Case, reference_picture
+from qwen_image_engine.runtime.bench_case import MAX_DRAWS, Case, reference_picture
 from qwen_image_engine.runtime.bench_peers import BASELINES, WaySpec
 from qwen_image_engine.runtime.bench_process import ProcessWay
 from qwen_image_engine.runtime.bench_result import Benchmark
@@ -32,17 +32,21 @@ from qwen_image_engine.runtime.progress import ProgressBar
 from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.start import Start
 
+if TYPE_CHECKING:
+    from qwen_image_engine.reference.checkpoint import Source
+    from qwen_image_engine.reference.diffusers_pipeline import DiffusersPipeline
+
 ROUNDS = 12
 """The fewest with which the interval of a median covers 95% and leaves out two outliers on either side."""
 
-MAX_ROUNDS = 9998
-"""Prompts number their round with four digits."""
+MAX_ROUNDS = MAX_DRAWS - 2
+"""Of one case: one round warms up, and one more reads memory."""
 
 
 def bench(
     bundle: str | Path,
     *,
-    checkpoint: str | Path | None = None,
+    checkpoint: Source | None = None,
     engines: Sequence[str] = ("onnxruntime",),
     baselines: Sequence[str] = (),
     sizes: Sequence[tuple[int, int]] = ((DEFAULT_RESOLUTION, DEFAULT_RESOLUTION),),
@@ -61,7 +65,8 @@ def bench(
 
     Args:
         bundle: its folder.
-        checkpoint: that baselines run, a folder or a hub name; None for the one that the manifest names.
+        checkpoint: that baselines run: a folder, a hub name, or a diffusers pipeline, whose weights are compared with
+            the files that it was loaded from; None for the one that the manifest names.
         engines: of `engines.engine.ENGINES`, that run the bundle.
         baselines: of `BASELINES`; one that cannot run here is in `ways` with the reason, and has no runs.
         sizes: (width, height) in pixels, multiples of 32.
@@ -79,23 +84,28 @@ def bench(
         QwenImageError: the bundle is missing or damaged, an engine does not load, a checkpoint is another than the
             bundle's, or a picture failed.
     """
-    opened = Bundle.open(Path(bundle))
-    settings = Settings(
+    settings = Settings.of(
         bundle=str(bundle),
-        checkpoint=None if checkpoint is None else str(checkpoint),
-        engines=tuple(engines),
-        baselines=tuple(baselines),
-        sizes=tuple(sizes),
-        steps=tuple(steps),
-        batches=tuple(batches),
-        references=tuple(references),
+        checkpoint=str(checkpoint) if isinstance(checkpoint, str | Path) else None,
+        engines=engines,
+        baselines=baselines,
+        sizes=sizes,
+        steps=steps,
+        batches=batches,
+        references=references,
         reference_resolution=reference_resolution,
         rounds=rounds,
         threads=threads,
         memory=memory,
     )
+    opened = Bundle.open(Path(bundle))
     _check(settings)
     cases = list(_cases(opened, settings))
+    most = MAX_DRAWS // len(cases) - 2
+    if rounds > most:
+        raise UsageError(f"{rounds} rounds of {len(cases)} cases: expected at most {most}, or fewer cases")
+    if checkpoint is not None and not isinstance(checkpoint, str | Path):
+        settings = replace(settings, checkpoint=_folder_of(checkpoint, opened.manifest))
     began = datetime.now(UTC).isoformat(timespec="seconds")
     names = [*(("engine", name) for name in engines), *(("baseline", name) for name in baselines)]
     with ExitStack() as stack:
@@ -112,6 +122,19 @@ def bench(
         facts = tuple(way.facts for way in ways)
     environment = {"began": began, "machine": asdict(Machine.here()), "versions": package_versions()}
     return Benchmark(settings, bundle_facts(opened.manifest), environment, facts, runs)
+
+
+def _folder_of(pipeline: DiffusersPipeline, manifest: Manifest) -> str:
+    """The folder that a diffusers pipeline was loaded from; ways run in processes that it does not reach.
+
+    Raises:
+        QwenImageError: it is no such pipeline, or its weights are not those of its files.
+    """
+    from qwen_image_engine.reference.checkpoint import Checkpoint  # needs torch, as the pipeline does
+
+    source = manifest.checkpoint
+    opened = Checkpoint.open(pipeline, transformer_file=source.transformer_file, attention=source.attention)
+    return str(opened.folder)
 
 
 def bundle_facts(manifest: Manifest) -> dict[str, Any]:

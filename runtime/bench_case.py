@@ -39,7 +39,7 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One draw of a case, the same for every way; prompt and reference images are of this round alone.
+    """One draw of a case, the same for every way; prompt and reference images are of this draw alone.
 
     So no way can use what it kept of an earlier one. `resolution` is the side that reference images are fitted to,
     which is theirs already.
@@ -52,10 +52,20 @@ class Request:
     resolution: int
 
 
-def request(case: Case, round_number: int, resolution: int) -> Request:
-    """The request of a round; its prompt has as many tokens as every other's, for Qwen's tokenizer splits digits."""
-    pictures = [reference_picture((round_number, index), resolution) for index in range(case.references)]
-    return Request(case, f"{PROMPT}, {round_number:04d}", round_number, pictures, resolution)
+MAX_DRAWS = 10_000
+"""Prompts number their draw with four digits."""
+
+
+def request(case: Case, number: int, resolution: int) -> Request:
+    """The request of a draw; its prompt has as many tokens as every other's, for Qwen's tokenizer splits digits.
+
+    Args:
+        case: what to draw.
+        number: of the draw, counted through all cases of a benchmark, below `MAX_DRAWS`.
+        resolution: side of the reference images.
+    """
+    pictures = [reference_picture((number, index), resolution) for index in range(case.references)]
+    return Request(case, f"{PROMPT}, {number:04d}", number, pictures, resolution)
 
 
 def reference_picture(seed: Sequence[int], resolution: int) -> Image.Image:

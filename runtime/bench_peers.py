@@ -58,9 +58,8 @@ def load_way(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
 
 
 def _engine(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
-    package = package_name(spec.name)
     try:
-        require(package)
+        require(spec.name)
     except QwenImageError as error:
         raise Unavailable(str(error)) from error
     bundle = Bundle.open(Path(spec.bundle))
@@ -69,7 +68,15 @@ def _engine(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
     except QwenImageError as error:  # no bf16 in this processor, no memory, a component that the bundle has not
         raise Unavailable(str(error)) from error
     disk_bytes = sum(file.bytes for file in bundle.manifest.files.values())
-    return pipeline_drawer(pipeline, version(package), bundle.manifest.precision, disk_bytes)
+    precision = computed_precision(spec.name, bundle.manifest.precision)
+    return pipeline_drawer(pipeline, version(package_name(spec.name)), precision, disk_bytes)
+
+
+def computed_precision(engine: str, precision: str) -> str:
+    """What an engine computes a bundle of that precision in: the one in bf16 does not use the weights' own."""
+    if not engine.endswith("-bf16"):
+        return precision
+    return "bf16" if precision in ("fp32", "bf16") else f"{precision}, rest bf16"
 
 
 def _peer(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:

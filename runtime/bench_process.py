@@ -55,14 +55,14 @@ class ProcessWay:
         """Name, version, precision, load; the peak is of all that it has done."""
         return self._facts
 
-    def draw(self, case: Case, round_number: int, *, watched: bool, picture: bool = False) -> Drawn:
+    def draw(self, case: Case, number: int, *, watched: bool, picture: bool = False) -> Drawn:
         """Draw one picture or batch; see `Way.draw`.
 
         Raises:
             QwenImageError: it failed, or the process ended.
         """
         assert self._process.stdin is not None
-        wanted = {"case": asdict(case), "round": round_number, "watched": watched, "picture": picture}
+        wanted = {"case": asdict(case), "number": number, "watched": watched, "picture": picture}
         try:
             self._process.stdin.write(json.dumps(wanted) + "\n")
             self._process.stdin.flush()

@@ -19,6 +19,9 @@ def run_rounds(
 ) -> tuple[CaseRuns, ...]:
     """Measure every way on every case.
 
+    Every draw of a case has a number that no other draw of any case has, so that nobody has seen its prompt or its
+    reference images: `QwenImage` and the reference keep what they have encoded, and diffusers does not.
+
     Round 0 warms up and stands apart. Of those that count the odd ones run A, B, C and the even ones C, B, A: a machine
     that slows down steadily adds as much to each. Memory is watched in round 0 and in one more after the last, for
     allocators hold more after a while; neither's seconds count.
@@ -33,23 +36,27 @@ def run_rounds(
     Raises:
         QwenImageError: a draw failed.
     """
-    return tuple(_case(ways, case, rounds, advance, pictures) for case in cases)
+    return tuple(
+        _case(ways, case, range(index * (rounds + 2), (index + 1) * (rounds + 2)), advance, pictures)
+        for index, case in enumerate(cases)
+    )
 
 
-def _case(ways: Sequence[Way], case: Case, rounds: int, advance: Callable[[], None], pictures: bool) -> CaseRuns:
+def _case(ways: Sequence[Way], case: Case, numbers: range, advance: Callable[[], None], pictures: bool) -> CaseRuns:
+    """One case; `numbers` of its draws, one for each round."""
     warm_ups = []
     for way in ways:
-        warm_ups.append(way.draw(case, 0, watched=True))
+        warm_ups.append(way.draw(case, numbers[0], watched=True))
         advance()
     drawn: list[list[Drawn]] = [[] for _ in ways]
-    for number in range(1, rounds + 1):
-        order = range(len(ways)) if number % 2 else reversed(range(len(ways)))
+    for turn, number in enumerate(numbers[1:-1]):
+        order = range(len(ways)) if turn % 2 == 0 else reversed(range(len(ways)))
         for index in order:
             drawn[index].append(ways[index].draw(case, number, watched=False))
             advance()
     peaks, kept = [], []
     for way, warm_up in zip(ways, warm_ups, strict=True):
-        last = way.draw(case, rounds + 1, watched=True, picture=pictures)
+        last = way.draw(case, numbers[-1], watched=True, picture=pictures)
         kept.append(last.picture)
         merged = {stage: peak.peak(warm_up.peaks.get(stage)) for stage, peak in last.peaks.items()}
         peaks.append({**warm_up.peaks, **merged})

@@ -74,8 +74,10 @@ class Way(Protocol):
         """What is known of it by now."""
         ...
 
-    def draw(self, case: Case, round_number: int, *, watched: bool, picture: bool = False) -> Drawn:
+    def draw(self, case: Case, number: int, *, watched: bool, picture: bool = False) -> Drawn:
         """Draw one picture, or one batch; `watched` reads memory meanwhile, which costs time; `picture` keeps it.
+
+        `number` is that of `bench_case.request`: no way has drawn it before.
 
         Raises:
             QwenImageError: it failed.
@@ -111,7 +113,7 @@ def pipeline_drawer(pipeline: QwenImage, version: str, precision: str, disk_byte
 def draw_once(
     drawer: Drawer,
     case: Case,
-    round_number: int,
+    number: int,
     resolution: int,
     watch: MemoryWatch | None = None,
     *,
@@ -124,7 +126,7 @@ def draw_once(
     Raises:
         QwenImageError: it failed.
     """
-    wanted = request(case, round_number, resolution)
+    wanted = request(case, number, resolution)
     drawer.timings.clear()
     drawer.timings.watch = watch
     waited = waited_s()

@@ -70,7 +70,7 @@ def _load(spec: WaySpec, loaded: list[Drawer]) -> Mapping[str, Any]:
 
 
 def _draw(spec: WaySpec, drawer: Drawer, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
-    case, number = Case(**wanted["case"]), int(wanted["round"])
+    case, number = Case(**wanted["case"]), int(wanted["number"])
     picture = bool(wanted["picture"])
     if wanted["watched"]:
         with MemoryWatch() as watch:

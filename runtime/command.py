@@ -27,6 +27,7 @@ from qwen_image_engine.runtime.commands import (
     verify,
 )
 from qwen_image_engine.runtime.commands.report import Report
+from qwen_image_engine.runtime.interruption import check_interrupted, remembered_interruption
 
 INTERRUPTED = 130
 
@@ -93,8 +94,9 @@ def carry_out(work: Callable[[], Report], wants_json: bool, *, quiet: bool) -> i
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that has no ✓ is no reason to fail
     try:
-        with redirect_stdout(sys.stderr) if quiet else nullcontext():
+        with remembered_interruption(), redirect_stdout(sys.stderr) if quiet else nullcontext():
             report = work()
+            check_interrupted()
         _print(
             json.dumps(report.document, indent=2, allow_nan=False) if wants_json else "\n".join(report.lines),
             sys.stdout,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.bench_result import FORMAT as BENCH
 from qwen_image_engine.runtime.bench_result import SCHEMA as BENCH_SCHEMA
+from qwen_image_engine.runtime.form import Misshapen
 
 VERIFY = "qwen-image-verify"
 VERIFY_SCHEMA = 1
@@ -29,10 +30,10 @@ class ChangedRow:
 
     Attributes:
         where: case and way, or bundle and component.
-        what: a stage, "peak memory", "disk", or the case of a component.
+        what: a stage, "peak memory", "disk", the case of a component, or a limit.
         before: seconds, bytes or relative L2 of the first result; None where that was not finite.
         after: of the second.
-        unit: "s", "bytes" or "relative L2".
+        unit: "s", "bytes", "relative L2", or "passed" of 1.0 and 0.0.
         ratio: how many times better the second is, above 1 where it is faster, smaller or closer; None where too few
             samples or a zero allow none.
         low: end of the ratio's interval; None of what has no samples.
@@ -55,24 +56,26 @@ class ChangedRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every figure that both results have.
+    """Every figure that both results have, and what the second has lost.
 
     Attributes:
         kind: "bench" or "verify".
         test: in words, what decides.
         rows: in the order of the first result.
-        notes: what makes the two hard to compare: machines, checkpoints, versions, figures that one lacks.
+        notes: what makes the two hard to compare: machines, checkpoints, versions, figures that the first lacks.
+        lost: cases of a way, or rows of a bundle, that only the first result has.
     """
 
     kind: Literal["bench", "verify"]
     test: str
     rows: tuple[ChangedRow, ...]
     notes: tuple[str, ...]
+    lost: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
-        """Whether something is slower or worse beyond the noise."""
-        return any(row.change in FAILING for row in self.rows)
+        """Whether something is slower or worse beyond the noise, or is not there any more."""
+        return bool(self.lost) or any(row.change in FAILING for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -88,16 +91,18 @@ def compare(first: Path, second: Path) -> Comparison:
             nothing in common.
     """
     from qwen_image_engine.runtime.comparison_bench import compare_bench
+    from qwen_image_engine.runtime.comparison_forms import FORMS
     from qwen_image_engine.runtime.comparison_verify import compare_verify
 
     (kind, before), (other, after) = read_result(first), read_result(second)
     if kind != other:
         raise UsageError(f"{first} is of {kind} and {second} of {other}: compare two of one kind")
-    try:
-        found = (compare_bench if kind == "bench" else compare_verify)(before, after)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise QwenImageError(f"{first} or {second}: misshapen: {what}; run {kind} again") from error
+    for path, document in ((first, before), (second, after)):
+        try:
+            FORMS[kind](document, "")
+        except Misshapen as error:
+            raise QwenImageError(f"{path}: misshapen: {error}; run qwen-image {kind} again") from None
+    found = (compare_bench if kind == "bench" else compare_verify)(before, after)
     if not found.rows:
         notes = "".join(f"; {note}" for note in found.notes)
         raise QwenImageError(

@@ -12,7 +12,7 @@ from qwen_image_engine.runtime.bench_runs import WayRuns
 from qwen_image_engine.runtime.bench_stages import COMPARED
 from qwen_image_engine.runtime.comparison import Change, ChangedRow, Comparison
 from qwen_image_engine.runtime.intervals import COVERAGE, ratio_interval
-from qwen_image_engine.runtime.verdict import MARGIN, MIN_PAIRS, Judged, Noise, judge, too_few
+from qwen_image_engine.runtime.verdict import MARGIN, MIN_PAIRS, TOO_BUSY, Judged, Noise, judge, too_few
 
 BYTES_MARGIN = 0.05
 """How far peak memory is right; bytes of files are exact, and are held to the same."""
@@ -20,18 +20,16 @@ BYTES_MARGIN = 0.05
 TEST = (
     f"each round is one sample; the median ratio of all pairs with its {COVERAGE:.0%} interval from the exact "
     f"distribution of Mann and Whitney's U; a difference is one where the interval lies outside of {MARGIN:.0%} around "
-    f"1, or on a noisy machine outside of what its noise can make; bytes differ beyond {BYTES_MARGIN:.0%}"
+    f"1, or on a noisy machine outside of what its noise can make; nothing is told of a way that waited for a core for "
+    f"more than {TOO_BUSY:.0%} of the time; bytes differ beyond {BYTES_MARGIN:.0%}"
 )
 
 
 def compare_bench(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
-    """Compare what `bench --output` wrote; see `compare`.
-
-    Raises:
-        KeyError, TypeError, ValueError: misshapen.
-    """
+    """Compare what `bench --output` wrote, of the form that `comparison_forms` asks for; see `compare`."""
     first, second = Benchmark.from_json(before), Benchmark.from_json(after)
-    return Comparison("bench", TEST, (*_times(first, second), *_bytes(first, second)), tuple(_notes(first, second)))
+    rows = (*_times(first, second), *_bytes(first, second))
+    return Comparison("bench", TEST, rows, tuple(_notes(first, second)), tuple(_lost(first, second)))
 
 
 def _times(first: Benchmark, second: Benchmark) -> Iterator[ChangedRow]:
@@ -67,17 +65,23 @@ def _judged(before: list[float], after: list[float], noise: Noise) -> Judged:
 
 def _bytes(first: Benchmark, second: Benchmark) -> Iterator[ChangedRow]:
     theirs = {way.name: way for way in second.ways}
+    drawn = _same_cases(first, second)
     for own in first.ways:
         other = theirs.get(own.name)
         if other is None or own.missing or other.missing:
             continue
         for what, before, after in (
-            ("peak memory", own.peak_bytes, other.peak_bytes),
+            *([("peak memory", own.peak_bytes, other.peak_bytes)] if drawn else []),
             ("disk", own.disk_bytes, other.disk_bytes),
         ):
             if before and after:
                 ratio = before / after
                 yield ChangedRow(own.name, what, before, after, "bytes", ratio, None, None, _size_change(ratio))
+
+
+def _same_cases(first: Benchmark, second: Benchmark) -> bool:
+    """Whether the peaks of processes can be compared: the largest picture makes a peak, and allocators keep it."""
+    return [case.case for case in first.cases] == [case.case for case in second.cases]
 
 
 def _size_change(ratio: float) -> Change:
@@ -102,10 +106,21 @@ def _notes(first: Benchmark, second: Benchmark) -> Iterator[str]:
     ):
         if before != after:
             yield f"{what}: {before} before, {after} now"
+    if not _same_cases(first, second):
+        yield "peak memory is not compared: the two drew other cases, and the largest of them makes a process's peak"
     own, other = _runs(first), _runs(second)
-    for where, missing in (("first", other.keys() - own.keys()), ("second", own.keys() - other.keys())):
-        for case, way in sorted(missing, key=str):
-            yield f"not in the {where}: {case}, {way}"
+    yield from (f"not in the first: {case}, {way}" for case, way in other if (case, way) not in own)
+    for where, run in own.items():
+        if where in other:
+            stages = [stage for stage in COMPARED if run.seconds(stage) and not other[where].seconds(stage)]
+            yield from (f"not in the second: {where[0]}, {where[1]}: {stage}" for stage in stages)
+
+
+def _lost(first: Benchmark, second: Benchmark) -> Iterator[str]:
+    """Cases of a way that the second has not; why, where it says so."""
+    own, other = _runs(first), _runs(second)
+    reasons = {way.name: f" ({way.missing})" for way in second.ways if way.missing}
+    yield from (f"{case}, {way}{reasons.get(way, '')}" for case, way in own if (case, way) not in other)
 
 
 def _versions(first: tuple[WayFacts, ...], second: tuple[WayFacts, ...]) -> Iterator[tuple[str, str, str]]:

@@ -6,6 +6,8 @@ import time
 from types import TracebackType
 from typing import Literal, Self, TextIO
 
+from qwen_image_engine.runtime.interruption import check_interrupted
+
 WIDTH = 24
 REDRAW_S = 0.1
 
@@ -26,7 +28,11 @@ class ProgressBar:
             total: steps or bytes at the end; 0 for a stage that cannot tell, which shows its label alone.
             unit: of `total`.
             stream: standard error unless given.
+
+        Raises:
+            KeyboardInterrupt: it came before and got lost; likewise of `advance`.
         """
+        check_interrupted()
         # A process without a console (a service, pythonw) has no standard error at all.
         self._stream = sys.stderr or io.StringIO() if stream is None else stream
         self._shown = self._stream.isatty()
@@ -38,6 +44,7 @@ class ProgressBar:
 
     def advance(self, amount: int = 1) -> None:
         """Count `amount` more steps or bytes."""
+        check_interrupted()
         self._done += amount
         if self._done >= self._total or time.monotonic() - self._drawn >= REDRAW_S:
             self._draw()

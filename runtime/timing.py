@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
+from qwen_image_engine.runtime.interruption import check_interrupted
 from qwen_image_engine.runtime.process_memory import MemoryUse, MemoryWatch
 
 
@@ -28,7 +29,12 @@ class Timings:
 
     @contextmanager
     def measure(self, kind: Literal["load", "run"], component: str) -> Iterator[None]:
-        """Record what runs inside, unless it fails."""
+        """Record what runs inside, unless it fails.
+
+        Raises:
+            KeyboardInterrupt: it came before and got lost.
+        """
+        check_interrupted()
         if self.watch is not None:
             self.watch.restart()
         start = perf_counter()

@@ -23,6 +23,13 @@ WAITING = 0.05
 It makes times longer by a twentieth, between what is never called a difference and the tenth that has to be found.
 Steadiness does not show a machine that is always full: there every step waits alike."""
 
+TOO_BUSY = 0.25
+"""The share of waiting above which there is no verdict at all. A quarter makes times a third longer by waiting alone,
+and what takes that much of a core takes caches and memory bandwidth too, which no count of waiting shows: one bundle
+was called slower than itself where its second run had waited for 65% of the time."""
+
+TOO_NOISY = "too noisy to tell"
+
 Verdict = Literal["faster", "slower", "same", "unclear"]
 
 
@@ -44,6 +51,11 @@ class Noise:
         return (self.steadiness or 0.0) > STEADY or (self.waiting or 0.0) > WAITING
 
     @property
+    def too_busy(self) -> bool:
+        """Whether nothing can be told of times that were taken meanwhile."""
+        return (self.waiting or 0.0) > TOO_BUSY
+
+    @property
     def margin(self) -> float:
         """What a difference has to exceed: a share w of waiting makes times 1 / (1 - w) as long."""
         waiting = min(self.waiting or 0.0, 0.99)
@@ -56,7 +68,8 @@ class Noise:
         if self.steadiness is not None and self.steadiness > STEADY:
             parts.append(f"the p90 of a steady step is {self.steadiness:.2f} of its p50 (at most {STEADY})")
         if self.waiting is not None and self.waiting > WAITING:
-            parts.append(f"it waited for a core for {self.waiting:.0%} of the time (at most {WAITING:.0%})")
+            bound = f"above {TOO_BUSY:.0%} nothing can be told" if self.too_busy else f"at most {WAITING:.0%}"
+            parts.append(f"it waited for a core for {self.waiting:.0%} of the time ({bound})")
         return ", and ".join(parts)
 
     def worst(self, other: Self) -> Self:
@@ -71,7 +84,7 @@ class Judged:
     Attributes:
         interval: the ratio; None where there are too few values for one.
         verdict: "unclear" where the interval holds both a difference and none, or is missing.
-        reason: in words why it is unclear, "" where it is not.
+        reason: in words why it is unclear, with the noise that made it so; "" where it is not.
         margin: what a difference had to exceed.
     """
 
@@ -80,11 +93,19 @@ class Judged:
     reason: str
     margin: float
 
+    @property
+    def words(self) -> str:
+        """The verdict for a narrow column: the noise is told of a way, and not again of each of its stages."""
+        if self.verdict != "unclear":
+            return self.verdict
+        return self.reason if self.interval is None else TOO_NOISY
+
 
 def judge(interval: Interval, noise: Noise) -> Judged:
     """Compare an interval with a band around 1: outside it is a difference, inside it is none, across is unclear.
 
-    The band reaches from 1 / (1 + m) to 1 + m, m being the noise's margin; a noisy machine shows no equality.
+    The band reaches from 1 / (1 + m) to 1 + m, m being the noise's margin; a noisy machine shows no equality, and one
+    that was too busy nothing.
 
     Args:
         interval: of (seconds of the other) / (seconds of the one that is judged).
@@ -93,14 +114,15 @@ def judge(interval: Interval, noise: Noise) -> Judged:
     if interval.count < MIN_PAIRS:
         return too_few(interval.count)
     margin = noise.margin
+    if noise.too_busy:
+        return Judged(interval, "unclear", f"{TOO_NOISY}: {noise.describe()}", margin)
     if interval.low > 1 + margin:
         return Judged(interval, "faster", "", margin)
     if interval.high < 1 / (1 + margin):
         return Judged(interval, "slower", "", margin)
     if interval.low >= 1 / (1 + margin) and interval.high <= 1 + margin and not noise.noisy:
         return Judged(interval, "same", "", margin)
-    causes = [f"too noisy to tell: {interval.low:.2f}x to {interval.high:.2f}x", noise.describe()]
-    return Judged(interval, "unclear", ", and ".join(filter(None, causes)), margin)
+    return Judged(interval, "unclear", ": ".join(filter(None, (TOO_NOISY, noise.describe()))), margin)
 
 
 def too_few(count: int) -> Judged:

@@ -51,12 +51,12 @@ class LocalWay:
     drawer: Drawer
     log: list[str]
 
-    def draw(self, case: Case, round_number: int, *, watched: bool, picture: bool = False) -> Drawn:
-        self.log.append(f"{self.facts.name}{round_number}{' watched' if watched else ''}")
+    def draw(self, case: Case, number: int, *, watched: bool, picture: bool = False) -> Drawn:
+        self.log.append(f"{self.facts.name}{number}{' watched' if watched else ''}")
         if watched:
             with MemoryWatch() as watch:
-                return draw_once(self.drawer, case, round_number, RESOLUTION, watch, picture=picture)
-        return draw_once(self.drawer, case, round_number, RESOLUTION, picture=picture)
+                return draw_once(self.drawer, case, number, RESOLUTION, watch, picture=picture)
+        return draw_once(self.drawer, case, number, RESOLUTION, picture=picture)
 
     def close(self) -> None:
         self.drawer.close()

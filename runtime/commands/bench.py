@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,8 @@ def execute(options: argparse.Namespace) -> Report:
         memory=options.memory,
         pictures=options.report is not None,
     )
+    output, report = (None if path is None else str(path) for path in (options.output, options.report))
+    found = replace(found, settings=replace(found.settings, output=output, report=report))
     document = found.to_json()
     if options.output:
         write_json(options.output, document)
@@ -134,7 +137,7 @@ def _times(case: "CaseRuns") -> Iterator[str]:
 
 
 def _ratios(case: "CaseRuns") -> Iterator[str]:
-    rows = [("engine", "against", "stage", "ratio", "interval", "covers", "")]
+    rows = [("engine", "against", "stage", "ratio", "interval", "covers", "verdict")]
     for ratio in case.ratios():
         judged, at = ratio.judged, ratio.judged.interval
         numbers = (
@@ -142,7 +145,7 @@ def _ratios(case: "CaseRuns") -> Iterator[str]:
             if at is None
             else (f"{at.median:.2f}x", f"{at.low:.2f} to {at.high:.2f}", f"{at.coverage:.1%}")
         )
-        rows.append((ratio.engine, ratio.baseline, ratio.stage, *numbers, judged.reason or judged.verdict))
+        rows.append((ratio.engine, ratio.baseline, ratio.stage, *numbers, judged.words))
     if len(rows) > 1:
         yield from table(rows, right=(3, 5))
 

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> Report:
-    """Compare; exit code 1 where something is slower or worse beyond the noise."""
+    """Compare; exit code 1 where something is slower or worse beyond the noise, or lost."""
     from qwen_image_engine.runtime.comparison import compare
 
     found = compare(options.first, options.second)
@@ -31,15 +31,18 @@ def execute(options: argparse.Namespace) -> Report:
             _figure(row.before, row.unit),
             _figure(row.after, row.unit),
             "" if row.ratio is None else f"{row.ratio:.2f}x",
-            row.reason or ("" if row.low is None or row.high is None else f"{row.low:.2f}x to {row.high:.2f}x"),
+            row.reason if row.low is None or row.high is None else f"{row.low:.2f}x to {row.high:.2f}x",
         )
         for row in shown
     ]
     counts = Counter(row.change for row in found.rows)
     summary = ", ".join(f"{count} {change}" for change, count in counts.items())
+    reasons = dict.fromkeys((row.where, row.reason) for row in found.rows if row.reason and row.low is not None)
     lines = [
         *(f"note: {note}" for note in found.notes),
+        *(f"✗ not in the second: {where}" for where in found.lost),
         *(table(rows, right=(3, 4, 5)) if shown else []),
+        *(f"{where}: {reason}" for where, reason in reasons),
         f"{len(found.rows)} figures in both: {summary}",
         f"test: {found.test}",
     ]
@@ -47,6 +50,8 @@ def execute(options: argparse.Namespace) -> Report:
 
 
 def _figure(value: float | None, unit: str) -> str:
+    if unit == "passed":
+        return "passed" if value else "failed"
     if value is None:
         return "not finite"
     if unit == "bytes":

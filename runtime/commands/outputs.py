@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.runtime.interruption import check_interrupted
 
 
 def picture_paths(output: Path, num_images: int) -> list[Path]:
@@ -94,6 +95,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
+    check_interrupted()
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         with temporary.open("xb") as file:

@@ -1,6 +1,8 @@
 """`qwen-image verify`: how close bundles are to the fp32 reference, row by row."""
 
 import argparse
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from qwen_image_engine.runtime.commands.checkpoint import add_weight_arguments
@@ -71,6 +73,9 @@ def execute(options: argparse.Namespace) -> Report:
         polygraphy=options.polygraphy,
         pictures=options.report is not None,
     )
+    named = (("--output", options.output), ("--report", options.report))
+    written = [word for flag, path in named if path is not None for word in (flag, str(path))]
+    result = replace(result, command=shlex.join([*shlex.split(result.command), *written]))
     document = result.to_json()
     if options.output:
         write_json(options.output, document)

@@ -13,6 +13,8 @@ from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.recording import Case
 from qwen_image_engine.export.verify import verify_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.runtime.bench import bench
+from qwen_image_engine.runtime.bench_peers import WaySpec
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,29 @@ def test_exports_the_files_that_it_was_loaded_from(folder: Path, pipeline: Any, 
     assert manifest.checkpoint.weights_sha256 == Checkpoint.open(folder).weights_sha256()
     quick = Case("quick", "a red circle", 64, 32)
     assert verify_bundle(tmp_path / "bundle", pipeline, cases=[quick]).passed
+
+
+def test_bench_runs_the_files_that_it_was_loaded_from(
+    folder: Path, pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_bundle(folder, tmp_path / "bundle")
+    specs: list[WaySpec] = []
+
+    def started(spec: WaySpec) -> Any:
+        specs.append(spec)
+        raise QwenImageError("stopped")
+
+    monkeypatch.setattr("qwen_image_engine.runtime.bench.ProcessWay", started)
+    small: Any = {"baselines": ["torch"], "sizes": [(64, 32)], "steps": [2]}
+    with pytest.raises(QwenImageError, match="stopped"):
+        bench(tmp_path / "bundle", checkpoint=pipeline, **small)
+    assert [spec.checkpoint for spec in specs] == [str(folder)]
+    with torch.no_grad():
+        next(pipeline.transformer.parameters()).view(-1)[0] += 1
+    with pytest.raises(QwenImageError, match="is not what"):
+        bench(tmp_path / "bundle", checkpoint=pipeline, **small)
+    with pytest.raises(QwenImageError, match="an object is no checkpoint"):
+        bench(tmp_path / "bundle", checkpoint=object(), **small)  # type: ignore[arg-type]
 
 
 def test_other_precision_is_the_same_checkpoint(folder: Path, pipeline: Any) -> None:
@@ -76,3 +101,5 @@ def test_a_pipeline_made_in_memory_is_refused(folder: Path) -> None:
 def test_something_else_is_refused() -> None:
     with pytest.raises(QwenImageError, match="a dict is no checkpoint; expected a folder, a hub name or a diffusers"):
         Checkpoint.open({})  # type: ignore[arg-type]
+    with pytest.raises(QwenImageError, match=r"^an object is no checkpoint"):
+        Checkpoint.open(object())  # type: ignore[arg-type]

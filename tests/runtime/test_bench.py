@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from qwen_image_engine.engines.engine import ENGINES
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.bench import bench
 from qwen_image_engine.runtime.bench_case import Case
-from qwen_image_engine.runtime.bench_peers import WaySpec
+from qwen_image_engine.runtime.bench_peers import WaySpec, computed_precision, load_way
 from qwen_image_engine.runtime.bench_process import ProcessWay
 from qwen_image_engine.runtime.bench_result import Benchmark
+from qwen_image_engine.runtime.bench_way import Unavailable
 from qwen_image_engine.runtime.command import main
 
 TINY = ("--size", "64x32", "-s", "2", "--threads", "1")
@@ -89,6 +91,7 @@ def test_the_command(
             assert 0.75 < highest / ways[way]["peak_bytes"] < 1.01
 
     assert document["command"].startswith(f"qwen-image bench {exported()} --engine onnxruntime --baseline openvino,")
+    assert document["command"].endswith(f" --output {file}")
     assert main(["compare", str(file), str(file)]) == 0
 
 
@@ -107,6 +110,33 @@ def test_an_engine_that_is_not_installed_is_an_error(
     without("openvino")
     message = fails(1, "bench", exported(), "--engine", "openvino", *TINY)
     assert message == "openvino: openvino is not installed; install it with: pip install 'qwen-image-engine[openvino]'"
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_engine_that_is_not_installed_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(module: str) -> None:
+        raise ModuleNotFoundError("hidden", name=module)
+
+    monkeypatch.setattr("importlib.import_module", absent)
+    spec = WaySpec(name, "baseline", "bundle", None, 1, "resident", 288)
+    with pytest.raises(Unavailable, match="is not installed; install it with"):
+        load_way(spec, None)
+
+
+def test_cuda_that_is_not_there(
+    exported: Callable[..., Path], fails: Callable[..., str], without: Callable[..., None]
+) -> None:
+    without("openvino")
+    message = fails(1, "bench", exported(), "--engine", "onnxruntime-cuda", *TINY)
+    assert message.startswith("onnxruntime-cuda: ")
+    found = bench(exported(), baselines=["onnxruntime-cuda"], sizes=[(64, 32)], steps=[2], rounds=1, threads=1)
+    assert [way.missing is None for way in found.ways] == [True, False]
+
+
+def test_what_an_engine_computes_in() -> None:
+    assert computed_precision("openvino", "fp32") == "fp32"
+    assert computed_precision("openvino-bf16", "fp32") == "bf16"
+    assert computed_precision("openvino-bf16", "int8") == "int8, rest bf16"
 
 
 def test_another_checkpoint_is_refused(
@@ -154,6 +184,12 @@ def test_what_a_picture_refuses_is_refused_there_too(exported: Callable[..., Pat
         ({"references": [11]}, "11 reference images, at most 10 fit"),
         ({"references": [1], "reference_resolution": 100}, "reference resolution"),
         ({"rounds": 0}, "0 rounds: expected 1 to 9998"),
+        ({"rounds": 3333, "steps": [2, 3, 4]}, "3333 rounds of 3 cases: expected at most 3331"),
+        ({"sizes": 128}, "sizes 128: expected a list of .width, height. in pixels"),
+        ({"sizes": (128, 128)}, "sizes: 128 stands among them, expected .width, height. in pixels"),
+        ({"engines": "onnxruntime"}, "engines 'onnxruntime': expected a list of engines' names"),
+        ({"steps": ["2"]}, "steps: '2' stands among them, expected whole numbers, or None"),
+        ({"rounds": 2.5}, "rounds 2.5: expected a whole number"),
         ({"threads": 0}, "0 threads: expected 1"),
         ({"memory": "frugal"}, "expected resident or sequential"),
     ],

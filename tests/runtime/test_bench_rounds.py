@@ -102,6 +102,17 @@ def test_every_round_asks_for_another_picture() -> None:
     assert [picture.tobytes() for picture in again.references] == pixels[:2]
 
 
+def test_every_case_asks_for_other_pictures(way: Callable[..., LocalWay]) -> None:
+    """What the pipeline has kept of one case's prompts and images is of no use to the next, of the same size or not."""
+    log: list[str] = []
+    cases = [Case(64, 96, 5, references=1), Case(64, 96, 4, references=1), Case(96, 96, 5, references=1)]
+    found = run_rounds([way("A", "engine", SECONDS.__getitem__, log)], cases, 2)
+    assert [line.split()[0] for line in log] == [f"A{number}" for number in range(12)]
+    for case in found:
+        for sample in (case.runs[0].warm_up, *case.runs[0].rounds):
+            assert {"encode", "vision", "vae_encoder", "prefix"} <= set(sample)
+
+
 def planted(way: Callable[..., LocalWay], slowdown: float, seed: int) -> CaseRuns:
     """An engine against a baseline that is the same but for its steps, noise on both."""
     noise = recorded_noise(seed)

@@ -136,8 +136,99 @@ def test_what_makes_them_hard_to_compare_is_said(written: Callable[..., Path]) -
     assert notes == (
         "processor: a processor before, another now",
         "threads: None before, 1 now",
+        "peak memory is not compared: the two drew other cases, and the largest of them makes a process's peak",
         "not in the first: 64x64, 7 steps, 2 images, onnxruntime",
     )
+
+
+def damaged(place: tuple[Any, ...], value: Any, document: Any = None) -> Any:
+    """A result with one value in it replaced."""
+    document = copy.deepcopy(benchmark().to_json() if document is None else document)
+    *path, last = place
+    found = document
+    for key in path:
+        found = found[key]
+    found[last] = value
+    return json.loads(json.dumps(document))
+
+
+RUN = ("cases", 0, "runs", 0)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (
+            (*RUN, "rounds", 2, "step"),
+            [0.5, float("nan")],
+            "rounds[2].step[1] is nan, expected a finite number above 0",
+        ),
+        ((*RUN, "rounds", 0, "total"), [0], "rounds[0].total[0] is 0, expected"),
+        ((*RUN, "rounds", 0, "encode"), [-0.1], "rounds[0].encode[0] is -0.1, expected"),
+        ((*RUN, "rounds", 0, "encode"), [float("inf")], "rounds[0].encode[0] is inf, expected"),
+        ((*RUN, "rounds", 0, "encode"), [True], "rounds[0].encode[0] is true, expected"),
+        ((*RUN, "rounds", 0, "encode"), 0.1, "rounds[0].encode is 0.1, expected a list"),
+        ((*RUN, "rounds", 0, "lunch"), [1], 'rounds[0] has the unknown key "lunch"'),
+        ((*RUN, "rounds", 1), {"total": [1.0]}, "of rounds[0] and rounds[1] only one has encode"),
+        ((*RUN, "rounds"), [], "cases[0].runs[0].rounds is an empty list"),
+        ((*RUN, "rounds"), {}, "cases[0].runs[0].rounds is an empty object"),
+        ((*RUN, "waiting"), [0.1], "has 12 rounds and 1 of waiting"),
+        ((*RUN, "waiting", 0), 1.5, "waiting[0] is 1.5, expected a number from 0 to 1"),
+        (("cases", 0, "runs"), [], "cases[0].runs is an empty list"),
+        (("cases", 0, "case"), None, "cases[0].case is null, expected an object"),
+        (("ways", 0, "peak_bytes"), -1, "ways[0].peak_bytes is -1"),
+        (("settings", "rounds"), "12", 'settings.rounds is "12", expected a whole number above 0'),
+        (("settings", "colour"), 1, "settings.colour is no key that this version knows"),
+    ],
+)
+def test_damaged_values_are_named(
+    fails: Callable[..., str], written: Callable[..., Path], place: tuple[Any, ...], value: Any, words: str
+) -> None:
+    """Of either file, and in words."""
+    good, bad = written(benchmark().to_json(), "good"), written(damaged(place, value), "bad")
+    for files in ((good, bad), (bad, good)):
+        message = fails(1, "compare", *files)
+        assert message.startswith(f"{bad}: misshapen: ")
+        assert words in message
+
+
+def test_what_the_second_has_lost_fails(written: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    both = benchmark().to_json()
+    both["cases"].append(damaged(("case", "batch"), 2, both["cases"][0]))
+    half = written(benchmark().to_json(), "half")
+    found = compare(written(both), half)
+    assert found.lost == ("64x64, 7 steps, 2 images, onnxruntime",)
+    assert found.failed
+    assert not compare(half, written(both)).failed
+    assert main(["compare", str(written(both)), str(half)]) == 1
+    assert "✗ not in the second: 64x64, 7 steps, 2 images, onnxruntime" in capsys.readouterr().out
+
+
+def test_a_baseline_that_is_gone_says_why(written: Callable[..., Path]) -> None:
+    both = benchmark().to_json()
+    both["cases"][0]["runs"].append(damaged(("way",), "diffusers", both["cases"][0]["runs"][0]))
+    lost = compare(written(both), written(benchmark().to_json(), "b")).lost
+    assert lost == ("64x64, 7 steps, diffusers (diffusers is not installed)",)
+
+
+def test_peaks_of_other_cases_are_not_compared(written: Callable[..., Path]) -> None:
+    larger = benchmark(peak_bytes=2 * 10**9).to_json()
+    larger["cases"].append(damaged(("case", "width"), 1024, larger["cases"][0]))
+    found = compare(written(benchmark().to_json()), written(larger, "b"))
+    assert "peak memory" not in {row.what for row in found.rows}
+    assert any("peak memory is not compared" in note for note in found.notes)
+
+
+def test_a_busy_machine_is_told_once(written: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """The same bundle, measured again while others held the cores: nothing is told, and no line is long."""
+    busy = damaged((*RUN, "waiting"), [0.65] * 12, benchmark(4.0, seed=2).to_json())
+    assert main(["compare", str(written(benchmark().to_json())), str(written(busy, "b"))]) == 0
+    out = capsys.readouterr().out
+    assert "slower" not in out.replace("test: ", "")
+    assert out.count("it waited for a core for 65% of the time (above 25% nothing can be told)") == 1
+    rows = [line for line in out.splitlines() if line.startswith("unclear")]
+    assert {line.rpartition("  ")[2].strip().count("x to ") for line in rows} == {1}
+    assert max(map(len, rows)) < 110
 
 
 class TestVerify:
@@ -170,6 +261,59 @@ class TestVerify:
         found = changes(demo, after)
         assert found[row["component"], row["cases"][0]["case"]] == "worse"
 
+    @pytest.mark.parametrize(
+        ("place", "value", "words"),
+        [
+            (("components", 0, "component"), None, "components[0].component is null, expected a text"),
+            (("components",), {}, "components is an empty object, expected a list of one or more"),
+            (("components",), [], "components is an empty list"),
+            (("components", 0, "cases", 0, "relative_l2"), float("nan"), "relative_l2 is nan, expected"),
+            (("components", 0, "cases", 0, "relative_l2"), -1.0, "relative_l2 is -1.0, expected"),
+            (("components", 0, "cases", 0, "passed"), "yes", 'passed is "yes", expected true or false'),
+            (("passed",), None, "passed is null, expected true or false"),
+        ],
+    )
+    def test_damaged_values_are_named(
+        self,
+        fails: Callable[..., str],
+        written: Callable[..., Path],
+        demo: Any,
+        place: tuple[Any, ...],
+        value: Any,
+        words: str,
+    ) -> None:
+        bad = written(damaged(place, value, demo), "bad")
+        message = fails(1, "compare", written(demo), bad)
+        assert message.startswith(f"{bad}: misshapen: ")
+        assert words in message
+
+    def test_one_that_fails_now_is_worse(self, written: Callable[..., Path], demo: Any) -> None:
+        failed = demo | {"passed": False}
+        found = compare(written(demo), written(failed, "b"))
+        assert [(row.where, row.what, row.change) for row in found.rows if row.unit == "passed"] == [
+            ("the whole", "limits included", "worse")
+        ]
+        assert found.failed
+        assert not compare(written(failed), written(failed, "b")).failed
+        assert not compare(written(failed), written(demo, "b")).failed
+        assert main(["compare", str(written(demo)), str(written(failed, "b"))]) == 1
+
+    def test_a_limit_that_is_broken_now_is_worse(self, written: Callable[..., Path], demo: Any) -> None:
+        def limited(passed: bool) -> Any:
+            limit = {"row": "step", "relative_l2": 0.01, "found": 0.02, "passed": passed}
+            return demo | {"passed": False, "limits": [limit]}
+
+        found = compare(written(limited(True)), written(limited(False), "b"))
+        changes = {(row.where, row.what): row.change for row in found.rows if row.unit == "passed"}
+        assert changes == {("--fail-on", "step=0.01"): "worse", ("the whole", "limits included"): "same"}
+
+    def test_a_row_that_is_lost_fails(self, written: Callable[..., Path], demo: Any) -> None:
+        half = demo | {"components": demo["components"][1:]}
+        found = compare(written(demo), written(half, "b"))
+        assert len(found.lost) == len(demo["components"][0]["cases"])
+        assert found.failed
+        assert not compare(written(half), written(demo, "b")).failed
+
     def test_several_bundles_by_their_place(self, written: Callable[..., Path], demo: Any) -> None:
         header = {"format": "qwen-image-verify", "schema": 1, "passed": True}
         both = header | {"bundles": [demo, demo]}
@@ -189,10 +333,12 @@ def without(document: dict[str, Any], key: str) -> dict[str, Any]:
         ({"format": "qwen-image-verify", "schema": None}, 1, "schema version None, this version reads 1"),
         ({"format": "qwen-image-bundle"}, 1, "no result of bench or verify"),
         ([1, 2], 1, "no result of bench or verify"),
-        (without(benchmark().to_json(), "cases"), 1, "misshapen: 'cases' is missing"),
-        (benchmark().to_json() | {"ways": [{"name": 1}]}, 1, "misshapen"),
-        (benchmark().to_json() | {"ways": 7}, 1, "misshapen"),
-        (benchmark().to_json() | {"cases": [], "ways": []}, 1, "no figure in common"),
+        (without(benchmark().to_json(), "cases"), 1, "b.json: misshapen: cases is missing; run qwen-image bench again"),
+        (benchmark().to_json() | {"ways": [{"name": 1}]}, 1, "b.json: misshapen: ways[0].role is missing"),
+        (benchmark().to_json() | {"ways": 7}, 1, "misshapen: ways is 7, expected a list of one or more"),
+        (benchmark().to_json() | {"ways": []}, 1, "misshapen: ways is an empty list"),
+        (benchmark().to_json() | {"cases": []}, 1, "misshapen: cases is an empty list"),
+        (benchmark().to_json() | {"bundle": []}, 1, "misshapen: bundle is an empty list, expected an object"),
         (json.loads(DEMO.read_text(encoding="utf-8")), 2, "compare two of one kind"),
     ],
 )
