@@ -78,6 +78,11 @@ def decode_2048_minutes() -> str:
     return f"{_stages_s('decode-2048', 'vae_decoder') / 60:.1f}"
 
 
+def final_latents() -> str:
+    (found,) = (row for row in result("parity")["figures"] if row["figure"].startswith("final latents of the pipeline"))
+    return f"at most {found['worst']:.1e} over {found['checks']} checks"
+
+
 def _stages_s(run: str, stage: str) -> float:
     stages = result(f"full-size-{run}-onnxruntime")["stages"]
     return sum(float(item["seconds"]) for item in stages if stage in item["stage"])
@@ -99,5 +104,6 @@ FIGURES: Mapping[str, Callable[[], str]] = {
         step_2048_minutes,
         step_2048_core_s,
         decode_2048_minutes,
+        final_latents,
     )
 }

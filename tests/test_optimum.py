@@ -1,15 +1,20 @@
 """`optimum-cli export qwen-image` is `qwen-image export`: the same bundle, the same document, the same exit codes."""
 
 import json
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 from qwen_image_engine.runtime.command import main
 from qwen_image_engine.runtime.manifest import read_manifest
+
+ROOT = Path(__file__).parents[1]
 
 
 def optimum(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,6 +48,30 @@ def test_fails_as_the_verb_does(arguments: list[str], code: int, message: str) -
     done = optimum(*arguments)
     assert (done.returncode, done.stdout) == (code, "")
     assert message in done.stderr
+
+
+def test_is_not_taken_for_optimum() -> None:
+    """Of the editable install; libraries that ask who provides `optimum` warn where there are two."""
+    found = packages_distributions()
+    assert found["optimum"] == ["optimum"]
+    assert found["qwen_image_engine"] == ["qwen-image-engine"]
+
+
+def test_the_wheel_names_its_own_package_alone(tmp_path: Path) -> None:
+    """Without optimum, too, nothing says that `optimum` is there; the register file is."""
+    kept = shutil.ignore_patterns(".*", "out", "build", "*.egg-info", "__pycache__", "benchmarks", "docs", "tests")
+    source = shutil.copytree(ROOT, tmp_path / "source", ignore=kept)
+    code = "import sys, setuptools.build_meta as backend; print(backend.build_wheel(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    built = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False, timeout=120)
+    assert built.returncode == 0, built.stderr
+    wheel = next(tmp_path.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (top_level,) = (name for name in names if name.endswith(".dist-info/top_level.txt"))
+        assert archive.read(top_level).decode().split() == ["qwen_image_engine"]
+    assert "optimum/commands/register/qwen_image.py" in names
+    assert not {"optimum/__init__.py", "optimum/commands/__init__.py"} & set(names)
 
 
 def test_registering_loads_nothing_heavy() -> None:

@@ -55,7 +55,9 @@ def check_writable(*paths: Path) -> None:
             probe.touch(exist_ok=False)
             probe.unlink()
         except OSError as error:
-            raise QwenImageError(f"cannot write {path}: {error.strerror or error}") from error
+            raise QwenImageError(
+                f"cannot write {path}: {error.strerror or error}; choose a folder that can be written to"
+            ) from error
 
 
 def read_latents(path: Path) -> NDArray[np.float32]:

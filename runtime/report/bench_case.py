@@ -9,14 +9,17 @@ from qwen_image_engine.runtime.bench_stages import STAGES
 from qwen_image_engine.runtime.report.html import Content, Html, table, tag
 from qwen_image_engine.runtime.report.pictures import (
     colour_bar,
-    common_scale,
     difference_map,
     picture,
     picture_difference,
+    scale_end,
     side_by_side,
 )
-from qwen_image_engine.runtime.report.plot import Bar, Span, bars, spans
+from qwen_image_engine.runtime.report.plot import Bar, Span, bars, span_limits, spans
 from qwen_image_engine.runtime.report.sections import legend, marked, more, plots, section
+
+MOST_ROWS = 12
+"""Of a table that is not folded."""
 
 _MARKS = {"faster": "good", "slower": "bad"}
 
@@ -82,8 +85,8 @@ def _ratios(case: CaseRuns, index: int) -> list[Content]:
     ratios = case.ratios()
     if not ratios:
         return []
-    panels = []
-    for number, (engine, baseline) in enumerate(dict.fromkeys((ratio.engine, ratio.baseline) for ratio in ratios)):
+    drawn: dict[str, tuple[list[Span], float]] = {}
+    for engine, baseline in dict.fromkeys((ratio.engine, ratio.baseline) for ratio in ratios):
         own = [ratio for ratio in ratios if (ratio.engine, ratio.baseline) == (engine, baseline)]
         items = [
             Span(ratio.stage, at.low, at.median, at.high, _MARKS.get(ratio.judged.verdict, ""))
@@ -92,8 +95,13 @@ def _ratios(case: CaseRuns, index: int) -> list[Content]:
             if at is not None
         ]
         if items:
-            margin = max(ratio.judged.margin for ratio in own)
-            panels.append(spans(f"ratio-{index}-{number}", f"{engine} against {baseline}", items, margin))
+            drawn[f"{engine} against {baseline}"] = items, max(ratio.judged.margin for ratio in own)
+    ends = [span_limits(items, margin) for items, margin in drawn.values()]
+    limits = min((low for low, _ in ends), default=1.0), max((high for _, high in ends), default=1.0)
+    panels = [
+        spans(f"ratio-{index}-{number}", title, items, margin, limits)
+        for number, (title, (items, margin)) in enumerate(drawn.items())
+    ]
     rows = []
     for ratio in ratios:
         at = ratio.judged.interval
@@ -111,12 +119,13 @@ def _ratios(case: CaseRuns, index: int) -> list[Content]:
     caption = (
         "How many times faster the engine is, from pairs of one round each: the point is the median of the pairs, the "
         "line the interval that holds the true ratio (the table says how often). Right of 1 the engine is faster. An "
-        "interval has to leave the grey band to be called a difference."
+        "interval has to leave the grey band to be called a difference. All panels have one scale."
     )
+    shown = table(head, rows, numbers=(3, 5, 6, 7))
     return [
         tag("h3", "Ratios"),
         plots(panels, caption, keys=keys) if panels else "",
-        table(head, rows, numbers=(3, 5, 6, 7)),
+        shown if len(rows) <= MOST_ROWS else more(f"All {len(rows)} ratios", shown),
     ]
 
 
@@ -131,7 +140,7 @@ def _pictures(case: CaseRuns) -> list[Content]:
         assert run.picture is not None
         if first is not None and first.picture is not None:
             differences[run.way] = picture_difference(run.picture, first.picture)
-    scale = common_scale([found for found in differences.values() if found is not None])
+    end = scale_end([found for found in differences.values() if found is not None])
     columns: list[list[Html]] = []
     for run in ([first] if first else []) + others:
         assert run.picture is not None
@@ -140,11 +149,11 @@ def _pictures(case: CaseRuns) -> list[Content]:
         if found is not None and first is not None:
             text = f"difference from {first.way}: largest {found.largest}, mean {found.mean:.3g} of 255"
             alt = f"where {run.way} differs from {first.way}"
-            columns[-1].append(picture(difference_map(found, scale), alt, text, plain=True))
+            columns[-1].append(picture(difference_map(found, end), alt, text, plain=True))
     caption: list[Content] = [
         "One prompt and one seed for all, drawn after the last round, which counts in no time; the first of a batch. "
         "Transparency shows the checkerboard."
     ]
     if differences:
-        caption += [" Difference: the largest of red, green and blue, on white and on black. ", colour_bar(scale)]
+        caption += [" Difference: the largest of red, green and blue, on white and on black. ", colour_bar(end)]
     return [tag("h3", "Pictures"), side_by_side(columns), tag("div", caption, class_="note")]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts
-from qwen_image_engine.runtime.bench_runs import CaseRuns, Ratio
+from qwen_image_engine.runtime.bench_runs import CaseRuns
 from qwen_image_engine.runtime.bench_stages import STEADY_STEP
 from qwen_image_engine.runtime.commands.report import size_text
-from qwen_image_engine.runtime.report.bench_case import case_section, ratio_text, seconds_text
+from qwen_image_engine.runtime.report.bench_case import case_section, seconds_text
+from qwen_image_engine.runtime.report.bench_verdict import verdicts
 from qwen_image_engine.runtime.report.html import Content, Html, table, tag
 from qwen_image_engine.runtime.report.plot import Bar, bars
-from qwen_image_engine.runtime.report.sections import commands, environment, facts, page, plots, section, verdict
-
-MOST_VERDICTS = 6
-_MARKS = {"faster": "good", "slower": "bad", "same": "good", "unclear": "unclear"}
+from qwen_image_engine.runtime.report.sections import commands, environment, facts, page, plots, section, short_names
 
 
 def bench_page(found: Benchmark) -> str:
@@ -22,12 +18,11 @@ def bench_page(found: Benchmark) -> str:
     bundle = found.bundle
     series = {way.name: index for index, way in enumerate(found.ways)}
     return page(
-        str(bundle.get("checkpoint", found.settings.bundle)),
-        "Benchmark",
+        _title(found),
+        "qwen-image bench",
         f"{found.settings.bundle}: {bundle.get('target')} {bundle.get('precision')}, "
         f"{found.settings.rounds} rounds of every way in turn, {found.settings.memory} engines.",
-        list(_verdicts(found)),
-        list(_noise(found)),
+        list(verdicts(found)),
         _figures(found),
         [case_section(case, index, series) for index, case in enumerate(found.cases)],
         _memory(found, series),
@@ -37,55 +32,13 @@ def bench_page(found: Benchmark) -> str:
     )
 
 
-def _verdicts(found: Benchmark) -> Iterator[Html]:
-    ratios = [(case, ratio) for case in found.cases for ratio in case.ratios()]
-    totals = [(case, ratio) for case, ratio in ratios if ratio.stage == "total"]
-    for case, ratio in totals[:MOST_VERDICTS]:
-        steps = [
-            own
-            for other, own in ratios
-            if other is case
-            if (own.engine, own.baseline, own.stage) == (ratio.engine, ratio.baseline, STEADY_STEP)
-        ]
-        yield verdict(
-            _MARKS[ratio.judged.verdict],
-            _headline(ratio),
-            f"A whole picture, {case.case}: {ratio_text(ratio)}.",
-            *(f"A steady step: {ratio_text(step)}." for step in steps),
-        )
-    if len(totals) > MOST_VERDICTS:
-        yield tag("p", f"{len(totals) - MOST_VERDICTS} more stand in the tables below.", class_="note")
-    if not totals:
-        for case in found.cases:
-            for run in case.runs:
-                quantiles = run.quantiles["total"]
-                title = f"{run.way} draws {case.case} in {seconds_text(quantiles['p50'])}"
-                yield verdict(
-                    "unclear", title, "Median of all rounds. No baseline was run beside it, so no ratio stands here."
-                )
-
-
-def _headline(ratio: Ratio) -> str:
-    engine, other, judged = ratio.engine, ratio.baseline, ratio.judged
-    if judged.interval is None or judged.verdict == "unclear":
-        return f"{engine} against {other}: too noisy or too little to tell"
-    if judged.verdict == "same":
-        return f"{engine} is as fast as {other}"
-    return f"{engine} is {judged.interval.median:.2f}x as fast as {other}"
-
-
-def _noise(found: Benchmark) -> Iterator[Html]:
-    noisy = [(case, run) for case in found.cases for run in case.runs if run.noise.noisy]
-    if not noisy:
-        told = any(run.noise.steadiness is not None for case in found.cases for run in case.runs)
-        yield tag(
-            "p",
-            "The machine was quiet by both measures." if told else "Nothing tells how noisy the machine was.",
-            class_="note",
-        )
-        return
-    lines = [f"{run.way}, {case.case}: {run.noise.describe()}" for case, run in noisy]
-    yield verdict("unclear", "The machine was noisy, and differences have to exceed that", *lines)
+def _title(found: Benchmark) -> str:
+    (name,) = short_names([found.settings.bundle])
+    engines, baselines = (
+        ", ".join(way.name for way in found.ways if way.role == role and way.missing is None)
+        for role in ("engine", "baseline")
+    )
+    return f"{name}: {engines}" + (f" against {baselines}" if baselines else "")
 
 
 def _figures(found: Benchmark) -> Html:
@@ -96,7 +49,8 @@ def _figures(found: Benchmark) -> Html:
         prefix = f"{way.name}: " if len(found.settings.engines) > 1 else ""
         first = found.cases[0]
         run = next(run for run in first.runs if run.way == way.name)
-        items[f"{prefix}picture, p50"] = seconds_text(run.quantiles["total"]["p50"])
+        what = "picture" if len(found.cases) == 1 else f"picture of {first.case}"
+        items[f"{prefix}{what}, p50"] = seconds_text(run.quantiles["total"]["p50"])
         if STEADY_STEP in run.quantiles:
             items[f"{prefix}steady step, p50"] = seconds_text(run.quantiles[STEADY_STEP]["p50"])
         items[f"{prefix}load"] = seconds_text(way.load_s)

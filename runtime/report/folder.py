@@ -67,7 +67,9 @@ def write_report(result: Benchmark | Verifications, folder: str | Path) -> Path:
         else:
             _write_folder(folder, text)
     except OSError as error:
-        raise QwenImageError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise QwenImageError(
+            f"cannot write {folder}: {error.strerror or error}; choose a folder that can be written to"
+        ) from error
     return folder / PAGE
 
 
@@ -85,7 +87,7 @@ def _check_replaceable(folder: Path) -> None:
     """Refuse to mix with, or to replace, what is no report."""
     if not folder.is_dir():
         if folder.exists() or folder.is_symlink():
-            raise QwenImageError(f"--report {folder}: is a file, expected a new folder or one with an earlier report")
+            raise QwenImageError(f"--report {folder}: is a file; name a new folder, or one with an earlier report")
         return
     try:
         names = sorted(path.name for path in folder.iterdir())
@@ -93,7 +95,7 @@ def _check_replaceable(folder: Path) -> None:
         if not foreign and names and GENERATOR not in _head(folder / PAGE):
             foreign = names
     except OSError as error:
-        raise QwenImageError(f"cannot read {folder}: {error.strerror or error}") from error
+        raise QwenImageError(f"cannot read {folder}: {error.strerror or error}; name another folder") from error
     if foreign:
         raise QwenImageError(
             f"--report {folder}: is a folder with other things in it ({foreign[0]}); "

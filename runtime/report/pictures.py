@@ -15,6 +15,8 @@ from qwen_image_engine.runtime.image import png_bytes
 from qwen_image_engine.runtime.report.html import Html, tag
 
 COLOUR_MAP = "inferno"
+LEAST_END = 8
+"""Of 255, where maps' colours end at least: what nobody sees is not painted as bright as what is seen."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +53,20 @@ def picture_difference(found: bytes, expected: bytes) -> PictureDifference | Non
     return PictureDifference(delta.max(axis=(0, 3)).astype(np.uint8), float(delta.mean()))
 
 
-def common_scale(differences: Sequence[PictureDifference]) -> int:
-    """The largest power of two that maps of all of them can be multiplied by."""
-    largest, scale = max((item.largest for item in differences), default=0), 1
-    while largest and largest * scale * 2 <= 255:
-        scale *= 2
-    return scale
+def scale_end(differences: Sequence[PictureDifference]) -> int:
+    """The difference that has the brightest colour: the largest of all of them, and not less than `LEAST_END`."""
+    return max([LEAST_END, *(item.largest for item in differences)])
 
 
-def difference_map(difference: PictureDifference, scale: int) -> bytes:
-    """A PNG of the map, black where the pictures are the same."""
-    return _coloured(np.minimum(difference.values.astype(np.uint16) * scale, 255).astype(np.uint8))
+def difference_map(difference: PictureDifference, end: int) -> bytes:
+    """A PNG of the map, black where the pictures are the same, the brightest colour at `end` and above."""
+    return _coloured(np.round(np.minimum(difference.values, end) * (255 / end)).astype(np.uint8))
 
 
-def colour_bar(scale: int) -> Html:
+def colour_bar(end: int) -> Html:
     """What the colours of maps mean."""
     bar = tag("img", src=data_uri(_coloured(np.arange(256, dtype=np.uint8)[None])), alt="", class_="colour-bar")
-    return tag("span", "0 ", bar, f" {255 / scale:.3g} of 255", class_="legend")
+    return tag("span", "0 ", bar, f" {end} of 255", class_="legend")
 
 
 def picture(data: bytes, alt: str, *caption: Html | str, plain: bool = False) -> Html:
@@ -81,10 +80,15 @@ def picture(data: bytes, alt: str, *caption: Html | str, plain: bool = False) ->
 
 
 def side_by_side(columns: Sequence[Sequence[Html]]) -> Html:
-    """Columns of a picture and the map of its difference; of two columns, all beside each other."""
-    flat = len(columns) <= 2
-    shown = [item for column in columns for item in column] if flat else [tag("div", column) for column in columns]
-    return tag("div", shown, class_="pictures")
+    """Columns of a picture and the map of its difference; of two columns, all beside each other.
+
+    A row of more scrolls by itself where it is wider than the page, the first column staying in sight.
+    """
+    if len(columns) <= 2:
+        return tag("div", [item for column in columns for item in column], class_="pictures")
+    shown = [tag("div", column) for column in columns]
+    # Focus lets a keyboard scroll it.
+    return tag("div", shown, class_="pictures row", tabindex="0", role="region", aria_label="pictures side by side")
 
 
 def data_uri(data: bytes) -> str:

@@ -19,6 +19,8 @@ WIDTH = 340
 
 _DPI = 96
 _MOST_TICKS = 8
+_LABEL_WIDTH, _TICK_WIDTH = 6.3, 40.0
+"""CSS pixels that a letter of a row's label, and a label below an axis, take."""
 
 
 @dataclass(frozen=True)
@@ -106,30 +108,38 @@ def curves(
         return _finished(figure, name, title)
 
 
-def spans(name: str, title: str, items: Sequence[Span], margin: float) -> Html:
-    """Ratios on a logarithmic axis around 1, their intervals, and the band in which nothing is called a difference."""
+def span_limits(items: Sequence[Span], margin: float) -> tuple[float, float]:
+    """Ends of an axis on which all of them fit, for panels that are compared."""
+    low = min([1 / (1 + margin), *(item.low for item in items)])
+    return low / 1.06, max([1 + margin, *(item.high for item in items)]) * 1.06
+
+
+def spans(name: str, title: str, items: Sequence[Span], margin: float, limits: tuple[float, float]) -> Html:
+    """Ratios on a logarithmic axis around 1, their intervals, and the band in which nothing is called a difference.
+
+    Labels stand left of the axes, in columns as wide as the longest needs.
+    """
     colours = {"good": SERIES[2], "bad": BAD}
-    low = min([1 / (1 + margin), *(item.low for item in items)]) / 1.06
-    high = max([1 + margin, *(item.high for item in items)]) * 1.06
+    low, high = limits
+    left = 12 + _LABEL_WIDTH * max(len(item.label) for item in items)
     with plotting():
         from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-        figure, axes = _panel(38 * len(items) + 56, left=10, right=10, top=30, bottom=24)
+        figure, axes = _panel(26 * len(items) + 62, left=left, right=12, top=32, bottom=24)
         axes.axvspan(1 / (1 + margin), 1 + margin, color=GRID, alpha=0.6, linewidth=0)
         axes.axvline(1, color=MUTED, linewidth=1)
         for row, item in enumerate(items):
             y, colour = -row, colours.get(item.mark, MUTED)
             axes.plot([item.low, item.high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
             axes.plot([item.estimate], [y], "o", color=colour, markersize=6)
-            axes.text(low, y + 0.17, item.label, fontsize=10, color=MUTED, va="bottom")
+        axes.set_yticks([-row for row in range(len(items))], [item.label for item in items], fontsize=9)
         axes.set_xscale("log")
         axes.set_xlim(low, high)
         axes.set_ylim(-len(items) + 0.65, 0.65)
         known = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
-        axes.xaxis.set_major_locator(FixedLocator(_spread([tick for tick in known if low <= tick <= high], low, high)))
+        axes.xaxis.set_major_locator(FixedLocator(_spread(known, low, high, (WIDTH - left) / _TICK_WIDTH)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-        axes.yaxis.set_visible(False)
         axes.spines["left"].set_visible(False)
         axes.tick_params(length=0)
         return _finished(figure, name, title)
@@ -171,9 +181,9 @@ def _padded(axes: Axes, values: Sequence[float]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _spread(ticks: Sequence[float], low: float, high: float) -> list[float]:
-    """Those that do not run into each other, 1 among them."""
-    room, edge = math.log(high / low) / _MOST_TICKS, (high / low) ** 0.05
+def _spread(ticks: Sequence[float], low: float, high: float, most: float) -> list[float]:
+    """Those of the axis that do not run into each other, at most `most`, 1 among them."""
+    room, edge = math.log(high / low) / most, (high / low) ** 0.05
     kept = [1.0]
     for tick in sorted(ticks, key=lambda value: abs(math.log(value))):
         if low * edge <= tick <= high / edge and all(abs(math.log(tick / other)) >= room for other in kept):

@@ -15,9 +15,9 @@ GENERATOR = "qwen-image-engine report"
 """Of the page's `meta`: what tells a report from another file of its name."""
 
 
-def page(title: str, kind: str, lead: Content, *content: Content) -> str:
-    """The whole document."""
-    name = f"{title} · {kind}"
+def page(title: str, command: str, lead: Content, *content: Content) -> str:
+    """The whole document; `command` is the one that wrote it."""
+    name = f"{title} - {command}"
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -30,7 +30,7 @@ def page(title: str, kind: str, lead: Content, *content: Content) -> str:
         tag("link", rel="icon", href="data:,"),
         Html(f"<style>{STYLE}</style>"),
     )
-    top = tag("header", tag("p", kind, class_="kind"), tag("h1", title), tag("p", lead, class_="lead"))
+    top = tag("header", tag("p", command, class_="kind"), tag("h1", title), tag("p", lead, class_="lead"))
     body = tag("body", top, tag("main", content))
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en').markup}\n"
 
@@ -44,8 +44,9 @@ def section(title: str, *content: Content) -> Html:
 
 
 def verdict(mark: str, title: Content, *details: Content) -> Html:
-    """What it comes to; `mark` is "good", "bad" or "unclear"."""
-    return tag("div", tag("strong", title), [tag("p", item) for item in details], class_=f"verdict {mark}")
+    """What it comes to; `mark` is "good", "bad" or "unclear", details are paragraphs or what `more` folds."""
+    shown = [item if isinstance(item, Html) else tag("p", item) for item in details]
+    return tag("div", tag("strong", title), shown, class_=f"verdict {mark}")
 
 
 def marked(mark: str, text: str) -> Html:
@@ -77,6 +78,11 @@ def plots(panels: Sequence[Html], *caption: Content, keys: Html | str = "") -> H
 def more(summary: str, *content: Content) -> Html:
     """What few readers want, folded."""
     return tag("details", tag("summary", summary), content)
+
+
+def listed(lines: Iterable[Content]) -> Html:
+    """One line each."""
+    return tag("ul", [tag("li", line) for line in lines])
 
 
 def environment(found: Mapping[str, Any], rows: Sequence[tuple[str, str]] = ()) -> Html:

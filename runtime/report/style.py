@@ -6,6 +6,7 @@ LIGHT = {
     "ink": "#1a1d21",
     "muted": "#5b636e",
     "grid": "#dfe3e8",
+    "shadow": "#8a929e",
     "good": "#1a7f45",
     "bad": "#c02a2a",
     "unclear": "#8a6100",
@@ -24,6 +25,7 @@ DARK = {
     "ink": "#e8eaed",
     "muted": "#a2aab5",
     "grid": "#333a43",
+    "shadow": "#59626e",
     "good": "#56c283",
     "bad": "#f07b72",
     "unclear": "#dfb04a",
@@ -61,13 +63,15 @@ h1 { font-size: 1.75rem; margin: 4px 0 8px; letter-spacing: -0.01em; }
 h2 { font-size: 1.3rem; margin: 56px 0 8px; padding-top: 20px; border-top: 1px solid var(--grid); }
 h3 { font-size: 1rem; margin: 28px 0 8px; }
 p { max-width: 70ch; margin: 8px 0; overflow-wrap: anywhere; }
-.kind { color: var(--muted); font-size: 0.85rem; letter-spacing: 0.04em; text-transform: uppercase; margin: 0; }
+.kind { color: var(--muted); font-size: 0.85rem; letter-spacing: 0.04em; margin: 0; }
 .lead, .note, figcaption, caption { color: var(--muted); }
 .note, figcaption, caption, .legend { font-size: 0.875rem; }
 .verdict { border-left: 4px solid var(--muted); background: var(--panel); border-radius: 0 8px 8px 0;
   padding: 12px 18px; margin: 12px 0; overflow-wrap: anywhere; }
 .verdict strong { display: block; font-size: 1.15rem; line-height: 1.35; }
-.verdict p { margin: 4px 0 0; color: var(--muted); }
+.verdict p, .verdict li { margin: 4px 0 0; color: var(--muted); }
+.verdict ul { margin: 4px 0 0; padding-left: 20px; }
+.verdict details { margin: 4px 0 0; }
 .verdict.good { border-color: var(--good); }
 .verdict.bad { border-color: var(--bad); }
 .verdict.unclear { border-color: var(--unclear); }
@@ -90,12 +94,20 @@ figcaption { max-width: 80ch; margin-top: 8px; overflow-wrap: anywhere; }
 .key.dashed { border-top-style: dashed; border-top-width: 2px; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(46%, 200px), 1fr)); gap: 16px;
   align-items: start; max-width: 900px; }
+.pictures.row { display: flex; overflow-x: auto; max-width: 100%; }
+.pictures.row > div { flex: 1 0 min(42%, 190px); max-width: 290px; padding: 1px; }
+.pictures.row > div:first-child { position: sticky; left: 0; z-index: 1; background: var(--page); }
 .picture { margin: 0 0 12px; min-width: 0; }
 .picture img { display: block; width: 100%; height: auto; border-radius: 4px; outline: 1px solid var(--grid); }
 .board { background: repeating-conic-gradient(#cdcdcd 0 25%, #fff 0 50%) 0 0 / 16px 16px; }
 img.colour-bar { display: inline-block; width: 110px; height: 10px; margin: 0 6px; vertical-align: middle; }
-.scroll { overflow-x: auto; margin: 12px 0; max-width: 100%; }
-.scroll:focus-visible { outline: 2px solid var(--series-0); outline-offset: 2px; }
+/* A shadow at each edge beyond which there is more: covers move with the content, shadows stay with the box. */
+.scroll { overflow-x: auto; margin: 12px 0; max-width: 100%; background:
+  linear-gradient(to right, var(--page) 40%, transparent) left / 44px 100% no-repeat local,
+  linear-gradient(to left, var(--page) 40%, transparent) right / 44px 100% no-repeat local,
+  linear-gradient(to right, var(--shadow), transparent) left / 18px 100% no-repeat scroll,
+  linear-gradient(to left, var(--shadow), transparent) right / 18px 100% no-repeat scroll; }
+.scroll:focus-visible, .pictures.row:focus-visible { outline: 2px solid var(--series-0); outline-offset: 2px; }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; line-height: 1.4; }
 caption { text-align: left; padding-bottom: 6px; }
 th, td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--grid); white-space: nowrap;

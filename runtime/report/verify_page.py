@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 
 from qwen_image_engine.runtime.commands.verify_tables import verdict_text
 from qwen_image_engine.runtime.report.html import Content, Html, table, tag
-from qwen_image_engine.runtime.report.sections import commands, environment, facts, marked, more, page, section, verdict
+from qwen_image_engine.runtime.report.sections import (
+    commands,
+    environment,
+    facts,
+    marked,
+    more,
+    page,
+    section,
+    short_names,
+    verdict,
+)
 from qwen_image_engine.runtime.report.verify_components import components_section, layers_section
 from qwen_image_engine.runtime.report.verify_pictures import pictures_section
 from qwen_image_engine.runtime.report.verify_steps import free_running_section, teacher_forced_section
@@ -21,9 +31,10 @@ def verify_page(found: Verifications) -> str:
     """One page: the verdict, pictures, components, curves, what else was asked for, and how to repeat it."""
     bundles, first = found.bundles, found.bundles[0]
     shown = "One bundle" if len(bundles) == 1 else f"{len(bundles)} bundles"
+    names = ", ".join(short_names([bundle.bundle for bundle in bundles]))
     return page(
-        first.checkpoint,
-        "Verification",
+        f"{names} against {short_names([first.checkpoint])[0]}",
+        "qwen-image verify",
         f"{shown} against the fp32 reference, every component on the reference's own inputs.",
         [_verdict(bundle) for bundle in bundles],
         _facts(first) if len(bundles) == 1 else "",

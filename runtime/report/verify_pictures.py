@@ -8,10 +8,10 @@ from qwen_image_engine.runtime.report.html import Content, Html, tag
 from qwen_image_engine.runtime.report.pictures import (
     PictureDifference,
     colour_bar,
-    common_scale,
     difference_map,
     picture,
     picture_difference,
+    scale_end,
     side_by_side,
 )
 from qwen_image_engine.runtime.report.sections import section, short_names
@@ -30,14 +30,14 @@ def pictures_section(bundles: tuple[Verification, ...]) -> Html | str:
         difference = None if item.engine is None else picture_difference(item.engine, item.reference)
         if difference is not None:
             differences[key] = difference
-    scale = common_scale(list(differences.values()))
+    end = scale_end(list(differences.values()))
     content: list[Content] = [
         tag(
             "p",
             "The same noise, each on its own way through all steps and through its own VAE. Transparency shows the "
             "checkerboard. A difference is the largest of red, green and blue, on white and on black, so that opacity "
             "counts as it is seen; all maps have one scale: ",
-            colour_bar(scale),
+            colour_bar(end),
             class_="note",
         )
     ]
@@ -60,7 +60,7 @@ def pictures_section(bundles: tuple[Verification, ...]) -> Html | str:
             columns.append([picture(drawn.engine, f"{case}, drawn by {name}", caption)])
             if difference is not None:
                 text = f"difference: largest {difference.largest}, mean {difference.mean:.3g} of 255"
-                shown = picture(difference_map(difference, scale), f"{case}: where {name} differs", text, plain=True)
+                shown = picture(difference_map(difference, end), f"{case}: where {name} differs", text, plain=True)
                 columns[-1].append(shown)
         content += [tag("h3", case), side_by_side(columns)]
     return section("Pictures", content)

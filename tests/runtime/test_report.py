@@ -1,5 +1,7 @@
 """The report of a benchmark: every figure, nothing from elsewhere, and folders that are refused."""
 
+import io
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from report_page import BROWSER, check_in_browser, check_page
 
 from qwen_image_engine.engines.errors import QwenImageError
@@ -22,7 +25,7 @@ from qwen_image_engine.runtime.report import folder as report_folder
 from qwen_image_engine.runtime.report.bench_case import seconds_text
 from qwen_image_engine.runtime.report.folder import check_report, write_report
 from qwen_image_engine.runtime.report.html import tag
-from qwen_image_engine.runtime.report.pictures import common_scale, difference_map, picture_difference
+from qwen_image_engine.runtime.report.pictures import LEAST_END, difference_map, picture_difference, scale_end
 
 ATTACK = "<script>alert(1)</script>"
 
@@ -102,6 +105,26 @@ def test_every_figure_stands_in_the_page(benchmark_result: Callable[..., Benchma
     assert len(page.named("img")) == 4  # two pictures, a difference, the bar of its colours
 
 
+def test_many_cases_do_not_bury_the_page(benchmark_result: Callable[..., Benchmark], tmp_path: Path) -> None:
+    """One box for each pair, which names its cases, and one for all the noise."""
+    found = benchmark_result()
+    calm = found.cases[0]
+    noisy = [
+        CaseRuns(Case(side, side, 5), tuple(replace(run, waiting=(0.9,) * 6) for run in calm.runs))
+        for side in (64, 96, 128)
+    ]
+    page = check_page(write_report(replace(found, cases=(calm, *noisy)), tmp_path / "report"))
+    boxes = [item for item in page.named("div") if "verdict" in (item.get("class") or "").split()]
+    assert len(boxes) == 3
+    assert re.search(r"onnxruntime is 1\.\d\dx as fast as torch, 48x32, 5 steps A whole picture", page.text)
+    assert "Too noisy or too little to tell in 3 of 4 comparisons Which onnxruntime against torch. A whole" in page.text
+    assert (
+        "Noisy in 6 of 8 runs, and differences have to exceed that At worst it waited for a core for 90%" in page.text
+    )
+    both = check_page(write_report(replace(found, cases=(calm, replace(calm, case=Case(96, 96, 5)))), tmp_path / "two"))
+    assert re.search(r"onnxruntime is faster than torch in 2 of 2 cases \(1\.\d\dx to 1\.\d\dx\)", both.text)
+
+
 def test_a_result_read_back_has_no_pictures(benchmark_result: Callable[..., Benchmark], tmp_path: Path) -> None:
     found = Benchmark.from_json(benchmark_result(rounds=2).to_json())
     page = check_page(write_report(found, tmp_path / "report"))
@@ -163,6 +186,10 @@ def test_refused_before_the_work(
     (tmp_path / "file").touch()
     assert "is a file" in fails(1, verb, tmp_path / "bundle", "--report", tmp_path / "file")
     assert "no folder" in fails(1, verb, tmp_path / "bundle", "--report", tmp_path / "gone" / "report")
+    if Path("/proc/self").is_dir():  # where nobody can write, root included
+        message = fails(1, verb, tmp_path / "bundle", "--report", "/proc/report")
+        assert message.startswith("cannot write /proc/report: ")
+        assert message.endswith("; choose a folder that can be written to")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     message = fails(1, verb, tmp_path / "bundle", "--report", tmp_path / "report")
     assert message.endswith(f"install it with: {report_folder.INSTALL}")
@@ -191,9 +218,12 @@ def test_differences_as_the_eye_sees_them() -> None:
     assert found.values.tolist() == [[9, 0], [0, 0]]
     assert found.largest == 9
     assert found.mean == pytest.approx((9 + 5) / 12)
-    assert common_scale([found]) == 16
-    assert common_scale([]) == 1
-    assert difference_map(found, 16).startswith(b"\x89PNG")
+    assert scale_end([found]) == 9
+    assert scale_end([]) == LEAST_END
+    with Image.open(io.BytesIO(difference_map(found, 9))) as image:
+        colours = np.asarray(image.convert("RGB"))
+    assert colours[0, 0].sum() > 600  # the brightest of the scale
+    assert colours[1, 1].sum() < 10
     clear = first.copy()
     clear[1, 1] = (0, 0, 0, 0)  # black on black, white on white
     seen = picture_difference(png_bytes(clear), png_bytes(first))
