@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -131,6 +132,14 @@ def within(record_property: Callable[[str, object], None]) -> Callable[[str, flo
         assert found <= limit, figure
 
     return check
+
+
+@pytest.fixture
+def hears_interruptions() -> Iterator[None]:
+    """Ctrl-C as Python handles it: a shell's background jobs ignore the signal, and tests inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

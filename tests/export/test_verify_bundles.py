@@ -106,6 +106,7 @@ def test_a_bundle_is_no_checkpoint(exported: Callable[..., Path], fails: Callabl
     assert message.startswith(f"{exported()}: is a bundle, expected the checkpoint that it was made from")
 
 
+@pytest.mark.usefixtures("hears_interruptions")
 def test_an_interruption_that_was_swallowed(
     exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,10 +3,12 @@
 Seconds come from a clock that the engines move by recorded noise, so that nothing depends on the machine.
 """
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +17,12 @@ from numpy_engines import numpy_pipeline
 
 from qwen_image_engine.runtime.bench import ROUNDS
 from qwen_image_engine.runtime.bench_case import Case, request
-from qwen_image_engine.runtime.bench_result import WayFacts
+from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts
 from qwen_image_engine.runtime.bench_rounds import run_rounds
 from qwen_image_engine.runtime.bench_runs import CaseRuns
+from qwen_image_engine.runtime.bench_settings import Settings
 from qwen_image_engine.runtime.bench_way import pipeline_drawer
+from qwen_image_engine.runtime.commands.bench import _lines as bench_lines
 from qwen_image_engine.runtime.process_memory import MemoryUse
 
 SPEED = Path(__file__).parents[2] / "benchmarks" / "results" / "speed.json"
@@ -139,6 +143,31 @@ def test_few_rounds_print_no_ratio(way: Callable[..., LocalWay]) -> None:
     (found,) = run_rounds(ways, [CASE], 4)
     assert {ratio.judged.interval for ratio in found.ratios()} == {None}
     assert {ratio.judged.reason for ratio in found.ratios()} == {"4 pairs, a ratio needs 5"}
+
+
+def test_noise_is_printed_once_of_each_way(way: Callable[..., LocalWay]) -> None:
+    """And the lines of ratios stay short."""
+    steps = itertools.cycle([1.0, 1.0, 1.0, 2.0])
+
+    def seconds(component: str) -> float:
+        return next(steps) if component == "step" else SECONDS[component]
+
+    ways = [way("A", "engine", seconds, []), way("B", "baseline", seconds, [])]
+    (case,) = run_rounds(ways, [CASE], 5)
+    found = Benchmark(benchmark_settings(), {}, {}, tuple(item.facts for item in ways), (case,))
+    lines = list(bench_lines(found))
+    assert sum("the p90 of a steady step" in line for line in lines) == 2
+    ratios = lines[next(index for index, line in enumerate(lines) if line.startswith("engine")) :]
+    assert any(line.endswith("too noisy to tell") for line in ratios)
+    assert max(map(len, ratios)) < 100
+
+
+def benchmark_settings() -> Settings:
+    lists: dict[str, Any] = {"engines": ["A"], "baselines": ["B"], "sizes": [(64, 96)], "steps": [5]}
+    lists |= {"batches": [1], "references": [0]}
+    return Settings.of(
+        bundle="bundle", checkpoint=None, reference_resolution=32, rounds=5, threads=None, memory="resident", **lists
+    )
 
 
 def test_a_machine_that_slows_down_hits_both_alike(way: Callable[..., LocalWay]) -> None:

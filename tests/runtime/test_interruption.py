@@ -11,6 +11,8 @@ from qwen_image_engine.runtime.interruption import check_interrupted, remembered
 from qwen_image_engine.runtime.progress import ProgressBar
 from qwen_image_engine.runtime.timing import Timings
 
+pytestmark = pytest.mark.usefixtures("hears_interruptions")
+
 
 class Dying:
     """Ctrl-C comes while it is freed, where no exception goes any further."""
