@@ -12,7 +12,7 @@ FOLDERS := calibration engines export reference runtime
 setup: $(STAMP)
 
 # The strict editable install lets mypy follow the mapped folders; it links the files it finds, hence the dependency on them.
-$(STAMP): pyproject.toml $(wildcard $(FOLDERS:%=%/*.py) reference/shapes/*.py runtime/commands/*.py \
+$(STAMP): pyproject.toml setup.py $(wildcard $(FOLDERS:%=%/*.py) reference/shapes/*.py runtime/commands/*.py \
 		runtime/report/*.py)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 "setuptools>=77"

@@ -1,5 +1,6 @@
 """The command: its verbs, its documents, its exit codes, and what is left behind when it is interrupted."""
 
+import importlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 from PIL import Image
 
 from qwen_image_engine.runtime.command import main
+from qwen_image_engine.runtime.commands import doctor
 from qwen_image_engine.runtime.image import read_png_parameters
 
 COMMAND = [sys.executable, "-c", "import sys; from qwen_image_engine.runtime.command import main; sys.exit(main())"]
@@ -62,6 +65,25 @@ def test_doctor_names_what_to_install(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["doctor"]) == 1
     assert "pip install 'qwen-image-engine[cpu]'" in capsys.readouterr().out
+
+
+def test_doctor_tells_of_a_torchvision_for_another_torch(
+    document: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str) -> Any:
+        if name == "torchvision":
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return importlib.import_module(name)
+
+    assert document("doctor")["diffusers"] == {"ready": True, "fault": None}
+    monkeypatch.setattr(doctor, "importlib", SimpleNamespace(import_module=load))
+    fault = document("doctor")["diffusers"]["fault"]
+    assert "torchvision does not fit torch (operator torchvision::nms does not exist); install" in fault
+    monkeypatch.setattr(doctor, "importlib", importlib)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert "torchvision is not installed" in document("doctor")["diffusers"]["fault"]
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    assert document("doctor")["diffusers"] == {"ready": False, "fault": None}
 
 
 def test_plan_adds_up_what_is_written(
