@@ -8,6 +8,10 @@ from typing import Any
 
 from qwen_image_engine.engines.plan_entry import Profile
 
+BUILDER_REVISION = 1
+"""Part of every plan's key: raise it where `tensorrt_builder` makes another engine of the same job, or audits it by
+other rules, so that plans which an older version made are built again."""
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -26,11 +30,24 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Promise:
-    """What the graph promises of its engine: products in 8 bits, and blocks whose attention is FP8."""
+    """What the graph promises of its engine.
+
+    Attributes:
+        fp8_products: products in FP8.
+        int8_products: products in INT8.
+        fp8_attention: blocks whose attention is FP8.
+        attentions: nodes of the graph that a fused kernel must run each.
+    """
 
     fp8_products: int
     int8_products: int
     fp8_attention: int
+    attentions: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Promise:
+        """What `dataclasses.asdict` made of one, through JSON."""
+        return cls(**{**data, "attentions": tuple(data["attentions"])})
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,7 @@ class BuildJob:
         options: chosen by the user.
         promise: what the finished engine is held against.
         softmax_scale: of FP8 attention's probabilities, None where no attention is FP8.
+        layers: file for what TensorRT's inspector says of the engine, None for none.
     """
 
     component: str
@@ -56,6 +74,7 @@ class BuildJob:
     options: BuildOptions
     promise: Promise
     softmax_scale: float | None
+    layers: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; `from_json` reads it back."""
@@ -79,14 +98,17 @@ class BuildJob:
                 **data,
                 "profiles": profiles,
                 "options": BuildOptions(**data["options"]),
-                "promise": Promise(**data["promise"]),
+                "promise": Promise.from_json(data["promise"]),
             }
         )
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A written plan: its size and SHA-256, what the audit counted in the engine, its scratch memory by profile."""
+    """A written plan: its size and SHA-256, what the audit counted in the engine, its scratch memory by profile.
+
+    `warnings` are what went wrong beside it.
+    """
 
     bytes: int
     sha256: str
@@ -94,8 +116,10 @@ class BuildResult:
     fp8_products: int
     int8_products: int
     scratch_bytes: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> BuildResult:
         """What `dataclasses.asdict` made of one, through JSON."""
-        return cls(**{**data, "scratch_bytes": tuple(data["scratch_bytes"])})
+        tuples = {name: tuple(data[name]) for name in ("scratch_bytes", "warnings") if name in data}
+        return cls(**{**data, **tuples})

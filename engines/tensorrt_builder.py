@@ -9,19 +9,17 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import tensorrt as trt
 
 from qwen_image_engine.engines.build_job import BuildJob, BuildResult
-from qwen_image_engine.engines.engine_audit import Network, audit, check_audit
+from qwen_image_engine.engines.engine_audit import Network, audit, check_audit, check_parsed
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.engines.plan_entry import Profile
 from qwen_image_engine.engines.tensorrt_log import Log
 from qwen_image_engine.engines.tensorrt_plan import PlanWriter
 from qwen_image_engine.engines.tensorrt_progress import Monitor, Progress
-
-WIDEST_FUSED_HEAD = 256
-"""Channels of a head beyond which TensorRT has no fused attention: the VAE's one head is as wide as its features."""
+from qwen_image_engine.engines.tensorrt_softmax import SoftmaxScale
+from qwen_image_engine.engines.tensorrt_timings import keep_timings, read_timings
 
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
@@ -38,32 +36,41 @@ def build(job: BuildJob, progress: Progress) -> BuildResult:
         OSError: a file cannot be written.
     """
     log = Log()
-    written, sha256, network = _write_plan(job, log, progress)
+    warnings: list[str] = []
+    written, sha256, network = _write_plan(job, log, progress, warnings)
     # Builder, parser and network are gone: the inspector needs the memory that they held.
     inspected, scratch = _inspected(Path(job.plan), log)
+    layers = _keep_layers(job, inspected, warnings)
     found = audit(inspected, network)
-    check_audit(job.component, found, network, job.promise)
-    return BuildResult(written, sha256, found.fused_attentions, found.fp8_products, found.int8_products, scratch)
+    check_audit(job.component, found, network, job.promise, layers)
+    return BuildResult(
+        written, sha256, found.fused_attentions, found.fp8_products, found.int8_products, scratch, tuple(warnings)
+    )
 
 
-def _write_plan(job: BuildJob, log: Log, progress: Progress) -> tuple[int, str, Network]:
+def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]) -> tuple[int, str, Network]:
     builder = trt.Builder(log)
     network = builder.create_network()  # strongly typed, as all are in 11
     parser = trt.OnnxParser(network, log)
+    log.clear()
     if not parser.parse_from_file(job.model):
         raise QwenImageError(f"{job.component}: TensorRT cannot parse {job.model}: {_parse_errors(parser, log)}")
     # TensorRT refers to a constant's numbers until the engine is built; so they live as long as this call.
-    softmax_scale = bfloat16_bits(job.softmax_scale or 0.0)
-    found, fp8_attentions = _prepare_attention(network, softmax_scale if job.softmax_scale else None)
+    softmax = SoftmaxScale(job.softmax_scale) if job.softmax_scale is not None else None
+    found, fp8_attentions = _prepare_attention(network, job.promise.attentions, softmax)
+    check_parsed(job.component, found, job.promise)
     if fp8_attentions < job.promise.fp8_attention:
         raise QwenImageError(
             f"{job.component}: {fp8_attentions} attentions read FP8 in the parsed graph, expected at least "
             f"{job.promise.fp8_attention}; export without --fp8-attention"
         )
+    if softmax is not None and fp8_attentions and job.options.strip_weights:
+        softmax.name_in(network, job.component)
     monitor = Monitor(progress)
     config = _config(builder, network, job, monitor)
-    cache = _timing_cache(config, Path(job.timing_cache))
+    cache = read_timings(config, Path(job.timing_cache), warnings)
     writer = PlanWriter(Path(job.plan))
+    log.clear()
     try:
         built = builder.build_serialized_network_to_stream(network, config, writer)
     finally:
@@ -73,50 +80,37 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress) -> tuple[int, str, 
             f"{job.component}: TensorRT cannot build it: {log.errors()}; where memory ran out, build for smaller sizes "
             "(--profile), with --weight-streaming, or with a limit to scratch memory (--workspace)"
         )
-    _keep_timings(cache, Path(job.timing_cache))
+    keep_timings(cache, Path(job.timing_cache), warnings)
     return writer.bytes, sha256, found
 
 
-def bfloat16_bits(value: float) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
-    """One number in bfloat16, rounded to the nearest, as (1,) of its bits: numpy has no such type."""
-    bits = np.array([value], np.float32).view(np.uint32).astype(np.uint64)
-    return np.asarray((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
 def _prepare_attention(
-    network: trt.INetworkDefinition, softmax_scale: np.ndarray[tuple[int, ...], np.dtype[np.uint16]] | None
+    network: trt.INetworkDefinition, fused: Collection[str], softmax: SoftmaxScale | None
 ) -> tuple[Network, int]:
-    """Keep attentions whole, give those that read FP8 their softmax scale; what must be fused, and how many read it."""
+    """Keep the attentions `fused` whole, give those that read FP8 their softmax scale.
+
+    Returns:
+        Those of them that are there, all products and nodes; and how many attentions read FP8.
+    """
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     from_codes = {layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE}
-    fused: list[str] = []
+    kept: list[str] = []
     in_fp8 = 0
     for layer in layers:
         if layer.type != trt.LayerType.ATTENTION_INPUT:
             continue
         layer.__class__ = trt.IAttentionInputLayer  # the bindings give ILayer; this is how they name another class
         attention = cast(trt.IAttentionInputLayer, layer).attention
-        attention.decomposable = not _must_fuse(attention)
-        if not attention.decomposable:
-            fused.append(_node(attention.metadata, attention.name or layer.name))
-        if softmax_scale is not None and attention.get_input(0).name in from_codes:
-            scale = network.add_constant(trt.Dims(()), trt.Weights(trt.bfloat16, softmax_scale.ctypes.data, 1))
-            attention.normalization_quantize_scale = scale.get_output(0)
-            attention.normalization_quantize_to_type = trt.fp8
+        name = _node(attention.metadata, attention.name or layer.name)
+        attention.decomposable = name not in fused
+        if name in fused:
+            kept.append(name)
+        if softmax is not None and attention.get_input(0).name in from_codes:
+            softmax.give_to(attention, network)
             in_fp8 += 1
     products = [_node(item.metadata, item.name) for item in layers if item.type == trt.LayerType.MATRIX_MULTIPLY]
-    return Network(fused, products), in_fp8
-
-
-def _must_fuse(attention: trt.IAttention) -> bool:
-    """Whether there is a fused kernel that it must get: unfused it would hold tokens * tokens * heads numbers.
-
-    A mask may have none, and is there only on the text behind a reference image, whose rows are few. The VAE's head is
-    too wide, and one: 0.5 GB of scores at 2048x2048.
-    """
-    shape = attention.get_input(0).shape
-    head = shape[len(shape) - 1]
-    return attention.mask is None and 0 < head <= WIDEST_FUSED_HEAD
+    nodes = {_node(item.metadata, item.name) for item in layers}
+    return Network(kept, products, nodes), in_fp8
 
 
 def _config(
@@ -151,27 +145,22 @@ def _profile(builder: trt.Builder, item: Profile, inputs: Collection[str], job: 
     return made
 
 
-def _timing_cache(config: trt.IBuilderConfig, path: Path) -> trt.ITimingCache:
-    """The timings in the file, where they are of this GPU and this TensorRT; else none."""
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if not config.set_timing_cache(cache, False):
-        cache = config.create_timing_cache(b"")
-        config.set_timing_cache(cache, False)
-    return cache
-
-
-def _keep_timings(cache: trt.ITimingCache, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+def _keep_layers(job: BuildJob, inspected: str, warnings: list[str]) -> Path | None:
+    """Write what the inspector says, for whoever asks why an engine was refused; None where it cannot be written."""
+    if job.layers is None:
+        return None
+    path = Path(job.layers)
     try:
-        # It has the buffer protocol, which the stub does not say.
-        partial.write_bytes(cast(bytes, cache.serialize()))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.write_text(inspected, encoding="utf-8")
+    except OSError as error:
+        warnings.append(f"{path}: what the inspector says cannot be kept ({error.strerror or error})")
+        return None
+    return path
 
 
 def _inspected(plan: Path, log: Log) -> tuple[str, tuple[int, ...]]:
     """The inspector's JSON of the engine in a file, and by profile its scratch bytes, mapped and never read."""
+    log.clear()
     with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         engine = trt.Runtime(log).deserialize_cuda_engine(mapped)
     if engine is None:

@@ -21,6 +21,10 @@ class Log(trt.ILogger):
         if severity not in (trt.ILogger.Severity.INFO, trt.ILogger.Severity.VERBOSE):
             print(f"TensorRT: {msg}", file=sys.stderr, flush=True)
 
+    def clear(self) -> None:
+        """Forget earlier errors, before a call whose own are wanted."""
+        self._errors = []
+
     def errors(self) -> str:
         """The last errors in one line."""
         return " ".join("; ".join(self._errors).split()) or "it gives no reason"

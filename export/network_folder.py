@@ -17,6 +17,7 @@ from qwen_image_engine.calibration.static_attention import SOFTMAX
 from qwen_image_engine.engines.contract import contract
 from qwen_image_engine.export.audit import audit
 from qwen_image_engine.export.fp8_attention import fp8_scale_name
+from qwen_image_engine.export.fused_attention import fused_attentions
 from qwen_image_engine.export.network_weights import network_weights
 from qwen_image_engine.export.placing import link_weights, place_weights
 from qwen_image_engine.export.recipe import Recipe
@@ -146,6 +147,7 @@ def write_network(
             ir_version=IR_VERSION,
             contract=contract(component, sizes, dtype),
             fp8_attention=attention,
+            fused_attentions=fused_attentions(graph.graph) if recipe.target == "tensorrt" else None,
         )
     embeddings = None
     if table is not None:

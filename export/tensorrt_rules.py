@@ -7,22 +7,31 @@ explicit quantisation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from qwen_image_engine.export.constants import constant
+from qwen_image_engine.export.graph_rule import Expected, Finding, Rule, node_name, operators
+from qwen_image_engine.export.manifest_rules import CODES, MANIFEST_RULES, reads_codes
 from qwen_image_engine.export.scale_into_query_norm import query_norm
 from qwen_image_engine.export.trace import IR_VERSION, OPSET
 
-_CODES = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
+_OPERATORS = frozenset(
+    (
+        *("Add", "Attention", "Cast", "CastLike", "Clip", "Concat", "Conv", "DepthToSpace", "DequantizeLinear", "Div"),
+        *("Expand", "Gather", "Gelu", "Gemm", "LayerNormalization", "LessOrEqual", "MatMul", "Max", "Min", "Mul"),
+        *("Pad", "QuantizeLinear", "RMSNormalization", "Range", "Reciprocal", "ReduceMean", "ReduceSum"),
+        *("ReduceSumSquare", "Reshape", "Resize", "RotaryEmbedding", "Shape", "Sigmoid", "Slice", "Split", "Sqrt"),
+        *("Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"),
+    )
+)
+"""All that the exported graphs hold; Softmax is Attention's own, and nothing has a graph in it."""
+
 _PRODUCTS = ("Gemm", "MatMul", "Conv", "Attention")
 _CACHE = ("key_", "value_", "own_key_", "own_value_")
 _EDGE = (ir.DataType.FLOAT, ir.DataType.INT64)
-
-Finding = tuple[str, str]
-"""The node or value, and what was found there."""
 
 
 @dataclass(frozen=True)
@@ -38,145 +47,137 @@ class Broken:
         return f"{self.rule}: {self.where}: {self.found}, expected {self.expected}"
 
 
-def broken_rules(model: ir.Model) -> list[Broken]:
-    """Every place where `model`, a component's graph by its name, breaks one of `RULES`."""
+def broken_rules(model: ir.Model, expected: Expected, names: Collection[str] | None = None) -> list[Broken]:
+    """Every place where `model`, a component's graph by its name, breaks one of `RULES`, or of those with `names`."""
     return [
         Broken(name, where, found, rule.expected)
         for name, rule in RULES.items()
-        for where, found in rule.findings(model)
+        if names is None or name in names
+        for where, found in rule.findings(model, expected)
     ]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What is expected, and how the places are found where it is otherwise."""
-
-    expected: str
-    findings: Callable[[ir.Model], Iterator[Finding]]
-
-
-def _opset(model: ir.Model) -> Iterator[Finding]:
+def _opset(model: ir.Model, _: Expected) -> Iterator[Finding]:
     if dict(model.opset_imports) != {"": OPSET} or model.ir_version > IR_VERSION:
         yield str(model.graph.name), f"opsets {dict(model.opset_imports)}, IR {model.ir_version}"
 
 
-def _operators(model: ir.Model) -> Iterator[Finding]:
-    for node in model.graph:
+def _operators(model: ir.Model, _: Expected) -> Iterator[Finding]:
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.domain:
-            yield _name(node), f"{node.domain}::{node.op_type}"
+            yield node_name(node), f"{node.domain}::{node.op_type}"
+        elif node.op_type not in _OPERATORS:
+            yield node_name(node), node.op_type
+    for function in model.functions.values():
+        yield function.name, "a function of the model"
 
 
-def _edge(model: ir.Model) -> Iterator[Finding]:
+def _edge(model: ir.Model, expected: Expected) -> Iterator[Finding]:
     for value in (*model.graph.inputs, *model.graph.outputs):
         cache = (value.name or "").startswith(_CACHE)
-        if value.dtype not in ((ir.DataType.BFLOAT16,) if cache else _EDGE):
+        if value.dtype not in ((expected.dtype,) if cache else _EDGE):
             yield str(value.name), str(value.dtype)
 
 
-def _attention(model: ir.Model) -> Iterator[Finding]:
-    for node in _of(model, "Attention"):
+def _attention(model: ir.Model, _: Expected) -> Iterator[Finding]:
+    for node in operators(model, "Attention"):
         if len(node.outputs) != 1:
-            yield _name(node), f"{len(node.outputs)} outputs"
+            yield node_name(node), f"{len(node.outputs)} outputs"
         if any(value is not None for value in node.inputs[4:]):
-            yield _name(node), "a cache among its inputs"
+            yield node_name(node), "a cache among its inputs"
 
 
-def _mask(model: ir.Model) -> Iterator[Finding]:
-    masked = [node for node in _of(model, "Attention") if len(node.inputs) > 3 and node.inputs[3] is not None]
+def _mask(model: ir.Model, _: Expected) -> Iterator[Finding]:
+    masked = [node for node in operators(model, "Attention") if len(node.inputs) > 3 and node.inputs[3] is not None]
     for node in masked:
         shape = node.inputs[3].shape if node.inputs[3] is not None else None
         rows = str(shape[-2]) if shape is not None and len(shape) > 1 else "?"
         if model.graph.name != "prefix_image" or "image" in rows:
-            yield _name(node), f"a mask of {rows} rows"
+            yield node_name(node), f"a mask of {rows} rows"
 
 
-def _scale(model: ir.Model) -> Iterator[Finding]:
-    for node in _of(model, "Attention"):
+def _scale(model: ir.Model, _: Expected) -> Iterator[Finding]:
+    for node in operators(model, "Attention"):
         norm = query_norm(node)
         if norm is None:
             continue
         factor = node.attributes.get("scale")
         weight = norm.inputs[1].producer() if norm.inputs[1] is not None else None
         if factor is None or factor.as_float() != 1.0 or weight is None or weight.op_type != "Mul":
-            yield _name(node), f"scale {'left to it' if factor is None else factor.as_float()}"
+            yield node_name(node), f"scale {'left to it' if factor is None else factor.as_float()}"
 
 
-def _statistics(model: ir.Model) -> Iterator[Finding]:
-    for node in _of(model, "RMSNormalization", "LayerNormalization"):
+def _statistics(model: ir.Model, _: Expected) -> Iterator[Finding]:
+    for node in operators(model, "RMSNormalization", "LayerNormalization"):
         if node.attributes.get_int("stash_type", 1) != 1:
-            yield _name(node), f"statistics in {ir.DataType(node.attributes.get_int('stash_type')).name}"
+            yield node_name(node), f"statistics in {ir.DataType(node.attributes.get_int('stash_type')).name}"
 
 
-def _float32(model: ir.Model) -> Iterator[Finding]:
-    for node in _of(model, "RotaryEmbedding", "Resize", "ReduceSumSquare"):
+def _float32(model: ir.Model, _: Expected) -> Iterator[Finding]:
+    for node in operators(model, "RotaryEmbedding", "Resize", "ReduceSumSquare"):
         value = node.inputs[0]
         if value is not None and value.dtype not in (ir.DataType.FLOAT, None):
-            yield _name(node), f"{node.op_type} in {value.dtype}"
+            yield node_name(node), f"{node.op_type} in {value.dtype}"
 
 
-def _scales(model: ir.Model) -> Iterator[Finding]:
-    for node in _of(model, "QuantizeLinear", "DequantizeLinear"):
+def _scales(model: ir.Model, _: Expected) -> Iterator[Finding]:
+    for node in operators(model, "QuantizeLinear", "DequantizeLinear"):
         scale, zero = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
         values = node.inputs[0] if node.op_type == "QuantizeLinear" else node.outputs[0]
         if scale is None or not scale.is_initializer():
-            yield _name(node), "a scale that is computed"
+            yield node_name(node), "a scale that is computed"
         elif values is not None and values.dtype is not None and scale.dtype != values.dtype:
-            yield _name(node), f"a scale in {scale.dtype} of values in {values.dtype}"
+            yield node_name(node), f"a scale in {scale.dtype} of values in {values.dtype}"
         zeros = constant(zero) if zero is not None else None
         if zeros is not None and zeros.astype("float32").any():
-            yield _name(node), "a zero point that is not 0"
+            yield node_name(node), "a zero point that is not 0"
 
 
-def _stored(model: ir.Model) -> Iterator[Finding]:
-    for node in _of(model, "Gemm", "MatMul"):
+def _stored(model: ir.Model, _: Expected) -> Iterator[Finding]:
+    for node in operators(model, "Gemm", "MatMul"):
         values = [value.producer() if value is not None else None for value in node.inputs[:2]]
         rows, weight = (item is not None and item.op_type == "DequantizeLinear" for item in values)
         if rows != weight:
-            yield _name(node), "one operand of two in 8 bits"
-        elif weight and not _reads_codes(values[1]):
-            yield _name(node), "a weight that is quantised as it runs"
+            yield node_name(node), "one operand of two in 8 bits"
+        elif weight and not reads_codes(values[1]):
+            yield node_name(node), "a weight that is quantised as it runs"
 
 
-def _reads_codes(node: ir.Node | None) -> bool:
-    codes = node.inputs[0] if node is not None else None
-    return codes is not None and codes.is_initializer() and codes.dtype in _CODES
-
-
-def _next(model: ir.Model) -> Iterator[Finding]:
-    for node in _of(model, "DequantizeLinear"):
+def _next(model: ir.Model, _: Expected) -> Iterator[Finding]:
+    for node in operators(model, "DequantizeLinear"):
         for use in node.outputs[0].uses():
             if use.node.op_type not in _PRODUCTS:
-                yield _name(node), f"{use.node.op_type} behind it"
+                yield node_name(node), f"{use.node.op_type} behind it"
 
 
-def _softmax(model: ir.Model) -> Iterator[Finding]:
-    for node in _of(model, "Softmax"):
+def _softmax(model: ir.Model, _: Expected) -> Iterator[Finding]:
+    for node in operators(model, "Softmax"):
         if any(use.node.op_type == "QuantizeLinear" for use in node.outputs[0].uses()):
-            yield _name(node), "QuantizeLinear behind it"
+            yield node_name(node), "QuantizeLinear behind it"
 
 
-def _channels(model: ir.Model) -> Iterator[Finding]:
-    for node in _of(model, "DequantizeLinear"):
+def _channels(model: ir.Model, _: Expected) -> Iterator[Finding]:
+    for node in operators(model, "DequantizeLinear"):
         codes, scale = node.inputs[0], node.inputs[1]
         if codes is None or scale is None or scale.shape is None:
             continue
         weight = codes.is_initializer() and codes.dtype == ir.DataType.INT8
         if len(scale.shape) != int(weight) or (weight and node.attributes.get_int("axis", 1) != 0):
             yield (
-                _name(node),
+                node_name(node),
                 f"scales {tuple(scale.shape)} of {'a weight' if codes.is_initializer() else 'activations'}",
             )
 
 
-def _kinds(model: ir.Model) -> Iterator[Finding]:
-    found = {node.inputs[0].dtype for node in _of(model, "DequantizeLinear") if node.inputs[0] is not None}
-    if found.issuperset(_CODES):
+def _kinds(model: ir.Model, _: Expected) -> Iterator[Finding]:
+    found = {node.inputs[0].dtype for node in operators(model, "DequantizeLinear") if node.inputs[0] is not None}
+    if found.issuperset(CODES):
         yield str(model.graph.name), "INT8 and FP8"
 
 
 RULES: Mapping[str, Rule] = {
     "opset": Rule(f"opset {OPSET} of ai.onnx alone and IR {IR_VERSION} at most", _opset),
-    "operators": Rule("ai.onnx alone: the parser reads an operator's name and not its domain", _operators),
+    "operators": Rule("one of ai.onnx that exports hold: the parser reads its name and not its domain", _operators),
     "edge": Rule("float32 (indices int64) at the host's edge, bf16 keys and values", _edge),
     "attention": Rule("one output and no cache: other forms are not parsed as attention", _attention),
     "mask": Rule("no mask, but for the text behind a reference image: masks may break the fusion", _mask),
@@ -189,15 +190,12 @@ RULES: Mapping[str, Rule] = {
     "softmax": Rule("no codes of its own: a scale of probabilities is a property of the attention", _softmax),
     "scale-form": Rule("one scale a tensor, and of an INT8 weight one an output channel", _channels),
     "one-kind": Rule("one kind of codes: INT8 and FP8 go together from Blackwell on", _kinds),
+    **MANIFEST_RULES,
 }
 """By name."""
 
-
-def _of(model: ir.Model, *operators: str) -> Iterator[ir.Node]:
-    return (node for node in model.graph if node.op_type in operators)
-
-
-def _name(node: ir.Node) -> str:
-    """Of the first weight that a node reads, or of what it gives."""
-    weights = [value.name for value in node.inputs if value is not None and value.is_initializer() and value.name]
-    return f"{node.op_type} {node.outputs[0].name}" + (f" ({weights[0]})" if weights else "")
+SHARED_WITH_CUDA = (
+    *("edge", "attention", "mask", "attention-scale", "norm-statistics", "float32"),
+    *("attention-count", "attention-form", "rope", "precision", "time-features"),
+)
+"""Those that `--target cuda` keeps too: its graphs come of the same passes, but for what is quantised."""

@@ -9,32 +9,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from qwen_image_engine.engines.build_job import BuildJob, BuildOptions, BuildResult, Promise
+from qwen_image_engine.engines.build_job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult, Promise
 from qwen_image_engine.engines.build_process import Watch, run_build
 from qwen_image_engine.engines.contract import FOR_REFERENCES
 from qwen_image_engine.engines.cuda_driver import DeviceFacts, device_facts
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.plan_entry import PlanEntry, Profile
-from qwen_image_engine.engines.plan_memory import missing_bytes
+from qwen_image_engine.runtime.build_checks import check_disk, check_gpu, check_timing_cache, missing
 from qwen_image_engine.runtime.build_shapes import DEFAULT_REFERENCES, BuildShapes, Template, build_profiles
-from qwen_image_engine.runtime.bundle_files import check_files, file_sha256
-from qwen_image_engine.runtime.manifest import ComponentEntry, FileEntry, Manifest, read_manifest, write_manifest
-from qwen_image_engine.runtime.plans_folder import PLANS, plans_folder
+from qwen_image_engine.runtime.bundle_files import check_files
+from qwen_image_engine.runtime.manifest import ComponentEntry, FileEntry, Manifest, read_manifest
+from qwen_image_engine.runtime.plan_record import kept_plan, record_plan, take_plan
+from qwen_image_engine.runtime.plans_folder import LAYERS, PLANS, plans_folder
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
 _KEY_LETTERS = 12
-
-ROOM = (
-    "build for less (--profile, --references, --prompt-tokens, --batch) or with --weight-streaming, or export with "
-    "--precision fp8 or int8"
-)
-"""What helps where a GPU's memory is too small."""
 
 Run = Callable[[BuildJob, Watch], BuildResult]
 """Builds one engine: `run_build`."""
@@ -57,13 +51,15 @@ class Platform:
 class Built:
     """One component: its entry in the manifest, whether the plan was there already, and what the GPU has not.
 
-    `missing` has the profiles whose largest sizes take more than all of its memory, and how many bytes more.
+    `missing` has the profiles whose largest sizes take more than all of its memory, and how many bytes more. `warnings`
+    are what went wrong beside the plan.
     """
 
     component: str
     entry: PlanEntry
     reused: bool
     missing: Mapping[str, int]
+    warnings: tuple[str, ...] = ()
 
 
 def build_bundle(
@@ -73,6 +69,7 @@ def build_bundle(
     *,
     only: Sequence[str] = (),
     timing_cache: Path | None = None,
+    source: Path | None = None,
     announce: Announce = lambda component: lambda words: None,
     device: Callable[[], DeviceFacts] = device_facts,
     run: Run = run_build,
@@ -85,19 +82,26 @@ def build_bundle(
         options: of the engines.
         only: components; none for all that the shapes can need.
         timing_cache: file for timings of kernels; None for one beside the plans, by platform.
+        source: another bundle, or its manifest and plans alone; plans without weights in it that are what would be
+            built are taken.
         announce: told of each component.
         device: asks the driver.
         run: builds one.
 
     Raises:
         UsageError: the bundle is not for TensorRT or has no such component, or takes no reference images and they are
-            asked for.
+            asked for; or `timing_cache` can be no file, or `source` goes without `options.strip_weights`.
         QwenImageError: TensorRT, driver or GPU are missing or too old, memory or disk are too small, a build fails, or
             an engine has less than its graph promises.
     """
     manifest = read_manifest(folder)
     shapes = _without_absent(folder, manifest, shapes)
     names = _wanted(folder, manifest, shapes, only)
+    if timing_cache is not None:
+        check_timing_cache(timing_cache)
+    if source is not None and not options.strip_weights:
+        raise UsageError(f"--from {source} without --strip-weights: plans with weights are a bundle's own")
+    promises = {name: promise(manifest.components[name]) for name in names}
     # A damaged plan is no reason to refuse: it is built again.
     engines = {plan.file for plan in manifest.plans.values()}
     check_files(folder, manifest, [name for name in manifest.files if name not in engines])
@@ -108,18 +112,22 @@ def build_bundle(
     halo = manifest.facts.decoder_halo
     profiles = {name: build_profiles(manifest.components[name].contract, shapes, template, halo) for name in names}
     for name in names:
-        _check_gpu(name, manifest, profiles[name], options, facts)
+        check_gpu(name, manifest, profiles[name], options, facts)
     with plans_folder(folder) as plans:
         timings = timing_cache or plans / f"{_slug(platform)}.timing"
         built = []
         for name in names:
             entry = manifest.components[name]
             key = plan_key(manifest, name, profiles[name], options, platform)
-            kept = _kept(folder, manifest, name, key)
+            kept = kept_plan(folder, manifest, name, key)
+            if kept is None and source is not None:
+                kept = take_plan(folder, source, name, key)
             if kept is not None:
-                built.append(Built(name, kept, True, _missing(manifest, name, kept, facts)))
+                manifest = read_manifest(folder)
+                built.append(Built(name, kept, True, missing(manifest, name, kept, facts)))
                 continue
-            _check_disk(plans, manifest, name, options)
+            check_disk(plans, manifest, name, options)
+            layers = (plans / f"{name}{LAYERS}").absolute()
             job = BuildJob(
                 component=name,
                 model=str((folder / entry.model).absolute()),
@@ -127,9 +135,11 @@ def build_bundle(
                 timing_cache=str(timings.absolute()),
                 profiles=profiles[name],
                 options=options,
-                promise=promise(entry),
-                softmax_scale=_softmax_scale(name, entry),
+                promise=promises[name],
+                softmax_scale=entry.softmax_scale,
+                layers=str(layers),
             )
+            layers.unlink(missing_ok=True)
             result = run(job, announce(name))
             plan = PlanEntry(
                 file=f"{PLANS}/{name}-{key[:_KEY_LETTERS]}.plan",
@@ -143,8 +153,8 @@ def build_bundle(
                 fp8_products=result.fp8_products,
                 int8_products=result.int8_products,
             )
-            manifest = _record(folder, name, plan, Path(job.plan), result)
-            built.append(Built(name, plan, False, _missing(manifest, name, plan, facts)))
+            manifest = record_plan(folder, name, plan, Path(job.plan), FileEntry(result.bytes, result.sha256))
+            built.append(Built(name, plan, False, missing(manifest, name, plan, facts), result.warnings))
     return built
 
 
@@ -168,9 +178,10 @@ def plan_key(
     """SHA-256 of all that a plan is made from: equal keys, equal engines."""
     entry = manifest.components[component]
     made_from = {
+        "builder": BUILDER_REVISION,
         "graph": manifest.files[entry.model].sha256,
         "weights": [manifest.files[name].sha256 for name in entry.weights],
-        "softmax": _softmax_scale(component, entry),
+        "softmax": entry.softmax_scale,
         "profiles": [asdict(item) for item in profiles],
         "options": asdict(options),
         "platform": asdict(platform),
@@ -179,9 +190,18 @@ def plan_key(
 
 
 def promise(entry: ComponentEntry) -> Promise:
-    """What the graph of a component says of its engine."""
+    """What the graph of a component says of its engine.
+
+    Raises:
+        QwenImageError: the manifest does not say which attentions must be fused.
+    """
+    if entry.fused_attentions is None:
+        raise QwenImageError(
+            f"{entry.contract.component}: the manifest does not name the attentions that its engine must fuse, so an "
+            "older version made it; export the bundle again"
+        )
     precisions = [layer.precision for layer in entry.quantised_layers.values()]
-    return Promise(precisions.count("fp8"), precisions.count("int8"), len(entry.fp8_attention))
+    return Promise(precisions.count("fp8"), precisions.count("int8"), len(entry.fp8_attention), entry.fused_attentions)
 
 
 def _without_absent(folder: Path, manifest: Manifest, shapes: BuildShapes) -> BuildShapes:
@@ -210,81 +230,6 @@ def _wanted(folder: Path, manifest: Manifest, shapes: BuildShapes, only: Sequenc
     if refused:
         raise UsageError(f"--only {','.join(refused)} with --references 0: that reads reference images")
     return [name for name in manifest.components if name not in idle and (not only or name in only)]
-
-
-def _check_gpu(
-    name: str, manifest: Manifest, profiles: Sequence[Profile], options: BuildOptions, facts: DeviceFacts
-) -> None:
-    entry = manifest.components[name]
-    least = entry.least_compute_capability
-    if least is not None and float(facts.compute_capability) < least:
-        raise QwenImageError(
-            f"{name}: its graph is in {entry.precision}, which needs a GPU of compute capability {least} or newer; "
-            f"{facts.name} has {facts.compute_capability}. Export with --precision bf16 or int8"
-        )
-    weights = 0 if options.weight_streaming else _weight_bytes(manifest, name)
-    missing = missing_bytes(entry.contract, profiles, (), weights, facts.free_bytes)
-    if missing:
-        profile, most = max(missing.items(), key=lambda item: item[1])
-        raise QwenImageError(
-            f"{name}: its weights take {weights} bytes, inputs and outputs of the profile {profile} up to "
-            f"{most + facts.free_bytes - weights}, activations aside, and {facts.free_bytes} of {facts.name}'s "
-            f"{facts.total_bytes} bytes are free, {most} too few; free some, {ROOM}"
-        )
-
-
-def _missing(manifest: Manifest, name: str, plan: PlanEntry, facts: DeviceFacts) -> Mapping[str, int]:
-    """What the largest sizes take beyond all of the GPU's memory, now that the engine's activations are known."""
-    weights = 0 if plan.weight_streaming else _weight_bytes(manifest, name)
-    contract = manifest.components[name].contract
-    return missing_bytes(contract, plan.profiles, plan.scratch_bytes, weights, facts.total_bytes)
-
-
-def _check_disk(plans: Path, manifest: Manifest, name: str, options: BuildOptions) -> None:
-    needed = 0 if options.strip_weights else _weight_bytes(manifest, name)
-    free = shutil.disk_usage(plans).free
-    if needed > free:
-        raise QwenImageError(
-            f"{name}: its engine takes about {needed} bytes and {free} are free in {plans}; free some, or build with "
-            "--strip-weights"
-        )
-
-
-def _weight_bytes(manifest: Manifest, name: str) -> int:
-    return sum(manifest.files[file].bytes for file in manifest.components[name].weights)
-
-
-def _softmax_scale(name: str, entry: ComponentEntry) -> float | None:
-    scales = {item.softmax for item in entry.fp8_attention.values()}
-    if len(scales) > 1:
-        raise QwenImageError(f"{name}: its blocks have {len(scales)} softmax scales, expected one; export again")
-    return next(iter(scales), None)
-
-
-def _kept(folder: Path, manifest: Manifest, name: str, key: str) -> PlanEntry | None:
-    """The plan of this key that is there already, whole."""
-    entry = manifest.plans.get(name)
-    if entry is None or entry.key != key:
-        return None
-    path = folder / entry.file
-    return entry if path.is_file() and file_sha256(path) == manifest.files[entry.file].sha256 else None
-
-
-def _record(folder: Path, name: str, plan: PlanEntry, written: Path, result: BuildResult) -> Manifest:
-    """Give the plan its name and the manifest its entry; the plan that it replaces goes last.
-
-    The manifest is read again: a build takes long, and `verify` may have written to it.
-    """
-    written.replace(folder / plan.file)
-    manifest = read_manifest(folder)
-    old = manifest.plans.get(name)
-    files = {file: entry for file, entry in manifest.files.items() if old is None or file != old.file}
-    files[plan.file] = FileEntry(result.bytes, result.sha256)
-    manifest = replace(manifest, files=files, plans={**manifest.plans, name: plan})
-    write_manifest(folder, manifest)
-    if old is not None and old.file != plan.file:
-        (folder / old.file).unlink(missing_ok=True)
-    return manifest
 
 
 def _slug(platform: Platform) -> str:

@@ -80,6 +80,20 @@ class Bucket:
         """Latents along the longest side of a picture of its area."""
         return max(self.height, self.width, math.isqrt(WIDEST * self.tokens) // _SIDE * _SIDE)
 
+    @property
+    def shortest(self) -> int:
+        """Latents along the shorter side of a picture of its area, at most."""
+        return math.isqrt(self.tokens) // _SIDE * _SIDE
+
+    def lying(self) -> tuple[Range, Range]:
+        """Rows and columns of pictures of its area that are no higher than wide; the other way around for the rest.
+
+        One pair for both would be `longest` squared: at 2048x2048 that is 180 * 180 latents, and no picture of 16,384
+        has more than 128 * 180 = 23,040 between its bounds.
+        """
+        low, high = sorted((self.height, self.width))
+        return Range(_SIDE, low, self.shortest), Range(_SIDE, high, self.longest)
+
 
 @dataclass(frozen=True)
 class BuildShapes:
@@ -169,7 +183,8 @@ def build_profiles(contract: Contract, shapes: BuildShapes, template: Template, 
     """The profiles of a component, in the order in which its engine numbers them.
 
     One for each bucket where a picture's size changes an input, else one; of buckets that ask for the same shapes the
-    first alone. `halo` is that of the decoder's tiles.
+    first alone. Of rows and columns of a whole picture there are two a bucket, see `Bucket.lying`. `halo` is that of
+    the decoder's tiles.
     """
     component = contract.component
     axes = _axes(component, shapes, template)
@@ -178,17 +193,20 @@ def build_profiles(contract: Contract, shapes: BuildShapes, template: Template, 
     found: list[Profile] = []
     smaller = 0
     for bucket in shapes.buckets:
+        named: dict[str, dict[str, Range]]
         if component == "vae_decoder_mid":
-            own = {name: Range(_SIDE, side, bucket.longest) for name, side in bucket.sides}
+            low, high = bucket.lying()
+            named = {" landscape": {"height": low, "width": high}, " portrait": {"height": high, "width": low}}
         elif component == "vae_decoder_up":
-            own = {name: _tile(side, bucket.longest, halo) for name, side in bucket.sides}
+            named = {"": {name: _tile(side, bucket.longest, halo) for name, side in bucket.sides}}
         else:
             tokens = Range(max(smaller + 1, _SIDE**2), bucket.tokens, bucket.tokens)
-            own = {"tokens": tokens + shapes.references * axes["image"] if component == "joint" else tokens}
+            named = {"": {"tokens": tokens + shapes.references * axes["image"] if component == "joint" else tokens}}
         smaller = bucket.tokens
-        item = profile(contract, bucket.name, axes | own)
-        if all(item.shapes != other.shapes for other in found):
-            found.append(item)
+        for kind, own in named.items():
+            item = profile(contract, bucket.name + kind, axes | own)
+            if all(item.shapes != other.shapes for other in found):
+                found.append(item)
     return tuple(found)
 
 

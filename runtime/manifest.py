@@ -113,7 +113,8 @@ class ComponentEntry:
     """One graph. `model` and the `weights` that it reads are names in `Manifest.files`.
 
     `quantised_layers` are the linears that run in 8 bits; `excluded_layers` those that keep a higher precision;
-    `fp8_attention` are the blocks whose attention is FP8.
+    `fp8_attention` are the blocks whose attention is FP8. `fused_attentions` are the nodes that a TensorRT engine must
+    fuse; None where the exporter did not say, as for other targets.
     """
 
     model: str
@@ -125,6 +126,21 @@ class ComponentEntry:
     ir_version: int
     contract: Contract
     fp8_attention: Mapping[str, Fp8Scales] = field(default_factory=dict)
+    fused_attentions: tuple[str, ...] | None = None
+
+    @property
+    def softmax_scale(self) -> float | None:
+        """Of the probabilities of its FP8 attentions, None where none is FP8.
+
+        Raises:
+            QwenImageError: they have more than one.
+        """
+        scales = {item.softmax for item in self.fp8_attention.values()}
+        if len(scales) > 1:
+            raise QwenImageError(
+                f"{self.contract.component}: its blocks have {len(scales)} softmax scales, expected one; export again"
+            )
+        return next(iter(scales), None)
 
     @property
     def least_compute_capability(self) -> float | None:
@@ -310,6 +326,7 @@ def _calibration(data: Any) -> CalibrationEntry:
 
 def _component(data: Any, files: Mapping[str, FileEntry]) -> ComponentEntry:
     entry = _mapping(data, "a component")
+    fused = entry.get("fused_attentions")
     return ComponentEntry(
         model=_listed(entry["model"], files),
         weights=tuple(_listed(name, files) for name in entry["weights"]),
@@ -326,6 +343,7 @@ def _component(data: Any, files: Mapping[str, FileEntry]) -> ComponentEntry:
             str(block): _entry(Fp8Scales, scales)
             for block, scales in _mapping(entry["fp8_attention"], "fp8_attention").items()
         },
+        fused_attentions=None if fused is None else tuple(str(name) for name in fused),
     )
 
 

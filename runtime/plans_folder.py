@@ -12,7 +12,10 @@ from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.runtime.manifest import read_manifest
 
 PLANS = "plans"
-"""Folder of a bundle with its engines and the timings of kernels, which the manifest does not list."""
+"""Folder of a bundle with its engines, and what the manifest does not list: timings of kernels, `LAYERS`."""
+
+LAYERS = ".layers.json"
+"""Behind a component's name: what TensorRT's inspector said of the last engine built of it, refused or not."""
 
 
 @contextmanager

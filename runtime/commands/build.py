@@ -64,6 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strip-weights", action="store_true", help="plans without weights, which come from the bundle when loaded"
     )
     parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="OTHER",
+        help="with --strip-weights: take plans from another bundle, or from its manifest.json and plans alone, where "
+        "they are what would be built; a plan is code that the GPU runs, so take none from whom you do not trust",
+    )
+    parser.add_argument(
         "--weight-streaming", action="store_true", help="let weights stay in host memory, for a GPU with too little"
     )
     parser.add_argument(
@@ -74,7 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> Report:
     """Build what is not built already, one component after the other."""
-    from qwen_image_engine.runtime.build import ROOM, build_bundle  # its folder's lock is of POSIX alone
+    from qwen_image_engine.runtime.build import build_bundle  # its folder's lock is of POSIX alone
+    from qwen_image_engine.runtime.build_checks import ROOM
 
     if options.workspace is not None and options.workspace < 1:
         raise UsageError(f"--workspace {options.workspace}: expected a number of bytes")
@@ -94,7 +103,13 @@ def execute(options: argparse.Namespace) -> Report:
             return spinners.enter_context(Spinner(f"building {component}")).show
 
         built = build_bundle(
-            options.bundle, shapes, chosen, only=options.only, timing_cache=options.timing_cache, announce=announce
+            options.bundle,
+            shapes,
+            chosen,
+            only=options.only,
+            timing_cache=options.timing_cache,
+            source=options.source,
+            announce=announce,
         )
     seconds = time.perf_counter() - began
     files = read_manifest(options.bundle).files
@@ -107,6 +122,7 @@ def execute(options: argparse.Namespace) -> Report:
                 "reused": item.reused,
                 "bytes": files[item.entry.file].bytes,
                 "missing_bytes": dict(item.missing),
+                "warnings": list(item.warnings),
                 **asdict(item.entry),
             }
             for item in built
@@ -119,6 +135,7 @@ def execute(options: argparse.Namespace) -> Report:
             f"  {profile} takes up to {more} bytes more than the GPU has; for all of it {ROOM}"
             for profile, more in item.missing.items()
         ]
+        lines += [f"  {warning}" for warning in item.warnings]
     return Report(document, [*lines, f"{options.bundle}: {len(built)} engines, {duration_text(seconds)}"])
 
 

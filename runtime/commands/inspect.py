@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("subject", metavar="CHECKPOINT|BUNDLE", help="folder, or a checkpoint's name in the hub cache")
     parser.add_argument(
-        "--check", action="store_true", help="hold the graphs of a bundle for TensorRT against what TensorRT needs"
+        "--check", action="store_true", help="hold the graphs of a bundle for TensorRT or CUDA against what those need"
     )
     add_weight_arguments(parser)
 
@@ -51,21 +51,26 @@ def execute(options: argparse.Namespace) -> Report:
 
 
 def _checked(folder: Path) -> Report:
-    """Every graph against `tensorrt_rules`; exit code 1 where one breaks a rule."""
+    """Every graph against `tensorrt_rules`, for CUDA those that it shares; exit code 1 where one breaks a rule."""
     from qwen_image_engine.runtime.manifest import read_manifest
 
     with export_packages():
         import onnx_ir as ir
 
-        from qwen_image_engine.export.tensorrt_rules import RULES, broken_rules
+        from qwen_image_engine.export.graph_rule import Expected
+        from qwen_image_engine.export.tensorrt_rules import RULES, SHARED_WITH_CUDA, broken_rules
     manifest = read_manifest(folder)
-    if manifest.target != "tensorrt":
-        raise UsageError(f"--check: {folder} is for {manifest.target}, and the rules are those of TensorRT")
-    broken = {name: broken_rules(ir.load(folder / entry.model)) for name, entry in manifest.components.items()}
+    rules = {"tensorrt": tuple(RULES), "cuda": SHARED_WITH_CUDA}.get(manifest.target)
+    if rules is None:
+        raise UsageError(f"--check: {folder} is for {manifest.target}, and the rules are those of TensorRT and CUDA")
+    broken = {
+        name: broken_rules(ir.load(folder / entry.model), Expected.of(manifest, name), rules)
+        for name, entry in manifest.components.items()
+    }
     document = {
         "kind": "check",
         "path": str(folder),
-        "rules": list(RULES),
+        "rules": list(rules),
         "broken": {name: [asdict(item) for item in found] for name, found in broken.items()},
     }
     lines = [
@@ -74,7 +79,7 @@ def _checked(folder: Path) -> Report:
             for name, found in broken.items()
         ),
         *(f"  {name}: {item}" for name, found in broken.items() for item in found),
-        f"{len(RULES)} rules: {', '.join(RULES)}",
+        f"{len(rules)} rules: {', '.join(rules)}",
     ]
     return Report(document, lines, int(any(broken.values())))
 

@@ -18,10 +18,18 @@ JOB = BuildJob(
     timing_cache="step.timing",
     profiles=(Profile("512x512", {"latents": ((1, 4, 8), (1, 1024, 8), (1, 1024, 8))}),),
     options=BuildOptions(strip_weights=True, workspace_bytes=7),
-    promise=Promise(3, 0, 1),
+    promise=Promise(3, 0, 1, ("Attention_4", "Attention_9")),
     softmax_scale=1 / 448,
 )
-RESULT = BuildResult(bytes=4, sha256="ab", fused_attentions=1, fp8_products=3, int8_products=0, scratch_bytes=(7, 8))
+RESULT = BuildResult(
+    bytes=4,
+    sha256="ab",
+    fused_attentions=1,
+    fp8_products=3,
+    int8_products=0,
+    scratch_bytes=(7, 8),
+    warnings=("full",),
+)
 
 
 def child(*lines: str) -> tuple[str, ...]:

@@ -58,6 +58,8 @@ def trt(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTe
         "ILayer.get_output": lambda layer, index: (
             "the softmax scale" if isinstance(layer, fake.IConstantLayer) else fake.fake("ITensor", name=layer.name)
         ),
+        "INetworkDefinition.add_constant": lambda network, shape, weights: fake.fake("IConstantLayer"),
+        "INetworkDefinition.set_weights_name": lambda network, weights, name: bool(name),
         "ITimingCache.serialize": lambda cache: b"timings",
         "EngineInspector.get_engine_information": lambda inspector, format: inspected(),
     }
@@ -102,8 +104,9 @@ def job(folder: Path, **changes: Any) -> BuildJob:
         timing_cache=str(folder / "step.timing"),
         profiles=PROFILES,
         options=BuildOptions(),
-        promise=Promise(fp8_products=1, int8_products=0, fp8_attention=1),
+        promise=Promise(fp8_products=1, int8_products=0, fp8_attention=1, attentions=("attention_0",)),
         softmax_scale=1 / 448,
+        layers=str(folder / "step.layers.json"),
     )
     return replace(made, **changes)
 
@@ -123,7 +126,9 @@ def test_a_build(trt: FakeTensorRT, tmp_path: Path) -> None:
     assert (result.fused_attentions, result.fp8_products, result.int8_products) == (1, 1, 0)
     assert said == [("Building", 1, 2)]
     assert (tmp_path / "step.timing").read_bytes() == b"timings"
-    assert {path.name for path in tmp_path.iterdir()} == {"step.plan", "step.timing"}
+    assert {path.name for path in tmp_path.iterdir()} == {"step.plan", "step.timing", "step.layers.json"}
+    assert (tmp_path / "step.layers.json").read_text() == inspected()
+    assert result.warnings == ()
 
     names = trt.names()
     assert names.index("OnnxParser.parse_from_file") < names.index("Builder.create_builder_config")
@@ -147,12 +152,48 @@ def test_attention_stays_fused_and_gets_its_scale(trt: FakeTensorRT, tmp_path: P
     assert (kind, count) == ("bfloat16", 1)
 
 
-def test_numbers_in_bfloat16(trt: FakeTensorRT) -> None:
+def test_attention_of_unknown_width_must_be_fused_where_the_graph_promises_it(
+    trt: FakeTensorRT, tmp_path: Path
+) -> None:
+    narrow = trt.returns["INetworkDefinition.get_layer"](None, 1).__dict__["attention"]
+    narrow.__dict__["query"].__dict__["shape"] = (-1, -1, -1, -1)
+    builder().build(job(tmp_path), go_on)
+    assert narrow.decomposable is False
+
+
+def test_attention_that_the_parser_decomposed_is_told_before_the_build(trt: FakeTensorRT, tmp_path: Path) -> None:
+    promise = Promise(1, 0, 1, ("attention_0", "attention_1"))
+    words = "step: TensorRT's parser made 1 attention layers of the graph's 2 that must be fused; none of: attention_1"
+    with pytest.raises(QwenImageError, match=words):
+        builder().build(job(tmp_path, promise=promise), go_on)
+    assert "Builder.build_serialized_network_to_stream" not in trt.names()
+
+
+def test_what_the_inspector_says_is_kept_where_the_audit_fails(trt: FakeTensorRT, tmp_path: Path) -> None:
+    trt.returns["EngineInspector.get_engine_information"] = lambda inspector, format: inspected("BF16")
+    with pytest.raises(QwenImageError, match=r"report this with the GPU's name and .*step\.layers\.json$"):
+        builder().build(job(tmp_path), go_on)
+    assert (tmp_path / "step.layers.json").read_text() == inspected("BF16")
+
+
+def test_the_softmax_scale_of_a_stripped_plan_has_a_name(trt: FakeTensorRT, tmp_path: Path) -> None:
+    named = [("softmax_scale",)]
+    builder().build(job(tmp_path), go_on)
+    assert "INetworkDefinition.set_weights_name" not in trt.names()
+    builder().build(job(tmp_path, options=BuildOptions(strip_weights=True)), go_on)
+    assert [item[1:] for name, item in trt.calls if name == "INetworkDefinition.set_weights_name"] == named
+    names = trt.names()
+    assert names.index("INetworkDefinition.add_constant") < names.index("INetworkDefinition.set_weights_name")
+    trt.returns["INetworkDefinition.set_weights_name"] = lambda network, weights, name: False
+    with pytest.raises(QwenImageError, match=r"does not take the name softmax_scale .* build without --strip-weights"):
+        builder().build(job(tmp_path, options=BuildOptions(strip_weights=True)), go_on)
+
+
+def test_the_softmax_scale_in_bfloat16(trt: FakeTensorRT) -> None:
     torch = pytest.importorskip("torch")
-    for value in (1 / 448, 1.0, 0.1, 3e-39, 65504.0, 1 + 2**-8, 1 + 3 * 2**-8):
-        (bits,) = builder().bfloat16_bits(value)
-        assert bits == torch.tensor(value).bfloat16().view(torch.uint16).item()
-    assert builder().bfloat16_bits(0.0).dtype == np.uint16
+    made = importlib.import_module("qwen_image_engine.engines.tensorrt_softmax").SoftmaxScale(1 / 448)
+    assert made.bits.dtype == np.uint16
+    assert made.bits.item() == torch.tensor(1 / 448).bfloat16().view(torch.uint16).item()
 
 
 def test_options(trt: FakeTensorRT, tmp_path: Path) -> None:
@@ -179,6 +220,29 @@ def test_timings_of_another_platform_are_left_out(trt: FakeTensorRT, tmp_path: P
     assert read == [b"of another GPU", b""]
 
 
+def test_damaged_timings_are_left_out(trt: FakeTensorRT, tmp_path: Path) -> None:
+    (tmp_path / "step.timing").write_bytes(b"damaged")
+    read = trt.fake("ITimingCache")
+    trt.returns["IBuilderConfig.create_timing_cache"] = lambda config, data: None if data else read
+    assert builder().build(job(tmp_path), go_on).warnings == ()
+    taken = [arguments[0] for name, arguments in trt.calls if name == "IBuilderConfig.set_timing_cache"]
+    assert taken == [read]
+    assert (tmp_path / "step.timing").read_bytes() == b"timings"
+
+
+def test_timings_that_cannot_be_kept_cost_no_engine(trt: FakeTensorRT, tmp_path: Path) -> None:
+    result = builder().build(job(tmp_path, timing_cache=str(tmp_path / "gone" / "a.timing")), go_on)
+    (warning,) = result.warnings
+    assert warning.endswith("a.timing: timings of kernels are not kept (No such file or directory)")
+    (tmp_path / "folder.timing").mkdir()
+    result = builder().build(job(tmp_path, timing_cache=str(tmp_path / "folder.timing")), go_on)
+    assert [item.partition(": ")[2] for item in result.warnings] == [
+        "timings of kernels cannot be read (Is a directory)",
+        "timings of kernels are not kept (Is a directory)",
+    ]
+    assert not [*tmp_path.glob(".*")]
+
+
 def test_failures_in_words(trt: FakeTensorRT, tmp_path: Path) -> None:
     module = builder()
     errors = {
@@ -195,7 +259,7 @@ def test_failures_in_words(trt: FakeTensorRT, tmp_path: Path) -> None:
     trt.returns["OnnxParser.parse_from_file"] = lambda parser, model: True
 
     with pytest.raises(QwenImageError, match="1 attentions read FP8 in the parsed graph, expected at least 2"):
-        module.build(job(tmp_path, promise=Promise(1, 0, 2)), go_on)
+        module.build(job(tmp_path, promise=Promise(1, 0, 2, ("attention_0",))), go_on)
     short = Profile("a", {"latents": PROFILES[0].shapes["latents"]})
     with pytest.raises(QwenImageError, match=r"has the inputs \['cos', 'latents'\], its contract \['latents'\]"):
         module.build(job(tmp_path, profiles=(short,)), go_on)
@@ -228,6 +292,21 @@ def test_errors_are_kept_for_the_message(trt: FakeTensorRT, capfd: pytest.Captur
     log.log(severity.ERROR, "no kernel\nfor this")
     assert log.errors() == "no kernel for this"
     assert capfd.readouterr().err == "TensorRT: careful\nTensorRT: no kernel\nfor this\n"
+    log.clear()
+    assert log.errors() == "it gives no reason"
+
+
+def test_an_error_of_an_earlier_call_is_not_blamed(trt: FakeTensorRT, tmp_path: Path) -> None:
+    def parse(parser: Any, model: str) -> bool:
+        loggers[-1].log(trt.ILogger.Severity.ERROR, "while parsing")
+        return True
+
+    loggers: list[Any] = []
+    trt.returns["OnnxParser.__init__"] = lambda parser, network, logger: loggers.append(logger)
+    trt.returns["OnnxParser.parse_from_file"] = parse
+    trt.returns["Builder.build_serialized_network_to_stream"] = lambda builder, network, config, writer: False
+    with pytest.raises(QwenImageError, match="TensorRT cannot build it: it gives no reason"):
+        builder().build(job(tmp_path), go_on)
 
 
 def test_refitting(trt: FakeTensorRT) -> None:
@@ -238,6 +317,15 @@ def test_refitting(trt: FakeTensorRT) -> None:
     refit(engine, Path("step.onnx"), log)
     wanted = ["OnnxParserRefitter.refit_from_file", "Refitter.get_missing_weights", "Refitter.refit_cuda_engine"]
     assert [name for name in trt.names() if name in wanted] == wanted
+    assert "Refitter.set_named_weights" not in trt.names()
+    trt.calls.clear()
+    trt.returns["Refitter.set_named_weights"] = lambda refitter, name, weights: name == "softmax_scale"
+    refit(engine, Path("step.onnx"), log, 1 / 448)
+    wanted.insert(1, "Refitter.set_named_weights")
+    assert [name for name in trt.names() if name in wanted] == wanted
+    trt.returns["Refitter.set_named_weights"] = lambda refitter, name, weights: False
+    with pytest.raises(QwenImageError, match="has no softmax_scale"):
+        refit(engine, Path("step.onnx"), log, 1 / 448)
     trt.returns["Refitter.get_missing_weights"] = lambda refitter: ["to_q.weight"]
     with pytest.raises(QwenImageError, match=r"1 weights of the plan are not in it \(to_q\.weight\)"):
         refit(engine, Path("step.onnx"), log)

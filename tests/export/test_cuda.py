@@ -21,6 +21,7 @@ from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.onnxruntime_cuda import Device
 from qwen_image_engine.export import recipe
 from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export.graph_rule import Expected
 from qwen_image_engine.export.layer_outputs import layer_graph
 from qwen_image_engine.export.network_folder import MODEL_FILES
 from qwen_image_engine.export.plan import plan_export
@@ -66,13 +67,12 @@ def cuda_bundle(random_checkpoint: Callable[..., Path], tmp_path_factory: pytest
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_graphs_are_sound_and_keep_the_rules(cuda_bundle: Export, precision: str) -> None:
-    """TensorRT's rules but for the cache's dtype, which is the precision's."""
+    """Those of TensorRT."""
     folder = cuda_bundle(precision)[1]
-    for name, entry in read_manifest(folder).components.items():
+    manifest = read_manifest(folder)
+    for name, entry in manifest.components.items():
         onnx.checker.check_model(str(folder / entry.model), full_check=True)
-        broken = {item.rule for item in broken_rules(ir.load(folder / entry.model))}
-        cached = NETWORK[name] == "transformer" and precision == "fp16"
-        assert broken == ({"edge"} if cached else set()), name
+        assert broken_rules(ir.load(folder / entry.model), Expected.of(manifest, name)) == [], name
         assert entry.precision == ("fp32" if NETWORK[name] == "vae" else precision)
 
 

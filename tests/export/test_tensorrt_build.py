@@ -117,6 +117,10 @@ def test_a_bundle_is_built_as_its_graphs_are(
             "fp8": (quantised, 0),
             "int8": (0, quantised),
         }[precision], name
+    assert all(
+        manifest.plans[name].fused_attentions == len(entry.fused_attentions or ())
+        for name, entry in manifest.components.items()
+    )
     # Of a prefix's last layer keys and values are enough; of an image's, the text behind it has a mask.
     fused = {name: manifest.plans[name].fused_attentions for name in ("step", "prefix", "prefix_image")}
     assert fused == {"step": layers, "prefix": layers - 1, "prefix_image": layers - 1}

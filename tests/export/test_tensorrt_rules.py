@@ -1,5 +1,6 @@
 """TensorRT's rules: kept by every exported graph, and each one broken is told by its name."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qwen_image_engine.export.graph_rule import Expected
 from qwen_image_engine.export.network_folder import MODEL_FILES
-from qwen_image_engine.export.tensorrt_rules import RULES, broken_rules
+from qwen_image_engine.export.tensorrt_rules import RULES, SHARED_WITH_CUDA, broken_rules
 from qwen_image_engine.runtime.command import main
 from qwen_image_engine.runtime.manifest import read_manifest
 
@@ -19,9 +21,11 @@ Change = Callable[[ir.Graph], None]
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
 def test_every_graph_keeps_them(static_bundle: Bundles, precision: str) -> None:
-    folder = static_bundle("narrow", "tensorrt", precision)[1]
-    for name, entry in read_manifest(folder).components.items():
-        assert broken_rules(ir.load(folder / entry.model)) == [], name
+    options = {"fp8_attention": True} if precision == "fp8" else {}
+    folder = static_bundle("narrow", "tensorrt", precision, **options)[1]
+    manifest = read_manifest(folder)
+    for name, entry in manifest.components.items():
+        assert broken_rules(ir.load(folder / entry.model), Expected.of(manifest, name)) == [], name
 
 
 def first(graph: ir.Graph, *operators: str) -> ir.Node:
@@ -119,6 +123,115 @@ def other_codes(graph: ir.Graph) -> None:
     node.inputs[0].type = ir.TensorType(ir.DataType.INT8)
 
 
+def operator_of_its_own(graph: ir.Graph) -> None:
+    first(graph, "Gemm").op_type = "Foo"
+
+
+def branch(graph: ir.Graph) -> None:
+    """An If in ai.onnx, with a node in it."""
+    node = first(graph, "Sigmoid")
+    inner = ir.node("Sigmoid", [node.inputs[0]])
+    body = ir.Graph([], inner.outputs, nodes=[inner], name="then")
+    graph.insert_before(node, ir.node("If", [initializer(graph, "always", np.array(True))], {"then_branch": body}))
+
+
+def foreign_operator_in_a_branch(graph: ir.Graph) -> None:
+    node = first(graph, "Sigmoid")
+    inner = ir.node("FusedMatMul", [node.inputs[0]], domain="com.microsoft")
+    body = ir.Graph([], inner.outputs, nodes=[inner], name="then")
+    node.attributes["body"] = ir.AttrGraph("body", body)
+
+
+def decomposed_attention(graph: ir.Graph) -> None:
+    """Every Attention as MatMul, Softmax, MatMul."""
+    for node in [node for node in graph if node.op_type == "Attention"]:
+        queries, keys, values = node.inputs[:3]
+        turned = ir.node("Transpose", [keys], {"perm": [0, 1, 3, 2]})
+        scores = ir.node("MatMul", [queries, turned.outputs[0]])
+        softmax = ir.node("Softmax", scores.outputs)
+        replace_node(graph, node, [turned, scores, softmax], ir.node("MatMul", [softmax.outputs[0], values]))
+
+
+def decomposed_rope(graph: ir.Graph) -> None:
+    """Every RotaryEmbedding as one of its products."""
+    for node in [node for node in graph if node.op_type == "RotaryEmbedding"]:
+        replace_node(graph, node, [], ir.node("Mul", node.inputs[:2]))
+
+
+def replace_node(graph: ir.Graph, old: ir.Node, before: list[ir.Node], last: ir.Node) -> None:
+    for node in (*before, last):
+        node.outputs[0].type = old.outputs[0].type
+    graph.insert_before(old, [*before, last])
+    old.outputs[0].replace_all_uses_with(last.outputs[0])
+    graph.remove(old, safe=True)
+
+
+def everything_in_float32(graph: ir.Graph) -> None:
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for value in values:
+        if value.dtype == ir.DataType.BFLOAT16:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def one_product_in_float32(graph: ir.Graph) -> None:
+    value = first(graph, "Gemm").inputs[0]
+    assert value is not None
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def rounded_time(graph: ir.Graph) -> None:
+    """Time features to bf16 and back before anything reads them."""
+    (features,) = (value for value in graph.inputs if value.name == "time_features")
+    uses = list(features.uses())
+    down = ir.node("Cast", [features], {"to": ir.DataType.BFLOAT16})
+    up = ir.node("Cast", down.outputs, {"to": ir.DataType.FLOAT})
+    down.outputs[0].type, up.outputs[0].type = ir.TensorType(ir.DataType.BFLOAT16), features.type
+    graph.insert_before(uses[0].node, [down, up])
+    for use in uses:
+        use.node.replace_input_with(use.idx, up.outputs[0])
+
+
+def causal_attention(graph: ir.Graph) -> None:
+    first(graph, "Attention").attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
+
+
+def attention_that_sees_all(graph: ir.Graph) -> None:
+    first(graph, "Attention").attributes["is_causal"] = ir.AttrInt64("is_causal", 0)
+
+
+def capped_attention(graph: ir.Graph) -> None:
+    first(graph, "Attention").attributes["softcap"] = ir.AttrFloat32("softcap", 30.0)
+
+
+def rounded_softmax(graph: ir.Graph) -> None:
+    first(graph, "Attention").attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", 16)
+
+
+def lost_pair(graph: ir.Graph) -> None:
+    """One linear of the manifest without its codes: activations and weight as they come."""
+    node = next(node for node in graph if node.op_type == "Gemm" and is_dequantised(node))
+    for index, dtype in ((0, None), (1, ir.DataType.BFLOAT16)):
+        dequantise = node.inputs[index].producer()
+        source = dequantise.inputs[0]
+        if dtype is None:
+            source = source.producer().inputs[0]
+        else:
+            source.type = ir.TensorType(dtype)
+        node.replace_input_with(index, source)
+
+
+def is_dequantised(node: ir.Node) -> bool:
+    maker = node.inputs[1].producer() if node.inputs[1] is not None else None
+    return maker is not None and maker.op_type == "DequantizeLinear"
+
+
+def attention_without_codes(graph: ir.Graph) -> None:
+    node = first(graph, "Attention")
+    for index in range(3):
+        dequantise = node.inputs[index].producer()
+        node.replace_input_with(index, dequantise.inputs[0].producer().inputs[0])
+
+
 BROKEN: dict[str, tuple[str, str, Change]] = {
     "operators": ("bf16", "step", foreign_operator),
     "edge": ("bf16", "step", other_edge),
@@ -133,24 +246,56 @@ BROKEN: dict[str, tuple[str, str, Change]] = {
     "softmax": ("fp8", "step", quantised_softmax),
     "scale-form": ("int8", "step", one_scale_for_all_channels),
     "one-kind": ("fp8", "step", other_codes),
+    "attention-count": ("bf16", "step", decomposed_attention),
+    "attention-form": ("bf16", "step", causal_attention),
+    "rope": ("bf16", "step", decomposed_rope),
+    "precision": ("bf16", "step", everything_in_float32),
+    "time-features": ("bf16", "step", rounded_time),
+    "quantised": ("fp8", "step", lost_pair),
 }
 
+ALSO: tuple[tuple[str, str, str, Change], ...] = (
+    ("operators", "bf16", "step", operator_of_its_own),
+    ("operators", "bf16", "step", branch),
+    ("operators", "bf16", "step", foreign_operator_in_a_branch),
+    ("attention-count", "bf16", "text_encoder", decomposed_attention),
+    ("attention-count", "bf16", "prefix_image", decomposed_attention),
+    ("attention-count", "bf16", "vision", decomposed_attention),
+    ("attention-count", "bf16", "vae_decoder_mid", decomposed_attention),
+    ("attention-form", "bf16", "prefix", attention_that_sees_all),
+    ("attention-form", "bf16", "step", capped_attention),
+    ("attention-form", "bf16", "step", rounded_softmax),
+    ("rope", "bf16", "text_encoder", decomposed_rope),
+    ("precision", "bf16", "step", one_product_in_float32),
+    ("precision", "bf16", "vae_decoder_mid", everything_in_float32),
+    ("quantised", "int8", "step", lost_pair),
+    ("quantised", "fp8a", "step", attention_without_codes),
+)
+"""More ways to break a rule."""
 
-@pytest.mark.parametrize("rule", BROKEN)
-def test_a_broken_rule_is_told_by_its_name(static_bundle: Bundles, rule: str) -> None:
-    precision, component, change = BROKEN[rule]
-    folder = static_bundle("narrow", "tensorrt", precision)[1]
+
+@pytest.mark.parametrize(
+    ("rule", "precision", "component", "change"), [*((rule, *broken) for rule, broken in BROKEN.items()), *ALSO]
+)
+def test_a_broken_rule_is_told_by_its_name(
+    static_bundle: Bundles, rule: str, precision: str, component: str, change: Change
+) -> None:
+    options = {"fp8_attention": True} if precision == "fp8a" else {}
+    folder = static_bundle("narrow", "tensorrt", precision.removesuffix("a"), **options)[1]
     model = ir.load(folder / MODEL_FILES[component])
+    expected = Expected.of(read_manifest(folder), component)
     change(model.graph)
-    found = {item.rule for item in broken_rules(model)}
-    assert rule in found
-    assert str(next(item for item in broken_rules(model) if item.rule == rule)).startswith(f"{rule}: ")
+    found = broken_rules(model, expected)
+    assert rule in {item.rule for item in found}
+    assert str(next(item for item in found if item.rule == rule)).startswith(f"{rule}: ")
 
 
 def test_another_opset_is_told(static_bundle: Bundles) -> None:
-    model = ir.load(static_bundle("narrow", "tensorrt", "bf16")[1] / MODEL_FILES["step"])
+    folder = static_bundle("narrow", "tensorrt", "bf16")[1]
+    model = ir.load(folder / MODEL_FILES["step"])
     model.graph.opset_imports[""] = 18
-    assert {item.rule for item in broken_rules(model)} == {"opset"}
+    found = broken_rules(model, Expected.of(read_manifest(folder), "step"))
+    assert {item.rule for item in found} == {"opset"}
     assert {*BROKEN, "opset"} == set(RULES)
 
 
@@ -158,5 +303,8 @@ def test_command(static_bundle: Bundles, bundle: Bundles, capsys: pytest.Capture
     folder = static_bundle("narrow", "tensorrt", "bf16")[1]
     assert main(["inspect", str(folder), "--check"]) == 0
     assert "✓ step" in capsys.readouterr().out
+    folder = static_bundle("narrow", "cuda", "bf16")[1]
+    assert main(["inspect", str(folder), "--check", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rules"] == list(SHARED_WITH_CUDA)
     assert main(["inspect", str(bundle("narrow")[1]), "--check"]) == 2
     assert "for cpu" in capsys.readouterr().err

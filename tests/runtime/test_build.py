@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from numpy_engines import DIMS, FACTS
 
-from qwen_image_engine.engines.build_job import BuildJob, BuildOptions, BuildResult
+from qwen_image_engine.engines.build_job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult, Promise
 from qwen_image_engine.engines.build_process import Watch
 from qwen_image_engine.engines.contract import contract
 from qwen_image_engine.engines.cuda_driver import DeviceFacts
@@ -55,6 +55,7 @@ def bundle(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
         components[name] = ComponentEntry(
             f"{name}.onnx", ("weights.safetensors",), "bf16", (), {}, 23, 11, contract(name, DIMS, "bfloat16")
         )
+        components[name] = replace(components[name], fused_attentions=("Attention_4",))
     (folder / "weights.safetensors").write_bytes(bytes(100))
     layers = {f"blocks.{index}.to_q": QuantisedLayer("fp8") for index in range(3)}
     components["step"] = replace(
@@ -88,6 +89,7 @@ class Fake:
     def __init__(self, fails: str | None = None, error: BaseException | None = None) -> None:
         self.jobs: list[BuildJob] = []
         self.fails, self.error, self.scratch = fails, error, 1000
+        self.warnings: tuple[str, ...] = ()
 
     def __call__(self, job: BuildJob, watch: Watch) -> BuildResult:
         self.jobs.append(job)
@@ -98,7 +100,7 @@ class Fake:
         watch("building")
         entry = describe_file(plan)
         scratch = tuple(self.scratch * (index + 1) for index in range(len(job.profiles)))
-        return BuildResult(entry.bytes, entry.sha256, 2, job.promise.fp8_products, 0, scratch)
+        return BuildResult(entry.bytes, entry.sha256, 2, job.promise.fp8_products, 0, scratch, self.warnings)
 
     @property
     def built(self) -> list[str]:
@@ -124,7 +126,8 @@ def test_everything_is_built_and_recorded(bundle: Path) -> None:
     (job,) = [job for job in run.jobs if job.component == "step"]
     assert job.profiles == step.profiles
     assert job.model == str(bundle / "step.onnx")
-    assert (job.promise.fp8_products, job.promise.int8_products, job.promise.fp8_attention) == (3, 0, 1)
+    assert job.promise == Promise(3, 0, 1, ("Attention_4",))
+    assert job.layers == str(bundle / PLANS / "step.layers.json")
     assert job.softmax_scale == 1 / 448
     assert Path(job.timing_cache).name == "tensorrt-11.4.0.106-nvidia-h100-80gb-hbm3-sm-9.0-13000.timing"
     assert run.jobs[0].softmax_scale is None
@@ -178,6 +181,103 @@ def test_another_graph_weight_or_tensorrt_builds_again(bundle: Path, monkeypatch
         run = Fake()
         build(bundle, run, only=("step",))
         assert run.built == ["step"], name
+
+
+def test_another_revision_of_the_builder_builds_again(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(bundle, Fake(), only=("step",))
+    monkeypatch.setattr("qwen_image_engine.runtime.build.BUILDER_REVISION", BUILDER_REVISION + 1)
+    run = Fake()
+    build(bundle, run, only=("step",))
+    assert run.built == ["step"]
+
+
+def test_a_manifest_that_promises_no_attention_is_refused(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    step = replace(manifest.components["step"], fused_attentions=None)
+    write_manifest(bundle, replace(manifest, components={**manifest.components, "step": step}))
+    run = Fake()
+    with pytest.raises(QwenImageError, match=r"step: the manifest does not name the attentions .* export the bundle"):
+        build(bundle, run)
+    assert run.built == []
+
+
+@pytest.mark.parametrize(("place", "words"), [("gone/a.timing", "no folder .*mkdir -p"), ("", "is a folder")])
+def test_a_timing_cache_that_can_be_no_file_is_told_beforehand(bundle: Path, place: str, words: str) -> None:
+    run = Fake()
+    with pytest.raises(UsageError, match=f"--timing-cache .*: {words}"):
+        build(bundle, run, timing_cache=bundle / place)
+    assert run.built == []
+
+
+def test_warnings_go_on(bundle: Path) -> None:
+    run = Fake()
+    run.warnings = ("timings are not kept",)
+    (built,) = build(bundle, run, only=("step",))
+    assert built.warnings == ("timings are not kept",)
+
+
+def test_what_the_inspector_said_stays_until_the_next_build(bundle: Path) -> None:
+    class Inspecting(Fake):
+        def __call__(self, job: BuildJob, watch: Watch) -> BuildResult:
+            assert job.layers is not None
+            assert not Path(job.layers).exists()
+            if self.fails is None:
+                return super().__call__(job, watch)
+            Path(job.layers).write_text("{}")
+            return super().__call__(job, watch)
+
+    layers = bundle / PLANS / "step.layers.json"
+    with pytest.raises(QwenImageError):
+        build(bundle, Inspecting("step", QwenImageError("not fused")), only=("step",))
+    assert layers.read_text() == "{}"
+    assert [path.name for path in (bundle / PLANS).iterdir()] == [layers.name]
+    assert verify_files(bundle, read_manifest(bundle)) == []
+    build(bundle, Inspecting(), only=("step",))
+    assert not layers.exists()
+
+
+class TestPlansOfAnotherBundle:
+    @pytest.fixture
+    def other(self, bundle: Path, tmp_path: Path) -> Path:
+        """Its manifest and plans alone, as one shares them."""
+        whole = shutil.copytree(bundle, tmp_path / "whole")
+        build(whole, Fake(), strip_weights=True)
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        shutil.copy(whole / "manifest.json", shared)
+        shutil.copytree(whole / PLANS, shared / PLANS)
+        return shared
+
+    def test_they_are_taken(self, bundle: Path, other: Path) -> None:
+        run = Fake()
+        built = build(bundle, run, strip_weights=True, source=other)
+        assert run.built == []
+        assert all(item.reused for item in built)
+        manifest = read_manifest(bundle)
+        assert manifest.plans == read_manifest(other).plans
+        assert verify_files(bundle, manifest) == []
+
+    def test_those_of_other_weights_or_shapes_are_built(self, bundle: Path, other: Path) -> None:
+        (bundle / "step.onnx").write_bytes(b"another")
+        manifest = read_manifest(bundle)
+        entry = describe_file(bundle / "step.onnx")
+        write_manifest(bundle, replace(manifest, files={**manifest.files, "step.onnx": entry}))
+        run = Fake()
+        build(bundle, run, strip_weights=True, source=other)
+        assert run.built == ["step"]
+
+    def test_refusals(self, bundle: Path, other: Path) -> None:
+        with pytest.raises(UsageError, match=r"--from .* without --strip-weights"):
+            build(bundle, Fake(), source=other)
+        path = other / read_manifest(other).plans["step"].file
+        path.write_bytes(path.read_bytes() + b"x")
+        with pytest.raises(QwenImageError, match=r"step-.*other contents than its sha256 says"):
+            build(bundle, Fake(), only=("step",), strip_weights=True, source=other)
+        assert "step" not in read_manifest(bundle).plans
+        assert not [*bundle.rglob("*.partial")]
+        path.unlink()
+        with pytest.raises(QwenImageError, match=r"step-.*cannot be copied"):
+            build(bundle, Fake(), only=("step",), strip_weights=True, source=other)
 
 
 def test_a_damaged_plan_is_built_again_and_never_kept(bundle: Path) -> None:

@@ -72,6 +72,31 @@ def test_profiles_follow_the_buckets_smallest_first() -> None:
     assert found["vae_decoder_up"][-1].shapes["features"][2][2:] == (148, 148)
 
 
+def test_a_whole_picture_lies_or_stands() -> None:
+    """No profile has room for a square of the longest side: its area bounds a picture."""
+    found = every(BuildShapes(sizes=((1024, 1024), (2048, 2048))))["vae_decoder_mid"]
+    assert [item.name for item in found] == [
+        f"{size} {kind}" for size in ("1024x1024", "2048x2048") for kind in ("landscape", "portrait")
+    ]
+    largest = [item.shapes["latents"][2][2:] for item in found]
+    assert largest == [(64, 90), (90, 64), (128, 180), (180, 128)]
+    assert [item.shapes["latents"][1][2:] for item in found[2:]] == [(128, 128), (128, 128)]
+    (small,) = every(BuildShapes(sizes=((32, 32),)))["vae_decoder_mid"]
+    assert small.shapes["latents"][2][2:] == (2, 2)
+
+
+@pytest.mark.parametrize("bucket", [(1024, 1024), (1344, 768), (64, 320), (2752, 1536)])
+def test_every_picture_of_a_buckets_area_has_a_profile(bucket: tuple[int, int]) -> None:
+    profiles = every(BuildShapes(sizes=(bucket,)))["vae_decoder_mid"]
+    area = bucket[0] * bucket[1] // 256
+    for height in range(2, 200, 2):
+        for width in range(2, 200, 2):
+            if height * width <= area and max(height, width) <= WIDEST * min(height, width):
+                (shape,) = (item.shape for item in contract("vae_decoder_mid", DIMS).inputs)
+                sizes = (1, *[size for size in shape[1:2] if isinstance(size, int)], height, width)
+                assert any(fits({"latents": sizes}, item) for item in profiles), (height, width)
+
+
 def test_of_equal_profiles_there_is_one() -> None:
     sizes = ((1024, 1024), (4096, 4096), (8192, 4096))
     up = build_profiles(contract("vae_decoder_up", DIMS), BuildShapes(sizes=sizes), TEMPLATE, 7)

@@ -94,6 +94,7 @@ def bundle(tmp_path: Path) -> Path:
                     23,
                     11,
                     contract("step", DIMS),
+                    fused_attentions=("Attention_48",),
                 )
             },
             files={name: describe_file(tmp_path / name) for name in names},

@@ -1,0 +1,35 @@
+"""Which attentions of a graph a TensorRT engine must run in a fused kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+WIDEST_FUSED_HEAD = 256
+"""Channels of a head beyond which TensorRT has no fused attention: the VAE's one head is as wide as its features."""
+
+
+def fused_attentions(graph: ir.Graph) -> tuple[str, ...]:
+    """Names of the nodes that must be fused: unfused each would hold tokens * tokens * heads numbers.
+
+    A mask may have no kernel, and is there only on the text behind a reference image, whose rows are few. The VAE's
+    head is too wide, and one: 0.5 GB of scores at 2048x2048. A head of unknown width must be fused.
+    """
+    return tuple(_named(graph))
+
+
+def _named(graph: ir.Graph) -> Iterator[str]:
+    for node in graph:
+        masked = len(node.inputs) > 3 and node.inputs[3] is not None
+        if node.op_type == "Attention" and not masked and (head_channels(node) or 0) <= WIDEST_FUSED_HEAD:
+            yield node.name or node.outputs[0].name or "?"
+
+
+def head_channels(attention: ir.Node) -> int | None:
+    """Of a head of an Attention's queries: (batch, heads, tokens, channels), or (batch, tokens, heads * channels)."""
+    queries = attention.inputs[0]
+    width = queries.shape[-1] if queries is not None and queries.shape is not None else None
+    if not isinstance(width, int):
+        return None
+    return width // attention.attributes.get_int("q_num_heads", 1)
