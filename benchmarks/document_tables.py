@@ -354,7 +354,7 @@ def _gpu_row(row: Mapping[str, Any]) -> Sequence[str]:
         picture,
         row["way"],
         *(f"{row[key]:.1f}" for key in ("first_ms", "median_ms", "p90_ms", "tflop_per_s")),
-        f"{row['of_ceiling']:.0%}",
+        "" if row["of_ceiling"] is None else f"{row['of_ceiling']:.0%}",
         "" if peak is None else f"{peak / 1e9:.1f} GB",
     )
 

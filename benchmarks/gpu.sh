@@ -4,10 +4,22 @@
 # needs torch with CUDA, numpy and safetensors. What else is not there is a row that says so.
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python3}
+if ! command -v "$python" > /dev/null; then
+    echo "gpu.sh: there is no $python; name a Python that has torch with: PYTHON=/path/to/python sh benchmarks/gpu.sh" >&2
+    exit 1
+fi
+missing=$("$python" -c '
+from importlib.util import find_spec
+print(*(name for name in ("torch", "numpy", "safetensors") if find_spec(name) is None))')
+if [ -n "$missing" ]; then
+    echo "gpu.sh: $python has not: $missing; install them, or name another with: PYTHON=/path/to/python sh benchmarks/gpu.sh" >&2
+    exit 1
+fi
 packages=$(mktemp -d)
 trap 'rm -rf "$packages"' EXIT
 mkdir "$packages/qwen_image_engine"
 for folder in calibration engines export reference runtime; do
     ln -s "$here/$folder" "$packages/qwen_image_engine/$folder"
 done
-PYTHONPATH="$packages${PYTHONPATH:+:$PYTHONPATH}" "${PYTHON:-python3}" "$here/benchmarks/gpu.py" "$@"
+PYTHONPATH="$packages${PYTHONPATH:+:$PYTHONPATH}" "$python" "$here/benchmarks/gpu.py" "$@"

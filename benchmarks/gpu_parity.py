@@ -1,19 +1,19 @@
 """How far the reference in bf16 on the device, and engines on it, are from the reference in fp32 there."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gpu_ways import guarded
 from gpu_work import relative_l2
 from torch import Tensor, nn
 
 from qwen_image_engine.engines.contract import Contract, contract, split_axis
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, components, dims, forward, load_network
-from qwen_image_engine.runtime.bundle import Bundle
 
 SIZES = {"batch": 1, "text": 77, "prefix": 60, "tokens": 256, "height": 16, "width": 16, "image": 64, "slots": 16}
 POSITIONS = 16
@@ -38,22 +38,29 @@ def component_inputs(spec: Contract, seed: int = 0) -> dict[str, np.ndarray]:
 
 def torch_rows(checkpoint: Checkpoint, device: torch.device, names: tuple[str, ...] | None = None) -> Rows:
     """Each component in bf16 against fp32, both on the device and on the same inputs."""
-    for name in names or components(checkpoint):
+
+    def row(name: str) -> dict[str, Any]:
         spec = contract(name, dims(checkpoint))
         inputs = {key: torch.from_numpy(array).to(device) for key, array in component_inputs(spec).items()}
         expected, found = (
             forward(spec, _network(checkpoint, name, device, dtype), inputs)
             for dtype in (torch.float32, torch.bfloat16)
         )
-        yield _row(checkpoint.name, name, "torch bf16", found, expected)
+        return _facts(checkpoint, name, "torch bf16") | _distance(found, expected)
+
+    for name in names or components(checkpoint):
+        yield from guarded(_facts(checkpoint, name, "torch bf16"), lambda name=name: [row(name)])
 
 
-def engine_rows(checkpoint: Checkpoint, bundle: Path, engine: str, device: torch.device) -> Rows:
-    """Each component of a bundle on an engine against the reference in fp32 on the device."""
+def engine_rows(
+    checkpoint: Checkpoint, bundle: Path, way: str, engine: str, device: torch.device, names: Sequence[str]
+) -> Rows:
+    """Components of a bundle on an engine against the reference in fp32 on the device."""
+    from qwen_image_engine.runtime.bundle import Bundle  # which needs more packages than torch does
+
     opened = Bundle.open(bundle)
-    manifest = opened.manifest
-    way = f"{engine} {manifest.target} {manifest.precision}"
-    for name in manifest.components:
+
+    def row(name: str) -> dict[str, Any]:
         spec = contract(name, dims(checkpoint))
         inputs = component_inputs(spec)
         given = {key: torch.from_numpy(array).to(device) for key, array in inputs.items()}
@@ -61,12 +68,19 @@ def engine_rows(checkpoint: Checkpoint, bundle: Path, engine: str, device: torch
         with closing(opened.load_engine(name, engine)) as running:
             outputs: Mapping[str, Any] = running.run(inputs)
             found = [_tensor(outputs[port.name], device) for port in spec.outputs]
-        yield _row(checkpoint.name, name, way, found, expected)
+        return _facts(checkpoint, name, way) | _distance(found, expected)
+
+    for name in names:
+        yield from guarded(_facts(checkpoint, name, way), lambda name=name: [row(name)])
 
 
-def _row(checkpoint: str, component: str, way: str, found: Any, expected: Any) -> dict[str, Any]:
+def _facts(checkpoint: Checkpoint, component: str, way: str) -> dict[str, Any]:
+    return {"checkpoint": checkpoint.name, "component": component, "way": way}
+
+
+def _distance(found: Any, expected: Any) -> dict[str, Any]:
     error, cosine = relative_l2(found, expected)
-    return {"checkpoint": checkpoint, "component": component, "way": way, "relative_l2": error, "cosine": cosine}
+    return {"relative_l2": error, "cosine": cosine}
 
 
 def _network(checkpoint: Checkpoint, component: str, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -1,23 +1,23 @@
 """Other ways of running the same step: diffusers, ONNX Runtime on CUDA; what is missing says why."""
 
 import importlib
+import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from export_memory import write_checkpoint
+from gpu_memory import Held
 from gpu_network import SIGMA, Case, Run
-from gpu_ways import Way, one_line
+from gpu_ways import Once, Way, one_line
 from safetensors.torch import save_file
 from synthetic_scales import SYNTHETIC, synthetic_calibration
 from torch import Tensor
 
 from qwen_image_engine.engines.device_array import DeviceArray
 from qwen_image_engine.engines.engine import load_engine, require
-from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.config import TransformerConfig
 from qwen_image_engine.reference.transformer import Transformer
@@ -28,37 +28,20 @@ EXPORT_SECONDS = 240.0
 """Writing 14 GB, tracing two graphs of 32 blocks, and loading them."""
 
 
-def peer_ways(network: Transformer, values: Mapping[str, Any], work: Path, kept: ExitStack) -> list[Way]:
-    """All of them; engines are closed with `kept`.
+def peer_ways(network: Transformer, values: Mapping[str, Any], work: Path) -> list[Way]:
+    """All of them, each to be closed before the next is loaded.
 
     Args:
         network: whose weights they run.
         values: configs by component that the network is one of.
         work: a folder for checkpoint and graphs.
-        kept: what is open until the end.
     """
     on_cuda = network.img_in.weight.device.type == "cuda"
-    engine, target, precision = ("onnxruntime-cuda", "cuda", "bf16") if on_cuda else ("onnxruntime", "cpu", "fp32")
-    exported = Exported(network, values, work, kept, engine, target, precision)
-    in_fp8 = Exported(network, values, work, kept, "onnxruntime-cuda", "cuda", "fp8")
+    plain = ("onnxruntime-cuda", "cuda", "bf16") if on_cuda else ("onnxruntime", "cpu", "fp32")
+    engines = [Exported(network, values, work, *way) for way in (plain, ("onnxruntime-cuda", "cuda", "fp8"))]
     return [
         Way(DIFFUSERS, Diffusers(network), 20, missing_package("diffusers")),
-        Way(
-            f"{engine} {target} {precision}",
-            exported,
-            EXPORT_SECONDS if on_cuda else 10,
-            missing_engine(engine),
-            in_torch=False,
-            is_ready=lambda: exported.engine is not None,
-        ),
-        Way(
-            f"onnxruntime-cuda cuda fp8, {SYNTHETIC}",
-            in_fp8,
-            EXPORT_SECONDS,
-            missing_engine("onnxruntime-cuda"),
-            in_torch=False,
-            is_ready=lambda: in_fp8.engine is not None,
-        ),
+        *(item.way(EXPORT_SECONDS if on_cuda else 10) for item in engines),
     ]
 
 
@@ -128,18 +111,34 @@ class Exported:
         network: Transformer,
         values: Mapping[str, Any],
         work: Path,
-        kept: ExitStack,
         engine: str,
         target: str,
         precision: str,
     ) -> None:
-        self.network, self.values, self.work, self.kept = network, values, work, kept
+        self.network, self.values = network, values
         self.backend, self.target, self.precision = engine, target, precision
-        self.engine: Any = None
+        self.work, self.folder = work, work / f"graphs-{target}-{precision}"
+        self.engine = Once(self._export)
+
+    def way(self, seconds: float) -> Way:
+        scales = f", {SYNTHETIC}" if self.precision == "fp8" else ""
+        return Way(
+            f"{self.backend} {self.target} {self.precision}{scales}",
+            self,
+            seconds,
+            missing_engine(self.backend),
+            held=Held(self.network.img_in.weight.device),
+            is_ready=lambda: self.engine.made is not None,
+            close=self.close,
+        )
+
+    def close(self) -> None:
+        """Free the engine, and its graphs on the disk."""
+        self.engine.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def __call__(self, case: Case) -> Run:
-        self.engine = self.engine or self._export()
-        device, engine, inputs = case.latents.device, self.engine, array_inputs(case)
+        device, engine, inputs = case.latents.device, self.engine(), array_inputs(case)
 
         def step() -> Tensor:
             return torch.from_numpy(np.asarray(engine.run(inputs)["velocity"])).to(device)
@@ -151,7 +150,7 @@ class Exported:
         from qwen_image_engine.export.network_folder import write_network
         from qwen_image_engine.export.recipe import recipe
 
-        bundle = self.work / f"graphs-{self.target}-{self.precision}"
+        bundle = self.folder
         bundle.mkdir()
         checkpoint = Checkpoint.open(written_checkpoint(self.network, self.values, self.work))
         chosen = recipe(self.target, self.precision)
@@ -162,9 +161,7 @@ class Exported:
         weights = "link" if linked else "copy"
         written = write_network(checkpoint, ("step",), chosen, quantised, weights, bundle, {}, lambda what, count: None)
         entry = written.components["step"]
-        engine = load_engine(self.backend, bundle / entry.model, entry.contract)
-        self.kept.callback(engine.close)
-        return engine
+        return load_engine(self.backend, bundle / entry.model, entry.contract)
 
 
 def _diffusers_model(config: TransformerConfig, layers: int) -> Any:
@@ -185,7 +182,7 @@ def _diffusers_model(config: TransformerConfig, layers: int) -> Any:
 def missing_package(name: str) -> str | None:
     try:
         importlib.import_module(name)
-    except ImportError as error:
+    except Exception as error:  # a library of another version may raise anything
         return one_line(error)
     return None
 
@@ -193,7 +190,7 @@ def missing_package(name: str) -> str | None:
 def missing_engine(name: str) -> str | None:
     try:
         require(name)
-    except QwenImageError as error:
+    except Exception as error:
         return one_line(error)
     return None
 

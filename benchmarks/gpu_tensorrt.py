@@ -3,34 +3,35 @@
 No TensorRT has run this yet.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from gpu_memory import Held, reset_peak
 from gpu_network import Case, Run
 from gpu_peers import array_inputs, missing_engine, written_checkpoint
-from gpu_ways import Budget, Way, figures, one_line
-from gpu_work import measure, prefix_flop, used_bytes
+from gpu_ways import Budget, Once, Row, Rows, Steps, Way, figures, guarded
+from gpu_work import measure, prefix_flop
 from synthetic_scales import SYNTHETIC, synthetic_calibration
 from torch import Tensor
 
-from qwen_image_engine.calibration.quantised_network import quantised_networks
 from qwen_image_engine.engines.build_job import BuildJob, BuildOptions, BuildResult
 from qwen_image_engine.engines.build_process import Watch, run_build
 from qwen_image_engine.engines.cuda_driver import device_facts
 from qwen_image_engine.engines.plan_entry import PlanEntry, Profile
 from qwen_image_engine.engines.profile import Range
-from qwen_image_engine.export.network_folder import write_network
-from qwen_image_engine.export.recipe import recipe
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.transformer import Transformer
-from qwen_image_engine.runtime.build import promise
-from qwen_image_engine.runtime.build_shapes import BuildShapes, Template, build_profiles
-from qwen_image_engine.runtime.manifest import ComponentEntry
+
+if TYPE_CHECKING:  # what needs more packages than torch does is imported where it is used
+    from qwen_image_engine.runtime.build_shapes import BuildShapes
+    from qwen_image_engine.runtime.manifest import ComponentEntry
 
 PRECISIONS = ("bf16", "fp8", "int8")
 BUILD_SECONDS = 240.0
@@ -40,50 +41,83 @@ BuildOne = Callable[[BuildJob, Watch], BuildResult]
 
 
 class TensorRt:
-    """One precision's engines, exported and built when they are first asked for, and closed with `kept`."""
+    """One precision's engines, exported and built when they are first asked for."""
 
     def __init__(
         self,
         network: Transformer,
         values: Mapping[str, Any],
         work: Path,
-        kept: ExitStack,
         precision: str,
-        shapes: BuildShapes,
+        shapes: Callable[[], BuildShapes],
         budget: Budget,
     ) -> None:
-        self.network, self.values, self.work, self.kept = network, values, work, kept
+        self.network, self.values, self.work = network, values, work
         self.precision, self.shapes, self.budget = precision, shapes, budget
-        self.engines: dict[str, Any] = {}
+        self.step, self.prefix = (
+            Once(lambda component=component: self._load(component, *self.build(component)))
+            for component in ("step", "prefix")
+        )
 
     @property
     def name(self) -> str:
         return f"TensorRT 11 {self.precision}" + ("" if self.precision == "bf16" else f", {SYNTHETIC}")
 
     def __call__(self, case: Case) -> Run:
-        inputs, device, engine = array_inputs(case), case.latents.device, self.engine("step")
+        inputs, device, engine = array_inputs(case), case.latents.device, self.step()
 
         def step() -> Tensor:
             return torch.from_numpy(np.asarray(engine.run(inputs)["velocity"])).to(device)
 
         return step
 
-    def prefix(self, states: tuple[Tensor, Tensor, Tensor]) -> Callable[[], object]:
-        """The prefix's pass, whose keys and values stay on the device."""
-        engine = self.engine("prefix")
-        names = ("text_states", "cos", "sin")
-        inputs = {name: tensor.float().cpu().numpy() for name, tensor in zip(names, states, strict=True)}
-        return lambda: engine.run(inputs)
+    @property
+    def way(self) -> Way:
+        return Way(
+            self.name,
+            self,
+            BUILD_SECONDS,
+            missing_engine("tensorrt"),
+            held=Held(self.network.img_in.weight.device),
+            is_ready=lambda: self.step.made is not None,
+            close=self.close,
+        )
 
-    def engine(self, component: str) -> Any:
-        if component not in self.engines:
-            self.engines[component] = self._load(component, *self.build(component))
-            self.kept.callback(self.engines[component].close)
-        return self.engines[component]
+    def prefix_rows(self, steps: Steps) -> Rows:
+        """The prefix's pass, whose keys and values stay on the device."""
+        row: Row = {"prefix": steps.prefix, "way": self.name}
+        missing = missing_engine("tensorrt") or self.budget.refuses(BUILD_SECONDS)
+        if missing is not None:
+            yield row | {"missing": missing}
+        else:
+            yield from guarded(row, lambda: [row | self._timed_prefix(steps)])
+
+    def close(self) -> None:
+        """Free the engines, and graphs and plans on the disk: of full size there is no room for all precisions."""
+        self.step.close()
+        self.prefix.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _timed_prefix(self, steps: Steps) -> Row:
+        names = ("text_states", "cos", "sin")
+        inputs = {name: tensor.float().cpu().numpy() for name, tensor in zip(names, steps.states, strict=True)}
+        reset_peak(steps.device)
+        held = Held(steps.device)
+        with held.sampled():
+            engine = self.prefix()
+        times = measure(lambda: engine.run(inputs), steps.device, in_torch=False)
+        with held.sampled():
+            engine.run(inputs)
+        flop = prefix_flop(self.network.config, steps.prefix)
+        return figures(times, flop, steps.top) | {"peak_bytes": held.most}
 
     @cached_property
     def exported(self) -> Mapping[str, ComponentEntry]:
         """Graphs of prefix and step in a folder of their own."""
+        from qwen_image_engine.calibration.quantised_network import quantised_networks
+        from qwen_image_engine.export.network_folder import write_network
+        from qwen_image_engine.export.recipe import recipe
+
         checkpoint = Checkpoint.open(written_checkpoint(self.network, self.values, self.work))
         chosen = recipe("tensorrt", self.precision)
         calibration = None if chosen.quantisation is None else synthetic_calibration(self.network)
@@ -114,13 +148,12 @@ class TensorRt:
         Raises:
             TimeoutError: the time is up.
         """
-        entry = self.exported[component]
-        profiles = build_profiles(entry.contract, self.shapes, Template(0, ((0,),)), 0)
-        plan = self.folder / f"{component}.plan"
+        from qwen_image_engine.runtime.build import promise
+        from qwen_image_engine.runtime.build_shapes import Template, build_profiles
 
-        def watch(words: str) -> None:
-            if self.budget.left < 0:
-                raise TimeoutError(f"the time was up while {component} was built ({words})")
+        entry = self.exported[component]
+        profiles = build_profiles(entry.contract, self.shapes(), Template(0, ((0,),)), 0)
+        plan = self.folder / f"{component}.plan"
 
         job = BuildJob(
             component=component,
@@ -132,7 +165,7 @@ class TensorRt:
             promise=promise(entry),
             softmax_scale=None,
         )
-        return entry, plan, profiles, run(job, watch)
+        return entry, plan, profiles, run(job, self.budget.watch(component))
 
     def _load(self, component: str, entry: ComponentEntry, plan: Path, profiles: Any, built: BuildResult) -> Any:
         from qwen_image_engine.engines.tensorrt_engine import TensorRtEngine
@@ -160,37 +193,9 @@ def _session() -> Any:
     return TensorRtSession.open(device_facts())
 
 
-def tensorrt_ways(engines: list[TensorRt]) -> list[list[Way]]:
-    """A phase for each, so that all sizes of one precision come before another is built."""
-    missing = missing_engine("tensorrt")
-    return [
-        [Way(item.name, item, BUILD_SECONDS, missing, in_torch=False, is_ready=lambda item=item: bool(item.engines))]
-        for item in engines
-    ]
-
-
-def prefix_rows(
-    engines: list[TensorRt], states: tuple[Tensor, Tensor, Tensor], top: float, budget: Budget
-) -> Iterator[dict[str, Any]]:
-    """The prefix's pass in each precision."""
-    tokens = states[0].shape[1]
-    for item in engines:
-        row: dict[str, Any] = {"prefix": tokens, "way": item.name}
-        missing = missing_engine("tensorrt") or budget.refuses(BUILD_SECONDS)
-        if missing is not None:
-            yield row | {"missing": missing}
-            continue
-        try:
-            run = item.prefix(states)
-            times = measure(run, states[0].device)
-        except Exception as error:  # the other rows are worth having all the same
-            yield row | {"missing": f"failed: {one_line(error)}"}
-            continue
-        flop = prefix_flop(item.network.config, tokens)
-        yield row | figures(times, flop, top) | {"peak_bytes": used_bytes(states[0].device)}
-
-
 def shapes_of(sides: list[int], prefix: int) -> BuildShapes:
     """Square pictures, one at a time, behind that many tokens."""
+    from qwen_image_engine.runtime.build_shapes import BuildShapes
+
     sizes = tuple((16 * side, 16 * side) for side in sides)
     return BuildShapes(sizes, Range(1, prefix, prefix), Range.of(0))

@@ -1,13 +1,16 @@
 """Rows of times: every way of running the prefix and the step at every size, until the time is up."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import torch
+from gpu_memory import Held, peak_bytes, reset_peak
 from gpu_network import Case, Run, compiled_blocks, compiled_step, eager, graphed, make_case, prefix_inputs
-from gpu_work import Times, ceiling, measure, peak_bytes, prefix_flop, relative_l2, reset_peak, step_flop, used_bytes
+from gpu_profile import profile_step
+from gpu_work import Times, ceiling, measure, prefix_flop, relative_l2, step_flop
 
 from qwen_image_engine.reference.transformer import Transformer
 
@@ -17,7 +20,8 @@ COMPILED = "torch.compile of the blocks, one CUDA graph"
 READY_SECONDS = 15.0
 """Of a row whose way is built already."""
 
-Rows = Iterator[dict[str, Any]]
+Row = dict[str, Any]
+Rows = Iterator[Row]
 
 
 @dataclass(frozen=True)
@@ -29,16 +33,18 @@ class Way:
         prepare: makes it ready for a case.
         seconds: that one row may take.
         missing: why it is not there, None where it is.
+        held: memory of a way that is not torch's, whose runs wait for the device; None where torch allocates it.
         is_ready: whether what takes most of those seconds is done already.
-        in_torch: whether torch allocates its memory; of another, what all of the device holds is its peak.
+        close: frees what it holds.
     """
 
     name: str
     prepare: Callable[[Case], Run]
     seconds: float
     missing: str | None = None
-    in_torch: bool = True
+    held: Held | None = None
     is_ready: Callable[[], bool] = lambda: False
+    close: Callable[[], None] = lambda: None
 
     @property
     def needed_seconds(self) -> float:
@@ -61,6 +67,48 @@ class Budget:
         if seconds <= self.left:
             return None
         return f"left out: it may take {seconds:.0f} s, and {max(0.0, self.left):.0f} s of the budget are left"
+
+    def watch(self, component: str) -> Callable[[str], None]:
+        """What is told how a build goes on, and ends it with a TimeoutError when the time is up."""
+
+        def told(words: str) -> None:
+            if self.left < 0:
+                raise TimeoutError(f"the time was up while {component} was built ({words})")
+
+        return told
+
+
+class Once:
+    """Makes something when it is first asked for; what failed is not tried again at the next size."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._failure = make, ""
+        self.made: Any = None
+
+    def __call__(self) -> Any:
+        if self._failure:
+            raise RuntimeError(f"as before: {self._failure}")
+        if self.made is None:
+            try:
+                self.made = self._make()
+            except Exception as error:
+                self._failure = one_line(error)
+                raise
+        return self.made
+
+    def close(self) -> None:
+        """Close what was made."""
+        if self.made is not None:
+            self.made.close()
+            self.made = None
+
+
+def guarded(facts: Row, rows: Callable[[], Iterable[Row]]) -> Rows:
+    """Rows up to the first failure, which is a row of `facts` too: whatever it is, the other rows are worth having."""
+    try:
+        yield from rows()
+    except Exception as error:
+        yield facts | {"missing": f"failed: {one_line(error)}"}
 
 
 def torch_ways(network: Transformer, backend: str, seconds: float) -> tuple[list[Way], list[Way]]:
@@ -93,67 +141,100 @@ def torch_ways(network: Transformer, backend: str, seconds: float) -> tuple[list
     return quick, slow
 
 
-def step_rows(
-    network: Transformer,
-    phases: Sequence[Sequence[Way]],
-    sides: Sequence[int],
-    prefix: int,
-    budget: Budget,
-    ceilings: dict[int, float],
-) -> Rows:
-    """A row for each size and way, all sizes of one phase before the next.
+class Steps:
+    """Steps of one network at some sizes; velocities are compared with that of the first way that ran."""
 
-    Velocities are compared with that of the first way. `ceilings` takes the ceiling of each size, in 10^12 operations
-    a second.
-    """
-    weight, states = network.img_in.weight, prefix_inputs(network, prefix)
-    cases = {side: make_case(network, side, states) for side in sides}
-    expected: dict[int, torch.Tensor] = {}
-    for side in sides:
-        ceilings[side] = ceiling(network.config, side**2, weight.device, weight.dtype)
-    for side, way in ((side, way) for ways in phases for side in sides for way in ways):
-        row: dict[str, Any] = {"pixels": 16 * side, "tokens": side**2, "prefix": prefix, "way": way.name}
-        missing = way.missing or budget.refuses(way.needed_seconds)
-        if missing is not None:
-            yield row | {"missing": missing}
-            continue
-        reset_peak(weight.device)
+    def __init__(self, network: Transformer, sides: Sequence[int], prefix: int, budget: Budget) -> None:
+        self.network, self.sides, self.prefix, self.budget = network, sides, prefix, budget
+        self.states = prefix_inputs(network, prefix)
+        self.ceilings: dict[int, float] = {}
+        """10^12 operations a second by side."""
+        self._cases: dict[int, Case] = {}
+        self._expected: dict[int, torch.Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.img_in.weight.device
+
+    @property
+    def top(self) -> float | None:
+        """The highest ceiling, where one was measured."""
+        return max(self.ceilings.values(), default=None)
+
+    def ceiling_rows(self) -> Rows:
+        """The ceiling of each size; its inputs are made here too, before anybody's memory is looked at."""
+        for side in self.sides:
+            yield from guarded({"pixels": 16 * side}, lambda side=side: [self._ceiling(side)])
+
+    def rows(self, ways: Sequence[Way]) -> Rows:
+        """A row for each size and way."""
+        for side, way in ((side, way) for side in self.sides for way in ways):
+            row: Row = {"pixels": 16 * side, "tokens": side**2, "prefix": self.prefix, "way": way.name}
+            missing = way.missing or self.budget.refuses(way.needed_seconds)
+            if missing is not None:
+                yield row | {"missing": missing}
+            else:
+                yield from guarded(row, lambda row=row, side=side, way=way: [row | self._timed(way, side)])
+
+    def profile(self, way: Way) -> Row:
+        """One step of the first size, by kind of kernel."""
+        run = way.prepare(self._case(self.sides[0]))
+        return {"way": way.name, "pixels": 16 * self.sides[0], **profile_step(run, self.device)}
+
+    def _ceiling(self, side: int) -> Row:
+        self._case(side)
+        dtype = self.network.img_in.weight.dtype
+        self.ceilings[side] = ceiling(self.network.config, side**2, self.device, dtype)
+        return {"pixels": 16 * side, "tflop_per_s": self.ceilings[side]}
+
+    def _case(self, side: int) -> Case:
+        if side not in self._cases:
+            self._cases[side] = make_case(self.network, side, self.states)
+        return self._cases[side]
+
+    def _timed(self, way: Way, side: int) -> Row:
+        case = self._case(side)
+        reset_peak(self.device)
         began = perf_counter()
-        try:
-            run = way.prepare(cases[side])
-            ready = perf_counter() - began
-            times = measure(run, weight.device)
+        with _sampled(way.held):
+            run = way.prepare(case)
+        ready = perf_counter() - began
+        times = measure(run, self.device, way.held is None)
+        with _sampled(way.held):
             found = run().clone()
-        except Exception as error:  # of any compiler: the other rows are worth having all the same
-            yield row | {"missing": f"failed: {one_line(error)}"}
-            continue
-        distance, _ = relative_l2([found], [expected.setdefault(side, found)])
-        peak = peak_bytes if way.in_torch else used_bytes
-        facts = {"ready_s": ready, "peak_bytes": peak(weight.device), "relative_l2_to_the_first": distance}
-        flop = step_flop(network.config, side**2, prefix)
-        yield row | figures(times, flop, ceilings[side]) | facts
-        del run, found
+        distance, _ = relative_l2([found], [self._expected.setdefault(side, found)])
+        return {
+            **figures(times, step_flop(self.network.config, side**2, self.prefix), self.ceilings.get(side)),
+            "ready_s": ready,
+            "peak_bytes": peak_bytes(self.device) if way.held is None else way.held.most,
+            "relative_l2_to_the_first": distance,
+        }
 
 
-def prefix_row(network: Transformer, prefix: int, top: float) -> dict[str, Any]:
+def _sampled(held: Held | None) -> Any:
+    return nullcontext() if held is None else held.sampled()
+
+
+def prefix_row(steps: Steps) -> Row:
     """The prefix's pass, eager: it runs once a prompt."""
-    weight, states = network.img_in.weight, prefix_inputs(network, prefix)
-    reset_peak(weight.device)
-    times = measure(lambda: network.prefix(*states), weight.device)
-    row = {"prefix": prefix, "way": EAGER, "peak_bytes": peak_bytes(weight.device)}
-    return row | figures(times, prefix_flop(network.config, prefix), top)
+    network, device = steps.network, steps.device
+    reset_peak(device)
+    times = measure(lambda: network.prefix(*steps.states), device)
+    row = {"prefix": steps.prefix, "way": EAGER, "peak_bytes": peak_bytes(device)}
+    return row | figures(times, prefix_flop(network.config, steps.prefix), steps.top)
 
 
-def figures(times: Times, flop: float, top: float) -> dict[str, Any]:
+def figures(times: Times, flop: float, top: float | None) -> Row:
     reached = flop / times.median_ms / 1e9
     return {
+        "timed_by": times.timed_by,
         "first_ms": times.first_ms,
         "median_ms": times.median_ms,
         "p90_ms": times.p90_ms,
         "rounds_ms": list(times.rounds_ms),
         "tflop": flop / 1e12,
         "tflop_per_s": reached,
-        "of_ceiling": reached / top,
+        "of_ceiling": None if top is None else reached / top,
     }
 
 

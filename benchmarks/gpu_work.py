@@ -10,6 +10,9 @@ from qwen_image_engine.reference.config import TransformerConfig
 
 ROUNDS = 10
 
+EVENTS = "CUDA's events"
+CLOCK = "the clock of the host, copies of inputs and outputs in it"
+
 
 @dataclass(frozen=True)
 class Times:
@@ -17,6 +20,7 @@ class Times:
 
     first_ms: float
     rounds_ms: tuple[float, ...]
+    timed_by: str = CLOCK
 
     @property
     def median_ms(self) -> float:
@@ -58,21 +62,25 @@ def prefix_flop(config: TransformerConfig, prefix: int) -> float:
     return float((config.num_layers - 1) * layer + 2 * prefix * 2 * c * c + text + time)
 
 
-def measure(run: Callable[[], object], device: torch.device, rounds: int = ROUNDS) -> Times:
-    """A run to warm up, timed by the clock, then `rounds` by CUDA's events, or by the clock on a CPU."""
+def measure(run: Callable[[], object], device: torch.device, in_torch: bool = True, rounds: int = ROUNDS) -> Times:
+    """A run to warm up, timed by the clock, then `rounds` by CUDA's events, or by the clock on a CPU.
+
+    An engine beside torch (`in_torch` false) works in a stream of its own and waits for it: events in torch's stream
+    would bracket nothing but that wait, so it is timed by the clock as well.
+    """
     began = perf_counter()
     run()
     synchronise(device)
     first = 1000 * (perf_counter() - began)
-    if device.type != "cuda":
-        return Times(first, tuple(_by_clock(run) for _ in range(rounds)))
+    if device.type != "cuda" or not in_torch:
+        return Times(first, tuple(_by_clock(run, device) for _ in range(rounds)))
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
     for began_at, ended_at in events:
         began_at.record()
         run()
         ended_at.record()
     torch.cuda.synchronize()
-    return Times(first, tuple(began_at.elapsed_time(ended_at) for began_at, ended_at in events))
+    return Times(first, tuple(began_at.elapsed_time(ended_at) for began_at, ended_at in events), EVENTS)
 
 
 def ceiling(config: TransformerConfig, tokens: int, device: torch.device, dtype: torch.dtype) -> float:
@@ -95,28 +103,10 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_bytes(device: torch.device) -> int | None:
-    """The most that torch has held since `reset_peak`; None on a CPU."""
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-
-
-def used_bytes(device: torch.device) -> int | None:
-    """All that is allocated on the device now, by whomever; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    free, total = torch.cuda.mem_get_info(device)
-    return total - free
-
-
-def _by_clock(run: Callable[[], object]) -> float:
+def _by_clock(run: Callable[[], object], device: torch.device) -> float:
     began = perf_counter()
     run()
+    synchronise(device)
     return 1000 * (perf_counter() - began)
 
 

@@ -6,13 +6,14 @@ TensorRT's bindings crash the process where there is no driver; the driver's lib
 import ctypes
 from dataclasses import dataclass
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
 
 LEAST_DRIVER = 13000
-"""CUDA 13.0, which TensorRT 11's libraries are for."""
+"""CUDA 13.0, which the libraries of TensorRT 11 and of ONNX Runtime's CUDA engine are for."""
 
 LIBRARY = "libcuda.so.1"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _NAME_BYTES = 256
 
@@ -54,8 +55,8 @@ def device_facts(library: str = LIBRARY) -> DeviceFacts:
     call(cuda, "cuDriverGetVersion", ctypes.byref(driver))
     if driver.value < LEAST_DRIVER:
         raise QwenImageError(
-            f"the CUDA driver serves CUDA {version_text(driver.value)}, TensorRT 11 needs "
-            f"{version_text(LEAST_DRIVER)}; install NVIDIA's driver 580 or newer"
+            f"the CUDA driver serves CUDA {version_text(driver.value)}, and engines on a GPU (TensorRT 11, ONNX Runtime)"
+            f" need {version_text(LEAST_DRIVER)}; install NVIDIA's driver 580 or newer"
         )
     call(cuda, "cuInit", ctypes.c_uint(0))
     count = ctypes.c_int()
@@ -103,7 +104,8 @@ def call(cuda: ctypes.CDLL, function: str, *arguments: object) -> None:
     """Call one function of the driver.
 
     Raises:
-        QwenImageError: it answers with an error, or there is no device.
+        OutOfDeviceMemory: it says that memory ran out.
+        QwenImageError: it answers with another error, or there is no device.
     """
     code: int = getattr(cuda, function)(*arguments)
     if code == _NO_DEVICE:
@@ -112,9 +114,10 @@ def call(cuda: ctypes.CDLL, function: str, *arguments: object) -> None:
         text = ctypes.c_char_p()
         known = cuda.cuGetErrorString(ctypes.c_int(code), ctypes.byref(text)) == 0 and text.value
         meaning = text.value.decode(errors="replace") if known and text.value else "an unknown error"
-        raise QwenImageError(
-            f"the CUDA driver answers {function} with error {code}, {meaning}; see whether nvidia-smi lists the GPU"
-        )
+        said = f"the CUDA driver answers {function} with error {code}, {meaning}"
+        if code == _OUT_OF_MEMORY:
+            raise OutOfDeviceMemory(f"{said}; free some of the GPU's memory, or run with --memory sequential")
+        raise QwenImageError(f"{said}; see whether nvidia-smi lists the GPU")
 
 
 def _no_device() -> QwenImageError:

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from qwen_image_engine.engines.cuda_driver import LIBRARY, call
 from qwen_image_engine.engines.device_array import DeviceMemory
-from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
-
-_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+from qwen_image_engine.engines.errors import OutOfDeviceMemory
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +66,7 @@ class CudaMemory:
             address = ctypes.c_uint64()
             try:
                 context.call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(nbytes))
-            except QwenImageError as error:
-                if f"error {_OUT_OF_MEMORY}," not in str(error):
-                    raise
+            except OutOfDeviceMemory as error:
                 free = context.free_bytes()
                 raise OutOfDeviceMemory(
                     f"{purpose} take {nbytes} bytes and {free} bytes of the GPU's memory are free"

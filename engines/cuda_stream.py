@@ -15,7 +15,11 @@ from qwen_image_engine.engines.cuda_memory import CudaContext, CudaMemory
 from qwen_image_engine.engines.errors import QwenImageError
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
-_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads allocate does not break a capture
+
+_RELAXED = 2
+"""CU_STREAM_CAPTURE_MODE_RELAXED: what is allocated or freed meanwhile does not break a capture, in this thread either,
+where the garbage collector may run the finalizers of memory at any time (CU_STREAM_CAPTURE_MODE_THREAD_LOCAL forbids
+that). What the capture itself reads and writes is held by whoever captures."""
 
 
 class HostMemory:
@@ -28,7 +32,8 @@ class HostMemory:
         """Allocate.
 
         Raises:
-            QwenImageError: the host has not so much that it can lock.
+            OutOfDeviceMemory: the driver has not so much that it can lock.
+            QwenImageError: it refuses otherwise.
         """
         address = ctypes.c_void_p()
         context.call("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(nbytes), ctypes.c_uint(0))
@@ -88,7 +93,7 @@ class CudaStream:
             QwenImageError: `enqueue` did something that cannot be captured, or whatever it raised.
         """
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-        self.context.call("cuStreamBeginCapture_v2", self._handle, ctypes.c_int(_THREAD_LOCAL))
+        self.context.call("cuStreamBeginCapture_v2", self._handle, ctypes.c_int(_RELAXED))
         try:
             enqueue()
         except BaseException:

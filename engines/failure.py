@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qwen_image_engine.engines.contract import Contract
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
 
 _SOURCE_LINES = re.compile(
     r"Exception from \S+:\d+:"
@@ -26,10 +26,12 @@ _OUT_OF_MEMORY = (
 )
 
 
-def load_failure(contract: Contract, model: Path, backend: str, error: Exception) -> QwenImageError:
-    """The error of a graph that `backend` could not load, in one line."""
+def load_failure(
+    contract: Contract, model: Path, backend: str, error: Exception, on_device: bool = False
+) -> QwenImageError:
+    """The error of a graph that `backend` could not load, in one line; `on_device` says whose memory it uses."""
     if is_memory(error):
-        return QwenImageError(
+        return (OutOfDeviceMemory if on_device else QwenImageError)(
             f"{contract.component}: not enough memory to load {model} in {backend} ({one_line(error)}); "
             "run with --memory sequential, or export with --precision int8"
         )
@@ -38,11 +40,13 @@ def load_failure(contract: Contract, model: Path, backend: str, error: Exception
     )
 
 
-def run_failure(contract: Contract, sizes: Mapping[str, int], backend: str, error: Exception) -> QwenImageError:
-    """The error of a run that failed in `backend`, in one line with the sizes of the call."""
+def run_failure(
+    contract: Contract, sizes: Mapping[str, int], backend: str, error: Exception, on_device: bool = False
+) -> QwenImageError:
+    """The error of a run that failed in `backend`, in one line with the sizes of the call; see `load_failure`."""
     call = ", ".join(f"{name}={size}" for name, size in sizes.items())
     if is_memory(error):
-        return QwenImageError(
+        return (OutOfDeviceMemory if on_device else QwenImageError)(
             f"{contract.component}: {backend} has not enough memory for {call} ({one_line(error)}); "
             "ask for a smaller size, fewer images, or --memory sequential (qwen-image plan --size tells what one takes)"
         )
@@ -70,4 +74,6 @@ def pass_interruption(error: BaseException) -> None:
 
 def is_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out."""
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError | OutOfDeviceMemory) or any(
+        word in str(error).lower() for word in _OUT_OF_MEMORY
+    )

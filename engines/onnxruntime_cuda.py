@@ -93,7 +93,7 @@ class OnnxRuntimeCudaEngine:
                 str(model), options, providers=[(device.provider, dict(device.options))], enable_fallback=False
             )
         except Exception as error:  # the package's errors have no base class of their own
-            raise failure.load_failure(contract, model, _NAME, error) from error
+            raise failure.load_failure(contract, model, _NAME, error, on_device=True) from error
         if device.provider not in session.get_providers():
             raise QwenImageError(
                 f"{contract.component}: ONNX Runtime {package.__version__} did not load {device.provider}; it needs "
@@ -142,7 +142,7 @@ class OnnxRuntimeCudaEngine:
             results = zip(self._contract.outputs, binding.get_outputs(), strict=True)
             host = {spec.name: value.numpy() for spec, value in results if spec.name not in kept}
         except Exception as error:  # the package's errors have no base class of their own
-            raise failure.run_failure(self._contract, sizes, _NAME, error) from error
+            raise failure.run_failure(self._contract, sizes, _NAME, error, on_device=True) from error
         outputs: dict[str, Values] = {spec.name: (host | kept)[spec.name] for spec in self._contract.outputs}
         check.check_outputs(self._contract, outputs, sizes)
         return outputs

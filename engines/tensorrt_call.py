@@ -3,11 +3,12 @@
 Nothing of it has run on a GPU yet; every call is checked against the types of TensorRT 11.4's own bindings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorrt as trt
 
+from qwen_image_engine.engines import failure
 from qwen_image_engine.engines.contract import Contract, TensorSpec
 from qwen_image_engine.engines.cuda_memory import CudaMemory
 from qwen_image_engine.engines.cuda_stream import CudaGraph, HostMemory
@@ -39,8 +40,22 @@ class TensorRtCall:
     replays. Its own activations are in the session's scratch buffer, which every context is given in turn.
     """
 
-    def __init__(self, session: TensorRtSession, engine: trt.ICudaEngine, contract: Contract, streams: bool) -> None:
-        """Make a context; `streams` says whether some weights come from the host in every run.
+    def __init__(
+        self,
+        session: TensorRtSession,
+        engine: trt.ICudaEngine,
+        contract: Contract,
+        streams: bool,
+        not_captured: Callable[[QwenImageError], None],
+    ) -> None:
+        """Make a context.
+
+        Args:
+            session: what it shares with others.
+            engine: of which it is one.
+            contract: the engine's.
+            streams: whether some weights come from the host in every run.
+            not_captured: told why a run could not become a graph; it runs as it is instead.
 
         Raises:
             QwenImageError: TensorRT refuses.
@@ -50,7 +65,7 @@ class TensorRtCall:
             raise QwenImageError(f"TensorRT makes no execution context: {session.log.errors()}")
         self._session, self._engine, self._contract = session, engine, contract
         self._context: trt.IExecutionContext = context
-        self._streams = streams
+        self._streams, self._not_captured = streams, not_captured
         self._profile: int | None = None
         self._shapes: dict[str, Shape] = {}
         self._scratch: tuple[int, int] = (0, 0)  # address and bytes
@@ -110,8 +125,9 @@ class TensorRtCall:
             else:
                 shapes[spec.name] = shape
                 addresses[spec.name] = self._buffer(spec, shape).device.address
+        held, self._addresses = self._addresses, {}  # neither holds until all of it is set
         for name, address in addresses.items():
-            if self._addresses.get(name) != address:
+            if held.get(name) != address:
                 self._done(self._context.set_tensor_address(name, address), f"takes no address for {name}")
         self._addresses = addresses
         return kept, shapes
@@ -142,14 +158,23 @@ class TensorRtCall:
     def _execute(self, graphs: bool) -> None:
         held = (self._profile, *self._shapes.items(), *self._addresses.items(), self._scratch)
         action = self._replay.next(held) if graphs else "run"
-        if action == "run":
+        if action == "run" or (action == "capture" and not self._capture()):
             self._graph = None
             self._enqueue()
             return
-        if action == "capture":
-            self._graph = self._session.stream.capture(self._enqueue)
         assert self._graph is not None
         self._graph.launch()
+
+    def _capture(self) -> bool:
+        """Whether this run is a graph now; where memory ran out it is not the graph that is at fault."""
+        try:
+            self._graph = self._session.stream.capture(self._enqueue)
+        except QwenImageError as error:
+            if failure.is_memory(error):
+                raise
+            self._not_captured(error)
+            return False
+        return True
 
     def _enqueue(self) -> None:
         self._done(self._context.execute_async_v3(self._session.stream.handle), "does not run")

@@ -3,6 +3,7 @@
 Nothing of it has run on a GPU yet; every call is checked against the types of TensorRT 11.4's own bindings.
 """
 
+import warnings
 from collections.abc import Hashable, Mapping
 
 import tensorrt as trt
@@ -77,14 +78,14 @@ class TensorRtEngine:
         # A context that is not captured serves any shape.
         key = (profile, *shapes.items(), *_addresses(inputs)) if self._graphs else None
         try:
-            call = self._calls.get(key, lambda: TensorRtCall(self._session, engine, self._contract, self._streams))
+            call = self._calls.get(key, lambda: self._call(engine))
             outputs = call.run(profile, inputs, self._graphs)
-        except OutOfDeviceMemory as error:
-            self._calls.clear()
-            name = entry.profiles[profile].name
-            raise OutOfDeviceMemory(f"{self._contract.component}, profile {name}: {error}") from error
         except (QwenImageError, RuntimeError) as error:
-            raise failure.run_failure(self._contract, sizes, "TensorRT", error) from error
+            if not failure.is_memory(error):
+                raise failure.run_failure(self._contract, sizes, "TensorRT", error) from error
+            self._calls.clear()
+            name, words = entry.profiles[profile].name, failure.one_line(error)
+            raise OutOfDeviceMemory(f"{self._contract.component}, profile {name}: {words}") from error
         check.check_outputs(self._contract, outputs, sizes)
         return outputs
 
@@ -94,6 +95,19 @@ class TensorRtEngine:
             self._calls.clear()
             self._session.scratch.release(self._engine)
             self._engine = None
+
+    def _call(self, engine: trt.ICudaEngine) -> TensorRtCall:
+        return TensorRtCall(self._session, engine, self._contract, self._streams, self._without_graphs)
+
+    def _without_graphs(self, error: QwenImageError) -> None:
+        """Run as it is from now on: slower, and the same picture."""
+        self._graphs, self._calls = False, Recent(1)
+        warnings.warn(
+            f"{self._contract.component}: its runs cannot become CUDA graphs, so each is launched kernel by kernel "
+            f"({failure.one_line(error)})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _addresses(inputs: Mapping[str, Values]) -> list[int]:

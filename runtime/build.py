@@ -114,6 +114,7 @@ def build_bundle(
     for name in names:
         check_gpu(name, manifest, profiles[name], options, facts)
     with plans_folder(folder) as plans:
+        manifest = read_manifest(folder)  # another build may have ended since
         timings = timing_cache or plans / f"{_slug(platform)}.timing"
         built = []
         for name in names:

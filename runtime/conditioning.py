@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -216,7 +217,11 @@ class PromptEncoder:
         found = self._run("prefix", text_states=np.ascontiguousarray(states[:, :n]), cos=cos[:n], sin=sin[:n])
         if n == length:
             return found
-        return {name: with_room(found.pop(name), length) for name in list(found)}
+        room: dict[str, Values] = {}
+        for name in list(found):
+            make = partial(with_room, found.pop(name), length)
+            room[name] = self._components.allocate("prefix_image", make)  # which runs next
+        return room
 
     def _image_runs(
         self,

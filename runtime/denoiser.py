@@ -1,6 +1,7 @@
 """The network as the sampler sees it: velocity of the latents at a noise level, with or without guidance."""
 
 import math
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +109,10 @@ def denoiser(
         cos, sin = rotary_tables(target, facts.axes_dims_rope)
         _check_memory(conditioning, num_images)
         # Repeated once here: a broadcast view would be copied by the engine at every step.
-        cache = {name: repeat(values, num_images) for name, values in conditioning.cache.items()}
+        cache = {
+            name: components.allocate("step", partial(repeat, values, num_images))
+            for name, values in conditioning.cache.items()
+        }
 
         def velocity(latents: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
             inputs = {"latents": latents, "time_features": time_features(sigma)[None], "cos": cos, "sin": sin}

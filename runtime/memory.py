@@ -1,7 +1,8 @@
 """The memory policy: which components' engines are held, and when they are freed."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, Literal, TypeVar, get_args
 
 from qwen_image_engine.engines.engine import Engine
 from qwen_image_engine.engines.errors import OutOfDeviceMemory, UsageError
@@ -9,6 +10,8 @@ from qwen_image_engine.runtime.process_memory import MemoryWatch
 from qwen_image_engine.runtime.timing import Timings
 
 Memory = Literal["resident", "sequential"]
+
+Allocated = TypeVar("Allocated")
 
 _TRANSFORMER = ("prefix", "prefix_image", "step")
 """Graphs of one network, whose weights each engine holds for itself."""
@@ -46,21 +49,24 @@ class Components:
         """Load these now if they are to stay; "sequential" loads each when its turn comes."""
         if self.memory == "resident":
             for component in components:
-                try:
-                    self._get(component)
-                except OutOfDeviceMemory:
-                    if not self._free_other_graphs(component):
-                        raise
-                    self._get(component)
+                self.allocate(component, partial(self._get, component))
 
     def run(self, component: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run one component, loading it first where it is not held; outputs and errors as of `Engine.run`."""
+        return self.allocate(component, lambda: self._run(component, inputs))
+
+    def allocate(self, component: str, make: Callable[[], Allocated]) -> Allocated:
+        """What `make` allocates for the next run of `component`, other graphs of its network freed where it must be.
+
+        Raises:
+            OutOfDeviceMemory: there is no room for it then either.
+        """
         try:
-            return self._run(component, inputs)
+            return make()
         except OutOfDeviceMemory:
             if not self._free_other_graphs(component):
                 raise
-        return self._run(component, inputs)
+        return make()
 
     def close(self) -> None:
         """Free every engine; running one afterwards loads it again."""

@@ -26,13 +26,8 @@ def plans_folder(folder: Path) -> Iterator[Path]:
         QwenImageError: another build holds it.
     """
     plans = folder / PLANS
-    plans.mkdir(exist_ok=True)
-    descriptor = os.open(plans, os.O_RDONLY)
+    descriptor = _held(plans)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise QwenImageError(f"{plans}: another build is writing it; wait for that to end") from None
         _sweep(folder, plans)
         try:
             yield plans
@@ -42,6 +37,28 @@ def plans_folder(folder: Path) -> Iterator[Path]:
                 plans.rmdir()  # where nothing came of it
     finally:
         os.close(descriptor)
+
+
+def _held(plans: Path) -> int:
+    """A descriptor that locks the folder, made where it is not there.
+
+    A build that made nothing removes the folder: one opened just before that is nobody's any more, and is made again.
+    """
+    while True:
+        plans.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):
+            descriptor = os.open(plans, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(descriptor), plans.stat()):
+                    return descriptor
+            except BlockingIOError:
+                os.close(descriptor)
+                raise QwenImageError(f"{plans}: another build is writing it; wait for that to end") from None
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
 
 
 def _sweep(folder: Path, plans: Path) -> None:

@@ -25,6 +25,7 @@ class FakeDriver:
         self.calls: Counter[str] = Counter()
         self.queue: list[Work] = []
         self.captured: list[Work] | None = None
+        self._strict = self._broken = False
         self._graphs: dict[int, list[Work]] = {}
         self._device: dict[int, NDArray[np.uint8]] = {}
         self._host: dict[int, NDArray[np.uint8]] = {}
@@ -88,9 +89,10 @@ class FakeDriver:
         free._obj.value, total._obj.value = self.free_bytes, self.total_bytes
 
     def do_cuGetErrorString(self, code: Any, text: Any) -> None:
-        text._obj.value = b"out of memory"
+        text._obj.value = b"out of memory" if code.value == 2 else b"an error"
 
     def do_cuMemAlloc_v2(self, address: Any, nbytes: Any) -> int:
+        self._break_capture()
         if nbytes.value > self.free_bytes:
             return 2
         block = np.full(nbytes.value, 0xFF, np.uint8)  # which is NaN
@@ -99,6 +101,7 @@ class FakeDriver:
         return 0
 
     def do_cuMemFree_v2(self, address: Any) -> None:
+        self._break_capture()
         self._freed.append(self._device.pop(address.value))
 
     def do_cuMemHostAlloc(self, address: Any, nbytes: Any, flags: Any) -> None:
@@ -139,12 +142,21 @@ class FakeDriver:
 
     def do_cuStreamBeginCapture_v2(self, stream: Any, mode: Any) -> None:
         assert self.captured is None
-        self.captured = []
+        self.captured, self._strict, self._broken = [], mode.value != 2, False
 
-    def do_cuStreamEndCapture(self, stream: Any, graph: Any) -> None:
+    def _break_capture(self) -> None:
+        """What a capture that is not relaxed forbids its own thread."""
+        if self.captured is not None and self._strict:
+            self._broken = True
+
+    def do_cuStreamEndCapture(self, stream: Any, graph: Any) -> int:
         assert self.captured is not None
+        if self._broken:
+            self.captured = None
+            return 901
         graph._obj.value = 1 + len(self._graphs)
         self._graphs[graph._obj.value], self.captured = self.captured, None
+        return 0
 
     def do_cuGraphInstantiateWithFlags(self, executable: Any, graph: Any, flags: Any) -> None:
         executable._obj.value = graph.value

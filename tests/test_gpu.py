@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def _benchmarks() -> Iterator[None]:
         yield
 
 
-def gpu(*arguments: object) -> subprocess.CompletedProcess[str]:
+def gpu(*arguments: object, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
     shell = shutil.which("sh")
     if shell is None:
         pytest.skip("needs sh")
@@ -31,14 +32,14 @@ def gpu(*arguments: object) -> subprocess.CompletedProcess[str]:
         [shell, str(BENCHMARKS / "gpu.sh"), *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHON": python, "OMP_NUM_THREADS": "1"},
     )
 
 
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("gpu") / "gpu.json"
-    tiny = ("--device", "cpu", "--tiny", "--pixels", 64, "--backend", "aot_eager")
+    tiny = ("--device", "cpu", "--tiny")
     done = gpu(*tiny, "--output", output)
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
@@ -47,6 +48,7 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_part_has_rows(dry_run: dict[str, Any]) -> None:
     assert {"machine", "versions", "commit", "device", "network", "seconds"} <= dry_run.keys()
+    assert dry_run["complete"] is True
     assert [row["pixels"] for row in dry_run["ceilings"]] == [64]
     assert dry_run["prefix"]["median_ms"] > 0
     timed = {row["way"]: row for row in dry_run["steps"] if "missing" not in row}
@@ -70,6 +72,7 @@ def test_engines_compute_the_same_step(dry_run: dict[str, Any]) -> None:
     assert rows["onnxruntime-cuda cuda fp8, synthetic scales"]["missing"]
     for precision in ("bf16", "fp8, synthetic scales", "int8, synthetic scales"):
         assert rows[f"TensorRT 11 {precision}"]["missing"]
+    assert rows["onnxruntime cpu fp32"]["timed_by"].startswith("the clock")
     assert [row["way"] for row in dry_run["prefixes"]] == [row["way"] for row in dry_run["steps"][-3:]]
     assert all(row["missing"] for row in dry_run["prefixes"])
 
@@ -95,14 +98,14 @@ def test_bf16_is_compared_component_by_component(dry_run: dict[str, Any]) -> Non
         assert 1e-4 < row["relative_l2"] < 0.1  # rounded, and not wrong
         assert row["cosine"] > 0.99
     if NO_GPU:
-        missing = [row for row in dry_run["parity"] if row["way"].startswith("onnxruntime-cuda")]
-        missing += [row for row in dry_run["parity"] if row["way"] == "tensorrt tensorrt bf16"]
-        assert len(missing) == 3
+        missing = [row for row in dry_run["parity"] if row["way"] != "torch bf16"]
+        wanted = [("onnxruntime-cuda cuda", ("bf16", "fp16", "fp8")), ("tensorrt tensorrt", ("bf16", "fp8", "int8"))]
+        assert [row["way"] for row in missing] == [f"{way} {name}" for way, names in wanted for name in names]
         assert all("CUDA" in row["missing"] or "not installed" in row["missing"] for row in missing)
 
 
 def test_what_is_compared_has_room_in_the_profiles() -> None:
-    from gpu import COMPARED
+    from gpu_engine_parity import compared_shapes
     from gpu_parity import component_inputs
 
     from qwen_image_engine.engines.contract import contract
@@ -117,7 +120,7 @@ def test_what_is_compared_has_room_in_the_profiles() -> None:
     for name in components(checkpoint):
         spec = contract(name, dims(checkpoint))
         shapes = {key: values.shape for key, values in component_inputs(spec).items()}
-        choose_profile(spec, build_profiles(spec, COMPARED, template, 7), shapes, "qwen-image build")
+        choose_profile(spec, build_profiles(spec, compared_shapes(), template, 7), shapes, "qwen-image build")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
@@ -125,8 +128,6 @@ def test_tensorrt_is_asked_for_what_the_graphs_hold(
     precision: str, tensorrt_stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exported with synthetic scales and built, on a TensorRT that is played."""
-    from contextlib import ExitStack
-
     from fake_tensorrt import FakeTensorRT
     from gpu_network import random_transformer
     from gpu_tensorrt import TensorRt, shapes_of
@@ -143,23 +144,24 @@ def test_tensorrt_is_asked_for_what_the_graphs_hold(
 
     configs = small_configs()
     network = random_transformer(configs["transformer"], torch.device("cpu"), torch.float32)
-    with ExitStack() as kept:
-        item = TensorRt(network, configs, tmp_path, kept, precision, shapes_of([4, 8], 8), Budget(100))
-        for component in ("step", "prefix"):
-            entry, plan, profiles, built = item.build(component, lambda job, watch: build(job, lambda *words: True))
-            assert plan.read_bytes() == b"a plan"
-            assert [profile.name for profile in profiles] == (["64x64", "128x128"] if component == "step" else ["any"])
-            layers = len(entry.quantised_layers)
-            assert (built.fp8_products, built.int8_products) == (
-                layers * (precision == "fp8"),
-                layers * (precision == "int8"),
-            )
-            assert bool(layers) == (precision != "bf16")
-            assert all(layer.input_scale for layer in entry.quantised_layers.values())
-        late = TensorRt(network, configs, tmp_path, kept, precision, item.shapes, Budget(-1))
-        late.exported = item.exported
-        with pytest.raises(TimeoutError, match="the time was up while step was built"):
-            late.build("step", lambda job, watch: watch("tactics"))  # type: ignore[arg-type,return-value,func-returns-value]
+    item = TensorRt(network, configs, tmp_path, precision, lambda: shapes_of([4, 8], 8), Budget(100))
+    for component in ("step", "prefix"):
+        entry, plan, profiles, built = item.build(component, lambda job, watch: build(job, lambda *words: True))
+        assert plan.read_bytes() == b"a plan"
+        assert [profile.name for profile in profiles] == (["64x64", "128x128"] if component == "step" else ["any"])
+        layers = len(entry.quantised_layers)
+        assert (built.fp8_products, built.int8_products) == (
+            layers * (precision == "fp8"),
+            layers * (precision == "int8"),
+        )
+        assert bool(layers) == (precision != "bf16")
+        assert all(layer.input_scale for layer in entry.quantised_layers.values())
+    late = TensorRt(network, configs, tmp_path, precision, item.shapes, Budget(-1))
+    late.exported = item.exported
+    with pytest.raises(TimeoutError, match="the time was up while step was built"):
+        late.build("step", lambda job, watch: watch("tactics"))  # type: ignore[arg-type,return-value,func-returns-value]
+    item.close()
+    assert not item.folder.exists()
     for name in [name for name in sys.modules if name.startswith("qwen_image_engine.engines.tensorrt_")]:
         del sys.modules[name]
 
@@ -193,28 +195,163 @@ def test_operations_are_those_that_torch_counts(tokens: int, prefix: int) -> Non
     assert prefix_flop(network.config, prefix) < counter.get_total_flops()
 
 
-def test_what_would_not_end_in_time_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
-    from gpu_network import eager, random_transformer
-    from gpu_ways import Budget, Way, step_rows
+def small_steps(budget: float = 50.0) -> Any:
+    from gpu_network import random_transformer
+    from gpu_ways import Budget, Steps
     from released_configs import small_configs
 
     network = random_transformer(small_configs()["transformer"], torch.device("cpu"), torch.float32)
+    return Steps(network, [4], 5, Budget(budget))
 
-    def broken(case: Any) -> Any:
-        raise RuntimeError("no such\nkernel")
 
+def broken(*arguments: Any) -> Any:
+    raise RuntimeError("no such\nkernel")
+
+
+def test_what_would_not_end_in_time_is_a_row() -> None:
+    from gpu_network import eager
+    from gpu_ways import Once, Way
+
+    steps, once = small_steps(), Once(broken)
     ways = [
-        Way("quick", lambda case: eager(network, case), 0),
-        Way("slow", lambda case: eager(network, case), 100),
+        Way("quick", lambda case: eager(steps.network, case), 0),
+        Way("slow", lambda case: eager(steps.network, case), 100),
         Way("absent", broken, 0, "it is not installed"),
-        Way("broken", broken, 0),
+        Way("broken", lambda case: once(), 0),
+        Way("broken", lambda case: once(), 0),
     ]
-    rows = list(step_rows(network, [ways], [4], 5, Budget(50), {}))
-    assert [row["way"] for row in rows] == ["quick", "slow", "absent", "broken"]
+    with torch.no_grad():
+        rows = list(steps.rows(ways))
+    assert [row["way"] for row in rows] == ["quick", "slow", "absent", "broken", "broken"]
     assert "missing" not in rows[0]
+    assert rows[0]["of_ceiling"] is None  # none was measured
     assert rows[1]["missing"].startswith("left out: it may take 100 s, and ")
     assert rows[2]["missing"] == "it is not installed"
     assert rows[3]["missing"] == "failed: RuntimeError: no such kernel"
+    assert rows[4]["missing"].startswith("failed: RuntimeError: as before: ")  # which is not made twice
+
+
+@pytest.mark.parametrize(
+    ("fails", "also"),
+    [
+        ("gpu.random_transformer", "gpu.prefix_row"),
+        ("gpu_ways.ceiling", "gpu_ways.profile_step"),
+        ("gpu_ways.make_case", "gpu.prefix_row"),
+    ],
+)
+def test_what_fails_leaves_the_other_rows(
+    fails: str, also: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpu
+
+    monkeypatch.setattr(fails, broken)
+    monkeypatch.setattr(also, broken)
+    monkeypatch.setattr("gpu.torch_rows", lambda *arguments: iter([{"way": "torch bf16"}]))
+    monkeypatch.setattr("gpu.write_wide_checkpoint", lambda *arguments, **named: None)
+    monkeypatch.setattr("gpu.Checkpoint", type("Opened", (), {"open": staticmethod(lambda folder: None)}))
+    monkeypatch.setattr("gpu.peer_ways", lambda *arguments: [])
+    monkeypatch.setattr("gpu.signal.signal", lambda *arguments: None)
+    output = tmp_path / "gpu.json"
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--tiny", "--output", str(output)])
+    assert gpu.main() == 0
+    document = json.loads(output.read_text(encoding="utf-8"))
+    assert document["complete"] is True
+    assert len(document["parity"]) == 2 + 6
+    if fails == "gpu.random_transformer":
+        assert document["network"] == {"missing": "failed: RuntimeError: no such kernel"}
+    else:
+        assert "missing" in document["ceilings"][0]
+        timed = [row for row in document["steps"] if "missing" not in row]
+        assert len(timed) == (3 if fails == "gpu_ways.ceiling" else 0)
+        assert ("missing" in document["prefix"]) == (also == "gpu.prefix_row")
+        assert ("missing" in document["profile"]) == (also == "gpu_ways.profile_step" or not timed)
+
+
+def test_the_file_is_whole_after_every_row(tmp_path: Path) -> None:
+    from gpu_record import Record
+
+    file = tmp_path / "new" / "gpu.json"
+    record = Record(file, {"what": "a test"})
+    seen = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for index in range(2):
+            yield {"way": index}
+            seen.append(json.loads(file.read_text(encoding="utf-8"))["parity"])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record.add("parity", rows())
+    assert [len(found) for found in seen] == [1, 2]
+    assert json.loads(file.read_text(encoding="utf-8"))["complete"] is False
+    assert [path.name for path in file.parent.iterdir()] == ["gpu.json"]
+
+
+def test_an_engine_is_closed_before_the_next_is_made(tmp_path: Path) -> None:
+    from gpu import timed_engine
+    from gpu_network import eager
+    from gpu_record import Record
+    from gpu_ways import Way
+
+    steps, events = small_steps(), []
+
+    def way(name: str) -> Any:
+        def prepare(case: Any) -> Any:
+            events.append(f"{name} made")
+            return eager(steps.network, case)
+
+        return Way(name, prepare, 0, is_ready=lambda: True, close=lambda: events.append(f"{name} closed"))
+
+    record = Record(tmp_path / "gpu.json", {})
+    with torch.no_grad():
+        for name in "ab":
+            timed_engine(way(name), steps, record)
+    made = ["made", "made", "closed"]  # a row, a profile
+    assert events == [f"{name} {event}" for name in "ab" for event in made]
+
+
+def test_an_engines_memory_is_what_came_beside_what_was_held() -> None:
+    from gpu_memory import Held
+
+    used = [100]
+    held = Held(torch.device("cpu"), lambda device: used[0])
+    with held.sampled():
+        used[0] = 700
+        for _ in range(100):
+            if held.most == 600:
+                break
+            time.sleep(0.02)
+        used[0] = 300
+    assert held.most == 600
+    with held.sampled():
+        used[0] = 900
+    assert held.most == 800
+    assert Held(torch.device("cpu")).most is None
+
+
+def test_a_python_without_torch_is_told(tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "$@"\n')
+    bare.chmod(0o755)
+    done = gpu("--output", tmp_path / "gpu.json", python=str(bare))
+    assert done.returncode == 1
+    assert "has not: torch numpy safetensors; install them" in done.stderr
+    assert "Traceback" not in done.stderr
+    missing = gpu(python=str(tmp_path / "none"))
+    assert missing.returncode == 1
+    assert "there is no" in missing.stderr
+
+
+def test_nothing_but_torch_numpy_and_safetensors_is_needed_to_start() -> None:
+    code = """
+import sys
+absent = ("tokenizers", "PIL", "onnx", "onnx_ir", "onnxscript", "ml_dtypes", "onnxruntime", "diffusers", "transformers")
+sys.modules |= dict.fromkeys(absent)  # importing one of them is an ImportError
+import gpu
+"""
+    path = {"PYTHONPATH": str(BENCHMARKS)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **path})
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_table_is_made_from_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_no_driver() -> None:
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
-        ({"driver": 12080}, r"serves CUDA 12\.8, TensorRT 11 needs 13\.0; install"),
+        ({"driver": 12080}, r"serves CUDA 12\.8, .*TensorRT 11, ONNX Runtime\) need 13\.0; install"),
         ({"count": 0}, "finds no GPU"),
         ({"init": 100}, "finds no GPU"),
         ({"init": 803}, "answers cuInit with error 803, unspecified launch failure"),

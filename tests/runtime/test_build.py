@@ -472,3 +472,30 @@ class TestCommand:
         assert "profiles 512x512, 1024x1024; 2 fused attentions; 3 products in FP8, 0 in INT8; up to" in shown
         assert f"of TensorRT 11.4.0.106 on {GPU.name}, compute capability 9.0, sha256 " in shown
         assert f"engine: none yet; build one with: qwen-image build {bundle}" in shown
+
+
+def test_what_another_build_made_before_the_lock_is_kept(bundle: Path) -> None:
+    def device() -> DeviceFacts:
+        build(bundle, Fake())
+        return GPU
+
+    run = Fake()
+    built = build_bundle(bundle, SHAPES, BuildOptions(), device=device, run=run)
+    assert run.built == []
+    assert all(item.reused for item in built)
+
+
+def test_a_folder_that_another_build_has_just_removed_is_made_again(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, plans = fcntl.flock, bundle / PLANS
+
+    def late(descriptor: int, operation: int) -> None:
+        """The other build removes what is open here already, once."""
+        monkeypatch.setattr(fcntl, "flock", flock)
+        plans.rmdir()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    build(bundle, Fake())
+    assert set(read_manifest(bundle).plans) == set(COMPONENTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import FakeDriver
-from fake_tensorrt_runtime import VERSION, Known, fake_tensorrt, plan_bytes
+from fake_tensorrt_runtime import VERSION, Context, Known, Severity, fake_tensorrt, plan_bytes
 from images import patches
 from numpy_engines import DIMS, FACTS, Journal, numpy_pipeline, same_pictures
 
 from qwen_image_engine.engines.contract import COMPONENTS, Contract, TensorSpec, contract, split_axis
+from qwen_image_engine.engines.cuda_memory import CudaMemory
 from qwen_image_engine.engines.device_array import DeviceArray
 from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.plan_entry import PlanEntry, Profile, Shape
@@ -177,6 +179,54 @@ def test_each_branch_of_guidance_has_a_graph_of_its_own(
         assert same_pictures(drawn.generate("a", **SIZE, **steered), expected(checkpoint, **steered))
     assert driver.calls["cuStreamBeginCapture_v2"] == 2
     assert driver.calls["cuGraphLaunch"] == 2 * (SIZE["steps"] - 1)
+
+
+def test_a_capture_that_fails_ends_no_run(make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver) -> None:
+    def refuse(stream: Any, graph: Any) -> int:
+        driver.captured = None
+        return 901
+
+    driver.do_cuStreamEndCapture = refuse  # type: ignore[method-assign]
+    with pipeline(make_bundle(), checkpoint) as drawn:
+        with pytest.warns(
+            RuntimeWarning, match="step: its runs cannot become CUDA graphs, .*Capture with error 901"
+        ):
+            assert same_pictures(drawn.generate("a", **SIZE), expected(checkpoint))
+        with warnings.catch_warnings(action="error"):
+            assert same_pictures(drawn.generate("a", **SIZE), expected(checkpoint))
+    assert driver.calls["cuStreamBeginCapture_v2"] == 1
+    assert driver.calls["cuGraphLaunch"] == 0
+
+
+def test_addresses_that_were_set_halfway_are_set_again(
+    make_bundle: MakeBundle, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from numpy_engines import NumpyEngine
+
+    engine: Any = make_bundle().load_engine("step", "tensorrt")
+    engine._graphs = False  # one context serves all keys and values
+    host = step_inputs(engine.contract)
+    first, second = host, {name: values + 1 for name, values in host.items()}
+
+    def placed(inputs: dict[str, Any]) -> dict[str, Any]:
+        found = dict(inputs)
+        for name in [name for name in inputs if name.startswith(("key_", "value_"))]:
+            memory = CudaMemory(engine._session.context, inputs[name].nbytes)
+            driver.view(memory.address, inputs[name].nbytes)[:] = inputs[name].reshape(-1).view(np.uint8)
+            found[name] = DeviceArray(memory, inputs[name].shape, "float32")
+        return found
+
+    one, other = placed(first), placed(second)
+    engine.run(one)
+    set_address = Context.set_tensor_address
+    monkeypatch.setattr(
+        Context, "set_tensor_address", lambda self, name, at: name != "value_1" and set_address(self, name, at)
+    )
+    with pytest.raises(QwenImageError, match="takes no address for value_1"):
+        engine.run(other)
+    monkeypatch.setattr(Context, "set_tensor_address", set_address)
+    wanted = NumpyEngine("step", Journal()).run(first)["velocity"]
+    np.testing.assert_array_equal(engine.run(one)["velocity"], wanted)
 
 
 def test_activations_that_moved_between_two_steps_are_captured_again(
@@ -351,6 +401,44 @@ class TestMemory:
         assert held >= {"text_encoder", "step", "vae_decoder_up"}
         assert "prefix" not in held
 
+    @pytest.mark.parametrize("refused", ["create_execution_context", "execute_async_v3"])
+    def test_memory_that_tensorrt_says_ran_out_is_told_as_such(
+        self, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, refused: str
+    ) -> None:
+        engine: Any = make_bundle().load_engine("step", "tensorrt")
+
+        def refuse(*arguments: Any) -> None:
+            engine._session.log.log(Severity.ERROR, "Error Code 2: OutOfMemory (Requested size was 8; out of memory)")
+
+        of = type(engine._engine) if refused == "create_execution_context" else Context
+        monkeypatch.setattr(of, refused, refuse)
+        with pytest.raises(OutOfDeviceMemory, match=r"step, profile \w+: TensorRT .*out of memory"):
+            engine.run(step_inputs(engine.contract))
+
+    @pytest.mark.parametrize("what", ["conditioning.with_room", "denoiser.repeat"])
+    def test_keys_and_values_without_room_free_other_graphs(
+        self, make_bundle: MakeBundle, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    ) -> None:
+        import importlib
+
+        module, name = what.split(".")
+        allocate = getattr(importlib.import_module(f"qwen_image_engine.runtime.{module}"), name)
+        arguments: dict[str, Any] = REFERENCES | {"num_images": 2}
+        with pipeline(make_bundle(), checkpoint) as drawn:
+            drawn.generate("b", **SIZE, **arguments)
+            held = drawn._components._held
+            needed = "step" if name == "with_room" else "prefix"
+
+            def crowded(*values: Any) -> Any:
+                if needed in held:
+                    raise OutOfDeviceMemory("no room")
+                return allocate(*values)
+
+            monkeypatch.setattr(f"qwen_image_engine.runtime.{what}", crowded)
+            found = drawn.generate("a", **SIZE, **arguments)
+        monkeypatch.setattr(f"qwen_image_engine.runtime.{what}", allocate)
+        assert same_pictures(found, expected(checkpoint, **arguments))
+
     def test_other_components_are_not_freed_for_it(self) -> None:
         def load(component: str) -> Any:
             if component == "vae_encoder":
@@ -378,16 +466,19 @@ def test_no_driver_is_told_and_the_process_lives(make_bundle: MakeBundle, tmp_pa
     assert done.stdout.startswith("QwenImageError no CUDA driver: libcuda.so.1 cannot be loaded")
 
 
-def test_arrays_of_the_host_stand_for_keys_and_values(make_bundle: MakeBundle) -> None:
-    engine = make_bundle().load_engine("step", "tensorrt")
-    rng = np.random.default_rng(0)
-    sizes = {"batch": 1, "tokens": 5, "prefix": 3}
-    inputs = {
+def step_inputs(of: Contract) -> dict[str, Any]:
+    rng, sizes = np.random.default_rng(0), {"batch": 1, "tokens": 5, "prefix": 3}
+    return {
         spec.name: rng.standard_normal(
             [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape], np.float32
         )
-        for spec in engine.contract.inputs
+        for spec in of.inputs
     }
+
+
+def test_arrays_of_the_host_stand_for_keys_and_values(make_bundle: MakeBundle) -> None:
+    engine = make_bundle().load_engine("step", "tensorrt")
+    inputs = step_inputs(engine.contract)
     from numpy_engines import NumpyEngine
 
     expected = NumpyEngine("step", Journal()).run(inputs)["velocity"]
