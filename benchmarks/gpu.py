@@ -44,8 +44,8 @@ TINY = (64, "aot_eager")
 
 WHAT = (
     "random weights, one picture: milliseconds of a cached step and of the prefix, by what timed_by says; operations "
-    "as benchmarks/gpu_work.py derives them; the ceiling is a layer's linears alone on as many tokens; peak_bytes of an "
-    "engine beside torch is what the device held beyond what it held before that was loaded"
+    "as benchmarks/gpu_work.py derives them; the ceiling is a layer's linears alone on as many tokens; peak_bytes of "
+    "an engine beside torch is what the device held beyond what it held before that was loaded"
 )
 
 

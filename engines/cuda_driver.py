@@ -55,8 +55,8 @@ def device_facts(library: str = LIBRARY) -> DeviceFacts:
     call(cuda, "cuDriverGetVersion", ctypes.byref(driver))
     if driver.value < LEAST_DRIVER:
         raise QwenImageError(
-            f"the CUDA driver serves CUDA {version_text(driver.value)}, and engines on a GPU (TensorRT 11, ONNX Runtime)"
-            f" need {version_text(LEAST_DRIVER)}; install NVIDIA's driver 580 or newer"
+            f"the CUDA driver serves CUDA {version_text(driver.value)}, and engines on a GPU (TensorRT 11, ONNX "
+            f"Runtime) need {version_text(LEAST_DRIVER)}; install NVIDIA's driver 580 or newer"
         )
     call(cuda, "cuInit", ctypes.c_uint(0))
     count = ctypes.c_int()

@@ -188,9 +188,7 @@ def test_a_capture_that_fails_ends_no_run(make_bundle: MakeBundle, checkpoint: P
 
     driver.do_cuStreamEndCapture = refuse  # type: ignore[method-assign]
     with pipeline(make_bundle(), checkpoint) as drawn:
-        with pytest.warns(
-            RuntimeWarning, match="step: its runs cannot become CUDA graphs, .*Capture with error 901"
-        ):
+        with pytest.warns(RuntimeWarning, match="step: its runs cannot become CUDA graphs, .*Capture with error 901"):
             assert same_pictures(drawn.generate("a", **SIZE), expected(checkpoint))
         with warnings.catch_warnings(action="error"):
             assert same_pictures(drawn.generate("a", **SIZE), expected(checkpoint))
