@@ -274,6 +274,32 @@ def judge() -> str:
     )
 
 
+def bench_quality() -> str:
+    """How well `bench` measures, beside what it is held to."""
+    if not (RESULTS / "bench-quality.json").is_file():
+        return "No result of an idle machine has been committed yet.\n"
+    found = result("bench-quality")
+    planted, twice, memory = found["planted"], found["two runs of one bundle"], found["memory"]
+    rows = [
+        ("the clock's share of a step", f"{found['overhead']['share']:.3%}", "below 1%"),
+        ("peak of the process, against the system's", f"{memory['difference']:.1%} off", "5%"),
+        ("the highest stage's peak, against the same", f"{memory['difference of the highest stage']:.1%} off", "5%"),
+    ]
+    for slowdown, aim in ((1.10, "slower"), (1.01, "not slower")):
+        verdicts = [row["verdict"] for row in planted if row["slowdown"] == slowdown]
+        told = ", ".join(f"{verdict} {verdicts.count(verdict)}" for verdict in dict.fromkeys(verdicts))
+        rows.append((f"an engine slowed by {slowdown - 1:.0%}, {len(verdicts)} times", told, aim))
+    for stage in dict.fromkeys(row["stage"] for row in twice):
+        held = [row["interval holds 1"] is True for row in twice if row["stage"] == stage]
+        rows.append(
+            (f"two runs of one bundle, {stage}", f"1 within the spread in {sum(held)} of {len(held)}", "9 of 10")
+        )
+        changes = [row["change"] for row in twice if row["stage"] == stage]
+        told = ", ".join(f"{change} {changes.count(change)}" for change in dict.fromkeys(changes))
+        rows.append((f"`compare` on them, {stage}", told, "neither faster nor slower"))
+    return markdown(("what", "found", "aim"), rows)
+
+
 def full_size_export() -> str:
     """Exports of the released sizes, each figure beside what `plan` said."""
 
@@ -375,6 +401,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         references,
         mask,
         modes,
+        bench_quality,
         full_size_export,
         full_size_run,
         full_size_peaks,
