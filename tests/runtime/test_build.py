@@ -447,6 +447,8 @@ class TestCommand:
             (["--batch", "0"], "expected numbers from 1 to 4"),
             (["--reference-resolution", "9000"], "reference resolution"),
             (["--workspace", "0"], "expected a number of bytes"),
+            (["--from", "other"], "--from other without --strip-weights"),
+            (["--timing-cache", "gone/a.timing"], "no folder gone"),
         ],
     )
     def test_usage(self, bundle: Path, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
