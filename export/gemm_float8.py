@@ -45,15 +45,16 @@ class GemmFloat8(InPlacePass):
         value = constant(step)
         assert value is not None
         scale = add_constant(graph, f"{step.name}_in_float32", value.astype(np.float32))
-        cast = ir.node("Cast", [weight.inputs[1]], {"to": ir.DataType.FLOAT})
-        cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+        weight_scale = weight.inputs[1]
+        assert weight_scale is not None
+        assert weight_scale.dtype == ir.DataType.FLOAT
         product = ir.node(
             OPERATOR,
-            [rows.inputs[0], weight.inputs[0], None, scale, cast.outputs[0]],
+            [rows.inputs[0], weight.inputs[0], None, scale, weight_scale],
             {"transB": 1, "dtype": int(output.dtype)},
             domain=_DOMAIN,
         )
-        ir.convenience.replace_nodes_and_values(graph, node, [node], [cast, product], [output], [product.outputs[0]])
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [product], [output], [product.outputs[0]])
         for maker in (rows, weight):
             if not maker.outputs[0].uses():
                 graph.remove(maker, safe=True)

@@ -69,7 +69,10 @@ def through_codes(
     """`value` quantised and dequantised for `before`; `name` is that of the constant `scale`."""
     assert value.dtype is not None
     codes = CODES[precision]
-    step = add_constant(graph, name, np.array(scale, dtype=value.dtype.numpy()))
+    dtype = value.dtype.numpy()
+    # Below it fp16 rounds scales coarsely, and to 0 at last. Codes of FP8 keep their precision under a larger scale.
+    least = float(np.finfo(np.float16).smallest_normal) if dtype == np.float16 else 0.0
+    step = add_constant(graph, name, np.array(max(scale, least), dtype=dtype))
     zero = add_constant(graph, f"{precision}_zero", np.array(codes.zero))
     quantised = ir.node("QuantizeLinear", [value, step, zero])
     values = ir.node("DequantizeLinear", [quantised.outputs[0], step, zero])
@@ -83,13 +86,16 @@ def _dequantised(graph: ir.Graph, before: ir.Node, weight: ir.Value, precision: 
     assert weight.name is not None
     assert weight.shape is not None
     assert weight.dtype is not None
-    codes, activations = CODES[precision], weight.type
+    codes, activations = CODES[precision], ir.TensorType(weight.dtype)
     by_channel = precision == "int8"
     shape = [width(weight, 0)] if by_channel else []
-    scale = unplaced(graph, f"{weight.name}_scale", ir.Shape(shape), weight.dtype)
+    in_float32 = precision == "fp8" and weight.dtype == ir.DataType.FLOAT16  # `network_weights` stores it so
+    dtype = ir.DataType.FLOAT if in_float32 else weight.dtype
+    scale = unplaced(graph, f"{weight.name}_scale", ir.Shape(shape), dtype)
     zero = add_constant(graph, f"{weight.name}_zero_point", np.full(shape, codes.zero))
     set_unplaced(weight, weight.name, weight.shape, codes.dtype)
-    node = ir.node("DequantizeLinear", [weight, scale, zero], {"axis": 0} if by_channel else {})
+    attributes = ({"axis": 0} if by_channel else {}) | ({"output_dtype": int(activations.dtype)} if in_float32 else {})
+    node = ir.node("DequantizeLinear", [weight, scale, zero], attributes)
     node.outputs[0].type, node.outputs[0].shape = activations, weight.shape
     graph.insert_before(before, node)
     return node.outputs[0]

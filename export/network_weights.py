@@ -22,6 +22,10 @@ from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.engine import dims
 from qwen_image_engine.reference.network_tensors import read_tensors
 
+_FP8_SCALE = {"F16": "F32"}
+"""A weight's scale where the graph computes in fp16, which has no normal number for a weight that is below 0.03
+everywhere; the products take it in float32."""
+
 
 def network_weights(checkpoint: Checkpoint, network: str, dtype: str, quantised: QuantisedNetwork) -> list[Entry]:
     """Entries for everything that the network's graphs read, in `dtype` (torch's name) where it is not quantised.
@@ -50,7 +54,7 @@ def network_weights(checkpoint: Checkpoint, network: str, dtype: str, quantised:
             plain = weight.rows is None and weight.columns is None
             entries.append(Stored(tensor, stored_dtype) if plain else RescaledWeight(weight, stored_dtype))
         elif layer.precision == "fp8":
-            fp8_weight = Fp8Weight(weight, stored_dtype, quantised.inputs.get(linear))
+            fp8_weight = Fp8Weight(weight, _FP8_SCALE.get(stored_dtype, stored_dtype), quantised.inputs.get(linear))
             entries += [fp8_weight, Fp8Scale(fp8_weight)]
         else:
             int8_weight = Int8Weight(weight, layer.rotation, stored_dtype, quantised.inputs.get(linear))

@@ -142,9 +142,9 @@ class Fp8Weight(_Weight):
 
     @cached_property
     def scale(self) -> Tensor:
-        """() in its stored dtype; 1 for a weight of zeros."""
+        """() in its stored dtype; 1 for a weight of zeros, or of what no scale is small enough for."""
         largest = max(float(rows.abs().max()) for rows in self.weight.row_blocks())
-        scale = stored_scale(largest / fp8.LARGEST if largest > 0 else 1.0)
+        scale = stored_scale(largest / fp8.LARGEST) or 1.0
         return torch.tensor(scale, dtype=_torch(self.scale_dtype))
 
     def blocks(self) -> Iterator[memoryview]:

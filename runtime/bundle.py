@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from qwen_image_engine.engines.cuda_driver import device_facts
 from qwen_image_engine.engines.engine import Engine, load_engine, require
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.plan_fit import check_plan_fits
 from qwen_image_engine.runtime.bundle_files import check_files, file_sha256
 from qwen_image_engine.runtime.embedding import EmbeddingTable
@@ -60,8 +60,8 @@ class Bundle:
         """Load the graph of `component`; errors as of `engines.engine.load_engine`.
 
         Raises:
-            QwenImageError: the bundle has no such component, or is for an engine that this version has not; or its
-                weights alone are more than there is memory for.
+            UsageError: its graphs are for another engine.
+            QwenImageError: the bundle has no such component; or its weights alone are more than there is memory for.
         """
         entry = self.manifest.components.get(component)
         if entry is None:
@@ -80,7 +80,7 @@ class Bundle:
             return
         wanted = "another --engine" if own is None else f"--engine {own}"
         others = (name for name, engine in _ENGINE_OF_TARGET.items() if engine == backend)
-        raise QwenImageError(
+        raise UsageError(
             f"{self.folder} holds graphs for {target}, which {backend} does not run; run it with {wanted}, or export "
             f"with --target {next(others, 'cpu')}"
         )

@@ -23,6 +23,7 @@ from qwen_image_engine.export import recipe
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.graph_rule import Expected
 from qwen_image_engine.export.layer_outputs import layer_graph
+from qwen_image_engine.export.linear_to_static import through_codes
 from qwen_image_engine.export.network_folder import MODEL_FILES
 from qwen_image_engine.export.plan import plan_export
 from qwen_image_engine.export.recording import Case
@@ -151,9 +152,13 @@ def test_keys_and_values_are_planned_in_two_bytes(random_checkpoint: Callable[..
     assert vae["fp16"].bundle_bytes == vae["fp32"].bundle_bytes
 
 
-def test_a_bundle_says_which_engine_runs_it(cuda_bundle: Export, exported: Callable[..., Path]) -> None:
+def test_a_bundle_says_which_engine_runs_it(
+    cuda_bundle: Export, exported: Callable[..., Path], fails: Callable[..., str], tmp_path: Path
+) -> None:
     with pytest.raises(QwenImageError, match=r"holds graphs for cuda.* --engine onnxruntime-cuda, or .* --target cpu"):
         Bundle.open(cuda_bundle("bf16")[1]).load_engine("step", "onnxruntime")
+    run = ("run", cuda_bundle("bf16")[1], "--engine", "onnxruntime", "-p", "a", "-o", tmp_path / "out.png")
+    assert "--engine onnxruntime-cuda" in fails(2, *run)
     with pytest.raises(QwenImageError, match=r"holds graphs for cpu.* another --engine, or .* --target cuda"):
         Bundle.open(exported()).load_engine("step", "onnxruntime-cuda")
 
@@ -235,10 +240,26 @@ class TestFp8:
                 )
         assert manifest.components["step"].quantised_layers
         assert {node.op_type for node in ir.load(folder / MODEL_FILES["vae_encoder"]).graph} & {"Conv"}
+        stored = load_file(folder / "transformer" / "weights.safetensors")
+        scales = [tensor for name, tensor in stored.items() if name.endswith(".weight_scale")]
+        assert {scale.dtype for scale in scales} == {torch.float32}
+        assert all(float(scale) > 0 for scale in scales)
         codes = [load_file(path / "transformer" / "weights.safetensors") for path in (folder, twin)]
         for linear in manifest.components["step"].quantised_layers:
             first, second = (found[f"{linear}.weight"].view(torch.uint8) for found in codes)
             assert first.equal(second)
+
+    @pytest.mark.parametrize(("scale", "expected"), [(1e-9, 2.0**-14), (2.0**-14, 2.0**-14), (0.5, 0.5)])
+    def test_an_inputs_scale_is_a_normal_number(self, scale: float, expected: float) -> None:
+        half = ir.TensorType(ir.DataType.FLOAT16)
+        rows = ir.Value(name="rows", shape=ir.Shape([4, 8]), type=half)
+        reader = ir.node("Identity", [rows])
+        graph = ir.Graph([rows], reader.outputs, nodes=[reader], opset_imports={"": 23}, name="step")
+        through_codes(graph, reader, rows, scale, "fp8", "input_scale")
+        tensor = graph.initializers["input_scale"].const_value
+        assert tensor is not None
+        assert tensor.numpy().dtype == np.float16
+        assert float(tensor.numpy()) == expected
 
     def test_the_schema_takes_it(self, static_bundle: Callable[..., tuple[Path, Path]]) -> None:
         """ONNX Runtime on a CPU knows the operator, checks its types, and has no kernel."""

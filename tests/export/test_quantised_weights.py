@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.quantised_weights import Int8Scales, Int8Weight, Rescaled
+from qwen_image_engine.export.quantised_weights import Fp8Scale, Fp8Weight, Int8Scales, Int8Weight, Rescaled
 from qwen_image_engine.export.weight_file import WeightFile
 from qwen_image_engine.reference import tensor_blocks
 from qwen_image_engine.reference.tensor_file import read_header
@@ -103,3 +103,27 @@ def test_weights_that_are_not_finite_are_named(
     with pytest.raises(QwenImageError, match=rf"{name}.* not finite"):
         export_bundle(checkpoint, tmp_path / "bundle", precision="int8")
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("largest", [1e-2, 1e-5, 1e-30])
+def test_the_scale_of_a_small_weight_keeps_its_precision(tmp_path: Path, largest: float) -> None:
+    """In fp16 it would be subnormal below 0.03 and 0 below 1e-5."""
+    file = tmp_path / "weights.safetensors"
+    values = torch.linspace(-largest, largest, 64).reshape(4, 16)
+    save_file({"weight": values}, file)
+    weight = Fp8Weight(Rescaled(read_header(file)["weight"]), "F32")
+    assert weight.scale.dtype == torch.float32
+    codes = b"".join(bytes(block) for block in weight.blocks())
+    found = torch.frombuffer(bytearray(codes), dtype=torch.float8_e4m3fn).float().reshape(4, 16) * weight.scale
+    torch.testing.assert_close(found, values, rtol=2**-4, atol=largest / 448)  # 3 bits of mantissa
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-44])
+def test_no_scale_is_zero(tmp_path: Path, value: float) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file({"weight": torch.full((4, 16), value)}, file)
+    weight = Fp8Weight(Rescaled(read_header(file)["weight"]), "F32")
+    assert float(weight.scale) == 1.0
+    assert set(b"".join(bytes(block) for block in weight.blocks())) == {0}
+    (stored,) = (bytes(block) for block in Fp8Scale(weight).blocks())
+    assert np.frombuffer(stored, np.float32).tolist() == [1.0]
