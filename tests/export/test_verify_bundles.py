@@ -2,10 +2,8 @@
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +18,6 @@ from qwen_image_engine.export.verify import verify, verify_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.runtime.command import main
 from qwen_image_engine.runtime.commands.verify_tables import tables
 from qwen_image_engine.runtime.manifest import read_manifest
 
@@ -104,31 +101,6 @@ def test_another_checkpoint_is_named_once(
 def test_a_bundle_is_no_checkpoint(exported: Callable[..., Path], fails: Callable[..., str]) -> None:
     message = fails(1, "verify", exported(), "-m", exported())
     assert message.startswith(f"{exported()}: is a bundle, expected the checkpoint that it was made from")
-
-
-@pytest.mark.usefixtures("hears_interruptions")
-def test_an_interruption_that_was_swallowed(
-    exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In a callback that Python runs between two lines, as of a weak dictionary: nothing is written all the same."""
-    folder = shutil.copytree(exported(), tmp_path / "bundle")
-    before = (folder / "manifest.json").read_bytes()
-
-    class Dying:
-        def __del__(self) -> None:
-            signal.raise_signal(signal.SIGINT)
-
-    def interrupted(*given: Any) -> Any:
-        Dying()
-        return record(*given)
-
-    record = module.record
-    monkeypatch.setattr(module, "record", interrupted)
-    monkeypatch.setattr(module, "default_cases", lambda *given, **named: QUICK)
-    assert main(["verify", str(folder), "--output", str(tmp_path / "verify.json")]) == 130
-    assert capsys.readouterr().err == "qwen-image: error: interrupted\n"
-    assert (folder / "manifest.json").read_bytes() == before
-    assert not (tmp_path / "verify.json").exists()
 
 
 @pytest.mark.parametrize("text", ["step", "=0.1", "step=", "step=far", "step=-1", "step=nan", "step=inf"])
