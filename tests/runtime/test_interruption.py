@@ -60,7 +60,7 @@ sys.exit(carry_out(work, False, quiet=False))
 
 
 def test_a_dropped_one_is_remembered_until_the_end() -> None:
-    """In a process of its own: one that had run hundreds of tests crashed at a signal in a destructor, why is not known."""
+    """In a process of its own: one with hundreds of tests behind it crashed at a signal in a destructor."""
     found = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, check=False, timeout=120)
     assert (found.returncode, found.stdout) == (130, "arrived\ntold\ntold\ntold\n"), found.stderr
     assert found.stderr == "qwen-image: error: interrupted\n"
