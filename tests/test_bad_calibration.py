@@ -29,7 +29,7 @@ FLAGS = {
     "device": (("--device", "tpu"), "cpu"),
     "dtype": (("--dtype", "fp8"), "fp32"),
     "target alone": (("--target", "cpu"), "--target and --precision are of --sensitivity"),
-    "target": (("--sensitivity", "--target", "cuda"), "no sensitivity for target 'cuda' in precision 'fp8'; known: "),
+    "target": (("--sensitivity", "--target", "npu"), "no sensitivity for target 'npu' in precision 'fp8'; known: "),
     "precision of the target": (("--target", "cpu", "--target-error", "0.01"), "--target cpu --precision int8"),
     "precision that quantises nothing": (("--sensitivity", "--precision", "bf16"), "no sensitivity for target"),
     "no error": (("--target-error", "0"), "--target-error 0: expected a relative error above 0"),
