@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_benchmark import settings
 
 from qwen_image_engine.runtime.bench_case import Case
 from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts
 from qwen_image_engine.runtime.bench_runs import CaseRuns, WayRuns
-from qwen_image_engine.runtime.bench_settings import Settings
 from qwen_image_engine.runtime.command import main
 from qwen_image_engine.runtime.comparison import compare
 from qwen_image_engine.runtime.process_memory import MemoryUse
@@ -33,27 +33,14 @@ def benchmark(
         return {"encode": (0.1 * float(factors[0]),), "step": steps, "rest": (0.01,), "total": (sum(steps) + 0.1,)}
 
     runs = WayRuns("onnxruntime", "engine", sample(), {}, tuple(sample() for _ in range(rounds)), (0.01,) * rounds)
-    settings = Settings(
-        bundle="bundle",
-        checkpoint=None,
-        engines=("onnxruntime",),
-        baselines=("diffusers",),
-        sizes=((64, 64),),
-        steps=(None,),
-        batches=(1,),
-        references=(0,),
-        reference_resolution=1024,
-        rounds=rounds,
-        threads=None,
-        memory="resident",
-    )
+    asked = settings(sizes=((64, 64),), rounds=rounds)
     ways = (
         WayFacts("onnxruntime", "engine", None, "1.32", "fp32", 2.0, MemoryUse(1, 2, 3), peak_bytes, 10**8),
         WayFacts("diffusers", "baseline", "diffusers is not installed"),
     )
     environment = {"began": "", "machine": {"cpu": "a processor", "cores": 2}, "versions": {}}
     bundle = {"precision": "fp32", "checkpoint": "shapes"}
-    return Benchmark(settings, bundle, environment, ways, (CaseRuns(Case(64, 64, STEPS + 1), (runs,)),))
+    return Benchmark(asked, bundle, environment, ways, (CaseRuns(Case(64, 64, STEPS + 1), (runs,)),))
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from report_page import BROWSER, check_in_browser, check_page
+from small_benchmark import settings
 
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.runtime.bench_case import Case
 from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts
 from qwen_image_engine.runtime.bench_runs import CaseRuns, WayRuns
-from qwen_image_engine.runtime.bench_settings import Settings
 from qwen_image_engine.runtime.command import main
 from qwen_image_engine.runtime.image import png_bytes
 from qwen_image_engine.runtime.process_memory import MemoryUse
@@ -51,20 +51,7 @@ def runs(way: str, role: str, step_s: float, rounds: int, picture: int, seed: in
 @pytest.fixture
 def benchmark_result() -> Callable[..., Benchmark]:
     def make(rounds: int = 6, bundle: str = ATTACK, **changes: Any) -> Benchmark:
-        settings = Settings(
-            bundle=bundle,
-            checkpoint=None,
-            engines=("onnxruntime",),
-            baselines=("torch", "diffusers"),
-            sizes=((48, 32),),
-            steps=(None,),
-            batches=(1,),
-            references=(0,),
-            reference_resolution=1024,
-            rounds=rounds,
-            threads=None,
-            memory="resident",
-        )
+        asked = settings(bundle=bundle, baselines=("torch", "diffusers"), sizes=((48, 32),), rounds=rounds)
         ways = (
             WayFacts("onnxruntime", "engine", None, "1.32", "fp32", 2.0, MemoryUse(1, 2, 3_450_000), 9_870_000, 10**8),
             WayFacts("torch", "baseline", None, "2.13", "fp32", 3.5, None, None, 10**8),
@@ -77,7 +64,7 @@ def benchmark_result() -> Callable[..., Benchmark]:
             "versions": {"numpy": "2.4.1", "torch": None},
         }
         facts = {"target": "cpu", "precision": "fp32", "checkpoint": ATTACK, "disk_bytes": {"transformer": 5_550_000}}
-        return Benchmark(settings, facts, environment, ways, (CaseRuns(Case(48, 32, 5), own),))
+        return Benchmark(asked, facts, environment, ways, (CaseRuns(Case(48, 32, 5), own),))
 
     return make
 
