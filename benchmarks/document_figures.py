@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from document_tables import result
+from document_tables import ONNXRUNTIME, OPENVINO, result, speed_ratio
 
 
 def percent(found: Mapping[str, float]) -> str:
@@ -38,28 +38,16 @@ def _accepts(of: str) -> str:
     return f"{found.pop('own'):.0%} of the recipe's own, and at most {max(found.values()):.0%}"
 
 
-def _ratio(tokens: int, way: str, to: str = "diffusers bf16") -> str:
-    (row,) = (row for row in result("speed")["results"] if (row["tokens"], row["way"]) == (tokens, way))
-    return f"{row['times_faster_than'][to]['ratio_of_medians']:.2f}x"
-
-
-ONNXRUNTIME, OPENVINO = "ONNX Runtime int8", "OpenVINO int8, rest bf16"
-
-
 def onnxruntime_small() -> str:
-    return _ratio(1024, ONNXRUNTIME)
+    return speed_ratio(1024, ONNXRUNTIME)
 
 
 def openvino_small() -> str:
-    return _ratio(1024, OPENVINO)
+    return speed_ratio(1024, OPENVINO)
 
 
 def openvino_large() -> str:
-    return _ratio(4096, OPENVINO)
-
-
-def fp32_small() -> str:
-    return f"{_ratio(1024, ONNXRUNTIME, 'diffusers fp32')} and {_ratio(1024, OPENVINO, 'diffusers fp32')}"
+    return speed_ratio(4096, OPENVINO)
 
 
 def step_1024_minutes() -> str:
@@ -99,7 +87,6 @@ FIGURES: Mapping[str, Callable[[], str]] = {
         onnxruntime_small,
         openvino_small,
         openvino_large,
-        fp32_small,
         step_1024_minutes,
         step_2048_minutes,
         step_2048_core_s,
