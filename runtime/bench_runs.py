@@ -109,4 +109,4 @@ def _judged(own: WayRuns, other: WayRuns, stage: str) -> Judged:
     pairs = [slow / fast for slow, fast in zip(other.seconds(stage), own.seconds(stage), strict=True)]
     if len(pairs) < MIN_PAIRS:
         return too_few(len(pairs))
-    return judge(median_interval(pairs), own.noise.worst(other.noise))
+    return judge(median_interval(pairs), own.noise.worst(other.noise), paired=True)

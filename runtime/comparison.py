@@ -36,7 +36,8 @@ class ChangedRow:
         unit: "s", "bytes", "relative L2", or "passed" of 1.0 and 0.0.
         ratio: how many times better the second is, above 1 where it is faster, smaller or closer; None where too few
             samples or a zero allow none.
-        low: end of the ratio's interval; None of what has no samples.
+        low: end of the ratio's interval, of times with what two runs of one code differ by in it; None of what has no
+            samples.
         high: likewise.
         change: from the first to the second, beyond the noise.
         reason: why it is unclear, "" where it is not.

@@ -1,6 +1,6 @@
 """What a process holds in memory, and the most it held while something ran; from proc(5), so on Linux alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Lock, Thread
 from types import TracebackType
@@ -49,7 +49,11 @@ class MemoryUse:
 
 
 class MemoryWatch:
-    """Reads a process's memory in a thread until it is closed, and keeps the peak since the last `restart`."""
+    """Reads a process's memory in a thread until it is closed, and keeps the peak since the last `restart`.
+
+    What is given back between two readings is missed, unless it made the most that was ever resident: the kernel counts
+    that on its own, so the highest stage of a process has the process's peak.
+    """
 
     def __init__(self, process: int | str = "self") -> None:
         self._process = process
@@ -57,6 +61,7 @@ class MemoryWatch:
         self._overall: MemoryUse | None = None
         self._lock = Lock()
         self._closed = Event()
+        self._highest_before = self._highest_at_first = highest_resident_bytes(process) or 0
         self._sample()
         self._thread = Thread(target=self._run, name="memory watch", daemon=True)
         self._thread.start()
@@ -65,17 +70,24 @@ class MemoryWatch:
         """Forget the peak; `overall` stays."""
         with self._lock:
             self._peak = None
+        self._highest_before = highest_resident_bytes(self._process) or 0
         self._sample()
 
     def peak(self) -> MemoryUse | None:
         """The peak since the last `restart`, None where the system does not tell."""
         self._sample()
-        return self._peak
+        return self._raised(self._peak, self._highest_before)
 
     def overall(self) -> MemoryUse | None:
         """The peak since this was made."""
         self._sample()
-        return self._overall
+        return self._raised(self._overall, self._highest_at_first)
+
+    def _raised(self, sampled: MemoryUse | None, before: int) -> MemoryUse | None:
+        highest = highest_resident_bytes(self._process) or 0
+        if sampled is None or highest <= before:
+            return sampled
+        return replace(sampled, resident_bytes=max(sampled.resident_bytes, highest))
 
     def close(self) -> None:
         """Stop reading; peaks stay."""
@@ -101,13 +113,13 @@ class MemoryWatch:
                 self._peak, self._overall = now.peak(self._peak), now.peak(self._overall)
 
 
-def highest_resident_bytes() -> int | None:
-    """The most that was ever resident in this process, as the kernel counted it; None where it does not tell.
+def highest_resident_bytes(process: int | str = "self") -> int | None:
+    """The most that was ever resident in a process, as the kernel counted it; None where it does not tell.
 
     `getrusage` would also count what the process that started this one held then.
     """
     try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

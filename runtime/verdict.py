@@ -55,11 +55,14 @@ class Noise:
         """Whether nothing can be told of times that were taken meanwhile."""
         return (self.waiting or 0.0) > TOO_BUSY
 
-    @property
-    def margin(self) -> float:
-        """What a difference has to exceed: a share w of waiting makes times 1 / (1 - w) as long."""
+    def margin(self, *, paired: bool) -> float:
+        """What a difference has to exceed: a share w of waiting makes times 1 / (1 - w) as long.
+
+        Ways that draw in turn, in one order and then the other, meet the same disturbance, and what is left of it is
+        the spread of their pairs, which the interval has. Two runs at other times meet each its own.
+        """
         waiting = min(self.waiting or 0.0, 0.99)
-        spread = (self.steadiness or 0.0) - 1 if (self.steadiness or 0.0) > STEADY else 0.0
+        spread = (self.steadiness or 0.0) - 1 if (self.steadiness or 0.0) > STEADY and not paired else 0.0
         return max(MARGIN, waiting / (1 - waiting), spread)
 
     def describe(self) -> str:
@@ -94,6 +97,13 @@ class Judged:
     margin: float
 
     @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The interval with the margin in it, low and high: 1 lies outside exactly where a difference is told."""
+        if self.interval is None:
+            return None
+        return self.interval.low / (1 + self.margin), self.interval.high * (1 + self.margin)
+
+    @property
     def words(self) -> str:
         """The verdict for a narrow column: the noise is told of a way, and not again of each of its stages."""
         if self.verdict != "unclear":
@@ -101,7 +111,7 @@ class Judged:
         return self.reason if self.interval is None else TOO_NOISY
 
 
-def judge(interval: Interval, noise: Noise) -> Judged:
+def judge(interval: Interval, noise: Noise, *, paired: bool) -> Judged:
     """Compare an interval with a band around 1: outside it is a difference, inside it is none, across is unclear.
 
     The band reaches from 1 / (1 + m) to 1 + m, m being the noise's margin; a noisy machine shows no equality, and one
@@ -110,10 +120,11 @@ def judge(interval: Interval, noise: Noise) -> Judged:
     Args:
         interval: of (seconds of the other) / (seconds of the one that is judged).
         noise: the worst of the two.
+        paired: whether the two were measured in turn, and the interval is that of their pairs.
     """
     if interval.count < MIN_PAIRS:
         return too_few(interval.count)
-    margin = noise.margin
+    margin = noise.margin(paired=paired)
     if noise.too_busy:
         return Judged(interval, "unclear", f"{TOO_NOISY}: {noise.describe()}", margin)
     if interval.low > 1 + margin:

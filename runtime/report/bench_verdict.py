@@ -100,7 +100,7 @@ def _noise(found: Benchmark) -> Html:
     worst = noisy[0][1].noise
     for _, run in noisy[1:]:
         worst = worst.worst(run.noise)
-    title = f"Noisy in {len(noisy)} of {len(runs)} runs, and differences have to exceed that"
+    title = f"Noisy in {len(noisy)} of {len(runs)} runs: nothing there is called the same"
     lines = [f"{run.way}, {case.case}: {run.noise.describe()}" for case, run in noisy]
     if len(lines) == 1:
         return verdict("unclear", title, lines[0])

@@ -36,7 +36,7 @@ def check_report(folder: Path) -> None:
         if error.name != "matplotlib":
             raise
         raise QwenImageError(
-            f"matplotlib is not installed, and --report plots with it; install it with: {INSTALL}"
+            f"matplotlib is not installed, and a report plots with it; install it with: {INSTALL}"
         ) from None
     except (ImportError, OSError) as error:
         pass_interruption(error)
@@ -87,7 +87,7 @@ def _check_replaceable(folder: Path) -> None:
     """Refuse to mix with, or to replace, what is no report."""
     if not folder.is_dir():
         if folder.exists() or folder.is_symlink():
-            raise QwenImageError(f"--report {folder}: is a file; name a new folder, or one with an earlier report")
+            raise QwenImageError(f"{folder} is a file; name a new folder for the report, or one with an earlier report")
         return
     try:
         names = sorted(path.name for path in folder.iterdir())
@@ -98,8 +98,8 @@ def _check_replaceable(folder: Path) -> None:
         raise QwenImageError(f"cannot read {folder}: {error.strerror or error}; name another folder") from error
     if foreign:
         raise QwenImageError(
-            f"--report {folder}: is a folder with other things in it ({foreign[0]}); "
-            "name a new folder, or one with an earlier report"
+            f"{folder} is a folder with other things in it ({foreign[0]}); "
+            "name a new folder for the report, or one with an earlier report"
         )
 
 
