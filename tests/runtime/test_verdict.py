@@ -97,7 +97,8 @@ def test_a_full_machine_shows_little_however_steady_its_steps_are() -> None:
     assert found.verdict == "unclear"
     assert "it waited for a core for 20% of the time (at most 5%)" in found.reason
     assert judge(Interval(3.0, 2.5, 3.5, 0.96, 9), noise, paired=True).verdict == "faster"
-    assert judge(Interval(1.0, 0.999, 1.001, 0.96, 9), noise, paired=True).verdict == "unclear"  # nor does it show equality
+    equal = Interval(1.0, 0.999, 1.001, 0.96, 9)
+    assert judge(equal, noise, paired=True).verdict == "unclear"  # nor does it show equality
     assert Noise(1.3, None).worst(Noise(None, 0.2)) == Noise(1.3, 0.2)
     assert Noise().describe() == ""
 
