@@ -105,9 +105,7 @@ def test_many_cases_do_not_bury_the_page(benchmark_result: Callable[..., Benchma
     assert len(boxes) == 3
     assert re.search(r"onnxruntime is 1\.\d\dx as fast as torch, 48x32, 5 steps A whole picture", page.text)
     assert "Too noisy or too little to tell in 3 of 4 comparisons Which onnxruntime against torch. A whole" in page.text
-    assert (
-        "Noisy in 6 of 8 runs: nothing there is called the same At worst it waited for a core for 90%" in page.text
-    )
+    assert "Noisy in 6 of 8 runs: nothing there is called the same At worst it waited for a core for 90%" in page.text
     both = check_page(write_report(replace(found, cases=(calm, replace(calm, case=Case(96, 96, 5)))), tmp_path / "two"))
     assert re.search(r"onnxruntime is faster than torch in 2 of 2 cases \(1\.\d\dx to 1\.\d\dx\)", both.text)
 
