@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from environment import environment
 from gpu_engine_parity import engine_parity
+from gpu_loop import kernel_row
 from gpu_memory import reset_peak
 from gpu_network import random_transformer
 from gpu_parity import torch_rows
@@ -85,6 +86,8 @@ def run_all(options: argparse.Namespace, device: torch.device, budget: Budget, w
     plain = not options.tensorrt_only
     steps = timed_torch(options, device, budget, record)
     record.add("parity", torch_parity(options.tiny, device, work))
+    (row,) = guarded({"way": "Euler kernel"}, lambda: [kernel_row()])
+    record.put("kernel", row)
     if plain:
         in_onnxruntime = ("bf16", "fp16", "fp8")
         record.add("parity", engine_parity("onnxruntime-cuda", "cuda", in_onnxruntime, device, budget, work))
@@ -141,6 +144,7 @@ def timed_engine(way: Way, steps: Steps, record: Record, tensorrt: TensorRt | No
         record.add("steps", steps.rows([way]))
         if tensorrt is not None:
             record.add("prefixes", tensorrt.prefix_rows(steps))
+            record.add("loops", tensorrt.loop_rows(steps))
         if way.is_ready():
             record.add("engine_profiles", profile_rows(way, steps))
     finally:

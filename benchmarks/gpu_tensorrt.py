@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from gpu_loop import loop_row
 from gpu_memory import Held, reset_peak
 from gpu_network import Case, Run
 from gpu_peers import array_inputs, missing_engine, written_checkpoint
@@ -36,6 +37,9 @@ if TYPE_CHECKING:  # what needs more packages than torch does is imported where 
 PRECISIONS = ("bf16", "fp8", "int8")
 BUILD_SECONDS = 240.0
 """Export and build of one component; a guess."""
+
+LOOP_SECONDS = 30.0
+"""Four times eight steps."""
 
 BuildOne = Callable[[BuildJob, Watch], BuildResult]
 
@@ -91,6 +95,17 @@ class TensorRt:
             yield row | {"missing": missing}
         else:
             yield from guarded(row, lambda: [row | self._timed_prefix(steps)])
+
+    def loop_rows(self, steps: Steps) -> Rows:
+        """Steps that the device takes one behind the other, where the step is built."""
+        for side in steps.sides if self.step.made is not None else ():
+            row: Row = {"pixels": 16 * side, "way": self.name}
+            missing = self.budget.refuses(LOOP_SECONDS)
+            if missing is not None:
+                yield row | {"missing": missing}
+            else:
+                inputs = array_inputs(steps.case(side))
+                yield from guarded(row, lambda row=row, inputs=inputs: [row | loop_row(self.step(), inputs)])
 
     def close(self) -> None:
         """Free the engines, and graphs and plans on the disk: of full size there is no room for all precisions."""

@@ -178,22 +178,23 @@ class Steps:
 
     def profile(self, way: Way) -> Row:
         """One step of the first size, by kind of kernel."""
-        run = way.prepare(self._case(self.sides[0]))
+        run = way.prepare(self.case(self.sides[0]))
         return {"way": way.name, "pixels": 16 * self.sides[0], **profile_step(run, self.device)}
 
     def _ceiling(self, side: int) -> Row:
-        self._case(side)
+        self.case(side)
         dtype = self.network.img_in.weight.dtype
         self.ceilings[side] = ceiling(self.network.config, side**2, self.device, dtype)
         return {"pixels": 16 * side, "tflop_per_s": self.ceilings[side]}
 
-    def _case(self, side: int) -> Case:
+    def case(self, side: int) -> Case:
+        """That of a size, made once."""
         if side not in self._cases:
             self._cases[side] = make_case(self.network, side, self.states)
         return self._cases[side]
 
     def _timed(self, way: Way, side: int) -> Row:
-        case = self._case(side)
+        case = self.case(side)
         reset_peak(self.device)
         began = perf_counter()
         with _sampled(way.held):

@@ -1,4 +1,4 @@
-"""A stream of the first CUDA device: copies from and to page-locked memory, and work captured as a graph.
+"""A stream of the first CUDA device: copies from and to page-locked memory, work captured as a graph, marks in time.
 
 Through the driver's own library, as `cuda_memory`; TensorRT takes the stream by its handle.
 """
@@ -15,6 +15,7 @@ from qwen_image_engine.engines.cuda_memory import CudaContext, CudaMemory
 from qwen_image_engine.engines.errors import QwenImageError
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
+_BLOCKING_SYNC = 1  # CU_EVENT_BLOCKING_SYNC: whoever waits for it leaves its core to others
 
 _RELAXED = 2
 """CU_STREAM_CAPTURE_MODE_RELAXED: what is allocated or freed meanwhile does not break a capture, in this thread either,
@@ -58,6 +59,40 @@ class CudaGraph:
         self._context.call("cuGraphLaunch", self._executable, ctypes.c_void_p(self._stream))
 
 
+class CudaEvent:
+    """A mark in a stream: when the device came to it, and that it has."""
+
+    def __init__(self, context: CudaContext) -> None:
+        """Make one, in no stream yet.
+
+        Raises:
+            QwenImageError: the driver refuses it.
+        """
+        event = ctypes.c_void_p()
+        context.call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(_BLOCKING_SYNC))
+        weakref.finalize(self, context.call, "cuEventDestroy_v2", event)
+        self._context = context
+        self.handle = event
+
+    def wait(self) -> None:
+        """Wait until the device has come to it.
+
+        Raises:
+            QwenImageError: something before it failed.
+        """
+        self._context.call("cuEventSynchronize", self.handle)
+
+    def seconds_since(self, earlier: "CudaEvent") -> float:
+        """Between two that the device has come to, with a resolution of half a microsecond.
+
+        Raises:
+            QwenImageError: it has not.
+        """
+        milliseconds = ctypes.c_float()
+        self._context.call("cuEventElapsedTime", ctypes.byref(milliseconds), earlier.handle, self.handle)
+        return milliseconds.value / 1000
+
+
 class CudaStream:
     """A stream; what is put into it runs in order, while the host goes on. Every method but the last returns at once.
 
@@ -76,15 +111,19 @@ class CudaStream:
         self.context = context
         self.handle = stream.value or 0
 
-    def upload(self, target: CudaMemory, source: HostMemory, nbytes: int) -> None:
-        """Copy the first bytes of `source`, which must not change before the copy is done, to `target`."""
-        arguments = ctypes.c_uint64(target.address), ctypes.c_void_p(source.address), ctypes.c_size_t(nbytes)
+    def upload(self, target: CudaMemory, source: HostMemory, nbytes: int, start: int = 0) -> None:
+        """Copy bytes of `source` from `start` on, which must not change before the copy is done, to `target`."""
+        arguments = ctypes.c_uint64(target.address), ctypes.c_void_p(source.address + start), ctypes.c_size_t(nbytes)
         self.context.call("cuMemcpyHtoDAsync_v2", *arguments, self._handle)
 
     def download(self, target: HostMemory, source: CudaMemory, nbytes: int) -> None:
         """Copy the first bytes of `source` to `target`."""
         arguments = ctypes.c_void_p(target.address), ctypes.c_uint64(source.address), ctypes.c_size_t(nbytes)
         self.context.call("cuMemcpyDtoHAsync_v2", *arguments, self._handle)
+
+    def record(self, event: CudaEvent) -> None:
+        """Put a mark behind all that was put before."""
+        self.context.call("cuEventRecord", event.handle, self._handle)
 
     def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
         """What `enqueue` puts into this stream, as a graph; it does not run yet.

@@ -11,8 +11,9 @@ import tensorrt as trt
 from qwen_image_engine.engines import failure
 from qwen_image_engine.engines.contract import Contract, TensorSpec
 from qwen_image_engine.engines.cuda_memory import CudaMemory
-from qwen_image_engine.engines.cuda_stream import CudaGraph, HostMemory
+from qwen_image_engine.engines.cuda_stream import CudaGraph
 from qwen_image_engine.engines.device_array import DeviceArray, Values, size_bytes, stored
+from qwen_image_engine.engines.device_buffer import DeviceBuffer
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.engines.plan_entry import Shape
 from qwen_image_engine.engines.replay import Replay
@@ -22,15 +23,6 @@ from qwen_image_engine.engines.tensorrt_session import TensorRtSession
 def axes(shape: trt.Dims) -> Shape:
     """Sizes as a tuple; -1 stands for one that is not known."""
     return tuple(shape[index] for index in range(len(shape)))
-
-
-class _Buffer:
-    """Where a tensor lies that comes from the host or goes to it: page-locked there, and on the device."""
-
-    def __init__(self, session: TensorRtSession, nbytes: int) -> None:
-        self.nbytes = nbytes
-        self.host = HostMemory(session.context, nbytes)
-        self.device = CudaMemory(session.context, nbytes, "inputs and outputs")
 
 
 class TensorRtCall:
@@ -71,14 +63,15 @@ class TensorRtCall:
         self._scratch: tuple[int, int] = (0, 0)  # address and bytes
         self._scratch_bytes = 0
         self._addresses: dict[str, int] = {}
-        self._buffers: dict[str, _Buffer] = {}
+        self._buffers: dict[str, DeviceBuffer] = {}
         self._replay = Replay()
         self._graph: CudaGraph | None = None
+        self._pending = False
 
     def run(self, profile: int, inputs: Mapping[str, Values], graphs: bool) -> dict[str, Values]:
         """Outputs by name; keys and values in memory of their own on the device, what else there is on the host.
 
-        Waits once, at the end: the sampler takes its step on the host, so each step brings its velocity down.
+        Waits once, at the end.
 
         Args:
             profile: index of the optimization profile that holds the shapes.
@@ -90,7 +83,7 @@ class TensorRtCall:
             OutOfDeviceMemory: the device has no room for it.
         """
         try:
-            kept, shapes = self._prepare(profile, inputs)
+            kept, shapes = self._prepare(profile, inputs, {})
             self._upload(inputs)
             self._execute(graphs)
             return self._download(kept, shapes)
@@ -98,15 +91,47 @@ class TensorRtCall:
             self._replay.forget()
             raise
 
-    def _prepare(self, profile: int, inputs: Mapping[str, Values]) -> tuple[dict[str, DeviceArray], dict[str, Shape]]:
+    def enqueue(
+        self, profile: int, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray], graphs: bool
+    ) -> None:
+        """Put a run into the session's stream, from the device to the device; nothing is waited for.
+
+        It waits for what was put there before only where the context has to change.
+
+        Args:
+            profile: as of `run`, whose errors are those of this.
+            inputs: by name, checked; they must stay until the run is done.
+            outputs: where all of them go, checked, likewise.
+            graphs: as of `run`.
+        """
+        try:
+            self._prepare(profile, inputs, outputs)
+            self._pending = True
+            self._execute(graphs)
+        except BaseException:
+            self._replay.forget()
+            raise
+
+    def _settle(self) -> None:
+        """Wait for what `enqueue` put into the stream, before the context that does it changes."""
+        if self._pending:
+            self._session.stream.synchronise()
+            self._pending = False
+
+    def _prepare(
+        self, profile: int, inputs: Mapping[str, Values], outputs: Mapping[str, DeviceArray]
+    ) -> tuple[dict[str, DeviceArray], dict[str, Shape]]:
         """Give the context shapes, scratch and addresses, where they are others than before.
 
         Returns:
-            New arrays for the keys and values, and the shapes of the other outputs.
+            New arrays for the keys and values, and the shapes of the other outputs that have no place in `outputs`.
         """
         self._set_shapes(profile, {name: tuple(values.shape) for name, values in inputs.items()})
+        if self._scratch_bytes > self._session.scratch.nbytes:
+            self._session.stream.synchronise()  # it moves, and another context may be at work in it
         scratch = (self._session.scratch.address(self._engine, self._scratch_bytes), self._scratch_bytes)
         if scratch != self._scratch:
+            self._settle()
             self._context.set_device_memory(*scratch)
             self._scratch = scratch
         kept: dict[str, DeviceArray] = {}
@@ -118,13 +143,18 @@ class TensorRtCall:
             addresses[spec.name] = found.address
         for spec in self._contract.outputs:
             shape = axes(self._context.get_tensor_shape(spec.name))
-            if spec.is_cache:
+            if spec.name in outputs:
+                addresses[spec.name] = outputs[spec.name].address
+            elif spec.is_cache:
                 memory = CudaMemory(self._session.context, size_bytes(shape, spec.dtype))
                 kept[spec.name] = DeviceArray(memory, shape, spec.dtype)
                 addresses[spec.name] = kept[spec.name].address
             else:
                 shapes[spec.name] = shape
                 addresses[spec.name] = self._buffer(spec, shape).device.address
+        if addresses == self._addresses:
+            return kept, shapes
+        self._settle()
         held, self._addresses = self._addresses, {}  # neither holds until all of it is set
         for name, address in addresses.items():
             if held.get(name) != address:
@@ -135,6 +165,7 @@ class TensorRtCall:
     def _set_shapes(self, profile: int, shapes: dict[str, Shape]) -> None:
         if (profile, shapes) == (self._profile, self._shapes):
             return
+        self._settle()
         self._profile, self._shapes = None, {}  # neither holds until all of it is set
         done = self._context.set_optimization_profile_async(profile, self._session.stream.handle)
         self._done(done, f"does not take profile {profile}")
@@ -151,9 +182,7 @@ class TensorRtCall:
         for spec in self._contract.inputs:
             values = inputs[spec.name]
             if not isinstance(values, DeviceArray):
-                buffer, rows = self._buffers[spec.name], stored(values, spec.dtype)
-                buffer.host.bytes[: rows.nbytes] = rows.reshape(-1).view(np.uint8)
-                self._session.stream.upload(buffer.device, buffer.host, rows.nbytes)
+                self._buffers[spec.name].upload(self._session.stream, stored(values, spec.dtype))
 
     def _execute(self, graphs: bool) -> None:
         held = (self._profile, *self._shapes.items(), *self._addresses.items(), self._scratch)
@@ -184,19 +213,19 @@ class TensorRtCall:
             spec.name: np.empty(shapes[spec.name], spec.dtype) for spec in self._contract.outputs if not spec.is_cache
         }
         for name, array in arrays.items():
-            self._session.stream.download(self._buffers[name].host, self._buffers[name].device, array.nbytes)
+            self._buffers[name].download(self._session.stream, array.nbytes)
         self._session.stream.synchronise()
         for name, array in arrays.items():
-            array.reshape(-1).view(np.uint8)[:] = self._buffers[name].host.bytes[: array.nbytes]
+            self._buffers[name].read(array)
         return {spec.name: kept[spec.name] if spec.is_cache else arrays[spec.name] for spec in self._contract.outputs}
 
-    def _buffer(self, spec: TensorSpec, shape: Shape) -> _Buffer:
+    def _buffer(self, spec: TensorSpec, shape: Shape) -> DeviceBuffer:
         """That of a tensor, as large as the largest shape so far."""
         nbytes = size_bytes(shape, spec.dtype)
         found = self._buffers.get(spec.name)
         if found is None or found.nbytes < nbytes:
             self._buffers.pop(spec.name, None)
-            found = self._buffers[spec.name] = _Buffer(self._session, nbytes)
+            found = self._buffers[spec.name] = DeviceBuffer(self._session.context, nbytes)
         return found
 
     def _done(self, done: bool, what: str) -> None:

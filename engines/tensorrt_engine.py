@@ -4,7 +4,9 @@ Nothing of it has run on a GPU yet; every call is checked against the types of T
 """
 
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
+from typing import TypeVar
 
 import tensorrt as trt
 
@@ -12,13 +14,17 @@ from qwen_image_engine.engines import check, failure
 from qwen_image_engine.engines.check import PortFacts
 from qwen_image_engine.engines.contract import Contract
 from qwen_image_engine.engines.cuda_driver import device_facts
+from qwen_image_engine.engines.cuda_euler import EulerKernel
 from qwen_image_engine.engines.device_array import DeviceArray, Values
 from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
+from qwen_image_engine.engines.loop import LoopInputs
 from qwen_image_engine.engines.plan_fit import check_memory_fits
 from qwen_image_engine.engines.profile_choice import choose_profile
 from qwen_image_engine.engines.recent import Recent
 from qwen_image_engine.engines.tensorrt_call import TensorRtCall, axes
+from qwen_image_engine.engines.tensorrt_latents import DeviceLatents
 from qwen_image_engine.engines.tensorrt_load import PlanSource, read_plan, streams
+from qwen_image_engine.engines.tensorrt_loop import TensorRtLoop
 from qwen_image_engine.engines.tensorrt_session import TensorRtSession
 
 _EVERY_STEP = ("step", "joint")
@@ -27,11 +33,16 @@ _EVERY_STEP = ("step", "joint")
 _CALLS = 4
 """Graphs that are kept: both branches of guidance, and those of the picture before. Each has a context of its own."""
 
+_PLACES = 2
+"""Sizes of pictures whose latents keep their place on the device, for the graphs that hold its addresses."""
+
+_Result = TypeVar("_Result")
+
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64"}
 
 
 class TensorRtEngine:
-    """A plan in TensorRT. Keys and values stay on the device; whatever else goes in or out is on the host.
+    """A plan in TensorRT. Keys and values stay on the device; whatever else `run` takes or gives is on the host.
 
     One engine of a session runs at a time: they share its stream and its scratch buffer.
     """
@@ -55,6 +66,8 @@ class TensorRtEngine:
         self._streams = entry.weight_streaming and streams(engine)
         self._graphs = contract.component in _EVERY_STEP and not self._streams
         self._calls: Recent[Hashable, TensorRtCall] = Recent(_CALLS if self._graphs else 1)
+        self._latents: Recent[Hashable, DeviceLatents] = Recent(_PLACES)
+        self._euler: EulerKernel | None = None
 
     @property
     def contract(self) -> Contract:
@@ -68,31 +81,69 @@ class TensorRtEngine:
             OutOfDeviceMemory: the device has no room for activations of this size.
             QwenImageError: also where the shapes fit no profile.
         """
+        sizes = check.check_inputs(self._contract, inputs)
+        outputs = self._use(inputs, {}, sizes, lambda call, profile: call.run(profile, inputs, self._graphs))
+        check.check_outputs(self._contract, outputs, sizes)
+        return outputs
+
+    def enqueue(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
+        """Put a run into the session's stream without waiting for it; errors as of `run`.
+
+        Args:
+            inputs: by name, on the device; they must stay until the run is done.
+            outputs: where each of them goes, likewise.
+        """
+        sizes = check.check_inputs(self._contract, inputs)
+        check.check_outputs(self._contract, outputs, sizes)
+        self._use(inputs, outputs, sizes, lambda call, profile: call.enqueue(profile, inputs, outputs, self._graphs))
+
+    def loop(self, inputs: LoopInputs) -> TensorRtLoop:
+        """The sampler's steps on the device; errors as in `LoopingEngine.loop`."""
+        if self._engine is None:
+            raise failure.closed(self._contract)
+        self._euler = self._euler or EulerKernel(self._session.context)
+        on_host = (
+            (name, values.shape)
+            for branch in inputs.branches
+            for name, values in branch.items()
+            if not isinstance(values, DeviceArray)
+        )
+        key = inputs.latents.shape, len(inputs.branches), *on_host
+        place = self._latents.get(key, lambda: DeviceLatents.like(self._session.context, self._contract, inputs))
+        return TensorRtLoop(self._session.stream, self._euler, place, self._contract, inputs, self.enqueue)
+
+    def _use(
+        self,
+        inputs: Mapping[str, Values],
+        outputs: Mapping[str, DeviceArray],
+        sizes: dict[str, int],
+        use: Callable[[TensorRtCall, int], _Result],
+    ) -> _Result:
+        """What `use` makes of the context and the profile for a call, its errors in words."""
         engine = self._engine
         if engine is None:
             raise failure.closed(self._contract)
-        sizes = check.check_inputs(self._contract, inputs)
         shapes = {name: tuple(values.shape) for name, values in inputs.items()}
         entry = self._source.entry
         profile = choose_profile(self._contract, entry.profiles, shapes, self._source.rebuild)
         # A context that is not captured serves any shape.
-        key = (profile, *shapes.items(), *_addresses(inputs)) if self._graphs else None
+        key = (profile, *shapes.items(), *_addresses(inputs), *_addresses(outputs)) if self._graphs else None
         try:
-            call = self._calls.get(key, lambda: self._call(engine))
-            outputs = call.run(profile, inputs, self._graphs)
+            return use(self._calls.get(key, lambda: self._call(engine)), profile)
         except (QwenImageError, RuntimeError) as error:
             if not failure.is_memory(error):
                 raise failure.run_failure(self._contract, sizes, "TensorRT", error) from error
+            with suppress(QwenImageError):  # what is on its way uses them
+                self._session.stream.synchronise()
             self._calls.clear()
             name, words = entry.profiles[profile].name, failure.one_line(error)
             raise OutOfDeviceMemory(f"{self._contract.component}, profile {name}: {words}") from error
-        check.check_outputs(self._contract, outputs, sizes)
-        return outputs
 
     def close(self) -> None:
         """Free contexts, then weights, and the scratch buffer if nothing else uses it; see `Engine.close`."""
         if self._engine is not None:
             self._calls.clear()
+            self._latents.clear()
             self._session.scratch.release(self._engine)
             self._engine = None
 
@@ -101,6 +152,7 @@ class TensorRtEngine:
 
     def _without_graphs(self, error: QwenImageError) -> None:
         """Run as it is from now on: slower, and the same picture."""
+        self._session.stream.synchronise()  # contexts that go may be at work
         self._graphs, self._calls = False, Recent(1)
         warnings.warn(
             f"{self._contract.component}: its runs cannot become CUDA graphs, so each is launched kernel by kernel "

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.device_array import DeviceArray, repeat
+from qwen_image_engine.engines.device_array import DeviceArray, Values, repeat
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.layout import ImageBlock, Layout, text_mask
@@ -48,6 +48,31 @@ def _check_memory(conditioning: Conditioning, num_images: int) -> None:
             f"keys and values of {num_images} images at once take {needed} bytes and {free} bytes of memory and swap "
             "are free; draw fewer at once, from one seed each"
         )
+
+
+def step_inputs(
+    components: Components,
+    facts: ModelFacts,
+    conditioning: Conditioning,
+    *,
+    rows: int,
+    columns: int,
+    num_images: int,
+) -> dict[str, Values]:
+    """What all steps of a picture have in common: rotary tables of its tokens, keys and values of its prefix.
+
+    Raises:
+        QwenImageError: there is no memory for a batch's copies of the keys and values.
+    """
+    target = Layout.of(conditioning.segments, ImageBlock(rows, columns)).target
+    cos, sin = rotary_tables(target, facts.axes_dims_rope)
+    _check_memory(conditioning, num_images)
+    # Repeated once here: a broadcast view would be copied by the engine at every step.
+    cache = {
+        name: components.allocate("step", partial(repeat, values, num_images))
+        for name, values in conditioning.cache.items()
+    }
+    return {"cos": cos, "sin": sin, **cache}
 
 
 def denoiser(
@@ -105,18 +130,11 @@ def denoiser(
         return velocity
 
     def cached_branch(conditioning: Conditioning) -> Velocity:
-        target = Layout.of(conditioning.segments, ImageBlock(rows, columns)).target
-        cos, sin = rotary_tables(target, facts.axes_dims_rope)
-        _check_memory(conditioning, num_images)
-        # Repeated once here: a broadcast view would be copied by the engine at every step.
-        cache = {
-            name: components.allocate("step", partial(repeat, values, num_images))
-            for name, values in conditioning.cache.items()
-        }
+        fixed = step_inputs(components, facts, conditioning, rows=rows, columns=columns, num_images=num_images)
 
         def velocity(latents: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-            inputs = {"latents": latents, "time_features": time_features(sigma)[None], "cos": cos, "sin": sin}
-            return components.run("step", {**inputs, **cache})["velocity"]
+            inputs = {"latents": latents, "time_features": time_features(sigma)[None]}
+            return components.run("step", {**inputs, **fixed})["velocity"]
 
         return velocity
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from qwen_image_engine.engines.engine import Engine
 from qwen_image_engine.engines.errors import OutOfDeviceMemory, UsageError
+from qwen_image_engine.engines.loop import Loop, LoopingEngine, LoopInputs
 from qwen_image_engine.runtime.process_memory import MemoryWatch
 from qwen_image_engine.runtime.timing import Timings
 
@@ -54,6 +55,20 @@ class Components:
     def run(self, component: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run one component, loading it first where it is not held; outputs and errors as of `Engine.run`."""
         return self.allocate(component, lambda: self._run(component, inputs))
+
+    def loops(self, component: str) -> bool:
+        """Whether its engine takes the sampler's steps itself; loads it where it is not held."""
+        return isinstance(self.allocate(component, lambda: self._get(component)), LoopingEngine)
+
+    def loop(self, component: str, inputs: LoopInputs) -> Loop:
+        """The sampler's steps on the device of an engine that takes them; errors as of `LoopingEngine.loop`."""
+
+        def make() -> Loop:
+            engine = self._get(component)
+            assert isinstance(engine, LoopingEngine)
+            return engine.loop(inputs)
+
+        return self.allocate(component, make)
 
     def allocate(self, component: str, make: Callable[[], Allocated]) -> Allocated:
         """What `make` allocates for the next run of `component`, other graphs of its network freed where it must be.

@@ -1,7 +1,7 @@
 """The pipeline: prompt to picture on any engines, the bundle's or the reference's torch ones."""
 
 import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.bundle import Bundle
 from qwen_image_engine.runtime.conditioning import KEPT_BYTES, Conditioning, PromptEncoder, check_finite
 from qwen_image_engine.runtime.denoiser import check_guidance, denoiser
+from qwen_image_engine.runtime.device_loop import final_latents
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.image import to_rgba8
 from qwen_image_engine.runtime.latents import unpack_latents
@@ -169,16 +170,9 @@ class QwenImage:
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
         shown = None if progress else io.StringIO()  # which is no terminal
         with ProgressBar("reading the prompt", 0, stream=shown):
-            conditioning, *rest = self._encoder.encode(prompts, images.images)
-        negative = rest[0] if rest else None
-        velocity = self.denoiser(
-            conditioning, negative=negative, guidance=guidance, width=width, height=height, num_images=num_images
-        )
-        final = start.latents
+            conditionings = self._encoder.encode(prompts, images.images)
         with ProgressBar("drawing", start.steps, stream=shown) as bar:
-            for step in euler(velocity, start.latents, start.sigmas):
-                final = step.latents
-                bar.advance()
+            final = self._final_latents(conditionings, guidance, start, bar.advance, paced=progress)
         with ProgressBar("decoding", 0, stream=shown):
             rgba = self.decode(final, width, height)
         parameters = PictureParameters(
@@ -196,6 +190,36 @@ class QwenImage:
             version=version("qwen-image-engine"),
         )
         return [Picture(rgba[image], final[image], replace(parameters, image=image)) for image in range(num_images)]
+
+    def _final_latents(
+        self,
+        conditionings: Sequence[Conditioning],
+        guidance: float,
+        start: Start,
+        advance: Callable[[], None],
+        *,
+        paced: bool,
+    ) -> NDArray[np.float32]:
+        """The latents after the last step, taken on the device where the engine does that."""
+        found = final_latents(self._components, self.facts, conditionings, guidance, start, advance if paced else None)
+        if found is not None:
+            return found
+        conditioning, *rest = conditionings
+        velocity = denoiser(
+            self._components,
+            self.facts,
+            conditioning,
+            rest[0] if rest else None,
+            guidance,
+            rows=start.rows,
+            columns=start.columns,
+            num_images=len(start.latents),
+        )
+        latents = start.latents
+        for step in euler(velocity, start.latents, start.sigmas):
+            latents = step.latents
+            advance()
+        return latents
 
     def read_references(
         self, sources: Sequence[ReferenceSource], resolution: int = DEFAULT_RESOLUTION

@@ -47,12 +47,17 @@ def euler(velocity: Velocity, latents: NDArray[np.float32], sigmas: NDArray[np.f
         if slope.shape != latents.shape:
             raise QwenImageError(f"velocity has shape {slope.shape}, expected that of the latents, {latents.shape}")
         if not np.isfinite(slope).all():
-            raise QwenImageError(
-                f"step {index + 1} of {len(sigmas) - 1} (sigma {sigma:.4f}): the velocity is not finite; "
-                "run the transformer in bf16 or fp32"
-            )
+            raise not_finite(index, sigmas)
         latents = latents + (following - sigma) * slope
         yield Step(index, float(following), latents)
+
+
+def not_finite(index: int, sigmas: NDArray[np.float32]) -> QwenImageError:
+    """The error of step `index` of a grid (N + 1,) whose velocity holds an infinity or no number."""
+    return QwenImageError(
+        f"step {index + 1} of {len(sigmas) - 1} (sigma {sigmas[index]:.4f}): the velocity is not finite; "
+        "run the transformer in bf16 or fp32"
+    )
 
 
 def guide(positive: NDArray[np.float32], negative: NDArray[np.float32], guidance: float) -> NDArray[np.float32]:

@@ -42,6 +42,23 @@ class Timings:
         seconds = perf_counter() - start
         self.entries.append(Timing(kind, component, seconds, self.watch.peak() if self.watch is not None else None))
 
+    @contextmanager
+    def measure_runs(self, component: str) -> Iterator[list[float]]:
+        """Record the seconds of many runs that were timed elsewhere: what is put into the list inside.
+
+        Their peak is that of all of them together. Nothing is recorded if it fails.
+
+        Raises:
+            KeyboardInterrupt: as of `measure`.
+        """
+        check_interrupted()
+        if self.watch is not None:
+            self.watch.restart()
+        seconds: list[float] = []
+        yield seconds
+        peak = self.watch.peak() if self.watch is not None else None
+        self.entries += [Timing("run", component, each, peak) for each in seconds]
+
     def stages(self) -> dict[str, float]:
         """Seconds of all loads ("load_s") and of each component's runs together, in order ("step_s": all steps)."""
         totals: dict[str, float] = {}

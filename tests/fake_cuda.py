@@ -1,7 +1,8 @@
 """The CUDA driver played in the host's memory, stricter than the real one.
 
 Work of a stream waits until somebody synchronises, so that what was not waited for is not there; memory that was freed
-is never given out again, so that its use is seen; a captured piece of work runs when its graph is launched.
+is never given out again, so that its use is seen; a captured piece of work runs when its graph is launched; kernels are
+run from their PTX.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from fake_ptx import PtxKernel
 from numpy.typing import NDArray
 
 Work = Callable[[], None]
@@ -30,6 +32,10 @@ class FakeDriver:
         self._device: dict[int, NDArray[np.uint8]] = {}
         self._host: dict[int, NDArray[np.uint8]] = {}
         self._freed: list[NDArray[np.uint8]] = []  # kept, so that no address comes twice
+        self._modules: dict[int, str] = {}
+        self._kernels: dict[int, PtxKernel] = {}
+        self._events: dict[int, int | None] = {}  # milliseconds at which each was passed
+        self._clock = 0
 
     @property
     def free_bytes(self) -> int:
@@ -119,8 +125,12 @@ class FakeDriver:
         ctypes.memmove(target.value, self.view(source.value, nbytes.value).ctypes.data, nbytes.value)
 
     def do_cuMemcpyHtoDAsync_v2(self, target: Any, source: Any, nbytes: Any, stream: Any) -> None:
-        host, start, size = self._host[source.value], target.value, nbytes.value
-        self.put(lambda: self.view(start, size).__setitem__(slice(None), host[:size]))
+        first, host = next(
+            (first, host) for first, host in self._host.items() if first <= source.value < first + len(host)
+        )
+        begin, start, size = source.value - first, target.value, nbytes.value
+        assert begin + size <= len(host)
+        self.put(lambda: self.view(start, size).__setitem__(slice(None), host[begin : begin + size]))
 
     def do_cuMemcpyDtoHAsync_v2(self, target: Any, source: Any, nbytes: Any, stream: Any) -> None:
         host, start, size = self._host[target.value], source.value, nbytes.value
@@ -135,10 +145,60 @@ class FakeDriver:
     def do_cuStreamSynchronize(self, stream: Any) -> int:
         if self.captured is not None:
             return 900
-        queue, self.queue = self.queue, []
-        for work in queue:
-            work()
+        while self.queue:
+            self._work()
         return 0
+
+    def _work(self) -> None:
+        self._clock += 1
+        self.queue.pop(0)()
+
+    def do_cuEventCreate(self, event: Any, flags: Any) -> None:
+        assert flags.value == 1  # with times
+        event._obj.value = 1 + len(self._events)
+        self._events[event._obj.value] = None
+
+    def do_cuEventDestroy_v2(self, event: Any) -> None:
+        assert event.value in self._events
+
+    def do_cuEventRecord(self, event: Any, stream: Any) -> None:
+        assert self.captured is None
+        self._events[event.value] = None
+        self.put(lambda: self._events.__setitem__(event.value, self._clock))
+
+    def do_cuEventSynchronize(self, event: Any) -> None:
+        while self._events[event.value] is None:
+            self._work()
+
+    def do_cuEventElapsedTime(self, milliseconds: Any, start: Any, end: Any) -> int:
+        first, last = self._events[start.value], self._events[end.value]
+        if first is None or last is None:
+            return 600
+        milliseconds._obj.value = last - first
+        return 0
+
+    def do_cuModuleLoadData(self, module: Any, image: Any) -> None:
+        module._obj.value = 1 + len(self._modules)
+        self._modules[module._obj.value] = image.value.decode()
+
+    def do_cuModuleUnload(self, module: Any) -> None:
+        del self._modules[module.value]
+
+    def do_cuModuleGetFunction(self, function: Any, module: Any, name: Any) -> None:
+        function._obj.value = 1 + len(self._kernels)
+        self._kernels[function._obj.value] = PtxKernel(self._modules[module.value], name.value.decode())
+
+    def do_cuLaunchKernel(self, function: Any, *arguments: Any) -> None:
+        *sizes, shared, stream, places, extra = arguments
+        grid, block = sizes[0].value, sizes[3].value
+        assert [size.value for size in sizes] == [grid, 1, 1, block, 1, 1]
+        assert (shared.value, stream.value, extra) == (0, 0x57, None)
+        kernel = self._kernels[function.value]
+        kinds = {"u32": ctypes.c_uint32, "u64": ctypes.c_uint64, "f32": ctypes.c_float}
+        values = [
+            kinds[kind].from_address(place).value for (kind, _), place in zip(kernel.parameters, places, strict=True)
+        ]
+        self.put(lambda: kernel.run(grid, block, values, self.view))
 
     def do_cuStreamBeginCapture_v2(self, stream: Any, mode: Any) -> None:
         assert self.captured is None

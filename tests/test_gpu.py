@@ -51,6 +51,7 @@ def test_every_part_has_rows(dry_run: dict[str, Any]) -> None:
     assert dry_run["complete"] is True
     assert [row["pixels"] for row in dry_run["ceilings"]] == [64]
     assert dry_run["prefix"]["median_ms"] > 0
+    assert dry_run["kernel"]["equal"] is True if "equal" in dry_run["kernel"] else dry_run["kernel"]["missing"]
     timed = {row["way"]: row for row in dry_run["steps"] if "missing" not in row}
     assert {"torch eager", "torch eager, one CUDA graph"} <= timed.keys()
     assert "torch.compile of the blocks, one CUDA graph" in timed
