@@ -41,11 +41,12 @@ def write_checkpoint(
     """
     import torch
 
-    from qwen_image_engine.reference.component import LAYOUT
-    from qwen_image_engine.reference.config import TextEncoderConfig, TransformerConfig, VaeConfig
+    from qwen_image_engine.reference.component import LAYOUT, VISION
+    from qwen_image_engine.reference.config import TextEncoderConfig, TransformerConfig, VaeConfig, VisionConfig
     from qwen_image_engine.reference.text_encoder import TextEncoder
     from qwen_image_engine.reference.transformer import Transformer
     from qwen_image_engine.reference.vae import Vae
+    from qwen_image_engine.reference.vision import Vision
 
     shutil.rmtree(folder, ignore_errors=True)
     values = values or configs_of_depth(layers)
@@ -61,6 +62,9 @@ def write_checkpoint(
     for name, module in modules.items():
         shapes = {LAYOUT[name].prefix + key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
         if name == "text_encoder":
+            with torch.device("meta"):
+                vision = Vision(VisionConfig.from_json(values[name], "config"))
+            shapes |= {VISION.prefix + key: tuple(at.shape) for key, at in vision.state_dict().items()}
             text = values[name]["text_config"]
             shapes[LAYOUT[name].prefix + "embed_tokens.weight"] = (text["vocab_size"], text["hidden_size"])
         write_weights(folder / name / f"{FILES[name]}.safetensors", shapes, *DTYPES[name], contents)

@@ -8,7 +8,6 @@ import argparse
 import json
 import shutil
 import sys
-import types
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,8 +93,7 @@ def write_checkpoint(folder: Path, configs: Mapping[str, dict[str, Any]], turbo:
 
 def library_shapes(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, torch.Size]]:
     """Names and shapes of every tensor, by component, from diffusers' and transformers' classes without memory."""
-    # Beside a CPU build of torch, torchvision's compiled operators are missing; nothing here calls one.
-    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+    import torchvision_operators  # noqa: F401
     from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 

@@ -165,6 +165,7 @@ class Exported:
 
 
 def _diffusers_model(config: TransformerConfig, layers: int) -> Any:
+    import torchvision_operators  # noqa: F401
     from diffusers import QwenImage21Transformer2DModel
 
     return QwenImage21Transformer2DModel(

@@ -13,12 +13,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-import diffusers
 import torch
 from ceilings import ceilings
 from environment import environment
@@ -184,7 +184,7 @@ def main() -> None:
         # Profiled graphs are loaded once more, after those that were timed are gone.
         "profiles": profiles(model, cases, options.threads, results) if options.profile else [],
         "transformer_sizes": {"released": released_sizes(), "timed": measured_sizes(checkpoint, manifest)},
-        "diffusers": diffusers.__version__,
+        "diffusers": version("diffusers"),
         **environment(),
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
