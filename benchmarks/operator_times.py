@@ -25,9 +25,9 @@ KINDS: Mapping[str, re.Pattern[str]] = {
     for kind, pattern in (
         ("attention", "MultiHeadAttention|ScaledDotProductAttention|Softmax"),
         ("int8 linears", r"^(QGemm|MatMulInteger|FullyConnected \S*_I8\b)"),
-        ("rotations", "node_MatMul_"),
+        ("rotations", r"\bMatMul_\d"),
         ("other linears", r"^(Gemm|FullyConnected)\b"),
-        ("quantising", "^(Abs|ReduceMax|Max|Div|QuantizeLinear) |node_(Abs|ReduceMax|Max|Div|QuantizeLinear)_"),
+        ("quantising", r"^(Abs|ReduceMax|Max|Div|QuantizeLinear) |\b(Abs|ReduceMax|Max|Div|QuantizeLinear)_\d"),
         ("norms", "^(RMS|MVN)|LayerNormalization"),
         ("rotary", "^(RoPE|RotaryEmbedding)"),
         ("layout", "^(Transpose|Concat|Concatenation|Reshape|Reorder|Split|Expand|Broadcast)"),

@@ -1,0 +1,31 @@
+"""benchmarks/speed.py at a small width: every way computes the step, and profiles know what an operator is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+WAYS = {"ONNX Runtime int8", "OpenVINO int8, rest fp32", "OpenVINO int8, rest bf16"}
+
+
+def test_every_way_is_timed_and_profiled(tmp_path: Path) -> None:
+    output = tmp_path / "speed.json"
+    small = ("--heads", "2", "--blocks", "1", "--tokens", "64", "--rounds", "1", "--threads", "1", "--profile")
+    command = [sys.executable, BENCHMARKS / "speed.py", *small, "--work", tmp_path / "work", "--output", output]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(output.read_text(encoding="utf-8"))
+
+    rows = {row["way"]: row for row in document["results"]}
+    assert {"diffusers fp32", "diffusers bf16"} | (WAYS & rows.keys()) <= rows.keys()
+    assert "ONNX Runtime int8" in rows
+    for row in rows.values():
+        assert row["median_s"] > 0
+        assert row["relative_l2"] < (1e-5 if "diffusers fp32" in row["way"] else 0.05)
+    assert {row["way"] for row in document["profiles"]} == WAYS & rows.keys()
+    for profile in document["profiles"]:
+        assert profile["kinds"]["int8 linears"]["share"] > 0.01, profile
+        assert profile["kinds"]["rotations"]["share"] > 0.01, profile
+        assert profile["kinds"]["attention"]["share"] > 0.01, profile
+    assert document["transformer_sizes"]["released"]["int8_share"] <= 0.535
