@@ -11,6 +11,7 @@ import weakref
 from typing import Any
 
 from qwen_image_engine.engines.cuda_memory import CudaContext
+from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
 
 NEVER = 0xFFFFFFFF
 """What the place of a fault holds before there is one."""
@@ -79,8 +80,8 @@ PTX = """\
 }
 """
 """x += delta * (away + guidance * (toward - away)), each operation rounded on its own as numpy does: the sums are those
-of `runtime.sampler`, bit for bit. Without guidance both velocities are one, whose difference is 0. The first step whose
-velocity is not finite is kept."""
+of `runtime.sampler`, bit for bit but for the sign of a zero. Without guidance both velocities are one, whose difference
+is 0. The first step whose velocity is not finite is kept."""
 
 
 class EulerKernel:
@@ -93,7 +94,16 @@ class EulerKernel:
             QwenImageError: the driver refuses it.
         """
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
-        context.call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(PTX.encode()))
+        try:
+            context.call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(PTX.encode()))
+        except OutOfDeviceMemory:
+            raise
+        except QwenImageError as error:
+            raise QwenImageError(
+                f"the driver does not translate the sampler's kernel ({error}); it needs libnvidia-ptxjitcompiler, "
+                "which comes with the driver (in a container with the capability compute), and CUDA_DISABLE_PTX_JIT "
+                "unset"
+            ) from error
         weakref.finalize(self, context.call, "cuModuleUnload", module)
         context.call("cuModuleGetFunction", ctypes.byref(function), module, ctypes.c_char_p(b"euler"))
         self._context, self._function = context, function

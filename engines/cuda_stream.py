@@ -132,15 +132,18 @@ class CudaStream:
             QwenImageError: `enqueue` did something that cannot be captured, or whatever it raised.
         """
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-        self.context.call("cuStreamBeginCapture_v2", self._handle, ctypes.c_int(_RELAXED))
         try:
+            self.context.call("cuStreamBeginCapture_v2", self._handle, ctypes.c_int(_RELAXED))
             enqueue()
+            self.context.call("cuStreamEndCapture", self._handle, ctypes.byref(graph))
         except BaseException:
-            with contextlib.suppress(QwenImageError):  # a capture that went wrong ends with an error of its own
+            # Whatever it was: a stream that is left in a capture serves nobody. One that went wrong ends with an error
+            # of its own, and so does one that has not begun or has ended already.
+            with contextlib.suppress(QwenImageError):
                 self.context.call("cuStreamEndCapture", self._handle, ctypes.byref(graph))
+            if graph:
                 self.context.call("cuGraphDestroy", graph)
             raise
-        self.context.call("cuStreamEndCapture", self._handle, ctypes.byref(graph))
         try:
             self.context.call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
         finally:

@@ -57,7 +57,7 @@ class Loop(Protocol):
         """Put the next one behind those before; nothing is waited for.
 
         Raises:
-            OutOfDeviceMemory: there is no room; none of it has happened, and it may be tried again.
+            OutOfDeviceMemory: there is no room; the latents are as before, and it may be tried again.
             QwenImageError: the engine refuses.
         """
         ...

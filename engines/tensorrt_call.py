@@ -83,7 +83,9 @@ class TensorRtCall:
             OutOfDeviceMemory: the device has no room for it.
         """
         try:
+            self._settle()
             kept, shapes = self._prepare(profile, inputs, {})
+            self._pending = True
             self._upload(inputs)
             self._execute(graphs)
             return self._download(kept, shapes)
@@ -113,7 +115,7 @@ class TensorRtCall:
             raise
 
     def _settle(self) -> None:
-        """Wait for what `enqueue` put into the stream, before the context that does it changes."""
+        """Wait for what is on its way, before the context that does it changes or its buffers are filled again."""
         if self._pending:
             self._session.stream.synchronise()
             self._pending = False
@@ -190,6 +192,8 @@ class TensorRtCall:
         if action == "run" or (action == "capture" and not self._capture()):
             self._graph = None
             self._enqueue()
+            if action == "capture":
+                self._session.stream.synchronise()  # the engine lets this context go
             return
         assert self._graph is not None
         self._graph.launch()
@@ -215,6 +219,7 @@ class TensorRtCall:
         for name, array in arrays.items():
             self._buffers[name].download(self._session.stream, array.nbytes)
         self._session.stream.synchronise()
+        self._pending = False
         for name, array in arrays.items():
             self._buffers[name].read(array)
         return {spec.name: kept[spec.name] if spec.is_cache else arrays[spec.name] for spec in self._contract.outputs}

@@ -62,7 +62,7 @@ class TensorRtEngine:
         check.check_graph(contract, source.path, *_ports(engine))
         self._session, self._source, self._contract = session, source, contract
         self._engine: trt.ICudaEngine | None = engine
-        # A graph of a run that copies weights from the host is left alone: TensorRT does not say that it may be one.
+        # Of enqueueV3 the header says that where weights are streamed it waits and cannot be captured.
         self._streams = entry.weight_streaming and streams(engine)
         self._graphs = contract.component in _EVERY_STEP and not self._streams
         self._calls: Recent[Hashable, TensorRtCall] = Recent(_CALLS if self._graphs else 1)
@@ -101,6 +101,11 @@ class TensorRtEngine:
         """The sampler's steps on the device; errors as in `LoopingEngine.loop`."""
         if self._engine is None:
             raise failure.closed(self._contract)
+        arrays = {"latents": inputs.latents, "time_features": inputs.time_features[:1]}
+        for branch in inputs.branches:
+            check.check_inputs(self._contract, {**arrays, **branch})
+            shapes = {name: tuple(values.shape) for name, values in {**arrays, **branch}.items()}
+            choose_profile(self._contract, self._source.entry.profiles, shapes, self._source.rebuild)
         self._euler = self._euler or EulerKernel(self._session.context)
         on_host = (
             (name, values.shape)
@@ -142,6 +147,8 @@ class TensorRtEngine:
     def close(self) -> None:
         """Free contexts, then weights, and the scratch buffer if nothing else uses it; see `Engine.close`."""
         if self._engine is not None:
+            with suppress(QwenImageError):  # nothing is on its way, unless a run was interrupted
+                self._session.stream.synchronise()
             self._calls.clear()
             self._latents.clear()
             self._session.scratch.release(self._engine)

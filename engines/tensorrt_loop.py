@@ -52,15 +52,23 @@ class TensorRtLoop:
         self._row_bytes = table[:1].nbytes
         self._table = HostMemory(stream.context, table.nbytes)
         self._table.bytes[:] = table.reshape(-1).view(np.uint8)
+        runs = len(inputs.branches) * inputs.steps
+        self._marks = [CudaEvent(stream.context) for _ in range(runs + 1)]
+        self._taken = 0
+        try:
+            self._begin(contract)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _begin(self, contract: Contract) -> None:
+        stream, place, inputs = self._stream, self._place, self._loop
         self._branches = place.fill(stream, contract, inputs)
         (velocity,) = contract.outputs
         self._velocities = [
             {velocity.name: DeviceArray(item.device, inputs.latents.shape, velocity.dtype)} for item in place.velocities
         ]
         place.fault.upload(stream, np.array([NEVER], np.uint32))
-        runs = len(self._branches) * inputs.steps
-        self._marks = [CudaEvent(stream.context) for _ in range(runs + 1)]
-        self._taken = 0
         stream.record(self._marks[0])
 
     def step(self) -> None:

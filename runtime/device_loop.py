@@ -34,7 +34,7 @@ def final_latents(
         conditionings: of the prompt, and with guidance of the negative prompt.
         guidance: of the first over the second, checked.
         start: latents and noise levels.
-        advance: called once a step, when the one before is done; without it nothing is waited for until the end.
+        advance: called once a step, when it is done; without it nothing is waited for until the end.
 
     Returns:
         The latents (batch, tokens, channels) after the last step, or None.
@@ -55,13 +55,13 @@ def final_latents(
         ),
         guidance=guidance,
     )
-    loop = components.loop("step", inputs)
     with components.timings.measure_runs("step") as seconds:
+        loop = components.loop("step", inputs)
         try:
-            for _ in range(start.steps):
+            for index in range(start.steps):
                 check_interrupted()
                 components.allocate("step", loop.step)
-                if advance is not None:
+                if advance is not None and index > 0:
                     loop.pace()
                     advance()
             found = loop.finish()
@@ -69,6 +69,8 @@ def final_latents(
             loop.abandon()
             raise
         seconds += found.seconds
+        if advance is not None:
+            advance()
     if found.not_finite is not None:
         raise not_finite(found.not_finite, start.sigmas)
     return found.latents

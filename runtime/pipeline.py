@@ -153,7 +153,8 @@ class QwenImage:
             seed: of the noise, the same on every engine.
             num_images: 1 to 4, drawn as one batch from one seed.
             latents: initial noise in place of the seed's, float32 (num_images, tokens, channels).
-            progress: show a bar where standard error is a terminal.
+            progress: show a bar where standard error is a terminal. On engines that take the sampler's steps on a GPU
+                it also bounds what is on its way: Ctrl-C ends the work within two steps, without it after the last.
 
         Raises:
             UsageError: a request that cannot be drawn, before any network runs.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ class FakeDriver:
         self._kernels: dict[int, PtxKernel] = {}
         self._events: dict[int, int | None] = {}  # milliseconds at which each was passed
         self._clock = 0
+        self._depth = 0  # of pushed contexts
+        self._handles = count(1)  # none comes twice
 
     @property
     def free_bytes(self) -> int:
@@ -56,6 +59,8 @@ class FakeDriver:
         if not name.startswith("cu"):
             raise AttributeError(name)
         function = getattr(self, f"do_{name}")
+        needs_context = name.startswith(("cuMem", "cuStream", "cuEvent", "cuGraph", "cuLaunch", "cuModule"))
+        assert self._depth >= 1 or not needs_context, name
 
         def call(*arguments: Any) -> int:
             self.calls[name] += 1
@@ -85,9 +90,11 @@ class FakeDriver:
 
     def do_cuDevicePrimaryCtxRelease_v2(self, device: Any) -> None: ...
 
-    def do_cuCtxPushCurrent_v2(self, context: Any) -> None: ...
+    def do_cuCtxPushCurrent_v2(self, context: Any) -> None:
+        self._depth += 1
 
-    def do_cuCtxPopCurrent_v2(self, context: Any) -> None: ...
+    def do_cuCtxPopCurrent_v2(self, context: Any) -> None:
+        self._depth -= 1
 
     def do_cuCtxSynchronize(self) -> None: ...
 
@@ -130,11 +137,23 @@ class FakeDriver:
         )
         begin, start, size = source.value - first, target.value, nbytes.value
         assert begin + size <= len(host)
-        self.put(lambda: self.view(start, size).__setitem__(slice(None), host[begin : begin + size]))
+        given = host[begin : begin + size].copy()
+
+        def copy() -> None:
+            assert first in self._host, "page-locked memory was freed before its upload was done"
+            assert np.array_equal(given, host[begin : begin + size]), "filled again before its upload was done"
+            self.view(start, size)[:] = given
+
+        self.put(copy)
 
     def do_cuMemcpyDtoHAsync_v2(self, target: Any, source: Any, nbytes: Any, stream: Any) -> None:
-        host, start, size = self._host[target.value], source.value, nbytes.value
-        self.put(lambda: host.__setitem__(slice(0, size), self.view(start, size)))
+        at, host, start, size = target.value, self._host[target.value], source.value, nbytes.value
+
+        def copy() -> None:
+            assert at in self._host, "page-locked memory was freed before its download was done"
+            host[:size] = self.view(start, size)
+
+        self.put(copy)
 
     def do_cuStreamCreate(self, stream: Any, flags: Any) -> None:
         assert flags.value == 1
@@ -155,16 +174,22 @@ class FakeDriver:
 
     def do_cuEventCreate(self, event: Any, flags: Any) -> None:
         assert flags.value == 1  # with times
-        event._obj.value = 1 + len(self._events)
+        event._obj.value = next(self._handles)
         self._events[event._obj.value] = None
 
     def do_cuEventDestroy_v2(self, event: Any) -> None:
-        assert event.value in self._events
+        del self._events[event.value]
 
     def do_cuEventRecord(self, event: Any, stream: Any) -> None:
         assert self.captured is None
-        self._events[event.value] = None
-        self.put(lambda: self._events.__setitem__(event.value, self._clock))
+        handle = event.value
+        self._events[handle] = None
+
+        def pass_it() -> None:
+            if handle in self._events:  # the driver keeps one that is destroyed meanwhile to that end
+                self._events[handle] = self._clock
+
+        self.put(pass_it)
 
     def do_cuEventSynchronize(self, event: Any) -> None:
         while self._events[event.value] is None:
@@ -178,14 +203,14 @@ class FakeDriver:
         return 0
 
     def do_cuModuleLoadData(self, module: Any, image: Any) -> None:
-        module._obj.value = 1 + len(self._modules)
+        module._obj.value = next(self._handles)
         self._modules[module._obj.value] = image.value.decode()
 
     def do_cuModuleUnload(self, module: Any) -> None:
         del self._modules[module.value]
 
     def do_cuModuleGetFunction(self, function: Any, module: Any, name: Any) -> None:
-        function._obj.value = 1 + len(self._kernels)
+        function._obj.value = next(self._handles)
         self._kernels[function._obj.value] = PtxKernel(self._modules[module.value], name.value.decode())
 
     def do_cuLaunchKernel(self, function: Any, *arguments: Any) -> None:
@@ -210,11 +235,12 @@ class FakeDriver:
             self._broken = True
 
     def do_cuStreamEndCapture(self, stream: Any, graph: Any) -> int:
-        assert self.captured is not None
+        if self.captured is None:
+            return 901
         if self._broken:
             self.captured = None
             return 901
-        graph._obj.value = 1 + len(self._graphs)
+        graph._obj.value = next(self._handles)
         self._graphs[graph._obj.value], self.captured = self.captured, None
         return 0
 

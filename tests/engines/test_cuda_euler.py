@@ -73,6 +73,7 @@ def test_a_step_is_the_samplers_bit_for_bit(count: int, guidance: float) -> None
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_the_first_step_that_was_not_finite_is_kept(value: float) -> None:
     device = played(300)
+    device.stream.synchronise()
     device.arrays[1][270] = value
     device.buffers[1].upload(device.stream, device.arrays[1])
     for step in (7, 4, 9):

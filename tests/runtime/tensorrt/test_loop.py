@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch  # noqa: F401, before a test takes ctypes.CDLL away, which it needs
 from fake_cuda import FakeDriver
+from fake_ptx import PtxKernel
+from fake_tensorrt_runtime import Engine
 from numpy_engines import Journal, NumpyEngine, numpy_pipeline, same_pictures
 from played_tensorrt import REFERENCES, SIZE, MakeBundle, expected, pipeline, step_inputs
 
 from qwen_image_engine.engines.cuda_euler import EulerKernel
 from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
-from qwen_image_engine.engines.loop import LoopingEngine
+from qwen_image_engine.engines.loop import LoopingEngine, LoopInputs
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.progress import ProgressBar
 
@@ -45,16 +49,24 @@ def after_each_step(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> list
 )
 @pytest.mark.parametrize("progress", [True, False])
 def test_latents_are_those_of_the_host_bit_for_bit(
-    make_bundle: MakeBundle, checkpoint: Path, arguments: dict[str, Any], streaming: bool, progress: bool
+    make_bundle: MakeBundle,
+    checkpoint: Path,
+    driver: FakeDriver,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: dict[str, Any],
+    streaming: bool,
+    progress: bool,
 ) -> None:
+    monkeypatch.setattr(Engine, "get_weight_streaming_automatic_budget", lambda engine: 500)  # of 1,000
     with pipeline(make_bundle(weight_streaming=streaming), checkpoint) as drawn:
         for seed in (0, 1):
             found = drawn.generate("a", seed=seed, progress=progress, **SIZE, **arguments)
             assert same_pictures(found, expected(checkpoint, seed=seed, **arguments))
+    assert (driver.calls["cuGraphLaunch"] == 0) == streaming
 
 
 def test_a_context_that_serves_both_branches_changes_when_its_run_is_done(
-    make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver
+    make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where captures fail there is one context; the played one refuses a change while a run of it is on its way."""
 
@@ -63,9 +75,28 @@ def test_a_context_that_serves_both_branches_changes_when_its_run_is_done(
         return 901
 
     driver.do_cuStreamEndCapture = refuse  # type: ignore[method-assign]
-    with pipeline(make_bundle(), checkpoint) as drawn, pytest.warns(RuntimeWarning, match="cannot become CUDA graphs"):
+    bundle = make_bundle()
+    pending = _pending_at_the_end_of_contexts(driver, monkeypatch)
+    with pipeline(bundle, checkpoint) as drawn, pytest.warns(RuntimeWarning, match="cannot become CUDA graphs"):
         found = drawn.generate("a", progress=False, **SIZE, **GUIDED)
     assert same_pictures(found, expected(checkpoint, **GUIDED))
+    assert len(pending) >= 3
+    assert not any(pending)
+
+
+def _pending_at_the_end_of_contexts(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What is on its way whenever a context goes."""
+    from qwen_image_engine.engines.tensorrt_call import TensorRtCall
+
+    pending: list[int] = []
+    make = TensorRtCall.__init__
+
+    def made(self: TensorRtCall, *arguments: Any) -> None:
+        make(self, *arguments)
+        weakref.finalize(self, lambda: pending.append(len(driver.queue)))
+
+    monkeypatch.setattr(TensorRtCall, "__init__", made)
+    return pending
 
 
 @pytest.mark.parametrize("arguments", [{}, GUIDED], ids=["plain", "guidance"])
@@ -92,17 +123,27 @@ def test_between_two_steps_nothing_is_allocated_and_nothing_waited_for(
     assert len(after_each_step) == STEPS
 
 
-def test_a_bar_is_told_of_a_step_when_the_device_has_gone_on(
+def test_a_bar_counts_steps_that_are_done_while_the_device_has_another(
     make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting: list[int] = []
-    monkeypatch.setattr(ProgressBar, "advance", lambda bar: waiting.append(len(driver.queue)))
+    work, done, told = PtxKernel.run, 0, []
+
+    def run(*arguments: Any) -> None:
+        nonlocal done
+        work(*arguments)
+        done += 1
+
+    def advance(bar: ProgressBar) -> None:
+        if driver.queue:  # behind the mark of the step there is its Euler, and a step that waits
+            driver.queue.pop(0)()
+        told.append((done, len(driver.queue)))
+
+    monkeypatch.setattr(PtxKernel, "run", run)
+    monkeypatch.setattr(ProgressBar, "advance", advance)
     with pipeline(make_bundle(), checkpoint) as drawn:
         drawn.generate("a", **SIZE)
+    assert told == [*((step, 4) for step in range(1, STEPS)), (STEPS, 0)]
     assert driver.calls["cuEventSynchronize"] == STEPS - 1
-    first, *others = waiting
-    assert first > 0
-    assert all(0 < left <= 5 for left in others)  # one step is left: time features, run, mark, Euler; the mark's Euler
 
 
 def test_a_graph_serves_picture_after_picture(make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver) -> None:
@@ -206,6 +247,83 @@ def test_what_is_on_its_way_is_waited_for_where_the_loop_is_left(
         assert same_pictures(drawn.generate("a", **SIZE), expected(checkpoint))
     del drawn
     assert driver.free_bytes == driver.total_bytes
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("arguments", [{}, GUIDED], ids=["plain", "guidance"])
+def test_an_interruption_at_any_call_of_the_driver_leaves_nothing_behind(
+    make_bundle: MakeBundle,
+    checkpoint: Path,
+    driver: FakeDriver,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: dict[str, Any],
+    when: str,
+) -> None:
+    """The next picture is right; the played driver tells of memory that went, or was filled, too early.
+
+    Python drops what is raised in a finalizer, so those calls are left out.
+    """
+    answer, left = FakeDriver.__getattr__, -1
+
+    def answered(self: FakeDriver, name: str) -> Any:
+        function = answer(self, name)
+
+        def call(*given: Any) -> int:
+            nonlocal left
+            counted = not name.startswith("cuCtx") and not any(word in name for word in ("Free", "Destroy", "Unload"))
+            left -= counted
+            interrupted = counted and left == 0
+            if interrupted and when == "before":
+                raise KeyboardInterrupt
+            code: int = function(*given)
+            if interrupted:
+                raise KeyboardInterrupt
+            return code
+
+        return call
+
+    monkeypatch.setattr(FakeDriver, "__getattr__", answered)
+    wanted = expected(checkpoint, **arguments)
+    with pipeline(make_bundle(), checkpoint) as drawn:
+        for call in range(1, 1000):
+            drawn.close()
+            drawn.encode("a")
+            drawn.encode("a grey square")
+            drawn._components.preload("step")
+            left = call
+            try:
+                drawn.generate("a", **SIZE, **arguments)
+            except KeyboardInterrupt:
+                assert driver.captured is None
+            over, left = left > 0, -1
+            if over:
+                break
+            assert same_pictures(drawn.generate("a", **SIZE, **arguments), wanted), f"call {call}"
+    assert call > 50
+
+
+def test_a_driver_without_its_compiler_is_told(make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver) -> None:
+    driver.do_cuModuleLoadData = lambda module, image: 221  # type: ignore[method-assign,assignment,misc]
+    with (
+        pipeline(make_bundle(), checkpoint) as drawn,
+        pytest.raises(QwenImageError, match=r"cuModuleLoadData with error 221.*needs libnvidia-ptxjitcompiler"),
+    ):
+        drawn.generate("a", **SIZE)
+
+
+def test_what_fits_no_profile_is_told_before_a_copy(make_bundle: MakeBundle, driver: FakeDriver) -> None:
+    engine: Any = make_bundle().load_engine("step", "tensorrt")
+    inputs = step_inputs(engine.contract)
+    latents, features = inputs.pop("latents"), inputs.pop("time_features")
+    sigmas = np.array([1, 0], np.float32)
+    for changed, words in (
+        ({"latents": np.zeros((1, 500, 4), np.float32)}, "cos is"),
+        ({"branches": ({**inputs, "extra": features},)}, "input extra is not known"),
+    ):
+        given = {"latents": latents, "branches": (inputs,), **changed}
+        with pytest.raises(QwenImageError, match=words):
+            engine.loop(LoopInputs(sigmas=sigmas, time_features=features, guidance=1.0, **given))
+    assert driver.calls["cuMemHostAlloc"] == 0
 
 
 def test_a_failure_of_the_device_is_told(make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver) -> None:
