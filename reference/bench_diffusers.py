@@ -13,7 +13,7 @@ from PIL import Image
 from qwen_image_engine.reference.bench_torch import open_checkpoint, stored_bytes
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bench_case import Request
-from qwen_image_engine.runtime.bench_peers import INSTALL, WaySpec
+from qwen_image_engine.runtime.bench_peers import INSTALL_DIFFUSERS, WaySpec
 from qwen_image_engine.runtime.bench_way import Drawer, Unavailable
 from qwen_image_engine.runtime.process_memory import MemoryWatch
 from qwen_image_engine.runtime.timing import Timing, Timings
@@ -40,7 +40,9 @@ def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
         import transformers
         from diffusers import QwenImage21Pipeline
     except RuntimeError as error:  # how its lazy imports report what is wrong with a package
-        raise Unavailable(f"diffusers does not load ({' '.join(str(error).split())}); {INSTALL}") from error
+        raise Unavailable(
+            f"diffusers does not load ({' '.join(str(error).split())}); install it again with: {INSTALL_DIFFUSERS}"
+        ) from error
     dtype = torch.bfloat16 if spec.name == "diffusers-bf16" else torch.float32
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

@@ -45,8 +45,6 @@ def compile_blocks(network: nn.Module) -> None:
 def open_checkpoint(spec: WaySpec) -> Checkpoint:
     """The checkpoint that the bundle was made from, adapters and single file included, or the one at `spec.checkpoint`.
 
-    Weights are not hashed, which takes minutes and changes no time; `qwen-image verify` does.
-
     Raises:
         QwenImageError: it is missing, or its configuration is another than the bundle's.
     """
@@ -69,6 +67,21 @@ def open_checkpoint(spec: WaySpec) -> Checkpoint:
             f"has sha256 {found[:12]}…, the bundle's {source.config_sha256[:12]}…; name the right one with -m"
         )
     return checkpoint
+
+
+def check_weights(spec: WaySpec) -> None:
+    """Hash the weights, which takes as long as reading them, and compare.
+
+    Raises:
+        QwenImageError: they are not those that the bundle was made from.
+    """
+    checkpoint, source = open_checkpoint(spec), read_manifest(Path(spec.bundle)).checkpoint
+    found = checkpoint.weights_sha256()
+    if found != source.weights_sha256:
+        raise QwenImageError(
+            f"{spec.bundle} was not made from {checkpoint.place}: the checkpoint's weights have sha256 {found[:12]}…, "
+            f"the bundle's {source.weights_sha256[:12]}…; name the right one with -m"
+        )
 
 
 def stored_bytes(checkpoint: Checkpoint) -> int:

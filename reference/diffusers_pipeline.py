@@ -51,18 +51,30 @@ def loaded_from(pipeline: DiffusersPipeline, class_name: str) -> str:
 
 
 def check_unchanged(
-    pipeline: DiffusersPipeline, components: Mapping[str, Component], scheduler: Mapping[str, Any]
+    pipeline: DiffusersPipeline,
+    components: Mapping[str, Component],
+    scheduler: Mapping[str, Any],
+    vocabulary: Mapping[str, int],
 ) -> None:
-    """Compare every weight and the scheduler's settings with the files'; weights in the pipeline's dtypes.
+    """Compare every weight, the scheduler's settings and the vocabulary with the files'.
+
+    Weights are compared in the pipeline's dtypes.
 
     Args:
         pipeline: of diffusers.
         components: the files' by the keys of `LAYOUT`.
         scheduler: their scheduler_config.json.
+        vocabulary: of their tokenizer, with what was added.
 
     Raises:
-        QwenImageError: one differs; the text names it.
+        QwenImageError: one differs, or the pipeline has none of it; the text names it.
     """
+    absent = [name for name in (*LAYOUT, "scheduler", "processor") if pipeline.components.get(name) is None]
+    if absent:
+        raise QwenImageError(
+            f"the pipeline has no {absent[0]}, which a bundle needs; load it whole, or name its folder"
+        )
+    _check_vocabulary(pipeline.components["processor"].tokenizer.get_vocab(), vocabulary)
     for name in LAYOUT:
         _check_weights(name, pipeline.components[name].state_dict(), components[name])
     own = pipeline.components["scheduler"].config
@@ -71,6 +83,15 @@ def check_unchanged(
         key = changed[0]
         raise QwenImageError(
             f"the pipeline's scheduler has {key} = {own.get(key)!r}, its files {scheduler[key]!r}; {_SAVE}"
+        )
+
+
+def _check_vocabulary(own: Mapping[str, int], stored: Mapping[str, int]) -> None:
+    if own != stored:
+        changed = min(token for token in own.keys() | stored.keys() if own.get(token) != stored.get(token))
+        raise QwenImageError(
+            f"the pipeline's tokenizer has {changed!r} as {own.get(changed, 'no token')}, its files as "
+            f"{stored.get(changed, 'no token')}; {_SAVE}"
         )
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from qwen_image_engine.engines.engine import ENGINES, MAX_THREADS
 from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.bench_case import MAX_DRAWS, Case, reference_picture
-from qwen_image_engine.runtime.bench_peers import BASELINES, WaySpec
+from qwen_image_engine.runtime.bench_peers import BASELINES, PEERS, WaySpec
 from qwen_image_engine.runtime.bench_process import ProcessWay
 from qwen_image_engine.runtime.bench_result import Benchmark
 from qwen_image_engine.runtime.bench_rounds import run_rounds
@@ -109,13 +109,22 @@ def bench(
     began = datetime.now(UTC).isoformat(timespec="seconds")
     names = [*(("engine", name) for name in engines), *(("baseline", name) for name in baselines)]
     with ExitStack() as stack:
-        ways = []
+        ways: list[ProcessWay] = []
+        hashed = False
         for role, name in names:
-            with ProgressBar(f"loading {name}", 0):
-                spec = WaySpec(
-                    name, role, settings.bundle, settings.checkpoint, threads, memory, settings.reference_resolution
-                )
+            spec = WaySpec(
+                name,
+                role,
+                settings.bundle,
+                settings.checkpoint,
+                threads,
+                memory,
+                settings.reference_resolution,
+                hashes=name in PEERS and not hashed,  # once: the first of them that loads
+            )
+            with ProgressBar(f"loading {name}{', and hashing its weights' if spec.hashes else ''}", 0):
                 ways.append(stack.enter_context(ProcessWay(spec)))
+            hashed |= spec.hashes and ways[-1].facts.missing is None
         running = [way for way in ways if way.facts.missing is None]
         with ProgressBar("measuring", (rounds + 2) * len(running) * len(cases)) as bar:
             runs = run_rounds(running, cases, rounds, bar.advance, pictures=pictures)
@@ -161,6 +170,11 @@ def _check(settings: Settings) -> None:
             raise UsageError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
         if len(set(found)) < len(found):
             raise UsageError(f"{what}s {', '.join(found)}: one stands there twice")
+    if settings.checkpoint is not None and not set(settings.baselines) & set(PEERS):
+        raise UsageError(
+            f"checkpoint {settings.checkpoint}: engines run the bundle alone, and no baseline that is asked for runs a "
+            f"checkpoint; name one of {', '.join(PEERS)}"
+        )
     both = set(settings.engines) & set(settings.baselines)
     if both:
         raise UsageError(f"{min(both)} is engine and baseline; a ratio to itself would only tell the noise")

@@ -21,7 +21,8 @@ PEERS = ("torch", "torch-compile", "diffusers", "diffusers-bf16")
 diffusers' own pipeline, in fp32 and in the precision that its users take."""
 
 BASELINES = (*PEERS, *ENGINES)
-INSTALL = "pip install 'qwen-image-engine[dev]'"
+INSTALL = "pip install 'qwen-image-engine[export]'"
+INSTALL_DIFFUSERS = f"{INSTALL} diffusers transformers torchvision"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class WaySpec:
         threads: None for every core.
         memory: "resident" or "sequential"; diffusers holds everything.
         resolution: side in pixels of reference images.
+        hashes: whether a peer compares its weights' hash with the bundle's when it has loaded.
     """
 
     name: str
@@ -45,6 +47,7 @@ class WaySpec:
     threads: int | None
     memory: Memory
     resolution: int
+    hashes: bool = False
 
 
 def load_way(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
@@ -81,6 +84,7 @@ def computed_precision(engine: str, precision: str) -> str:
 
 def _peer(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
     load: Callable[[WaySpec, MemoryWatch | None], Drawer]
+    install = INSTALL_DIFFUSERS if spec.name.startswith("diffusers") else INSTALL
     try:
         if spec.name.startswith("diffusers"):
             from qwen_image_engine.reference.bench_diffusers import load_diffusers as load
@@ -88,7 +92,7 @@ def _peer(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
             from qwen_image_engine.reference.bench_torch import load_torch as load
         return load(spec, watch)
     except ModuleNotFoundError as error:
-        raise Unavailable(f"{error.name} is not installed; install it with: {INSTALL}") from error
+        raise Unavailable(f"{error.name} is not installed; install it with: {install}") from error
     except (ImportError, OSError) as error:
         pass_interruption(error)
-        raise Unavailable(f"does not load ({one_line(error)}); install it again with: {INSTALL}") from error
+        raise Unavailable(f"does not load ({one_line(error)}); install it again with: {install}") from error

@@ -55,6 +55,10 @@ def _load(spec: WaySpec, loaded: list[Drawer]) -> Mapping[str, Any]:
                 return {"facts": asdict(WayFacts(spec.name, spec.role, missing=str(error))), "missing": True}
             raise
         seconds, peak = time.perf_counter() - began, watch.overall()
+    if spec.hashes:
+        from qwen_image_engine.reference.bench_torch import check_weights
+
+        check_weights(spec)
     loaded.append(drawer)
     facts = WayFacts(
         name=spec.name,

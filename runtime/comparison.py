@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.errors import UsageError
 from qwen_image_engine.runtime.bench_result import FORMAT as BENCH
 from qwen_image_engine.runtime.bench_result import SCHEMA as BENCH_SCHEMA
 from qwen_image_engine.runtime.form import Misshapen
@@ -87,9 +87,8 @@ def compare(first: Path, second: Path) -> Comparison:
     """Compare two files that `--output` wrote, the older one first.
 
     Raises:
-        UsageError: one is of `bench` and the other of `verify`.
-        QwenImageError: a file cannot be read, is neither, is of another schema version or misshapen, or the two have
-            nothing in common.
+        UsageError: a file cannot be read, is neither, is of another schema version or misshapen; one is of `bench` and
+            the other of `verify`; or the two have nothing in common. A script tells that from a regression.
     """
     from qwen_image_engine.runtime.comparison_bench import compare_bench
     from qwen_image_engine.runtime.comparison_forms import FORMS
@@ -102,13 +101,11 @@ def compare(first: Path, second: Path) -> Comparison:
         try:
             FORMS[kind](document, "")
         except Misshapen as error:
-            raise QwenImageError(f"{path}: misshapen: {error}; run qwen-image {kind} again") from None
+            raise UsageError(f"{path}: misshapen: {error}; run qwen-image {kind} again") from None
     found = (compare_bench if kind == "bench" else compare_verify)(before, after)
     if not found.rows:
         notes = "".join(f"; {note}" for note in found.notes)
-        raise QwenImageError(
-            f"{first} and {second} have no figure in common{notes}; run {kind} with the same arguments"
-        )
+        raise UsageError(f"{first} and {second} have no figure in common{notes}; run {kind} with the same arguments")
     return found
 
 
@@ -116,14 +113,14 @@ def read_result(path: Path) -> tuple[Literal["bench", "verify"], Mapping[str, An
     """Which verb wrote a file, and the object in it.
 
     Raises:
-        QwenImageError: it cannot be read, is no result of either, or of another schema version.
+        UsageError: it cannot be read, is no result of either, or of another schema version.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise QwenImageError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise QwenImageError(f"{path} is not JSON ({error})") from error
+        raise UsageError(f"{path} is not JSON ({error})") from error
     found = data if isinstance(data, dict) else {}
     if found.get("format") == BENCH:
         _check_schema(path, found.get("schema"), BENCH_SCHEMA, "bench")
@@ -133,7 +130,7 @@ def read_result(path: Path) -> tuple[Literal["bench", "verify"], Mapping[str, An
         return "verify", found
     if "format" not in found and {"passed", "components"} <= found.keys():
         return "verify", found  # as verify wrote it before it named its format
-    raise QwenImageError(
+    raise UsageError(
         f'{path} is no result of bench or verify: its "format" is {found.get("format")!r}, expected {BENCH!r} or '
         f"{VERIFY!r}; write one with: qwen-image bench BUNDLE --output {path}"
     )
@@ -141,7 +138,7 @@ def read_result(path: Path) -> tuple[Literal["bench", "verify"], Mapping[str, An
 
 def _check_schema(path: Path, found: object, expected: int, verb: str) -> None:
     if found != expected:
-        raise QwenImageError(
+        raise UsageError(
             f"{path}: schema version {found!r}, this version reads {expected}; run qwen-image {verb} again with this "
             "version, or compare with the version that wrote it"
         )

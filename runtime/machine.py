@@ -33,6 +33,8 @@ PACKAGES = (
     "onnx-ir",
     "onnxscript",
     "safetensors",
+    "transformers",
+    "diffusers",
 )
 
 

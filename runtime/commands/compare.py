@@ -22,7 +22,7 @@ def execute(options: argparse.Namespace) -> Report:
 
     found = compare(options.first, options.second)
     shown = [row for row in found.rows if options.all or row.change != "same"]
-    rows = [("", "where", "what", "before", "after", "ratio", "interval")]
+    rows = [("", "where", "what", "before", "after", "times better", "interval")]
     rows += [
         (
             row.change,
@@ -30,7 +30,7 @@ def execute(options: argparse.Namespace) -> Report:
             row.what,
             _figure(row.before, row.unit),
             _figure(row.after, row.unit),
-            "" if row.ratio is None else f"{row.ratio:.2f}x",
+            "" if row.ratio is None else _ratio(row.ratio),
             row.reason if row.low is None or row.high is None else f"{row.low:.2f}x to {row.high:.2f}x",
         )
         for row in shown
@@ -47,6 +47,10 @@ def execute(options: argparse.Namespace) -> Report:
         f"test: {found.test}",
     ]
     return Report(found.to_json(), lines, 1 if found.failed else 0)
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2f}x" if 0.1 <= ratio < 1000 else f"{ratio:.3g}x"
 
 
 def _figure(value: float | None, unit: str) -> str:

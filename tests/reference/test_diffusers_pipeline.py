@@ -93,6 +93,19 @@ def test_another_schedule_is_refused(pipeline: Any) -> None:
         Checkpoint.open(pipeline)
 
 
+@pytest.mark.parametrize("name", ["transformer", "text_encoder", "vae", "scheduler", "processor"])
+def test_a_pipeline_that_lacks_a_part_is_refused(pipeline: Any, name: str) -> None:
+    setattr(pipeline, name, None)
+    with pytest.raises(QwenImageError, match=f"the pipeline has no {name}, which a bundle needs; load it whole"):
+        Checkpoint.open(pipeline)
+
+
+def test_another_vocabulary_is_refused(pipeline: Any) -> None:
+    pipeline.processor.tokenizer.add_tokens(["<a new style>"])
+    with pytest.raises(QwenImageError, match="tokenizer has '<a new style>' as [0-9]+, its files as no token; save it"):
+        Checkpoint.open(pipeline)
+
+
 def test_a_pipeline_made_in_memory_is_refused(folder: Path) -> None:
     with pytest.raises(QwenImageError, match="was not loaded from a folder; save it with"):
         Checkpoint.open(load_pipeline(folder))

@@ -1,6 +1,7 @@
 """`bench` whole: processes of their own, the command's document, requests that are refused before anything loads."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,8 +53,8 @@ def test_the_command(
     assert json.loads(json.dumps(Benchmark.from_json(document).to_json())) == document
 
     ways = {way["name"]: way for way in document["ways"]}
-    for name in ("torch", "diffusers"):
-        assert ways[name]["missing"].endswith("install it with: pip install 'qwen-image-engine[dev]'")
+    for name, more in (("torch", ""), ("diffusers", " diffusers transformers torchvision")):
+        assert ways[name]["missing"].endswith(f"install it with: pip install 'qwen-image-engine[export]'{more}")
         assert "is not installed" in ways[name]["missing"]
     written = sum(
         path.stat().st_size for path in exported().rglob("*") if path.name != "manifest.json" if path.is_file()
@@ -145,6 +146,30 @@ def test_another_checkpoint_is_refused(
     message = fails(1, "bench", exported(), "--baseline", "torch", "-m", random_checkpoint("odd"), *TINY)
     assert "was not made from" in message
     assert "name the right one with -m" in message
+
+
+def test_other_weights_are_refused(
+    exported: Callable[..., Path],
+    random_checkpoint: Callable[..., Path],
+    fails: Callable[..., str],
+    without: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    """By the first of the baselines that runs the checkpoint; one that is not there hashes nothing."""
+    without("diffusers")
+    other = tmp_path / "other"
+    shutil.copytree(random_checkpoint(), other)
+    weights = next((other / "transformer").glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    message = fails(1, "bench", exported(), "--baseline", "diffusers,torch", "-m", other, *TINY)
+    assert f"torch: {exported()} was not made from {other}: the checkpoint's weights have sha256" in message
+
+
+def test_a_checkpoint_that_nothing_runs_is_refused(exported: Callable[..., Path], fails: Callable[..., str]) -> None:
+    message = fails(2, "bench", exported(), "--baseline", "openvino", "-m", "anywhere", *TINY)
+    assert "no baseline that is asked for runs a checkpoint; name one of torch, torch-compile, diffusers" in message
 
 
 def test_a_process_that_dies_is_named(exported: Callable[..., Path]) -> None:
