@@ -2,12 +2,12 @@
 
 python benchmarks/quantisation.py [-m CHECKPOINT] [--output benchmarks/results/quantisation.json]
 
-Three checkpoints: the one named, the same with outliers planted that change nothing in fp32, and random weights. Each
-component runs on the reference's own inputs, recorded on three prompts at three sizes over their schedules;
-teacher-forced steps run the whole way from the prompt with the reference's latents at each step. Static scales of ours
-come from `calibrate` on prompts.txt, which none of these is among. The others quantise the same linears: plain W8A8 has
-one scale a tensor, from the largest magnitudes of the very inputs that it is then tested on; ONNX Runtime's
-quantize_static and ModelOpt, where it is installed, calibrate on those inputs as well.
+Four checkpoints: the one named, random weights as deep as the released transformer, and each of them with outliers
+planted that change nothing in fp32. Each component runs on the reference's own inputs, recorded on three prompts at
+three sizes over their schedules; teacher-forced steps run the whole way from the prompt with the reference's latents at
+each step. Static scales of ours come from `calibrate` on prompts.txt, which none of these is among. The others quantise
+the same linears: plain W8A8 has one scale a tensor, from the largest magnitudes of the very inputs that it is then
+tested on; ONNX Runtime's quantize_static and ModelOpt, where it is installed, calibrate on those inputs as well.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from unittest import mock
 import onnx
 import torch
 from environment import environment
+from released_configs import released_configs
 from safetensors.torch import load_file, save_file
 
 from qwen_image_engine.calibration import fp8, quantised_network, smoothing, static_input
@@ -58,6 +59,10 @@ KINDS = ("attn.to_[qkv]", "attn.to_out.0", "img_mlp.gate_layer", "img_mlp.proj",
 """Linears of a block, by what an ablation keeps high of all blocks."""
 QUANTISED = ("text_encoder", "prefix", "step")
 MODELOPT = {"FP8": "FP8_DEFAULT_CFG", "INT8 SmoothQuant": "INT8_SMOOTHQUANT_CFG"}
+BLOCKS: int = released_configs()["transformer"]["num_layers"]
+"""Of random weights: 32. As networks begin (Glorot) the mean gate is 0.1, where training left `shapes` 0.6 and 0.5, and
+a block adds a seventh to the stream, there a third to twice as much. Over the 7 blocks of `shapes` planted outliers
+leave plain W8A8 a cosine of 0.933; over 32, 0.776."""
 ALL_LINEARS = Quantisation(("transformer", "text_encoder"), (Rule("*", "int8"),))
 Found = dict[str, list[tuple[Difference, ...]]]
 """Row of the table (a component, or "teacher_forced") to each case's runs."""
@@ -292,19 +297,37 @@ def measure(name: str, checkpoint: Checkpoint, work: Path, ablation: bool = Fals
         yield row("static int8, not smoothed, twin", static("int8"))
 
 
-def write_random(source: Path, target: Path) -> Path:
-    """A copy whose matrices are normal noise of variance 2 / (rows + columns) (Glorot), as networks begin."""
+def write_random(source: Path, target: Path, blocks: int) -> Path:
+    """A copy of `blocks` blocks whose matrices are normal noise of variance 2 / (rows + columns) (Glorot).
+
+    Norms are those of `source`, its blocks' over and over. Each network is one file.
+    """
     shutil.copytree(source, target)
+    configuration = target / "transformer" / "config.json"
+    values = json.loads(configuration.read_text(encoding="utf-8"))
+    configuration.write_text(json.dumps(values | {"num_layers": blocks}, indent=2) + "\n", encoding="utf-8")
     generator = torch.Generator().manual_seed(0)
     for network in LINEARS:
         for file in (target / network).glob("*.safetensors"):
             tensors = load_file(file)
+            if network == "transformer":
+                tensors = _with_blocks(tensors, values["num_layers"], blocks)
             for name, tensor in tensors.items():
                 if tensor.ndim == 2 and "embed_tokens" not in name:
                     noise = torch.randn(tensor.shape, generator=generator) * (2 / sum(tensor.shape)) ** 0.5
                     tensors[name] = noise.to(tensor.dtype)
             save_file(tensors, file, {"format": "pt"})
     return target
+
+
+def _with_blocks(tensors: Mapping[str, torch.Tensor], present: int, blocks: int) -> dict[str, torch.Tensor]:
+    found = {name: tensor for name, tensor in tensors.items() if not name.startswith("transformer_blocks.")}
+    for block in range(blocks):
+        source = f"transformer_blocks.{block % present}."
+        for name, tensor in tensors.items():
+            if name.startswith(source):
+                found[f"transformer_blocks.{block}.{name.removeprefix(source)}"] = tensor.clone()
+    return found
 
 
 @contextmanager
@@ -330,15 +353,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, traced_once():
         work = Path(folder)
         planted = write_with_outliers(options.model, work / "planted")
-        random = write_random(options.model, work / "random")
+        random = write_random(options.model, work / "random", BLOCKS)
         random_planted = write_with_outliers(random, work / "random-planted")
         checkpoint = Checkpoint.open(options.model)
         outliers = f"one channel in 32 scaled by {FACTOR:g}"
         rows = [
             *measure("as trained", checkpoint, work, ablation=True),
             *measure(outliers, Checkpoint.open(planted), work),
-            *measure("random weights", Checkpoint.open(random), work),
-            *measure(f"random weights, {outliers}", Checkpoint.open(random_planted), work),
+            *measure(f"random weights, {BLOCKS} blocks", Checkpoint.open(random), work),
+            *measure(f"random weights, {BLOCKS} blocks, {outliers}", Checkpoint.open(random_planted), work),
         ]
     document = {
         "what": "errors against the fp32 reference on three prompts over their schedules",
