@@ -42,12 +42,40 @@ def onnxruntime_small() -> str:
     return speed_ratio(1024, ONNXRUNTIME)
 
 
+def onnxruntime_small_fp32() -> str:
+    return speed_ratio(1024, ONNXRUNTIME, "fp32")
+
+
 def openvino_small() -> str:
     return speed_ratio(1024, OPENVINO)
 
 
+def openvino_small_fp32() -> str:
+    return speed_ratio(1024, OPENVINO, "fp32")
+
+
 def openvino_large() -> str:
     return speed_ratio(4096, OPENVINO)
+
+
+def products_fp32() -> str:
+    return f"{result('speed')['products_gop_per_s']['fp32'] / 1000:.2f}"
+
+
+def products_bf16() -> str:
+    return f"{result('speed')['products_gop_per_s']['bf16'] / 1000:.2f}"
+
+
+def products_int8() -> str:
+    return f"{result('speed')['products_gop_per_s']['int8'] / 1000:.2f}"
+
+
+def onnxruntime_small_fp32_zen4() -> str:
+    return speed_ratio(1024, ONNXRUNTIME, "fp32", "speed-zen4")
+
+
+def openvino_small_fp32_zen4() -> str:
+    return speed_ratio(1024, OPENVINO, "fp32", "speed-zen4")
 
 
 def step_1024_minutes() -> str:
@@ -85,8 +113,15 @@ FIGURES: Mapping[str, Callable[[], str]] = {
         judge_of_prompts,
         judge_of_edits,
         onnxruntime_small,
+        onnxruntime_small_fp32,
+        onnxruntime_small_fp32_zen4,
         openvino_small,
+        openvino_small_fp32,
+        openvino_small_fp32_zen4,
         openvino_large,
+        products_fp32,
+        products_bf16,
+        products_int8,
         step_1024_minutes,
         step_2048_minutes,
         step_2048_core_s,

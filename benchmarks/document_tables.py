@@ -21,10 +21,10 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 ONNXRUNTIME, OPENVINO = "ONNX Runtime int8", "OpenVINO int8, rest bf16"
 
 
-def speed_ratio(tokens: int, way: str) -> str:
-    """How many times faster than diffusers in bf16 a way takes a step."""
-    (row,) = (row for row in result("speed")["results"] if (row["tokens"], row["way"]) == (tokens, way))
-    return f"{row['times_faster_than']['diffusers bf16']['ratio_of_medians']:.2f}x"
+def speed_ratio(tokens: int, way: str, base: str = "bf16", file: str = "speed") -> str:
+    """How many times faster than diffusers a way takes a step."""
+    (row,) = (row for row in result(file)["results"] if (row["tokens"], row["way"]) == (tokens, way))
+    return f"{row['times_faster_than'][f'diffusers {base}']['ratio_of_medians']:.2f}x"
 
 
 def measured() -> str:
@@ -115,6 +115,15 @@ def _measured() -> Iterator[tuple[str, str, str]]:
 
 def speed() -> str:
     """Cached steps at the released width, by size and way."""
+    return _speed("speed")
+
+
+def speed_zen4() -> str:
+    """The same on another processor."""
+    return _speed("speed-zen4")
+
+
+def _speed(file: str) -> str:
     return markdown(
         ("tokens + prefix", "way", "seconds", "x diffusers fp32", "x diffusers bf16", "error"),
         (
@@ -128,7 +137,7 @@ def speed() -> str:
                 ),
                 f"{row['relative_l2']:.1%}" if row["relative_l2"] > 1e-4 else f"{row['relative_l2']:.0e}",
             )
-            for row in result("speed")["results"]
+            for row in result(file)["results"]
         ),
     )
 
@@ -369,6 +378,7 @@ def gpu() -> str:
     if not (RESULTS / "gpu.json").is_file():
         return "No result of a GPU has been committed yet.\n"
     found = result("gpu")
+    assert found["device"]["name"] != "cpu", "benchmarks/results/gpu.json is of a dry run; remove it"
     head = f"{found['device']['name']}, driver {found['device']['driver']}, torch {found['versions']['torch']}:\n\n"
     return head + markdown(
         ("picture", "way", "first step, ms", "steady, median", "p90", "TFLOP/s", "of the ceiling", "memory"),
@@ -395,6 +405,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     for table in (
         measured,
         speed,
+        speed_zen4,
         profile,
         gpu,
         attention,

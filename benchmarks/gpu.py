@@ -8,6 +8,7 @@ written after every row. `--device cpu --tiny` goes through all of it in seconds
 """
 
 import argparse
+import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import torch
@@ -24,10 +26,10 @@ from gpu_loop import kernel_row
 from gpu_memory import reset_peak
 from gpu_network import random_transformer
 from gpu_parity import torch_rows
-from gpu_peers import peer_ways
+from gpu_peers import Exported, peers
 from gpu_record import Record
 from gpu_tensorrt import PRECISIONS, TensorRt, shapes_of
-from gpu_ways import COMPILED, Budget, Rows, Steps, Way, guarded, one_line, prefix_row, torch_ways
+from gpu_ways import COMPILED, Budget, Rows, Steps, Way, compiled_prefix_rows, guarded, one_line, prefix_row, torch_ways
 from gpu_work import synchronise
 from released_configs import released_configs, small_configs
 from wide_checkpoint import SMALL, write_wide_checkpoint
@@ -38,6 +40,9 @@ RESULTS = Path(__file__).parent / "results"
 PREFIX = 128
 SECONDS = 540.0
 """Of 600: what is begun may take a little longer than it is thought to."""
+
+GRACE_SECONDS = 50.0
+"""After which the script ends whatever it is doing."""
 
 PROFILE_SECONDS = 30.0
 TINY = (64, "aot_eager")
@@ -93,8 +98,8 @@ def run_all(options: argparse.Namespace, device: torch.device, budget: Budget, w
         record.add("parity", engine_parity("onnxruntime-cuda", "cuda", in_onnxruntime, device, budget, work))
     if steps is not None and plain:
         values = configs(options.tiny)
-        for way in peer_ways(steps.network, values, work):
-            timed_engine(way, steps, record)
+        for way, exported in peers(steps.network, values, work):
+            timed_engine(way, steps, record, exported)
     in_tensorrt = tuple(options.tensorrt)
     record.add("parity", engine_parity("tensorrt", "tensorrt", in_tensorrt, device, budget, work))
     if steps is not None:
@@ -132,19 +137,21 @@ def timed_torch(options: argparse.Namespace, device: torch.device, budget: Budge
     (row,) = guarded({}, lambda: [prefix_row(steps)])
     record.put("prefix", row)
     if not options.tensorrt_only:
+        record.add("prefixes", compiled_prefix_rows(steps, options.backend, compile_seconds(options)))
         (compiled,) = (way for way in quick if way.name == COMPILED)
         for row in profile_rows(compiled, steps):
             record.put("profile", row)
     return steps
 
 
-def timed_engine(way: Way, steps: Steps, record: Record, tensorrt: TensorRt | None = None) -> None:
+def timed_engine(way: Way, steps: Steps, record: Record, engine: Exported | TensorRt | None = None) -> None:
     """All sizes of one way, its prefix and a profile of it; then it is closed, for several have no room."""
     try:
         record.add("steps", steps.rows([way]))
-        if tensorrt is not None:
-            record.add("prefixes", tensorrt.prefix_rows(steps))
-            record.add("loops", tensorrt.loop_rows(steps))
+        if engine is not None:
+            record.add("prefixes", engine.prefix_rows(steps))
+        if isinstance(engine, TensorRt):
+            record.add("loops", engine.loop_rows(steps))
         if way.is_ready():
             record.add("engine_profiles", profile_rows(way, steps))
     finally:
@@ -187,6 +194,13 @@ def compile_seconds(options: argparse.Namespace) -> float:
     return 5.0 if options.tiny else 45.0
 
 
+def stopped(work: Path) -> None:
+    """End the process where something takes longer than it was thought to; the file has every row up to then."""
+    print("gpu.py: the time is up; what was measured is in the file", file=sys.stderr, flush=True)
+    shutil.rmtree(work, ignore_errors=True)
+    os._exit(1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for a dry run")
@@ -202,8 +216,11 @@ def main() -> int:
     parser.add_argument("--tensorrt-only", action="store_true", help="leave out other ways than torch eager and that")
     parser.add_argument("--backend", help="of torch.compile; inductor unless given")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="nothing is begun that would not end by then")
-    parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")
+    parser.add_argument(
+        "--output", type=Path, help="benchmarks/results/gpu.json; of a dry run, which is no result, out/gpu.json"
+    )
     options = parser.parse_args()
+    options.output = options.output or (RESULTS if options.device == "cuda" else Path("out")) / "gpu.json"
     options.pixels = options.pixels or ([TINY[0]] if options.tiny else [1024, 2048, 512])
     options.backend = options.backend or (TINY[1] if options.tiny else "inductor")
     if unknown := set(options.tensorrt) - set(PRECISIONS):
@@ -217,10 +234,14 @@ def main() -> int:
     budget, device = Budget(options.seconds), torch.device(options.device)
     record = Record(options.output, {"what": WHAT, "device": device_facts(device), **environment()})
     work = Path(tempfile.mkdtemp(prefix="gpu-"))
+    stop = Timer(options.seconds + GRACE_SECONDS, stopped, (work,))
+    stop.daemon = True
+    stop.start()
     try:
         with torch.no_grad():
             run_all(options, device, budget, work, record)
     finally:
+        stop.cancel()
         shutil.rmtree(work, ignore_errors=True)
     record.put("complete", True)
     print(options.output, file=sys.stderr)

@@ -22,4 +22,12 @@ mkdir "$packages/qwen_image_engine"
 for folder in calibration engines export reference runtime; do
     ln -s "$here/$folder" "$packages/qwen_image_engine/$folder"
 done
-PYTHONPATH="$packages${PYTHONPATH:+:$PYTHONPATH}" "$python" "$here/benchmarks/gpu.py" "$@"
+PYTHONPATH="$packages${PYTHONPATH:+:$PYTHONPATH}" "$python" "$here/benchmarks/gpu.py" "$@" &
+child=$!
+trap 'kill "$child" 2> /dev/null' INT TERM
+status=0
+wait "$child" || status=$?
+if kill -0 "$child" 2> /dev/null; then # a signal ended the wait and not the script, which removes its files now
+    wait "$child" || status=$?
+fi
+exit "$status"

@@ -1,5 +1,7 @@
 """Other ways of running the same step: diffusers, ONNX Runtime on CUDA; what is missing says why."""
 
+from __future__ import annotations
+
 import importlib
 import shutil
 from collections.abc import Mapping
@@ -11,7 +13,7 @@ import torch
 from export_memory import write_checkpoint
 from gpu_memory import Held
 from gpu_network import SIGMA, Case, Run
-from gpu_ways import Once, Way, one_line
+from gpu_ways import Once, Rows, Steps, Way, engine_prefix_rows, one_line
 from safetensors.torch import save_file
 from synthetic_scales import SYNTHETIC, synthetic_calibration
 from torch import Tensor
@@ -24,12 +26,15 @@ from qwen_image_engine.reference.transformer import Transformer
 
 DIFFUSERS = "diffusers eager"
 
+LOAD_SECONDS = 60.0
+"""Loading what has been exported."""
+
 EXPORT_SECONDS = 240.0
 """Writing 14 GB, tracing two graphs of 32 blocks, and loading them."""
 
 
-def peer_ways(network: Transformer, values: Mapping[str, Any], work: Path) -> list[Way]:
-    """All of them, each to be closed before the next is loaded.
+def peers(network: Transformer, values: Mapping[str, Any], work: Path) -> list[tuple[Way, Exported | None]]:
+    """All of them, each to be closed before the next is loaded; an engine with what its prefix is timed by.
 
     Args:
         network: whose weights they run.
@@ -40,8 +45,8 @@ def peer_ways(network: Transformer, values: Mapping[str, Any], work: Path) -> li
     plain = ("onnxruntime-cuda", "cuda", "bf16") if on_cuda else ("onnxruntime", "cpu", "fp32")
     engines = [Exported(network, values, work, *way) for way in (plain, ("onnxruntime-cuda", "cuda", "fp8"))]
     return [
-        Way(DIFFUSERS, Diffusers(network), 20, missing_package("diffusers")),
-        *(item.way(EXPORT_SECONDS if on_cuda else 10) for item in engines),
+        (Way(DIFFUSERS, Diffusers(network), 20, missing_package("diffusers")), None),
+        *((item.way(EXPORT_SECONDS if on_cuda else 10), item) for item in engines),
     ]
 
 
@@ -52,6 +57,7 @@ class Diffusers:
         self.network = network
 
     def __call__(self, case: Case) -> Run:
+        import torchvision_operators  # noqa: F401
         from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 
         config, weight = self.network.config, self.network.img_in.weight
@@ -93,7 +99,7 @@ class TorchMemory:
     def address(self) -> int:
         return self.tensor.data_ptr()
 
-    def allocate(self, nbytes: int) -> "TorchMemory":
+    def allocate(self, nbytes: int) -> TorchMemory:
         raise NotImplementedError
 
     def copy(self, start: int, source: Any, source_start: int, nbytes: int) -> None:
@@ -104,7 +110,7 @@ class TorchMemory:
 
 
 class Exported:
-    """The step's graph on an engine; exported once, of a checkpoint that has the network's weights."""
+    """Step and prefix on an engine; exported once, of a checkpoint that has the network's weights."""
 
     def __init__(
         self,
@@ -118,27 +124,41 @@ class Exported:
         self.network, self.values = network, values
         self.backend, self.target, self.precision = engine, target, precision
         self.work, self.folder = work, work / f"graphs-{target}-{precision}"
-        self.engine = Once(self._export)
+        self._written = Once(self._export)
+        self.step, self.prefix = (
+            Once(lambda component=component: self._load(component)) for component in ("step", "prefix")
+        )
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend} {self.target} {self.precision}" + (f", {SYNTHETIC}" if self.precision == "fp8" else "")
+
+    def prefix_rows(self, steps: Steps) -> Rows:
+        """The prefix's pass, where the step could be loaded."""
+        missing = missing_engine(self.backend)
+        if missing is None and self.step.made is None:
+            missing = "the step has not been loaded"
+        return engine_prefix_rows(steps, self.name, self.prefix, missing, LOAD_SECONDS)
 
     def way(self, seconds: float) -> Way:
-        scales = f", {SYNTHETIC}" if self.precision == "fp8" else ""
         return Way(
-            f"{self.backend} {self.target} {self.precision}{scales}",
+            self.name,
             self,
             seconds,
             missing_engine(self.backend),
             held=Held(self.network.img_in.weight.device),
-            is_ready=lambda: self.engine.made is not None,
+            is_ready=lambda: self.step.made is not None,
             close=self.close,
         )
 
     def close(self) -> None:
-        """Free the engine, and its graphs on the disk."""
-        self.engine.close()
+        """Free the engines, and their graphs on the disk."""
+        self.step.close()
+        self.prefix.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __call__(self, case: Case) -> Run:
-        device, engine, inputs = case.latents.device, self.engine(), array_inputs(case)
+        device, engine, inputs = case.latents.device, self.step(), array_inputs(case)
 
         def step() -> Tensor:
             return torch.from_numpy(np.asarray(engine.run(inputs)["velocity"])).to(device)
@@ -159,13 +179,17 @@ class Exported:
         # Weights in the dtype of the graph are linked: 14 GB less to write.
         linked = chosen.quantisation is None and self.network.img_in.weight.dtype == getattr(torch, chosen.dtype)
         weights = "link" if linked else "copy"
-        written = write_network(checkpoint, ("step",), chosen, quantised, weights, bundle, {}, lambda what, count: None)
-        entry = written.components["step"]
-        return load_engine(self.backend, bundle / entry.model, entry.contract)
+        written = write_network(
+            checkpoint, ("prefix", "step"), chosen, quantised, weights, bundle, {}, lambda what, count: None
+        )
+        return written.components
+
+    def _load(self, component: str) -> Any:
+        entry = self._written()[component]
+        return load_engine(self.backend, self.folder / entry.model, entry.contract)
 
 
 def _diffusers_model(config: TransformerConfig, layers: int) -> Any:
-    import torchvision_operators  # noqa: F401
     from diffusers import QwenImage21Transformer2DModel
 
     return QwenImage21Transformer2DModel(

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from gpu_loop import loop_row
-from gpu_memory import Held, reset_peak
+from gpu_memory import Held
 from gpu_network import Case, Run
 from gpu_peers import array_inputs, missing_engine, written_checkpoint
-from gpu_ways import Budget, Once, Row, Rows, Steps, Way, figures, guarded
-from gpu_work import measure, prefix_flop
+from gpu_ways import Budget, Once, Row, Rows, Steps, Way, engine_prefix_rows, guarded
 from synthetic_scales import SYNTHETIC, synthetic_calibration
 from torch import Tensor
 
@@ -88,13 +87,8 @@ class TensorRt:
         )
 
     def prefix_rows(self, steps: Steps) -> Rows:
-        """The prefix's pass, whose keys and values stay on the device."""
-        row: Row = {"prefix": steps.prefix, "way": self.name}
-        missing = missing_engine("tensorrt") or self.budget.refuses(BUILD_SECONDS)
-        if missing is not None:
-            yield row | {"missing": missing}
-        else:
-            yield from guarded(row, lambda: [row | self._timed_prefix(steps)])
+        """The prefix's pass."""
+        return engine_prefix_rows(steps, self.name, self.prefix, missing_engine("tensorrt"), BUILD_SECONDS)
 
     def loop_rows(self, steps: Steps) -> Rows:
         """Steps that the device takes one behind the other, where the step is built."""
@@ -112,19 +106,6 @@ class TensorRt:
         self.step.close()
         self.prefix.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _timed_prefix(self, steps: Steps) -> Row:
-        names = ("text_states", "cos", "sin")
-        inputs = {name: tensor.float().cpu().numpy() for name, tensor in zip(names, steps.states, strict=True)}
-        reset_peak(steps.device)
-        held = Held(steps.device)
-        with held.sampled():
-            engine = self.prefix()
-        times = measure(lambda: engine.run(inputs), steps.device, in_torch=False)
-        with held.sampled():
-            engine.run(inputs)
-        flop = prefix_flop(self.network.config, steps.prefix)
-        return figures(times, flop, steps.top) | {"peak_bytes": held.most}
 
     @cached_property
     def exported(self) -> Mapping[str, ComponentEntry]:

@@ -216,13 +216,58 @@ def _sampled(held: Held | None) -> Any:
     return nullcontext() if held is None else held.sampled()
 
 
+def compiled_prefix_rows(steps: Steps, backend: str, seconds: float) -> Rows:
+    """The same pass as `prefix_row`, in blocks that are compiled and as one CUDA graph; `seconds` it may take."""
+    network, device = steps.network, steps.device
+    row: Row = {"prefix": steps.prefix, "way": COMPILED}
+    missing = steps.budget.refuses(seconds)
+    if missing is not None:
+        yield row | {"missing": missing}
+        return
+
+    def timed() -> Iterator[Row]:
+        fast = compiled_blocks(network, {"backend": backend})
+        reset_peak(device)
+        times = measure(graphed(lambda: fast.prefix(*steps.states), device), device)
+        yield row | {"peak_bytes": peak_bytes(device)} | figures(times, _prefix_flop(steps), steps.top)
+
+    yield from guarded(row, timed)
+
+
+def engine_prefix_rows(steps: Steps, name: str, engine: Once, missing: str | None, seconds: float) -> Rows:
+    """The same pass in an engine, whose keys and values stay on the device; `seconds` it may take to make it."""
+    row: Row = {"prefix": steps.prefix, "way": name}
+    missing = missing or (None if engine.made is not None else steps.budget.refuses(seconds))
+    if missing is not None:
+        yield row | {"missing": missing}
+        return
+
+    def timed() -> Iterator[Row]:
+        names = ("text_states", "cos", "sin")
+        inputs = {name: tensor.float().cpu().numpy() for name, tensor in zip(names, steps.states, strict=True)}
+        reset_peak(steps.device)
+        held = Held(steps.device)
+        with held.sampled():
+            running = engine()
+        times = measure(lambda: running.run(inputs), steps.device, in_torch=False)
+        with held.sampled():
+            running.run(inputs)
+        yield row | figures(times, _prefix_flop(steps), steps.top) | {"peak_bytes": held.most}
+
+    yield from guarded(row, timed)
+
+
+def _prefix_flop(steps: Steps) -> float:
+    return prefix_flop(steps.network.config, steps.prefix)
+
+
 def prefix_row(steps: Steps) -> Row:
     """The prefix's pass, eager: it runs once a prompt."""
     network, device = steps.network, steps.device
     reset_peak(device)
     times = measure(lambda: network.prefix(*steps.states), device)
     row = {"prefix": steps.prefix, "way": EAGER, "peak_bytes": peak_bytes(device)}
-    return row | figures(times, prefix_flop(network.config, steps.prefix), steps.top)
+    return row | figures(times, _prefix_flop(steps), steps.top)
 
 
 def figures(times: Times, flop: float, top: float | None) -> Row:

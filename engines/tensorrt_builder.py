@@ -15,6 +15,7 @@ from qwen_image_engine.engines.build_job import BuildJob, BuildResult
 from qwen_image_engine.engines.engine_audit import Network, audit, check_audit, check_parsed
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.engines.plan_entry import Profile
+from qwen_image_engine.engines.tensorrt_factory import made
 from qwen_image_engine.engines.tensorrt_log import Log
 from qwen_image_engine.engines.tensorrt_plan import PlanWriter
 from qwen_image_engine.engines.tensorrt_progress import Monitor, Progress
@@ -49,9 +50,9 @@ def build(job: BuildJob, progress: Progress) -> BuildResult:
 
 
 def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]) -> tuple[int, str, Network]:
-    builder = trt.Builder(log)
-    network = builder.create_network()  # strongly typed, as all are in 11
-    parser = trt.OnnxParser(network, log)
+    builder = made("builder", log, lambda: trt.Builder(log))
+    network = made("network", log, builder.create_network)  # strongly typed, as all are in 11
+    parser = made("parser", log, lambda: trt.OnnxParser(network, log))
     log.clear()
     if not parser.parse_from_file(job.model):
         raise QwenImageError(f"{job.component}: TensorRT cannot parse {job.model}: {_parse_errors(parser, log)}")
@@ -162,7 +163,8 @@ def _inspected(plan: Path, log: Log) -> tuple[str, tuple[int, ...]]:
     """The inspector's JSON of the engine in a file, and by profile its scratch bytes, mapped and never read."""
     log.clear()
     with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        engine = trt.Runtime(log).deserialize_cuda_engine(mapped)
+        runtime = made("runtime", log, lambda: trt.Runtime(log))
+        engine = runtime.deserialize_cuda_engine(mapped)
     if engine is None:
         raise QwenImageError(f"{plan}: TensorRT does not load what it built: {log.errors()}")
     profiles = range(engine.num_optimization_profiles)

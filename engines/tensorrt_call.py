@@ -17,6 +17,7 @@ from qwen_image_engine.engines.device_buffer import DeviceBuffer
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.engines.plan_entry import Shape
 from qwen_image_engine.engines.replay import Replay
+from qwen_image_engine.engines.tensorrt_factory import made
 from qwen_image_engine.engines.tensorrt_session import TensorRtSession
 
 
@@ -52,9 +53,8 @@ class TensorRtCall:
         Raises:
             QwenImageError: TensorRT refuses.
         """
-        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if context is None:
-            raise QwenImageError(f"TensorRT makes no execution context: {session.log.errors()}")
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = made("execution context", session.log, lambda: engine.create_execution_context(strategy))
         self._session, self._engine, self._contract = session, engine, contract
         self._context: trt.IExecutionContext = context
         self._streams, self._not_captured = streams, not_captured

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict
 
 from qwen_image_engine.engines.build_job import BuildJob
-from qwen_image_engine.engines.cuda_driver import device_facts
+from qwen_image_engine.engines.engine import require
 from qwen_image_engine.engines.errors import QwenImageError
 
 _SAID_EVERY_S = 0.1
@@ -40,7 +40,7 @@ def main() -> int:
 
     try:
         job = BuildJob.from_json(json.load(sys.stdin))
-        device_facts()  # without a driver TensorRT's objects crash
+        require("tensorrt")  # and a driver: without one its objects crash
         from qwen_image_engine.engines.tensorrt_builder import build
 
         say(result=asdict(build(job, progress)))

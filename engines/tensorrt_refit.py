@@ -5,6 +5,7 @@ from pathlib import Path
 import tensorrt as trt
 
 from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.tensorrt_factory import made
 from qwen_image_engine.engines.tensorrt_log import Log
 from qwen_image_engine.engines.tensorrt_softmax import NAME, SoftmaxScale
 
@@ -17,8 +18,8 @@ def refit(engine: trt.ICudaEngine, model: Path, log: Log, softmax_scale: float |
     Raises:
         QwenImageError: TensorRT takes them not, or some are missing then.
     """
-    refitter = trt.Refitter(engine, log)
-    parser = trt.OnnxParserRefitter(refitter, log)
+    refitter = made("refitter", log, lambda: trt.Refitter(engine, log))
+    parser = made("parser of weights", log, lambda: trt.OnnxParserRefitter(refitter, log))
     log.clear()
     if not parser.refit_from_file(str(model)):
         reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))

@@ -11,8 +11,8 @@ from qwen_image_engine.engines.cuda_driver import DeviceFacts
 from qwen_image_engine.engines.cuda_memory import CudaContext, CudaMemory
 from qwen_image_engine.engines.cuda_stream import CudaStream
 from qwen_image_engine.engines.engine import require
-from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.engines.scratch import Scratch
+from qwen_image_engine.engines.tensorrt_factory import made
 from qwen_image_engine.engines.tensorrt_log import Log
 
 
@@ -48,9 +48,7 @@ class TensorRtSession:
         version = str(require("tensorrt").__version__)
         context = CudaContext.open()
         log = Log()
-        runtime = trt.Runtime(log)
-        if runtime is None:
-            raise QwenImageError(f"TensorRT {version} makes no runtime: {log.errors()}")
+        runtime = made("runtime", log, lambda: trt.Runtime(log))
         # Code of a plan that runs on the host is never wanted, whatever the default of a version is.
         runtime.engine_host_code_allowed = False
         scratch = Scratch(lambda nbytes: CudaMemory(context, nbytes, "activations"))

@@ -55,7 +55,7 @@ def export_bundle(
     output: str | Path,
     *,
     target: str = "cpu",
-    precision: str = "fp32",
+    precision: str | None = None,
     weights: Literal["copy", "link"] = "copy",
     calibration: str | Path | None = None,
     rules: str | Path | None = None,
@@ -75,7 +75,7 @@ def export_bundle(
         checkpoint: an opened one, or what `Checkpoint.open` takes: folder, hub name, diffusers pipeline.
         output: a new folder, or a bundle to replace.
         target: what the graphs are lowered for.
-        precision: of weights and arithmetic.
+        precision: of weights and arithmetic; None for fp32 on a CPU and bf16 on a GPU.
         weights: "copy" them in the bundle's dtype, or "link" to the checkpoint's own files.
         calibration: the folder that `calibrate` wrote, for static scales.
         rules: a recipe file, in the place of the target's own rules.

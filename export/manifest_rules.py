@@ -104,6 +104,25 @@ def _quantised(model: ir.Model, expected: Expected) -> Iterator[Finding]:
         yield str(model.graph.name), f"{in_fp8} Attention nodes in FP8, the manifest has {expected.fp8_attention}"
 
 
+def _float8(model: ir.Model, expected: Expected) -> Iterator[Finding]:
+    """What `gemm_float8` makes, on CUDA alone: no other target's graph has one."""
+    found = list(operators(model, "GemmFloat8"))
+    if found and len(found) != len(expected.quantised):
+        yield str(model.graph.name), f"{len(found)} GemmFloat8 nodes, the manifest has {len(expected.quantised)}"
+    for node in found:
+        rows, weight, bias, *scales = (*node.inputs, *[None] * 5)[:5]
+        for operand in (rows, weight):
+            if operand is None or operand.dtype != ir.DataType.FLOAT8E4M3FN:
+                yield node_name(node), f"an operand in {operand.dtype if operand is not None else 'nothing'}"
+        if bias is not None:
+            yield node_name(node), "a third operand"
+        for scale in scales:
+            if scale is None or not scale.is_initializer() or scale.dtype != ir.DataType.FLOAT:
+                yield node_name(node), f"a scale that is {f'in {scale.dtype}' if scale is not None else 'not there'}"
+        if node.attributes.get_int("transB", 0) != 1 or node.attributes.get_int("dtype", 0) != expected.dtype:
+            yield node_name(node), "another form than transB=1 with outputs in the component's dtype"
+
+
 def reads_codes(node: ir.Node | None) -> bool:
     """Whether a node reads a weight that is stored in 8 bits."""
     codes = node.inputs[0] if node is not None else None
@@ -121,6 +140,7 @@ MANIFEST_RULES: Mapping[str, Rule] = {
     "rope": Rule("RotaryEmbedding of the queries and the keys of every block", _rope),
     "precision": Rule("operands of products and attention in the component's own dtype", _precision),
     "time-features": Rule("float32 up to the one Cast that their product reads", _time),
+    "float8-products": Rule("GemmFloat8 of E4M3 codes, a constant float32 scale an operand, one a linear", _float8),
     "quantised": Rule("every quantised linear of the manifest, and no other; QuantizeLinear in pairs", _quantised),
 }
 """By name."""

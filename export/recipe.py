@@ -117,7 +117,7 @@ codes, its passes; what it shows of accuracy is what TensorRT's products of 8 bi
 
 def recipe(
     target: str,
-    precision: str,
+    precision: str | None,
     *,
     weights: str = "copy",
     rules: RecipeFile | None = None,
@@ -139,6 +139,8 @@ def recipe(
     Raises:
         UsageError: no such pair or way of placing weights, or one that does not go with the others.
     """
+    if precision is None:  # the first of the target's, which needs no calibration; of one that is not known, an error
+        precision = next((item.precision for item in RECIPES.values() if item.target == target), "fp32")
     found = RECIPES.get((target, precision))
     if found is None:
         known = ", ".join(f"--target {target} --precision {precision}" for target, precision in RECIPES)

@@ -31,6 +31,10 @@ _OPERATORS = frozenset(
 
 _PRODUCTS = ("Gemm", "MatMul", "Conv", "Attention")
 _CACHE = ("key_", "value_", "own_key_", "own_value_")
+_QUERY_NORMS = ("text_encoder", "prefix", "prefix_image", "step", "joint")
+"""Whose queries come from an RMS norm; the vision tower's and the VAE's do not."""
+
+_STATISTICS = ("RotaryEmbedding", "Resize", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Reciprocal", "Sqrt")
 _EDGE = (ir.DataType.FLOAT, ir.DataType.INT64)
 
 
@@ -100,6 +104,8 @@ def _scale(model: ir.Model, _: Expected) -> Iterator[Finding]:
     for node in operators(model, "Attention"):
         norm = query_norm(node)
         if norm is None:
+            if model.graph.name in _QUERY_NORMS:
+                yield node_name(node), "queries that come from no norm, or that others read on the way"
             continue
         factor = node.attributes.get("scale")
         weight = norm.inputs[1].producer() if norm.inputs[1] is not None else None
@@ -114,10 +120,10 @@ def _statistics(model: ir.Model, _: Expected) -> Iterator[Finding]:
 
 
 def _float32(model: ir.Model, _: Expected) -> Iterator[Finding]:
-    for node in operators(model, "RotaryEmbedding", "Resize", "ReduceSumSquare"):
+    for node in operators(model, *_STATISTICS):
         value = node.inputs[0]
-        if value is not None and value.dtype not in (ir.DataType.FLOAT, None):
-            yield node_name(node), f"{node.op_type} in {value.dtype}"
+        if value is not None and value.dtype not in (ir.DataType.FLOAT, ir.DataType.INT64):
+            yield node_name(node), f"{node.op_type} in {value.dtype or 'a dtype that the graph does not say'}"
 
 
 def _scales(model: ir.Model, _: Expected) -> Iterator[Finding]:
@@ -183,7 +189,7 @@ RULES: Mapping[str, Rule] = {
     "mask": Rule("no mask, but for the text behind a reference image: masks may break the fusion", _mask),
     "attention-scale": Rule("1, and 1/sqrt(head_dim) in the weight of the queries' norm", _scale),
     "norm-statistics": Rule("float32", _statistics),
-    "float32": Rule("float32: angles of late tokens, sums of squares, and Resize has no bf16", _float32),
+    "float32": Rule("float32: angles of late tokens, sums and roots of norms, and Resize has no bf16", _float32),
     "scales": Rule("a constant in the dtype of the values, and zero point 0", _scales),
     "stored-weights": Rule("both operands in 8 bits, the weight stored so", _stored),
     "next-to-product": Rule("a product, with nothing between", _next),
@@ -196,6 +202,6 @@ RULES: Mapping[str, Rule] = {
 
 SHARED_WITH_CUDA = (
     *("edge", "attention", "mask", "attention-scale", "norm-statistics", "float32"),
-    *("attention-count", "attention-form", "rope", "precision", "time-features"),
+    *("attention-count", "attention-form", "rope", "precision", "time-features", "float8-products"),
 )
 """Those that `--target cuda` keeps too: its graphs come of the same passes, but for what is quantised."""

@@ -93,16 +93,18 @@ def reachable_memory_bytes() -> int | None:
 def int8_expectation(flags: Mapping[str, bool] | None) -> str:
     """What an int8 bundle is good for on a processor with `flags` (of `CPU_FLAGS`).
 
-    A step's time is that of 2 blocks at the released width on Zen 4, which has VNNI and no AMX, against torch in fp32:
-    benchmarks/results/speed.json, docs/performance.md.
+    A step's time is that of 2 blocks at the released width on Zen 4 and Zen 5, which have VNNI and no AMX, against
+    torch in fp32: benchmarks/results/speed*.json, docs/performance.md.
     """
     memory = "linears take a quarter of fp32's memory"
     if flags is None:
         return "not known what this processor multiplies integers with"
     if flags["amx_int8"]:
-        return f"AMX: not measured yet; with VNNI alone a step takes a quarter to a third of fp32's time; {memory}"
+        return (
+            f"AMX: not measured yet; with VNNI alone a step takes a third to an eighth of torch's fp32 time; {memory}"
+        )
     if flags["avx512_vnni"] or flags["avx_vnni"]:
-        return f"VNNI: a step takes a quarter to a third of fp32's time; {memory}"
+        return f"VNNI: a step takes a third to an eighth of torch's fp32 time; {memory}"
     return (
         f"neither VNNI nor AMX: the same numbers; in ONNX Runtime {memory}, and their products are of a slower kind "
         "that does not saturate, not timed yet; OpenVINO multiplies in fp32"

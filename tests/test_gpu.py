@@ -46,6 +46,28 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return document
 
 
+def test_a_dry_run_writes_no_result(tmp_path: Path) -> None:
+    code = "import gpu; gpu.run_all = lambda *given: None; gpu.main()"
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
+    command = [sys.executable, "-c", code, "--device", "cpu", "--tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    assert done.stderr.splitlines()[-1] == "out/gpu.json"
+    assert (tmp_path / "out" / "gpu.json").is_file()
+
+
+def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
+    """With no second to begin anything in, and none of grace."""
+    code = "import gpu, sys, time; gpu.GRACE_SECONDS = 0.0; gpu.run_all = lambda *given: time.sleep(60); gpu.main()"
+    output = tmp_path / "gpu.json"
+    arguments = ("--device", "cpu", "--tiny", "--seconds", "0.1", "--output", output)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, cwd=BENCHMARKS
+    )
+    assert done.returncode == 1
+    assert "the time is up; what was measured is in the file" in done.stderr
+    assert json.loads(output.read_text(encoding="utf-8"))["complete"] is False
+
+
 def test_every_part_has_rows(dry_run: dict[str, Any]) -> None:
     assert {"machine", "versions", "commit", "device", "network", "seconds"} <= dry_run.keys()
     assert dry_run["complete"] is True
@@ -74,8 +96,13 @@ def test_engines_compute_the_same_step(dry_run: dict[str, Any]) -> None:
     for precision in ("bf16", "fp8, synthetic scales", "int8, synthetic scales"):
         assert rows[f"TensorRT 11 {precision}"]["missing"]
     assert rows["onnxruntime cpu fp32"]["timed_by"].startswith("the clock")
-    assert [row["way"] for row in dry_run["prefixes"]] == [row["way"] for row in dry_run["steps"][-3:]]
-    assert all(row["missing"] for row in dry_run["prefixes"])
+    prefixes = {row["way"]: row for row in dry_run["prefixes"]}
+    assert list(prefixes)[-3:] == [row["way"] for row in dry_run["steps"][-3:]]
+    for way in ("torch.compile of the blocks, one CUDA graph", "onnxruntime cpu fp32"):
+        assert prefixes.pop(way)["median_ms"] > 0
+    assert all(row["missing"] for row in prefixes.values())
+    diffusers = rows["diffusers eager"]
+    assert diffusers.get("missing", "ModuleNotFoundError").startswith("ModuleNotFoundError")
 
 
 def test_diffusers_computes_the_same_step() -> None:

@@ -7,7 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.check import check_model_file
+from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.failure import one_line
 from qwen_image_engine.runtime.commands.checkpoint import (
     add_weight_arguments,
     open_checkpoint,
@@ -63,10 +65,15 @@ def _checked(folder: Path) -> Report:
     rules = {"tensorrt": tuple(RULES), "cuda": SHARED_WITH_CUDA}.get(manifest.target)
     if rules is None:
         raise UsageError(f"--check: {folder} is for {manifest.target}, and the rules are those of TensorRT and CUDA")
-    broken = {
-        name: broken_rules(ir.load(folder / entry.model), Expected.of(manifest, name), rules)
-        for name, entry in manifest.components.items()
-    }
+    broken = {}
+    for name, entry in manifest.components.items():
+        model = folder / entry.model
+        check_model_file(entry.contract, model)
+        try:
+            graph = ir.load(model)
+        except Exception as error:  # protobuf's, and whatever onnx_ir meets in what it has read
+            raise QwenImageError(f"{name}: {model} is damaged ({one_line(error)}); export the bundle again") from error
+        broken[name] = broken_rules(graph, Expected.of(manifest, name), rules)
     document = {
         "kind": "check",
         "path": str(folder),

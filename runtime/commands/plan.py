@@ -56,7 +56,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", default="cpu", help="what runs the graphs: cpu, cuda, tensorrt or tensorrt-twin (cpu)"
     )
     parser.add_argument(
-        "--precision", default="fp32", help="of weights and arithmetic: fp32, bf16, fp16, fp8, int8 (fp32)"
+        "--precision", help="of weights and arithmetic: fp32, bf16, fp16, fp8, int8 (fp32 on a CPU, bf16 on a GPU)"
     )
     parser.add_argument(
         "--weights",

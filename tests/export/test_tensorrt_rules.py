@@ -1,6 +1,7 @@
 """TensorRT's rules: kept by every exported graph, and each one broken is told by its name."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from qwen_image_engine.export.graph_rule import Expected
 from qwen_image_engine.export.network_folder import MODEL_FILES
+from qwen_image_engine.export.scale_into_query_norm import query_norm
 from qwen_image_engine.export.tensorrt_rules import RULES, SHARED_WITH_CUDA, broken_rules
 from qwen_image_engine.runtime.command import main
 from qwen_image_engine.runtime.manifest import read_manifest
@@ -232,6 +234,54 @@ def attention_without_codes(graph: ir.Graph) -> None:
         node.replace_input_with(index, dequantise.inputs[0].producer().inputs[0])
 
 
+def queries_past_their_norm(graph: ir.Graph) -> None:
+    norm = query_norm(first(graph, "Attention"))
+    assert norm is not None
+    ir.convenience.replace_all_uses_with(norm.outputs[0], norm.inputs[0])
+
+
+def queries_that_others_read(graph: ir.Graph) -> None:
+    """Another scale then would go unseen."""
+    node = first(graph, "Attention")
+    copy = ir.node("Identity", [node.inputs[0]])
+    graph.insert_before(node, copy)
+    node.attributes["scale"] = ir.AttrFloat32("scale", 0.25)
+
+
+def statistics_in_bf16(graph: ir.Graph) -> None:
+    """A norm taken apart, in the component's dtype."""
+    norm = first(graph, "LayerNormalization")
+    mean = ir.node("ReduceMean", [norm.inputs[0]])
+    mean.outputs[0].type = ir.TensorType(ir.DataType.BFLOAT16)
+    less = ir.node("Sub", [norm.inputs[0], mean.outputs[0]])
+    squares = ir.node("ReduceSumSquare", [less.outputs[0]])
+    for node in (less, squares):
+        node.outputs[0].type = ir.TensorType(ir.DataType.BFLOAT16)
+    graph.insert_before(norm, [mean, less, squares])
+    norm.replace_input_with(0, less.outputs[0])
+
+
+def angles_of_no_stated_dtype(graph: ir.Graph) -> None:
+    value = first(graph, "RotaryEmbedding").inputs[0]
+    assert value is not None
+    value.type = None
+
+
+def product_without_its_scale(graph: ir.Graph) -> None:
+    first(graph, "GemmFloat8").replace_input_with(3, None)
+
+
+def product_in_another_form(graph: ir.Graph) -> None:
+    first(graph, "GemmFloat8").attributes["transB"] = ir.AttrInt64("transB", 0)
+
+
+def product_of_rows_in_float16(graph: ir.Graph) -> None:
+    node = first(graph, "GemmFloat8")
+    rows = node.inputs[0]
+    assert rows is not None
+    rows.type = ir.TensorType(ir.DataType.FLOAT16)
+
+
 BROKEN: dict[str, tuple[str, str, Change]] = {
     "operators": ("bf16", "step", foreign_operator),
     "edge": ("bf16", "step", other_edge),
@@ -251,6 +301,7 @@ BROKEN: dict[str, tuple[str, str, Change]] = {
     "rope": ("bf16", "step", decomposed_rope),
     "precision": ("bf16", "step", everything_in_float32),
     "time-features": ("bf16", "step", rounded_time),
+    "float8-products": ("cuda fp8", "step", product_without_its_scale),
     "quantised": ("fp8", "step", lost_pair),
 }
 
@@ -268,6 +319,12 @@ ALSO: tuple[tuple[str, str, str, Change], ...] = (
     ("rope", "bf16", "text_encoder", decomposed_rope),
     ("precision", "bf16", "step", one_product_in_float32),
     ("precision", "bf16", "vae_decoder_mid", everything_in_float32),
+    ("attention-scale", "bf16", "step", queries_past_their_norm),
+    ("attention-scale", "bf16", "step", queries_that_others_read),
+    ("float32", "bf16", "step", statistics_in_bf16),
+    ("float32", "bf16", "step", angles_of_no_stated_dtype),
+    ("float8-products", "cuda fp8", "step", product_in_another_form),
+    ("float8-products", "cuda fp8", "prefix", product_of_rows_in_float16),
     ("quantised", "int8", "step", lost_pair),
     ("quantised", "fp8a", "step", attention_without_codes),
 )
@@ -281,7 +338,8 @@ def test_a_broken_rule_is_told_by_its_name(
     static_bundle: Bundles, rule: str, precision: str, component: str, change: Change
 ) -> None:
     options = {"fp8_attention": True} if precision == "fp8a" else {}
-    folder = static_bundle("narrow", "tensorrt", precision.removesuffix("a"), **options)[1]
+    target = "cuda" if precision.startswith("cuda ") else "tensorrt"
+    folder = static_bundle("narrow", target, precision.removeprefix("cuda ").removesuffix("a"), **options)[1]
     model = ir.load(folder / MODEL_FILES[component])
     expected = Expected.of(read_manifest(folder), component)
     change(model.graph)
@@ -308,3 +366,18 @@ def test_command(static_bundle: Bundles, bundle: Bundles, capsys: pytest.Capture
     assert json.loads(capsys.readouterr().out)["rules"] == list(SHARED_WITH_CUDA)
     assert main(["inspect", str(bundle("narrow")[1]), "--check"]) == 2
     assert "for cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("contents", [b"garbage" * 100, bytes([8, 10, 0x3A, 4, 1, 2, 3, 4]), b""])
+def test_what_is_no_graph_is_told(
+    static_bundle: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[str], contents: bytes
+) -> None:
+    """The second has the outermost fields of a model, and nothing of one within."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(static_bundle("narrow", "tensorrt", "bf16")[1], folder)
+    (folder / MODEL_FILES["step"]).write_bytes(contents)
+    assert main(["inspect", str(folder), "--check"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "step: " in error
+    assert "export the bundle again" in error

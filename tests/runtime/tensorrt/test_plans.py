@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_tensorrt_runtime import Severity
 from numpy_engines import same_pictures
 from played_tensorrt import SIZE, MakeBundle, expected, pipeline
 
@@ -67,6 +68,19 @@ def test_a_plan_changed_by_one_byte_is_refused(make_bundle: MakeBundle) -> None:
     with pytest.raises(QwenImageError, match=r"step: .*step\.plan has other contents .*: qwen-image build "):
         bundle.load_engine("step", "tensorrt")
     bundle.load_engine("prefix", "tensorrt").close()
+
+
+def test_no_runtime_is_told(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the bindings do where TensorRT gives a constructor nothing."""
+
+    def refuse(log: Any) -> None:
+        log.log(Severity.ERROR, "the driver is too old")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    bundle = make_bundle()
+    monkeypatch.setattr(sys.modules["tensorrt"], "Runtime", refuse)
+    with pytest.raises(QwenImageError, match=r"TensorRT makes no runtime: the driver is too old \(pybind11"):
+        bundle.load_engine("step", "tensorrt")
 
 
 def test_what_tensorrt_says_of_a_plan_is_one_line(make_bundle: MakeBundle) -> None:
