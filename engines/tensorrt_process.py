@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict
 
 from qwen_image_engine.engines.build_job import BuildJob
+from qwen_image_engine.engines.cuda_driver import device_facts
 from qwen_image_engine.engines.engine import require
 from qwen_image_engine.engines.errors import QwenImageError
 
@@ -40,7 +41,8 @@ def main() -> int:
 
     try:
         job = BuildJob.from_json(json.load(sys.stdin))
-        require("tensorrt")  # and a driver: without one its objects crash
+        device_facts()  # without a driver TensorRT's objects crash
+        require("tensorrt")
         from qwen_image_engine.engines.tensorrt_builder import build
 
         say(result=asdict(build(job, progress)))

@@ -35,7 +35,6 @@ from qwen_image_engine.reference.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle_files import file_sha256
 from qwen_image_engine.runtime.checkpoint_flags import checkpoint_flags
 from qwen_image_engine.runtime.manifest import MANIFEST
-from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
 PIPELINE_CLASS = "QwenImage21Pipeline"
 TRANSFORMER = "transformer"
@@ -95,6 +94,8 @@ class Checkpoint:
         if not isinstance(source, str | Path):
             path = loaded_from(source, PIPELINE_CLASS)
             files = cls.open(path, transformer_file=transformer_file, attention=attention)
+            from qwen_image_engine.runtime.tokenizer import load_tokenizer  # a package that folders do without
+
             vocabulary = load_tokenizer(files.folder).get_vocab()
             check_unchanged(source, files.components, files.scheduler, vocabulary)
             return cls.open(path, transformer_file=transformer_file, loras=loras, attention=attention)

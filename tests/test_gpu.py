@@ -277,7 +277,7 @@ def test_what_fails_leaves_the_other_rows(
     monkeypatch.setattr("gpu.torch_rows", lambda *arguments: iter([{"way": "torch bf16"}]))
     monkeypatch.setattr("gpu.write_wide_checkpoint", lambda *arguments, **named: None)
     monkeypatch.setattr("gpu.Checkpoint", type("Opened", (), {"open": staticmethod(lambda folder: None)}))
-    monkeypatch.setattr("gpu.peer_ways", lambda *arguments: [])
+    monkeypatch.setattr("gpu.peers", lambda *arguments: [])
     monkeypatch.setattr("gpu.signal.signal", lambda *arguments: None)
     output = tmp_path / "gpu.json"
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--tiny", "--output", str(output)])

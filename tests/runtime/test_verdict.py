@@ -11,7 +11,7 @@ from qwen_image_engine.runtime.bench import ROUNDS
 from qwen_image_engine.runtime.intervals import Interval, median_interval, ratio_interval
 from qwen_image_engine.runtime.verdict import MARGIN, MIN_PAIRS, STEADY, TOO_BUSY, WAITING, Noise, judge, too_few
 
-SPEED = Path(__file__).parents[2] / "benchmarks" / "results" / "speed.json"
+SPEED = Path(__file__).parents[2] / "benchmarks" / "results" / "speed-zen4.json"
 TRIALS = 300
 
 
