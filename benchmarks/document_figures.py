@@ -70,6 +70,10 @@ def products_int8() -> str:
     return f"{result('speed')['products_gop_per_s']['int8'] / 1000:.2f}"
 
 
+def int8_share() -> str:
+    return f"{result('speed')['transformer_sizes']['released']['int8_share']:.1%}"
+
+
 def onnxruntime_small_fp32_zen4() -> str:
     return speed_ratio(1024, ONNXRUNTIME, "fp32", "speed-zen4")
 
@@ -122,6 +126,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
         products_fp32,
         products_bf16,
         products_int8,
+        int8_share,
         step_1024_minutes,
         step_2048_minutes,
         step_2048_core_s,

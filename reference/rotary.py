@@ -18,7 +18,8 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
         (B, S, H, d) in x's dtype.
 
     """
-    if torch.compiler.is_exporting():
+    # Dynamo of torch 2.11 says of torch.compile too that it exports; torch.onnx.export traces without Dynamo.
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
         return _one_node(x, cos, sin, interleaved)
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # (.., S, 1, d/2)
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1) if interleaved else x.float().chunk(2, dim=-1)

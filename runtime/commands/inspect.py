@@ -171,6 +171,7 @@ def _bundle(folder: Path) -> Report:
         f"reference images: {'no' if manifest.absent_for_references else 'yes'}",
         f"licence {source.licence}",
         f"checkpoint sha256: configuration {source.config_sha256}, weights {source.weights_sha256}",
+        *([f"calibration sha256 {manifest.calibration.sha256}"] if manifest.calibration is not None else []),
         _verified(manifest.verify),
         "",
         *table(
@@ -193,9 +194,9 @@ def _bundle(folder: Path) -> Report:
         hidden = len(entry.contract.inputs) + len(entry.contract.outputs) - len(rows)
         if hidden:
             lines.append(f"  and {hidden} more of the same form, numbered on")
-        if entry.quantised_layers:
-            layers = list(entry.quantised_layers.values())
-            lines.append(f"  in {entry.precision}: {len(layers)} linears{_prepared(layers)}")
+        for precision in dict.fromkeys(layer.precision for layer in entry.quantised_layers.values()):
+            layers = [layer for layer in entry.quantised_layers.values() if layer.precision == precision]
+            lines.append(f"  in {precision}: {len(layers)} linears{_prepared(layers)}")
         if entry.fp8_attention:
             lines.append(f"  attention in fp8: {', '.join(entry.fp8_attention)}")
         if entry.excluded_layers:
@@ -217,7 +218,9 @@ def _prepared(layers: Sequence[QuantisedLayer]) -> str:
     """What was done to the inputs of quantised linears, in words."""
     rotations = sorted({layer.rotation for layer in layers} - {1})
     alphas = sorted({layer.smoothing for layer in layers if layer.smoothing is not None})
-    words = f", rotated in blocks of {', '.join(map(str, rotations))} channels" if rotations else ""
+    equalised = sum(layer.equalised_with is not None for layer in layers)
+    words = f", {equalised} equalised with the linear before or after" if equalised else ""
+    words += f", rotated in blocks of {', '.join(map(str, rotations))} channels" if rotations else ""
     return words + (f", smoothed with alpha {', '.join(map(str, alphas))}" if alphas else "")
 
 

@@ -359,6 +359,10 @@ def test_another_opset_is_told(static_bundle: Bundles) -> None:
 
 def test_command(static_bundle: Bundles, bundle: Bundles, capsys: pytest.CaptureFixture[str]) -> None:
     folder = static_bundle("narrow", "tensorrt", "bf16")[1]
+    assert main(["inspect", str(static_bundle("narrow", "tensorrt", "int8")[1])]) == 0
+    text = capsys.readouterr().out
+    assert "linears, smoothed with alpha" in text
+    assert "calibration sha256 " in text
     assert main(["inspect", str(folder), "--check"]) == 0
     assert "✓ step" in capsys.readouterr().out
     folder = static_bundle("narrow", "cuda", "bf16")[1]
