@@ -361,7 +361,7 @@ def test_command(static_bundle: Bundles, bundle: Bundles, capsys: pytest.Capture
     folder = static_bundle("narrow", "tensorrt", "bf16")[1]
     assert main(["inspect", str(static_bundle("narrow", "tensorrt", "int8")[1])]) == 0
     text = capsys.readouterr().out
-    assert "linears, smoothed with alpha" in text
+    assert "equalised with the linear before or after, smoothed with alpha" in text
     assert "calibration sha256 " in text
     assert main(["inspect", str(folder), "--check"]) == 0
     assert "✓ step" in capsys.readouterr().out
