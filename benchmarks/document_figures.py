@@ -1,6 +1,7 @@
 """Figures within sentences of README.md and docs/, from the committed results."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from document_tables import ONNXRUNTIME, OPENVINO, result, speed_ratio
 
@@ -25,77 +26,21 @@ def from_nothing_minutes() -> str:
     return str(result("shapes-from-nothing")["training"]["wall_s"] // 60)
 
 
-def judge_of_prompts() -> str:
-    return _accepts("judge accepts")
-
-
-def judge_of_edits() -> str:
-    return _accepts("judge accepts edits")
-
-
-def _accepts(of: str) -> str:
+def accepts(of: str) -> str:
     found = dict(result("shapes")[of])
     return f"{found.pop('own'):.0%} of the recipe's own, and at most {max(found.values()):.0%}"
 
 
-def onnxruntime_small() -> str:
-    return speed_ratio(1024, ONNXRUNTIME)
-
-
-def onnxruntime_small_fp32() -> str:
-    return speed_ratio(1024, ONNXRUNTIME, "fp32")
-
-
-def openvino_small() -> str:
-    return speed_ratio(1024, OPENVINO)
-
-
-def openvino_small_fp32() -> str:
-    return speed_ratio(1024, OPENVINO, "fp32")
-
-
-def openvino_large() -> str:
-    return speed_ratio(4096, OPENVINO)
-
-
-def products_fp32() -> str:
-    return f"{result('speed')['products_gop_per_s']['fp32'] / 1000:.2f}"
-
-
-def products_bf16() -> str:
-    return f"{result('speed')['products_gop_per_s']['bf16'] / 1000:.2f}"
-
-
-def products_int8() -> str:
-    return f"{result('speed')['products_gop_per_s']['int8'] / 1000:.2f}"
+def products(precision: str) -> str:
+    return f"{result('speed')['products_gop_per_s'][precision] / 1000:.2f}"
 
 
 def int8_share() -> str:
     return f"{result('speed')['transformer_sizes']['released']['int8_share']:.1%}"
 
 
-def onnxruntime_small_fp32_zen4() -> str:
-    return speed_ratio(1024, ONNXRUNTIME, "fp32", "speed-zen4")
-
-
-def openvino_small_fp32_zen4() -> str:
-    return speed_ratio(1024, OPENVINO, "fp32", "speed-zen4")
-
-
-def step_1024_minutes() -> str:
-    return f"{_stages_s('step-1024', 'run step') / 60:.1f}"
-
-
-def step_2048_minutes() -> str:
-    return f"{_stages_s('step-2048', 'run step') / 60:.0f}"
-
-
 def step_2048_core_s() -> str:
     return f"{result('full-size-step-2048-onnxruntime')['process_cpu_s']:,.0f}"
-
-
-def decode_2048_minutes() -> str:
-    return f"{_stages_s('decode-2048', 'vae_decoder') / 60:.1f}"
 
 
 def final_latents() -> str:
@@ -103,34 +48,31 @@ def final_latents() -> str:
     return f"at most {found['worst']:.1e} over {found['checks']} checks"
 
 
-def _stages_s(run: str, stage: str) -> float:
+def minutes(run: str, stage: str, digits: int) -> str:
     stages = result(f"full-size-{run}-onnxruntime")["stages"]
-    return sum(float(item["seconds"]) for item in stages if stage in item["stage"])
+    return f"{sum(float(item['seconds']) for item in stages if stage in item['stage']) / 60:.{digits}f}"
 
 
 FIGURES: Mapping[str, Callable[[], str]] = {
-    figure.__name__: figure
-    for figure in (
-        shapes_rates,
-        from_nothing_rates,
-        from_nothing_minutes,
-        judge_of_prompts,
-        judge_of_edits,
-        onnxruntime_small,
-        onnxruntime_small_fp32,
-        onnxruntime_small_fp32_zen4,
-        openvino_small,
-        openvino_small_fp32,
-        openvino_small_fp32_zen4,
-        openvino_large,
-        products_fp32,
-        products_bf16,
-        products_int8,
-        int8_share,
-        step_1024_minutes,
-        step_2048_minutes,
-        step_2048_core_s,
-        decode_2048_minutes,
-        final_latents,
-    )
+    "shapes_rates": shapes_rates,
+    "from_nothing_rates": from_nothing_rates,
+    "from_nothing_minutes": from_nothing_minutes,
+    "judge_of_prompts": partial(accepts, "judge accepts"),
+    "judge_of_edits": partial(accepts, "judge accepts edits"),
+    "onnxruntime_small": partial(speed_ratio, 1024, ONNXRUNTIME),
+    "onnxruntime_small_fp32": partial(speed_ratio, 1024, ONNXRUNTIME, "fp32"),
+    "onnxruntime_small_fp32_zen4": partial(speed_ratio, 1024, ONNXRUNTIME, "fp32", "speed-zen4"),
+    "openvino_small": partial(speed_ratio, 1024, OPENVINO),
+    "openvino_small_fp32": partial(speed_ratio, 1024, OPENVINO, "fp32"),
+    "openvino_small_fp32_zen4": partial(speed_ratio, 1024, OPENVINO, "fp32", "speed-zen4"),
+    "openvino_large": partial(speed_ratio, 4096, OPENVINO),
+    "products_fp32": partial(products, "fp32"),
+    "products_bf16": partial(products, "bf16"),
+    "products_int8": partial(products, "int8"),
+    "int8_share": int8_share,
+    "step_1024_minutes": partial(minutes, "step-1024", "run step", 1),
+    "step_2048_minutes": partial(minutes, "step-2048", "run step", 0),
+    "step_2048_core_s": step_2048_core_s,
+    "decode_2048_minutes": partial(minutes, "decode-2048", "vae_decoder", 1),
+    "final_latents": final_latents,
 }

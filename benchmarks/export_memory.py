@@ -24,6 +24,8 @@ import numpy as np
 from environment import environment
 from released_configs import configs_of_depth
 
+from qwen_image_engine.runtime.process_memory import highest_resident_bytes
+
 # Normal numbers in bf16, which are finite read as fp32 too: the second of a pair is the upper half of an fp32 number.
 BLOCK = (np.random.default_rng(0).standard_normal(8 << 20, np.float32).view(np.uint32) >> 16).astype("<u2").tobytes()
 DTYPES = {"transformer": ("BF16", 2), "text_encoder": ("BF16", 2), "vae": ("F32", 4)}
@@ -101,11 +103,11 @@ def write_json(path: Path, value: object) -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held, mapped files included (VmHWM of proc(5))."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmHWM: this benchmark needs Linux")
+    """The most memory this process has held, mapped files included."""
+    highest = highest_resident_bytes()
+    if highest is None:
+        raise OSError("/proc/self/status has no VmHWM: this benchmark needs Linux")
+    return highest
 
 
 def export(checkpoint: Path, bundle: Path, precision: str, weights: str) -> dict[str, Any]:

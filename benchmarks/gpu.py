@@ -168,10 +168,7 @@ def closed(way: Way, device: torch.device) -> Rows:
 
 def profile_rows(way: Way, steps: Steps) -> Rows:
     missing = way.missing or steps.budget.refuses(PROFILE_SECONDS)
-    if missing is not None:
-        yield {"way": way.name, "missing": missing}
-    else:
-        yield from guarded({"way": way.name}, lambda: [steps.profile(way)])
+    return guarded({"way": way.name}, lambda: [steps.profile(way)], missing)
 
 
 def torch_parity(tiny: bool, device: torch.device, work: Path) -> Rows:

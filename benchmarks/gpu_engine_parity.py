@@ -35,14 +35,11 @@ def engine_parity(
     """Every component in each precision; what is missing says why."""
     for precision in precisions:
         way = f"{engine} {target} {precision}"
-        missing = missing_engine(engine) or budget.refuses(EXPORT_SECONDS)
-        if missing is not None:
-            yield {"way": way, "missing": missing}
-        else:
-            yield from guarded(
-                {"way": way},
-                lambda way=way, precision=precision: _rows(way, engine, target, precision, device, budget, work),
-            )
+        yield from guarded(
+            {"way": way},
+            lambda way=way, precision=precision: _rows(way, engine, target, precision, device, budget, work),
+            missing_engine(engine) or budget.refuses(EXPORT_SECONDS),
+        )
 
 
 def _rows(way: str, engine: str, target: str, precision: str, device: torch.device, budget: Budget, work: Path) -> Rows:

@@ -94,12 +94,11 @@ class TensorRt:
         """Steps that the device takes one behind the other, where the step is built."""
         for side in steps.sides if self.step.made is not None else ():
             row: Row = {"pixels": 16 * side, "way": self.name}
-            missing = self.budget.refuses(LOOP_SECONDS)
-            if missing is not None:
-                yield row | {"missing": missing}
-            else:
-                inputs = array_inputs(steps.case(side))
-                yield from guarded(row, lambda row=row, inputs=inputs: [row | loop_row(self.step(), inputs)])
+            yield from guarded(
+                row,
+                lambda row=row, side=side: [row | loop_row(self.step(), array_inputs(steps.case(side)))],
+                self.budget.refuses(LOOP_SECONDS),
+            )
 
     def close(self) -> None:
         """Free the engines, and graphs and plans on the disk: of full size there is no room for all precisions."""

@@ -103,8 +103,14 @@ class Once:
             self.made = None
 
 
-def guarded(facts: Row, rows: Callable[[], Iterable[Row]]) -> Rows:
-    """Rows up to the first failure, which is a row of `facts` too: whatever it is, the other rows are worth having."""
+def guarded(facts: Row, rows: Callable[[], Iterable[Row]], missing: str | None = None) -> Rows:
+    """Rows up to the first failure, which is a row of `facts` too: whatever it is, the other rows are worth having.
+
+    Where `missing` says why there can be none, that is the only row.
+    """
+    if missing is not None:
+        yield facts | {"missing": missing}
+        return
     try:
         yield from rows()
     except Exception as error:
@@ -171,10 +177,7 @@ class Steps:
         for side, way in ((side, way) for side in self.sides for way in ways):
             row: Row = {"pixels": 16 * side, "tokens": side**2, "prefix": self.prefix, "way": way.name}
             missing = way.missing or self.budget.refuses(way.needed_seconds)
-            if missing is not None:
-                yield row | {"missing": missing}
-            else:
-                yield from guarded(row, lambda row=row, side=side, way=way: [row | self._timed(way, side)])
+            yield from guarded(row, lambda row=row, side=side, way=way: [row | self._timed(way, side)], missing)
 
     def profile(self, way: Way) -> Row:
         """One step of the first size, by kind of kernel."""
@@ -220,10 +223,6 @@ def compiled_prefix_rows(steps: Steps, backend: str, seconds: float) -> Rows:
     """The same pass as `prefix_row`, in blocks that are compiled and as one CUDA graph; `seconds` it may take."""
     network, device = steps.network, steps.device
     row: Row = {"prefix": steps.prefix, "way": COMPILED}
-    missing = steps.budget.refuses(seconds)
-    if missing is not None:
-        yield row | {"missing": missing}
-        return
 
     def timed() -> Iterator[Row]:
         fast = compiled_blocks(network, {"backend": backend})
@@ -231,16 +230,13 @@ def compiled_prefix_rows(steps: Steps, backend: str, seconds: float) -> Rows:
         times = measure(graphed(lambda: fast.prefix(*steps.states), device), device)
         yield row | {"peak_bytes": peak_bytes(device)} | figures(times, _prefix_flop(steps), steps.top)
 
-    yield from guarded(row, timed)
+    return guarded(row, timed, steps.budget.refuses(seconds))
 
 
 def engine_prefix_rows(steps: Steps, name: str, engine: Once, missing: str | None, seconds: float) -> Rows:
     """The same pass in an engine, whose keys and values stay on the device; `seconds` it may take to make it."""
     row: Row = {"prefix": steps.prefix, "way": name}
     missing = missing or (None if engine.made is not None else steps.budget.refuses(seconds))
-    if missing is not None:
-        yield row | {"missing": missing}
-        return
 
     def timed() -> Iterator[Row]:
         names = ("text_states", "cos", "sin")
@@ -254,7 +250,7 @@ def engine_prefix_rows(steps: Steps, name: str, engine: Once, missing: str | Non
             running.run(inputs)
         yield row | figures(times, _prefix_flop(steps), steps.top) | {"peak_bytes": held.most}
 
-    yield from guarded(row, timed)
+    return guarded(row, timed, missing)
 
 
 def _prefix_flop(steps: Steps) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +10,7 @@ from PIL import Image
 
 from qwen_image_engine.reference.bench_torch import open_checkpoint, stored_bytes
 from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.cpu_torchvision import leave_out_operators
 from qwen_image_engine.runtime.bench_case import Request
 from qwen_image_engine.runtime.bench_peers import INSTALL_DIFFUSERS, WaySpec
 from qwen_image_engine.runtime.bench_way import Drawer, Unavailable
@@ -32,9 +31,7 @@ def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
         torch.set_num_threads(spec.threads)
     checkpoint = open_checkpoint(spec)
     check_drawable(checkpoint)
-    # Where torchvision is installed beside a CPU build of torch, its compiled operators are missing, and transformers
-    # fails to import with it; nothing here calls an operator.
-    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+    leave_out_operators()
     try:
         import diffusers
         import transformers

@@ -10,6 +10,7 @@ SAMPLE_S = 0.02
 """Time between two readings: an engine takes longer to fill the smallest buffer that matters."""
 
 _FIELDS = {"RssAnon": "anonymous_bytes", "RssFile": "file_bytes", "VmRSS": "resident_bytes"}
+_HIGHEST = "VmHWM"
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,8 @@ class MemoryUse:
     @classmethod
     def of(cls, process: int | str = "self") -> Self | None:
         """Read that of a process, given by its id; None where the system or the process does not tell."""
-        try:
-            lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
-        except OSError:
-            return None
-        pairs = (line.partition(":") for line in lines)
-        found = {_FIELDS[name]: int(value.split()[0]) * 1024 for name, _, value in pairs if name in _FIELDS}
-        return cls(**found) if len(found) == len(_FIELDS) else None
+        told = _status(process)
+        return cls(**{field: told[name] for name, field in _FIELDS.items()}) if told.keys() >= _FIELDS.keys() else None
 
     def peak(self, other: Self | None) -> Self:
         """The larger of each number, which need not be of one moment."""
@@ -118,8 +114,14 @@ def highest_resident_bytes(process: int | str = "self") -> int | None:
 
     `getrusage` would also count what the process that started this one held then.
     """
+    return _status(process).get(_HIGHEST)
+
+
+def _status(process: int | str) -> dict[str, int]:
+    """Bytes by field, of those that are asked for here; empty where the system or the process does not tell."""
     try:
         lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {name: int(value.split()[0]) * 1024 for name, _, value in pairs if name in _FIELDS or name == _HIGHEST}

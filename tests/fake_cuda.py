@@ -40,6 +40,15 @@ class FakeDriver:
         self._depth = 0  # of pushed contexts
         self._handles = count(1)  # none comes twice
 
+    def refuse_captures(self) -> None:
+        """Answer the end of each with CUDA_ERROR_STREAM_CAPTURE_INVALIDATED."""
+
+        def refuse(stream: Any, graph: Any) -> int:
+            self.captured = None
+            return 901
+
+        self.do_cuStreamEndCapture = refuse  # type: ignore[method-assign]
+
     @property
     def free_bytes(self) -> int:
         return self.total_bytes - sum(len(block) for block in self._device.values())

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from numpy_engines import DIMS, FACTS
+from toy_manifest import toy_manifest
 
 from qwen_image_engine.engines.build_job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult, Promise
 from qwen_image_engine.engines.build_process import Watch
@@ -24,13 +25,10 @@ from qwen_image_engine.runtime.build_shapes import BuildShapes, Template, build_
 from qwen_image_engine.runtime.bundle_files import check_files, describe_file, verify_files
 from qwen_image_engine.runtime.command import main
 from qwen_image_engine.runtime.manifest import (
-    CheckpointEntry,
     ComponentEntry,
     EmbeddingsEntry,
     Fp8Scales,
-    Manifest,
     QuantisedLayer,
-    Tool,
     read_manifest,
     record_verification,
     write_manifest,
@@ -67,14 +65,8 @@ def bundle(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     write_manifest(
         folder,
-        Manifest(
-            tool=Tool("0.1.0", "ab"),
-            target="tensorrt",
+        toy_manifest(
             precision="fp8",
-            weights="copy",
-            checkpoint=CheckpointEntry("small", "/models/small", "other", "cd", "ef"),
-            dims=DIMS,
-            facts=FACTS,
             embeddings=EmbeddingsEntry("weights.safetensors", 8, "bfloat16", (3, 12)),
             components=components,
             files={name: describe_file(folder / name) for name in files},

@@ -12,19 +12,17 @@ from typing import Any
 import pytest
 from fake_cuda import FakeDriver
 from fake_tensorrt_runtime import VERSION, Known, fake_tensorrt, plan_bytes
-from numpy_engines import DIMS, FACTS
+from numpy_engines import DIMS
 from played_tensorrt import MakeBundle, profile
+from toy_manifest import toy_manifest
 
 from qwen_image_engine.engines.contract import COMPONENTS, contract
 from qwen_image_engine.engines.plan_entry import PlanEntry
 from qwen_image_engine.runtime.bundle import Bundle
 from qwen_image_engine.runtime.bundle_files import describe_file
 from qwen_image_engine.runtime.manifest import (
-    CheckpointEntry,
     ComponentEntry,
     EmbeddingsEntry,
-    Manifest,
-    Tool,
 )
 
 
@@ -57,14 +55,7 @@ def make_bundle(driver: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             plans[name] = replace(plans[name], **values)
         return Bundle(
             tmp_path,
-            Manifest(
-                tool=Tool("0.1.0", "ab"),
-                target="tensorrt",
-                precision="bf16",
-                weights="copy",
-                checkpoint=CheckpointEntry("toy", "/toy", "other", "cd", "ef"),
-                dims=DIMS,
-                facts=FACTS,
+            toy_manifest(
                 embeddings=EmbeddingsEntry("step.onnx", 0, "float32", (1, 1)),
                 components=components,
                 files=files,

@@ -69,12 +69,7 @@ def test_a_context_that_serves_both_branches_changes_when_its_run_is_done(
     make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where captures fail there is one context; the played one refuses a change while a run of it is on its way."""
-
-    def refuse(stream: Any, graph: Any) -> int:
-        driver.captured = None
-        return 901
-
-    driver.do_cuStreamEndCapture = refuse  # type: ignore[method-assign]
+    driver.refuse_captures()
     bundle = make_bundle()
     pending = _pending_at_the_end_of_contexts(driver, monkeypatch)
     with pipeline(bundle, checkpoint) as drawn, pytest.warns(RuntimeWarning, match="cannot become CUDA graphs"):

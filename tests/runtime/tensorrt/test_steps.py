@@ -74,11 +74,7 @@ def test_each_branch_of_guidance_has_a_graph_of_its_own(
 
 
 def test_a_capture_that_fails_ends_no_run(make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver) -> None:
-    def refuse(stream: Any, graph: Any) -> int:
-        driver.captured = None
-        return 901
-
-    driver.do_cuStreamEndCapture = refuse  # type: ignore[method-assign]
+    driver.refuse_captures()
     with pipeline(make_bundle(), checkpoint) as drawn:
         with pytest.warns(RuntimeWarning, match="step: its runs cannot become CUDA graphs, .*Capture with error 901"):
             assert same_pictures(drawn.generate("a", **SIZE), expected(checkpoint))
