@@ -7,7 +7,6 @@ on a GPU yet; ptxas 13.5 assembles it for compute capabilities 7.5 to 12.0, and 
 from __future__ import annotations
 
 import ctypes
-import weakref
 from typing import Any
 
 from qwen_image_engine.engines.cuda_memory import CudaContext
@@ -93,9 +92,8 @@ class EulerKernel:
         Raises:
             QwenImageError: the driver refuses it.
         """
-        module, function = ctypes.c_void_p(), ctypes.c_void_p()
         try:
-            context.call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(PTX.encode()))
+            module = context.make(self, "cuModuleLoadData", "cuModuleUnload", ctypes.c_char_p(PTX.encode()))
         except OutOfDeviceMemory:
             raise
         except QwenImageError as error:
@@ -104,7 +102,7 @@ class EulerKernel:
                 "which comes with the driver (in a container with the capability compute), and CUDA_DISABLE_PTX_JIT "
                 "unset"
             ) from error
-        weakref.finalize(self, context.call, "cuModuleUnload", module)
+        function = ctypes.c_void_p()
         context.call("cuModuleGetFunction", ctypes.byref(function), module, ctypes.c_char_p(b"euler"))
         self._context, self._function = context, function
 

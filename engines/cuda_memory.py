@@ -45,6 +45,17 @@ class CudaContext:
         finally:
             self.cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
+    def make(self, owner: object, create: str, destroy: str, *arguments: object) -> ctypes.c_void_p:
+        """What the function `create` puts into its first argument; `destroy` is called on it when `owner` goes.
+
+        Raises:
+            QwenImageError: the driver refuses.
+        """
+        handle = ctypes.c_void_p()
+        self.call(create, ctypes.byref(handle), *arguments)
+        weakref.finalize(owner, self.call, destroy, handle)
+        return handle
+
     def free_bytes(self) -> int:
         """Of the device's memory, free now."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()

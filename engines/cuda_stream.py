@@ -36,9 +36,7 @@ class HostMemory:
             OutOfDeviceMemory: the driver has not so much that it can lock.
             QwenImageError: it refuses otherwise.
         """
-        address = ctypes.c_void_p()
-        context.call("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(nbytes), ctypes.c_uint(0))
-        weakref.finalize(self, context.call, "cuMemFreeHost", address)
+        address = context.make(self, "cuMemHostAlloc", "cuMemFreeHost", ctypes.c_size_t(nbytes), ctypes.c_uint(0))
         self.address = address.value or 0
         self.bytes: NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(self.address))
 
@@ -68,11 +66,8 @@ class CudaEvent:
         Raises:
             QwenImageError: the driver refuses it.
         """
-        event = ctypes.c_void_p()
-        context.call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(_BLOCKING_SYNC))
-        weakref.finalize(self, context.call, "cuEventDestroy_v2", event)
         self._context = context
-        self.handle = event
+        self.handle = context.make(self, "cuEventCreate", "cuEventDestroy_v2", ctypes.c_uint(_BLOCKING_SYNC))
 
     def wait(self) -> None:
         """Wait until the device has come to it.
@@ -105,9 +100,7 @@ class CudaStream:
         Raises:
             QwenImageError: the driver refuses it.
         """
-        stream = ctypes.c_void_p()
-        context.call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
-        weakref.finalize(self, context.call, "cuStreamDestroy_v2", stream)
+        stream = context.make(self, "cuStreamCreate", "cuStreamDestroy_v2", ctypes.c_uint(_NON_BLOCKING))
         self.context = context
         self.handle = stream.value or 0
 

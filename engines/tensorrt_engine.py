@@ -18,6 +18,7 @@ from qwen_image_engine.engines.cuda_euler import EulerKernel
 from qwen_image_engine.engines.device_array import DeviceArray, Values
 from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.loop import LoopInputs
+from qwen_image_engine.engines.plan_entry import Shape
 from qwen_image_engine.engines.plan_fit import check_memory_fits
 from qwen_image_engine.engines.profile_choice import choose_profile
 from qwen_image_engine.engines.recent import Recent
@@ -101,11 +102,10 @@ class TensorRtEngine:
         """The sampler's steps on the device; errors as in `LoopingEngine.loop`."""
         if self._engine is None:
             raise failure.closed(self._contract)
-        arrays = {"latents": inputs.latents, "time_features": inputs.time_features[:1]}
         for branch in inputs.branches:
-            check.check_inputs(self._contract, {**arrays, **branch})
-            shapes = {name: tuple(values.shape) for name, values in {**arrays, **branch}.items()}
-            choose_profile(self._contract, self._source.entry.profiles, shapes, self._source.rebuild)
+            first = {"latents": inputs.latents, "time_features": inputs.time_features[:1], **branch}
+            check.check_inputs(self._contract, first)
+            self._profile(_shapes(first))
         self._euler = self._euler or EulerKernel(self._session.context)
         on_host = (
             (name, values.shape)
@@ -128,9 +128,8 @@ class TensorRtEngine:
         engine = self._engine
         if engine is None:
             raise failure.closed(self._contract)
-        shapes = {name: tuple(values.shape) for name, values in inputs.items()}
-        entry = self._source.entry
-        profile = choose_profile(self._contract, entry.profiles, shapes, self._source.rebuild)
+        shapes = _shapes(inputs)
+        profile = self._profile(shapes)
         # A context that is not captured serves any shape.
         key = (profile, *shapes.items(), *_addresses(inputs), *_addresses(outputs)) if self._graphs else None
         try:
@@ -141,7 +140,7 @@ class TensorRtEngine:
             with suppress(QwenImageError):  # what is on its way uses them
                 self._session.stream.synchronise()
             self._calls.clear()
-            name, words = entry.profiles[profile].name, failure.one_line(error)
+            name, words = self._source.entry.profiles[profile].name, failure.one_line(error)
             raise OutOfDeviceMemory(f"{self._contract.component}, profile {name}: {words}") from error
 
     def close(self) -> None:
@@ -153,6 +152,10 @@ class TensorRtEngine:
             self._latents.clear()
             self._session.scratch.release(self._engine)
             self._engine = None
+
+    def _profile(self, shapes: Mapping[str, Shape]) -> int:
+        """The index of the optimization profile that serves a call; errors as of `choose_profile`."""
+        return choose_profile(self._contract, self._source.entry.profiles, shapes, self._source.rebuild)
 
     def _call(self, engine: trt.ICudaEngine) -> TensorRtCall:
         return TensorRtCall(self._session, engine, self._contract, self._streams, self._without_graphs)
@@ -167,6 +170,10 @@ class TensorRtEngine:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _shapes(inputs: Mapping[str, Values]) -> dict[str, Shape]:
+    return {name: tuple(values.shape) for name, values in inputs.items()}
 
 
 def _addresses(inputs: Mapping[str, Values]) -> list[int]:
