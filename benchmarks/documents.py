@@ -1,7 +1,7 @@
 """Writes the figures of README.md and docs/ from the committed results: `python benchmarks/documents.py [--check]`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`, NAME being one of `TABLES`; words with figures in a
-sentence between `<!-- figure: NAME -->` and `<!-- end -->`, NAME being one of `FIGURES`.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, NAME being one of `TABLES` or `measured`; words with
+figures in a sentence between `<!-- figure: NAME -->` and `<!-- end -->`, NAME being one of `FIGURES`.
 """
 
 import argparse
@@ -9,8 +9,10 @@ import re
 import sys
 
 from document_figures import FIGURES
+from document_measured import measured
 from document_tables import ROOT, TABLES
 
+_TABLES = {**TABLES, "measured": measured}
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _FIGURE = re.compile(r"(<!-- figure: (\w+) -->).*?(<!-- end -->)")
 
@@ -21,7 +23,7 @@ def written(text: str) -> str:
     Raises:
         KeyError: it names a table or a figure that there is not.
     """
-    text = _TABLE.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+    text = _TABLE.sub(lambda found: found[1] + _TABLES[found[2]]() + found[3], text)
     return _FIGURE.sub(lambda found: found[1] + FIGURES[found[2]]() + found[3], text)
 
 

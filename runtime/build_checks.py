@@ -12,7 +12,7 @@ from qwen_image_engine.engines.cuda_driver import DeviceFacts
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.plan_entry import PlanEntry, Profile
 from qwen_image_engine.engines.plan_memory import missing_bytes
-from qwen_image_engine.runtime.manifest import Manifest
+from qwen_image_engine.runtime.manifest import ComponentEntry, Manifest
 
 ROOM = (
     "build for less (--profile, --references, --prompt-tokens, --batch) or with --weight-streaming, or export with "
@@ -35,6 +35,20 @@ def check_timing_cache(path: Path) -> None:
         raise UsageError(f"--timing-cache {path}: cannot be read and written there; name another file")
 
 
+def check_capability(name: str, entry: ComponentEntry, facts: DeviceFacts, instead: str) -> None:
+    """Refuse a GPU that is too old for a graph; `instead` are precisions that it may be exported in.
+
+    Raises:
+        QwenImageError: so it is.
+    """
+    least = entry.least_compute_capability
+    if least is not None and float(facts.compute_capability) < least:
+        raise QwenImageError(
+            f"{name}: its graph is in {entry.precision}, which needs a GPU of compute capability {least} or newer; "
+            f"{facts.name} has {facts.compute_capability}. Export with --precision {instead}"
+        )
+
+
 def check_gpu(
     name: str, manifest: Manifest, profiles: Sequence[Profile], options: BuildOptions, facts: DeviceFacts
 ) -> None:
@@ -44,12 +58,7 @@ def check_gpu(
         QwenImageError: so it is.
     """
     entry = manifest.components[name]
-    least = entry.least_compute_capability
-    if least is not None and float(facts.compute_capability) < least:
-        raise QwenImageError(
-            f"{name}: its graph is in {entry.precision}, which needs a GPU of compute capability {least} or newer; "
-            f"{facts.name} has {facts.compute_capability}. Export with --precision bf16 or int8"
-        )
+    check_capability(name, entry, facts, "bf16 or int8")
     weights = 0 if options.weight_streaming else _weight_bytes(manifest, name)
     missing = missing_bytes(entry.contract, profiles, (), weights, facts.free_bytes)
     if missing:

@@ -13,6 +13,7 @@ from qwen_image_engine.engines.cuda_driver import device_facts
 from qwen_image_engine.engines.engine import Engine, load_engine, require
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.plan_fit import check_plan_fits
+from qwen_image_engine.runtime.build_checks import check_capability
 from qwen_image_engine.runtime.bundle_files import check_files, file_sha256
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.machine import reachable_memory_bytes
@@ -130,12 +131,8 @@ class Bundle:
         on_gpu = backend == "onnxruntime-cuda"
         if on_gpu:
             require(backend)
-            device, least = device_facts(), entry.least_compute_capability
-            if least is not None and float(device.compute_capability) < least:
-                raise QwenImageError(
-                    f"{component}: its graph is in {entry.precision}, which needs a GPU of compute capability {least} "
-                    f"or newer; {device.name} has {device.compute_capability}. Export with --precision bf16"
-                )
+            device = device_facts()
+            check_capability(component, entry, device, "bf16")
         needed = sum(self.manifest.files[name].bytes for name in entry.weights)
         free = device.free_bytes if on_gpu else reachable_memory_bytes()
         if free is not None and needed > free:
