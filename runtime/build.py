@@ -90,7 +90,8 @@ def build_bundle(
 
     Raises:
         UsageError: the bundle is not for TensorRT or has no such component, or takes no reference images and they are
-            asked for; or `timing_cache` can be no file, or `source` goes without `options.strip_weights`.
+            asked for; or `timing_cache` can be no file, or `source` has no plans or goes without
+            `options.strip_weights`.
         QwenImageError: TensorRT, driver or GPU are missing or too old, memory or disk are too small, a build fails, or
             an engine has less than its graph promises.
     """
@@ -99,8 +100,8 @@ def build_bundle(
     names = _wanted(folder, manifest, shapes, only)
     if timing_cache is not None:
         check_timing_cache(timing_cache)
-    if source is not None and not options.strip_weights:
-        raise UsageError(f"--from {source} without --strip-weights: plans with weights are a bundle's own")
+    if source is not None:
+        _check_source(source, options)
     promises = {name: promise(manifest.components[name]) for name in names}
     # A damaged plan is no reason to refuse: it is built again.
     engines = {plan.file for plan in manifest.plans.values()}
@@ -220,6 +221,16 @@ def _without_absent(folder: Path, manifest: Manifest, shapes: BuildShapes) -> Bu
             "export it again without --without, or build with --references 0"
         )
     return replace(shapes, references=replace(shapes.references, best=0, largest=0))
+
+
+def _check_source(source: Path, options: BuildOptions) -> None:
+    if not options.strip_weights:
+        raise UsageError(f"--from {source} without --strip-weights: plans with weights are a bundle's own")
+    if not read_manifest(source).plans:
+        raise UsageError(
+            f"--from {source}: its manifest lists no plans; expected a bundle, or its manifest and plans, that was "
+            "built with --strip-weights"
+        )
 
 
 def _wanted(folder: Path, manifest: Manifest, shapes: BuildShapes, only: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwen_image_engine.engines.build_job import BuildOptions
+from qwen_image_engine.engines.compute_capability import BF16
 from qwen_image_engine.engines.cuda_driver import DeviceFacts
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.plan_entry import PlanEntry, Profile
@@ -36,16 +37,17 @@ def check_timing_cache(path: Path) -> None:
 
 
 def check_capability(name: str, entry: ComponentEntry, facts: DeviceFacts, instead: str) -> None:
-    """Refuse a GPU that is too old for a graph; `instead` are precisions that it may be exported in.
+    """Refuse a GPU that is too old for a graph; `instead` are precisions that an export of its target has besides.
 
     Raises:
         QwenImageError: so it is.
     """
-    least = entry.least_compute_capability
-    if least is not None and float(facts.compute_capability) < least:
+    least, has = entry.least_compute_capability, float(facts.compute_capability)
+    if least is not None and has < least:
         raise QwenImageError(
             f"{name}: its graph is in {entry.precision}, which needs a GPU of compute capability {least} or newer; "
-            f"{facts.name} has {facts.compute_capability}. Export with --precision {instead}"
+            f"{facts.name} has {facts.compute_capability}. "
+            f"Export with {f'--precision {instead}' if has >= BF16 else '--target cuda --precision fp16'}"
         )
 
 

@@ -144,8 +144,8 @@ class ComponentEntry:
 
     @property
     def least_compute_capability(self) -> float | None:
-        """Of a GPU that can run a TensorRT engine of this graph; None where any can."""
-        precisions = {layer.precision for layer in self.quantised_layers.values()}
+        """Of a GPU that can run this graph; None where any can."""
+        precisions = {self.precision, *(layer.precision for layer in self.quantised_layers.values())}
         return least_compute_capability(precisions | ({"fp8"} if self.fp8_attention else set()))
 
 

@@ -261,6 +261,9 @@ class TestPlansOfAnotherBundle:
     def test_refusals(self, bundle: Path, other: Path) -> None:
         with pytest.raises(UsageError, match=r"--from .* without --strip-weights"):
             build(bundle, Fake(), source=other)
+        for source, words in ((bundle, "lists no plans"), (other / PLANS, "no manifest")):
+            with pytest.raises(QwenImageError, match=words):
+                build_bundle(bundle, SHAPES, BuildOptions(True), source=source, device=lambda: pytest.fail("asked"))
         path = other / read_manifest(other).plans["step"].file
         path.write_bytes(path.read_bytes() + b"x")
         with pytest.raises(QwenImageError, match=r"step-.*other contents than its sha256 says"):
@@ -363,6 +366,12 @@ def test_a_bundle_without_what_reads_references(bundle: Path) -> None:
     ("gpu", "changes", "words"),
     [
         (replace(GPU, compute_capability="8.6"), {}, r"step: its graph is in fp8, .* 8\.9 or newer; .* has 8\.6"),
+        (replace(GPU, compute_capability="7.5"), {"only": ("step",)}, r"step: .*--target cuda --precision fp16"),
+        (
+            replace(GPU, compute_capability="7.5"),
+            {"only": ("prefix",)},
+            r"prefix: .* in bf16, .* 8\.0 or newer",
+        ),
         (GPU, {"only": ("joint", "up")}, "--only joint,up: .* has text_encoder, vision"),
     ],
 )

@@ -141,7 +141,8 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     ("precisions", "attention", "expected"),
     [
         ((), False, None),
-        (("int8",), False, None),
+        (("bf16",), False, 8.0),
+        (("int8",), False, 8.0),
         (("fp8",), False, 8.9),
         ((), True, 8.9),
         (("int8", "fp8"), False, 10.0),
