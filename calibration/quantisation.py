@@ -40,10 +40,14 @@ class Quantisation:
     skip_blocks: tuple[int, ...] = ()
     fp8_attention: bool = False
 
+    def rule(self, linear: str) -> Rule:
+        """That decides on the linear of that name."""
+        matching = (rule for rule in self.rules if fnmatch.fnmatchcase(linear, rule.linears))
+        return next(matching, Rule(linear, HIGH))
+
     def precision(self, linear: str) -> str:
         """Of the linear of that name, by the rules alone."""
-        matching = (rule.precision for rule in self.rules if fnmatch.fnmatchcase(linear, rule.linears))
-        return next(matching, HIGH)
+        return self.rule(linear).precision
 
     def precisions(self) -> set[str]:
         """Those that the rules quantise to."""

@@ -94,7 +94,9 @@ def quantised_networks(
 
 
 def check_rules(checkpoint: Checkpoint, quantisation: Quantisation | None, precision: str) -> None:
-    """Every pattern must match a linear, every block to skip must be there, and something must be left to quantise.
+    """Every rule must decide on a linear, every block to skip must be there, and something must be left to quantise.
+
+    A rule may be left without one by what is kept high before it, as `--exclude` does.
 
     Args:
         checkpoint: whose linears are meant.
@@ -114,6 +116,13 @@ def check_rules(checkpoint: Checkpoint, quantisation: Quantisation | None, preci
             raise UsageError(
                 f"{rule.linears!r} matches none of the {len(names)} linears that can be quantised; they are named like "
                 f"{names[0]} and {names[-1]}"
+            )
+        earlier = {quantisation.rule(name) for name in names if fnmatch.fnmatchcase(name, rule.linears)}
+        if rule not in earlier and any(item.precision != HIGH for item in earlier):
+            raise UsageError(
+                f"the rule {rule.linears!r} ({rule.precision}) decides nothing: the first rule that matches a linear "
+                f"does, and all that it matches are matched by {', '.join(sorted(item.linears for item in earlier))!r} "
+                "before it; put it in front"
             )
     layers = checkpoint.transformer.num_layers
     absent = [str(block) for block in quantisation.skip_blocks if not 0 <= block < layers]

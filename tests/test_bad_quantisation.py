@@ -42,7 +42,12 @@ RECIPES = {
     "shadowed": (
         [{"linears": "*", "precision": "int8"}, {"linears": "*.to_q", "precision": "fp8"}],
         {"compute_capability": 10.0},
-        "linears is left to have fp8, the bundle's precision",
+        "the rule '*.to_q' (fp8) decides nothing",
+    ),
+    "exception behind what it is of": (
+        [{"linears": "*", "precision": "fp8"}, {"linears": "*.img_mlp.out", "precision": "high"}],
+        {},
+        "all that it matches are matched by '*' before it; put it in front",
     ),
     "below Blackwell": (
         [{"linears": "*.to_q", "precision": "int8"}, {"linears": "*", "precision": "fp8"}],
