@@ -76,11 +76,13 @@ def execute(options: argparse.Namespace) -> Report:
     with export_packages():
         from qwen_image_engine.calibration.analysis import analyse
         from qwen_image_engine.calibration.calibrate import calibrate
+        from qwen_image_engine.calibration.calibration import RECORD
         from qwen_image_engine.calibration.request import DEFAULT_SIZES
 
         sensitivity = chosen_sensitivity(options)
     prompts = read_prompts(options.prompts)
     checkpoint = open_checkpoint(options.model, options)
+    reused = (options.output / RECORD).is_file()
     began = time.perf_counter()
     with _Progress() as progress:
         calibration = calibrate(
@@ -118,6 +120,7 @@ def execute(options: argparse.Namespace) -> Report:
         "calibration": str(options.output),
         **settings.to_json(),
         "sha256": calibration.sha256,
+        "reused": reused,
         "components": components,
         "seconds": seconds,
     }
@@ -137,7 +140,8 @@ def execute(options: argparse.Namespace) -> Report:
     pictures = "1 picture" if settings.prompts == 1 else f"{settings.prompts} pictures"
     lines = [
         f"{options.output}: {pictures} of {settings.steps} steps at {sizes}, guidance "
-        f"{settings.guidance:g}, {settings.dtype} on {settings.device}, {seconds:.1f} s",
+        f"{settings.guidance:g}, {settings.dtype} on {settings.device}, "
+        f"{'there already' if reused else f'{seconds:.1f} s'}",
         *table(rows, right=(1, 2, 4)),
     ]
     if analysis is not None:

@@ -57,9 +57,12 @@ def test_calibrate(prompts: Path, calibrated: Path, tmp_path: Path, capsys: pyte
         assert ratio["value"] == pytest.approx(float(largest.max() / largest.mean()), rel=1e-6)
     assert found["seeds"] == [5, 6]
     assert found["seconds"] > 0
-    assert main(arguments) == 0  # there already
+    assert not found["reused"]
+    assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"{output}: 2 pictures of 3 steps at 64x64, 96x32, guidance 3, fp32 on cpu, ")
+    assert lines[0].startswith(
+        f"{output}: 2 pictures of 3 steps at 64x64, 96x32, guidance 3, fp32 on cpu, there already"
+    )
     assert [line.split()[0] for line in lines[1:]] == ["component", "text_encoder", "prefix", "step"]
 
 
