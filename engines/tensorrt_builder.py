@@ -22,6 +22,9 @@ from qwen_image_engine.engines.tensorrt_progress import Monitor, Progress
 from qwen_image_engine.engines.tensorrt_softmax import SoftmaxScale
 from qwen_image_engine.engines.tensorrt_timings import keep_timings, read_timings
 
+_VALUES = 2
+"""Index among an attention's inputs."""
+
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 
@@ -56,7 +59,8 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
     log.clear()
     if not parser.parse_from_file(job.model):
         raise QwenImageError(f"{job.component}: TensorRT cannot parse {job.model}: {_parse_errors(parser, log)}")
-    # TensorRT refers to a constant's numbers until the engine is built; so they live as long as this call.
+    # TensorRT refers to a constant's numbers until the engine is built, and to weight files that the parser maps; so
+    # both live as long as this call.
     softmax = SoftmaxScale(job.softmax_scale) if job.softmax_scale is not None else None
     found, fp8_attentions = _prepare_attention(network, job.promise.attentions, softmax)
     check_parsed(job.component, found, job.promise)
@@ -65,8 +69,11 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
             f"{job.component}: {fp8_attentions} attentions read FP8 in the parsed graph, expected at least "
             f"{job.promise.fp8_attention}; export without --fp8-attention"
         )
-    if softmax is not None and fp8_attentions and job.options.strip_weights:
-        softmax.name_in(network, job.component)
+    if job.options.strip_weights and not sum(map(network.mark_weights_refittable, job.left_out)):
+        raise QwenImageError(
+            f"{job.component}: TensorRT's parser knows none of {len(job.left_out)} weights by its name, so a plan "
+            "cannot be without them; build without --strip-weights"
+        )
     monitor = Monitor(progress)
     config = _config(builder, network, job, monitor)
     cache = read_timings(config, Path(job.timing_cache), warnings)
@@ -104,11 +111,12 @@ def _prepare_attention(
         attention = cast(trt.IAttentionInputLayer, layer).attention
         name = _node(attention.metadata, attention.name or layer.name)
         attention.decomposable = name not in fused
-        if name in fused:
+        if name in fused and not attention.decomposable:  # the setter refuses in silence
             kept.append(name)
-        if softmax is not None and attention.get_input(0).name in from_codes:
-            softmax.give_to(attention, network)
-            in_fp8 += 1
+        # The parser multiplies queries and keys by the square root of their scale, be it 1: values alone are the
+        # graph's own tensor.
+        if softmax is not None and attention.get_input(_VALUES).name in from_codes:
+            in_fp8 += softmax.give_to(attention, network)
     products = [_node(item.metadata, item.name) for item in layers if item.type == trt.LayerType.MATRIX_MULTIPLY]
     nodes = {_node(item.metadata, item.name) for item in layers}
     return Network(kept, products, nodes), in_fp8
@@ -122,7 +130,10 @@ def _config(
     config.progress_monitor = monitor
     config.clear_flag(trt.BuilderFlag.TF32)  # what the graph keeps in float32 has a reason
     if job.options.strip_weights:
+        # Without the second all weights are left out, those too that the parser makes (epsilons, biases of zeros) and
+        # that its refitter does not know afterwards.
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
     if job.options.weight_streaming:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if job.options.workspace_bytes is not None:

@@ -32,7 +32,6 @@ class PlanSource:
         weights_bytes: what its weights take on the device.
         graph: the ONNX file that it was built from, which a plan without weights takes them from.
         rebuild: the command that builds it.
-        softmax_scale: of FP8 attention, which stands in no graph; None where none is FP8.
     """
 
     path: Path
@@ -40,7 +39,6 @@ class PlanSource:
     weights_bytes: int
     graph: Path
     rebuild: str
-    softmax_scale: float | None = None
 
 
 class _Reader(trt.IStreamReaderV2):
@@ -83,7 +81,7 @@ def read_plan(session: TensorRtSession, component: str, source: PlanSource) -> t
         found, expected = engine.num_optimization_profiles, len(source.entry.profiles)
         raise _refused(component, source, f"it has {found} profiles, its manifest {expected}")
     if source.entry.stripped:
-        refit(engine, source.graph, session.log, source.softmax_scale)
+        refit(engine, source.graph, session.log)
     if source.entry.weight_streaming:
         _stream_weights(component, source, engine)
     return engine

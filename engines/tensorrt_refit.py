@@ -7,35 +7,26 @@ import tensorrt as trt
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.engines.tensorrt_factory import made
 from qwen_image_engine.engines.tensorrt_log import Log
-from qwen_image_engine.engines.tensorrt_softmax import NAME, SoftmaxScale
 
 
-def refit(engine: trt.ICudaEngine, model: Path, log: Log, softmax_scale: float | None = None) -> None:
+def refit(engine: trt.ICudaEngine, model: Path, log: Log) -> None:
     """Give `engine` the weights that the graph in `model` names, before its first run.
 
-    `softmax_scale` is that of FP8 attention's probabilities, which stands in no graph; None where none is FP8.
+    The parser's refitter fails where the engine lists weights that are in no graph, which the parser makes itself; so
+    what is missing afterwards decides, and its errors are reasons only.
 
     Raises:
-        QwenImageError: TensorRT takes them not, or some are missing then.
+        QwenImageError: weights are missing, or TensorRT does not take them.
     """
     refitter = made("refitter", log, lambda: trt.Refitter(engine, log))
+    # It maps the weight files until it is gone, and the refitter reads them when it refits.
     parser = made("parser of weights", log, lambda: trt.OnnxParserRefitter(refitter, log))
     log.clear()
-    if not parser.refit_from_file(str(model)):
-        reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        raise QwenImageError(
-            f"{model}: its weights do not fit the plan that was built without them ({reasons or log.errors()}); "
-            "build again with: qwen-image build"
-        )
-    softmax = SoftmaxScale(softmax_scale) if softmax_scale is not None else None  # read when the engine is refitted
-    if softmax is not None and not softmax.refit(refitter):
-        raise QwenImageError(
-            f"{model}: the plan that was built without weights has no {NAME} ({log.errors()}); build again with: "
-            "qwen-image build"
-        )
+    fits = parser.refit_from_file(str(model))
     missing = refitter.get_missing_weights()
     if missing or not refitter.refit_cuda_engine():
+        errors = "" if fits else "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
         raise QwenImageError(
-            f"{model}: {len(missing)} weights of the plan are not in it ({', '.join(missing[:5]) or log.errors()}); "
-            "build again with: qwen-image build"
+            f"{model}: {len(missing)} weights of the plan that was built without them are not in it "
+            f"({', '.join(missing[:5]) or errors or log.errors()}); build again with: qwen-image build"
         )

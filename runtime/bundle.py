@@ -109,8 +109,7 @@ class Bundle:
         from qwen_image_engine.engines.tensorrt_load import PlanSource
 
         weights = sum(self.manifest.files[name].bytes for name in entry.weights) if plan.stripped else 0
-        graph, softmax_scale = self.folder / entry.model, entry.softmax_scale
-        source = PlanSource(path, plan, expected.bytes + weights, graph, rebuild, softmax_scale)
+        source = PlanSource(path, plan, expected.bytes + weights, self.folder / entry.model, rebuild)
         return TensorRtEngine(session, source, entry.contract)
 
     @cached_property

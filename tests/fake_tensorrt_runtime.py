@@ -7,7 +7,6 @@ scratch memory that is too small, a graph whose context has changed since it was
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import json
 from collections.abc import Sequence
@@ -194,11 +193,6 @@ def fake_tensorrt(known: dict[str, Known], driver: FakeDriver) -> ModuleType:
             self._engine.stripped = not self.weights
             return self.weights
 
-        def set_named_weights(self, name: str, weights: tuple[str, int, int]) -> bool:
-            dtype, pointer, count = weights
-            module.named[name] = (dtype, ctypes.c_uint16.from_address(pointer).value, count)
-            return name == "softmax_scale"
-
         def get_missing_weights(self) -> list[str]:
             return [] if self.weights else ["proj_out.weight"]
 
@@ -227,9 +221,6 @@ def fake_tensorrt(known: dict[str, Known], driver: FakeDriver) -> ModuleType:
         "ICudaEngine": Engine,
         "IExecutionContext": Context,
         "Dims": tuple,
-        "Weights": lambda *values: values,
-        "bfloat16": "bfloat16",
-        "named": {},
     }
     vars(module).update(contents)
     return module

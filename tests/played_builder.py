@@ -20,7 +20,10 @@ _CODES = {TensorProto.FLOAT8E4M3FN: "FP8", TensorProto.INT8: "Int8"}
 
 
 class PlayedBuilder:
-    """One graph at a time; `profiles` has the shapes of the last one's by input, `inputs` its inputs' axes."""
+    """One graph at a time; `profiles` has the shapes of the last one's by input, `inputs` its inputs' axes.
+
+    `stored` are its weights in files, scales aside, and `left_out` those that its plan is to be without.
+    """
 
     def __init__(self, fake: FakeTensorRT) -> None:
         self.fake = fake
@@ -28,12 +31,18 @@ class PlayedBuilder:
         self.inputs: dict[str, list[int | None]] = {}
         self.profiles: list[dict[str, tuple[tuple[int, ...], ...]]] = []
         self.kinds: dict[str, str] = {}
+        self.stored: set[str] = set()
+        self.left_out: set[str] = set()
         network = fake.fake("INetworkDefinition", num_layers=0, num_inputs=0)
 
         def parse(parser: Any, path: str) -> bool:
             self._read(path)
             network.__dict__.update(num_layers=len(self.layers), num_inputs=len(self.inputs))
             return True
+
+        def leave_out(network: Any, name: str) -> bool:
+            self.left_out.add(name)
+            return name in self.stored
 
         def set_shape(profile: Any, name: str, *extents: Any) -> None:
             profile.__dict__.setdefault("shapes", {})[name] = tuple(item.__dict__["axes"] for item in extents)
@@ -53,8 +62,10 @@ class PlayedBuilder:
             "OnnxParser.parse_from_file": parse,
             "INetworkDefinition.get_layer": lambda network, index: self.layers[index],
             "INetworkDefinition.get_input": lambda network, index: fake.fake("ITensor", name=[*self.inputs][index]),
-            "IAttention.get_input": lambda attention, index: attention.__dict__["query"],
-            "ILayer.get_output": lambda layer, index: layer.__dict__.get("output"),
+            "IAttention.get_input": lambda attention, index: attention.__dict__["inputs"][index],
+            "ILayer.get_output": lambda layer, index: layer.__dict__.get("output", "a constant"),
+            "INetworkDefinition.mark_weights_refittable": leave_out,
+            "INetworkDefinition.add_constant": lambda network, shape, weights: fake.fake("IConstantLayer"),
             "Dims.__init__": lambda dims, axes: dims.__dict__.update(axes=tuple(axes)),
             "IOptimizationProfile.set_shape": set_shape,
             "IBuilderConfig.add_optimization_profile": add_profile,
@@ -72,12 +83,11 @@ class PlayedBuilder:
             for item in weight.external_data:
                 assert item.key != "location" or (Path(path).parent / item.value).is_file()
         weights = {item.name: item.data_type for item in graph.initializer}
+        scales = {node.input[1] for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+        self.stored = {item.name for item in graph.initializer if item.external_data} - scales
+        self.left_out = set()
         self.inputs = {
             item.name: [axis.dim_value or None for axis in item.type.tensor_type.shape.dim] for item in graph.input
-        }
-        shapes = {
-            item.name: tuple(axis.dim_value or -1 for axis in item.type.tensor_type.shape.dim)
-            for item in (*graph.value_info, *graph.input)
         }
         # The names of nodes are how the audit finds them again in a built engine.
         names = [node.name for node in graph.node]
@@ -88,9 +98,9 @@ class PlayedBuilder:
         for node in graph.node:
             if node.op_type in PRODUCTS:
                 self.kinds[node.name] = _kind(node, makers, weights)
-        self.layers = [*self._layers(graph, shapes)]
+        self.layers = [*self._layers(graph)]
 
-    def _layers(self, graph: onnx.GraphProto, shapes: dict[str, tuple[int, ...]]) -> Iterator[Any]:
+    def _layers(self, graph: onnx.GraphProto) -> Iterator[Any]:
         kinds = {
             "DequantizeLinear": "DEQUANTIZE",
             "Attention": "ATTENTION_INPUT",
@@ -105,8 +115,9 @@ class PlayedBuilder:
             if node.op_type == "Attention":
                 mask = self.fake.fake("ITensor", name=node.input[3]) if len(node.input) > 3 and node.input[3] else None
                 attention = self.fake.fake("IAttention", name=node.name, metadata=metadata, mask=mask)
-                query = self.fake.fake("ITensor", name=node.input[0], shape=shapes[node.input[0]])
-                attention.__dict__["query"] = query
+                # As the parser does: queries and keys are products with the root of the scale, values the graph's own.
+                names = ("a product", "a product", node.input[2])
+                attention.__dict__["inputs"] = [self.fake.fake("ITensor", name=name) for name in names]
                 layer.__dict__["attention"] = attention
             yield layer
 
@@ -124,7 +135,9 @@ class PlayedBuilder:
         for layer in self.layers:
             attention = layer.__dict__.get("attention")
             if attention is not None and attention.decomposable is False:
-                yield {"Name": "_gemm_mha_v2", "Metadata": attention.metadata}
+                read = "FP8" if attention.normalization_quantize_to_type == self.fake.fp8 else "BFloat16"
+                inputs = [{"Name": "q", "Format/Datatype": read}]
+                yield {"Name": "_gemm_mha_v2", "Metadata": attention.metadata, "Inputs": inputs}
             elif layer.name in self.kinds:
                 inputs = [{"Name": "x", "Format/Datatype": self.kinds[layer.name]}]
                 yield {"Name": layer.name, "Metadata": layer.metadata, "Inputs": inputs}

@@ -34,9 +34,9 @@ def trt(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTe
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     unload()
     layers = [
-        layer(fake, "DEQUANTIZE", "codes_q"),
-        attention(fake, "attention_0", "codes_q", head=128),
-        attention(fake, "vae", "x", head=384),
+        layer(fake, "DEQUANTIZE", "codes_v"),
+        attention(fake, "attention_0", "codes_v"),
+        attention(fake, "vae", "x"),
         layer(fake, "MATRIX_MULTIPLY", "(Unnamed Layer* 3)", metadata="[ONNX Layer: gemm_q]"),
         layer(fake, "MATRIX_MULTIPLY", "gemm_out"),
     ]
@@ -54,7 +54,7 @@ def trt(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTe
         "Builder.build_serialized_network_to_stream": write,
         "INetworkDefinition.get_layer": lambda network, index: layers[index],
         "INetworkDefinition.get_input": lambda network, index: inputs[index],
-        "IAttention.get_input": lambda attention, index: attention.__dict__["query"],
+        "IAttention.get_input": lambda attention, index: attention.__dict__["inputs"][index],
         "ILayer.get_output": lambda layer, index: (
             "the softmax scale" if isinstance(layer, fake.IConstantLayer) else fake.fake("ITensor", name=layer.name)
         ),
@@ -80,9 +80,11 @@ def layer(fake: FakeTensorRT, kind: str, name: str, metadata: str = "") -> Any:
     return fake.fake("ILayer", type=getattr(fake.LayerType, kind), name=name, metadata=metadata)
 
 
-def attention(fake: FakeTensorRT, name: str, query: str, head: int) -> Any:
+def attention(fake: FakeTensorRT, name: str, values: str) -> Any:
+    """As the parser makes it: queries and keys come from products that it adds, which stand in no graph."""
     made = fake.fake("IAttention", name=name, metadata=f"[ONNX Layer: {name}]", mask=None)
-    made.__dict__["query"] = fake.fake("ITensor", name=query, shape=(1, 24, -1, head))
+    names = ("(Unnamed Layer* 8)_output", "(Unnamed Layer* 9)_output", values)
+    made.__dict__["inputs"] = [fake.fake("ITensor", name=item) for item in names]
     found = layer(fake, "ATTENTION_INPUT", name)
     found.__dict__["attention"] = made  # which ILayer has not: reached only after the layer's class is named
     return found
@@ -90,7 +92,7 @@ def attention(fake: FakeTensorRT, name: str, query: str, head: int) -> Any:
 
 def inspected(fp8: str = "FP8") -> str:
     layers = [
-        {"Name": "_gemm_mha_v2_0", "Metadata": "[ONNX Layer: attention_0]"},
+        {"Name": "_gemm_mha_v2_0", "Metadata": "[ONNX Layer: attention_0]", "Inputs": [{"Format/Datatype": "FP8"}]},
         {"Name": "a", "Metadata": "[ONNX Layer: gemm_q]", "Inputs": [{"Name": "x", "Format/Datatype": fp8}]},
     ]
     return json.dumps({"Layers": layers})
@@ -152,13 +154,17 @@ def test_attention_stays_fused_and_gets_its_scale(trt: FakeTensorRT, tmp_path: P
     assert (kind, count) == ("bfloat16", 1)
 
 
-def test_attention_of_unknown_width_must_be_fused_where_the_graph_promises_it(
-    trt: FakeTensorRT, tmp_path: Path
+def test_what_tensorrt_refuses_in_silence_is_told(
+    trt: FakeTensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    narrow = trt.returns["INetworkDefinition.get_layer"](None, 1).__dict__["attention"]
-    narrow.__dict__["query"].__dict__["shape"] = (-1, -1, -1, -1)
-    builder().build(job(tmp_path), go_on)
-    assert narrow.decomposable is False
+    for refused, words in (
+        ("normalization_quantize_to_type", "0 attentions read FP8 in the parsed graph, expected at least 1"),
+        ("decomposable", "made 0 attention layers of the graph's 1 that must be fused; none of: attention_0"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(trt.IAttention, refused, property(lambda self: True, lambda self, value: None), raising=False)
+            with pytest.raises(QwenImageError, match=words):
+                builder().build(job(tmp_path), go_on)
 
 
 def test_attention_that_the_parser_decomposed_is_told_before_the_build(trt: FakeTensorRT, tmp_path: Path) -> None:
@@ -176,17 +182,20 @@ def test_what_the_inspector_says_is_kept_where_the_audit_fails(trt: FakeTensorRT
     assert (tmp_path / "step.layers.json").read_text() == inspected("BF16")
 
 
-def test_the_softmax_scale_of_a_stripped_plan_has_a_name(trt: FakeTensorRT, tmp_path: Path) -> None:
-    named = [("softmax_scale",)]
+def test_a_plan_is_without_the_weights_of_the_files_alone(trt: FakeTensorRT, tmp_path: Path) -> None:
     builder().build(job(tmp_path), go_on)
-    assert "INetworkDefinition.set_weights_name" not in trt.names()
-    builder().build(job(tmp_path, options=BuildOptions(strip_weights=True)), go_on)
-    assert [item[1:] for name, item in trt.calls if name == "INetworkDefinition.set_weights_name"] == named
-    names = trt.names()
-    assert names.index("INetworkDefinition.add_constant") < names.index("INetworkDefinition.set_weights_name")
-    trt.returns["INetworkDefinition.set_weights_name"] = lambda network, weights, name: False
-    with pytest.raises(QwenImageError, match=r"does not take the name softmax_scale .* build without --strip-weights"):
-        builder().build(job(tmp_path, options=BuildOptions(strip_weights=True)), go_on)
+    assert "INetworkDefinition.mark_weights_refittable" not in trt.names()
+    known = {"to_q.weight"}
+    trt.returns["INetworkDefinition.mark_weights_refittable"] = lambda network, name: name in known
+    stripped = job(tmp_path, options=BuildOptions(strip_weights=True), left_out=("to_q.weight", "of the prefix"))
+    builder().build(stripped, go_on)
+    marked = [item for name, item in trt.calls if name == "INetworkDefinition.mark_weights_refittable"]
+    assert marked == [("to_q.weight",), ("of the prefix",)]
+    known.clear()
+    with pytest.raises(
+        QwenImageError, match=r"step: TensorRT's parser knows none of 2 weights by its name, .*without -"
+    ):
+        builder().build(stripped, go_on)
 
 
 def test_the_softmax_scale_in_bfloat16(trt: FakeTensorRT) -> None:
@@ -202,9 +211,9 @@ def test_options(trt: FakeTensorRT, tmp_path: Path) -> None:
     assert flags == []
     assert "IBuilderConfig.set_memory_pool_limit" not in trt.names()
     options = BuildOptions(strip_weights=True, weight_streaming=True, workspace_bytes=1 << 30)
-    builder().build(job(tmp_path, options=options), go_on)
+    builder().build(job(tmp_path, options=options, left_out=("to_q.weight",)), go_on)
     flags = [arguments[0].name for name, arguments in trt.calls if name == "IBuilderConfig.set_flag"]
-    assert flags == ["STRIP_PLAN", "WEIGHT_STREAMING"]
+    assert flags == ["STRIP_PLAN", "REFIT_INDIVIDUAL", "WEIGHT_STREAMING"]
     ((pool, limit),) = [item for name, item in trt.calls if name == "IBuilderConfig.set_memory_pool_limit"]
     assert (pool.name, limit) == ("WORKSPACE", 1 << 30)
     cleared = {arguments[0].name for name, arguments in trt.calls if name == "IBuilderConfig.clear_flag"}
@@ -317,20 +326,17 @@ def test_refitting(trt: FakeTensorRT) -> None:
     refit(engine, Path("step.onnx"), log)
     wanted = ["OnnxParserRefitter.refit_from_file", "Refitter.get_missing_weights", "Refitter.refit_cuda_engine"]
     assert [name for name in trt.names() if name in wanted] == wanted
-    assert "Refitter.set_named_weights" not in trt.names()
-    trt.calls.clear()
-    trt.returns["Refitter.set_named_weights"] = lambda refitter, name, weights: name == "softmax_scale"
-    refit(engine, Path("step.onnx"), log, 1 / 448)
-    wanted.insert(1, "Refitter.set_named_weights")
-    assert [name for name in trt.names() if name in wanted] == wanted
-    trt.returns["Refitter.set_named_weights"] = lambda refitter, name, weights: False
-    with pytest.raises(QwenImageError, match="has no softmax_scale"):
-        refit(engine, Path("step.onnx"), log, 1 / 448)
-    trt.returns["Refitter.get_missing_weights"] = lambda refitter: ["to_q.weight"]
-    with pytest.raises(QwenImageError, match=r"1 weights of the plan are not in it \(to_q\.weight\)"):
-        refit(engine, Path("step.onnx"), log)
+    # It counts weights that the parser made itself: what is missing decides.
     trt.returns["OnnxParserRefitter.refit_from_file"] = lambda refitter, model: False
-    with pytest.raises(QwenImageError, match="do not fit the plan"):
+    refit(engine, Path("step.onnx"), log)
+    trt.OnnxParserRefitter.num_errors = 1
+    trt.returns["OnnxParserRefitter.get_error"] = lambda parser, index: trt.fake("ParserError")
+    trt.returns["ParserError.desc"] = lambda error: "of another shape"
+    trt.returns["Refitter.refit_cuda_engine"] = lambda refitter: False
+    with pytest.raises(QwenImageError, match=r"0 weights of the plan .* \(of another shape\); build again"):
+        refit(engine, Path("step.onnx"), log)
+    trt.returns["Refitter.get_missing_weights"] = lambda refitter: ["to_q.weight"]
+    with pytest.raises(QwenImageError, match=r"1 weights of the plan .* are not in it \(to_q\.weight\)"):
         refit(engine, Path("step.onnx"), log)
 
 

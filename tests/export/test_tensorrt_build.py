@@ -32,6 +32,7 @@ from qwen_image_engine.runtime.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.memory import Components
 
 Bundles = Callable[..., tuple[Path, Path]]
+Build = Callable[..., Manifest]
 
 GPU = DeviceFacts("A GPU", "9.0", 13000, total_bytes=80 << 30, free_bytes=79 << 30)
 SHAPES = BuildShapes(
@@ -46,10 +47,10 @@ REQUESTS: tuple[dict[str, Any], ...] = (
 
 
 @pytest.fixture
-def build(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], Manifest]]:
+def build(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
     """`build(folder)`: the manifest after it; the graphs are parsed and built by a TensorRT that is played."""
     fake = FakeTensorRT(tensorrt_stub)
-    PlayedBuilder(fake)
+    played = PlayedBuilder(fake)
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     monkeypatch.setattr("qwen_image_engine.runtime.build.tensorrt_version", lambda: "11.4.0.106")
     _forget_modules()
@@ -57,10 +58,13 @@ def build(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 
     def run(job: BuildJob, watch: Watch) -> BuildResult:
         result: BuildResult = builder.build(BuildJob.from_json(job.to_json()), lambda *words: True)
+        if job.options.strip_weights:
+            assert played.stored
+            assert played.stored <= played.left_out
         return result
 
-    def built(folder: Path) -> Manifest:
-        build_bundle(folder, SHAPES, BuildOptions(), device=lambda: GPU, run=run)
+    def built(folder: Path, strip_weights: bool = False) -> Manifest:
+        build_bundle(folder, SHAPES, BuildOptions(strip_weights), device=lambda: GPU, run=run)
         return read_manifest(folder)
 
     yield built
@@ -99,7 +103,7 @@ def check_profiles(manifest: Manifest, calls: list[tuple[str, Mapping[str, Shape
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
 def test_a_bundle_is_built_as_its_graphs_are(
     static_bundle: Bundles,
-    build: Callable[[Path], Manifest],
+    build: Build,
     precision: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -107,7 +111,8 @@ def test_a_bundle_is_built_as_its_graphs_are(
     options = {"fp8_attention": True} if precision == "fp8" else {}
     checkpoint, exported = static_bundle("narrow", "tensorrt", precision, **options)
     # Without the engines that another test may have left.
-    manifest = build(Path(shutil.copytree(exported, tmp_path / "bundle", ignore=shutil.ignore_patterns("plans"))))
+    folder = Path(shutil.copytree(exported, tmp_path / "bundle", ignore=shutil.ignore_patterns("plans")))
+    manifest = build(folder)
     check_profiles(manifest, requested(Checkpoint.open(checkpoint), monkeypatch))
     layers = Checkpoint.open(checkpoint).transformer.num_layers
     for name, entry in manifest.components.items():
@@ -126,11 +131,12 @@ def test_a_bundle_is_built_as_its_graphs_are(
     assert fused == {"step": layers, "prefix": layers - 1, "prefix_image": layers - 1}
     assert all(len(plan.scratch_bytes) == len(plan.profiles) for plan in manifest.plans.values())
     assert bool(manifest.components["step"].quantised_layers) == (precision != "bf16")
+    assert all(plan.stripped for plan in build(folder, strip_weights=True).plans.values())
 
 
 def test_bidirectional_attention(
     random_checkpoint: Callable[..., Path],
-    build: Callable[[Path], Manifest],
+    build: Build,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

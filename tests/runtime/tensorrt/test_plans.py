@@ -14,11 +14,7 @@ from numpy_engines import same_pictures
 from played_tensorrt import SIZE, MakeBundle, expected, pipeline
 
 from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.runtime.bundle import Bundle
 from qwen_image_engine.runtime.bundle_files import describe_file
-from qwen_image_engine.runtime.manifest import (
-    Fp8Scales,
-)
 
 
 def test_a_plan_without_weights_takes_those_of_the_graph(make_bundle: MakeBundle, checkpoint: Path) -> None:
@@ -26,20 +22,8 @@ def test_a_plan_without_weights_takes_those_of_the_graph(make_bundle: MakeBundle
     with pipeline(bundle, checkpoint) as drawn:
         assert same_pictures(drawn.generate("a", **SIZE), expected(checkpoint))
     (bundle.folder / "step.onnx").write_bytes(b"another")
-    with pytest.raises(QwenImageError, match=r"step\.onnx: 1 weights of the plan are not in it \(proj_out"):
+    with pytest.raises(QwenImageError, match=r"step\.onnx: 1 weights of the plan .* are not in it \(proj_out"):
         bundle.load_engine("step", "tensorrt")
-
-
-def test_a_plan_without_weights_takes_the_scale_of_fp8_attention(make_bundle: MakeBundle) -> None:
-    bundle = make_bundle(stripped=True)
-    bundle.load_engine("prefix", "tensorrt").close()
-    assert sys.modules["tensorrt"].named == {}
-    entry = replace(bundle.manifest.components["step"], fp8_attention={"blocks.0": Fp8Scales(1.0, 1.0, 1.0, 1 / 448)})
-    components = {**bundle.manifest.components, "step": entry}
-    bundle = Bundle(bundle.folder, replace(bundle.manifest, components=components))
-    bundle.load_engine("step", "tensorrt").close()
-    # 1/448 is 0x3b124925 in float32, and 0x3b12 in bfloat16.
-    assert sys.modules["tensorrt"].named == {"softmax_scale": ("bfloat16", 0x3B12, 1)}
 
 
 @pytest.mark.parametrize(
