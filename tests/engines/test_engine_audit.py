@@ -145,3 +145,13 @@ def test_layers_without_nodes_count_as_one() -> None:
 def test_another_form_is_told(text: str) -> None:
     with pytest.raises(QwenImageError, match="another form than documented"):
         audit(text, NETWORK)
+
+
+def test_attention_that_is_not_in_fp8_is_told_with_what_helps() -> None:
+    promise = replace(PROMISE, fp8_attention=2)
+    found = audit(inspected(layer("_gemm_mha_v2_1", ("Attention_8",), "FP8"), FUSED[1], *IN_FP8), NETWORK)
+    with pytest.raises(
+        QwenImageError,
+        match=r"1 attentions in FP8 of 2; in a higher precision: Attention_48. It was not kept; export without --fp8-at",
+    ):
+        check_audit("step", found, NETWORK, promise)
