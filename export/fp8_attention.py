@@ -10,7 +10,7 @@ from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
 from qwen_image_engine.calibration.static_attention import SOFTMAX
 from qwen_image_engine.export.constants import add_constant
 from qwen_image_engine.export.linear_to_static import through_codes
-from qwen_image_engine.export.scale_into_query_norm import query_norm
+from qwen_image_engine.export.scale_into_queries import query_norm
 
 
 class Fp8Attention(InPlacePass):

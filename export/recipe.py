@@ -20,12 +20,13 @@ from qwen_image_engine.export.constants import FoldConstants
 from qwen_image_engine.export.drop_round_trips import DropRoundTrips
 from qwen_image_engine.export.fp8_attention import DecomposeFp8Attention, Fp8Attention
 from qwen_image_engine.export.gemm_float8 import GemmFloat8
+from qwen_image_engine.export.layer_norm_in_float32 import LayerNormInFloat32
 from qwen_image_engine.export.linear_to_gemm import LinearToGemm
 from qwen_image_engine.export.linear_to_int8 import LinearToInt8
 from qwen_image_engine.export.linear_to_static import LinearToStatic
 from qwen_image_engine.export.rows import KeepRows
 from qwen_image_engine.export.scale_into_layer_norm import ScaleIntoLayerNorm
-from qwen_image_engine.export.scale_into_query_norm import ScaleIntoQueryNorm
+from qwen_image_engine.export.scale_into_queries import ScaleIntoQueries
 from qwen_image_engine.export.sizes import ConstantShapes
 from qwen_image_engine.export.smooth_modulation import SmoothModulation
 from qwen_image_engine.export.split import SequenceToSplit
@@ -78,10 +79,21 @@ _CPU: Passes = (
     Cleanup,
 )
 
-_GPU: Passes = (
+_CUDA: Passes = (
     *_SIMPLIFY,
     DropRoundTrips,
-    ScaleIntoQueryNorm,
+    ScaleIntoQueries,
+    AttentionWithoutTransposes,
+    LinearToGemm,
+    KeepRows,
+    MergeReshapes,
+    Cleanup,
+)
+_TENSORRT: Passes = (
+    *_SIMPLIFY,
+    DropRoundTrips,
+    ScaleIntoQueries,
+    LayerNormInFloat32,
     LinearToGemm,
     KeepRows,
     MergeReshapes,
@@ -101,14 +113,14 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
     for item in (
         Recipe("cpu", "fp32", "float32", _CPU),
         Recipe("cpu", "int8", "float32", _CPU, QUANTISATIONS["cpu", "int8"], (LinearToInt8, ScaleValues), audited=True),
-        Recipe("cuda", "bf16", "bfloat16", _GPU, in_float32=_CUDA_FLOAT32),
-        Recipe("cuda", "fp16", "float16", _GPU, in_float32=_CUDA_FLOAT32),
-        Recipe("cuda", "fp8", "float16", _GPU, QUANTISATIONS["cuda", "fp8"], _STATIC_CUDA, in_float32=_CUDA_FLOAT32),
-        Recipe("tensorrt", "bf16", "bfloat16", _GPU),
-        Recipe("tensorrt", "fp8", "bfloat16", _GPU, QUANTISATIONS["tensorrt", "fp8"], _STATIC),
-        Recipe("tensorrt", "int8", "bfloat16", _GPU, QUANTISATIONS["tensorrt", "int8"], _STATIC),
-        Recipe("tensorrt-twin", "fp8", "float32", _GPU, QUANTISATIONS["tensorrt", "fp8"], _STATIC_TWIN),
-        Recipe("tensorrt-twin", "int8", "float32", _GPU, QUANTISATIONS["tensorrt", "int8"], _STATIC_TWIN),
+        Recipe("cuda", "bf16", "bfloat16", _CUDA, in_float32=_CUDA_FLOAT32),
+        Recipe("cuda", "fp16", "float16", _CUDA, in_float32=_CUDA_FLOAT32),
+        Recipe("cuda", "fp8", "float16", _CUDA, QUANTISATIONS["cuda", "fp8"], _STATIC_CUDA, in_float32=_CUDA_FLOAT32),
+        Recipe("tensorrt", "bf16", "bfloat16", _TENSORRT),
+        Recipe("tensorrt", "fp8", "bfloat16", _TENSORRT, QUANTISATIONS["tensorrt", "fp8"], _STATIC),
+        Recipe("tensorrt", "int8", "bfloat16", _TENSORRT, QUANTISATIONS["tensorrt", "int8"], _STATIC),
+        Recipe("tensorrt-twin", "fp8", "float32", _TENSORRT, QUANTISATIONS["tensorrt", "fp8"], _STATIC_TWIN),
+        Recipe("tensorrt-twin", "int8", "float32", _TENSORRT, QUANTISATIONS["tensorrt", "int8"], _STATIC_TWIN),
     )
 }
 """By target and precision. The twin is TensorRT's graph in float32, which ONNX Runtime runs on a CPU: its scales, its

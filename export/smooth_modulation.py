@@ -76,8 +76,8 @@ def _modulation(inputs: set[ir.Value | None]) -> ir.Node | None:
 
 
 def _is_norm(value: ir.Value | None) -> bool:
-    """Through a Reshape or not: behind the Concat of image and text the first norm is not in rows yet."""
+    """Through a Cast and a Reshape or not: behind the Concat of image and text the first norm is not in rows yet."""
     producer = value.producer() if value is not None else None
-    if producer is not None and producer.op_type == "Reshape" and producer.inputs[0] is not None:
+    while producer is not None and producer.op_type in ("Cast", "Reshape") and producer.inputs[0] is not None:
         producer = producer.inputs[0].producer()
     return producer is not None and producer.op_type == "LayerNormalization"

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from qwen_image_engine.export.constants import constant
 from qwen_image_engine.export.graph_rule import Expected, Finding, Rule, node_name, operators
 from qwen_image_engine.export.manifest_rules import CODES, MANIFEST_RULES, reads_codes
-from qwen_image_engine.export.scale_into_query_norm import query_norm
+from qwen_image_engine.export.scale_into_queries import query_norm
 from qwen_image_engine.export.trace import IR_VERSION, OPSET
 
 _OPERATORS = frozenset(

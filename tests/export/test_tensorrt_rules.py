@@ -12,7 +12,7 @@ import pytest
 
 from qwen_image_engine.export.graph_rule import Expected
 from qwen_image_engine.export.network_folder import MODEL_FILES
-from qwen_image_engine.export.scale_into_query_norm import query_norm
+from qwen_image_engine.export.scale_into_queries import query_norm
 from qwen_image_engine.export.tensorrt_rules import RULES, SHARED_WITH_CUDA, broken_rules
 from qwen_image_engine.runtime.command import main
 from qwen_image_engine.runtime.manifest import read_manifest
