@@ -49,8 +49,6 @@ def _attention_form(model: ir.Model, _: Expected) -> Iterator[Finding]:
             yield node_name(node), f"is_causal {found.get_int('is_causal', 0)} in {model.graph.name}"
         if found.get_float("softcap", 0.0) != 0:
             yield node_name(node), f"softcap {found.get_float('softcap', 0.0)}"
-        if found.get_int("softmax_precision", ir.DataType.FLOAT) != ir.DataType.FLOAT:
-            yield node_name(node), f"a softmax in {ir.DataType(found.get_int('softmax_precision')).name}"
 
 
 def _rope(model: ir.Model, expected: Expected) -> Iterator[Finding]:
@@ -59,9 +57,17 @@ def _rope(model: ir.Model, expected: Expected) -> Iterator[Finding]:
         wanted = 2 * expected.blocks - (component in _WITHOUT_LAST)
     else:
         wanted = 0 if component.startswith("vae") else 2 * _blocks(model)
-    found = sum(1 for _ in operators(model, "RotaryEmbedding"))
-    if found != wanted:
-        yield component, f"{found} RotaryEmbedding nodes for {wanted}"
+    found = [*operators(model, "RotaryEmbedding")]
+    if len(found) != wanted:
+        yield component, f"{len(found)} RotaryEmbedding nodes for {wanted}"
+    for node in found:
+        values, *tables = node.inputs
+        ranks = [len(item.shape) if item is not None and item.shape is not None else None for item in tables]
+        if ranks != [3, 3]:
+            yield node_name(node), f"tables of the ranks {ranks}"
+        rank = len(values.shape) if values is not None and values.shape is not None else None
+        if rank != 4 and not (rank == 3 and node.attributes.get_int("num_heads", 0) > 0):
+            yield node_name(node), f"values of rank {rank} in {node.attributes.get_int('num_heads', 0)} heads"
 
 
 def _precision(model: ir.Model, expected: Expected) -> Iterator[Finding]:
@@ -136,8 +142,8 @@ def _is_dequantised(value: ir.Value) -> bool:
 
 MANIFEST_RULES: Mapping[str, Rule] = {
     "attention-count": Rule("one Attention a block, of an image and the text behind it two", _attention_count),
-    "attention-form": Rule("causal in text encoder and prefix alone, no softcap, softmax in float32", _attention_form),
-    "rope": Rule("RotaryEmbedding of the queries and the keys of every block", _rope),
+    "attention-form": Rule("causal in text encoder and prefix alone, no softcap", _attention_form),
+    "rope": Rule("RotaryEmbedding of queries and keys of every block, with a table of each token", _rope),
     "precision": Rule("operands of products and attention in the component's own dtype", _precision),
     "time-features": Rule("float32 up to the one Cast that their product reads", _time),
     "float8-products": Rule("GemmFloat8 of E4M3 codes, a constant float32 scale an operand, one a linear", _float8),

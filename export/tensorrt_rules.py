@@ -1,14 +1,15 @@
 """What TensorRT 11 needs of a graph, as rules that a graph keeps or is refused by, by name.
 
 TensorRT runs a graph that breaks one, if it runs it at all, in slower kernels or in another precision than it states,
-and says so in a log at most. Sources: the operators that its ONNX parser takes, and its notes on fused attention and
-explicit quantisation.
+and says so in a log at most. Sources: the ONNX parser of TensorRT 11.0 (github.com/onnx/onnx-tensorrt), and NVIDIA's
+notes on fused attention and explicit quantisation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import onnx_ir as ir
 
@@ -92,6 +93,14 @@ def _attention(model: ir.Model, _: Expected) -> Iterator[Finding]:
             yield node_name(node), f"{len(node.outputs)} outputs"
         if any(value is not None for value in node.inputs[4:]):
             yield node_name(node), "a cache among its inputs"
+        if len(node.inputs) > 3 and node.inputs[3] is not None and node.attributes.get_int("is_causal", 0) == 1:
+            yield node_name(node), "a mask beside is_causal"
+        if "softmax_precision" in node.attributes:
+            yield node_name(node), "a precision of its softmax"
+        ranks = {len(value.shape) for value in node.inputs[:3] if value is not None and value.shape is not None}
+        wanted = {3} if {"q_num_heads", "kv_num_heads"} <= node.attributes.keys() else {4}
+        if ranks != wanted:
+            yield node_name(node), f"operands of the ranks {sorted(ranks)}"
 
 
 def _mask(model: ir.Model, _: Expected) -> Iterator[Finding]:
@@ -105,21 +114,58 @@ def _mask(model: ir.Model, _: Expected) -> Iterator[Finding]:
 
 def _scale(model: ir.Model, _: Expected) -> Iterator[Finding]:
     for node in operators(model, "Attention"):
-        norm = query_norm(node)
-        if norm is None:
-            if model.graph.name in _QUERY_NORMS:
-                yield node_name(node), "queries that come from no norm, or that others read on the way"
+        norm, factor = query_norm(node), node.attributes.get("scale")
+        if norm is None and model.graph.name in _QUERY_NORMS:
+            yield node_name(node), "queries that come from no norm, or that others read on the way"
             continue
-        factor = node.attributes.get("scale")
-        weight = norm.inputs[1].producer() if norm.inputs[1] is not None else None
-        if factor is None or factor.as_float() != 1.0 or weight is None or weight.op_type != "Mul":
+        scaled = norm.inputs[1] if norm is not None else _scaled_queries(node)
+        product = scaled.producer() if scaled is not None else None
+        if factor is None or factor.as_float() != 1.0 or product is None or product.op_type != "Mul":
             yield node_name(node), f"scale {'left to it' if factor is None else factor.as_float()}"
+
+
+def _scaled_queries(attention: ir.Node) -> ir.Value | None:
+    """What queries of no norm are before they are rounded, turned and laid out."""
+    value = attention.inputs[0]
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type not in ("Cast", "Reshape", "RotaryEmbedding", "Transpose"):
+            return value
+        value = node.inputs[0]
+    return None
 
 
 def _statistics(model: ir.Model, _: Expected) -> Iterator[Finding]:
     for node in operators(model, "RMSNormalization", "LayerNormalization"):
         if node.attributes.get_int("stash_type", 1) != 1:
             yield node_name(node), f"statistics in {ir.DataType(node.attributes.get_int('stash_type')).name}"
+
+
+def _norm_precision(model: ir.Model, _: Expected) -> Iterator[Finding]:
+    for node in operators(model, "LayerNormalization"):
+        value = node.inputs[0]
+        if value is None or value.dtype != ir.DataType.FLOAT:
+            yield node_name(node), f"{value.dtype if value is not None else 'nothing'}"
+
+
+def _names(model: ir.Model, _: Expected) -> Iterator[Finding]:
+    seen = set(model.graph.initializers)
+    for node in model.graph:
+        if not node.name or node.name in seen:
+            yield node_name(node), f"the name {node.name or '(none)'}"
+        seen.add(node.name or "")
+
+
+def _weight_files(model: ir.Model, _: Expected) -> Iterator[Finding]:
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        location = PurePosixPath(str(tensor.location))
+        if location.is_absolute() or ".." in location.parts:
+            yield name, f"the file {location}"
+        expected = tensor.size * tensor.dtype.itemsize
+        if tensor.length != expected:
+            yield name, f"{tensor.length} bytes for {expected}"
 
 
 def _float32(model: ir.Model, _: Expected) -> Iterator[Finding]:
@@ -141,6 +187,9 @@ def _scales(model: ir.Model, _: Expected) -> Iterator[Finding]:
         zeros = constant(zero) if zero is not None else None
         if zeros is not None and zeros.astype("float32").any():
             yield node_name(node), "a zero point that is not 0"
+        numbers = constant(scale)
+        if numbers is not None and not (numbers.astype("float32") > 0).all():
+            yield node_name(node), "a scale that is not positive"
 
 
 def _stored(model: ir.Model, _: Expected) -> Iterator[Finding]:
@@ -189,10 +238,17 @@ RULES: Mapping[str, Rule] = {
     "opset": Rule(f"opset {OPSET} of ai.onnx alone and IR {IR_VERSION} at most", _opset),
     "operators": Rule("one of ai.onnx that exports hold: the parser reads its name and not its domain", _operators),
     "edge": Rule("float32 (indices int64) at the host's edge, bf16 keys and values", _edge),
-    "attention": Rule("one output and no cache: other forms are not parsed as attention", _attention),
+    "attention": Rule(
+        "one output, no cache, no precision of the softmax, a mask or is_causal, operands of rank 4, or 3 with both "
+        "numbers of heads: other forms are not parsed",
+        _attention,
+    ),
     "mask": Rule("no mask, but for the text behind a reference image: masks may break the fusion", _mask),
-    "attention-scale": Rule("1, and 1/sqrt(head_dim) in the weight of the queries' norm", _scale),
+    "attention-scale": Rule("1, and 1/sqrt(head_dim) in the queries: in the weight of their norm, if any", _scale),
     "norm-statistics": Rule("float32", _statistics),
+    "layer-norm": Rule("float32: the parser drops stash_type", _norm_precision),
+    "names": Rule("a name of its own for every node, by which the audit finds it in the engine", _names),
+    "weight-files": Rule("bytes of the tensor's size, in a file beside or below the graph", _weight_files),
     "float32": Rule("float32: angles of late tokens, sums and roots of norms, and Resize has no bf16", _float32),
     "scales": Rule("a constant in the dtype of the values, and zero point 0", _scales),
     "stored-weights": Rule("both operands in 8 bits, the weight stored so", _stored),

@@ -77,6 +77,65 @@ def rounded_statistics(graph: ir.Graph) -> None:
     first(graph, "LayerNormalization").attributes["stash_type"] = ir.AttrInt64("stash_type", 16)
 
 
+def rounded_norm(graph: ir.Graph) -> None:
+    norm = first(graph, "LayerNormalization")
+    for index, value in enumerate(norm.inputs):
+        norm.replace_input_with(index, value.producer().inputs[0])
+
+
+def second_of_a_name(graph: ir.Graph) -> None:
+    one, other = [node for node in graph if node.op_type == "Gemm"][:2]
+    other.name = one.name
+
+
+def nameless_node(graph: ir.Graph) -> None:
+    first(graph, "Gemm").name = ""
+
+
+def external(graph: ir.Graph, **changes: object) -> None:
+    """The first weight in a file, otherwise placed."""
+    value = next(item for item in graph.initializers.values() if isinstance(item.const_value, ir.ExternalTensor))
+    tensor = value.const_value
+    place = {"location": tensor.location, "offset": tensor.offset, "length": tensor.length, **changes}
+    value.const_value = ir.ExternalTensor(
+        **place, dtype=tensor.dtype, shape=tensor.shape, name=tensor.name, base_dir=tensor.base_dir
+    )
+
+
+def weight_of_another_length(graph: ir.Graph) -> None:
+    external(graph, length=2)
+
+
+def weight_of_another_folder(graph: ir.Graph) -> None:
+    external(graph, location="../weights.safetensors")
+
+
+def attention_of_flat_operands(graph: ir.Graph) -> None:
+    first(graph, "Attention").inputs[1].shape = ir.Shape(["batch", "tokens", 64])
+
+
+def queries_as_they_come(graph: ir.Graph) -> None:
+    """A scale of 1 and nothing in its place."""
+    product = next(node for node in graph if node.op_type == "Mul" and "query_scale" in str(node.inputs[1].name))
+    product.outputs[0].replace_all_uses_with(product.inputs[0])
+
+
+def rope_of_positions(graph: ir.Graph) -> None:
+    node = first(graph, "RotaryEmbedding")
+    node.resize_inputs(4)
+    node.replace_input_with(3, initializer(graph, "positions", np.zeros((1, 4), np.int64)))
+
+
+def rope_of_no_heads(graph: ir.Graph) -> None:
+    first(graph, "RotaryEmbedding").inputs[0].shape = ir.Shape(["batch", "tokens", 64])
+    first(graph, "RotaryEmbedding").attributes.pop("num_heads", None)
+
+
+def negative_scale(graph: ir.Graph) -> None:
+    scale = initializer(graph, "negative", np.array(-0.5, ml_dtypes.bfloat16))
+    first(graph, "QuantizeLinear").replace_input_with(1, scale)
+
+
 def rounded_angles(graph: ir.Graph) -> None:
     value = first(graph, "RotaryEmbedding").inputs[0]
     assert value is not None
@@ -289,6 +348,9 @@ BROKEN: dict[str, tuple[str, str, Change]] = {
     "mask": ("bf16", "step", masked_attention),
     "attention-scale": ("bf16", "step", scaled_attention),
     "norm-statistics": ("bf16", "step", rounded_statistics),
+    "layer-norm": ("bf16", "step", rounded_norm),
+    "names": ("bf16", "step", second_of_a_name),
+    "weight-files": ("bf16", "step", weight_of_another_length),
     "float32": ("bf16", "step", rounded_angles),
     "scales": ("fp8", "step", wide_scale),
     "stored-weights": ("fp8", "step", late_weight),
@@ -315,7 +377,16 @@ ALSO: tuple[tuple[str, str, str, Change], ...] = (
     ("attention-count", "bf16", "vae_decoder_mid", decomposed_attention),
     ("attention-form", "bf16", "prefix", attention_that_sees_all),
     ("attention-form", "bf16", "step", capped_attention),
-    ("attention-form", "bf16", "step", rounded_softmax),
+    ("attention", "bf16", "step", rounded_softmax),
+    ("attention", "bf16", "prefix", masked_attention),
+    ("attention", "bf16", "step", attention_of_flat_operands),
+    ("attention-scale", "bf16", "vision", scaled_attention),
+    ("attention-scale", "bf16", "vae_decoder_mid", queries_as_they_come),
+    ("rope", "bf16", "step", rope_of_positions),
+    ("rope", "bf16", "step", rope_of_no_heads),
+    ("scales", "fp8", "step", negative_scale),
+    ("names", "bf16", "step", nameless_node),
+    ("weight-files", "bf16", "step", weight_of_another_folder),
     ("rope", "bf16", "text_encoder", decomposed_rope),
     ("precision", "bf16", "step", one_product_in_float32),
     ("precision", "bf16", "vae_decoder_mid", everything_in_float32),
