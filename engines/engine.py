@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qwen_image_engine.engines.check import Array as Array
+from qwen_image_engine.engines.compute_capability import ONNXRUNTIME_KERNELS, runs_onnxruntime
 from qwen_image_engine.engines.contract import Contract
 from qwen_image_engine.engines.cuda_driver import device_facts
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
@@ -122,7 +123,7 @@ def require(name: str) -> Any:
 
     Raises:
         QwenImageError: it is not installed, or installed and does not load; or CUDA is asked for and ONNX Runtime is
-            built without; or a GPU is needed and there is no driver or none.
+            built without, or for no such GPU; or a GPU is needed and there is no driver or none.
     """
     name = name.removesuffix("-bf16")
     module, install = name.removesuffix("-cuda"), f"pip install 'qwen-image-engine[{_EXTRAS[name]}]'"
@@ -144,7 +145,13 @@ def require(name: str) -> Any:
     if name == "onnxruntime-cuda":
         if CUDA_PROVIDER not in package.get_available_providers():
             raise QwenImageError(f"onnxruntime {package.__version__} is installed without CUDA; {INSTALL_CUDA}")
-        device_facts()
+        device = device_facts()
+        if not runs_onnxruntime(device.compute_capability):
+            raise QwenImageError(
+                f"{device.name} has compute capability {device.compute_capability}, and onnxruntime-gpu as it is "
+                f"published has kernels for {', '.join(f'{a}.{b}' for a, b in ONNXRUNTIME_KERNELS.items())} and later "
+                "ones of the same major number alone; export with --target tensorrt"
+            )
     return package
 
 

@@ -21,6 +21,8 @@ from qwen_image_engine.engines.onnxruntime import port_facts, session_options
 
 _NAME = "ONNX Runtime CUDA"
 
+_EVERY_STEP = ("step", "joint")
+
 # https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, TensorProto.DataType
 _ONNX_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
 
@@ -67,9 +69,10 @@ def cuda_device() -> Device:
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
         package.preload_dlls()
     options = {
-        "use_tf32": "0",  # what stays in float32, the VAE, is to be float32
-        "cudnn_conv_algo_search": "HEURISTIC",  # the default tries every algorithm at every new size
+        "use_tf32": "0",  # what stays in float32, the VAE, is to be float32, where cuDNN has such a convolution
+        "cudnn_conv_algo_search": "HEURISTIC",  # the default, exhaustive, times algorithms at every new size
         "arena_extend_strategy": "kSameAsRequested",  # the default doubles the arena
+        "sdpa_kernel": "3",  # flash and memory-efficient attention, whatever ORT_DISABLE_FLASH_ATTENTION says
     }
     return Device("cuda", CUDA_PROVIDER, options, CudaMemory(CudaContext.open(), 0))
 
@@ -87,6 +90,8 @@ class OnnxRuntimeCudaEngine:
         package = require("onnxruntime")
         check.check_model_file(contract, model)
         options = session_options(package)
+        # From a shape's second run on the pattern of the first is one block, beside the arena that the first run left.
+        options.enable_mem_pattern = False
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
             session = package.InferenceSession(
@@ -137,7 +142,7 @@ class OnnxRuntimeCudaEngine:
                     binding.bind_output(spec.name, *self._place(kept[spec.name]))
                 else:
                     binding.bind_output(spec.name, "cpu")
-            session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding, self._run_options())
             binding.synchronize_outputs()
             results = zip(self._contract.outputs, binding.get_outputs(), strict=True)
             host = {spec.name: value.numpy() for spec, value in results if spec.name not in kept}
@@ -152,6 +157,13 @@ class OnnxRuntimeCudaEngine:
         if self._session is not None:
             self._session = None
             return_freed_memory()
+
+    def _run_options(self) -> Any:
+        """What runs once a prompt or a picture gives its arena's memory back: the others need it."""
+        options = self._package.RunOptions()
+        if self._device.kind == "cuda" and self._contract.component not in _EVERY_STEP:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
+        return options
 
     def _bind_input(self, binding: Any, spec: TensorSpec, values: Values) -> None:
         """Name an input's bytes; those on the host are copied to the device by the run."""

@@ -13,6 +13,7 @@ from numpy_memory import NumpyMemory, on_device
 from qwen_image_engine.engines import engine
 from qwen_image_engine.engines.bfloat16 import to_bfloat16
 from qwen_image_engine.engines.contract import Contract, TensorSpec
+from qwen_image_engine.engines.cuda_driver import DeviceFacts
 from qwen_image_engine.engines.device_array import DeviceArray
 from qwen_image_engine.engines.engine import Array, available, load_engine
 from qwen_image_engine.engines.errors import QwenImageError
@@ -45,6 +46,24 @@ def test_no_driver_is_told(step_model: Path, step_contract: Contract, monkeypatc
     monkeypatch.setattr(engine, "device_facts", absent)
     with pytest.raises(QwenImageError, match="no CUDA driver"):
         load_engine("onnxruntime-cuda", step_model, step_contract)
+
+
+@pytest.mark.parametrize(
+    ("compute_capability", "runs"),
+    [("7.0", False), ("7.5", True), ("8.9", True), ("9.0", True), ("10.0", False), ("10.3", False), ("12.1", True)],
+)
+def test_a_gpu_that_the_package_has_no_kernels_for_is_told(
+    monkeypatch: pytest.MonkeyPatch, compute_capability: str, runs: bool
+) -> None:
+    built = SimpleNamespace(get_available_providers=lambda: [engine.CUDA_PROVIDER], __version__="1.31.1")
+    monkeypatch.setitem(sys.modules, "onnxruntime", built)
+    monkeypatch.setattr(engine, "device_facts", lambda: DeviceFacts("A GPU", compute_capability, 13000, 1, 1))
+    if runs:
+        assert engine.require("onnxruntime-cuda") is built
+        return
+    words = rf"A GPU has compute capability {compute_capability}, .* kernels for 7\.5, 8\.0, 9\.0, 12\.0 and later"
+    with pytest.raises(QwenImageError, match=words):
+        engine.require("onnxruntime-cuda")
 
 
 def test_a_provider_that_did_not_load_is_told(

@@ -27,7 +27,7 @@ from qwen_image_engine.export.linear_to_static import through_codes
 from qwen_image_engine.export.network_folder import MODEL_FILES
 from qwen_image_engine.export.plan import plan_export
 from qwen_image_engine.export.recording import Case
-from qwen_image_engine.export.tensorrt_rules import broken_rules
+from qwen_image_engine.export.tensorrt_rules import RULES, broken_rules
 from qwen_image_engine.export.verify import verify_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, reference_engines
@@ -68,12 +68,13 @@ def cuda_bundle(random_checkpoint: Callable[..., Path], tmp_path_factory: pytest
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_graphs_are_sound_and_keep_the_rules(cuda_bundle: Export, precision: str) -> None:
-    """Those of TensorRT."""
+    """Those of TensorRT but for layer norms: ONNX Runtime heeds `stash_type`, and a Cast would cost it a pass."""
     folder = cuda_bundle(precision)[1]
     manifest = read_manifest(folder)
     for name, entry in manifest.components.items():
         onnx.checker.check_model(str(folder / entry.model), full_check=True)
-        assert broken_rules(ir.load(folder / entry.model), Expected.of(manifest, name)) == [], name
+        rules = set(RULES) - {"layer-norm"}
+        assert broken_rules(ir.load(folder / entry.model), Expected.of(manifest, name), rules) == [], name
         assert entry.precision == ("fp32" if NETWORK[name] == "vae" else precision)
 
 
@@ -113,10 +114,12 @@ def test_attention_has_the_form_that_flash_attention_takes(cuda_bundle: Export, 
         assert len(masked) == (len(nodes) // 2 if component == "prefix_image" else 0)
         for node in nodes:
             assert len(node.outputs) == 1
+            query_heads, heads = (node.attributes[f"{side}_num_heads"].as_int() for side in ("q", "kv"))
+            assert query_heads % heads == 0
             shapes = [value.shape for value in node.inputs[:3] if value is not None and value.shape is not None]
-            heads = {shape[-1] for shape in shapes}
-            assert len(shapes) == 3
-            assert all(isinstance(head, int) and head <= 256 and head % 8 == 0 for head in heads)
+            widths = {shape[-1] // count for shape, count in zip(shapes, (query_heads, heads, heads), strict=True)}
+            assert len(widths) == 1
+            assert all(width <= 256 and width % 8 == 0 for width in widths)
             assert {value.dtype for value in node.inputs[:3] if value is not None} == {HALF[precision]}
 
 
