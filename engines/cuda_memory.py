@@ -2,6 +2,8 @@
 
 import ctypes
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -39,9 +41,19 @@ class CudaContext:
         Raises:
             QwenImageError: it fails.
         """
+        with self.current():
+            call(self.cuda, function, *arguments)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Let it be this thread's, for libraries that ask the driver for what it is.
+
+        Raises:
+            QwenImageError: the driver refuses.
+        """
         call(self.cuda, "cuCtxPushCurrent_v2", self.context)
         try:
-            call(self.cuda, function, *arguments)
+            yield
         finally:
             self.cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 

@@ -21,6 +21,7 @@ _OUT_OF_MEMORY = (
     "bad_alloc",
     "bad allocation",
     "out of memory",
+    "outofmemory",  # TensorRT: "Error Code 2: OutOfMemory (Requested size was 20132809216 bytes.)"
     "can not allocate",
     "can't allocate",
 )

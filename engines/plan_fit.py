@@ -3,6 +3,8 @@
 A plan is machine code for one of each; TensorRT would refuse some of this itself, not all, and never with the command.
 """
 
+import warnings
+
 from qwen_image_engine.engines.cuda_driver import DeviceFacts, version_text
 from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.plan_entry import PlanEntry
@@ -10,6 +12,9 @@ from qwen_image_engine.engines.plan_entry import PlanEntry
 
 def check_plan_fits(component: str, plan: PlanEntry, device: DeviceFacts, tensorrt: str, rebuild: str) -> None:
     """Compare what built the plan with what is here; `rebuild` is the command that builds another.
+
+    Another model of GPU of the same compute capability is a warning: TensorRT takes the plan, whose kernels were timed
+    elsewhere, and promises nothing.
 
     Raises:
         QwenImageError: they differ.
@@ -29,6 +34,13 @@ def check_plan_fits(component: str, plan: PlanEntry, device: DeviceFacts, tensor
     if differences:
         raise QwenImageError(
             f"{component}: its engine was built {', and '.join(differences)}; build it again here with: {rebuild}"
+        )
+    if plan.gpu != device.name:
+        warnings.warn(
+            f"{component}: its engine was built on {plan.gpu}, this is {device.name}: it may be slow here, or fail; "
+            f"build it again with: {rebuild}",
+            RuntimeWarning,
+            stacklevel=2,
         )
 
 

@@ -14,9 +14,10 @@ import tensorrt as trt
 from qwen_image_engine.engines.build_job import BuildJob, BuildResult
 from qwen_image_engine.engines.engine_audit import Network, audit, check_audit, check_parsed
 from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.failure import one_line
 from qwen_image_engine.engines.plan_entry import Profile
 from qwen_image_engine.engines.tensorrt_factory import made
-from qwen_image_engine.engines.tensorrt_log import Log
+from qwen_image_engine.engines.tensorrt_log import Log, process_log
 from qwen_image_engine.engines.tensorrt_plan import PlanWriter
 from qwen_image_engine.engines.tensorrt_progress import Monitor, Progress
 from qwen_image_engine.engines.tensorrt_softmax import SoftmaxScale
@@ -39,7 +40,7 @@ def build(job: BuildJob, progress: Progress) -> BuildResult:
         QwenImageError: the graph cannot be parsed or built, or the engine has less than the graph promises.
         OSError: a file cannot be written.
     """
-    log = Log()
+    log = process_log()
     warnings: list[str] = []
     written, sha256, network = _write_plan(job, log, progress, warnings)
     # Builder, parser and network are gone: the inspector needs the memory that they held.
@@ -75,7 +76,7 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
             "cannot be without them; build without --strip-weights"
         )
     monitor = Monitor(progress)
-    config = _config(builder, network, job, monitor)
+    config = _config(builder, network, job, monitor, log)
     cache = read_timings(config, Path(job.timing_cache), warnings)
     writer = PlanWriter(Path(job.plan))
     log.clear()
@@ -123,12 +124,14 @@ def _prepare_attention(
 
 
 def _config(
-    builder: trt.Builder, network: trt.INetworkDefinition, job: BuildJob, monitor: trt.IProgressMonitor
+    builder: trt.Builder, network: trt.INetworkDefinition, job: BuildJob, monitor: trt.IProgressMonitor, log: Log
 ) -> trt.IBuilderConfig:
-    config = builder.create_builder_config()
+    config = made("configuration", log, builder.create_builder_config)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the audit reads it
     config.progress_monitor = monitor
     config.clear_flag(trt.BuilderFlag.TF32)  # what the graph keeps in float32 has a reason
+    # Scratch memory by the shapes of a call, which are mostly far below what a profile allows.
+    config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     if job.options.strip_weights:
         # Without the second all weights are left out, those too that the parser makes (epsilons, biases of zeros) and
         # that its refitter does not know afterwards.
@@ -140,21 +143,29 @@ def _config(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.options.workspace_bytes)
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
     for item in job.profiles:
-        if config.add_optimization_profile(_profile(builder, item, inputs, job)) < 0:
+        if config.add_optimization_profile(_profile(builder, item, inputs, job, log)) < 0:
             raise QwenImageError(f"{job.component}: TensorRT does not take the profile {item.name}: {item.shapes}")
     return config
 
 
-def _profile(builder: trt.Builder, item: Profile, inputs: Collection[str], job: BuildJob) -> trt.IOptimizationProfile:
+def _profile(
+    builder: trt.Builder, item: Profile, inputs: Collection[str], job: BuildJob, log: Log
+) -> trt.IOptimizationProfile:
     if inputs != set(item.shapes):
         raise QwenImageError(
             f"{job.component}: {job.model} has the inputs {sorted(inputs)}, its contract {sorted(item.shapes)}; "
             "export the bundle again"
         )
-    made = builder.create_optimization_profile()
+    profile = made("optimization profile", log, builder.create_optimization_profile)
     for name, (least, best, largest) in item.shapes.items():
-        made.set_shape(name, trt.Dims(least), trt.Dims(best), trt.Dims(largest))
-    return made
+        try:
+            profile.set_shape(name, trt.Dims(least), trt.Dims(best), trt.Dims(largest))
+        except RuntimeError as error:
+            raise QwenImageError(
+                f"{job.component}: TensorRT does not take {name} of {least}, {best} and {largest} into the profile "
+                f"{item.name}: {log.errors()} ({one_line(error)})"
+            ) from error
+    return profile
 
 
 def _keep_layers(job: BuildJob, inspected: str, warnings: list[str]) -> Path | None:
@@ -180,7 +191,9 @@ def _inspected(plan: Path, log: Log) -> tuple[str, tuple[int, ...]]:
         raise QwenImageError(f"{plan}: TensorRT does not load what it built: {log.errors()}")
     profiles = range(engine.num_optimization_profiles)
     scratch = tuple(engine.get_device_memory_size_for_profile_v2(index) for index in profiles)
-    return engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON), scratch
+    inspector = made("inspector", log, engine.create_engine_inspector)
+    inspected = made("account of it", log, lambda: inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return inspected, scratch
 
 
 def _parse_errors(parser: trt.OnnxParser, log: Log) -> str:

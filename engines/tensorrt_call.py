@@ -56,6 +56,8 @@ class TensorRtCall:
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = made("execution context", session.log, lambda: engine.create_execution_context(strategy))
         self._session, self._engine, self._contract = session, engine, contract
+        # Ranges for profilers, in the verbosity that the engine was built with for its inspector, would cost every run.
+        context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
         self._context: trt.IExecutionContext = context
         self._streams, self._not_captured = streams, not_captured
         self._profile: int | None = None
@@ -134,7 +136,11 @@ class TensorRtCall:
         scratch = (self._session.scratch.address(self._engine, self._scratch_bytes), self._scratch_bytes)
         if scratch != self._scratch:
             self._settle()
+            self._scratch = (0, 0)
+            self._session.log.clear()
             self._context.set_device_memory(*scratch)
+            # It gives nothing back, and a context that was refused runs on in memory that it had before.
+            self._done(not self._session.log.failed, f"does not take {scratch[1]} bytes of scratch memory")
             self._scratch = scratch
         kept: dict[str, DeviceArray] = {}
         shapes: dict[str, Shape] = {}
@@ -145,6 +151,10 @@ class TensorRtCall:
             addresses[spec.name] = found.address
         for spec in self._contract.outputs:
             shape = axes(self._context.get_tensor_shape(spec.name))
+            given = outputs.get(spec.name)
+            self._done(
+                min(shape, default=0) >= 0 and (given is None or given.shape == shape), f"gives {spec.name} as {shape}"
+            )
             if spec.name in outputs:
                 addresses[spec.name] = outputs[spec.name].address
             elif spec.is_cache:
@@ -168,17 +178,30 @@ class TensorRtCall:
         if (profile, shapes) == (self._profile, self._shapes):
             return
         self._settle()
-        self._profile, self._shapes = None, {}  # neither holds until all of it is set
-        done = self._context.set_optimization_profile_async(profile, self._session.stream.handle)
-        self._done(done, f"does not take profile {profile}")
+        held, self._profile, self._shapes = self._profile, None, {}  # neither holds until all of it is set
+        self._session.log.clear()
+        if profile != held:
+            self._choose(profile)
         for name, shape in shapes.items():
             self._done(self._context.set_input_shape(name, shape), f"does not take {name} {shape}")
-        self._scratch_bytes = self._context.update_device_memory_size_for_shapes()
+        unknown = self._context.infer_shapes()
+        self._done(not unknown, f"does not know the shapes of {', '.join(unknown)}")
+        needed = self._context.update_device_memory_size_for_shapes()
+        self._done(needed > 0 or not self._session.log.failed, f"does not tell the scratch memory of {shapes}")
+        # A context that needs scratch for some shape does not run without any.
+        self._scratch_bytes = max(needed, 1)
         if self._streams:  # of the profile's size alone it is said that room for weights on their way is in it
             most = self._engine.get_device_memory_size_for_profile_v2(profile)
             self._scratch_bytes = max(self._scratch_bytes, most)
         self._scratch = (0, 0)
         self._profile, self._shapes = profile, shapes
+
+    def _choose(self, profile: int) -> None:
+        try:
+            done = self._context.set_optimization_profile_async(profile, self._session.stream.handle)
+        except RuntimeError:  # so the bindings say False, without what TensorRT logged
+            done = False
+        self._done(done, f"does not take profile {profile}")
 
     def _upload(self, inputs: Mapping[str, Values]) -> None:
         for spec in self._contract.inputs:
@@ -210,6 +233,7 @@ class TensorRtCall:
         return True
 
     def _enqueue(self) -> None:
+        self._session.log.clear()
         self._done(self._context.execute_async_v3(self._session.stream.handle), "does not run")
 
     def _download(self, kept: Mapping[str, DeviceArray], shapes: Mapping[str, Shape]) -> dict[str, Values]:

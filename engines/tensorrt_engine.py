@@ -185,6 +185,10 @@ def _ports(engine: trt.ICudaEngine) -> tuple[dict[str, PortFacts], dict[str, Por
     sides: tuple[dict[str, PortFacts], dict[str, PortFacts]] = ({}, {})
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
+        if engine.is_shape_inference_io(name):
+            raise QwenImageError(
+                f"the plan computes shapes from {name}, which TensorRT then wants on the host; export the bundle again"
+            )
         dtype = engine.get_tensor_dtype(name).name
         shape = tuple(None if size < 0 else size for size in axes(engine.get_tensor_shape(name)))
         is_output = engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT

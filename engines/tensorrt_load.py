@@ -18,6 +18,9 @@ from qwen_image_engine.engines.tensorrt_session import TensorRtSession
 
 _CHUNK_BYTES = 64 << 20
 
+_SPARE = 20
+"""A twentieth of the device is left to inputs, outputs, keys and values."""
+
 _ONCE_A_PROMPT = ("prefix", "prefix_image")
 """The transformer once more: where its plan can stream weights it keeps none on the device beside the step's."""
 
@@ -42,16 +45,24 @@ class PlanSource:
 
 
 class _Reader(trt.IStreamReaderV2):
-    """The plan's file, in pieces: a plan of 14 GB never lies in the host's memory as a whole."""
+    """The plan's file, in pieces: a plan of 14 GB never lies in the host's memory as a whole.
+
+    TensorRT calls it from C++, which prints exceptions and goes on; so `fault` keeps one.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         trt.IStreamReaderV2.__init__(self)
         self._file = file
+        self.fault: OSError | None = None
 
     # Bindings of 11 call this with two arguments and take bytes, as their documentation says; their signature is that
     # of the C++ class.
     def read(self, num_bytes: int, stream: int) -> bytes:  # type: ignore[override]
-        return self._file.read(min(num_bytes, _CHUNK_BYTES))
+        try:
+            return self._file.read(min(num_bytes, _CHUNK_BYTES))
+        except OSError as error:
+            self.fault = error
+            return b""
 
     def seek(self, offset: int, where: trt.SeekPosition) -> bool:  # type: ignore[override]
         if where == trt.SeekPosition.END:
@@ -69,8 +80,12 @@ def read_plan(session: TensorRtSession, component: str, source: PlanSource) -> t
     """
     session.log.clear()
     try:
-        with source.path.open("rb") as file:
-            engine = session.runtime.deserialize_cuda_engine(_Reader(file))
+        # Of each piece the bindings ask the driver where it is to lie, which needs a context.
+        with source.path.open("rb") as file, session.context.current():
+            reader = _Reader(file)
+            engine = session.runtime.deserialize_cuda_engine(reader)
+            if engine is None and reader.fault is not None:
+                raise reader.fault
     except OSError as error:
         raise QwenImageError(f"{component}: cannot read {source.path}: {error.strerror or error}") from error
     except RuntimeError as error:
@@ -83,7 +98,7 @@ def read_plan(session: TensorRtSession, component: str, source: PlanSource) -> t
     if source.entry.stripped:
         refit(engine, source.graph, session.log)
     if source.entry.weight_streaming:
-        _stream_weights(component, source, engine)
+        _stream_weights(session, component, source, engine)
     return engine
 
 
@@ -92,10 +107,18 @@ def streams(engine: trt.ICudaEngine) -> bool:
     return engine.weight_streaming_budget_v2 < engine.streamable_weights_size
 
 
-def _stream_weights(component: str, source: PlanSource, engine: trt.ICudaEngine) -> None:
-    """Keep on the device what fits, and of what runs once a prompt nothing."""
-    automatic = engine.get_weight_streaming_automatic_budget()
-    budget = 0 if component in _ONCE_A_PROMPT else min(automatic, engine.streamable_weights_size)
+def _stream_weights(session: TensorRtSession, component: str, source: PlanSource, engine: trt.ICudaEngine) -> None:
+    """Keep on the device what fits, and of what runs once a prompt nothing.
+
+    TensorRT's own proposal is of no use: the bindings give `get_weight_streaming_automatic_budget` as 32 bits.
+    """
+    engine.weight_streaming_budget_v2 = 0  # so that the sizes below have room for weights on their way
+    budget = 0
+    if component not in _ONCE_A_PROMPT:
+        profiles = range(engine.num_optimization_profiles)
+        scratch = max(engine.get_device_memory_size_for_profile_v2(index) for index in profiles)
+        taken = max(0, scratch - session.scratch.nbytes) + session.device.total_bytes // _SPARE
+        budget = max(0, min(session.context.free_bytes() - taken, engine.streamable_weights_size))
     engine.weight_streaming_budget_v2 = budget
     if engine.weight_streaming_budget_v2 != budget:
         raise _refused(component, source, f"it does not take {budget} bytes as the most of its weights on the device")

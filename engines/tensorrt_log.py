@@ -1,5 +1,6 @@
 """What TensorRT has to say: warnings on standard error, errors kept for the exception that names them."""
 
+import functools
 import sys
 
 import tensorrt as trt
@@ -7,8 +8,14 @@ import tensorrt as trt
 _MOST_KEPT = 5
 
 
+@functools.cache
+def process_log() -> "Log":
+    """That of this process: TensorRT keeps the first logger that it is given, and lets no other have some messages."""
+    return Log()
+
+
 class Log(trt.ILogger):
-    """A logger for everything of one build or engine."""
+    """A logger for everything of one process."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
@@ -24,6 +31,11 @@ class Log(trt.ILogger):
     def clear(self) -> None:
         """Forget earlier errors, before a call whose own are wanted."""
         self._errors = []
+
+    @property
+    def failed(self) -> bool:
+        """Whether there was an error since `clear`."""
+        return bool(self._errors)
 
     def errors(self) -> str:
         """The last errors in one line."""

@@ -13,7 +13,7 @@ from qwen_image_engine.engines.cuda_stream import CudaStream
 from qwen_image_engine.engines.engine import require
 from qwen_image_engine.engines.scratch import Scratch
 from qwen_image_engine.engines.tensorrt_factory import made
-from qwen_image_engine.engines.tensorrt_log import Log
+from qwen_image_engine.engines.tensorrt_log import Log, process_log
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class TensorRtSession:
         """
         version = str(require("tensorrt").__version__)
         context = CudaContext.open()
-        log = Log()
+        log = process_log()
         runtime = made("runtime", log, lambda: trt.Runtime(log))
         # Code of a plan that runs on the host is never wanted, whatever the default of a version is.
         runtime.engine_host_code_allowed = False

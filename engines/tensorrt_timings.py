@@ -33,13 +33,17 @@ def keep_timings(cache: trt.ITimingCache | None, path: Path, warnings: list[str]
     """Write them, whole or not at all; another build may be writing the same file."""
     if cache is None:
         return
+    serialized = cast("trt.IHostMemory | None", cache.serialize())
+    if serialized is None:
+        warnings.append(f"{path}: timings of kernels are not kept (TensorRT gives none)")
+        return
     partial: Path | None = None
     try:
         descriptor, name = tempfile.mkstemp(".partial", f".{path.name}.", path.parent)
         partial = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             # It has the buffer protocol, which the stub does not say.
-            file.write(cast(bytes, cache.serialize()))
+            file.write(cast(bytes, serialized))
         partial.replace(path)
     except OSError as error:
         warnings.append(f"{path}: timings of kernels are not kept ({error.strerror or error})")

@@ -7,8 +7,10 @@ scratch memory that is too small, a graph whose context has changed since it was
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import json
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -24,6 +26,8 @@ from qwen_image_engine.engines.contract import Contract, TensorSpec, split_axis
 from qwen_image_engine.engines.plan_entry import Profile, Shape
 
 VERSION = "11.4.0.106"
+
+OUT_OF_MEMORY = "[virtualMemoryBuffer.cpp::resizePhysical::153] Error Code 2: OutOfMemory (Requested size was 8 bytes.)"
 
 
 def plan_bytes(component: str, stripped: bool = False) -> bytes:
@@ -47,6 +51,10 @@ class Strategy(enum.Enum):
     STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
 
 
+class ProfilingVerbosity(enum.Enum):
+    LAYER_NAMES_ONLY, NONE, DETAILED = range(3)
+
+
 class TensorIOMode(enum.Enum):
     INPUT, OUTPUT = 1, 2
 
@@ -67,6 +75,7 @@ class Known:
 class Context:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.nvtx_verbosity = ProfilingVerbosity.DETAILED  # as built
         self._changes = 0
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
@@ -74,6 +83,9 @@ class Context:
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         self._changes += 1
+        if self._engine.refuses_profiles:
+            self._engine.logger.log(Severity.ERROR, OUT_OF_MEMORY)
+            raise RuntimeError("Error in set optimization profile async.")  # where C++ gives False
         self._profile, self._shapes = self._engine.known.profiles[profile_index], {}
         return True
 
@@ -87,8 +99,14 @@ class Context:
         self._changes += 1
         return 8 * sum(map(prod, self._shapes.values()))
 
+    def infer_shapes(self) -> list[str]:
+        return [spec.name for spec in self._engine.inputs if spec.name not in self._shapes]
+
     def set_device_memory(self, memory: int, size: int) -> None:
         self._changes += 1
+        if size < max(1, 8 * sum(map(prod, self._shapes.values()))):
+            self._engine.logger.log(Severity.ERROR, "setDeviceMemoryV2: Error Code 3: API Usage Error")
+            return  # what it had before stays
         self._memory = memory, size
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
@@ -128,18 +146,33 @@ class Context:
 
 
 class Engine:
-    def __init__(self, known: Known, driver: FakeDriver, stripped: bool) -> None:
-        self.known, self.driver, self.stripped = known, driver, stripped
+    refuses_profiles = False
+
+    def __init__(self, known: Known, driver: FakeDriver, stripped: bool, logger: Any) -> None:
+        self.known, self.driver, self.stripped, self.logger = known, driver, stripped, logger
+        self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         self.inputs, self.outputs = known.contract.inputs, known.contract.outputs
         self.num_optimization_profiles = len(known.profiles)
         self.num_io_tensors = len(self.inputs) + len(self.outputs)
-        self.streamable_weights_size = self.weight_streaming_budget_v2 = known.streamable_bytes
+        self.streamable_weights_size = self._budget = known.streamable_bytes
 
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
         return 1 << 16
 
     def get_weight_streaming_automatic_budget(self) -> int:
-        return 2 * self.known.streamable_bytes
+        return ctypes.c_int32(self.driver.free_bytes - (1 << 16)).value  # as pyCore.cpp has it
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self._budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, budget: int) -> None:
+        if budget >= 0 and not self._contexts:  # else it is refused, in silence
+            self._budget = budget
+
+    def is_shape_inference_io(self, name: str) -> bool:
+        return False
 
     def get_tensor_name(self, index: int) -> str:
         return (*self.inputs, *self.outputs)[index].name
@@ -156,7 +189,9 @@ class Engine:
     def create_execution_context(self, strategy: Strategy) -> Context:
         assert strategy == Strategy.USER_MANAGED
         assert not self.stripped
-        return Context(self)
+        context = Context(self)
+        self._contexts.add(context)
+        return context
 
     def _spec(self, name: str) -> TensorSpec:
         (spec,) = (spec for spec in (*self.inputs, *self.outputs) if spec.name == name)
@@ -182,7 +217,7 @@ def fake_tensorrt(known: dict[str, Known], driver: FakeDriver) -> ModuleType:
                 self._logger.log(Severity.WARNING, "a warning")
                 self._logger.log(Severity.ERROR, "Serialization assertion\n failed")
                 return None
-            return Engine(known[plan["component"]], driver, plan["stripped"])
+            return Engine(known[plan["component"]], driver, plan["stripped"], self._logger)
 
     class Refitter:
         def __init__(self, engine: Engine, logger: Any) -> None:
@@ -218,6 +253,7 @@ def fake_tensorrt(known: dict[str, Known], driver: FakeDriver) -> ModuleType:
         "Runtime": Runtime,
         "Refitter": Refitter,
         "OnnxParserRefitter": OnnxParserRefitter,
+        "ProfilingVerbosity": ProfilingVerbosity,
         "ICudaEngine": Engine,
         "IExecutionContext": Context,
         "Dims": tuple,

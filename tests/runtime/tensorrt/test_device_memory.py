@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from fake_cuda import FakeDriver
-from fake_tensorrt_runtime import Context, Severity
+from fake_tensorrt_runtime import OUT_OF_MEMORY, Context, Severity
 from numpy_engines import Journal, numpy_pipeline, same_pictures
 from played_tensorrt import REFERENCES, SIZE, MakeBundle, expected, pipeline, step_inputs
 
-from qwen_image_engine.engines.errors import OutOfDeviceMemory
+from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.runtime.memory import Components
 
 
@@ -66,18 +66,34 @@ def test_where_the_transformer_does_not_fit_twice_its_graphs_take_turns(
     assert "prefix" not in held
 
 
-@pytest.mark.parametrize("refused", ["create_execution_context", "execute_async_v3"])
+@pytest.mark.parametrize("refused", ["create_execution_context", "execute_async_v3", "set_device_memory"])
 def test_memory_that_tensorrt_says_ran_out_is_told_as_such(
     make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
     engine: Any = make_bundle().load_engine("step", "tensorrt")
 
     def refuse(*arguments: Any) -> None:
-        engine._session.log.log(Severity.ERROR, "Error Code 2: OutOfMemory (Requested size was 8; out of memory)")
+        engine._session.log.log(Severity.ERROR, OUT_OF_MEMORY)
 
     of = type(engine._engine) if refused == "create_execution_context" else Context
     monkeypatch.setattr(of, refused, refuse)
-    with pytest.raises(OutOfDeviceMemory, match=r"step, profile \w+: TensorRT .*out of memory"):
+    with pytest.raises(OutOfDeviceMemory, match=r"step, profile \w+: TensorRT .*OutOfMemory"):
+        engine.run(step_inputs(engine.contract))
+
+
+def test_a_profile_that_is_refused_has_tensorrts_reason(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: Any = make_bundle().load_engine("step", "tensorrt")
+    monkeypatch.setattr(type(engine._engine), "refuses_profiles", True)
+    with pytest.raises(OutOfDeviceMemory, match=r"TensorRT does not take profile \d: .*Requested size was 8 bytes"):
+        engine.run(step_inputs(engine.contract))
+
+
+def test_scratch_memory_that_is_refused_is_not_run_in(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = make_bundle().load_engine("step", "tensorrt")
+    monkeypatch.setattr(Context, "update_device_memory_size_for_shapes", lambda context: 0)
+    with pytest.raises(QwenImageError, match="TensorRT does not take 1 bytes of scratch memory: setDeviceMemoryV2"):
         engine.run(step_inputs(engine.contract))
 
 

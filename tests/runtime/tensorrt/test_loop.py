@@ -13,11 +13,11 @@ import pytest
 import torch  # noqa: F401, before a test takes ctypes.CDLL away, which it needs
 from fake_cuda import FakeDriver
 from fake_ptx import PtxKernel
-from fake_tensorrt_runtime import Engine
 from numpy_engines import Journal, NumpyEngine, numpy_pipeline, same_pictures
 from played_tensorrt import REFERENCES, SIZE, MakeBundle, expected, pipeline, step_inputs
 
 from qwen_image_engine.engines.cuda_euler import EulerKernel
+from qwen_image_engine.engines.cuda_memory import CudaContext
 from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.loop import LoopingEngine, LoopInputs
 from qwen_image_engine.runtime.pipeline import QwenImage
@@ -57,7 +57,8 @@ def test_latents_are_those_of_the_host_bit_for_bit(
     streaming: bool,
     progress: bool,
 ) -> None:
-    monkeypatch.setattr(Engine, "get_weight_streaming_automatic_budget", lambda engine: 500)  # of 1,000
+    room = driver.total_bytes // 20 + 500  # for 500 of 1,000
+    monkeypatch.setattr(CudaContext, "free_bytes", lambda context: room)
     with pipeline(make_bundle(weight_streaming=streaming), checkpoint) as drawn:
         for seed in (0, 1):
             found = drawn.generate("a", seed=seed, progress=progress, **SIZE, **arguments)
