@@ -6,6 +6,8 @@ for each reference image, `step` once a step. 2.0's attention is bidirectional a
 names are the checkpoint's.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,16 @@ from qwen_image_engine.reference.rotary import rotary
 TIME_FEATURES = 256
 
 KeyValue = tuple[Tensor, Tensor]
+
+
+class Modulation(NamedTuple):
+    """What every block multiplies by, each (B or 1, S or 1, C): 1 + scale before attention and feed-forward, and the
+    tanh of a gate after each. All blocks share it, so it is computed once a pass."""
+
+    attention: Tensor
+    attention_gate: Tensor
+    mlp: Tensor
+    mlp_gate: Tensor
 
 
 class TimeEmbedding(nn.Module):
@@ -114,7 +126,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        modulation: Tensor,
+        modulation: Modulation,
         cos: Tensor,
         sin: Tensor,
         *,
@@ -127,7 +139,7 @@ class Block(nn.Module):
 
         Args:
             x: (B, S, C).
-            modulation: (B or 1, S or 1, 4C): scale and gate of the attention, then of the feed-forward.
+            modulation: Of this pass.
             cos: (S, d/2) or (B, S, d/2), float32.
             sin: As cos.
             past: Keys and values of the prefix, each (B, P, H, d), put before this pass's own.
@@ -140,8 +152,7 @@ class Block(nn.Module):
             (B, S, C), and this pass's own keys and values, each (B, S, H, d).
 
         """
-        scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)
-        q, k, v = self.attn.qkv(_layer_norm(x, self.eps) * (1 + scale1), cos, sin)
+        q, k, v = self.attn.qkv(_layer_norm(x, self.eps) * modulation.attention, cos, sin)
         keys, values = (k, v) if past is None else (torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1))
         if image_tokens:
             seen = keys.shape[1] - (k.shape[1] - image_tokens)
@@ -149,8 +160,8 @@ class Block(nn.Module):
             out = torch.cat([image, attention(q[:, image_tokens:], keys, values, mask=mask)], dim=1)
         else:
             out = attention(q, keys, values, causal=causal, mask=mask)
-        x = x + torch.tanh(gate1) * self.attn.to_out[0](out)
-        x = x + torch.tanh(gate2) * self.img_mlp(_layer_norm(x, self.eps) * (1 + scale2))
+        x = x + modulation.attention_gate * self.attn.to_out[0](out)
+        x = x + modulation.mlp_gate * self.img_mlp(_layer_norm(x, self.eps) * modulation.mlp)
         return x, (k, v)
 
 
@@ -186,6 +197,11 @@ class Transformer(nn.Module):
         """Time features (B or 1, 256) float32 -> (B or 1, 1, C) in the weights' dtype."""
         return self.time_text_embed(features.to(self.img_in.weight.dtype)).unsqueeze(1)
 
+    def block_modulation(self, temb: Tensor) -> Modulation:
+        """What the blocks multiply by, from the time embedding (B or 1, S or 1, C)."""
+        scale1, gate1, scale2, gate2 = self.modulation(temb).chunk(4, dim=-1)
+        return Modulation(1 + scale1, torch.tanh(gate1), 1 + scale2, torch.tanh(gate2))
+
     def prefix(self, text_states: Tensor, cos: Tensor, sin: Tensor) -> list[KeyValue]:
         """Keys and values of the text before the first reference image in every layer, which no step changes.
 
@@ -199,7 +215,7 @@ class Transformer(nn.Module):
 
         """
         x = self.txt_in(text_states)
-        modulation = self.modulation(self.time_embedding(zero_time_features(x.device)))
+        modulation = self.block_modulation(self.time_embedding(zero_time_features(x.device)))
         cache = []
         for block in self.transformer_blocks:
             x, kv = block(x, modulation, cos, sin, causal=True)
@@ -227,7 +243,7 @@ class Transformer(nn.Module):
         """
         n, p = latents.shape[1], cache[0][0].shape[1]
         x = torch.cat([self.img_in(latents), self.txt_in(text_states)], dim=1)
-        modulation = self.modulation(self.time_embedding(zero_time_features(x.device)))
+        modulation = self.block_modulation(self.time_embedding(zero_time_features(x.device)))
         position = torch.arange(p + x.shape[1], device=x.device)
         mask = position[None, :] <= position[p + n :, None]  # (s, P + n + s)
         own = []
@@ -260,7 +276,7 @@ class Transformer(nn.Module):
 
         """
         temb = self.time_embedding(features)
-        modulation = self.modulation(temb)
+        modulation = self.block_modulation(temb)
         x = self.img_in(latents)
         for block, past in zip(self.transformer_blocks, cache, strict=True):
             x, _ = block(x, modulation, cos, sin, past=past, mask=mask)
@@ -294,7 +310,7 @@ class Transformer(nn.Module):
 
         """
         temb = self.time_embedding(features)
-        modulation = self.modulation(temb)
+        modulation = self.block_modulation(temb)
         x = torch.cat([self.txt_in(text_states), self.img_in(latents)], dim=1)
         cos, sin = torch.cat([text_cos, cos]), torch.cat([text_sin, sin])
         for block in self.transformer_blocks:
