@@ -1,5 +1,6 @@
 """What a figure was measured on and with: machine, versions, commit. Every result file carries it."""
 
+import os
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +14,15 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of this tree, with `-dirty` where files other than results differ; None outside a repository."""
+    """The commit of this tree, with `-dirty` where files other than results differ.
+
+    Outside a repository what GIT_COMMIT says, None where it is not set.
+    """
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("GIT_COMMIT")
     return f"{head}-dirty" if changed else head
 
 

@@ -18,7 +18,13 @@ if [ -n "$missing" ]; then
 fi
 packages=$(mktemp -d)
 trap 'rm -rf "$packages"' EXIT
+GPU_BEGAN=$(date +%s) # importing torch takes a part of the time
+export GPU_BEGAN
 mkdir "$packages/qwen_image_engine"
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/pyproject.toml")
+mkdir "$packages/qwen_image_engine-$version.dist-info" # which a bundle's manifest asks for its version
+printf 'Metadata-Version: 2.1\nName: qwen-image-engine\nVersion: %s\n' "$version" \
+    > "$packages/qwen_image_engine-$version.dist-info/METADATA"
 for folder in calibration engines export reference runtime; do
     ln -s "$here/$folder" "$packages/qwen_image_engine/$folder"
 done

@@ -1,12 +1,13 @@
 """The transformer at full size with random weights, made on the device, and every way of running its step in torch."""
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from gpu_work import synchronise
-from torch import Tensor, nn
+from torch import Tensor
 
 from qwen_image_engine.reference.config import TransformerConfig
 from qwen_image_engine.reference.transformer import KeyValue, Transformer
@@ -95,6 +96,7 @@ def graphed(run: Run, device: torch.device) -> Run:
             run()
     torch.cuda.current_stream().wait_stream(side)
     synchronise(device)
+    gc.collect()  # a graph of before that is freed in the middle of a capture breaks it
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         velocity = run()
@@ -116,8 +118,7 @@ def compiled_blocks(network: Transformer, options: Mapping[str, Any]) -> Transfo
     return other.eval().requires_grad_(False)
 
 
-def compiled_step(network: nn.Module, case: Case, options: Mapping[str, Any]) -> Run:
-    """The whole step compiled at once."""
-    assert isinstance(network, Transformer)
+def compiled_step(network: Transformer, options: Mapping[str, Any]) -> Callable[[Case], Run]:
+    """The whole step compiled at once, for each size anew; what blocks share with the next is computed together."""
     step = torch.compile(network.step, fullgraph=True, dynamic=False, **options)
-    return lambda: step(case.latents, case.features, case.cos, case.sin, case.cache)
+    return lambda case: lambda: step(case.latents, case.features, case.cos, case.sin, case.cache)

@@ -7,7 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-LISTS = ("ceilings", "steps", "prefixes", "loops", "engine_profiles", "parity")
+LISTS = ("ceilings", "steps", "prefixes", "profiles", "loops", "parity")
 NOT_REACHED = {"missing": "not reached"}
 
 
@@ -17,7 +17,7 @@ class Record:
     def __init__(self, file: Path, facts: Mapping[str, Any]) -> None:
         self._file, self._began = file, perf_counter()
         self._document: dict[str, Any] = {"complete": False, **facts, "network": NOT_REACHED}
-        self._document |= dict.fromkeys(("profile", "kernel"), NOT_REACHED) | {name: [] for name in LISTS}
+        self._document |= {"prefix": NOT_REACHED, "kernel": NOT_REACHED} | {name: [] for name in LISTS}
         file.parent.mkdir(parents=True, exist_ok=True)
         self._write()
 

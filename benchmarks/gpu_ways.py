@@ -16,6 +16,7 @@ from qwen_image_engine.reference.transformer import Transformer
 
 EAGER = "torch eager"
 COMPILED = "torch.compile of the blocks, one CUDA graph"
+COMPILED_STEP = "torch.compile of the step, one CUDA graph"
 
 READY_SECONDS = 15.0
 """Of a row whose way is built already."""
@@ -123,28 +124,18 @@ def torch_ways(network: Transformer, backend: str, seconds: float) -> tuple[list
     `backend` compiles ("inductor"), and one compilation of a block may take `seconds`.
     """
     device = network.img_in.weight.device
-    fast = compiled_blocks(network, {"backend": backend})
+    fast, whole = compiled_blocks(network, {"backend": backend}), compiled_step(network, {"backend": backend})
     quick = [
         Way(EAGER, lambda case: eager(network, case), 5),
         Way("torch eager, one CUDA graph", lambda case: graphed(eager(network, case), device), 5),
         Way(COMPILED, lambda case: graphed(eager(fast, case), device), seconds),
+        Way(COMPILED_STEP, lambda case: graphed(whole(case), device), 2 * seconds),
     ]
     if device.type != "cuda":
         return quick, []
     tuned = compiled_blocks(network, {"mode": "max-autotune-no-cudagraphs"})
-    slow = [
-        Way(
-            "torch.compile of the blocks, max-autotune, one CUDA graph",
-            lambda case: graphed(eager(tuned, case), device),
-            2 * seconds,
-        ),
-        Way(
-            "torch.compile of the step, reduce-overhead",
-            lambda case: compiled_step(network, case, {"mode": "reduce-overhead"}),
-            4 * seconds,
-        ),
-    ]
-    return quick, slow
+    name = "torch.compile of the blocks, max-autotune, one CUDA graph"
+    return quick, [Way(name, lambda case: graphed(eager(tuned, case), device), 3 * seconds)]
 
 
 class Steps:
@@ -179,16 +170,15 @@ class Steps:
             missing = way.missing or self.budget.refuses(way.needed_seconds)
             yield from guarded(row, lambda row=row, side=side, way=way: [row | self._timed(way, side)], missing)
 
-    def profile(self, way: Way) -> Row:
-        """One step of the first size, by kind of kernel."""
-        run = way.prepare(self.case(self.sides[0]))
-        return {"way": way.name, "pixels": 16 * self.sides[0], **profile_step(run, self.device)}
+    def profile(self, way: Way, side: int) -> Row:
+        """One step by kind of kernel."""
+        return {"way": way.name, "pixels": 16 * side, **profile_step(way.prepare(self.case(side)), self.device)}
 
     def _ceiling(self, side: int) -> Row:
         self.case(side)
         dtype = self.network.img_in.weight.dtype
-        self.ceilings[side] = ceiling(self.network.config, side**2, self.device, dtype)
-        return {"pixels": 16 * side, "tflop_per_s": self.ceilings[side]}
+        self.ceilings[side], milliseconds = ceiling(self.network.config, side**2, self.device, dtype)
+        return {"pixels": 16 * side, "tflop_per_s": self.ceilings[side], "linears_ms": milliseconds}
 
     def case(self, side: int) -> Case:
         """That of a size, made once."""

@@ -1,5 +1,6 @@
 """What a pass of the transformer has to compute, and how fast this device multiplies matrices of its sizes."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import perf_counter
@@ -8,7 +9,7 @@ import torch
 
 from qwen_image_engine.reference.config import TransformerConfig
 
-ROUNDS = 10
+ROUNDS = 20
 
 EVENTS = "CUDA's events"
 CLOCK = "the clock of the host, copies of inputs and outputs in it"
@@ -28,7 +29,7 @@ class Times:
 
     @property
     def p90_ms(self) -> float:
-        return sorted(self.rounds_ms)[min(len(self.rounds_ms) - 1, round(0.9 * len(self.rounds_ms)))]
+        return sorted(self.rounds_ms)[math.ceil(0.9 * len(self.rounds_ms)) - 1]
 
 
 def step_flop(config: TransformerConfig, tokens: int, prefix: int) -> float:
@@ -83,19 +84,30 @@ def measure(run: Callable[[], object], device: torch.device, in_torch: bool = Tr
     return Times(first, tuple(began_at.elapsed_time(ended_at) for began_at, ended_at in events), EVENTS)
 
 
-def ceiling(config: TransformerConfig, tokens: int, device: torch.device, dtype: torch.dtype) -> float:
-    """10^12 operations a second of the linears of one layer alone, one after the other, on that many tokens."""
+def ceiling(
+    config: TransformerConfig, tokens: int, device: torch.device, dtype: torch.dtype, rounds: int = 5
+) -> tuple[float, float]:
+    """The linears of a step alone, one after the other, on that many tokens.
+
+    Each layer's weights are the same ones: as many products as in a step, so that clocks are what they are there.
+
+    Returns:
+        10^12 operations a second, and milliseconds.
+
+    """
     c, m = config.hidden_size, config.hidden_size * config.mlp_ratio
     shapes = [(c, c)] * 4 + [(c, m), (c, m), (m, c)]
     weights = [torch.randn(outputs, inputs, device=device, dtype=dtype) for inputs, outputs in shapes]
     rows = {width: torch.randn(tokens, width, device=device, dtype=dtype) for width in {c, m}}
 
     def products() -> None:
-        for weight in weights:
-            torch.nn.functional.linear(rows[weight.shape[1]], weight)
+        for _ in range(config.num_layers):
+            for weight in weights:
+                torch.nn.functional.linear(rows[weight.shape[1]], weight)
 
-    flop = sum(2.0 * tokens * inputs * outputs for inputs, outputs in shapes)
-    return flop / measure(products, device).median_ms / 1e9
+    flop = config.num_layers * sum(2.0 * tokens * inputs * outputs for inputs, outputs in shapes)
+    milliseconds = measure(products, device, rounds=rounds).median_ms
+    return flop / milliseconds / 1e9, milliseconds
 
 
 def synchronise(device: torch.device) -> None:

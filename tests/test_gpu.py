@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,17 @@ def test_every_part_has_rows(dry_run: dict[str, Any]) -> None:
     assert dry_run["kernel"]["equal"] is True if "equal" in dry_run["kernel"] else dry_run["kernel"]["missing"]
     timed = {row["way"]: row for row in dry_run["steps"] if "missing" not in row}
     assert {"torch eager", "torch eager, one CUDA graph"} <= timed.keys()
-    assert "torch.compile of the blocks, one CUDA graph" in timed
+    assert {"torch.compile of the blocks, one CUDA graph", "torch.compile of the step, one CUDA graph"} <= timed.keys()
     for row in timed.values():
         assert row["relative_l2_to_the_first"] < 1e-5  # float32 on a CPU
-        assert len(row["rounds_ms"]) == 10
+        assert len(row["rounds_ms"]) == 20
         assert row["median_ms"] <= row["p90_ms"]
-    assert sum(dry_run["profile"]["kinds_ms"].values()) > 0
-    assert {"attention", "products"} <= dry_run["profile"]["kinds_ms"].keys()
-    assert dry_run["profile"]["attention_kernels"]
+    profiles = {row["way"]: row for row in dry_run["profiles"]}
+    for way in ("torch eager", "torch.compile of the step, one CUDA graph"):
+        row = profiles[way]
+        assert row["total_ms"] > 0
+        assert {"attention", "products"} <= row["kinds_ms"].keys()
+        assert row["attention_kernels"]
 
 
 def test_engines_compute_the_same_step(dry_run: dict[str, Any]) -> None:
@@ -91,7 +95,7 @@ def test_engines_compute_the_same_step(dry_run: dict[str, Any]) -> None:
     pytest.importorskip("onnxruntime")
     rows = {row["way"]: row for row in dry_run["steps"]}
     assert rows["onnxruntime cpu fp32"]["relative_l2_to_the_first"] < 1e-5
-    assert [item["way"] for item in dry_run["engine_profiles"]] == ["onnxruntime cpu fp32"]
+    assert dry_run["profiles"][-1]["way"] == "onnxruntime cpu fp32"
     assert rows["onnxruntime-cuda cuda fp8, synthetic scales"]["missing"]
     for precision in ("bf16", "fp8, synthetic scales", "int8, synthetic scales"):
         assert rows[f"TensorRT 11 {precision}"]["missing"]
@@ -290,9 +294,10 @@ def test_what_fails_leaves_the_other_rows(
     else:
         assert "missing" in document["ceilings"][0]
         timed = [row for row in document["steps"] if "missing" not in row]
-        assert len(timed) == (3 if fails == "gpu_ways.ceiling" else 0)
+        assert len(timed) == (4 if fails == "gpu_ways.ceiling" else 0)
         assert ("missing" in document["prefix"]) == (also == "gpu.prefix_row")
-        assert ("missing" in document["profile"]) == (also == "gpu_ways.profile_step" or not timed)
+        failed = all("missing" in row for row in document["profiles"])
+        assert failed == (also == "gpu_ways.profile_step" or not timed)
 
 
 def test_the_file_is_whole_after_every_row(tmp_path: Path) -> None:
@@ -388,13 +393,65 @@ def test_the_table_is_made_from_the_result(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(document_tables, "RESULTS", tmp_path)
     assert document_tables.gpu() == "No result of a GPU has been committed yet.\n"
     times = {"first_ms": 9000.0, "median_ms": 100.04, "p90_ms": 101.0, "tflop_per_s": 650.0, "of_ceiling": 0.84}
-    rows = [
-        {"pixels": 1024, "way": "torch eager", "peak_bytes": 16e9, **times},
-        {"pixels": 1024, "way": "TensorRT", "missing": "no a|b"},
-    ]
-    found = {"device": {"name": "A GPU", "driver": "580"}, "versions": {"torch": "2.11"}, "steps": rows}
+    missing = {"pixels": 1024, "way": "TensorRT", "missing": "no a|b"}
+    found = {
+        "device": {"name": "A GPU", "driver": "580"},
+        "versions": {"torch": "2.11"},
+        "steps": [{"pixels": 1024, "way": "torch eager", "ready_s": 0.26, "peak_bytes": 16e9, **times}, missing],
+        "prefix": {"missing": "not reached"},
+        "prefixes": [{"prefix": 128, "way": "torch.compile", "peak_bytes": None, **times}],
+        "profiles": [{"pixels": 1024, "way": "torch eager", "kinds_ms": {"a": 1.0, "b": 2.26}, "flash": True}, missing],
+        "parity": [{"checkpoint": "wide", "component": "step", "way": "x", "relative_l2": 0.012, "cosine": 0.99991}],
+    }
     (tmp_path / "gpu.json").write_text(json.dumps(found))
     lines = document_tables.gpu().splitlines()
     assert lines[0] == "A GPU, driver 580, torch 2.11:"
-    assert lines[-2] == "| 1024x1024 | torch eager | 9000.0 | 100.0 | 101.0 | 650.0 | 84% | 16.0 GB |"
-    assert lines[-1].startswith("| 1024x1024 | TensorRT | no a\\|b |")
+    assert lines[4] == "| 1024x1024 | torch eager | 0.3 | 9000.0 | 100.0 | 101.0 | 650.0 | 84% | 16.0 GB |"
+    assert lines[5] == "| 1024x1024 | TensorRT | no a\\|b |  |  |  |  |  |  |"
+    assert "|  |  | not reached |  |  |  |  |  |" in lines
+    assert "| 128 | torch.compile | 9000.0 | 100.0 | 101.0 | 650.0 | 84% |  |" in lines
+    assert "| 1024x1024 | torch eager | 1.0 | 2.3 | yes |" in lines
+    assert "| 1024x1024 | TensorRT | no a\\|b |  |  |" in lines
+    assert lines[-1] == "| wide | step | x | 1.20% | 0.99991 |"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("void cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_3", "attention"),
+        ("void onnxruntime::flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128>>", "attention"),
+        ("triton_poi_fused__scaled_dot_product_cudnn_attention_cat_4", "rest: norms, gates, rotations"),
+        ("triton_red_fused__fused_rms_norm__to_copy__mul_2", "rest: norms, gates, rotations"),
+        ("triton_tem_fused_mm_3", "products"),
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_TNT", "products"),
+        ("void gemvx::kernel<int, int, __nv_bfloat16>", "products"),
+        ("Memcpy DtoD (Device -> Device)", "copies"),
+    ],
+)
+def test_kernels_by_their_names(kernel: str, kind: str) -> None:
+    from gpu_profile import kind_of
+
+    assert kind_of(kernel) == kind
+
+
+def test_p90_of_ten_is_the_ninth() -> None:
+    from gpu_work import Times
+
+    assert Times(0.0, tuple(map(float, range(10)))).p90_ms == 8
+    assert Times(0.0, tuple(map(float, range(20)))).p90_ms == 17
+
+
+def test_what_gpu_sh_links_is_a_distribution(tmp_path: Path) -> None:
+    """A bundle's manifest asks for its version."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'''#!/bin/sh
+case "$1" in
+-c) ;;
+*) exec "{sys.executable}" -S -c "from importlib.metadata import version; print(version('qwen-image-engine'))" ;;
+esac
+'''
+    )
+    python.chmod(0o755)
+    done = gpu(python=str(python))
+    assert done.stdout.strip() == version("qwen-image-engine"), done.stderr
