@@ -177,7 +177,8 @@ class TensorRt:
             profiles=profiles,
             scratch_bytes=built.scratch_bytes,
         )
-        source = PlanSource(plan, made, built.bytes, self.folder / entry.model, "sh benchmarks/gpu.sh")
+        scratch = max(built.scratch_bytes, default=0)
+        source = PlanSource(plan, made, built.bytes, scratch, self.folder / entry.model, "sh benchmarks/gpu.sh")
         return TensorRtEngine(session, source, entry.contract)
 
 

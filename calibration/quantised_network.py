@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qwen_image_engine.calibration.calibration import Calibration
 from qwen_image_engine.calibration.hadamard import block_size
@@ -96,7 +96,8 @@ def quantised_networks(
 def check_rules(checkpoint: Checkpoint, quantisation: Quantisation | None, precision: str) -> None:
     """Every rule must decide on a linear, every block to skip must be there, and something must be left to quantise.
 
-    A rule may be left without one by what is kept high before it, as `--exclude` does.
+    A rule may be left without one by what is kept high before it, as `--exclude` does, by rules of its own precision,
+    or where it is for all that others leave.
 
     Args:
         checkpoint: whose linears are meant.
@@ -112,13 +113,16 @@ def check_rules(checkpoint: Checkpoint, quantisation: Quantisation | None, preci
     weights = [(network, name) for network in quantisation.networks for name in _weights(checkpoint, network)]
     names = [name for _, name in weights]
     for rule in quantisation.rules:
-        if not any(fnmatch.fnmatchcase(name, rule.linears) for name in names):
+        matched = [name for name in names if fnmatch.fnmatchcase(name, rule.linears)]
+        if not matched:
             raise UsageError(
                 f"{rule.linears!r} matches none of the {len(names)} linears that can be quantised; they are named like "
                 f"{names[0]} and {names[-1]}"
             )
-        earlier = {quantisation.rule(name) for name in names if fnmatch.fnmatchcase(name, rule.linears)}
-        if rule not in earlier and any(item.precision != HIGH for item in earlier):
+        kept = [item for item in quantisation.rules if item == rule or item.precision != HIGH]
+        earlier = {replace(quantisation, rules=tuple(kept)).rule(name) for name in matched}
+        is_default = len(matched) == len(names)  # of the rest, of which there may be none
+        if rule not in earlier and not is_default and {item.precision for item in earlier} != {rule.precision}:
             raise UsageError(
                 f"the rule {rule.linears!r} ({rule.precision}) decides nothing: the first rule that matches a linear "
                 f"does, and all that it matches are matched by {', '.join(sorted(item.linears for item in earlier))!r} "

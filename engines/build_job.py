@@ -63,7 +63,6 @@ class BuildJob:
         options: chosen by the user.
         promise: what the finished engine is held against.
         softmax_scale: of FP8 attention's probabilities, None where no attention is FP8.
-        left_out: names of weights that a plan without weights has not; what else it has stays in it.
         layers: file for what TensorRT's inspector says of the engine, None for none.
     """
 
@@ -75,7 +74,6 @@ class BuildJob:
     options: BuildOptions
     promise: Promise
     softmax_scale: float | None
-    left_out: tuple[str, ...] = ()
     layers: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -99,7 +97,6 @@ class BuildJob:
             **{
                 **data,
                 "profiles": profiles,
-                "left_out": tuple(data["left_out"]),
                 "options": BuildOptions(**data["options"]),
                 "promise": Promise.from_json(data["promise"]),
             }

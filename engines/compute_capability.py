@@ -11,7 +11,6 @@ FP8 = 8.9
 INT8_AND_FP8 = 10.0
 """Blackwell: before it an engine has the one or the other."""
 
-
 ONNXRUNTIME_KERNELS: Mapping[int, int] = {7: 5, 8: 0, 9: 0, 12: 0}
 """Least minor number by major, of onnxruntime-gpu 1.31 as it is published for CUDA 13: it holds machine code for 7.5,
 8.0, 8.6, 8.9, 9.0 and 12.0, and no PTX, which a GPU of another major number would need."""

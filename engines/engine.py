@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qwen_image_engine.engines.check import Array as Array
-from qwen_image_engine.engines.compute_capability import ONNXRUNTIME_KERNELS, runs_onnxruntime
+from qwen_image_engine.engines.compute_capability import BF16, ONNXRUNTIME_KERNELS, runs_onnxruntime
 from qwen_image_engine.engines.contract import Contract
 from qwen_image_engine.engines.cuda_driver import device_facts
 from qwen_image_engine.engines.errors import QwenImageError, UsageError
@@ -147,10 +147,11 @@ def require(name: str) -> Any:
             raise QwenImageError(f"onnxruntime {package.__version__} is installed without CUDA; {INSTALL_CUDA}")
         device = device_facts()
         if not runs_onnxruntime(device.compute_capability):
+            instead = "tensorrt" if float(device.compute_capability) >= BF16 else "cpu"
             raise QwenImageError(
                 f"{device.name} has compute capability {device.compute_capability}, and onnxruntime-gpu as it is "
                 f"published has kernels for {', '.join(f'{a}.{b}' for a, b in ONNXRUNTIME_KERNELS.items())} and later "
-                "ones of the same major number alone; export with --target tensorrt"
+                f"ones of the same major number alone; export with --target {instead}"
             )
     return package
 

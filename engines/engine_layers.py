@@ -133,7 +133,8 @@ def _bits(tactic: str, inputs: Collection[_Tensor], outputs: Collection[Dimensio
         if not any(pattern.search(item.type) and item.may_be_activation(outputs) for item in inputs):
             continue
         others = [item for item in inputs if not pattern.search(item.type) and not _NO_OPERAND.search(item.type)]
-        return bits if all(item.dimensions in outputs or item.is_row() for item in others) else None
+        added = [output for output in outputs if output is not None]
+        return bits if all(item.dimensions in added or item.is_row() for item in others) else None
     return None
 
 

@@ -15,6 +15,7 @@ from qwen_image_engine.engines.build_job import BuildJob, BuildResult
 from qwen_image_engine.engines.engine_audit import Network, audit, check_audit, check_parsed
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.engines.failure import one_line
+from qwen_image_engine.engines.graph_weights import weights_left_out
 from qwen_image_engine.engines.plan_entry import Profile
 from qwen_image_engine.engines.tensorrt_factory import made
 from qwen_image_engine.engines.tensorrt_log import Log, process_log
@@ -70,11 +71,8 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
             f"{job.component}: {fp8_attentions} attentions read FP8 in the parsed graph, expected at least "
             f"{job.promise.fp8_attention}; export without --fp8-attention"
         )
-    if job.options.strip_weights and not sum(map(network.mark_weights_refittable, job.left_out)):
-        raise QwenImageError(
-            f"{job.component}: TensorRT's parser knows none of {len(job.left_out)} weights by its name, so a plan "
-            "cannot be without them; build without --strip-weights"
-        )
+    if job.options.strip_weights:
+        _leave_out_weights(network, job, warnings)
     monitor = Monitor(progress)
     config = _config(builder, network, job, monitor, log)
     cache = read_timings(config, Path(job.timing_cache), warnings)
@@ -121,6 +119,18 @@ def _prepare_attention(
     products = [_node(item.metadata, item.name) for item in layers if item.type == trt.LayerType.MATRIX_MULTIPLY]
     nodes = {_node(item.metadata, item.name) for item in layers}
     return Network(kept, products, nodes), in_fp8
+
+
+def _leave_out_weights(network: trt.INetworkDefinition, job: BuildJob, warnings: list[str]) -> None:
+    names = weights_left_out(Path(job.model))
+    kept = [name for name in names if not network.mark_weights_refittable(name)]
+    if len(kept) == len(names):
+        raise QwenImageError(
+            f"{job.component}: TensorRT's parser knows none of {len(names)} weights by its name, so a plan cannot be "
+            "without them; build without --strip-weights"
+        )
+    if kept:
+        warnings.append(f"{job.component}: {len(kept)} of {len(names)} weights stay in the plan: {', '.join(kept)}")
 
 
 def _config(

@@ -130,6 +130,7 @@ class TensorRtCall:
         Returns:
             New arrays for the keys and values, and the shapes of the other outputs that have no place in `outputs`.
         """
+        self._session.log.clear()
         self._set_shapes(profile, {name: tuple(values.shape) for name, values in inputs.items()})
         if self._scratch_bytes > self._session.scratch.nbytes:
             self._session.stream.synchronise()  # it moves, and another context may be at work in it
@@ -179,13 +180,11 @@ class TensorRtCall:
             return
         self._settle()
         held, self._profile, self._shapes = self._profile, None, {}  # neither holds until all of it is set
-        self._session.log.clear()
         if profile != held:
             self._choose(profile)
         for name, shape in shapes.items():
             self._done(self._context.set_input_shape(name, shape), f"does not take {name} {shape}")
-        unknown = self._context.infer_shapes()
-        self._done(not unknown, f"does not know the shapes of {', '.join(unknown)}")
+        self._infer()
         needed = self._context.update_device_memory_size_for_shapes()
         self._done(needed > 0 or not self._session.log.failed, f"does not tell the scratch memory of {shapes}")
         # A context that needs scratch for some shape does not run without any.
@@ -195,6 +194,13 @@ class TensorRtCall:
             self._scratch_bytes = max(self._scratch_bytes, most)
         self._scratch = (0, 0)
         self._profile, self._shapes = profile, shapes
+
+    def _infer(self) -> None:
+        try:
+            unknown = self._context.infer_shapes()
+        except RuntimeError as error:  # a code, without what TensorRT logged
+            raise QwenImageError(f"TensorRT infers no shapes: {self._session.log.errors()} ({error})") from error
+        self._done(not unknown, f"does not know the shapes of {', '.join(unknown)}")
 
     def _choose(self, profile: int) -> None:
         try:

@@ -33,6 +33,7 @@ class PlanSource:
         path: of the plan.
         entry: what the manifest says of it.
         weights_bytes: what its weights take on the device.
+        scratch_bytes: the most that activations of any plan of the bundle take, which share one buffer.
         graph: the ONNX file that it was built from, which a plan without weights takes them from.
         rebuild: the command that builds it.
     """
@@ -40,6 +41,7 @@ class PlanSource:
     path: Path
     entry: PlanEntry
     weights_bytes: int
+    scratch_bytes: int
     graph: Path
     rebuild: str
 
@@ -116,7 +118,8 @@ def _stream_weights(session: TensorRtSession, component: str, source: PlanSource
     budget = 0
     if component not in _ONCE_A_PROMPT:
         profiles = range(engine.num_optimization_profiles)
-        scratch = max(engine.get_device_memory_size_for_profile_v2(index) for index in profiles)
+        sizes = (engine.get_device_memory_size_for_profile_v2(index) for index in profiles)
+        scratch = max(source.scratch_bytes, *sizes)
         taken = max(0, scratch - session.scratch.nbytes) + session.device.total_bytes // _SPARE
         budget = max(0, min(session.context.free_bytes() - taken, engine.streamable_weights_size))
     engine.weight_streaming_budget_v2 = budget

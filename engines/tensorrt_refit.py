@@ -12,9 +12,6 @@ from qwen_image_engine.engines.tensorrt_log import Log
 def refit(engine: trt.ICudaEngine, model: Path, log: Log) -> None:
     """Give `engine` the weights that the graph in `model` names, before its first run.
 
-    The parser's refitter fails where the engine lists weights that are in no graph, which the parser makes itself; so
-    what is missing afterwards decides, and its errors are reasons only.
-
     Raises:
         QwenImageError: weights are missing, or TensorRT does not take them.
     """
@@ -24,7 +21,7 @@ def refit(engine: trt.ICudaEngine, model: Path, log: Log) -> None:
     log.clear()
     fits = parser.refit_from_file(str(model))
     missing = refitter.get_missing_weights()
-    if missing or not refitter.refit_cuda_engine():
+    if not fits or missing or not refitter.refit_cuda_engine():
         errors = "" if fits else "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
         raise QwenImageError(
             f"{model}: {len(missing)} weights of the plan that was built without them are not in it "

@@ -65,7 +65,7 @@ class AttentionWithoutTransposes(InPlacePass):
 
     On a CPU for the text encoder, whose 1,100 tokens need 330 MB of scores at the released size, and for the text
     behind a reference image, which has a mask. On CUDA for all: flash attention reads this layout, and ONNX Runtime
-    would transpose queries and result back to it, 12.9 GB of traffic in a released step at 1024x1024.
+    would transpose queries and result back to it; with the graph's own four that is 12.9 GB in a step at 1024x1024.
     """
 
     def call(self, model: ir.Model) -> PassResult:

@@ -11,12 +11,12 @@ from qwen_image_engine.export.sizes import Axes, axes, runtime_shape, width
 
 # Elementwise, or along the last axis alone.
 _ROWWISE = frozenset(
-    {"Add", "Mul", "Sub", "Div", "Sigmoid", "Tanh", "Gelu", "LayerNormalization", "RMSNormalization", "Split"}
+    {"Add", "Cast", "Mul", "Sub", "Div", "Sigmoid", "Tanh", "Gelu", "LayerNormalization", "RMSNormalization", "Split"}
 )
 
 
 class KeepRows(InPlacePass):
-    """CPU: what lies between two Gemms works on their rows, so that the Reshapes between them cancel.
+    """Every target: what lies between two Gemms works on their rows, so that the Reshapes between them cancel.
 
     A Reshape costs no copy, but an engine's dispatch; a block has seven linear layers and would have fourteen.
     """

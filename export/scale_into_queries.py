@@ -64,18 +64,19 @@ def _is_sliced(value: ir.Value) -> bool:
 
 def _scale_values(graph: ir.Graph, attention: ir.Node, factor: float) -> None:
     """The product stands before transposes, and before the Cast if float32 is rounded there."""
-    reader, index = attention, 0
-    while (producer := _only_read_by(reader, index)) is not None and producer.op_type in ("Reshape", "Transpose"):
-        reader, index = producer, 0
+    reader = attention
+    while (producer := _only_read_by(reader)) is not None and producer.op_type in ("Reshape", "Transpose"):
+        reader = producer
     if producer is not None and producer.op_type == "Cast":
         source = producer.inputs[0]
         if source is not None and source.dtype == ir.DataType.FLOAT:
             reader = producer
-    value = reader.inputs[index]
+    value = reader.inputs[0]
     assert value is not None
     by = add_constant(graph, "query_scale", np.array(factor, dtype=np.float32))
-    nodes = [ir.node("Mul", [value, by])]
-    if value.dtype != ir.DataType.FLOAT:
+    if value.dtype == ir.DataType.FLOAT:
+        nodes = [ir.node("Mul", [value, by])]
+    else:
         up = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
         product = ir.node("Mul", [up.outputs[0], by])
         down = ir.node("Cast", product.outputs, {"to": value.dtype})
@@ -85,12 +86,12 @@ def _scale_values(graph: ir.Graph, attention: ir.Node, factor: float) -> None:
         result.type = value.type if node is nodes[-1] else ir.TensorType(ir.DataType.FLOAT)
         result.shape = value.shape
     graph.insert_before(reader, nodes)
-    reader.replace_input_with(index, nodes[-1].outputs[0])
+    reader.replace_input_with(0, nodes[-1].outputs[0])
 
 
-def _only_read_by(reader: ir.Node, index: int) -> ir.Node | None:
-    """What makes an input that nothing else reads."""
-    value = reader.inputs[index]
+def _only_read_by(reader: ir.Node) -> ir.Node | None:
+    """What makes the first input, if nothing else reads it."""
+    value = reader.inputs[0]
     return value.producer() if value is not None and len(value.uses()) == 1 else None
 
 

@@ -22,7 +22,7 @@ from qwen_image_engine.engines.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.plan_entry import PlanEntry, Profile
 from qwen_image_engine.runtime.build_checks import check_disk, check_gpu, check_timing_cache, missing
 from qwen_image_engine.runtime.build_shapes import DEFAULT_REFERENCES, BuildShapes, Template, build_profiles
-from qwen_image_engine.runtime.bundle_files import check_files, tensor_names
+from qwen_image_engine.runtime.bundle_files import check_files
 from qwen_image_engine.runtime.manifest import ComponentEntry, FileEntry, Manifest, read_manifest
 from qwen_image_engine.runtime.plan_record import kept_plan, record_plan, take_plan
 from qwen_image_engine.runtime.plans_folder import LAYERS, PLANS, plans_folder
@@ -139,7 +139,6 @@ def build_bundle(
                 options=options,
                 promise=promises[name],
                 softmax_scale=entry.softmax_scale,
-                left_out=_left_out(folder, entry) if options.strip_weights else (),
                 layers=str(layers),
             )
             layers.unlink(missing_ok=True)
@@ -205,13 +204,6 @@ def promise(entry: ComponentEntry) -> Promise:
         )
     precisions = [layer.precision for layer in entry.quantised_layers.values()]
     return Promise(precisions.count("fp8"), precisions.count("int8"), len(entry.fp8_attention), entry.fused_attentions)
-
-
-def _left_out(folder: Path, entry: ComponentEntry) -> tuple[str, ...]:
-    """Weights that a plan without weights has not: all of the files but scales, which TensorRT builds with."""
-    scales = {f"{layer}.weight_scale" for layer in entry.quantised_layers}
-    names = {name for file in entry.weights for name in tensor_names(folder / file)}
-    return tuple(sorted(names - scales))
 
 
 def _without_absent(folder: Path, manifest: Manifest, shapes: BuildShapes) -> BuildShapes:

@@ -109,7 +109,8 @@ class Bundle:
         from qwen_image_engine.engines.tensorrt_load import PlanSource
 
         weights = sum(self.manifest.files[name].bytes for name in entry.weights) if plan.stripped else 0
-        source = PlanSource(path, plan, expected.bytes + weights, self.folder / entry.model, rebuild)
+        scratch = max((most for item in self.manifest.plans.values() for most in item.scratch_bytes), default=0)
+        source = PlanSource(path, plan, expected.bytes + weights, scratch, self.folder / entry.model, rebuild)
         return TensorRtEngine(session, source, entry.contract)
 
     @cached_property

@@ -8,7 +8,6 @@ does.
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -95,31 +94,16 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
 
 
 def header_sha256(path: Path) -> str:
-    """SHA-256 of a safetensors file up to its first tensor.
+    """SHA-256 of a safetensors file up to its first tensor: 8 bytes of length, then that many of JSON.
 
     Raises:
         QwenImageError: it cannot be read.
     """
-    start, header = _header(path)
-    return hashlib.sha256(start + header).hexdigest()
-
-
-def tensor_names(path: Path) -> list[str]:
-    """Of the tensors in a safetensors file whose header is known to be sound.
-
-    Raises:
-        QwenImageError: it cannot be read.
-    """
-    return [name for name in json.loads(_header(path)[1]) if name != "__metadata__"]
-
-
-def _header(path: Path) -> tuple[bytes, bytes]:
-    """8 bytes of length, then that many of JSON."""
     try:
         with path.open("rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            return start, file.read(min(length, _MAX_HEADER_BYTES))
+            return hashlib.sha256(start + file.read(min(length, _MAX_HEADER_BYTES))).hexdigest()
     except OSError as error:
         raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from qwen_image_engine.runtime.command import main
+
 REQUESTS = {
     "link": (("--precision", "int8", "--weights", "link"), "use --weights copy"),
     "pattern": (("--precision", "int8", "--exclude", "*.attn.to_w"), "'*.attn.to_w' matches none"),
@@ -57,6 +59,25 @@ RECIPES = {
     "no number": ([{"linears": "*", "precision": "fp8"}], {"compute_capability": math.nan}, "compute_capability as a"),
     "truth": ([{"linears": "*", "precision": "fp8"}], {"compute_capability": True}, "compute_capability as a number"),
 }
+
+
+FINE = {
+    "the rest, of which there is none": [("*.attn.*", "fp8"), ("*.img_mlp.*", "fp8"), ("*", "high")],
+    "the same precision twice": [("*", "fp8"), ("*.attn.*", "fp8")],
+    "what is excluded before it": [("transformer_blocks.0.*", "fp8"), ("*.attn.to_q", "high"), ("*", "fp8")],
+}
+
+
+@pytest.mark.parametrize("name", list(FINE))
+def test_recipes_whose_rules_decide_nothing_for_a_reason(
+    random_checkpoint: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / "recipe.json"
+    rules = [{"linears": linears, "precision": precision} for linears, precision in FINE[name]]
+    file.write_text(json.dumps({"rules": rules}), encoding="utf-8")
+    flags = ["--target", "tensorrt", "--precision", "fp8", "--recipe", str(file)]
+    excluded = ["--exclude", "transformer_blocks.[1-9]*.attn.to_q"] if "excluded" in name else []
+    assert main(["plan", "-m", str(random_checkpoint()), *flags, *excluded]) == 0
 
 
 @pytest.mark.parametrize("name", list(RECIPES))

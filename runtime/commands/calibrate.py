@@ -82,7 +82,7 @@ def execute(options: argparse.Namespace) -> Report:
         sensitivity = chosen_sensitivity(options)
     prompts = read_prompts(options.prompts)
     checkpoint = open_checkpoint(options.model, options)
-    reused = (options.output / RECORD).is_file()
+    reused = (options.output.expanduser() / RECORD).is_file()
     began = time.perf_counter()
     with _Progress() as progress:
         calibration = calibrate(

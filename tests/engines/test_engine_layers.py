@@ -260,6 +260,14 @@ def test_what_is_counted(name: str) -> None:
     assert found.unfused == (("Attention_8",) if network.attentions and not expected[0] else ())
 
 
+def test_a_weight_of_no_stated_size_is_no_activation() -> None:
+    made = product(WIDE_ROWS, WEIGHT)
+    for value in (*made["Inputs"], *made["Outputs"]):
+        del value["Dimensions"]
+    (found,) = engine_layers(json.dumps({"Layers": [made]}), ["Gemm_5"])
+    assert found.bits is None
+
+
 def test_format_and_type_apart_as_in_11() -> None:
     made = product(ROWS, WEIGHT)
     for value in made["Inputs"]:

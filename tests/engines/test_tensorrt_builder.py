@@ -113,6 +113,27 @@ def job(folder: Path, **changes: Any) -> BuildJob:
     return replace(made, **changes)
 
 
+def quantised_graph(folder: Path) -> Path:
+    """A product of two stored weights, one in codes, and what is no weight in a file: a scale there, a number here."""
+    onnx = pytest.importorskip("onnx")
+    weights = []
+    for name, kind, axes in (("to_q.weight", 3, [4, 4]), ("to_q.weight_scale", 1, [4]), ("norm.weight", 1, [4])):
+        weight = onnx.TensorProto(name=name, data_type=kind, dims=axes, data_location=1)
+        weight.external_data.add(key="location", value="weights.safetensors")
+        weights.append(weight)
+    weights.append(onnx.numpy_helper.from_array(np.ones(300, np.float32), "a constant"))
+    nodes = [
+        onnx.helper.make_node("DequantizeLinear", ["to_q.weight", "to_q.weight_scale"], ["w"], axis=0),
+        onnx.helper.make_node("Mul", ["latents", "norm.weight"], ["x"]),
+        onnx.helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    ports = [onnx.helper.make_tensor_value_info(name, 1, ["tokens", 4]) for name in ("latents", "y")]
+    graph = onnx.helper.make_graph(nodes, "step", ports[:1], ports[1:], weights)
+    path = folder / "graph.onnx"
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    return path
+
+
 def go_on(phase: str, done: int, steps: int) -> bool:
     return True
 
@@ -185,12 +206,16 @@ def test_what_the_inspector_says_is_kept_where_the_audit_fails(trt: FakeTensorRT
 def test_a_plan_is_without_the_weights_of_the_files_alone(trt: FakeTensorRT, tmp_path: Path) -> None:
     builder().build(job(tmp_path), go_on)
     assert "INetworkDefinition.mark_weights_refittable" not in trt.names()
-    known = {"to_q.weight"}
+    known = {"to_q.weight", "norm.weight"}
     trt.returns["INetworkDefinition.mark_weights_refittable"] = lambda network, name: name in known
-    stripped = job(tmp_path, options=BuildOptions(strip_weights=True), left_out=("to_q.weight", "of the prefix"))
-    builder().build(stripped, go_on)
+    model = quantised_graph(tmp_path)
+    stripped = job(tmp_path, model=str(model), options=BuildOptions(strip_weights=True))
+    assert builder().build(stripped, go_on).warnings == ()
     marked = [item for name, item in trt.calls if name == "INetworkDefinition.mark_weights_refittable"]
-    assert marked == [("to_q.weight",), ("of the prefix",)]
+    assert marked == [("norm.weight",), ("to_q.weight",)]
+    known.remove("norm.weight")
+    (warning,) = builder().build(stripped, go_on).warnings
+    assert warning == "step: 1 of 2 weights stay in the plan: norm.weight"
     known.clear()
     with pytest.raises(
         QwenImageError, match=r"step: TensorRT's parser knows none of 2 weights by its name, .*without -"
@@ -211,7 +236,7 @@ def test_options(trt: FakeTensorRT, tmp_path: Path) -> None:
     assert flags == []
     assert "IBuilderConfig.set_memory_pool_limit" not in trt.names()
     options = BuildOptions(strip_weights=True, weight_streaming=True, workspace_bytes=1 << 30)
-    builder().build(job(tmp_path, options=options, left_out=("to_q.weight",)), go_on)
+    builder().build(job(tmp_path, options=options, model=str(quantised_graph(tmp_path))), go_on)
     flags = [arguments[0].name for name, arguments in trt.calls if name == "IBuilderConfig.set_flag"]
     assert flags == ["STRIP_PLAN", "REFIT_INDIVIDUAL", "WEIGHT_STREAMING"]
     ((pool, limit),) = [item for name, item in trt.calls if name == "IBuilderConfig.set_memory_pool_limit"]
@@ -326,9 +351,7 @@ def test_refitting(trt: FakeTensorRT) -> None:
     refit(engine, Path("step.onnx"), log)
     wanted = ["OnnxParserRefitter.refit_from_file", "Refitter.get_missing_weights", "Refitter.refit_cuda_engine"]
     assert [name for name in trt.names() if name in wanted] == wanted
-    # It counts weights that the parser made itself: what is missing decides.
     trt.returns["OnnxParserRefitter.refit_from_file"] = lambda refitter, model: False
-    refit(engine, Path("step.onnx"), log)
     trt.OnnxParserRefitter.num_errors = 1
     trt.returns["OnnxParserRefitter.get_error"] = lambda parser, index: trt.fake("ParserError")
     trt.returns["ParserError.desc"] = lambda error: "of another shape"

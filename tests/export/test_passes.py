@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
@@ -11,9 +12,11 @@ from onnx_ir.passes import InPlacePass
 
 from qwen_image_engine.export.cleanup import Cleanup, MergeConstants, MergeReshapes
 from qwen_image_engine.export.constants import FoldConstants
+from qwen_image_engine.export.layer_norm_in_float32 import LayerNormInFloat32
 from qwen_image_engine.export.linear_to_gemm import LinearToGemm
 from qwen_image_engine.export.rows import KeepRows
 from qwen_image_engine.export.scale_into_layer_norm import ScaleIntoLayerNorm
+from qwen_image_engine.export.scale_into_queries import ScaleIntoQueries
 from qwen_image_engine.export.sizes import ConstantShapes, readable, reshape_target, runtime_shape
 from qwen_image_engine.export.split import SequenceToSplit
 from qwen_image_engine.export.sum_of_squares import SumOfSquares
@@ -23,8 +26,6 @@ RNG = np.random.default_rng(0)
 
 def model(text: str, **weights: Any) -> ir.Model:
     """A graph in ONNX's text form; `weights` become initializers. Values get their inferred symbolic shapes."""
-    import onnx
-
     proto = onnx.parser.parse_model(f'<ir_version: 11, opset_import: ["" : 23]>\n{text}')
     for name, array in weights.items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
@@ -122,6 +123,55 @@ def test_a_scale_for_every_token_goes_into_the_norm() -> None:
     # A norm that has a weight of its own keeps it.
     graph = model(text, ones=np.full(4, 2, np.float32))
     assert check(graph, [ScaleIntoLayerNorm], **inputs)["Mul"] == 1
+
+
+@pytest.mark.parametrize("attribute", ["<scale = 0.3>", ""])
+def test_attention_scales_nothing(attribute: str) -> None:
+    """The queries are multiplied where they are float32, before they are laid out, and no node is left behind."""
+    text = f"""attention (float[b, s, 16] x, float[b, 2, t, 8] k, float[b, 2, t, 8] v) => (float[b, 2, s, 8] y) {{
+        h = Reshape(x, split)
+        q = Transpose<perm = [0, 2, 1, 3]>(h)
+        y = Attention {attribute} (q, k, v)
+    }}"""
+    graph = model(text, split=np.array([0, 0, 2, 8]))
+    keys = RNG.standard_normal((2, 2, 2, 7, 8), dtype=np.float32)
+    counts = check(graph, [ScaleIntoQueries], x=RNG.standard_normal((2, 5, 16), dtype=np.float32), k=keys[0], v=keys[1])
+    assert counts == {"Mul": 1, "Reshape": 1, "Transpose": 1, "Attention": 1}
+    nodes = {node.op_type: node for node in graph.graph}
+    assert nodes["Attention"].attributes["scale"].as_float() == 1
+    assert nodes["Mul"].inputs[0] is graph.graph.inputs[0]
+
+
+def test_queries_that_are_rounded_are_scaled_before() -> None:
+    text = """attention (float[b, 2, s, 8] x, float16[b, 2, s, 8] k) => (float16[b, 2, s, 8] y) {
+        q = Cast<to = 10>(x)
+        y = Attention(q, k, k)
+    }"""
+    graph = model(text)
+    ScaleIntoQueries()(graph)
+    assert [node.op_type for node in graph.graph] == ["Mul", "Cast", "Attention"]
+    text = """attention (float16[b, 2, s, 8] q, float16[b, 2, s, 8] k) => (float16[b, 2, s, 8] y) {
+        y = Attention(q, k, k)
+    }"""
+    graph = model(text)
+    ScaleIntoQueries()(graph)
+    assert [node.op_type for node in graph.graph] == ["Cast", "Mul", "Cast", "Attention"]
+    assert all(use.node.graph is graph.graph for use in graph.graph.inputs[0].uses())
+
+
+def test_layer_norms_are_float32() -> None:
+    text = """norm (float16[b, s, 4] x) => (float16[b, s, 4] y) {
+        a = LayerNormalization<axis = -1>(x, scale)
+        y = Sigmoid(a)
+    }"""
+    graph = model(text, scale=np.float16([1, 2, 3, 4]))
+    LayerNormInFloat32()(graph)
+    assert [node.op_type for node in graph.graph] == ["Cast", "Cast", "LayerNormalization", "Cast", "Sigmoid"]
+    norm = next(node for node in graph.graph if node.op_type == "LayerNormalization")
+    assert {value.dtype for value in (*norm.inputs, *norm.outputs)} == {ir.DataType.FLOAT}
+    assert graph.graph.outputs[0].dtype == ir.DataType.FLOAT16
+    onnx.checker.check_model(ir.to_proto(graph), full_check=True)
+    assert not LayerNormInFloat32()(graph).modified
 
 
 def test_squares_are_summed_without_being_written() -> None:

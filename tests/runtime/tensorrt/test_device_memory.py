@@ -90,6 +90,24 @@ def test_a_profile_that_is_refused_has_tensorrts_reason(
         engine.run(step_inputs(engine.contract))
 
 
+def test_shapes_that_cannot_be_inferred_have_tensorrts_reason(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: Any = make_bundle().load_engine("step", "tensorrt")
+
+    def infer(context: Any) -> list[str]:
+        engine._session.log.log(Severity.ERROR, OUT_OF_MEMORY)
+        raise RuntimeError("infer_shapes error code: -1")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Context, "infer_shapes", infer)
+        with pytest.raises(OutOfDeviceMemory, match=r"infers no shapes: .*Requested size was 8 bytes.*error code: -1"):
+            engine.run(step_inputs(engine.contract))
+    monkeypatch.setattr(Context, "infer_shapes", lambda context: ["cos", "sin"])
+    with pytest.raises(QwenImageError, match="TensorRT does not know the shapes of cos, sin"):
+        engine.run(step_inputs(engine.contract))
+
+
 def test_scratch_memory_that_is_refused_is_not_run_in(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     engine: Any = make_bundle().load_engine("step", "tensorrt")
     monkeypatch.setattr(Context, "update_device_memory_size_for_shapes", lambda context: 0)
