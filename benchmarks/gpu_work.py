@@ -1,7 +1,7 @@
 """What a pass of the transformer has to compute, and how fast this device multiplies matrices of its sizes."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -29,7 +29,12 @@ class Times:
 
     @property
     def p90_ms(self) -> float:
-        return sorted(self.rounds_ms)[math.ceil(0.9 * len(self.rounds_ms)) - 1]
+        return p90(self.rounds_ms)
+
+
+def p90(values: Sequence[float]) -> float:
+    """The least value that nine tenths of them do not exceed."""
+    return sorted(values)[math.ceil(0.9 * len(values)) - 1]
 
 
 def step_flop(config: TransformerConfig, tokens: int, prefix: int) -> float:

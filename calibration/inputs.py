@@ -21,9 +21,6 @@ def observed_components(checkpoint: Checkpoint, *, references: bool) -> tuple[st
     return ("text_encoder", "prefix", *(["prefix_image"] if references else []), "step")
 
 
-EVERY_STEP = ("step", "joint")
-"""Components that run once a step; ranges of their activations are kept for each."""
-
 OUTPUT = ".output"
 """What stands behind a linear's name where its output is observed, not its input."""
 

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from qwen_image_engine.calibration.inputs import EVERY_STEP, ObservedTensor
+from qwen_image_engine.calibration.inputs import ObservedTensor
 from qwen_image_engine.calibration.statistics import InputSums
 from qwen_image_engine.engines.check import Array
-from qwen_image_engine.engines.contract import Contract
+from qwen_image_engine.engines.contract import EVERY_STEP, Contract
 from qwen_image_engine.engines.engine import Engine
 from qwen_image_engine.engines.errors import QwenImageError
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import torch
 
-from qwen_image_engine.calibration.inputs import EVERY_STEP, observed_components, observed_tensors
+from qwen_image_engine.calibration.inputs import observed_components, observed_tensors
 from qwen_image_engine.calibration.linears import LINEARS
 from qwen_image_engine.calibration.observer import ObservedEngine, Position
 from qwen_image_engine.calibration.partial import Sums
 from qwen_image_engine.calibration.request import DTYPES, Request
 from qwen_image_engine.calibration.statistics import InputSums
-from qwen_image_engine.engines.contract import contract
+from qwen_image_engine.engines.contract import EVERY_STEP, contract
 from qwen_image_engine.engines.engine import Engine
 from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts

@@ -254,6 +254,9 @@ of the text encoder after which features are added."""
 FOR_REFERENCES = ("vision", "vae_encoder")
 """Components that read reference images and do nothing else."""
 
+EVERY_STEP = ("step", "joint")
+"""Components that run once a step; the others run once a prompt, image or picture."""
+
 
 def contract(component: str, dims: Dims, cache: str = "float32") -> Contract:
     """The contract of `component` with a checkpoint's sizes filled in and a pair `key_i`, `value_i` for each block.

@@ -6,7 +6,7 @@ it: all of a product's kernels must be in 8 bits, and of an attention no kernel 
 """
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,14 +136,9 @@ def check_audit(component: str, found: Audit, network: Network, promise: Promise
 
 def _attentions(layers: Collection[EngineLayer], names: Collection[str]) -> dict[str, list[EngineLayer]]:
     """The kernels of each attention, fused or its softmax alone."""
-    found = defaultdict(list)
-    for layer in layers:
-        if layer.kind == "attention":
-            for name in layer.nodes.intersection(names) if layer.nodes else (layer.name,):
-                found[name].append(layer)
-        elif layer.kind == "softmax":
-            for name in layer.nodes.intersection(names):
-                found[name].append(layer)
+    found = _by_name((layer for layer in layers if layer.kind == "attention"), names, unnamed=True)
+    for name, apart in _by_name((layer for layer in layers if layer.kind == "softmax"), names).items():
+        found[name] += apart
     return _named(found, names)
 
 
@@ -152,17 +147,22 @@ def _products(layers: Collection[EngineLayer], names: Collection[str]) -> dict[s
 
     Of those the ones in 8 bits count, if any: others quantise or widen.
     """
-    kernels, others = defaultdict(list), defaultdict(list)
+    found = _by_name((layer for layer in layers if layer.kind == "product"), names, unnamed=True)
+    for name, others in _by_name((layer for layer in layers if layer.kind != "product"), names).items():
+        if name not in found:
+            found[name] = [layer for layer in others if layer.bits is not None] or others
+    return _named(found, names)
+
+
+def _by_name(
+    layers: Iterable[EngineLayer], names: Collection[str], *, unnamed: bool = False
+) -> defaultdict[str, list[EngineLayer]]:
+    """Layers by those of `names` that they name; with `unnamed` one that names no node stands under its own name."""
+    found = defaultdict(list)
     for layer in layers:
-        if layer.kind == "product":
-            for name in layer.nodes.intersection(names) if layer.nodes else (layer.name,):
-                kernels[name].append(layer)
-        else:
-            for name in layer.nodes.intersection(names):
-                others[name].append(layer)
-    for name in others.keys() - kernels.keys():
-        kernels[name] = [layer for layer in others[name] if layer.bits is not None] or others[name]
-    return _named(kernels, names)
+        for name in layer.nodes.intersection(names) if layer.nodes or not unnamed else (layer.name,):
+            found[name].append(layer)
+    return found
 
 
 def _named(found: dict[str, list[EngineLayer]], names: Collection[str]) -> dict[str, list[EngineLayer]]:

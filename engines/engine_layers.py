@@ -27,7 +27,7 @@ _ATTENTION = re.compile(r"(?<![a-z])f?mha|flash", re.IGNORECASE)
 _SOFTMAX = re.compile(r"softmax|max\w?subexp", re.IGNORECASE)
 _PRODUCT = re.compile(r"gemm|matmul|matrixmultiply|(?-i:Fc(?![a-z]))", re.IGNORECASE)
 _COPY = re.compile(r"reformat|noop", re.IGNORECASE)
-_NODES = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 # Of A and B, with C's between them: gemm_e4m3bf16_e4m3f32_f32, gemm_i8i8_i8i32_f32, gemm_f8_f8_f32_f16_f16.
 _OPERAND = r"(?:e\dm\d|f8|[is]8|tf32|f32|bf16|f16)"
@@ -77,11 +77,16 @@ def engine_layers(inspected: str, nodes: Collection[str]) -> Iterator[EngineLaye
         outputs = [_Tensor.of(value) for value in layer.get("Outputs", ()) if isinstance(value, Mapping)]
         yield EngineLayer(
             name=name,
-            nodes=frozenset((*_NODES.findall(str(layer.get("Metadata", ""))), *known.findall(name))),
+            nodes=frozenset((*node_names(str(layer.get("Metadata", ""))), *known.findall(name))),
             kind=_kind(f"{known.sub('', name)} {kernel}", kernel),
             bits=_bits(str(layer.get("TacticName", "")), inputs, [output.dimensions for output in outputs]),
             reads_fp8=any(_TYPES["fp8"].search(item.type) for item in inputs),
         )
+
+
+def node_names(metadata: str) -> list[str]:
+    """Of nodes of the graph, in what TensorRT keeps with a layer: of a network's, or of an engine's."""
+    return _NODE.findall(metadata)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from qwen_image_engine.engines import check, failure
 from qwen_image_engine.engines.bfloat16 import to_bfloat16
-from qwen_image_engine.engines.contract import Contract, TensorSpec, split_axis
+from qwen_image_engine.engines.contract import EVERY_STEP, Contract, TensorSpec, split_axis
 from qwen_image_engine.engines.cuda_memory import CudaContext, CudaMemory
 from qwen_image_engine.engines.device_array import DeviceArray, DeviceMemory, Values
 from qwen_image_engine.engines.engine import CUDA_PROVIDER, INSTALL_CUDA, require
@@ -20,8 +20,6 @@ from qwen_image_engine.engines.memory import return_freed_memory
 from qwen_image_engine.engines.onnxruntime import port_facts, session_options
 
 _NAME = "ONNX Runtime CUDA"
-
-_EVERY_STEP = ("step", "joint")
 
 # https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, TensorProto.DataType
 _ONNX_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
@@ -161,7 +159,7 @@ class OnnxRuntimeCudaEngine:
     def _run_options(self) -> Any:
         """What runs once a prompt or a picture gives its arena's memory back: the others need it."""
         options = self._package.RunOptions()
-        if self._device.kind == "cuda" and self._contract.component not in _EVERY_STEP:
+        if self._device.kind == "cuda" and self._contract.component not in EVERY_STEP:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
         return options
 

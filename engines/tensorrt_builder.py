@@ -4,7 +4,6 @@ Imported only by the process that builds: without a driver TensorRT's objects cr
 """
 
 import mmap
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import cast
@@ -13,6 +12,7 @@ import tensorrt as trt
 
 from qwen_image_engine.engines.build_job import BuildJob, BuildResult
 from qwen_image_engine.engines.engine_audit import Network, audit, check_audit, check_parsed
+from qwen_image_engine.engines.engine_layers import node_names
 from qwen_image_engine.engines.errors import QwenImageError
 from qwen_image_engine.engines.failure import one_line
 from qwen_image_engine.engines.graph_weights import weights_left_out
@@ -26,8 +26,6 @@ from qwen_image_engine.engines.tensorrt_timings import keep_timings, read_timing
 
 _VALUES = 2
 """Index among an attention's inputs."""
-
-_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 
 def build(job: BuildJob, progress: Progress) -> BuildResult:
@@ -214,5 +212,4 @@ def _parse_errors(parser: trt.OnnxParser, log: Log) -> str:
 
 def _node(metadata: str, name: str) -> str:
     """The ONNX node that a layer was made from."""
-    found = _NODE.search(metadata or "")
-    return found[1] if found else name
+    return next(iter(node_names(metadata or "")), name)

@@ -12,7 +12,7 @@ import tensorrt as trt
 
 from qwen_image_engine.engines import check, failure
 from qwen_image_engine.engines.check import PortFacts
-from qwen_image_engine.engines.contract import Contract
+from qwen_image_engine.engines.contract import EVERY_STEP, Contract
 from qwen_image_engine.engines.cuda_driver import device_facts
 from qwen_image_engine.engines.cuda_euler import EulerKernel
 from qwen_image_engine.engines.device_array import DeviceArray, Values
@@ -27,9 +27,6 @@ from qwen_image_engine.engines.tensorrt_latents import DeviceLatents
 from qwen_image_engine.engines.tensorrt_load import PlanSource, read_plan, streams
 from qwen_image_engine.engines.tensorrt_loop import TensorRtLoop
 from qwen_image_engine.engines.tensorrt_session import TensorRtSession
-
-_EVERY_STEP = ("step", "joint")
-"""What repeats with the same shapes and addresses, and is replayed as a CUDA graph."""
 
 _CALLS = 4
 """Graphs that are kept: both branches of guidance, and those of the picture before. Each has a context of its own."""
@@ -65,7 +62,8 @@ class TensorRtEngine:
         self._engine: trt.ICudaEngine | None = engine
         # Of enqueueV3 the header says that where weights are streamed it waits and cannot be captured.
         self._streams = entry.weight_streaming and streams(engine)
-        self._graphs = contract.component in _EVERY_STEP and not self._streams
+        # What repeats with the same shapes and addresses is replayed as a CUDA graph.
+        self._graphs = contract.component in EVERY_STEP and not self._streams
         self._calls: Recent[Hashable, TensorRtCall] = Recent(_CALLS if self._graphs else 1)
         self._latents: Recent[Hashable, DeviceLatents] = Recent(_PLACES)
         self._euler: EulerKernel | None = None

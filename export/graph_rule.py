@@ -54,6 +54,11 @@ def operators(model: ir.Model, *names: str) -> Iterator[ir.Node]:
     return (node for node in model.graph if node.op_type in names)
 
 
+def rank(value: ir.Value | None) -> int | None:
+    """The number of a value's axes, None where it is not there or the graph does not say."""
+    return len(value.shape) if value is not None and value.shape is not None else None
+
+
 def node_name(node: ir.Node) -> str:
     """Of the first weight that a node reads, or of what it gives."""
     weights = [value.name for value in node.inputs if value is not None and value.is_initializer() and value.name]

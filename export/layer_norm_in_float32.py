@@ -5,6 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from qwen_image_engine.export.casts import cast
+
 
 class LayerNormInFloat32(InPlacePass):
     """TensorRT: a layer norm is float32, with Casts around it.
@@ -29,17 +31,11 @@ def _widen(graph: ir.Graph, norm: ir.Node) -> None:
     assert not output.is_graph_output()
     for index, value in enumerate(norm.inputs):
         if value is not None:
-            up = _cast(value, ir.DataType.FLOAT)
+            up = cast(value, ir.DataType.FLOAT)
             graph.insert_before(norm, up)
             norm.replace_input_with(index, up.outputs[0])
     output.type = ir.TensorType(ir.DataType.FLOAT)
-    down = _cast(output, dtype)
+    down = cast(output, dtype)
     graph.insert_after(norm, down)
     for use in readers:
         use.node.replace_input_with(use.idx, down.outputs[0])
-
-
-def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
-    node = ir.node("Cast", [value], {"to": dtype})
-    node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
-    return node

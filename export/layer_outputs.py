@@ -12,6 +12,7 @@ import onnx_ir as ir
 from qwen_image_engine.calibration.linears import LINEARS
 from qwen_image_engine.calibration.quantised_network import WEIGHT
 from qwen_image_engine.engines.contract import Contract, TensorSpec
+from qwen_image_engine.export.casts import cast
 from qwen_image_engine.runtime.manifest import ComponentEntry, QuantisedLayer
 
 _LAST_OF_BLOCK = ".img_mlp.out"
@@ -106,11 +107,10 @@ def _in_float32(graph: ir.Graph, value: ir.Value) -> ir.Value:
     """The value, or behind a Cast: engines give no arrays of bfloat16, which numpy has not."""
     if value.dtype == ir.DataType.FLOAT:
         return value
-    cast = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT})
-    cast.outputs[0].name, cast.outputs[0].shape = f"{value.name}_in_float32", value.shape
-    cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    graph.append(cast)
-    return cast.outputs[0]
+    node = cast(value, ir.DataType.FLOAT)
+    node.outputs[0].name = f"{value.name}_in_float32"
+    graph.append(node)
+    return node.outputs[0]
 
 
 def _spec(value: ir.Value, layer: str, index: int) -> TensorSpec:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 
 from qwen_image_engine.calibration.quantised_network import WEIGHT
-from qwen_image_engine.export.graph_rule import Expected, Finding, Rule, node_name, operators
+from qwen_image_engine.export.graph_rule import Expected, Finding, Rule, node_name, operators, rank
 
 CODES = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
 
@@ -62,12 +62,12 @@ def _rope(model: ir.Model, expected: Expected) -> Iterator[Finding]:
         yield component, f"{len(found)} RotaryEmbedding nodes for {wanted}"
     for node in found:
         values, *tables = node.inputs
-        ranks = [len(item.shape) if item is not None and item.shape is not None else None for item in tables]
+        ranks = [*map(rank, tables)]
         if ranks != [3, 3]:
             yield node_name(node), f"tables of the ranks {ranks}"
-        rank = len(values.shape) if values is not None and values.shape is not None else None
-        if rank != 4 and not (rank == 3 and node.attributes.get_int("num_heads", 0) > 0):
-            yield node_name(node), f"values of rank {rank} in {node.attributes.get_int('num_heads', 0)} heads"
+        heads = node.attributes.get_int("num_heads", 0)
+        if rank(values) != 4 and not (rank(values) == 3 and heads > 0):
+            yield node_name(node), f"values of rank {rank(values)} in {heads} heads"
 
 
 def _precision(model: ir.Model, expected: Expected) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.export.casts import cast
 from qwen_image_engine.export.weight_file import Place
 from qwen_image_engine.reference.component import Component
 from qwen_image_engine.reference.tensor_file import TensorInfo
@@ -65,13 +66,11 @@ def place_weights(model: ir.Model, places: Mapping[str, Place]) -> tuple[str, ..
         )
         value.type = ir.TensorType(stored)
         if stored != wanted:
-            cast = ir.node("Cast", [value], {"to": wanted})
-            output = cast.outputs[0]
-            output.name, output.shape, output.type = f"{name}_{wanted.name.lower()}", value.shape, ir.TensorType(wanted)
-            uses = [use for use in value.uses() if use.node is not cast]
+            uses, node = list(value.uses()), cast(value, wanted)
+            node.outputs[0].name = f"{name}_{wanted.name.lower()}"
             for use in uses:
-                use.node.replace_input_with(use.idx, output)
-            graph.insert_before(first, cast)
+                use.node.replace_input_with(use.idx, node.outputs[0])
+            graph.insert_before(first, node)
     return tuple(files)
 
 

@@ -67,38 +67,19 @@ class Recipe:
 
 
 _SIMPLIFY: Passes = (FoldConstants, SequenceToSplit, ConstantShapes, SumOfSquares, Cleanup)
+_GPU: Passes = (*_SIMPLIFY, DropRoundTrips, ScaleIntoQueries)
+_ROWS: Passes = (LinearToGemm, KeepRows, MergeReshapes, Cleanup)
+
 _CPU: Passes = (
     *_SIMPLIFY,
     AttentionToMultiHeadAttention,
     AttentionWithoutTransposes,
-    LinearToGemm,
-    KeepRows,
-    MergeReshapes,
-    Cleanup,
+    *_ROWS,
     ScaleIntoLayerNorm,
     Cleanup,
 )
-
-_CUDA: Passes = (
-    *_SIMPLIFY,
-    DropRoundTrips,
-    ScaleIntoQueries,
-    AttentionWithoutTransposes,
-    LinearToGemm,
-    KeepRows,
-    MergeReshapes,
-    Cleanup,
-)
-_TENSORRT: Passes = (
-    *_SIMPLIFY,
-    DropRoundTrips,
-    ScaleIntoQueries,
-    LayerNormInFloat32,
-    LinearToGemm,
-    KeepRows,
-    MergeReshapes,
-    Cleanup,
-)
+_CUDA: Passes = (*_GPU, AttentionWithoutTransposes, *_ROWS)
+_TENSORRT: Passes = (*_GPU, LayerNormInFloat32, *_ROWS)
 
 # ONNX Runtime has bf16 kernels of Pad, ReduceMean and DepthToSpace neither on CUDA nor on the CPU, where it would put
 # them; in fp16 the released VAE is said to give values that are not finite.

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from qwen_image_engine.export.casts import cast
 from qwen_image_engine.export.constants import add_constant
 from qwen_image_engine.export.sizes import width
 
@@ -73,18 +74,13 @@ def _scale_values(graph: ir.Graph, attention: ir.Node, factor: float) -> None:
             reader = producer
     value = reader.inputs[0]
     assert value is not None
-    by = add_constant(graph, "query_scale", np.array(factor, dtype=np.float32))
+    assert value.dtype is not None
     if value.dtype == ir.DataType.FLOAT:
-        nodes = [ir.node("Mul", [value, by])]
+        nodes = [_product(graph, value, factor)]
     else:
-        up = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
-        product = ir.node("Mul", [up.outputs[0], by])
-        down = ir.node("Cast", product.outputs, {"to": value.dtype})
-        nodes = [up, product, down]
-    for node in nodes:
-        result = node.outputs[0]
-        result.type = value.type if node is nodes[-1] else ir.TensorType(ir.DataType.FLOAT)
-        result.shape = value.shape
+        up = cast(value, ir.DataType.FLOAT)
+        product = _product(graph, up.outputs[0], factor)
+        nodes = [up, product, cast(product.outputs[0], value.dtype)]
     graph.insert_before(reader, nodes)
     reader.replace_input_with(0, nodes[-1].outputs[0])
 
@@ -99,7 +95,13 @@ def _scale_weight(graph: ir.Graph, norm: ir.Node, factor: float) -> None:
     weight = norm.inputs[1]
     assert weight is not None
     assert weight.dtype == ir.DataType.FLOAT, f"{graph.name}: a norm in {weight.dtype}"
-    scaled = ir.node("Mul", [weight, add_constant(graph, "query_scale", np.array(factor, dtype=np.float32))])
-    scaled.outputs[0].type, scaled.outputs[0].shape = weight.type, weight.shape
+    scaled = _product(graph, weight, factor)
     graph.insert_before(norm, scaled)
     norm.replace_input_with(1, scaled.outputs[0])
+
+
+def _product(graph: ir.Graph, value: ir.Value, factor: float) -> ir.Node:
+    """A float32 value times a constant, not put into the graph yet."""
+    node = ir.node("Mul", [value, add_constant(graph, "query_scale", np.array(factor, dtype=np.float32))])
+    node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+    return node

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 import onnx_ir as ir
 
 from qwen_image_engine.export.constants import constant
-from qwen_image_engine.export.graph_rule import Expected, Finding, Rule, node_name, operators
+from qwen_image_engine.export.graph_rule import Expected, Finding, Rule, node_name, operators, rank
 from qwen_image_engine.export.manifest_rules import CODES, MANIFEST_RULES, reads_codes
 from qwen_image_engine.export.scale_into_queries import query_norm
 from qwen_image_engine.export.trace import IR_VERSION, OPSET
@@ -97,7 +97,7 @@ def _attention(model: ir.Model, _: Expected) -> Iterator[Finding]:
             yield node_name(node), "a mask beside is_causal"
         if "softmax_precision" in node.attributes:
             yield node_name(node), "a precision of its softmax"
-        ranks = {len(value.shape) for value in node.inputs[:3] if value is not None and value.shape is not None}
+        ranks = {found for value in node.inputs[:3] if (found := rank(value)) is not None}
         wanted = {3} if {"q_num_heads", "kv_num_heads"} <= node.attributes.keys() else {4}
         if ranks != wanted:
             yield node_name(node), f"operands of the ranks {sorted(ranks)}"
