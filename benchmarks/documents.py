@@ -1,6 +1,6 @@
 """Writes the figures of README.md and docs/ from the committed results: `python benchmarks/documents.py [--check]`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`, NAME being one of `TABLES` or `measured`; words with
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, NAME being one of `_TABLES`; words with
 figures in a sentence between `<!-- figure: NAME -->` and `<!-- end -->`, NAME being one of `FIGURES`.
 """
 
@@ -9,10 +9,11 @@ import re
 import sys
 
 from document_figures import FIGURES
+from document_gpu import gpu
 from document_measured import measured
 from document_tables import ROOT, TABLES
 
-_TABLES = {**TABLES, "measured": measured}
+_TABLES = {**TABLES, "measured": measured, "gpu": gpu}
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _FIGURE = re.compile(r"(<!-- figure: (\w+) -->).*?(<!-- end -->)")
 

@@ -388,10 +388,10 @@ import gpu
 
 
 def test_the_table_is_made_from_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import document_tables
+    from document_gpu import gpu as gpu_tables
 
-    monkeypatch.setattr(document_tables, "RESULTS", tmp_path)
-    assert document_tables.gpu() == "No result of a GPU has been committed yet.\n"
+    monkeypatch.setattr("document_tables.RESULTS", tmp_path)
+    assert gpu_tables() == "No result of a GPU has been committed yet.\n"
     times = {"first_ms": 9000.0, "median_ms": 100.04, "p90_ms": 101.0, "tflop_per_s": 650.0, "of_ceiling": 0.84}
     missing = {"pixels": 1024, "way": "TensorRT", "missing": "no a|b"}
     found = {
@@ -404,7 +404,7 @@ def test_the_table_is_made_from_the_result(tmp_path: Path, monkeypatch: pytest.M
         "parity": [{"checkpoint": "wide", "component": "step", "way": "x", "relative_l2": 0.012, "cosine": 0.99991}],
     }
     (tmp_path / "gpu.json").write_text(json.dumps(found))
-    lines = document_tables.gpu().splitlines()
+    lines = gpu_tables().splitlines()
     assert lines[0] == "A GPU, driver 580, torch 2.11:"
     assert lines[4] == "| 1024x1024 | torch eager | 0.3 | 9000.0 | 100.0 | 101.0 | 650.0 | 84% | 16.0 GB |"
     assert lines[5] == "| 1024x1024 | TensorRT | no a\\|b |  |  |  |  |  |  |"
