@@ -26,8 +26,8 @@ from environment import environment
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from qwen_image_engine.engines.onnxruntime import session_options
-from qwen_image_engine.engines.openvino import InferencePrecision, compile_settings
+from qwen_image_engine.engines.onnxruntime.cpu import session_options
+from qwen_image_engine.engines.openvino.cpu import InferencePrecision, compile_settings
 from qwen_image_engine.export.compare import difference
 
 RESULTS = Path(__file__).parent / "results"

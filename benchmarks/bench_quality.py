@@ -19,9 +19,9 @@ from typing import Any
 
 from environment import environment
 
-from qwen_image_engine.engines.check import Array
-from qwen_image_engine.engines.contract import Contract
-from qwen_image_engine.engines.engine import Engine
+from qwen_image_engine.engines.core.contract import Contract
+from qwen_image_engine.engines.core.contract_check import Array
+from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.runtime.bench import ROUNDS, bench
 from qwen_image_engine.runtime.bench_case import Case
 from qwen_image_engine.runtime.bench_result import WayFacts

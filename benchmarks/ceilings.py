@@ -9,7 +9,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from qwen_image_engine.engines.onnxruntime import session_options
+from qwen_image_engine.engines.onnxruntime.cpu import session_options
 
 ROWS, CHANNELS, OUTPUTS = 1024, 4096, 12288
 ROUNDS = 5

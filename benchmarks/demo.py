@@ -13,7 +13,7 @@ from pathlib import Path
 from environment import environment
 from sheet import save_sheet
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.command import main as qwen_image
 from qwen_image_engine.runtime.pipeline import QwenImage

@@ -23,7 +23,7 @@ from typing import Any
 from environment import environment
 from measured_process import Measured, run_measured
 
-from qwen_image_engine.engines.engine import ENGINES
+from qwen_image_engine.engines.core.engine import ENGINES
 from qwen_image_engine.runtime.commands.report import size_text, table
 from qwen_image_engine.runtime.manifest import read_manifest
 

@@ -17,7 +17,7 @@ import torch
 from random_tensor import RandomTensor
 from released_configs import SPECIAL_TOKENS, released_configs, small_configs
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.weight_file import WeightFile
 from qwen_image_engine.reference.component import LAYOUT
 from qwen_image_engine.runtime.progress import ProgressBar

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from qwen_image_engine.engines.contract import Contract, split_axis
-from qwen_image_engine.engines.engine import Array
+from qwen_image_engine.engines.core.contract import Contract, split_axis
+from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.runtime.bundle import Bundle
 from qwen_image_engine.runtime.commands.stages import stage_seconds
 from qwen_image_engine.runtime.layout import Layout

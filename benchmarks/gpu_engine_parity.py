@@ -23,7 +23,7 @@ BUILD_SECONDS = 100.0
 
 def compared_shapes() -> Any:
     """What has room for `gpu_parity.SIZES`."""
-    from qwen_image_engine.engines.profile import Range
+    from qwen_image_engine.engines.plans.profile import Range
     from qwen_image_engine.runtime.build_shapes import BuildShapes
 
     return BuildShapes(sizes=((256, 256),), references=Range(0, 1, 2), reference_resolution=256)
@@ -69,7 +69,7 @@ def _calibration(work: Path) -> Path:
 
 def _built(bundle: Path, budget: Budget) -> tuple[list[str], str | None]:
     """Components that have an engine now, the transformer's first, and why others have none."""
-    from qwen_image_engine.engines.build_job import BuildOptions
+    from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
     from qwen_image_engine.runtime.build import build_bundle
     from qwen_image_engine.runtime.manifest import read_manifest
 

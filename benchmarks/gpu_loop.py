@@ -15,12 +15,12 @@ import numpy as np
 from gpu_ways import Row
 from gpu_work import p90
 
-from qwen_image_engine.engines.cuda_driver import device_facts
-from qwen_image_engine.engines.cuda_euler import NEVER, EulerKernel
-from qwen_image_engine.engines.cuda_memory import CudaContext
-from qwen_image_engine.engines.cuda_stream import CudaStream
-from qwen_image_engine.engines.device_buffer import DeviceBuffer
-from qwen_image_engine.engines.loop import LoopingEngine, LoopInputs
+from qwen_image_engine.engines.core.loop import LoopingEngine, LoopInputs
+from qwen_image_engine.engines.cuda.buffer import DeviceBuffer
+from qwen_image_engine.engines.cuda.driver import device_facts
+from qwen_image_engine.engines.cuda.euler_kernel import NEVER, EulerKernel
+from qwen_image_engine.engines.cuda.memory import CudaContext
+from qwen_image_engine.engines.cuda.stream import CudaStream
 from qwen_image_engine.runtime.sampler import euler, guide
 
 KERNEL_SECONDS = 60.0

@@ -11,7 +11,7 @@ from gpu_ways import guarded
 from gpu_work import relative_l2
 from torch import Tensor, nn
 
-from qwen_image_engine.engines.contract import Contract, contract, split_axis
+from qwen_image_engine.engines.core.contract import Contract, contract, split_axis
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, components, dims, forward, load_network
 

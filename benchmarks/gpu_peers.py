@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from synthetic_scales import SYNTHETIC, synthetic_calibration
 from torch import Tensor
 
-from qwen_image_engine.engines.device_array import DeviceArray
-from qwen_image_engine.engines.engine import load_engine, require
+from qwen_image_engine.engines.core.device_array import DeviceArray
+from qwen_image_engine.engines.core.engine import load_engine, require
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.config import TransformerConfig
 from qwen_image_engine.reference.transformer import Transformer

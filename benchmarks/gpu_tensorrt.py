@@ -21,11 +21,11 @@ from gpu_ways import Budget, Once, Row, Rows, Steps, Way, engine_prefix_rows, gu
 from synthetic_scales import SYNTHETIC, synthetic_calibration
 from torch import Tensor
 
-from qwen_image_engine.engines.build_job import BuildJob, BuildOptions, BuildResult
-from qwen_image_engine.engines.build_process import Watch, run_build
-from qwen_image_engine.engines.cuda_driver import device_facts
-from qwen_image_engine.engines.plan_entry import PlanEntry, Profile
-from qwen_image_engine.engines.profile import Range
+from qwen_image_engine.engines.cuda.driver import device_facts
+from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
+from qwen_image_engine.engines.plans.profile import Range
+from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildOptions, BuildResult
+from qwen_image_engine.engines.tensorrt.build.launch import Watch, run_build
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.transformer import Transformer
 
@@ -163,8 +163,8 @@ class TensorRt:
         return entry, plan, profiles, run(job, self.budget.watch(component))
 
     def _load(self, component: str, entry: ComponentEntry, plan: Path, profiles: Any, built: BuildResult) -> Any:
-        from qwen_image_engine.engines.tensorrt_engine import TensorRtEngine
-        from qwen_image_engine.engines.tensorrt_load import PlanSource
+        from qwen_image_engine.engines.tensorrt.engine import TensorRtEngine
+        from qwen_image_engine.engines.tensorrt.load import PlanSource
 
         session, facts = _session(), device_facts()
         made = PlanEntry(
@@ -184,7 +184,7 @@ class TensorRt:
 
 @cache
 def _session() -> Any:
-    from qwen_image_engine.engines.tensorrt_session import TensorRtSession
+    from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 
     return TensorRtSession.open(device_facts())
 

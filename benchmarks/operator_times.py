@@ -10,9 +10,9 @@ from typing import Any
 import onnxruntime
 import openvino
 
-from qwen_image_engine.engines.check import Array
-from qwen_image_engine.engines.onnxruntime import session_options
-from qwen_image_engine.engines.openvino import InferencePrecision, compile_settings
+from qwen_image_engine.engines.core.contract_check import Array
+from qwen_image_engine.engines.onnxruntime.cpu import session_options
+from qwen_image_engine.engines.openvino.cpu import InferencePrecision, compile_settings
 
 Inputs = Mapping[str, Array]
 Operators = Iterable[tuple[str, float]]

@@ -37,8 +37,8 @@ from qwen_image_engine.calibration.outliers import FACTOR, write_with_outliers
 from qwen_image_engine.calibration.quantisation import Quantisation, Rule
 from qwen_image_engine.calibration.smoothing import Smoothing
 from qwen_image_engine.calibration.statistics import InputStatistics
-from qwen_image_engine.engines.contract import contract
-from qwen_image_engine.engines.engine import Engine, load_engine
+from qwen_image_engine.engines.core.contract import contract
+from qwen_image_engine.engines.core.engine import Engine, load_engine
 from qwen_image_engine.export import network_folder, recipe
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.bundle_rows import compare_bundle

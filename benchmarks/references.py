@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from wide_checkpoint import write_wide_checkpoint
 
-from qwen_image_engine.engines.engine import ENGINES, Engine, load_engine
-from qwen_image_engine.engines.onnxruntime import session_options
+from qwen_image_engine.engines.core.engine import ENGINES, Engine, load_engine
+from qwen_image_engine.engines.onnxruntime.cpu import session_options
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.runtime.layout import ImageBlock, Layout, TextRun

@@ -11,12 +11,12 @@ import torchvision_operators  # noqa: F401
 from diffusers import QwenImage21Transformer2DModel
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 
-from qwen_image_engine.engines.check import Array
-from qwen_image_engine.engines.contract import contract
-from qwen_image_engine.engines.engine import Engine
-from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.engines.onnxruntime import OnnxRuntimeEngine
-from qwen_image_engine.engines.openvino import OpenVinoEngine
+from qwen_image_engine.engines.core.contract import contract
+from qwen_image_engine.engines.core.contract_check import Array
+from qwen_image_engine.engines.core.engine import Engine
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.onnxruntime.cpu import OnnxRuntimeEngine
+from qwen_image_engine.engines.openvino.cpu import OpenVinoEngine
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import TorchEngine, dims, empty_network
 from qwen_image_engine.reference.transformer import Transformer

@@ -23,7 +23,7 @@ from qwen_image_engine.calibration.settings import Settings
 from qwen_image_engine.calibration.simulation import TRANSFORMER, Simulation
 from qwen_image_engine.calibration.teacher_forcing import Errors, TeacherForcing, record
 from qwen_image_engine.calibration.tensors import write_whole
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import load_network
 from qwen_image_engine.reference.transformer import Transformer

@@ -24,7 +24,7 @@ from qwen_image_engine.calibration.request import DEFAULT_SIZES, Request
 from qwen_image_engine.calibration.settings import Settings
 from qwen_image_engine.calibration.tensors import temporary_name
 from qwen_image_engine.calibration.trajectories import Trajectories, empty_sums
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint import Checkpoint, Source
 from qwen_image_engine.runtime.reference import ReferenceSource
 from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION

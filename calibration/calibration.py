@@ -16,8 +16,8 @@ from qwen_image_engine.calibration.partial import PARTIAL
 from qwen_image_engine.calibration.settings import CheckpointIdentity, Settings
 from qwen_image_engine.calibration.statistics import PERCENTILES, InputStatistics
 from qwen_image_engine.calibration.tensors import pack, read, write_whole
-from qwen_image_engine.engines.contract import EVERY_STEP
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.contract import EVERY_STEP
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle_files import file_sha256
 

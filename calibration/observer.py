@@ -13,10 +13,10 @@ from torch.utils.hooks import RemovableHandle
 
 from qwen_image_engine.calibration.inputs import ObservedTensor
 from qwen_image_engine.calibration.statistics import InputSums
-from qwen_image_engine.engines.check import Array
-from qwen_image_engine.engines.contract import EVERY_STEP, Contract
-from qwen_image_engine.engines.engine import Engine
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.contract import EVERY_STEP, Contract
+from qwen_image_engine.engines.core.contract_check import Array
+from qwen_image_engine.engines.core.engine import Engine
+from qwen_image_engine.engines.core.errors import QwenImageError
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 from qwen_image_engine.calibration.settings import Settings
 from qwen_image_engine.calibration.statistics import InputSums
 from qwen_image_engine.calibration.tensors import pack, read, write_whole
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 
 PARTIAL = "partial.safetensors"
 

@@ -13,7 +13,7 @@ from qwen_image_engine.calibration.pairs import Pair, linear_pairs
 from qwen_image_engine.calibration.quantisation import HIGH, Quantisation
 from qwen_image_engine.calibration.static_attention import StaticAttention
 from qwen_image_engine.calibration.static_input import StaticInput
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK
 from qwen_image_engine.reference.network_tensors import read_tensors

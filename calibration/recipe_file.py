@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen_image_engine.calibration.quantisation import HIGH, QUANTISED, Rule
-from qwen_image_engine.engines.compute_capability import INT8_AND_FP8
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.cuda.compute_capability import INT8_AND_FP8
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from qwen_image_engine.calibration.quantisation import HIGH
 from qwen_image_engine.calibration.sensitivity import Sensitivity, judged
 from qwen_image_engine.calibration.teacher_forcing import Errors
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 
 _PREDICTED_RUNS = 4
 """Measurements at a predicted count; what they leave open is halved until it is closed."""

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from qwen_image_engine.calibration.settings import CheckpointIdentity, Settings
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import model_facts, schedule_config
 from qwen_image_engine.runtime.denoiser import check_guidance

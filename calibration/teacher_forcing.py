@@ -17,9 +17,9 @@ from torch import Tensor
 
 from qwen_image_engine.calibration.request import DTYPES, Request
 from qwen_image_engine.calibration.simulation import Simulation
-from qwen_image_engine.engines.contract import contract
-from qwen_image_engine.engines.engine import Engine
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.contract import contract
+from qwen_image_engine.engines.core.engine import Engine
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts
 from qwen_image_engine.reference.transformer import Transformer

@@ -12,8 +12,8 @@ from qwen_image_engine.calibration.observer import ObservedEngine, Position
 from qwen_image_engine.calibration.partial import Sums
 from qwen_image_engine.calibration.request import DTYPES, Request
 from qwen_image_engine.calibration.statistics import InputSums
-from qwen_image_engine.engines.contract import EVERY_STEP, contract
-from qwen_image_engine.engines.engine import Engine
+from qwen_image_engine.engines.core.contract import EVERY_STEP, contract
+from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts
 from qwen_image_engine.runtime.memory import Components

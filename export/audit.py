@@ -11,8 +11,8 @@ from pathlib import Path
 
 import onnx
 
-from qwen_image_engine.engines.engine import require
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.engine import require
+from qwen_image_engine.engines.core.errors import QwenImageError
 
 _INTEGER_KERNELS = frozenset({"QGemm", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul"})
 

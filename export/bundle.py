@@ -11,9 +11,9 @@ from typing import Literal
 from qwen_image_engine.calibration.calibration import Calibration, calibrate_command
 from qwen_image_engine.calibration.quantised_network import QuantisedNetwork, check_rules, quantised_networks
 from qwen_image_engine.calibration.recipe_file import RecipeFile
-from qwen_image_engine.engines.engine import require
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.failure import is_memory
+from qwen_image_engine.engines.core.engine import require
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.failure import is_memory
 from qwen_image_engine.export.check import check_checkpoint
 from qwen_image_engine.export.file_hashes import FileHashes
 from qwen_image_engine.export.kept_plans import keep_plans

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.lora_file import LoraFile
 from qwen_image_engine.runtime.bundle_files import verify_files

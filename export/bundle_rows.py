@@ -7,9 +7,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_image_engine.engines.contract import EVERY_STEP
-from qwen_image_engine.engines.device_array import Values, on_host
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.contract import EVERY_STEP
+from qwen_image_engine.engines.core.device_array import Values, on_host
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.compare import Difference, difference, worst
 from qwen_image_engine.export.drawn import DrawnCase
 from qwen_image_engine.export.free_running import Trajectory, divergence

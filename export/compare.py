@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qwen_image_engine.engines.engine import Array
+from qwen_image_engine.engines.core.engine import Array
 
 
 @dataclass(frozen=True)

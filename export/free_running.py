@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.engine import Engine
+from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.export.compare import Difference, difference, finite
 from qwen_image_engine.export.recording import Recording
 from qwen_image_engine.runtime.sampler import Velocity

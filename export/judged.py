@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.shapes.evaluate import KINDS, EditScore, Score, evaluate, evaluate_edits
 from qwen_image_engine.reference.shapes.sizes import encoder_config, transformer_config

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from qwen_image_engine.calibration.linears import LINEARS
 from qwen_image_engine.calibration.quantised_network import WEIGHT
-from qwen_image_engine.engines.contract import Contract, TensorSpec
+from qwen_image_engine.engines.core.contract import Contract, TensorSpec
 from qwen_image_engine.export.casts import cast
 from qwen_image_engine.runtime.manifest import ComponentEntry, QuantisedLayer
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qwen_image_engine.engines.device_array import on_host
-from qwen_image_engine.engines.engine import Array, load_engine
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.device_array import on_host
+from qwen_image_engine.engines.core.engine import Array, load_engine
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.export.compare import Difference, difference, finite, worst
 from qwen_image_engine.export.layer_outputs import layer_graph, scaled_layers
 from qwen_image_engine.export.recording import Recording, ends

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from qwen_image_engine.calibration import hadamard
-from qwen_image_engine.engines import contract
+from qwen_image_engine.engines.core import contract
 from qwen_image_engine.export.recipe import Recipe
 from qwen_image_engine.reference import engine as reference_engine
 from qwen_image_engine.reference.checkpoint import TRANSFORMER, Checkpoint

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.casts import cast
 from qwen_image_engine.export.weight_file import Place
 from qwen_image_engine.reference.component import Component

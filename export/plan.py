@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.duration import export_seconds
 from qwen_image_engine.export.network_weights import network_weights
 from qwen_image_engine.export.recipe import Recipe

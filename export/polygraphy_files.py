@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.recording import Call, Recording, ends
 from qwen_image_engine.export.thresholds import Threshold, thresholds
 from qwen_image_engine.runtime.manifest import Manifest

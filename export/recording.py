@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
-from qwen_image_engine.engines.contract import Contract
-from qwen_image_engine.engines.engine import Array, Engine
+from qwen_image_engine.engines.core.contract import Contract
+from qwen_image_engine.engines.core.engine import Array, Engine
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import embedding_table, engine_loader, model_facts, schedule_config
 from qwen_image_engine.runtime.memory import Components, Memory

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from qwen_image_engine.engines.contract import split_axis
+from qwen_image_engine.engines.core.contract import split_axis
 from qwen_image_engine.export.constants import add_constant, constant
 
 Axes = list[int | str]

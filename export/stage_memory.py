@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qwen_image_engine.engines.contract import Dims
+from qwen_image_engine.engines.core.contract import Dims
 from qwen_image_engine.runtime.tiles import spans
 
 PROMPT_TOKENS = 200

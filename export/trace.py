@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qwen_image_engine.engines.contract import Contract, contract, split_axis
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.contract import Contract, contract, split_axis
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.sizes import axes
 from qwen_image_engine.export.unplaced import set_unplaced
 from qwen_image_engine.reference.checkpoint import Checkpoint

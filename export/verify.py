@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Unpack
 
-from qwen_image_engine.engines.engine import package_name, require
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.engine import package_name, require
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.bundle_checkpoint import check_hashes, check_same_checkpoint, open_checkpoint
 from qwen_image_engine.export.bundle_rows import BundleRows, compare_bundle
 from qwen_image_engine.export.free_running import FreeRunning, free_running

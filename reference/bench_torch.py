@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.lora_file import LoraFile
 from qwen_image_engine.reference.pipeline import reference_pipeline

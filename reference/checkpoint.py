@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.component import FLOAT_DTYPES, LAYOUT, VISION, Component, open_component
 from qwen_image_engine.reference.config import (
     TextEncoderConfig,

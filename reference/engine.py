@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from qwen_image_engine.engines import check
-from qwen_image_engine.engines.check import Array
-from qwen_image_engine.engines.contract import Contract, Dims, contract
-from qwen_image_engine.engines.engine import Engine
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core import contract_check
+from qwen_image_engine.engines.core.contract import Contract, Dims, contract
+from qwen_image_engine.engines.core.contract_check import Array
+from qwen_image_engine.engines.core.engine import Engine
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.text_encoder import TextEncoder
 from qwen_image_engine.reference.transformer import Transformer
@@ -206,7 +206,7 @@ class TorchEngine:
         """Outputs by name; errors as in `Engine.run`."""
         if self._network is None:
             raise QwenImageError(f"{self._contract.component}: this engine is closed; load it again")
-        sizes = check.check_inputs(self._contract, inputs)
+        sizes = contract_check.check_inputs(self._contract, inputs)
         device = next(self._network.parameters()).device
         tensors = {name: torch.as_tensor(array, device=device) for name, array in inputs.items()}
         with torch.inference_mode():
@@ -215,7 +215,7 @@ class TorchEngine:
             spec.name: result.contiguous().cpu().numpy()
             for spec, result in zip(self._contract.outputs, results, strict=True)
         }
-        check.check_outputs(self._contract, outputs, sizes)
+        contract_check.check_outputs(self._contract, outputs, sizes)
         return outputs
 
     def close(self) -> None:

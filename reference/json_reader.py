@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 
 MISSING = object()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.component import FLOAT_DTYPES, Component, counted
 from qwen_image_engine.reference.lora_file import LoraFile
 from qwen_image_engine.reference.lora_keys import Part, linear_names, split_key

@@ -6,8 +6,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from qwen_image_engine.engines.contract import contract
-from qwen_image_engine.engines.engine import Engine
+from qwen_image_engine.engines.core.contract import contract
+from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.reference.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.component import Component, ComponentLayout
 from qwen_image_engine.reference.tensor_file import TensorInfo, read_header
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.merged_tensor import MergedTensor
 from qwen_image_engine.reference.tensor_file import ITEM_BYTES, TensorInfo

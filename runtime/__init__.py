@@ -12,8 +12,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qwen_image_engine.engines.errors import QwenImageError as QwenImageError
-    from qwen_image_engine.engines.errors import UsageError as UsageError
+    from qwen_image_engine.engines.core.errors import QwenImageError as QwenImageError
+    from qwen_image_engine.engines.core.errors import UsageError as UsageError
     from qwen_image_engine.runtime.conditioning import Conditioning as Conditioning
     from qwen_image_engine.runtime.picture import Picture as Picture
     from qwen_image_engine.runtime.picture import PictureParameters as PictureParameters
@@ -25,9 +25,9 @@ _HOME = {
     "Picture": "qwen_image_engine.runtime.picture",
     "PictureParameters": "qwen_image_engine.runtime.picture",
     "QwenImage": "qwen_image_engine.runtime.pipeline",
-    "QwenImageError": "qwen_image_engine.engines.errors",
+    "QwenImageError": "qwen_image_engine.engines.core.errors",
     "Step": "qwen_image_engine.runtime.sampler",
-    "UsageError": "qwen_image_engine.engines.errors",
+    "UsageError": "qwen_image_engine.engines.core.errors",
 }
 
 __all__ = [

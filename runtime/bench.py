@@ -16,8 +16,8 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
 
-from qwen_image_engine.engines.engine import ENGINES, MAX_THREADS
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.engine import ENGINES, MAX_THREADS
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.bench_case import MAX_DRAWS, Case, reference_picture
 from qwen_image_engine.runtime.bench_peers import BASELINES, PEERS, WaySpec
 from qwen_image_engine.runtime.bench_process import ProcessWay

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from qwen_image_engine.engines.engine import ENGINES, package_name, require
-from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.engines.failure import one_line, pass_interruption
+from qwen_image_engine.engines.core.engine import ENGINES, package_name, require
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.failure import one_line, pass_interruption
 from qwen_image_engine.runtime.bench_way import Drawer, Unavailable, pipeline_drawer
 from qwen_image_engine.runtime.bundle import Bundle
 from qwen_image_engine.runtime.memory import Memory

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Self
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.bench_case import Case
 from qwen_image_engine.runtime.bench_peers import WaySpec
 from qwen_image_engine.runtime.bench_result import WayFacts

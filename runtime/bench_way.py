@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.bench_case import Case, Request, request
 from qwen_image_engine.runtime.bench_result import WayFacts
 from qwen_image_engine.runtime.bench_stages import Sample, sample, stage_peaks

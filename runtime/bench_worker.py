@@ -17,7 +17,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, TextIO
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.bench_case import Case
 from qwen_image_engine.runtime.bench_peers import WaySpec, load_way
 from qwen_image_engine.runtime.bench_result import WayFacts

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from qwen_image_engine.engines.build_job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult, Promise
-from qwen_image_engine.engines.build_process import Watch, run_build
-from qwen_image_engine.engines.contract import FOR_REFERENCES
-from qwen_image_engine.engines.cuda_driver import DeviceFacts, device_facts
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.plan_entry import PlanEntry, Profile
+from qwen_image_engine.engines.core.contract import FOR_REFERENCES
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.cuda.driver import DeviceFacts, device_facts
+from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
+from qwen_image_engine.engines.tensorrt.build.job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult, Promise
+from qwen_image_engine.engines.tensorrt.build.launch import Watch, run_build
 from qwen_image_engine.runtime.build_checks import check_disk, check_gpu, check_timing_cache, missing
 from qwen_image_engine.runtime.build_shapes import DEFAULT_REFERENCES, BuildShapes, Template, build_profiles
 from qwen_image_engine.runtime.bundle_files import check_files

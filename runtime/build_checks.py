@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qwen_image_engine.engines.build_job import BuildOptions
-from qwen_image_engine.engines.compute_capability import BF16
-from qwen_image_engine.engines.cuda_driver import DeviceFacts
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.plan_entry import PlanEntry, Profile
-from qwen_image_engine.engines.plan_memory import missing_bytes
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.cuda.compute_capability import BF16
+from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
+from qwen_image_engine.engines.plans.memory import missing_bytes
+from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
 from qwen_image_engine.runtime.manifest import ComponentEntry, Manifest
 
 ROOM = (

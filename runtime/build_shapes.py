@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from qwen_image_engine.engines.contract import Contract
-from qwen_image_engine.engines.errors import UsageError
-from qwen_image_engine.engines.plan_entry import Profile
-from qwen_image_engine.engines.profile import Range, profile
+from qwen_image_engine.engines.core.contract import Contract
+from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.plans.entry import Profile
+from qwen_image_engine.engines.plans.profile import Range, profile
 from qwen_image_engine.runtime.layout import ImageBlock, TextRun
 from qwen_image_engine.runtime.prompt import MAX_PROMPT_TOKENS, tokenize
 from qwen_image_engine.runtime.reference_size import check_resolution

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tokenizers import Tokenizer
 
-from qwen_image_engine.engines.cuda_driver import device_facts
-from qwen_image_engine.engines.engine import Engine, load_engine, require
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.plan_fit import check_plan_fits
+from qwen_image_engine.engines.core.engine import Engine, load_engine, require
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.cuda.driver import device_facts
+from qwen_image_engine.engines.plans.fit import check_plan_fits
 from qwen_image_engine.runtime.build_checks import check_capability
 from qwen_image_engine.runtime.bundle_files import check_files, file_sha256
 from qwen_image_engine.runtime.embedding import EmbeddingTable
@@ -24,7 +24,7 @@ from qwen_image_engine.runtime.schedule import ScheduleConfig
 from qwen_image_engine.runtime.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from qwen_image_engine.engines.tensorrt_session import TensorRtSession
+    from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 
 _ENGINE_OF_TARGET = {"cuda": "onnxruntime-cuda", "tensorrt": "tensorrt"}
 """The one engine that runs graphs for a target; every other engine runs those for any other target."""
@@ -105,8 +105,8 @@ class Bundle:
             raise QwenImageError(
                 f"{component}: {path} has other contents than its sha256 says; build it again with: {rebuild}"
             )
-        from qwen_image_engine.engines.tensorrt_engine import TensorRtEngine
-        from qwen_image_engine.engines.tensorrt_load import PlanSource
+        from qwen_image_engine.engines.tensorrt.engine import TensorRtEngine
+        from qwen_image_engine.engines.tensorrt.load import PlanSource
 
         weights = sum(self.manifest.files[name].bytes for name in entry.weights) if plan.stripped else 0
         scratch = max((most for item in self.manifest.plans.values() for most in item.scratch_bytes), default=0)
@@ -122,7 +122,7 @@ class Bundle:
         """
         device = device_facts()
         require("tensorrt")
-        from qwen_image_engine.engines.tensorrt_session import TensorRtSession
+        from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 
         return TensorRtSession.open(device)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.manifest import FileEntry, Manifest
 
 SMALL_FILE_BYTES = 8 << 20

@@ -13,7 +13,7 @@ from contextlib import nullcontext, redirect_stdout, suppress
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol, TextIO
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.commands import (
     bench,
     build,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.bench_result import FORMAT as BENCH
 from qwen_image_engine.runtime.bench_result import SCHEMA as BENCH_SCHEMA
 from qwen_image_engine.runtime.form import Misshapen

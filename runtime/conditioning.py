@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from qwen_image_engine.engines.cuda_driver import device_facts
-from qwen_image_engine.engines.device_array import DeviceArray, Values, with_room
-from qwen_image_engine.engines.engine import ON_GPU
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.device_array import DeviceArray, Values, with_room
+from qwen_image_engine.engines.core.engine import ON_GPU
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.cuda.driver import device_facts
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.kept import Kept
 from qwen_image_engine.runtime.latents import pack_latents

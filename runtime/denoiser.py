@@ -6,8 +6,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.device_array import DeviceArray, Values, repeat
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.device_array import DeviceArray, Values, repeat
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.layout import ImageBlock, Layout, text_mask
 from qwen_image_engine.runtime.machine import reachable_memory_bytes

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.loop import LoopInputs
+from qwen_image_engine.engines.core.loop import LoopInputs
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.denoiser import step_inputs
 from qwen_image_engine.runtime.interruption import check_interrupted

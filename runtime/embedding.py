@@ -7,8 +7,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.bfloat16 import from_bfloat16
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.bfloat16 import from_bfloat16
+from qwen_image_engine.engines.core.errors import QwenImageError
 
 _STORED: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype("<u2"),

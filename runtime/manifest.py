@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from qwen_image_engine.engines.compute_capability import least_compute_capability
-from qwen_image_engine.engines.contract import FOR_REFERENCES, Contract, Dims
-from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.engines.plan_entry import PlanEntry, Profile, Shape
+from qwen_image_engine.engines.core.contract import FOR_REFERENCES, Contract, Dims
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.cuda.compute_capability import least_compute_capability
+from qwen_image_engine.engines.plans.entry import PlanEntry, Profile, Shape
 from qwen_image_engine.runtime.checkpoint_flags import checkpoint_flags
 from qwen_image_engine.runtime.model import ModelFacts
 

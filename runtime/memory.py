@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar, get_args
 
-from qwen_image_engine.engines.engine import Engine
-from qwen_image_engine.engines.errors import OutOfDeviceMemory, UsageError
-from qwen_image_engine.engines.loop import Loop, LoopingEngine, LoopInputs
+from qwen_image_engine.engines.core.engine import Engine
+from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, UsageError
+from qwen_image_engine.engines.core.loop import Loop, LoopingEngine, LoopInputs
 from qwen_image_engine.runtime.process_memory import MemoryWatch
 from qwen_image_engine.runtime.timing import Timings
 

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.bfloat16 import from_bfloat16, to_bfloat16
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.bfloat16 import from_bfloat16, to_bfloat16
+from qwen_image_engine.engines.core.errors import UsageError
 
 NoiseDtype = Literal["float32", "bfloat16"]
 

@@ -6,8 +6,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.engines.plan_entry import PlanEntry
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.runtime.bundle_files import file_sha256
 from qwen_image_engine.runtime.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from qwen_image_engine.runtime.plans_folder import PLANS

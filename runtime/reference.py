@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.size import MAX_REFERENCES, SIDE_MULTIPLE
 
 MAX_SIDE = 16_384

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.layout import ImageBlock
 from qwen_image_engine.runtime.model import VisionFacts
 from qwen_image_engine.runtime.reference import ReferenceSource, check_references, read_reference, reference_name

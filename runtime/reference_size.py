@@ -3,7 +3,7 @@
 import math
 from numbers import Integral
 
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.reference import MAX_ASPECT_RATIO
 from qwen_image_engine.runtime.size import SIDE_MULTIPLE
 

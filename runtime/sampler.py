@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 
 Velocity = Callable[[NDArray[np.float32], float], NDArray[np.float32]]
 """The network: (latents (batch, tokens, channels), sigma) -> velocity of the same shape."""

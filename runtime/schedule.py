@@ -12,7 +12,7 @@ from typing import Self, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 
 DEFAULT_STEPS = 40
 TIME_FEATURES = 256

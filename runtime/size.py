@@ -2,7 +2,7 @@
 
 from numbers import Integral
 
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.errors import UsageError
 
 SIDE_MULTIPLE = 32
 """Sides are whole multiples of this many pixels: 16 of the VAE times the 2x2 latents of one encoder image slot."""

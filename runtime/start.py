@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.latents import pack_latents
 from qwen_image_engine.runtime.noise import draw_noise
 from qwen_image_engine.runtime.schedule import ScheduleConfig, sigmas

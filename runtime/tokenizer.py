@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 
 TEMPLATE_TOKENS = ("<|im_start|>", "<|im_end|>")
 """Special tokens the prompt template is made of; without them it would be read as plain text."""

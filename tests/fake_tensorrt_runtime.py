@@ -21,9 +21,9 @@ import numpy as np
 from fake_cuda import FakeDriver
 from numpy_engines import Journal, NumpyEngine
 
-from qwen_image_engine.engines import check
-from qwen_image_engine.engines.contract import Contract, TensorSpec, split_axis
-from qwen_image_engine.engines.plan_entry import Profile, Shape
+from qwen_image_engine.engines.core import contract_check
+from qwen_image_engine.engines.core.contract import Contract, TensorSpec, split_axis
+from qwen_image_engine.engines.plans.entry import Profile, Shape
 
 VERSION = "11.4.0.106"
 
@@ -118,7 +118,7 @@ class Context:
         if name in self._shapes:
             return self._shapes[name]
         inputs = {spec.name: np.zeros(self._shapes[spec.name], spec.dtype) for spec in self._engine.inputs}
-        sizes = check.check_inputs(self._engine.known.contract, inputs)
+        sizes = contract_check.check_inputs(self._engine.known.contract, inputs)
         (spec,) = (spec for spec in self._engine.outputs if spec.name == name)
         return tuple(axis if isinstance(axis, int) else _size(axis, sizes) for axis in spec.shape)
 

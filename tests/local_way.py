@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from numpy_engines import Journal, NumpyEngine
 
-from qwen_image_engine.engines.check import Array
+from qwen_image_engine.engines.core.contract_check import Array
 from qwen_image_engine.runtime import bench_way, timing
 from qwen_image_engine.runtime.bench_case import Case
 from qwen_image_engine.runtime.bench_result import WayFacts

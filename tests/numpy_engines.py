@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy_memory import on_device
 
-from qwen_image_engine.engines import check
-from qwen_image_engine.engines.check import Array
-from qwen_image_engine.engines.contract import Contract, Dims, contract
-from qwen_image_engine.engines.device_array import DeviceArray, Values, on_host
+from qwen_image_engine.engines.core import contract_check
+from qwen_image_engine.engines.core.contract import Contract, Dims, contract
+from qwen_image_engine.engines.core.contract_check import Array
+from qwen_image_engine.engines.core.device_array import DeviceArray, Values, on_host
 from qwen_image_engine.runtime.conditioning import KEPT_BYTES
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 from qwen_image_engine.runtime.memory import Components, Memory
@@ -102,14 +102,14 @@ class NumpyEngine:
     def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
         assert not self.closed
         self.journal.events.append(f"run {self.contract.component}")
-        sizes = check.check_inputs(self.contract, inputs)
+        sizes = contract_check.check_inputs(self.contract, inputs)
         for name, values in inputs.items():
             assert isinstance(values, DeviceArray) == (self.keeps_on_device and values.ndim == 4 and "_" in name)
         host = {name: on_host(values) for name, values in inputs.items()}
         outputs = dict(zip((spec.name for spec in self.contract.outputs), self.outputs(host), strict=True))
         if self.journal.spoiled == self.contract.component:
             next(iter(outputs.values())).flat[0] = np.nan
-        check.check_outputs(self.contract, outputs, sizes)
+        contract_check.check_outputs(self.contract, outputs, sizes)
         if self.keeps_on_device and self.contract.component.startswith("prefix"):
             return {name: on_device(values) for name, values in outputs.items()}
         return {**outputs}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.bfloat16 import to_bfloat16
-from qwen_image_engine.engines.device_array import DeviceArray, DeviceMemory
+from qwen_image_engine.engines.core.bfloat16 import to_bfloat16
+from qwen_image_engine.engines.core.device_array import DeviceArray, DeviceMemory
 
 
 class NumpyMemory:

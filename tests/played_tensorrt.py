@@ -11,8 +11,8 @@ import numpy as np
 from images import patches
 from numpy_engines import Journal, numpy_pipeline
 
-from qwen_image_engine.engines.contract import Contract, TensorSpec, split_axis
-from qwen_image_engine.engines.plan_entry import Profile, Shape
+from qwen_image_engine.engines.core.contract import Contract, TensorSpec, split_axis
+from qwen_image_engine.engines.plans.entry import Profile, Shape
 from qwen_image_engine.runtime.bundle import Bundle
 from qwen_image_engine.runtime.memory import Components, Memory
 from qwen_image_engine.runtime.pipeline import QwenImage

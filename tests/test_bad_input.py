@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.prompt import MAX_PROMPT_TOKENS
 

@@ -140,8 +140,8 @@ def test_what_is_compared_has_room_in_the_profiles() -> None:
     from gpu_engine_parity import compared_shapes
     from gpu_parity import component_inputs
 
-    from qwen_image_engine.engines.contract import contract
-    from qwen_image_engine.engines.profile_choice import choose_profile
+    from qwen_image_engine.engines.core.contract import contract
+    from qwen_image_engine.engines.plans.profile_choice import choose_profile
     from qwen_image_engine.reference.checkpoint import Checkpoint
     from qwen_image_engine.reference.engine import components, dims
     from qwen_image_engine.runtime.build_shapes import Template, build_profiles
@@ -172,7 +172,7 @@ def test_tensorrt_is_asked_for_what_the_graphs_hold(
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     for name in [name for name in sys.modules if name.startswith("qwen_image_engine.engines.tensorrt_")]:
         monkeypatch.delitem(sys.modules, name)
-    from qwen_image_engine.engines.tensorrt_builder import build
+    from qwen_image_engine.engines.tensorrt.build.builder import build
 
     configs = small_configs()
     network = random_transformer(configs["transformer"], torch.device("cpu"), torch.float32)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen_image_engine.engines.engine import ENGINES
+from qwen_image_engine.engines.core.engine import ENGINES
 from qwen_image_engine.runtime.commands.arguments import picture_size
 from qwen_image_engine.runtime.commands.outputs import add_report_argument, check_writable, write_json
 from qwen_image_engine.runtime.commands.report import Report, size_text, table

@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from qwen_image_engine.engines.build_job import BuildOptions
-from qwen_image_engine.engines.build_process import Watch
-from qwen_image_engine.engines.errors import UsageError
-from qwen_image_engine.engines.profile import Range
+from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.plans.profile import Range
+from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
+from qwen_image_engine.engines.tensorrt.build.launch import Watch
 from qwen_image_engine.runtime.build_shapes import (
     DEFAULT_PROMPT_TOKENS,
     DEFAULT_REFERENCES,

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.commands.arguments import picture_size
 from qwen_image_engine.runtime.commands.checkpoint import add_checkpoint_arguments, open_checkpoint
 from qwen_image_engine.runtime.commands.export_packages import export_packages

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.engines.failure import one_line, pass_interruption
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.failure import one_line, pass_interruption
 from qwen_image_engine.runtime.commands.export_packages import EXPORT_PACKAGES, INSTALL, export_packages
 from qwen_image_engine.runtime.commands.report import Report, size_text, table
 from qwen_image_engine.runtime.machine import CPU_FLAGS, Machine, int8_expectation, package_versions
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> Report:
     """Look around; exit code 1 where no engine could run a bundle."""
-    from qwen_image_engine.engines.engine import available
+    from qwen_image_engine.engines.core.engine import available
     from qwen_image_engine.reference.hub_cache import hub_cache
 
     machine, packages, engines = Machine.here(), package_versions(), available()

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_image_engine.engines.check import check_model_file
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.failure import one_line
+from qwen_image_engine.engines.core.contract_check import check_model_file
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.failure import one_line
 from qwen_image_engine.runtime.commands.checkpoint import (
     add_weight_arguments,
     open_checkpoint,
@@ -151,7 +151,7 @@ def _checkpoint(checkpoint: "Checkpoint") -> Report:
 
 
 def _bundle(folder: Path) -> Report:
-    from qwen_image_engine.engines.contract import describe_shape
+    from qwen_image_engine.engines.core.contract import describe_shape
     from qwen_image_engine.runtime.manifest import read_manifest
 
     manifest = read_manifest(folder)

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen_image_engine.engines.contract import FOR_REFERENCES
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.contract import FOR_REFERENCES
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.commands.arguments import picture_size, whole_numbers
 from qwen_image_engine.runtime.commands.checkpoint import add_checkpoint_arguments, open_checkpoint, weight_sources
 from qwen_image_engine.runtime.commands.export_packages import export_packages

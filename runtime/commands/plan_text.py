@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from qwen_image_engine.engines.plan_entry import PlanEntry
+from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.runtime.commands.report import size_text
 from qwen_image_engine.runtime.manifest import FileEntry
 

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_image_engine.engines.engine import ENGINES
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.engine import ENGINES
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.commands.arguments import whole_numbers
 from qwen_image_engine.runtime.commands.outputs import check_writable, picture_paths, read_latents, write_array
 from qwen_image_engine.runtime.commands.report import Report, size_text, table

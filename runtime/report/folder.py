@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.engines.failure import one_line, pass_interruption
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.failure import one_line, pass_interruption
 from qwen_image_engine.runtime.bench_result import Benchmark
 from qwen_image_engine.runtime.commands.outputs import check_writable
 from qwen_image_engine.runtime.report.sections import GENERATOR

@@ -19,7 +19,7 @@ from qwen_image_engine.calibration.calibration import RECORD, TENSORS, Calibrati
 from qwen_image_engine.calibration.partial import PARTIAL
 from qwen_image_engine.calibration.statistics import RESOLUTION
 from qwen_image_engine.calibration.trajectories import Trajectories
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.reference.text_encoder import TextEncoder

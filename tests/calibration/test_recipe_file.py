@@ -8,7 +8,7 @@ import pytest
 
 from qwen_image_engine.calibration.quantisation import Rule
 from qwen_image_engine.calibration.recipe_file import RecipeFile
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.export.recipe import recipe
 
 FP8 = {"linears": "*", "precision": "fp8"}

@@ -10,7 +10,7 @@ from qwen_image_engine.calibration.recipe_search import FoundRecipe, fewest_high
 from qwen_image_engine.calibration.sensitivity import Picture, Sensitivity, judged
 from qwen_image_engine.calibration.settings import CheckpointIdentity, Settings
 from qwen_image_engine.calibration.teacher_forcing import Errors
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 
 SIGMAS = (1.0, 0.5)
 NAMES = [f"transformer_blocks.{block}.{name}" for block in range(32) for name in ("attn.to_q", "img_mlp.out")]

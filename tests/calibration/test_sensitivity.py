@@ -16,7 +16,7 @@ from qwen_image_engine.calibration.calibration import RECORD, TENSORS, Calibrati
 from qwen_image_engine.calibration.quantisation import QUANTISATIONS, Quantisation
 from qwen_image_engine.calibration.recipe_file import RecipeFile
 from qwen_image_engine.calibration.sensitivity import GROUPS, judged
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 
 STEPS, LINEARS = SETTINGS["steps"], 49

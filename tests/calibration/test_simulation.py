@@ -16,7 +16,7 @@ from qwen_image_engine.calibration.request import Request
 from qwen_image_engine.calibration.simulation import Simulation
 from qwen_image_engine.calibration.static_input import StaticInput
 from qwen_image_engine.calibration.teacher_forcing import Trajectory, record
-from qwen_image_engine.engines.engine import Array, load_engine
+from qwen_image_engine.engines.core.engine import Array, load_engine
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import load_network

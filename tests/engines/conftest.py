@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
-from qwen_image_engine.engines.contract import Contract, Dims, TensorSpec, contract
-from qwen_image_engine.engines.engine import Array
+from qwen_image_engine.engines.core.contract import Contract, Dims, TensorSpec, contract
+from qwen_image_engine.engines.core.engine import Array
 
 BACKENDS = ("onnxruntime", "openvino")
 DIMS = Dims(

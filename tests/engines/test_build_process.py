@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from qwen_image_engine.engines.build_job import BuildJob, BuildOptions, BuildResult, Promise
-from qwen_image_engine.engines.build_process import run_build
-from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.engines.plan_entry import Profile
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.plans.entry import Profile
+from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildOptions, BuildResult, Promise
+from qwen_image_engine.engines.tensorrt.build.launch import run_build
 
 JOB = BuildJob(
     component="step",

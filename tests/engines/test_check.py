@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen_image_engine.engines.check import PortFacts, check_graph, check_inputs, check_outputs
-from qwen_image_engine.engines.contract import Contract, Dims, contract
-from qwen_image_engine.engines.engine import Array
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.contract import Contract, Dims, contract
+from qwen_image_engine.engines.core.contract_check import PortFacts, check_graph, check_inputs, check_outputs
+from qwen_image_engine.engines.core.engine import Array
+from qwen_image_engine.engines.core.errors import QwenImageError
 
 StepInputs = Callable[..., dict[str, Array]]
 

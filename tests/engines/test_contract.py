@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from qwen_image_engine.engines.contract import COMPONENTS, Contract, Dims, contract, markdown
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.contract import COMPONENTS, Contract, Dims, contract, markdown
+from qwen_image_engine.engines.core.errors import QwenImageError
 
 DIMS = Dims(
     encoder_hidden=48,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen_image_engine.engines.cuda_driver import DeviceFacts, device_facts, version_text
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.cuda.driver import DeviceFacts, device_facts, version_text
 
 # The functions and their arguments are those of NVIDIA's driver API.
 LIBRARY = r"""

@@ -11,10 +11,10 @@ import pytest
 from fake_cuda import FakeDriver
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.cuda_euler import NEVER, PTX, EulerKernel
-from qwen_image_engine.engines.cuda_memory import CudaContext
-from qwen_image_engine.engines.cuda_stream import CudaStream
-from qwen_image_engine.engines.device_buffer import DeviceBuffer
+from qwen_image_engine.engines.cuda.buffer import DeviceBuffer
+from qwen_image_engine.engines.cuda.euler_kernel import NEVER, PTX, EulerKernel
+from qwen_image_engine.engines.cuda.memory import CudaContext
+from qwen_image_engine.engines.cuda.stream import CudaStream
 from qwen_image_engine.runtime.sampler import euler, guide
 
 PTXAS = shutil.which("ptxas")

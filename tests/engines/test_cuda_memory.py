@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen_image_engine.engines.cuda_memory import CudaContext, CudaMemory
-from qwen_image_engine.engines.device_array import DeviceArray, repeat
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.device_array import DeviceArray, repeat
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.cuda.memory import CudaContext, CudaMemory
 
 # Signatures of NVIDIA's driver API. Addresses are 64 bits wide and none of the host's: read as 32, or used without a
 # context, they fail. At most 1 MB is lent.

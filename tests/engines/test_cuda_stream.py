@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from fake_cuda import FakeDriver
 
-from qwen_image_engine.engines.cuda_memory import CudaContext, CudaMemory
-from qwen_image_engine.engines.cuda_stream import CudaStream, HostMemory
-from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
+from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
+from qwen_image_engine.engines.cuda.memory import CudaContext, CudaMemory
+from qwen_image_engine.engines.cuda.stream import CudaStream, HostMemory
 
 
 @pytest.fixture

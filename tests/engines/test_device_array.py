@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 from numpy_memory import on_device
 
-from qwen_image_engine.engines.bfloat16 import from_bfloat16, to_bfloat16
-from qwen_image_engine.engines.check import check_inputs
-from qwen_image_engine.engines.contract import Contract, TensorSpec
-from qwen_image_engine.engines.device_array import DeviceArray, Values, dtype_name, on_host, repeat, with_room
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.bfloat16 import from_bfloat16, to_bfloat16
+from qwen_image_engine.engines.core.contract import Contract, TensorSpec
+from qwen_image_engine.engines.core.contract_check import check_inputs
+from qwen_image_engine.engines.core.device_array import DeviceArray, Values, dtype_name, on_host, repeat, with_room
+from qwen_image_engine.engines.core.errors import QwenImageError
 
 HOST = np.random.default_rng(0).standard_normal((1, 7, 2, 3), np.float32)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from qwen_image_engine.engines.contract import Contract, TensorSpec
-from qwen_image_engine.engines.engine import Array, Engine, available, load_engine
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.contract import Contract, TensorSpec
+from qwen_image_engine.engines.core.engine import Array, Engine, available, load_engine
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 
 StepInputs = Callable[..., dict[str, Array]]
 EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino"}
@@ -223,8 +223,8 @@ LOAD_AND_CLOSE = """
 import subprocess
 import sys
 from pathlib import Path
-from qwen_image_engine.engines.contract import Contract, TensorSpec
-from qwen_image_engine.engines.engine import load_engine, require
+from qwen_image_engine.engines.core.contract import Contract, TensorSpec
+from qwen_image_engine.engines.core.engine import load_engine, require
 
 def anonymous_mib():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -256,7 +256,7 @@ def test_run_that_fails_is_told_in_one_line(backend: str, write_graph: Callable[
 
 def test_openvino_computes_in_fp32(step_model: Path, step_contract: Contract) -> None:
     openvino = pytest.importorskip("openvino")
-    from qwen_image_engine.engines.openvino import OpenVinoEngine
+    from qwen_image_engine.engines.openvino.cpu import OpenVinoEngine
 
     engine = OpenVinoEngine(step_model, step_contract, threads=1)
     compiled = engine._compiled

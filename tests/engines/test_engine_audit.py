@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from qwen_image_engine.engines.build_job import Promise
-from qwen_image_engine.engines.engine_audit import Network, audit, check_audit
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.tensorrt.build.audit import Network, audit, check_audit
+from qwen_image_engine.engines.tensorrt.build.job import Promise
 
 NETWORK = Network(("Attention_8", "Attention_48"), ("Gemm_5", "Gemm_50", "Gemm_6", "Gemm_7"), ("Cast_3",))
 PROMISE = Promise(fp8_products=3, int8_products=0, fp8_attention=0)

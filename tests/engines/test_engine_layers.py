@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from qwen_image_engine.engines.engine_audit import Network, audit
-from qwen_image_engine.engines.engine_layers import engine_layers
+from qwen_image_engine.engines.tensorrt.build.audit import Network, audit
+from qwen_image_engine.engines.tensorrt.build.inspector import engine_layers
 
 Tensor = tuple[list[int], str]
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from numpy_memory import NumpyMemory, on_device
 
-from qwen_image_engine.engines import engine
-from qwen_image_engine.engines.bfloat16 import to_bfloat16
-from qwen_image_engine.engines.contract import Contract, TensorSpec
-from qwen_image_engine.engines.cuda_driver import DeviceFacts
-from qwen_image_engine.engines.device_array import DeviceArray
-from qwen_image_engine.engines.engine import Array, available, load_engine
-from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.engines.onnxruntime_cuda import Device, OnnxRuntimeCudaEngine
+from qwen_image_engine.engines.core import engine
+from qwen_image_engine.engines.core.bfloat16 import to_bfloat16
+from qwen_image_engine.engines.core.contract import Contract, TensorSpec
+from qwen_image_engine.engines.core.device_array import DeviceArray
+from qwen_image_engine.engines.core.engine import Array, available, load_engine
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.onnxruntime.cuda import Device, OnnxRuntimeCudaEngine
 
 StepInputs = Callable[..., dict[str, Array]]
 WriteGraph = Callable[..., Path]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from numpy_engines import DIMS, Journal, NumpyEngine
 
-from qwen_image_engine.engines.contract import COMPONENTS, contract
-from qwen_image_engine.engines.plan_entry import Profile
-from qwen_image_engine.engines.plan_memory import missing_bytes, port_bytes
-from qwen_image_engine.engines.profile import Range, profile
+from qwen_image_engine.engines.core.contract import COMPONENTS, contract
+from qwen_image_engine.engines.plans.entry import Profile
+from qwen_image_engine.engines.plans.memory import missing_bytes, port_bytes
+from qwen_image_engine.engines.plans.profile import Range, profile
 
 AXES = {"text": 7, "prefix": 5, "tokens": 24, "image": 12, "slots": 3, "height": 6, "width": 4}
 

@@ -1,9 +1,9 @@
 import pytest
 
-from qwen_image_engine.engines.contract import Contract, TensorSpec
-from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.engines.plan_entry import Profile
-from qwen_image_engine.engines.profile_choice import choose_profile
+from qwen_image_engine.engines.core.contract import Contract, TensorSpec
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.plans.entry import Profile
+from qwen_image_engine.engines.plans.profile_choice import choose_profile
 
 STEP = Contract(
     "step",

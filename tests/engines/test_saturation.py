@@ -6,15 +6,16 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from qwen_image_engine.engines import onnxruntime_saturation, openvino_saturation
-from qwen_image_engine.engines.onnxruntime import session_options
-from qwen_image_engine.engines.openvino_saturation import has_int8_weights
+from qwen_image_engine.engines.onnxruntime import saturation
+from qwen_image_engine.engines.onnxruntime.cpu import session_options
+from qwen_image_engine.engines.openvino import saturation as openvino_saturation
+from qwen_image_engine.engines.openvino.saturation import has_int8_weights
 from qwen_image_engine.runtime.machine import CPU_FLAGS, Machine, int8_expectation
 
 openvino = pytest.importorskip("openvino")
 
 
-@pytest.mark.parametrize("backend", [onnxruntime_saturation, openvino_saturation])
+@pytest.mark.parametrize("backend", [saturation, openvino_saturation])
 def test_only_processors_without_vnni_saturate(backend: ModuleType) -> None:
     flags = Machine.here().cpu_flags
     if flags is None or not flags["avx2"]:
@@ -26,7 +27,7 @@ def test_only_processors_without_vnni_saturate(backend: ModuleType) -> None:
 def test_the_slower_exact_products_are_asked_for_where_the_others_saturate(
     saturate: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qwen_image_engine.engines.onnxruntime.products_saturate", lambda: saturate)
+    monkeypatch.setattr("qwen_image_engine.engines.onnxruntime.cpu.products_saturate", lambda: saturate)
     options = session_options(onnxruntime)
     if saturate:
         assert options.get_session_config_entry("session.x64quantprecision") == "1"

@@ -1,8 +1,8 @@
 import pytest
 from numpy_memory import NumpyMemory
 
-from qwen_image_engine.engines.errors import OutOfDeviceMemory
-from qwen_image_engine.engines.scratch import Scratch
+from qwen_image_engine.engines.core.errors import OutOfDeviceMemory
+from qwen_image_engine.engines.tensorrt.scratch import Scratch
 
 
 def test_one_buffer_grows_to_the_largest_and_goes_with_its_last_user() -> None:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from fake_tensorrt import FakeTensorRT
 
-from qwen_image_engine.engines.build_job import BuildJob, BuildOptions, Promise
-from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.engines.plan_entry import Profile
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.plans.entry import Profile
+from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildOptions, Promise
 
 PLAN = (b"first part, ", b"second part")
 PROFILES = tuple(
@@ -73,7 +73,7 @@ def unload() -> None:
 
 
 def builder() -> ModuleType:
-    return importlib.import_module("qwen_image_engine.engines.tensorrt_builder")
+    return importlib.import_module("qwen_image_engine.engines.tensorrt.build.builder")
 
 
 def layer(fake: FakeTensorRT, kind: str, name: str, metadata: str = "") -> Any:
@@ -225,7 +225,7 @@ def test_a_plan_is_without_the_weights_of_the_files_alone(trt: FakeTensorRT, tmp
 
 def test_the_softmax_scale_in_bfloat16(trt: FakeTensorRT) -> None:
     torch = pytest.importorskip("torch")
-    made = importlib.import_module("qwen_image_engine.engines.tensorrt_softmax").SoftmaxScale(1 / 448)
+    made = importlib.import_module("qwen_image_engine.engines.tensorrt.build.softmax").SoftmaxScale(1 / 448)
     assert made.bits.dtype == np.uint16
     assert made.bits.item() == torch.tensor(1 / 448).bfloat16().view(torch.uint16).item()
 
@@ -310,7 +310,7 @@ def test_failures_in_words(trt: FakeTensorRT, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_an_error_though_cpp_hides_exceptions(trt: FakeTensorRT, tmp_path: Path) -> None:
-    plan = importlib.import_module("qwen_image_engine.engines.tensorrt_plan")
+    plan = importlib.import_module("qwen_image_engine.engines.tensorrt.build.plan_writer")
     writer = plan.PlanWriter(Path("/dev/full"))
     assert writer.write(b"x" * (1 << 20)) == 0
     with pytest.raises(OSError, match="No space left") as caught:
@@ -319,7 +319,7 @@ def test_a_full_disk_is_an_error_though_cpp_hides_exceptions(trt: FakeTensorRT, 
 
 
 def test_errors_are_kept_for_the_message(trt: FakeTensorRT, capfd: pytest.CaptureFixture[str]) -> None:
-    log = importlib.import_module("qwen_image_engine.engines.tensorrt_log").Log()
+    log = importlib.import_module("qwen_image_engine.engines.tensorrt.bindings").Log()
     severity = trt.ILogger.Severity
     log.log(severity.INFO, "chatter")
     log.log(severity.WARNING, "careful")
@@ -344,8 +344,8 @@ def test_an_error_of_an_earlier_call_is_not_blamed(trt: FakeTensorRT, tmp_path: 
 
 
 def test_refitting(trt: FakeTensorRT) -> None:
-    refit = importlib.import_module("qwen_image_engine.engines.tensorrt_refit").refit
-    log = importlib.import_module("qwen_image_engine.engines.tensorrt_log").Log()
+    refit = importlib.import_module("qwen_image_engine.engines.tensorrt.refit").refit
+    log = importlib.import_module("qwen_image_engine.engines.tensorrt.bindings").Log()
     engine = trt.fake("ICudaEngine")
     trt.returns["Refitter.get_missing_weights"] = lambda refitter: []
     refit(engine, Path("step.onnx"), log)

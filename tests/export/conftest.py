@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from qwen_image_engine.calibration.calibrate import calibrate
-from qwen_image_engine.engines.contract import Contract, split_axis
-from qwen_image_engine.engines.engine import Array
+from qwen_image_engine.engines.core.contract import Contract, split_axis
+from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.export.bundle import export_bundle
 
 ROWS_OF_POSITIONS = 36

@@ -15,10 +15,10 @@ from numpy_memory import NumpyMemory
 from safetensors.torch import load_file
 
 from qwen_image_engine.calibration.quantised_network import quantised_networks
-from qwen_image_engine.engines.cuda_driver import DeviceFacts
-from qwen_image_engine.engines.engine import Array, load_engine
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.onnxruntime_cuda import Device
+from qwen_image_engine.engines.core.engine import Array, load_engine
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.onnxruntime.cuda import Device
 from qwen_image_engine.export import recipe
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.graph_rule import Expected

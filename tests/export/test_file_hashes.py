@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export import file_hashes, network_folder
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.file_hashes import FileHashes

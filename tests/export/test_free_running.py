@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.contract import COMPONENTS
+from qwen_image_engine.engines.core.contract import COMPONENTS
 from qwen_image_engine.export.compare import difference
 from qwen_image_engine.export.free_running import divergence, free_running
 from qwen_image_engine.export.recording import Call, Case, Recording, TeacherStep

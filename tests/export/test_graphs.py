@@ -8,7 +8,7 @@ import onnx
 import pytest
 from safetensors import safe_open
 
-from qwen_image_engine.engines.contract import contract
+from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.export.network_folder import MODEL_FILES
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, dims

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from qwen_image_engine.calibration.quantised_network import quantised_networks
-from qwen_image_engine.engines.engine import Array, load_engine
+from qwen_image_engine.engines.core.engine import Array, load_engine
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.compare import Difference, difference
 from qwen_image_engine.export.plan import plan_export

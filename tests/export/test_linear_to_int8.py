@@ -10,8 +10,8 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
-from qwen_image_engine.engines.contract import Contract, TensorSpec
-from qwen_image_engine.engines.engine import Array, load_engine
+from qwen_image_engine.engines.core.contract import Contract, TensorSpec
+from qwen_image_engine.engines.core.engine import Array, load_engine
 from qwen_image_engine.export.linear_to_int8 import LinearToInt8
 from qwen_image_engine.runtime.manifest import QuantisedLayer
 

@@ -13,7 +13,7 @@ from edit_checkpoint import edit_tensors
 from lora import factors, weights, write_lora
 from safetensors.torch import load_file, save_file
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export import network_folder
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.recording import Case

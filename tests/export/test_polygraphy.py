@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from polygraphy.json import load_json, save_json
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.polygraphy_files import check_polygraphy, snr_db
 from qwen_image_engine.export.recording import Case
 from qwen_image_engine.export.thresholds import Threshold

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.quantised_weights import Fp8Scale, Fp8Weight, Int8Scales, Int8Weight, Rescaled
 from qwen_image_engine.export.weight_file import WeightFile

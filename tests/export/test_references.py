@@ -11,8 +11,8 @@ import pytest
 from edit_checkpoint import edit_json
 from images import patches
 
-from qwen_image_engine.engines.engine import load_engine
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.engine import load_engine
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.verify import verify_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint

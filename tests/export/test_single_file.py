@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 from single_file import write_single_file
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.recording import Case
 from qwen_image_engine.export.verify import verify_bundle

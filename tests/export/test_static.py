@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from qwen_image_engine.calibration.calibrate import calibrate
 from qwen_image_engine.calibration.calibration import Calibration
 from qwen_image_engine.calibration.quantised_network import QuantisedNetwork, quantised_networks
-from qwen_image_engine.engines.engine import Array, load_engine
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.engine import Array, load_engine
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.compare import Difference, difference, worst
 from qwen_image_engine.export.network_folder import MODEL_FILES, write_network

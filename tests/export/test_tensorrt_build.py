@@ -18,12 +18,12 @@ from images import patches
 from played_builder import PlayedBuilder
 from single_file import write_single_file
 
-from qwen_image_engine.engines.build_job import BuildJob, BuildOptions, BuildResult
-from qwen_image_engine.engines.build_process import Watch
-from qwen_image_engine.engines.cuda_driver import DeviceFacts
-from qwen_image_engine.engines.plan_entry import Shape
-from qwen_image_engine.engines.profile import Range
-from qwen_image_engine.engines.profile_choice import choose_profile
+from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.plans.entry import Shape
+from qwen_image_engine.engines.plans.profile import Range
+from qwen_image_engine.engines.plans.profile_choice import choose_profile
+from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildOptions, BuildResult
+from qwen_image_engine.engines.tensorrt.build.launch import Watch
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
@@ -55,7 +55,7 @@ def build(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Buil
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     monkeypatch.setattr("qwen_image_engine.runtime.build.tensorrt_version", lambda: "11.4.0.106")
     _forget_modules()
-    builder = importlib.import_module("qwen_image_engine.engines.tensorrt_builder")
+    builder = importlib.import_module("qwen_image_engine.engines.tensorrt.build.builder")
 
     def run(job: BuildJob, watch: Watch) -> BuildResult:
         result: BuildResult = builder.build(BuildJob.from_json(job.to_json()), lambda *words: True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen_image_engine.engines.contract import COMPONENTS
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.contract import COMPONENTS
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.compare import Difference, difference
 from qwen_image_engine.export.recording import STEPS, Case
 from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold, thresholds

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.export import verify as module
 from qwen_image_engine.export.judged import check_judged, judge_pictures
 from qwen_image_engine.export.limits import Limit

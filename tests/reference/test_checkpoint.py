@@ -11,7 +11,7 @@ import pytest
 import torch
 from edit_checkpoint import edit_json, write_header
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.hub_cache import hub_cache
 

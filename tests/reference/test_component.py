@@ -16,7 +16,7 @@ from random_checkpoint import TURBO_SIGMAS
 from random_configurations import CONFIGURATIONS
 from safetensors.torch import load_file
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.component import LAYOUT
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from random_configurations import CONFIGURATIONS
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.config import (
     TextEncoderConfig,
     TransformerConfig,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from edit_checkpoint import edit_json, write_header
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 
 

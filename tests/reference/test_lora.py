@@ -14,7 +14,7 @@ from oracles import load_pipeline
 from safetensors.torch import save_file
 from single_file import write_single_file
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.reference import tensor_blocks
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import load_network

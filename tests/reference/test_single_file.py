@@ -12,7 +12,7 @@ from random_configurations import CONFIGURATIONS
 from safetensors.torch import load_file
 from single_file import write_single_file
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import load_network
 

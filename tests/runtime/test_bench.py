@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from qwen_image_engine.engines.engine import ENGINES
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.engine import ENGINES
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.bench import bench
 from qwen_image_engine.runtime.bench_case import Case
 from qwen_image_engine.runtime.bench_peers import WaySpec, computed_precision, load_way

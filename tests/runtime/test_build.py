@@ -13,13 +13,13 @@ import pytest
 from numpy_engines import DIMS, FACTS
 from toy_manifest import toy_manifest
 
-from qwen_image_engine.engines.build_job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult, Promise
-from qwen_image_engine.engines.build_process import Watch
-from qwen_image_engine.engines.contract import contract
-from qwen_image_engine.engines.cuda_driver import DeviceFacts
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.plan_memory import port_bytes
-from qwen_image_engine.engines.profile import Range
+from qwen_image_engine.engines.core.contract import contract
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.plans.memory import port_bytes
+from qwen_image_engine.engines.plans.profile import Range
+from qwen_image_engine.engines.tensorrt.build.job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult, Promise
+from qwen_image_engine.engines.tensorrt.build.launch import Watch
 from qwen_image_engine.runtime.build import build_bundle
 from qwen_image_engine.runtime.build_shapes import BuildShapes, Template, build_profiles
 from qwen_image_engine.runtime.bundle_files import check_files, describe_file, verify_files

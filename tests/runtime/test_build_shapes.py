@@ -10,10 +10,10 @@ import pytest
 from images import patches
 from numpy_engines import DIMS, FACTS, Journal, NumpyEngine, numpy_pipeline
 
-from qwen_image_engine.engines.contract import COMPONENTS, contract
-from qwen_image_engine.engines.errors import UsageError
-from qwen_image_engine.engines.plan_entry import Profile
-from qwen_image_engine.engines.profile import Range, profile
+from qwen_image_engine.engines.core.contract import COMPONENTS, contract
+from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.plans.entry import Profile
+from qwen_image_engine.engines.plans.profile import Range, profile
 from qwen_image_engine.runtime.build_shapes import WIDEST, BuildShapes, Template, build_profiles, reference_latents
 from qwen_image_engine.runtime.reference_size import reference_size
 from qwen_image_engine.runtime.tokenizer import load_tokenizer

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.bundle import Bundle
 from qwen_image_engine.runtime.memory import Memory
 from qwen_image_engine.runtime.pipeline import QwenImage

@@ -9,9 +9,9 @@ import pytest
 from images import patches
 from numpy_engines import FACTS, Journal, numpy_pipeline, same_pictures
 
-from qwen_image_engine.engines.cuda_driver import DeviceFacts
-from qwen_image_engine.engines.device_array import DeviceArray, on_host
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.device_array import DeviceArray, on_host
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.cuda.driver import DeviceFacts
 
 REFERENCES = [patches(90, 60), patches(50, 70, "RGB", 1)]
 

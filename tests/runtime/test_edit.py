@@ -10,7 +10,7 @@ import pytest
 from images import patches
 from numpy_engines import FACTS, Journal, numpy_pipeline, same_pictures
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.image import read_png_parameters
 from qwen_image_engine.runtime.memory import Memory
 from qwen_image_engine.runtime.pipeline import QwenImage

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.embedding import EmbeddingTable
 
 IDS = np.array([3, 0, 4, 3])

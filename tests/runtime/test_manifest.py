@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from qwen_image_engine.engines.contract import Dims, contract
-from qwen_image_engine.engines.errors import QwenImageError
-from qwen_image_engine.engines.plan_entry import PlanEntry, Profile
+from qwen_image_engine.engines.core.contract import Dims, contract
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
 from qwen_image_engine.runtime.bundle_files import (
     SMALL_FILE_BYTES,
     check_files,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy_engines import SCHEDULE, Journal, NumpyEngine, numpy_pipeline, same_pictures
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.image import read_png_parameters, to_rgba8
 from qwen_image_engine.runtime.latents import unpack_latents
 from qwen_image_engine.runtime.memory import Memory

@@ -13,7 +13,7 @@ from random_processor import write_processor
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.layout import ImageBlock, TextRun
 from qwen_image_engine.runtime.prompt import MAX_PROMPT_TOKENS, TEXT_TEMPLATE, tokenize
 from qwen_image_engine.runtime.tokenizer import load_tokenizer

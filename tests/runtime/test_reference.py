@@ -12,7 +12,7 @@ from diffusers.utils import load_image
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.reference import (
     MAX_PIXELS,
     MAX_REFERENCES,

@@ -3,7 +3,7 @@ import pytest
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.reference_pixels import encoder_pixels, fit_reference, reference_hash, vae_pixels
 from qwen_image_engine.runtime.reference_size import reference_size
 

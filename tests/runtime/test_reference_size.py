@@ -5,7 +5,7 @@ import pytest
 from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import calculate_dimensions
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from qwen_image_engine.engines.errors import UsageError
+from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.reference_size import reference_size
 from qwen_image_engine.runtime.size import latent_size
 

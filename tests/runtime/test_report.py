@@ -14,7 +14,7 @@ from PIL import Image
 from report_page import BROWSER, check_in_browser, check_page
 from small_benchmark import settings
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.bench_case import Case
 from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts
 from qwen_image_engine.runtime.bench_runs import CaseRuns, WayRuns

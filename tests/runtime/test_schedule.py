@@ -9,7 +9,7 @@ from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21Tem
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.schedule import ScheduleConfig, sigmas, time_features
 
 BASE = {

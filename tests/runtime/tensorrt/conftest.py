@@ -16,8 +16,8 @@ from numpy_engines import DIMS
 from played_tensorrt import MakeBundle, profile
 from toy_manifest import toy_manifest
 
-from qwen_image_engine.engines.contract import COMPONENTS, contract
-from qwen_image_engine.engines.plan_entry import PlanEntry
+from qwen_image_engine.engines.core.contract import COMPONENTS, contract
+from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.runtime.bundle import Bundle
 from qwen_image_engine.runtime.bundle_files import describe_file
 from qwen_image_engine.runtime.manifest import (

@@ -11,7 +11,7 @@ from fake_tensorrt_runtime import OUT_OF_MEMORY, Context, Severity
 from numpy_engines import Journal, numpy_pipeline, same_pictures
 from played_tensorrt import REFERENCES, SIZE, MakeBundle, expected, pipeline, step_inputs
 
-from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
+from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.runtime.memory import Components
 
 

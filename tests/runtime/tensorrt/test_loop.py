@@ -16,10 +16,10 @@ from fake_ptx import PtxKernel
 from numpy_engines import Journal, NumpyEngine, numpy_pipeline, same_pictures
 from played_tensorrt import REFERENCES, SIZE, MakeBundle, expected, pipeline, step_inputs
 
-from qwen_image_engine.engines.cuda_euler import EulerKernel
-from qwen_image_engine.engines.cuda_memory import CudaContext
-from qwen_image_engine.engines.errors import OutOfDeviceMemory, QwenImageError
-from qwen_image_engine.engines.loop import LoopingEngine, LoopInputs
+from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
+from qwen_image_engine.engines.core.loop import LoopingEngine, LoopInputs
+from qwen_image_engine.engines.cuda.euler_kernel import EulerKernel
+from qwen_image_engine.engines.cuda.memory import CudaContext
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.progress import ProgressBar
 
@@ -82,7 +82,7 @@ def test_a_context_that_serves_both_branches_changes_when_its_run_is_done(
 
 def _pending_at_the_end_of_contexts(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What is on its way whenever a context goes."""
-    from qwen_image_engine.engines.tensorrt_call import TensorRtCall
+    from qwen_image_engine.engines.tensorrt.execution import TensorRtCall
 
     pending: list[int] = []
     make = TensorRtCall.__init__

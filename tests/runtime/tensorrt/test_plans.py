@@ -13,7 +13,7 @@ from fake_tensorrt_runtime import Severity
 from numpy_engines import same_pictures
 from played_tensorrt import SIZE, MakeBundle, expected, pipeline
 
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.bundle_files import describe_file
 
 

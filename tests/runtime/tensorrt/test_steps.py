@@ -14,9 +14,9 @@ from fake_tensorrt_runtime import Context
 from numpy_engines import Journal, same_pictures
 from played_tensorrt import REFERENCES, SIZE, MakeBundle, expected, pipeline, step_inputs
 
-from qwen_image_engine.engines.cuda_memory import CudaMemory
-from qwen_image_engine.engines.device_array import DeviceArray
-from qwen_image_engine.engines.errors import QwenImageError
+from qwen_image_engine.engines.core.device_array import DeviceArray
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.cuda.memory import CudaMemory
 from qwen_image_engine.runtime.memory import Memory
 
 

@@ -1,0 +1,336 @@
+"""The contract of every component: the tensors that go in and come out, as data.
+
+Export (dynamic axes), optimisation profiles, binding, the manifest and the table in the docs derive from `COMPONENTS`.
+An axis is an integer, the name of a size of `Dims` ("heads", "head_dim/2"), or symbolic: "batch" (images at once),
+"text" (tokens of text), "prefix" (tokens before those of the call), "tokens" (target tokens = height * width),
+"height" and "width" (rows and columns of the latents), "2*height" (rows of the decoder's features), "16*height" (rows
+of the image), "image" (latents of a reference image), "slots" (its tokens in the text encoder), "image+text" (both, one
+after the other; outputs alone). A symbolic axis has one value in all tensors of a call.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+
+TIME_FEATURES = 256
+"""Width of the time features: 128 cosines, then 128 sines, of 1000 * sigma."""
+
+PATCH_VALUES = 3 * 2 * 16 * 16
+"""Numbers in a patch of the vision tower: channels, frames, rows, columns."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor: its name in the graph, its axes, its dtype by numpy's name, its meaning with units."""
+
+    name: str
+    shape: tuple[str | int, ...]
+    dtype: str
+    meaning: str
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether it is keys or values, which stay on the device between `prefix` and `step`."""
+        return self.name.removeprefix("own_").startswith(("key_", "value_"))
+
+    def symbols(self) -> Iterator[str]:
+        """Its symbolic axes without their factors; of a sum, each part."""
+        return (split_axis(part)[1] for axis in self.shape if isinstance(axis, str) for part in axis.split("+"))
+
+    def describe(self) -> str:
+        """Dtype and axes as one reads them in an error: `float32 (batch, tokens, 64)`."""
+        return f"{self.dtype} {describe_shape(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a component takes and gives. The order of the tensors is the order in the graph."""
+
+    component: str
+    purpose: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def symbols(self) -> tuple[str, ...]:
+        """The symbolic axes without their factors, in order of appearance: ("batch", "tokens", "prefix")."""
+        return tuple(dict.fromkeys(name for spec in (*self.inputs, *self.outputs) for name in spec.symbols()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts, as the manifest keeps them; `from_json` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Contract":
+        """The contract that `to_json` wrote.
+
+        Raises:
+            QwenImageError: a key is missing or a value has another form.
+        """
+        try:
+            inputs, outputs = (tuple(_spec_from_json(item) for item in data[key]) for key in ("inputs", "outputs"))
+            return cls(str(data["component"]), str(data["purpose"]), inputs, outputs)
+        except (KeyError, TypeError) as error:
+            raise QwenImageError(
+                f"a contract has another form than this version writes: {error!r}; export the bundle again"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The sizes of a checkpoint that its contracts name."""
+
+    encoder_hidden: int
+    """Width of the text encoder's hidden states."""
+    encoder_head_dim: int
+    context: int
+    """Width of the states that the transformer takes from the encoder."""
+    layers: int
+    """Blocks of the transformer."""
+    heads: int
+    head_dim: int
+    channels: int
+    """Channels of a latent token in the transformer."""
+    z: int
+    """Channels of the VAE's latents."""
+    features: int
+    """Channels of what the VAE decoder's first part gives to its second."""
+    vision_head_dim: int
+    deepstack: int
+    """Layers of the text encoder after which features of the reference images are added."""
+
+
+def _f32(name: str, *shape: str | int, meaning: str) -> TensorSpec:
+    return TensorSpec(name, shape, "float32", meaning)
+
+
+def _rotary(axis: str, half: str, what: str, of: str = "") -> tuple[TensorSpec, TensorSpec]:
+    return (
+        _f32(f"{of}cos", axis, half, meaning=f"cosine of the rotary angle of {what}"),
+        _f32(f"{of}sin", axis, half, meaning="sine of the same angle"),
+    )
+
+
+def _cache(axis: str, what: str, of: str = "") -> tuple[TensorSpec, TensorSpec]:
+    return (
+        _f32(
+            f"{of}key_{{layer}}",
+            "batch",
+            axis,
+            "heads",
+            "head_dim",
+            meaning=f"normalised, rotated keys of {what} in one block",
+        ),
+        _f32(f"{of}value_{{layer}}", "batch", axis, "heads", "head_dim", meaning=f"values of {what} in the same block"),
+    )
+
+
+_CACHE = _cache("prefix", "the prefix")
+_TARGET = _f32("latents", "batch", "tokens", "channels", meaning="target latents at sigma, row by row")
+_TIME = _f32("time_features", 1, TIME_FEATURES, meaning="cosines, then sines, of 1000 * sigma; one for the batch")
+_LATENTS = _f32("latents", "batch", "z", "height", "width", meaning="normalised per channel: (mode - mean) / std")
+_FEATURES = _f32(
+    "features", "batch", "features", "2*height", "2*width", meaning="of the decoder, at twice the latents' resolution"
+)
+_IMAGE = _f32("image", "batch", 4, "16*height", "16*width", meaning="RGBA, each channel in [-1, 1]")
+
+COMPONENTS: Mapping[str, Contract] = {
+    item.component: item
+    for item in (
+        Contract(
+            "text_encoder",
+            "Hidden states of a prompt; runs once a prompt.",
+            (
+                _f32("embeddings", "batch", "text", "encoder_hidden", meaning="rows of the token embedding table"),
+                *_rotary("text", "encoder_head_dim/2", "each token, halves of a head paired"),
+                _f32(
+                    "deepstack_{deepstack}",
+                    "batch",
+                    "text",
+                    "encoder_hidden",
+                    meaning="features of reference images, added after one decoder layer; zero at text",
+                ),
+            ),
+            (
+                _f32(
+                    "hidden_states",
+                    "batch",
+                    "text",
+                    "encoder_hidden",
+                    meaning="output of the last decoder layer, before the final norm",
+                ),
+            ),
+        ),
+        Contract(
+            "vision",
+            "Features of a reference image; runs once an image.",
+            (
+                _f32(
+                    "patches",
+                    "batch",
+                    "4*slots",
+                    PATCH_VALUES,
+                    meaning="pixels (channel, frame, row, column), 2x2 blocks",
+                ),
+                TensorSpec("indices", ("4*slots", 4), "int64", "rows of the position table around each patch"),
+                _f32("weights", "4*slots", 4, meaning="share of each of those rows"),
+                *_rotary("4*slots", "vision_head_dim/2", "each patch, halves of a head paired"),
+            ),
+            (
+                _f32("embeddings", "batch", "slots", "encoder_hidden", meaning="what stands in the image's slots"),
+                _f32(
+                    "deepstack_{deepstack}",
+                    "batch",
+                    "slots",
+                    "encoder_hidden",
+                    meaning="what is added there after one decoder layer of the text encoder",
+                ),
+            ),
+        ),
+        Contract(
+            "prefix",
+            "Keys and values of the text before the first reference image, or of all; runs once a prompt.",
+            (
+                _f32("text_states", "batch", "prefix", "context", meaning="hidden states without the system turn"),
+                *_rotary("prefix", "head_dim/2", "each prefix token, neighbouring channels paired"),
+            ),
+            _CACHE,
+        ),
+        Contract(
+            "prefix_image",
+            "Keys and values of a reference image and of the text after it; runs once an image.",
+            (
+                _f32("latents", "batch", "image", "channels", meaning="latents of the image, row by row"),
+                _f32("text_states", "batch", "text", "context", meaning="hidden states of the text after it"),
+                *_rotary("image", "head_dim/2", "each latent, neighbouring channels paired", "image_"),
+                *_rotary("text", "head_dim/2", "each text token, neighbouring channels paired", "text_"),
+                *_CACHE,
+            ),
+            _cache("image+text", "these tokens", "own_"),
+        ),
+        Contract(
+            "step",
+            "Velocity of the target at one sigma; runs every step.",
+            (
+                _TARGET,
+                _TIME,
+                *_rotary("tokens", "head_dim/2", "each target token, neighbouring channels paired"),
+                *_CACHE,
+            ),
+            (_f32("velocity", "batch", "tokens", "channels", meaning="d latents / d sigma"),),
+        ),
+        Contract(
+            "joint",
+            "Velocity where attention is bidirectional, in place of prefix and step; runs every step.",
+            (
+                _f32("text_states", "batch", "text", "context", meaning="hidden states without system turn and slots"),
+                replace(_TARGET, meaning="latents of the reference images, then of the target at sigma, row by row"),
+                _TIME,
+                *_rotary("text", "head_dim/2", "each text token, neighbouring channels paired", "text_"),
+                *_rotary("tokens", "head_dim/2", "each latent, neighbouring channels paired"),
+            ),
+            (_f32("velocity", "batch", "tokens", "channels", meaning="d latents / d sigma; the target's is last"),),
+        ),
+        Contract(
+            "vae_decoder_mid",
+            "Features of final latents, whose attention sees the whole picture; runs once an image.",
+            (_LATENTS,),
+            (_FEATURES,),
+        ),
+        Contract(
+            "vae_decoder_up",
+            "The image of those features, where a pixel depends on its neighbourhood alone; runs once a tile.",
+            (_FEATURES,),
+            (_IMAGE,),
+        ),
+        Contract("vae_encoder", "Latents of a reference image; runs once an image.", (_IMAGE,), (_LATENTS,)),
+    )
+}
+"""The contracts with sizes by name; `{layer}` stands for each block of the transformer, `{deepstack}` for each layer
+of the text encoder after which features are added."""
+
+
+FOR_REFERENCES = ("vision", "vae_encoder")
+"""Components that read reference images and do nothing else."""
+
+EVERY_STEP = ("step", "joint")
+"""Components that run once a step; the others run once a prompt, image or picture."""
+
+
+def contract(component: str, dims: Dims, cache: str = "float32") -> Contract:
+    """The contract of `component` with a checkpoint's sizes filled in and a pair `key_i`, `value_i` for each block.
+
+    `cache` is the dtype of keys and values, which stay on the device between `prefix` and `step`.
+
+    Raises:
+        QwenImageError: no component of that name.
+    """
+    named = COMPONENTS.get(component)
+    if named is None:
+        raise QwenImageError(f"no component {component!r}; known: {', '.join(COMPONENTS)}")
+    return replace(
+        named,
+        inputs=tuple(_filled(named.inputs, dims, cache)),
+        outputs=tuple(_filled(named.outputs, dims, cache)),
+    )
+
+
+def split_axis(axis: str) -> tuple[int, str]:
+    """Factor and name of a symbolic axis: "16*height" is (16, "height"), "batch" is (1, "batch")."""
+    factor, star, name = axis.partition("*")
+    return (int(factor), name) if star else (1, axis)
+
+
+def describe_shape(shape: tuple[str | int | None, ...]) -> str:
+    """Axes in brackets, `?` where unknown."""
+    return f"({', '.join('?' if axis is None else str(axis) for axis in shape)})"
+
+
+def markdown() -> str:
+    """The contracts as Markdown, one table for each component, for the docs."""
+    return "\n".join(line for item in COMPONENTS.values() for line in _section(item))
+
+
+def _section(item: Contract) -> Iterator[str]:
+    yield from (
+        f"### {item.component}",
+        "",
+        item.purpose,
+        "",
+        "| | tensor | shape | dtype | meaning |",
+        "|---|---|---|---|---|",
+    )
+    for side, specs in (("in", item.inputs), ("out", item.outputs)):
+        for spec in specs:
+            shape = ", ".join(str(axis).replace("*", "·") for axis in spec.shape)
+            yield f"| {side} | `{spec.name}` | {shape} | {spec.dtype} | {spec.meaning} |"
+    yield ""
+
+
+def _filled(specs: tuple[TensorSpec, ...], dims: Dims, cache: str) -> Iterator[TensorSpec]:
+    sizes = {field.name: int(getattr(dims, field.name)) for field in fields(dims)}
+    sized = [replace(spec, shape=tuple(_sized(axis, sizes) for axis in spec.shape)) for spec in specs]
+    yield from (spec for spec in sized if "{" not in spec.name)
+    for index in range(dims.deepstack):
+        yield from (_numbered(spec, deepstack=index) for spec in sized if "{deepstack}" in spec.name)
+    for index in range(dims.layers):
+        yield from (replace(_numbered(spec, layer=index), dtype=cache) for spec in sized if "{layer}" in spec.name)
+
+
+def _numbered(spec: TensorSpec, **index: int) -> TensorSpec:
+    return replace(spec, name=spec.name.format(**index))
+
+
+def _sized(axis: str | int, sizes: Mapping[str, int]) -> str | int:
+    if isinstance(axis, int):
+        return axis
+    name, _, divisor = axis.partition("/")
+    return sizes[name] // int(divisor or 1) if name in sizes else axis
+
+
+def _spec_from_json(item: Mapping[str, Any]) -> TensorSpec:
+    shape = tuple(item["shape"])
+    if not all(isinstance(axis, str | int) for axis in shape):
+        raise TypeError(f"shape {shape}")
+    return TensorSpec(str(item["name"]), shape, str(item["dtype"]), str(item["meaning"]))

@@ -1,0 +1,178 @@
+"""What a graph and the arrays of a run must be: the contract, compared before a backend sees them."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from numpy.typing import NDArray
+
+from qwen_image_engine.engines.core.contract import Contract, TensorSpec, describe_shape, split_axis
+from qwen_image_engine.engines.core.device_array import DeviceArray, Values, dtype_name
+from qwen_image_engine.engines.core.errors import QwenImageError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class PortFacts:
+    """What a loaded graph says of one of its inputs or outputs; None where an axis, or the rank, is not fixed."""
+
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+
+def check_model_file(contract: Contract, model: Path) -> None:
+    """Refuse what is no whole ONNX file before a backend sees it.
+
+    OpenVINO would offer it to its readers of other formats, which write to stderr. Only the outermost fields are read.
+
+    Raises:
+        QwenImageError: the file is missing, unreadable, cut short, or no ONNX model.
+    """
+    try:
+        with model.open("rb") as file:
+            whole = _is_model(file, model.stat().st_size)
+    except OSError as error:
+        raise QwenImageError(
+            f"{contract.component}: cannot read {model}: {error.strerror}; export the bundle again"
+        ) from error
+    if not whole:
+        raise QwenImageError(f"{contract.component}: {model} is no ONNX model, or is damaged; export the bundle again")
+
+
+def check_graph(
+    contract: Contract, model: Path, inputs: Mapping[str, PortFacts], outputs: Mapping[str, PortFacts]
+) -> None:
+    """Compare a loaded graph's inputs and outputs with the contract: names, dtypes, ranks, fixed sizes.
+
+    An axis that the contract leaves free must not be fixed in the graph; one that it fixes may be unknown there.
+
+    Raises:
+        QwenImageError: they differ.
+    """
+    for side, specs, ports in (("input", contract.inputs, inputs), ("output", contract.outputs, outputs)):
+        where = f"{contract.component}: {model} is another graph than its contract's"
+        _check_names(where, side, specs, ports)
+        for spec in specs:
+            port = ports[spec.name]
+            if port.dtype != spec.dtype or not _fits(spec.shape, port.shape):
+                found = "(…)" if port.shape is None else describe_shape(port.shape)
+                raise QwenImageError(
+                    f"{where}: {side} {spec.name} is {port.dtype} {found}, expected {spec.describe()}; "
+                    "export the bundle again"
+                )
+
+
+def check_inputs(contract: Contract, inputs: Mapping[str, Values]) -> dict[str, int]:
+    """The size of every symbolic axis, after checking names, dtypes, ranks and sizes.
+
+    On the host float32 stands for bfloat16 and float16 as well: engines round it.
+
+    Raises:
+        QwenImageError: a tensor is missing, not known, or has another dtype or shape; the text says which was expected.
+    """
+    _check_names(contract.component, "input", contract.inputs, inputs)
+    sizes: dict[str, int] = {}
+    _check_arrays(contract.component, "input", contract.inputs, inputs, sizes)
+    return sizes
+
+
+def check_outputs(contract: Contract, outputs: Mapping[str, Values], sizes: dict[str, int]) -> None:
+    """Check what a run returned, `sizes` being what `check_inputs` found.
+
+    Raises:
+        QwenImageError: a tensor has another dtype or shape.
+    """
+    _check_arrays(contract.component, "output", contract.outputs, outputs, sizes)
+
+
+def _is_model(file: BinaryIO, size: int) -> bool:
+    """Whether the fields of a `ModelProto`, integers (0) and bytes (2), with the graph (7), end where the file does.
+
+    Wire format: https://protobuf.dev/programming-guides/encoding
+    """
+    seen = set()
+    try:
+        while file.tell() < size:
+            field, kind = divmod(_varint(file), 8)
+            seen.add(field)
+            if kind not in (0, 2):
+                return False
+            number = _varint(file)
+            if kind == 2:
+                file.seek(number, os.SEEK_CUR)
+    except (EOFError, OverflowError):
+        return False
+    return file.tell() == size and 7 in seen
+
+
+def _varint(file: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = file.read(1)
+        if not byte:
+            raise EOFError
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    raise OverflowError
+
+
+def _check_names(where: str, side: str, specs: tuple[TensorSpec, ...], found: Mapping[str, object]) -> None:
+    expected = {spec.name for spec in specs}
+    problems = [f"{side} {name} is missing" for name in sorted(expected - found.keys())]
+    problems += [f"{side} {name} is not known" for name in sorted(found.keys() - expected)]
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise QwenImageError(f"{where}: {', '.join(problems[:4])}{more}")
+
+
+def _check_arrays(
+    component: str,
+    side: str,
+    specs: tuple[TensorSpec, ...],
+    arrays: Mapping[str, Values],
+    sizes: dict[str, int],
+) -> None:
+    for spec in specs:
+        array = arrays[spec.name]
+        if not _stands_for(array, spec.dtype) or not _binds(spec.shape, array.shape, sizes):
+            bound = [f"{name}={sizes[name]}" for name in spec.symbols() if name in sizes]
+            known = f" with {', '.join(bound)}" if bound else ""
+            found = f"{dtype_name(array)} {describe_shape(array.shape)}"
+            raise QwenImageError(f"{component}: {side} {spec.name} is {found}, expected {spec.describe()}{known}")
+
+
+def _stands_for(array: Values, dtype: str) -> bool:
+    name = dtype_name(array)
+    on_host = not isinstance(array, DeviceArray)
+    return name == dtype or (on_host and name == "float32" and dtype in ("bfloat16", "float16"))
+
+
+def _binds(axes: tuple[str | int, ...], shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
+    """Whether `shape` has these axes, none of size 0; binds symbolic axes not yet in `sizes`, only if all fit."""
+    if len(axes) != len(shape):
+        return False
+    bound = dict(sizes)
+    for axis, size in zip(axes, shape, strict=True):
+        if isinstance(axis, int):
+            fits = size == axis
+        elif "+" in axis:
+            fits = size == sum(bound[part] for part in axis.split("+"))
+        else:
+            factor, name = split_axis(axis)
+            fits = size > 0 and size == factor * bound.setdefault(name, size // factor)
+        if not fits:
+            return False
+    sizes.update(bound)
+    return True
+
+
+def _fits(axes: tuple[str | int, ...], shape: tuple[int | None, ...] | None) -> bool:
+    if shape is None:
+        return True
+    return len(axes) == len(shape) and all(
+        found is None or found == axis for axis, found in zip(axes, shape, strict=True)
+    )

@@ -1,0 +1,127 @@
+"""The CUDA driver, asked through its own library before anything of CUDA or TensorRT is made.
+
+TensorRT's bindings crash the process where there is no driver; the driver's library answers with an error code.
+"""
+
+import ctypes
+from dataclasses import dataclass
+
+from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
+
+LEAST_DRIVER = 13000
+"""CUDA 13.0, which the libraries of TensorRT 11 and of ONNX Runtime's CUDA engine are for."""
+
+LIBRARY = "libcuda.so.1"
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+_NAME_BYTES = 256
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """The first CUDA device.
+
+    Attributes:
+        name: "NVIDIA H100 80GB HBM3".
+        compute_capability: "9.0".
+        driver: the newest CUDA that the driver serves, 13000 for 13.0.
+        total_bytes: its memory.
+        free_bytes: of that, free now.
+    """
+
+    name: str
+    compute_capability: str
+    driver: int
+    total_bytes: int
+    free_bytes: int
+
+
+def device_facts(library: str = LIBRARY) -> DeviceFacts:
+    """What the driver says of the first device; a context is made for a moment, since free memory needs one.
+
+    Raises:
+        QwenImageError: there is no driver, no device that this process sees, an older driver than CUDA 13, or a call
+            of it fails.
+    """
+    try:
+        cuda = ctypes.CDLL(library)
+    except OSError as error:
+        raise QwenImageError(
+            f"no CUDA driver: {library} cannot be loaded ({error}); a machine with an NVIDIA GPU needs driver 580 or "
+            "newer, and a container has to be started with the GPU (docker run --gpus all)"
+        ) from None
+    driver = ctypes.c_int()
+    call(cuda, "cuDriverGetVersion", ctypes.byref(driver))
+    if driver.value < LEAST_DRIVER:
+        raise QwenImageError(
+            f"the CUDA driver serves CUDA {version_text(driver.value)}, and engines on a GPU (TensorRT 11, ONNX "
+            f"Runtime) need {version_text(LEAST_DRIVER)}; install NVIDIA's driver 580 or newer"
+        )
+    call(cuda, "cuInit", ctypes.c_uint(0))
+    count = ctypes.c_int()
+    call(cuda, "cuDeviceGetCount", ctypes.byref(count))
+    if count.value < 1:
+        raise _no_device()
+    device = ctypes.c_int()
+    call(cuda, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
+    name = ctypes.create_string_buffer(_NAME_BYTES)
+    call(cuda, "cuDeviceGetName", name, ctypes.c_int(_NAME_BYTES), device)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    for value, attribute in ((major, _CAPABILITY_MAJOR), (minor, _CAPABILITY_MINOR)):
+        call(cuda, "cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), device)
+    free, total = _memory(cuda, device)
+    return DeviceFacts(
+        name=name.value.decode(errors="replace"),
+        compute_capability=f"{major.value}.{minor.value}",
+        driver=driver.value,
+        total_bytes=total,
+        free_bytes=free,
+    )
+
+
+def version_text(version: int) -> str:
+    """A version in CUDA's terms as one writes it: 13020 is "13.2"."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _memory(cuda: ctypes.CDLL, device: ctypes.c_int) -> tuple[int, int]:
+    """Free and all bytes of the device."""
+    context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+    call(cuda, "cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+    try:
+        call(cuda, "cuCtxPushCurrent_v2", context)
+        try:
+            call(cuda, "cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        finally:
+            cuda.cuCtxPopCurrent_v2(ctypes.byref(context))
+    finally:
+        cuda.cuDevicePrimaryCtxRelease_v2(device)
+    return free.value, total.value
+
+
+def call(cuda: ctypes.CDLL, function: str, *arguments: object) -> None:
+    """Call one function of the driver.
+
+    Raises:
+        OutOfDeviceMemory: it says that memory ran out.
+        QwenImageError: it answers with another error, or there is no device.
+    """
+    code: int = getattr(cuda, function)(*arguments)
+    if code == _NO_DEVICE:
+        raise _no_device()
+    if code:
+        text = ctypes.c_char_p()
+        known = cuda.cuGetErrorString(ctypes.c_int(code), ctypes.byref(text)) == 0 and text.value
+        meaning = text.value.decode(errors="replace") if known and text.value else "an unknown error"
+        said = f"the CUDA driver answers {function} with error {code}, {meaning}"
+        if code == _OUT_OF_MEMORY:
+            raise OutOfDeviceMemory(f"{said}; free some of the GPU's memory, or run with --memory sequential")
+        raise QwenImageError(f"{said}; see whether nvidia-smi lists the GPU")
+
+
+def _no_device() -> QwenImageError:
+    return QwenImageError(
+        "the CUDA driver is there and finds no GPU; see whether nvidia-smi lists one and whether CUDA_VISIBLE_DEVICES "
+        "hides it"
+    )

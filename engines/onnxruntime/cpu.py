@@ -1,0 +1,97 @@
+"""ONNX Runtime on the CPU."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qwen_image_engine.engines.core import contract_check, failure
+from qwen_image_engine.engines.core.contract import Contract
+from qwen_image_engine.engines.core.contract_check import Array, PortFacts
+from qwen_image_engine.engines.core.engine import require
+from qwen_image_engine.engines.onnxruntime.memory import return_freed_memory
+from qwen_image_engine.engines.onnxruntime.saturation import products_saturate
+
+_ONCE_A_PROMPT = frozenset({"text_encoder", "vision", "prefix", "prefix_image"})
+"""What runs once for many pictures. Laying 7 GB of int8 weights out for the kernels takes 22 s of one core and 7 GB of
+memory; on the mapped file a run takes 9 s more and 0.5 GB (`benchmarks/results/full-size-run-*`). With every memory
+policy alike: fp32 products of the two kinds of kernel differ in their last bits."""
+
+_WITHOUT_ARENA = frozenset({"prefix_image", "step", "joint", "vae_decoder_mid", "vae_decoder_up", "vae_encoder"})
+"""The arena keeps whatever it took and fits large tensors of many sizes badly. At the released widths a step of
+1024x1024 takes 3.3 GB beside its weights with it and 1.9 without, in the same time. Tensors below 32 MB glibc's heap
+fits worse: a prefix of 1,000 tokens takes 1.6 GB with the arena and 3.7 without."""
+
+_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
+
+
+class OnnxRuntimeEngine:
+    """A graph in an ONNX Runtime session on the CPU, computed in the dtypes that the graph states.
+
+    `run` may be called from several threads at once; they share the session's thread pool. Weights are mapped and
+    copied once, in the order the kernels want, but for what runs once a prompt; sessions share no copy.
+    """
+
+    def __init__(self, model: Path, contract: Contract, threads: int | None = None) -> None:
+        """Load `model`; errors as in `load_engine`."""
+        package = require("onnxruntime")
+        contract_check.check_model_file(contract, model)
+        options = session_options(package, threads)
+        options.enable_cpu_mem_arena = contract.component not in _WITHOUT_ARENA
+        if contract.component in _ONCE_A_PROMPT:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        try:
+            session = package.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the package's errors have no base class of their own
+            raise failure.load_failure(contract, model, "ONNX Runtime", error) from error
+        ports = (
+            {port.name: port_facts(port) for port in side} for side in (session.get_inputs(), session.get_outputs())
+        )
+        contract_check.check_graph(contract, model, *ports)
+        self._contract = contract
+        self._session: Any = session
+
+    @property
+    def contract(self) -> Contract:
+        """The tensors that `run` takes and returns."""
+        return self._contract
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name; errors as in `Engine.run`."""
+        session = self._session
+        if session is None:
+            raise failure.closed(self._contract)
+        sizes = contract_check.check_inputs(self._contract, inputs)
+        names = [spec.name for spec in self._contract.outputs]
+        try:
+            outputs = dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        except Exception as error:  # the package's errors have no base class of their own
+            raise failure.run_failure(self._contract, sizes, "ONNX Runtime", error) from error
+        contract_check.check_outputs(self._contract, outputs, sizes)
+        return outputs
+
+    def close(self) -> None:
+        """Free the session; see `Engine.close`."""
+        if self._session is not None:
+            self._session = None
+            return_freed_memory()
+
+
+def session_options(package: Any, threads: int | None = None) -> Any:
+    """The `onnxruntime.SessionOptions` of every session here."""
+    options = package.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    # 4 = fatal: what fails is raised, and the command prints one line.
+    options.log_severity_level = 4
+    # Threads that spin between operators doubled a step's time (62 against 34 ms) where another process had a core.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if products_saturate():
+        # int8 weights are turned into uint8, whose products are exact: 1e-7 in the place of 1e-1. Not elsewhere: with
+        # VNNI they are exact as they are, and those of uint8 take 2.4 times as long.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def port_facts(port: Any) -> PortFacts:
+    """What a session says of one of its inputs or outputs."""
+    shape = tuple(axis if isinstance(axis, int) else None for axis in port.shape)
+    return PortFacts(_DTYPES.get(port.type, port.type.removeprefix("tensor(").removesuffix(")")), shape)

@@ -1,0 +1,195 @@
+"""ONNX Runtime on a CUDA device. Nothing of it has run on a GPU yet; its bindings are tested on the CPU's provider."""
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen_image_engine.engines.core import contract_check, failure
+from qwen_image_engine.engines.core.bfloat16 import to_bfloat16
+from qwen_image_engine.engines.core.contract import EVERY_STEP, Contract, TensorSpec, split_axis
+from qwen_image_engine.engines.core.device_array import DeviceArray, DeviceMemory, Values
+from qwen_image_engine.engines.core.engine import CUDA_PROVIDER, INSTALL_CUDA, require
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.cuda.memory import CudaContext, CudaMemory
+from qwen_image_engine.engines.onnxruntime.cpu import port_facts, session_options
+from qwen_image_engine.engines.onnxruntime.memory import return_freed_memory
+
+_NAME = "ONNX Runtime CUDA"
+
+# https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, TensorProto.DataType
+_ONNX_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
+
+_WORK = frozenset(
+    {
+        "Attention",
+        "Conv",
+        "Gemm",
+        "GemmFloat8",
+        "LayerNormalization",
+        "MatMul",
+        "MultiHeadAttention",
+        "RMSNormalization",
+    }
+    | {"RotaryEmbedding"}
+)
+"""What must be on the device; arithmetic on shapes belongs on the host, and ONNX Runtime puts it there."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a session runs.
+
+    Attributes:
+        kind: by ONNX Runtime's name.
+        provider: what runs the graph.
+        options: of the provider.
+        memory: some of the device's, which more is allocated from.
+    """
+
+    kind: str
+    provider: str
+    options: Mapping[str, str]
+    memory: DeviceMemory
+
+
+def cuda_device() -> Device:
+    """The first CUDA device.
+
+    Raises:
+        QwenImageError: ONNX Runtime has no CUDA provider here, or there is no driver or device.
+    """
+    package = require("onnxruntime-cuda")
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        package.preload_dlls()
+    options = {
+        "use_tf32": "0",  # what stays in float32, the VAE, is to be float32, where cuDNN has such a convolution
+        "cudnn_conv_algo_search": "HEURISTIC",  # the default, exhaustive, times algorithms at every new size
+        "arena_extend_strategy": "kSameAsRequested",  # the default doubles the arena
+        "sdpa_kernel": "3",  # flash and memory-efficient attention, whatever ORT_DISABLE_FLASH_ATTENTION says
+    }
+    return Device("cuda", CUDA_PROVIDER, options, CudaMemory(CudaContext.open(), 0))
+
+
+class OnnxRuntimeCudaEngine:
+    """A graph in an ONNX Runtime session on a CUDA device; keys and values stay there, all else comes from the host.
+
+    Nothing falls back to the CPU: a product, a convolution, a norm or an attention that has no kernel on the device is
+    an error when the graph is loaded.
+    """
+
+    def __init__(self, model: Path, contract: Contract, device: Device | None = None) -> None:
+        """Load `model`; errors as in `load_engine`."""
+        device = device or cuda_device()
+        package = require("onnxruntime")
+        contract_check.check_model_file(contract, model)
+        options = session_options(package)
+        # From a shape's second run on the pattern of the first is one block, beside the arena that the first run left.
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        try:
+            session = package.InferenceSession(
+                str(model), options, providers=[(device.provider, dict(device.options))], enable_fallback=False
+            )
+        except Exception as error:  # the package's errors have no base class of their own
+            raise failure.load_failure(contract, model, _NAME, error, on_device=True) from error
+        if device.provider not in session.get_providers():
+            raise QwenImageError(
+                f"{contract.component}: ONNX Runtime {package.__version__} did not load {device.provider}; it needs "
+                f"the libraries of CUDA 13 and cuDNN 9; {INSTALL_CUDA}"
+            )
+        stray = sorted(_elsewhere(session, device.provider) & _WORK)
+        if stray:
+            raise QwenImageError(
+                f"{contract.component}: {', '.join(stray)} of {model} would run on the CPU, {device.provider} having "
+                f"no kernel for it in ONNX Runtime {package.__version__}; export with --target cuda"
+            )
+        ports = (
+            {port.name: port_facts(port) for port in side} for side in (session.get_inputs(), session.get_outputs())
+        )
+        contract_check.check_graph(contract, model, *ports)
+        self._contract, self._device, self._package = contract, device, package
+        self._session: Any = session
+
+    @property
+    def contract(self) -> Contract:
+        """The tensors that `run` takes and returns."""
+        return self._contract
+
+    def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
+        """Outputs by name; errors as in `Engine.run`."""
+        session = self._session
+        if session is None:
+            raise failure.closed(self._contract)
+        sizes = contract_check.check_inputs(self._contract, inputs)
+        kept = {
+            spec.name: DeviceArray.empty(self._device.memory, _shape(spec, sizes), spec.dtype)
+            for spec in self._contract.outputs
+            if spec.is_cache
+        }
+        binding = session.io_binding()
+        try:
+            for spec in self._contract.inputs:
+                self._bind_input(binding, spec, inputs[spec.name])
+            for spec in self._contract.outputs:
+                if spec.name in kept:
+                    binding.bind_output(spec.name, *self._place(kept[spec.name]))
+                else:
+                    binding.bind_output(spec.name, "cpu")
+            session.run_with_iobinding(binding, self._run_options())
+            binding.synchronize_outputs()
+            results = zip(self._contract.outputs, binding.get_outputs(), strict=True)
+            host = {spec.name: value.numpy() for spec, value in results if spec.name not in kept}
+        except Exception as error:  # the package's errors have no base class of their own
+            raise failure.run_failure(self._contract, sizes, _NAME, error, on_device=True) from error
+        outputs: dict[str, Values] = {spec.name: (host | kept)[spec.name] for spec in self._contract.outputs}
+        contract_check.check_outputs(self._contract, outputs, sizes)
+        return outputs
+
+    def close(self) -> None:
+        """Free the session; see `Engine.close`."""
+        if self._session is not None:
+            self._session = None
+            return_freed_memory()
+
+    def _run_options(self) -> Any:
+        """What runs once a prompt or a picture gives its arena's memory back: the others need it."""
+        options = self._package.RunOptions()
+        if self._device.kind == "cuda" and self._contract.component not in EVERY_STEP:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
+        return options
+
+    def _bind_input(self, binding: Any, spec: TensorSpec, values: Values) -> None:
+        """Name an input's bytes; those on the host are copied to the device by the run."""
+        if isinstance(values, DeviceArray):
+            binding.bind_input(spec.name, *self._place(values))
+        elif spec.dtype == "bfloat16":
+            rounded = to_bfloat16(values)
+            value = self._package.OrtValue.ortvalue_from_numpy_with_onnx_type(rounded, _ONNX_TYPES[spec.dtype])
+            binding.bind_ortvalue_input(spec.name, value)
+        else:
+            binding.bind_cpu_input(spec.name, np.ascontiguousarray(values, spec.dtype))
+
+    def _place(self, array: DeviceArray) -> tuple[str, int, int, tuple[int, ...], int]:
+        return self._device.kind, 0, _ONNX_TYPES[array.dtype], array.shape, array.address
+
+
+def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(
+        axis if isinstance(axis, int) else sum(_length(part, sizes) for part in axis.split("+")) for axis in spec.shape
+    )
+
+
+def _length(axis: str, sizes: Mapping[str, int]) -> int:
+    factor, name = split_axis(axis)
+    return factor * sizes[name]
+
+
+def _elsewhere(session: Any, provider: str) -> set[str]:
+    """Operators of nodes that another provider than `provider` runs."""
+    parts: Iterator[Any] = (part for part in session.get_provider_graph_assignment_info() if part.ep_name != provider)
+    return {node.op_type for part in parts for node in part.get_nodes()}

@@ -1,0 +1,54 @@
+"""Whether ONNX Runtime's integer products are exact on this processor."""
+
+from functools import cache
+
+import numpy as np
+
+from qwen_image_engine.engines.core.engine import require
+
+# The fields of onnx.proto that one product of uint8 by int8 takes (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto):
+# the runtime does without the package onnx.
+_UINT8, _INT8, _INT32 = 2, 3, 6
+
+
+@cache
+def products_saturate() -> bool:
+    """Try one product of uint8 rows by int8 weights, both at their largest.
+
+    The kernels for processors without VNNI add pairs of such products in 16 bits: 2 * 255 * 127 becomes 32767, half of
+    what it is. ONNX Runtime does not say which kernel it would take; the product takes a few milliseconds once a
+    process.
+    """
+    package = require("onnxruntime")
+    size = 64
+    options = package.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = package.InferenceSession(_product_model(), options, providers=["CPUExecutionProvider"])
+    rows, weights = np.full((4, size), 255, np.uint8), np.full((size, size), 127, np.int8)
+    (found,) = session.run(None, {"rows": rows, "weights": weights})
+    return bool((found != 255 * 127 * size).any())
+
+
+def _product_model() -> bytes:
+    """A model of one MatMulInteger: product (…) int32 = rows (…) uint8 times weights (…) int8."""
+    node = _field(1, b"rows") + _field(1, b"weights") + _field(2, b"product") + _field(4, b"MatMulInteger")
+    ports = (
+        _field(11, _port(b"rows", _UINT8)),
+        _field(11, _port(b"weights", _INT8)),
+        _field(12, _port(b"product", _INT32)),
+    )
+    graph = _field(1, node) + _field(2, b"product") + b"".join(ports)
+    return _number(1, 10) + _field(7, graph) + _field(8, _number(2, 13))  # IR 10, opset 13
+
+
+def _port(name: bytes, dtype: int) -> bytes:
+    return _field(1, name) + _field(2, _field(1, _number(1, dtype)))
+
+
+def _number(field: int, value: int) -> bytes:
+    return bytes([field << 3, value])
+
+
+def _field(field: int, payload: bytes) -> bytes:
+    assert len(payload) < 128, "lengths of one byte suffice here"
+    return bytes([field << 3 | 2, len(payload)]) + payload

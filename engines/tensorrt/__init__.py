@@ -1,0 +1,1 @@
+"""TensorRT plans at run time: loading, refitting, binding, execution, the loop on the device."""

@@ -1,0 +1,215 @@
+"""TensorRT's builder on one graph: parse, keep attention fused, profiles, build into a file, inspect.
+
+Imported only by the process that builds: without a driver TensorRT's objects crash whoever holds them.
+"""
+
+import mmap
+from collections.abc import Collection
+from pathlib import Path
+from typing import cast
+
+import tensorrt as trt
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.failure import one_line
+from qwen_image_engine.engines.plans.entry import Profile
+from qwen_image_engine.engines.tensorrt.bindings import Log, process_log
+from qwen_image_engine.engines.tensorrt.build.audit import Network, audit, check_audit, check_parsed
+from qwen_image_engine.engines.tensorrt.build.inspector import node_names
+from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildResult
+from qwen_image_engine.engines.tensorrt.build.onnx_weights import weights_left_out
+from qwen_image_engine.engines.tensorrt.build.plan_writer import PlanWriter
+from qwen_image_engine.engines.tensorrt.build.progress import Monitor, Progress
+from qwen_image_engine.engines.tensorrt.build.softmax import SoftmaxScale
+from qwen_image_engine.engines.tensorrt.build.timing_cache import keep_timings, read_timings
+from qwen_image_engine.engines.tensorrt.factory import made
+
+_VALUES = 2
+"""Index among an attention's inputs."""
+
+
+def build(job: BuildJob, progress: Progress) -> BuildResult:
+    """Build the engine, write its plan, and hold what the inspector says of it against the graph's promise.
+
+    Args:
+        job: what to build.
+        progress: told phase, steps done and steps; gives whether to go on.
+
+    Raises:
+        QwenImageError: the graph cannot be parsed or built, or the engine has less than the graph promises.
+        OSError: a file cannot be written.
+    """
+    log = process_log()
+    warnings: list[str] = []
+    written, sha256, network = _write_plan(job, log, progress, warnings)
+    # Builder, parser and network are gone: the inspector needs the memory that they held.
+    inspected, scratch = _inspected(Path(job.plan), log)
+    layers = _keep_layers(job, inspected, warnings)
+    found = audit(inspected, network)
+    check_audit(job.component, found, network, job.promise, layers)
+    return BuildResult(
+        written, sha256, found.fused_attentions, found.fp8_products, found.int8_products, scratch, tuple(warnings)
+    )
+
+
+def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]) -> tuple[int, str, Network]:
+    builder = made("builder", log, lambda: trt.Builder(log))
+    network = made("network", log, builder.create_network)  # strongly typed, as all are in 11
+    parser = made("parser", log, lambda: trt.OnnxParser(network, log))
+    log.clear()
+    if not parser.parse_from_file(job.model):
+        raise QwenImageError(f"{job.component}: TensorRT cannot parse {job.model}: {_parse_errors(parser, log)}")
+    # TensorRT refers to a constant's numbers until the engine is built, and to weight files that the parser maps; so
+    # both live as long as this call.
+    softmax = SoftmaxScale(job.softmax_scale) if job.softmax_scale is not None else None
+    found, fp8_attentions = _prepare_attention(network, job.promise.attentions, softmax)
+    check_parsed(job.component, found, job.promise)
+    if fp8_attentions < job.promise.fp8_attention:
+        raise QwenImageError(
+            f"{job.component}: {fp8_attentions} attentions read FP8 in the parsed graph, expected at least "
+            f"{job.promise.fp8_attention}; export without --fp8-attention"
+        )
+    if job.options.strip_weights:
+        _leave_out_weights(network, job, warnings)
+    monitor = Monitor(progress)
+    config = _config(builder, network, job, monitor, log)
+    cache = read_timings(config, Path(job.timing_cache), warnings)
+    writer = PlanWriter(Path(job.plan))
+    log.clear()
+    try:
+        built = builder.build_serialized_network_to_stream(network, config, writer)
+    finally:
+        sha256 = writer.close()
+    if not built:
+        raise QwenImageError(
+            f"{job.component}: TensorRT cannot build it: {log.errors()}; where memory ran out, build for smaller sizes "
+            "(--profile), with --weight-streaming, or with a limit to scratch memory (--workspace)"
+        )
+    keep_timings(cache, Path(job.timing_cache), warnings)
+    return writer.bytes, sha256, found
+
+
+def _prepare_attention(
+    network: trt.INetworkDefinition, fused: Collection[str], softmax: SoftmaxScale | None
+) -> tuple[Network, int]:
+    """Keep the attentions `fused` whole, give those that read FP8 their softmax scale.
+
+    Returns:
+        Those of them that are there, all products and nodes; and how many attentions read FP8.
+    """
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    from_codes = {layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE}
+    kept: list[str] = []
+    in_fp8 = 0
+    for layer in layers:
+        if layer.type != trt.LayerType.ATTENTION_INPUT:
+            continue
+        layer.__class__ = trt.IAttentionInputLayer  # the bindings give ILayer; this is how they name another class
+        attention = cast(trt.IAttentionInputLayer, layer).attention
+        name = _node(attention.metadata, attention.name or layer.name)
+        attention.decomposable = name not in fused
+        if name in fused and not attention.decomposable:  # the setter refuses in silence
+            kept.append(name)
+        # The parser multiplies queries and keys by the square root of their scale, be it 1: values alone are the
+        # graph's own tensor.
+        if softmax is not None and attention.get_input(_VALUES).name in from_codes:
+            in_fp8 += softmax.give_to(attention, network)
+    products = [_node(item.metadata, item.name) for item in layers if item.type == trt.LayerType.MATRIX_MULTIPLY]
+    nodes = {_node(item.metadata, item.name) for item in layers}
+    return Network(kept, products, nodes), in_fp8
+
+
+def _leave_out_weights(network: trt.INetworkDefinition, job: BuildJob, warnings: list[str]) -> None:
+    names = weights_left_out(Path(job.model))
+    kept = [name for name in names if not network.mark_weights_refittable(name)]
+    if len(kept) == len(names):
+        raise QwenImageError(
+            f"{job.component}: TensorRT's parser knows none of {len(names)} weights by its name, so a plan cannot be "
+            "without them; build without --strip-weights"
+        )
+    if kept:
+        warnings.append(f"{job.component}: {len(kept)} of {len(names)} weights stay in the plan: {', '.join(kept)}")
+
+
+def _config(
+    builder: trt.Builder, network: trt.INetworkDefinition, job: BuildJob, monitor: trt.IProgressMonitor, log: Log
+) -> trt.IBuilderConfig:
+    config = made("configuration", log, builder.create_builder_config)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the audit reads it
+    config.progress_monitor = monitor
+    config.clear_flag(trt.BuilderFlag.TF32)  # what the graph keeps in float32 has a reason
+    # Scratch memory by the shapes of a call, which are mostly far below what a profile allows.
+    config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
+    if job.options.strip_weights:
+        # Without the second all weights are left out, those too that the parser makes (epsilons, biases of zeros) and
+        # that its refitter does not know afterwards.
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
+    if job.options.weight_streaming:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    if job.options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.options.workspace_bytes)
+    inputs = {network.get_input(index).name for index in range(network.num_inputs)}
+    for item in job.profiles:
+        if config.add_optimization_profile(_profile(builder, item, inputs, job, log)) < 0:
+            raise QwenImageError(f"{job.component}: TensorRT does not take the profile {item.name}: {item.shapes}")
+    return config
+
+
+def _profile(
+    builder: trt.Builder, item: Profile, inputs: Collection[str], job: BuildJob, log: Log
+) -> trt.IOptimizationProfile:
+    if inputs != set(item.shapes):
+        raise QwenImageError(
+            f"{job.component}: {job.model} has the inputs {sorted(inputs)}, its contract {sorted(item.shapes)}; "
+            "export the bundle again"
+        )
+    profile = made("optimization profile", log, builder.create_optimization_profile)
+    for name, (least, best, largest) in item.shapes.items():
+        try:
+            profile.set_shape(name, trt.Dims(least), trt.Dims(best), trt.Dims(largest))
+        except RuntimeError as error:
+            raise QwenImageError(
+                f"{job.component}: TensorRT does not take {name} of {least}, {best} and {largest} into the profile "
+                f"{item.name}: {log.errors()} ({one_line(error)})"
+            ) from error
+    return profile
+
+
+def _keep_layers(job: BuildJob, inspected: str, warnings: list[str]) -> Path | None:
+    """Write what the inspector says, for whoever asks why an engine was refused; None where it cannot be written."""
+    if job.layers is None:
+        return None
+    path = Path(job.layers)
+    try:
+        path.write_text(inspected, encoding="utf-8")
+    except OSError as error:
+        warnings.append(f"{path}: what the inspector says cannot be kept ({error.strerror or error})")
+        return None
+    return path
+
+
+def _inspected(plan: Path, log: Log) -> tuple[str, tuple[int, ...]]:
+    """The inspector's JSON of the engine in a file, and by profile its scratch bytes, mapped and never read."""
+    log.clear()
+    with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        runtime = made("runtime", log, lambda: trt.Runtime(log))
+        engine = runtime.deserialize_cuda_engine(mapped)
+    if engine is None:
+        raise QwenImageError(f"{plan}: TensorRT does not load what it built: {log.errors()}")
+    profiles = range(engine.num_optimization_profiles)
+    scratch = tuple(engine.get_device_memory_size_for_profile_v2(index) for index in profiles)
+    inspector = made("inspector", log, engine.create_engine_inspector)
+    inspected = made("account of it", log, lambda: inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return inspected, scratch
+
+
+def _parse_errors(parser: trt.OnnxParser, log: Log) -> str:
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    found = "; ".join(f"{error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors)
+    return f"{found or log.errors()}; see what qwen-image inspect --check says of the bundle"
+
+
+def _node(metadata: str, name: str) -> str:
+    """The ONNX node that a layer was made from."""
+    return next(iter(node_names(metadata or "")), name)

@@ -1,0 +1,56 @@
+"""The process that builds one engine: a job as JSON on standard input, progress and the result as lines of JSON.
+
+A process of its own gives all memory back, and takes a crash inside TensorRT with it. `build_process.run_build` starts
+it and reads it.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+
+from qwen_image_engine.engines.core.engine import require
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.cuda.driver import device_facts
+from qwen_image_engine.engines.tensorrt.build.job import BuildJob
+
+_SAID_EVERY_S = 0.1
+
+
+def main() -> int:
+    """Build what standard input asks for."""
+    # Libraries that print must not mix with the lines.
+    lines = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    said = 0.0
+
+    def say(**message: object) -> None:
+        print(json.dumps(message), file=lines, flush=True)
+
+    def progress(phase: str, done: int, steps: int) -> bool:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= _SAID_EVERY_S:
+            said = now
+            try:
+                say(phase=phase, done=done, steps=steps)
+            except OSError:
+                return False  # whoever asked for the engine is gone
+        return True
+
+    try:
+        job = BuildJob.from_json(json.load(sys.stdin))
+        device_facts()  # without a driver TensorRT's objects crash
+        require("tensorrt")
+        from qwen_image_engine.engines.tensorrt.build.builder import build
+
+        say(result=asdict(build(job, progress)))
+    except (QwenImageError, OSError) as error:
+        say(error=str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

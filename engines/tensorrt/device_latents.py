@@ -1,0 +1,81 @@
+"""Where the sampler's latents lie on a device, with what its steps take and give beside keys and values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qwen_image_engine.engines.core.contract import Contract
+from qwen_image_engine.engines.core.device_array import DeviceArray, Values, size_bytes, stored
+from qwen_image_engine.engines.core.loop import LoopInputs
+from qwen_image_engine.engines.cuda.buffer import DeviceBuffer
+from qwen_image_engine.engines.cuda.memory import CudaContext
+from qwen_image_engine.engines.cuda.stream import CudaStream
+
+_FAULT_BYTES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceLatents:
+    """For pictures of one size, one after the other: graphs hold these addresses.
+
+    Attributes:
+        latents: before each step, and then after it.
+        time_features: of the step.
+        fixed: of each branch what comes from the host once a picture, by name.
+        velocities: of each branch.
+        fault: one uint32, the first step whose velocity was not finite.
+    """
+
+    latents: DeviceBuffer
+    time_features: DeviceBuffer
+    fixed: tuple[Mapping[str, DeviceBuffer], ...]
+    velocities: tuple[DeviceBuffer, ...]
+    fault: DeviceBuffer
+
+    @classmethod
+    def like(cls, context: CudaContext, contract: Contract, inputs: LoopInputs) -> "DeviceLatents":
+        """Room for steps of these sizes; nothing is copied yet.
+
+        Raises:
+            OutOfDeviceMemory: there is none.
+        """
+        dtypes = {spec.name: spec.dtype for spec in contract.inputs}
+
+        def room(branch: Mapping[str, Values]) -> dict[str, DeviceBuffer]:
+            on_host = {name: values for name, values in branch.items() if not isinstance(values, DeviceArray)}
+            return {
+                name: DeviceBuffer(context, size_bytes(values.shape, dtypes[name])) for name, values in on_host.items()
+            }
+
+        nbytes = inputs.latents.nbytes
+        return cls(
+            latents=DeviceBuffer(context, nbytes),
+            time_features=DeviceBuffer(context, inputs.time_features[:1].nbytes),
+            fixed=tuple(room(branch) for branch in inputs.branches),
+            velocities=tuple(DeviceBuffer(context, nbytes) for _ in inputs.branches),
+            fault=DeviceBuffer(context, _FAULT_BYTES),
+        )
+
+    def fill(self, stream: CudaStream, contract: Contract, inputs: LoopInputs) -> list[dict[str, DeviceArray]]:
+        """Put what a picture begins with into a stream, in which nothing uses this any more.
+
+        Returns:
+            All inputs of a step, for each branch.
+        """
+        dtypes = {spec.name: spec.dtype for spec in contract.inputs}
+        shapes = {"latents": inputs.latents.shape, "time_features": inputs.time_features[:1].shape}
+        self.latents.upload(stream, stored(inputs.latents, dtypes["latents"]))
+        shared = {
+            "latents": DeviceArray(self.latents.device, shapes["latents"], dtypes["latents"]),
+            "time_features": DeviceArray(self.time_features.device, shapes["time_features"], dtypes["time_features"]),
+        }
+        found = []
+        for branch, buffers in zip(inputs.branches, self.fixed, strict=True):
+            arrays = dict(shared)
+            for name, values in branch.items():
+                if isinstance(values, DeviceArray):
+                    arrays[name] = values
+                else:
+                    buffers[name].upload(stream, stored(values, dtypes[name]))
+                    arrays[name] = DeviceArray(buffers[name].device, values.shape, dtypes[name])
+            found.append(arrays)
+        return found

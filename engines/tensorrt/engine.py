@@ -1,0 +1,194 @@
+"""TensorRT 11 on the first CUDA device, from plans that `qwen-image build` made.
+
+Nothing of it has run on a GPU yet; every call is checked against the types of TensorRT 11.4's own bindings.
+"""
+
+import warnings
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
+from typing import TypeVar
+
+import tensorrt as trt
+
+from qwen_image_engine.engines.core import contract_check, failure
+from qwen_image_engine.engines.core.contract import EVERY_STEP, Contract
+from qwen_image_engine.engines.core.contract_check import PortFacts
+from qwen_image_engine.engines.core.device_array import DeviceArray, Values
+from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
+from qwen_image_engine.engines.core.loop import LoopInputs
+from qwen_image_engine.engines.core.recent import Recent
+from qwen_image_engine.engines.cuda.driver import device_facts
+from qwen_image_engine.engines.cuda.euler_kernel import EulerKernel
+from qwen_image_engine.engines.plans.entry import Shape
+from qwen_image_engine.engines.plans.fit import check_memory_fits
+from qwen_image_engine.engines.plans.profile_choice import choose_profile
+from qwen_image_engine.engines.tensorrt.device_latents import DeviceLatents
+from qwen_image_engine.engines.tensorrt.execution import TensorRtCall, axes
+from qwen_image_engine.engines.tensorrt.load import PlanSource, read_plan, streams
+from qwen_image_engine.engines.tensorrt.loop import TensorRtLoop
+from qwen_image_engine.engines.tensorrt.session import TensorRtSession
+
+_CALLS = 4
+"""Graphs that are kept: both branches of guidance, and those of the picture before. Each has a context of its own."""
+
+_PLACES = 2
+"""Sizes of pictures whose latents keep their place on the device, for the graphs that hold its addresses."""
+
+_Result = TypeVar("_Result")
+
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64"}
+
+
+class TensorRtEngine:
+    """A plan in TensorRT. Keys and values stay on the device; whatever else `run` takes or gives is on the host.
+
+    One engine of a session runs at a time: they share its stream and its scratch buffer.
+    """
+
+    def __init__(self, session: TensorRtSession, source: PlanSource, contract: Contract) -> None:
+        """Load a plan that fits this machine and its checksum.
+
+        Raises:
+            OutOfDeviceMemory: its weights have no room.
+            QwenImageError: TensorRT refuses it, or it is another graph's than the contract's.
+        """
+        entry = source.entry
+        weights = 0 if entry.weight_streaming else source.weights_bytes
+        scratch = max(0, min(entry.scratch_bytes, default=0) - session.scratch.nbytes)
+        check_memory_fits(contract.component, weights, scratch, device_facts(), source.rebuild)
+        engine = read_plan(session, contract.component, source)
+        contract_check.check_graph(contract, source.path, *_ports(engine))
+        self._session, self._source, self._contract = session, source, contract
+        self._engine: trt.ICudaEngine | None = engine
+        # Of enqueueV3 the header says that where weights are streamed it waits and cannot be captured.
+        self._streams = entry.weight_streaming and streams(engine)
+        # What repeats with the same shapes and addresses is replayed as a CUDA graph.
+        self._graphs = contract.component in EVERY_STEP and not self._streams
+        self._calls: Recent[Hashable, TensorRtCall] = Recent(_CALLS if self._graphs else 1)
+        self._latents: Recent[Hashable, DeviceLatents] = Recent(_PLACES)
+        self._euler: EulerKernel | None = None
+
+    @property
+    def contract(self) -> Contract:
+        """The tensors that `run` takes and returns."""
+        return self._contract
+
+    def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
+        """Outputs by name; errors as in `Engine.run`.
+
+        Raises:
+            OutOfDeviceMemory: the device has no room for activations of this size.
+            QwenImageError: also where the shapes fit no profile.
+        """
+        sizes = contract_check.check_inputs(self._contract, inputs)
+        outputs = self._use(inputs, {}, sizes, lambda call, profile: call.run(profile, inputs, self._graphs))
+        contract_check.check_outputs(self._contract, outputs, sizes)
+        return outputs
+
+    def enqueue(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
+        """Put a run into the session's stream without waiting for it; errors as of `run`.
+
+        Args:
+            inputs: by name, on the device; they must stay until the run is done.
+            outputs: where each of them goes, likewise.
+        """
+        sizes = contract_check.check_inputs(self._contract, inputs)
+        contract_check.check_outputs(self._contract, outputs, sizes)
+        self._use(inputs, outputs, sizes, lambda call, profile: call.enqueue(profile, inputs, outputs, self._graphs))
+
+    def loop(self, inputs: LoopInputs) -> TensorRtLoop:
+        """The sampler's steps on the device; errors as in `LoopingEngine.loop`."""
+        if self._engine is None:
+            raise failure.closed(self._contract)
+        for branch in inputs.branches:
+            first = {"latents": inputs.latents, "time_features": inputs.time_features[:1], **branch}
+            contract_check.check_inputs(self._contract, first)
+            self._profile(_shapes(first))
+        self._euler = self._euler or EulerKernel(self._session.context)
+        on_host = (
+            (name, values.shape)
+            for branch in inputs.branches
+            for name, values in branch.items()
+            if not isinstance(values, DeviceArray)
+        )
+        key = inputs.latents.shape, len(inputs.branches), *on_host
+        place = self._latents.get(key, lambda: DeviceLatents.like(self._session.context, self._contract, inputs))
+        return TensorRtLoop(self._session.stream, self._euler, place, self._contract, inputs, self.enqueue)
+
+    def _use(
+        self,
+        inputs: Mapping[str, Values],
+        outputs: Mapping[str, DeviceArray],
+        sizes: dict[str, int],
+        use: Callable[[TensorRtCall, int], _Result],
+    ) -> _Result:
+        """What `use` makes of the context and the profile for a call, its errors in words."""
+        engine = self._engine
+        if engine is None:
+            raise failure.closed(self._contract)
+        shapes = _shapes(inputs)
+        profile = self._profile(shapes)
+        # A context that is not captured serves any shape.
+        key = (profile, *shapes.items(), *_addresses(inputs), *_addresses(outputs)) if self._graphs else None
+        try:
+            return use(self._calls.get(key, lambda: self._call(engine)), profile)
+        except (QwenImageError, RuntimeError) as error:
+            if not failure.is_memory(error):
+                raise failure.run_failure(self._contract, sizes, "TensorRT", error) from error
+            with suppress(QwenImageError):  # what is on its way uses them
+                self._session.stream.synchronise()
+            self._calls.clear()
+            name, words = self._source.entry.profiles[profile].name, failure.one_line(error)
+            raise OutOfDeviceMemory(f"{self._contract.component}, profile {name}: {words}") from error
+
+    def close(self) -> None:
+        """Free contexts, then weights, and the scratch buffer if nothing else uses it; see `Engine.close`."""
+        if self._engine is not None:
+            with suppress(QwenImageError):  # nothing is on its way, unless a run was interrupted
+                self._session.stream.synchronise()
+            self._calls.clear()
+            self._latents.clear()
+            self._session.scratch.release(self._engine)
+            self._engine = None
+
+    def _profile(self, shapes: Mapping[str, Shape]) -> int:
+        """The index of the optimization profile that serves a call; errors as of `choose_profile`."""
+        return choose_profile(self._contract, self._source.entry.profiles, shapes, self._source.rebuild)
+
+    def _call(self, engine: trt.ICudaEngine) -> TensorRtCall:
+        return TensorRtCall(self._session, engine, self._contract, self._streams, self._without_graphs)
+
+    def _without_graphs(self, error: QwenImageError) -> None:
+        """Run as it is from now on: slower, and the same picture."""
+        self._session.stream.synchronise()  # contexts that go may be at work
+        self._graphs, self._calls = False, Recent(1)
+        warnings.warn(
+            f"{self._contract.component}: its runs cannot become CUDA graphs, so each is launched kernel by kernel "
+            f"({failure.one_line(error)})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _shapes(inputs: Mapping[str, Values]) -> dict[str, Shape]:
+    return {name: tuple(values.shape) for name, values in inputs.items()}
+
+
+def _addresses(inputs: Mapping[str, Values]) -> list[int]:
+    return [values.address for values in inputs.values() if isinstance(values, DeviceArray)]
+
+
+def _ports(engine: trt.ICudaEngine) -> tuple[dict[str, PortFacts], dict[str, PortFacts]]:
+    """Inputs and outputs; -1 stands for an axis that is free."""
+    sides: tuple[dict[str, PortFacts], dict[str, PortFacts]] = ({}, {})
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        if engine.is_shape_inference_io(name):
+            raise QwenImageError(
+                f"the plan computes shapes from {name}, which TensorRT then wants on the host; export the bundle again"
+            )
+        dtype = engine.get_tensor_dtype(name).name
+        shape = tuple(None if size < 0 else size for size in axes(engine.get_tensor_shape(name)))
+        is_output = engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT
+        sides[is_output][name] = PortFacts(_DTYPES.get(dtype, dtype.lower()), shape)
+    return sides

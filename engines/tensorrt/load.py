@@ -1,0 +1,138 @@
+"""A plan read into an engine: as a stream, refitted where it has no weights, with its weights where they are to be.
+
+Nothing of it has run on a GPU yet; every call is checked against the types of TensorRT 11.4's own bindings.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import tensorrt as trt
+
+from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
+from qwen_image_engine.engines.core.failure import is_memory, one_line
+from qwen_image_engine.engines.plans.entry import PlanEntry
+from qwen_image_engine.engines.tensorrt.refit import refit
+from qwen_image_engine.engines.tensorrt.session import TensorRtSession
+
+_CHUNK_BYTES = 64 << 20
+
+_SPARE = 20
+"""A twentieth of the device is left to inputs, outputs, keys and values."""
+
+_ONCE_A_PROMPT = ("prefix", "prefix_image")
+"""The transformer once more: where its plan can stream weights it keeps none on the device beside the step's."""
+
+
+@dataclass(frozen=True)
+class PlanSource:
+    """A component's plan, already compared with its checksum.
+
+    Attributes:
+        path: of the plan.
+        entry: what the manifest says of it.
+        weights_bytes: what its weights take on the device.
+        scratch_bytes: the most that activations of any plan of the bundle take, which share one buffer.
+        graph: the ONNX file that it was built from, which a plan without weights takes them from.
+        rebuild: the command that builds it.
+    """
+
+    path: Path
+    entry: PlanEntry
+    weights_bytes: int
+    scratch_bytes: int
+    graph: Path
+    rebuild: str
+
+
+class _Reader(trt.IStreamReaderV2):
+    """The plan's file, in pieces: a plan of 14 GB never lies in the host's memory as a whole.
+
+    TensorRT calls it from C++, which prints exceptions and goes on; so `fault` keeps one.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        trt.IStreamReaderV2.__init__(self)
+        self._file = file
+        self.fault: OSError | None = None
+
+    # Bindings of 11 call this with two arguments and take bytes, as their documentation says; their signature is that
+    # of the C++ class.
+    def read(self, num_bytes: int, stream: int) -> bytes:  # type: ignore[override]
+        try:
+            return self._file.read(min(num_bytes, _CHUNK_BYTES))
+        except OSError as error:
+            self.fault = error
+            return b""
+
+    def seek(self, offset: int, where: trt.SeekPosition) -> bool:  # type: ignore[override]
+        if where == trt.SeekPosition.END:
+            self._file.seek(-abs(offset), os.SEEK_END)  # TensorRT counts backward from the end
+        else:
+            self._file.seek(offset, os.SEEK_SET if where == trt.SeekPosition.SET else os.SEEK_CUR)
+        return True
+
+
+def read_plan(session: TensorRtSession, component: str, source: PlanSource) -> trt.ICudaEngine:
+    """The engine, with its weights, ready for contexts.
+
+    Raises:
+        QwenImageError: the file cannot be read, or TensorRT refuses it, its weights, or where they are to be.
+    """
+    session.log.clear()
+    try:
+        # Of each piece the bindings ask the driver where it is to lie, which needs a context.
+        with source.path.open("rb") as file, session.context.current():
+            reader = _Reader(file)
+            engine = session.runtime.deserialize_cuda_engine(reader)
+            if engine is None and reader.fault is not None:
+                raise reader.fault
+    except OSError as error:
+        raise QwenImageError(f"{component}: cannot read {source.path}: {error.strerror or error}") from error
+    except RuntimeError as error:
+        raise _refused(component, source, one_line(error)) from error
+    if engine is None:
+        raise _refused(component, source, session.log.errors())
+    if engine.num_optimization_profiles != len(source.entry.profiles):
+        found, expected = engine.num_optimization_profiles, len(source.entry.profiles)
+        raise _refused(component, source, f"it has {found} profiles, its manifest {expected}")
+    if source.entry.stripped:
+        refit(engine, source.graph, session.log)
+    if source.entry.weight_streaming:
+        _stream_weights(session, component, source, engine)
+    return engine
+
+
+def streams(engine: trt.ICudaEngine) -> bool:
+    """Whether some weights come from the host in every run."""
+    return engine.weight_streaming_budget_v2 < engine.streamable_weights_size
+
+
+def _stream_weights(session: TensorRtSession, component: str, source: PlanSource, engine: trt.ICudaEngine) -> None:
+    """Keep on the device what fits, and of what runs once a prompt nothing.
+
+    TensorRT's own proposal is of no use: the bindings give `get_weight_streaming_automatic_budget` as 32 bits.
+    """
+    engine.weight_streaming_budget_v2 = 0  # so that the sizes below have room for weights on their way
+    budget = 0
+    if component not in _ONCE_A_PROMPT:
+        profiles = range(engine.num_optimization_profiles)
+        sizes = (engine.get_device_memory_size_for_profile_v2(index) for index in profiles)
+        scratch = max(source.scratch_bytes, *sizes)
+        taken = max(0, scratch - session.scratch.nbytes) + session.device.total_bytes // _SPARE
+        budget = max(0, min(session.context.free_bytes() - taken, engine.streamable_weights_size))
+    engine.weight_streaming_budget_v2 = budget
+    if engine.weight_streaming_budget_v2 != budget:
+        raise _refused(component, source, f"it does not take {budget} bytes as the most of its weights on the device")
+
+
+def _refused(component: str, source: PlanSource, why: str) -> QwenImageError:
+    if is_memory(RuntimeError(why)):
+        return OutOfDeviceMemory(
+            f"{component}: the GPU has not enough memory for {source.path} ({why}); run with --memory sequential, keep "
+            f"weights on the host with: {source.rebuild} --weight-streaming, or export with --precision fp8 or int8"
+        )
+    return QwenImageError(
+        f"{component}: TensorRT cannot use {source.path}: {why}; build it again with: {source.rebuild}"
+    )

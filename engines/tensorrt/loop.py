@@ -1,0 +1,114 @@
+"""The sampler's steps in a stream: the host puts them there one by one and waits once, for the latents at the end.
+
+Nothing of it has run on a GPU yet; `docs/tensorrt-runtime.md` says what has been checked.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import pairwise
+
+import numpy as np
+
+from qwen_image_engine.engines.core.contract import Contract
+from qwen_image_engine.engines.core.device_array import DeviceArray
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.loop import LoopInputs, LoopResult
+from qwen_image_engine.engines.cuda.euler_kernel import NEVER, EulerKernel
+from qwen_image_engine.engines.cuda.stream import CudaEvent, CudaStream, HostMemory
+from qwen_image_engine.engines.tensorrt.device_latents import DeviceLatents
+
+Enqueue = Callable[[Mapping[str, DeviceArray], Mapping[str, DeviceArray]], None]
+"""A run of the network from its inputs to its outputs, put into the stream."""
+
+
+class TensorRtLoop:
+    """See `Loop`. Everything that the steps need is allocated when this is made."""
+
+    def __init__(
+        self,
+        stream: CudaStream,
+        euler: EulerKernel,
+        place: DeviceLatents,
+        contract: Contract,
+        inputs: LoopInputs,
+        enqueue: Enqueue,
+    ) -> None:
+        """Put the first latents, and what stays the same in all steps, into the stream.
+
+        Args:
+            stream: of the engine; nothing in it uses `place` any more.
+            euler: what adds a velocity to the latents.
+            place: of the arrays.
+            contract: the step's.
+            inputs: of the loop.
+            enqueue: of the engine.
+
+        Raises:
+            OutOfDeviceMemory: there is no room.
+            QwenImageError: the driver refuses.
+        """
+        self._stream, self._euler, self._place, self._loop, self._enqueue = stream, euler, place, inputs, enqueue
+        table = np.ascontiguousarray(inputs.time_features)
+        self._row_bytes = table[:1].nbytes
+        self._table = HostMemory(stream.context, table.nbytes)
+        self._table.bytes[:] = table.reshape(-1).view(np.uint8)
+        runs = len(inputs.branches) * inputs.steps
+        self._marks = [CudaEvent(stream.context) for _ in range(runs + 1)]
+        self._taken = 0
+        try:
+            self._begin(contract)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _begin(self, contract: Contract) -> None:
+        stream, place, inputs = self._stream, self._place, self._loop
+        self._branches = place.fill(stream, contract, inputs)
+        (velocity,) = contract.outputs
+        self._velocities = [
+            {velocity.name: DeviceArray(item.device, inputs.latents.shape, velocity.dtype)} for item in place.velocities
+        ]
+        place.fault.upload(stream, np.array([NEVER], np.uint32))
+        stream.record(self._marks[0])
+
+    def step(self) -> None:
+        """See `Loop.step`."""
+        index, place, loop = self._taken, self._place, self._loop
+        self._stream.upload(place.time_features.device, self._table, self._row_bytes, index * self._row_bytes)
+        for number, (inputs, outputs) in enumerate(zip(self._branches, self._velocities, strict=True), start=1):
+            self._enqueue(inputs, outputs)
+            self._stream.record(self._marks[index * len(self._branches) + number])
+        self._euler.launch(
+            self._stream.handle,
+            latents=place.latents.device.address,
+            toward=place.velocities[0].device.address,
+            away=place.velocities[-1].device.address,
+            fault=place.fault.device.address,
+            guidance=loop.guidance,
+            delta=float(loop.sigmas[index + 1] - loop.sigmas[index]),
+            count=loop.latents.size,
+            step=index,
+        )
+        self._taken += 1
+
+    def pace(self) -> None:
+        """See `Loop.pace`."""
+        if self._taken > 1:
+            self._marks[(self._taken - 1) * len(self._branches)].wait()
+
+    def finish(self) -> LoopResult:
+        """See `Loop.finish`."""
+        latents, fault = np.empty_like(self._loop.latents), np.empty(1, np.uint32)
+        for buffer, array in ((self._place.latents, latents), (self._place.fault, fault)):
+            buffer.download(self._stream, array.nbytes)
+        self._stream.synchronise()
+        for buffer, array in ((self._place.latents, latents), (self._place.fault, fault)):
+            buffer.read(array)
+        marks = self._marks[: self._taken * len(self._branches) + 1]
+        seconds = tuple(later.seconds_since(earlier) for earlier, later in pairwise(marks))
+        return LoopResult(latents, seconds, None if fault[0] == NEVER else int(fault[0]))
+
+    def abandon(self) -> None:
+        """See `Loop.abandon`."""
+        with suppress(QwenImageError):
+            self._stream.synchronise()
