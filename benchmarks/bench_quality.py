@@ -22,17 +22,17 @@ from environment import environment
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.contract_check import Array
 from qwen_image_engine.engines.core.engine import Engine
-from qwen_image_engine.runtime.bench import ROUNDS, bench
-from qwen_image_engine.runtime.bench_case import Case
-from qwen_image_engine.runtime.bench_result import WayFacts
-from qwen_image_engine.runtime.bench_rounds import run_rounds
-from qwen_image_engine.runtime.bench_way import Drawer, Drawn, draw_once, pipeline_drawer
-from qwen_image_engine.runtime.bundle import Bundle
-from qwen_image_engine.runtime.comparison import compare
-from qwen_image_engine.runtime.memory import Components
+from qwen_image_engine.runtime.bundle.bundle import Bundle
+from qwen_image_engine.runtime.components import Components
+from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
-from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.timing import Timings
+from qwen_image_engine.runtime.tools.bench.case import Case
+from qwen_image_engine.runtime.tools.bench.contender import Drawer, Drawn, draw_once, pipeline_drawer
+from qwen_image_engine.runtime.tools.bench.measure import ROUNDS, bench
+from qwen_image_engine.runtime.tools.bench.result import WayFacts
+from qwen_image_engine.runtime.tools.bench.rounds import run_rounds
+from qwen_image_engine.runtime.tools.compare.compare import compare
 
 RESULTS = Path(__file__).parent / "results"
 PLANTED = (1.10, 1.01)
@@ -126,7 +126,11 @@ def overhead(step_s: float) -> dict[str, float]:
 def memory(options: argparse.Namespace, output: Path) -> dict[str, Any]:
     """The peak that `bench` reports, and the highest of its stages, against what the system counted."""
     width, height = options.size
-    command = [sys.executable, "-c", "import sys; from qwen_image_engine.runtime.command import main; sys.exit(main())"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from qwen_image_engine.runtime.cli.main import main; sys.exit(main())",
+    ]
     command += [
         "bench",
         str(options.bundle),

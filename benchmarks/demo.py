@@ -15,7 +15,7 @@ from sheet import save_sheet
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.runtime.command import main as qwen_image
+from qwen_image_engine.runtime.cli.main import main as qwen_image
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 

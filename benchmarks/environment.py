@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qwen_image_engine.runtime.machine import Machine, package_versions
+from qwen_image_engine.runtime.system.machine import Machine, package_versions
 
 
 def environment() -> dict[str, Any]:

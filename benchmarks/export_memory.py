@@ -24,7 +24,7 @@ import numpy as np
 from environment import environment
 from released_configs import configs_of_depth
 
-from qwen_image_engine.runtime.process_memory import highest_resident_bytes
+from qwen_image_engine.runtime.system.memory_use import highest_resident_bytes
 
 # Normal numbers in bf16, which are finite read as fp32 too: the second of a pair is the upper half of an fp32 number.
 BLOCK = (np.random.default_rng(0).standard_normal(8 << 20, np.float32).view(np.uint32) >> 16).astype("<u2").tobytes()

@@ -24,12 +24,12 @@ from environment import environment
 from measured_process import Measured, run_measured
 
 from qwen_image_engine.engines.core.engine import ENGINES
-from qwen_image_engine.runtime.commands.report import size_text, table
-from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.cli.shared.result import size_text, table
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = Path(__file__).with_name("full_size_parts.py")
-COMMAND = (sys.executable, "-c", "import sys; from qwen_image_engine.runtime.entry import main; sys.exit(main())")
+COMMAND = (sys.executable, "-c", "import sys; from qwen_image_engine.runtime.cli.entry import main; sys.exit(main())")
 EXPORTS = (("tensorrt", "bf16", "link"), ("cpu", "int8", "copy"))  # target, precision, weights
 
 Row = tuple[str, str]

@@ -16,15 +16,15 @@ import numpy as np
 
 from qwen_image_engine.engines.core.contract import Contract, split_axis
 from qwen_image_engine.engines.core.engine import Array
-from qwen_image_engine.runtime.bundle import Bundle
-from qwen_image_engine.runtime.commands.stages import stage_seconds
-from qwen_image_engine.runtime.layout import Layout
-from qwen_image_engine.runtime.memory import Components
+from qwen_image_engine.runtime.bundle.bundle import Bundle
+from qwen_image_engine.runtime.cli.shared.text import stage_seconds
+from qwen_image_engine.runtime.components import Components
+from qwen_image_engine.runtime.model.rope import rotary_tables
+from qwen_image_engine.runtime.model.sequence import Layout
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.process_memory import MemoryWatch
-from qwen_image_engine.runtime.prompt import tokenize
-from qwen_image_engine.runtime.rope import rotary_tables
-from qwen_image_engine.runtime.schedule import time_features
+from qwen_image_engine.runtime.sampling.schedule import time_features
+from qwen_image_engine.runtime.system.memory_use import MemoryWatch
+from qwen_image_engine.runtime.text.prompt import tokenize
 from qwen_image_engine.runtime.timing import Timings
 
 SENTENCE = "a red circle on the left, a blue square in the center and a green triangle at the top right, "

@@ -24,7 +24,7 @@ BUILD_SECONDS = 100.0
 def compared_shapes() -> Any:
     """What has room for `gpu_parity.SIZES`."""
     from qwen_image_engine.engines.plans.profile import Range
-    from qwen_image_engine.runtime.build_shapes import BuildShapes
+    from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
 
     return BuildShapes(sizes=((256, 256),), references=Range(0, 1, 2), reference_resolution=256)
 
@@ -70,8 +70,8 @@ def _calibration(work: Path) -> Path:
 def _built(bundle: Path, budget: Budget) -> tuple[list[str], str | None]:
     """Components that have an engine now, the transformer's first, and why others have none."""
     from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
-    from qwen_image_engine.runtime.build import build_bundle
-    from qwen_image_engine.runtime.manifest import read_manifest
+    from qwen_image_engine.runtime.bundle.manifest import read_manifest
+    from qwen_image_engine.runtime.tools.build.build import build_bundle
 
     late = None
     try:

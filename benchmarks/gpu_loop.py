@@ -21,7 +21,7 @@ from qwen_image_engine.engines.cuda.driver import device_facts
 from qwen_image_engine.engines.cuda.euler_kernel import NEVER, EulerKernel
 from qwen_image_engine.engines.cuda.memory import CudaContext
 from qwen_image_engine.engines.cuda.stream import CudaStream
-from qwen_image_engine.runtime.sampler import euler, guide
+from qwen_image_engine.runtime.sampling.euler import euler, guide
 
 KERNEL_SECONDS = 60.0
 STEPS = 8

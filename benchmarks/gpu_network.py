@@ -11,9 +11,9 @@ from torch import Tensor
 
 from qwen_image_engine.reference.config import TransformerConfig
 from qwen_image_engine.reference.transformer import KeyValue, Transformer
-from qwen_image_engine.runtime.layout import Layout
-from qwen_image_engine.runtime.rope import rotary_tables
-from qwen_image_engine.runtime.schedule import time_features
+from qwen_image_engine.runtime.model.rope import rotary_tables
+from qwen_image_engine.runtime.model.sequence import Layout
+from qwen_image_engine.runtime.sampling.schedule import time_features
 
 SIGMA = 0.5
 

@@ -61,7 +61,7 @@ def engine_rows(
     checkpoint: Checkpoint, bundle: Path, way: str, engine: str, device: torch.device, names: Sequence[str]
 ) -> Rows:
     """Components of a bundle on an engine against the reference in fp32 on the device."""
-    from qwen_image_engine.runtime.bundle import Bundle  # which needs more packages than torch does
+    from qwen_image_engine.runtime.bundle.bundle import Bundle  # which needs more packages than torch does
 
     opened = Bundle.open(bundle)
 

@@ -30,8 +30,8 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.transformer import Transformer
 
 if TYPE_CHECKING:  # what needs more packages than torch does is imported where it is used
-    from qwen_image_engine.runtime.build_shapes import BuildShapes
-    from qwen_image_engine.runtime.manifest import ComponentEntry
+    from qwen_image_engine.runtime.bundle.manifest import ComponentEntry
+    from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
 
 PRECISIONS = ("bf16", "fp8", "int8")
 BUILD_SECONDS = 240.0
@@ -143,8 +143,8 @@ class TensorRt:
         Raises:
             TimeoutError: the time is up.
         """
-        from qwen_image_engine.runtime.build import promise
-        from qwen_image_engine.runtime.build_shapes import Template, build_profiles
+        from qwen_image_engine.runtime.tools.build.build import promise
+        from qwen_image_engine.runtime.tools.build.shapes import Template, build_profiles
 
         entry = self.exported[component]
         profiles = build_profiles(entry.contract, self.shapes(), Template(0, ((0,),)), 0)
@@ -191,7 +191,7 @@ def _session() -> Any:
 
 def shapes_of(sides: list[int], prefix: int) -> BuildShapes:
     """Square pictures, one at a time, behind that many tokens."""
-    from qwen_image_engine.runtime.build_shapes import BuildShapes
+    from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
 
     sizes = tuple((16 * side, 16 * side) for side in sides)
     return BuildShapes(sizes, Range(1, prefix, prefix), Range.of(0))

@@ -39,12 +39,12 @@ from qwen_image_engine.reference.shapes.evaluate import (
     held_out,
     held_out_edits,
 )
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.conditioning import Conditioning
-from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.images.reference_image import ReferenceImages
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.reference_image import ReferenceImages
-from qwen_image_engine.runtime.sampler import euler
-from qwen_image_engine.runtime.start import Start
+from qwen_image_engine.runtime.sampling.euler import euler
+from qwen_image_engine.runtime.sampling.inputs import Start
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

@@ -5,7 +5,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-from qwen_image_engine.runtime.process_memory import MemoryUse, MemoryWatch
+from qwen_image_engine.runtime.system.memory_use import MemoryUse, MemoryWatch
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 from environment import environment
 from sheet import save_sheet
 
-from qwen_image_engine.runtime.command import main as qwen_image
+from qwen_image_engine.runtime.cli.main import main as qwen_image
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

@@ -15,8 +15,8 @@ import torch
 from environment import environment
 
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.runtime.commands.stages import stage_seconds
-from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.cli.shared.text import stage_seconds
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 WIDTH = HEIGHT = 256

@@ -47,10 +47,10 @@ from qwen_image_engine.export.recording import Recording, default_cases, record
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts, schedule_config
-from qwen_image_engine.runtime.manifest import read_manifest
-from qwen_image_engine.runtime.memory import Components
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.components import Components
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
-from qwen_image_engine.runtime.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = Path(__file__).parent / "prompts.txt"

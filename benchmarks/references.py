@@ -30,10 +30,10 @@ from qwen_image_engine.engines.core.engine import ENGINES, Engine, load_engine
 from qwen_image_engine.engines.onnxruntime.cpu import session_options
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.runtime.layout import ImageBlock, Layout, TextRun
-from qwen_image_engine.runtime.process_memory import MemoryWatch
-from qwen_image_engine.runtime.rope import rotary_tables
-from qwen_image_engine.runtime.schedule import time_features
+from qwen_image_engine.runtime.model.rope import rotary_tables
+from qwen_image_engine.runtime.model.sequence import ImageBlock, Layout, TextRun
+from qwen_image_engine.runtime.sampling.schedule import time_features
+from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 
 RESULTS = Path(__file__).parent / "results"
 ON_CPU = tuple(name for name in ENGINES if name not in ("onnxruntime-cuda", "tensorrt"))

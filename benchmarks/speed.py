@@ -43,7 +43,7 @@ from qwen_image_engine.export.compare import difference
 from qwen_image_engine.export.plan import plan_export
 from qwen_image_engine.export.recipe import recipe
 from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.runtime.manifest import ComponentEntry, Manifest
+from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, Manifest
 
 RESULTS = Path(__file__).parent / "results"
 BASELINES = ("diffusers fp32", "diffusers bf16")

@@ -18,7 +18,7 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK
 from qwen_image_engine.reference.network_tensors import read_tensors
 from qwen_image_engine.reference.tensor_file import TensorInfo
-from qwen_image_engine.runtime.manifest import QuantisedLayer
+from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer
 
 WEIGHT = ".weight"
 

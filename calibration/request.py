@@ -16,13 +16,13 @@ from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import model_facts, schedule_config
 from qwen_image_engine.runtime.denoiser import check_guidance
-from qwen_image_engine.runtime.prompt import tokenize
-from qwen_image_engine.runtime.reference import ReferenceSource
-from qwen_image_engine.runtime.reference_image import ReferenceImage, ReferenceImages
-from qwen_image_engine.runtime.schedule import ScheduleConfig
-from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION
-from qwen_image_engine.runtime.start import Start
-from qwen_image_engine.runtime.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.images.read import ReferenceSource
+from qwen_image_engine.runtime.images.reference_image import ReferenceImage, ReferenceImages
+from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
+from qwen_image_engine.runtime.sampling.inputs import Start
+from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
+from qwen_image_engine.runtime.text.prompt import tokenize
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 DEFAULT_SIZES = ((1024, 1024), (1344, 768), (768, 1344))
 """Of the released model's usual pictures. Both what a step sees and its sigma depend on the number of tokens."""

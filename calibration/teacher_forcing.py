@@ -23,12 +23,12 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts
 from qwen_image_engine.reference.transformer import Transformer
-from qwen_image_engine.runtime.layout import Layout, text_positions
-from qwen_image_engine.runtime.memory import Components
+from qwen_image_engine.runtime.components import Components
+from qwen_image_engine.runtime.model.rope import rotary_tables
+from qwen_image_engine.runtime.model.sequence import Layout, text_positions
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
-from qwen_image_engine.runtime.rope import rotary_tables
-from qwen_image_engine.runtime.schedule import time_features
-from qwen_image_engine.runtime.start import Start
+from qwen_image_engine.runtime.sampling.inputs import Start
+from qwen_image_engine.runtime.sampling.schedule import time_features
 
 Errors = tuple[tuple[float, ...], ...]
 """Relative L2 of the step's output, by trajectory and step."""

@@ -26,8 +26,8 @@ from qwen_image_engine.export.staging import check_output, staged
 from qwen_image_engine.reference.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.engine import NETWORK, dims
 from qwen_image_engine.reference.pipeline import model_facts
-from qwen_image_engine.runtime.bundle_files import describe_file
-from qwen_image_engine.runtime.manifest import (
+from qwen_image_engine.runtime.bundle.files import describe_file
+from qwen_image_engine.runtime.bundle.manifest import (
     CalibrationEntry,
     CheckpointEntry,
     FileEntry,

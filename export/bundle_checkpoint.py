@@ -8,9 +8,9 @@ from pathlib import Path
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.lora_file import LoraFile
-from qwen_image_engine.runtime.bundle_files import verify_files
-from qwen_image_engine.runtime.manifest import Manifest
-from qwen_image_engine.runtime.progress import ProgressBar
+from qwen_image_engine.runtime.bundle.files import verify_files
+from qwen_image_engine.runtime.bundle.manifest import Manifest
+from qwen_image_engine.runtime.system.progress import ProgressBar
 
 
 def check_hashes(bundle: Path, manifest: Manifest) -> None:

@@ -16,9 +16,9 @@ from qwen_image_engine.export.free_running import Trajectory, divergence
 from qwen_image_engine.export.recording import REFERENCE_RESOLUTION, Call, Recording
 from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold, thresholds
 from qwen_image_engine.export.verification import Row
-from qwen_image_engine.runtime.bundle import Bundle
-from qwen_image_engine.runtime.image import png_bytes
-from qwen_image_engine.runtime.manifest import Manifest
+from qwen_image_engine.runtime.bundle.bundle import Bundle
+from qwen_image_engine.runtime.bundle.manifest import Manifest
+from qwen_image_engine.runtime.images.png import png_bytes
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 

@@ -8,7 +8,7 @@ from qwen_image_engine.export.selection import networks, selected
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.network_tensors import read_tensors
 from qwen_image_engine.reference.pipeline import schedule_config
-from qwen_image_engine.runtime.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 
 def check_checkpoint(checkpoint: Checkpoint, components: Collection[str] | None = None) -> None:

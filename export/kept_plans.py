@@ -11,7 +11,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from qwen_image_engine.runtime.manifest import Manifest
+from qwen_image_engine.runtime.bundle.manifest import Manifest
 
 
 def keep_plans(previous: Manifest, old: Path, manifest: Manifest, folder: Path) -> Manifest:

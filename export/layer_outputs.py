@@ -13,7 +13,7 @@ from qwen_image_engine.calibration.linears import LINEARS
 from qwen_image_engine.calibration.quantised_network import WEIGHT
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec
 from qwen_image_engine.export.casts import cast
-from qwen_image_engine.runtime.manifest import ComponentEntry, QuantisedLayer
+from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, QuantisedLayer
 
 _LAST_OF_BLOCK = ".img_mlp.out"
 

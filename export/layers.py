@@ -24,7 +24,7 @@ from qwen_image_engine.export.layer_outputs import layer_graph, scaled_layers
 from qwen_image_engine.export.recording import Recording, ends
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, TorchEngine, load_network
-from qwen_image_engine.runtime.manifest import Manifest
+from qwen_image_engine.runtime.bundle.manifest import Manifest
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.engine import NETWORK, dims
 from qwen_image_engine.reference.network_tensors import read_tensors
-from qwen_image_engine.runtime.bundle_files import describe_file, file_sha256
-from qwen_image_engine.runtime.manifest import (
+from qwen_image_engine.runtime.bundle.files import describe_file, file_sha256
+from qwen_image_engine.runtime.bundle.manifest import (
     ComponentEntry,
     EmbeddingsEntry,
     FileEntry,

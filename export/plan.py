@@ -20,7 +20,7 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import dims
 from qwen_image_engine.reference.pipeline import model_facts
 from qwen_image_engine.reference.tensor_file import TensorInfo
-from qwen_image_engine.runtime.machine import reachable_memory_bytes
+from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
 
 Weights = Literal["copy", "link"]
 

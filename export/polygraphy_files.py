@@ -17,7 +17,7 @@ from typing import Any
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.recording import Call, Recording, ends
 from qwen_image_engine.export.thresholds import Threshold, thresholds
-from qwen_image_engine.runtime.manifest import Manifest
+from qwen_image_engine.runtime.bundle.manifest import Manifest
 
 SCRIPT = "run.sh"
 

@@ -18,10 +18,10 @@ from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.engine import Array, Engine
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import embedding_table, engine_loader, model_facts, schedule_config
-from qwen_image_engine.runtime.memory import Components, Memory
+from qwen_image_engine.runtime.components import Components, Memory
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
-from qwen_image_engine.runtime.schedule import sigmas
-from qwen_image_engine.runtime.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.sampling.schedule import sigmas
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 T = TypeVar("T")
 

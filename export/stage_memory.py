@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qwen_image_engine.engines.core.contract import Dims
-from qwen_image_engine.runtime.tiles import spans
+from qwen_image_engine.runtime.model.tiles import spans
 
 PROMPT_TOKENS = 200
 """Of a prompt as people write it, its template included."""

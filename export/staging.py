@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.runtime.manifest import MANIFEST, is_bundle
+from qwen_image_engine.runtime.bundle.manifest import MANIFEST, is_bundle
 
 # renameat2(2): both names change at once; AT_FDCWD takes them as paths.
 _RENAME_EXCHANGE = 2

@@ -24,12 +24,12 @@ from qwen_image_engine.export.verification import RecordedCase, Verification, Ve
 from qwen_image_engine.export.verify_options import Options, command
 from qwen_image_engine.reference.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.pipeline import engine_loader, reference_pipeline
-from qwen_image_engine.runtime.interruption import check_interrupted
-from qwen_image_engine.runtime.machine import Machine, package_versions
-from qwen_image_engine.runtime.manifest import Manifest, read_manifest, record_verification
+from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest, record_verification
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.progress import ProgressBar
-from qwen_image_engine.runtime.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.system.interruption import check_interrupted
+from qwen_image_engine.runtime.system.machine import Machine, package_versions
+from qwen_image_engine.runtime.system.progress import ProgressBar
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 
 def verify_bundle(bundle: str | Path, checkpoint: Source | None = None, **options: Unpack[Options]) -> Verification:

@@ -11,7 +11,7 @@ from qwen_image_engine.export.limits import Limit
 from qwen_image_engine.export.recording import Case
 from qwen_image_engine.reference.checkpoint import Source
 from qwen_image_engine.reference.lora_file import LoraFile
-from qwen_image_engine.runtime.memory import Memory
+from qwen_image_engine.runtime.components import Memory
 
 
 class Options(TypedDict, total=False):

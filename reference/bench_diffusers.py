@@ -11,11 +11,11 @@ from PIL import Image
 from qwen_image_engine.reference.bench_torch import open_checkpoint, stored_bytes
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.cpu_torchvision import leave_out_operators
-from qwen_image_engine.runtime.bench_case import Request
-from qwen_image_engine.runtime.bench_peers import INSTALL_DIFFUSERS, WaySpec
-from qwen_image_engine.runtime.bench_way import Drawer, Unavailable
-from qwen_image_engine.runtime.process_memory import MemoryWatch
+from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 from qwen_image_engine.runtime.timing import Timing, Timings
+from qwen_image_engine.runtime.tools.bench.case import Request
+from qwen_image_engine.runtime.tools.bench.contender import Drawer, Unavailable
+from qwen_image_engine.runtime.tools.bench.load import INSTALL_DIFFUSERS, WaySpec
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 

@@ -12,10 +12,10 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.lora_file import LoraFile
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.reference.transformer import Transformer
-from qwen_image_engine.runtime.bench_peers import WaySpec
-from qwen_image_engine.runtime.bench_way import Drawer, pipeline_drawer
-from qwen_image_engine.runtime.manifest import read_manifest
-from qwen_image_engine.runtime.process_memory import MemoryWatch
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.system.memory_use import MemoryWatch
+from qwen_image_engine.runtime.tools.bench.contender import Drawer, pipeline_drawer
+from qwen_image_engine.runtime.tools.bench.load import WaySpec
 
 
 def load_torch(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:

@@ -32,9 +32,9 @@ from qwen_image_engine.reference.lora_file import LoraFile
 from qwen_image_engine.reference.processor_config import ImageProcessorConfig
 from qwen_image_engine.reference.single_file import open_single_file
 from qwen_image_engine.reference.tensor_file import TensorInfo
-from qwen_image_engine.runtime.bundle_files import file_sha256
-from qwen_image_engine.runtime.checkpoint_flags import checkpoint_flags
-from qwen_image_engine.runtime.manifest import MANIFEST
+from qwen_image_engine.runtime.bundle.files import file_sha256
+from qwen_image_engine.runtime.bundle.manifest import MANIFEST
+from qwen_image_engine.runtime.bundle.manifest_entries import checkpoint_flags
 
 PIPELINE_CLASS = "QwenImage21Pipeline"
 TRANSFORMER = "transformer"
@@ -94,7 +94,7 @@ class Checkpoint:
         if not isinstance(source, str | Path):
             path = loaded_from(source, PIPELINE_CLASS)
             files = cls.open(path, transformer_file=transformer_file, attention=attention)
-            from qwen_image_engine.runtime.tokenizer import load_tokenizer  # a package that folders do without
+            from qwen_image_engine.runtime.text.tokenizer import load_tokenizer  # a package that folders do without
 
             vocabulary = load_tokenizer(files.folder).get_vocab()
             check_unchanged(source, files.components, files.scheduler, vocabulary)

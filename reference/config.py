@@ -14,7 +14,7 @@ from typing import Any
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.json_reader import MISSING, Reader
-from qwen_image_engine.runtime.model import ATTENTION
+from qwen_image_engine.runtime.model.facts import ATTENTION
 
 
 @dataclass(frozen=True)

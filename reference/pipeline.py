@@ -12,13 +12,13 @@ from qwen_image_engine.reference.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.component import FLOAT_DTYPES
 from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
 from qwen_image_engine.reference.vae import up_halo
-from qwen_image_engine.runtime.embedding import EmbeddingTable
-from qwen_image_engine.runtime.memory import Components, Memory
-from qwen_image_engine.runtime.model import ModelFacts, VisionFacts
+from qwen_image_engine.runtime.components import Components, Memory
+from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage, preloaded
-from qwen_image_engine.runtime.process_memory import MemoryWatch
-from qwen_image_engine.runtime.schedule import ScheduleConfig
-from qwen_image_engine.runtime.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
+from qwen_image_engine.runtime.system.memory_use import MemoryWatch
+from qwen_image_engine.runtime.text.embedding import EmbeddingTable
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 
 def reference_pipeline(

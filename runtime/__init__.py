@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from qwen_image_engine.engines.core.errors import QwenImageError as QwenImageError
     from qwen_image_engine.engines.core.errors import UsageError as UsageError
     from qwen_image_engine.runtime.conditioning import Conditioning as Conditioning
-    from qwen_image_engine.runtime.picture import Picture as Picture
-    from qwen_image_engine.runtime.picture import PictureParameters as PictureParameters
+    from qwen_image_engine.runtime.images.picture import Picture as Picture
+    from qwen_image_engine.runtime.images.picture import PictureParameters as PictureParameters
     from qwen_image_engine.runtime.pipeline import QwenImage as QwenImage
-    from qwen_image_engine.runtime.sampler import Step as Step
+    from qwen_image_engine.runtime.sampling.euler import Step as Step
 
 _HOME = {
     "Conditioning": "qwen_image_engine.runtime.conditioning",
-    "Picture": "qwen_image_engine.runtime.picture",
-    "PictureParameters": "qwen_image_engine.runtime.picture",
+    "Picture": "qwen_image_engine.runtime.images.picture",
+    "PictureParameters": "qwen_image_engine.runtime.images.picture",
     "QwenImage": "qwen_image_engine.runtime.pipeline",
     "QwenImageError": "qwen_image_engine.engines.core.errors",
-    "Step": "qwen_image_engine.runtime.sampler",
+    "Step": "qwen_image_engine.runtime.sampling.euler",
     "UsageError": "qwen_image_engine.engines.core.errors",
 }
 

@@ -12,11 +12,15 @@ from tokenizers import Tokenizer
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, with_room
 from qwen_image_engine.engines.core.engine import ON_GPU
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.lru_cache import Kept
 from qwen_image_engine.engines.cuda.driver import device_facts
-from qwen_image_engine.runtime.embedding import EmbeddingTable
-from qwen_image_engine.runtime.kept import Kept
-from qwen_image_engine.runtime.latents import pack_latents
-from qwen_image_engine.runtime.layout import (
+from qwen_image_engine.runtime.components import Components
+from qwen_image_engine.runtime.images.pixels import encoder_pixels, vae_pixels
+from qwen_image_engine.runtime.images.reference_image import ReferenceImage
+from qwen_image_engine.runtime.model.facts import ModelFacts
+from qwen_image_engine.runtime.model.latents import pack_latents
+from qwen_image_engine.runtime.model.rope import encoder_rotary_tables, rotary_tables
+from qwen_image_engine.runtime.model.sequence import (
     ImageBlock,
     Segment,
     TextRun,
@@ -24,14 +28,10 @@ from qwen_image_engine.runtime.layout import (
     prefix_positions,
     text_mask,
 )
-from qwen_image_engine.runtime.machine import reachable_memory_bytes
-from qwen_image_engine.runtime.memory import Components
-from qwen_image_engine.runtime.model import ModelFacts
-from qwen_image_engine.runtime.prompt import PromptTokens, tokenize
-from qwen_image_engine.runtime.reference_image import ReferenceImage
-from qwen_image_engine.runtime.reference_pixels import encoder_pixels, vae_pixels
-from qwen_image_engine.runtime.rope import encoder_rotary_tables, rotary_tables
-from qwen_image_engine.runtime.vision import interpolation, vision_patches, vision_rotary_tables
+from qwen_image_engine.runtime.model.vision import interpolation, vision_patches, vision_rotary_tables
+from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
+from qwen_image_engine.runtime.text.embedding import EmbeddingTable
+from qwen_image_engine.runtime.text.prompt import PromptTokens, tokenize
 
 KEPT_BYTES = 1 << 30
 """Of encodings, keys and values of earlier requests. Those of the last one stay besides: in fp32 the released model has

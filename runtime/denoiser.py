@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, repeat
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.runtime.components import Components
 from qwen_image_engine.runtime.conditioning import Conditioning
-from qwen_image_engine.runtime.layout import ImageBlock, Layout, text_mask
-from qwen_image_engine.runtime.machine import reachable_memory_bytes
-from qwen_image_engine.runtime.memory import Components
-from qwen_image_engine.runtime.model import ModelFacts
-from qwen_image_engine.runtime.rope import rotary_tables
-from qwen_image_engine.runtime.sampler import Velocity, guide
-from qwen_image_engine.runtime.schedule import time_features
+from qwen_image_engine.runtime.model.facts import ModelFacts
+from qwen_image_engine.runtime.model.rope import rotary_tables
+from qwen_image_engine.runtime.model.sequence import ImageBlock, Layout, text_mask
+from qwen_image_engine.runtime.sampling.euler import Velocity, guide
+from qwen_image_engine.runtime.sampling.schedule import time_features
+from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
 
 
 def check_guidance(guidance: float, has_negative: bool) -> None:

@@ -14,26 +14,26 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.runtime.bundle import Bundle
+from qwen_image_engine.runtime.bundle.bundle import Bundle
+from qwen_image_engine.runtime.components import Components, Memory
 from qwen_image_engine.runtime.conditioning import KEPT_BYTES, Conditioning, PromptEncoder, check_finite
 from qwen_image_engine.runtime.denoiser import check_guidance, denoiser
-from qwen_image_engine.runtime.device_loop import final_latents
-from qwen_image_engine.runtime.embedding import EmbeddingTable
-from qwen_image_engine.runtime.image import to_rgba8
-from qwen_image_engine.runtime.latents import unpack_latents
-from qwen_image_engine.runtime.memory import Components, Memory
-from qwen_image_engine.runtime.model import ModelFacts
-from qwen_image_engine.runtime.picture import Origin as Origin
-from qwen_image_engine.runtime.picture import Picture, PictureParameters
-from qwen_image_engine.runtime.process_memory import MemoryWatch
-from qwen_image_engine.runtime.progress import ProgressBar
-from qwen_image_engine.runtime.reference import ReferenceSource
-from qwen_image_engine.runtime.reference_image import ReferenceImages
-from qwen_image_engine.runtime.sampler import Step, Velocity, euler
-from qwen_image_engine.runtime.schedule import ScheduleConfig
-from qwen_image_engine.runtime.size import DEFAULT_RESOLUTION, latent_size
-from qwen_image_engine.runtime.start import Start
-from qwen_image_engine.runtime.tiles import draw_tiles
+from qwen_image_engine.runtime.device_sampling import final_latents
+from qwen_image_engine.runtime.images.picture import Origin as Origin
+from qwen_image_engine.runtime.images.picture import Picture, PictureParameters
+from qwen_image_engine.runtime.images.png import to_rgba8
+from qwen_image_engine.runtime.images.read import ReferenceSource
+from qwen_image_engine.runtime.images.reference_image import ReferenceImages
+from qwen_image_engine.runtime.model.facts import ModelFacts
+from qwen_image_engine.runtime.model.latents import unpack_latents
+from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, latent_size
+from qwen_image_engine.runtime.model.tiles import draw_tiles
+from qwen_image_engine.runtime.sampling.euler import Step, Velocity, euler
+from qwen_image_engine.runtime.sampling.inputs import Start
+from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
+from qwen_image_engine.runtime.system.memory_use import MemoryWatch
+from qwen_image_engine.runtime.system.progress import ProgressBar
+from qwen_image_engine.runtime.text.embedding import EmbeddingTable
 from qwen_image_engine.runtime.timing import Timings
 
 NO_REFERENCES = ReferenceImages()

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
-from qwen_image_engine.runtime.interruption import check_interrupted
-from qwen_image_engine.runtime.process_memory import MemoryUse, MemoryWatch
+from qwen_image_engine.runtime.system.interruption import check_interrupted
+from qwen_image_engine.runtime.system.memory_use import MemoryUse, MemoryWatch
 
 
 @dataclass(frozen=True)

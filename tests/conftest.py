@@ -155,7 +155,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """`fails(code, *arguments) -> message`: the command's one line, and the same in JSON."""
 
     def check(code: int, *arguments: object) -> str:
-        from qwen_image_engine.runtime.command import main
+        from qwen_image_engine.runtime.cli.main import main
 
         capsys.readouterr()
         words = [str(word) for word in arguments]

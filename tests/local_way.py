@@ -9,11 +9,12 @@ import pytest
 from numpy_engines import Journal, NumpyEngine
 
 from qwen_image_engine.engines.core.contract_check import Array
-from qwen_image_engine.runtime import bench_way, timing
-from qwen_image_engine.runtime.bench_case import Case
-from qwen_image_engine.runtime.bench_result import WayFacts
-from qwen_image_engine.runtime.bench_way import Drawer, Drawn, draw_once
-from qwen_image_engine.runtime.process_memory import MemoryWatch
+from qwen_image_engine.runtime import timing
+from qwen_image_engine.runtime.system.memory_use import MemoryWatch
+from qwen_image_engine.runtime.tools.bench import contender
+from qwen_image_engine.runtime.tools.bench.case import Case
+from qwen_image_engine.runtime.tools.bench.contender import Drawer, Drawn, draw_once
+from qwen_image_engine.runtime.tools.bench.result import WayFacts
 
 RESOLUTION = 32
 
@@ -65,6 +66,6 @@ class LocalWay:
 def use_clock(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Every measurement of a pipeline reads `clock`, and `numpy_pipeline` makes engines that move it."""
     monkeypatch.setattr(timing, "perf_counter", clock.read)
-    monkeypatch.setattr(bench_way, "perf_counter", clock.read)
-    monkeypatch.setattr(bench_way, "waited_s", dict)
+    monkeypatch.setattr(contender, "perf_counter", clock.read)
+    monkeypatch.setattr(contender, "waited_s", dict)
     monkeypatch.setattr("numpy_engines.NumpyEngine", ClockedEngine)

@@ -17,14 +17,14 @@ from qwen_image_engine.engines.core import contract_check
 from qwen_image_engine.engines.core.contract import Contract, Dims, contract
 from qwen_image_engine.engines.core.contract_check import Array
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, on_host
+from qwen_image_engine.runtime.components import Components, Memory
 from qwen_image_engine.runtime.conditioning import KEPT_BYTES
-from qwen_image_engine.runtime.embedding import EmbeddingTable
-from qwen_image_engine.runtime.memory import Components, Memory
-from qwen_image_engine.runtime.model import ModelFacts, VisionFacts
-from qwen_image_engine.runtime.picture import Picture
+from qwen_image_engine.runtime.images.picture import Picture
+from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
-from qwen_image_engine.runtime.schedule import ScheduleConfig
-from qwen_image_engine.runtime.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
+from qwen_image_engine.runtime.text.embedding import EmbeddingTable
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 DIMS = Dims(
     encoder_hidden=8,

@@ -13,8 +13,8 @@ from numpy_engines import Journal, numpy_pipeline
 
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec, split_axis
 from qwen_image_engine.engines.plans.entry import Profile, Shape
-from qwen_image_engine.runtime.bundle import Bundle
-from qwen_image_engine.runtime.memory import Components, Memory
+from qwen_image_engine.runtime.bundle.bundle import Bundle
+from qwen_image_engine.runtime.components import Components, Memory
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 SIZE: dict[str, Any] = {"width": 64, "height": 96, "steps": 5}

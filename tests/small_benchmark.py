@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from qwen_image_engine.runtime.bench_settings import Settings
+from qwen_image_engine.runtime.tools.bench.settings import Settings
 
 
 def settings(**given: Any) -> Settings:

@@ -17,14 +17,14 @@ import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.prompt import MAX_PROMPT_TOKENS
+from qwen_image_engine.runtime.text.prompt import MAX_PROMPT_TOKENS
 
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
-ENTRY = "import sys; from qwen_image_engine.runtime.entry import main; sys.exit(main())"
+ENTRY = "import sys; from qwen_image_engine.runtime.cli.entry import main; sys.exit(main())"
 TOO_LONG = "a " * (MAX_PROMPT_TOKENS + 1)
 
 
@@ -236,7 +236,7 @@ CALIBRATE = ["calibrate", "-m", "model", "calibration", "--prompts", "prompts.tx
 )
 def test_export_packages_not_installed(output: Path, package: str, verb: list[str]) -> None:
     program = (
-        f"import sys; sys.modules[{package!r}] = None; from qwen_image_engine.runtime.command import main; "
+        f"import sys; sys.modules[{package!r}] = None; from qwen_image_engine.runtime.cli.main import main; "
         f"sys.exit(main({verb!r}))"
     )
     found = subprocess.run([sys.executable, "-c", program], cwd=output, capture_output=True, text=True, check=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_image_engine.runtime.command import main
+from qwen_image_engine.runtime.cli.main import main
 
 REQUESTS = {
     "link": (("--precision", "int8", "--weights", "link"), "use --weights copy"),

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.runtime.bundle_files import verify_files
-from qwen_image_engine.runtime.manifest import read_manifest
-from qwen_image_engine.runtime.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.bundle.files import verify_files
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SHARDS = {"transformer": 2, "text_encoder": 4, "vae": 1}

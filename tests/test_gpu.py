@@ -144,8 +144,8 @@ def test_what_is_compared_has_room_in_the_profiles() -> None:
     from qwen_image_engine.engines.plans.profile_choice import choose_profile
     from qwen_image_engine.reference.checkpoint import Checkpoint
     from qwen_image_engine.reference.engine import components, dims
-    from qwen_image_engine.runtime.build_shapes import Template, build_profiles
-    from qwen_image_engine.runtime.tokenizer import load_tokenizer
+    from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
+    from qwen_image_engine.runtime.tools.build.shapes import Template, build_profiles
 
     checkpoint = Checkpoint.open(BENCHMARKS.parent / "reference" / "shapes" / "checkpoint")
     template = Template.of(load_tokenizer(checkpoint.folder), 2)

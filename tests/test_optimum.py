@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen_image_engine.runtime.command import main
-from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 

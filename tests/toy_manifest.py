@@ -4,7 +4,7 @@ from typing import Any
 
 from numpy_engines import DIMS, FACTS
 
-from qwen_image_engine.runtime.manifest import CheckpointEntry, Manifest, Tool
+from qwen_image_engine.runtime.bundle.manifest import CheckpointEntry, Manifest, Tool
 
 
 def toy_manifest(**values: Any) -> Manifest:

@@ -10,7 +10,7 @@ from argparse import ArgumentParser
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
-from qwen_image_engine.runtime.commands import export
+from qwen_image_engine.runtime.cli.verbs import export
 
 
 class QwenImageExportCommand(BaseOptimumCLICommand):
@@ -26,7 +26,7 @@ class QwenImageExportCommand(BaseOptimumCLICommand):
 
     def run(self) -> None:
         """Export, and leave the process with the verb's exit code."""
-        from qwen_image_engine.runtime.command import carry_out
+        from qwen_image_engine.runtime.cli.main import carry_out
 
         options = self.args
         assert options is not None

@@ -24,8 +24,8 @@ from qwen_image_engine.reference.shapes.prompts import write_prompt
 from qwen_image_engine.reference.shapes.rate import share_of_rate
 from qwen_image_engine.reference.shapes.scene import split_scene
 from qwen_image_engine.reference.shapes.text_batch import Reader, TextBatch, tokenize_batch
-from qwen_image_engine.runtime.layout import ImageBlock, TextRun
-from qwen_image_engine.runtime.reference_pixels import encoder_pixels
+from qwen_image_engine.runtime.images.pixels import encoder_pixels
+from qwen_image_engine.runtime.model.sequence import ImageBlock, TextRun
 
 STEPS = 400
 BATCH = 40

@@ -17,7 +17,7 @@ from qwen_image_engine.reference.shapes.prompts import write_prompt
 from qwen_image_engine.reference.shapes.scene import Scene, split_scene
 from qwen_image_engine.reference.shapes.vae_training import to_model_range
 from qwen_image_engine.reference.vae import Vae
-from qwen_image_engine.runtime.reference_pixels import encoder_pixels
+from qwen_image_engine.runtime.images.pixels import encoder_pixels
 
 _BATCH_PIXELS = 64 * 128 * 128
 COMBINE_SHARE = 0.2

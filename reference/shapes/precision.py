@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from qwen_image_engine.runtime.machine import Machine
+from qwen_image_engine.runtime.system.machine import Machine
 
 
 def autocast(device: str) -> torch.autocast:

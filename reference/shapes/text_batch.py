@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from qwen_image_engine.reference.config import TextEncoderConfig, VisionConfig
 from qwen_image_engine.reference.text_encoder import TextEncoder
 from qwen_image_engine.reference.vision import Vision
-from qwen_image_engine.runtime.layout import ImageBlock, Segment, TextRun, encoder_positions
-from qwen_image_engine.runtime.prompt import tokenize
-from qwen_image_engine.runtime.rope import encoder_rotary_tables
-from qwen_image_engine.runtime.vision import interpolation, vision_patches, vision_rotary_tables
+from qwen_image_engine.runtime.model.rope import encoder_rotary_tables
+from qwen_image_engine.runtime.model.sequence import ImageBlock, Segment, TextRun, encoder_positions
+from qwen_image_engine.runtime.model.vision import interpolation, vision_patches, vision_rotary_tables
+from qwen_image_engine.runtime.text.prompt import tokenize
 
 MEAN_STD = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """Of the pixels that the vision tower sees, as in the released processor."""

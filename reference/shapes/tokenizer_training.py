@@ -5,7 +5,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from qwen_image_engine.reference.shapes.prompts import CHINESE_WORDS, write_prompt
 from qwen_image_engine.reference.shapes.scene import random_scene
-from qwen_image_engine.runtime.prompt import TEXT_TEMPLATE
+from qwen_image_engine.runtime.text.prompt import TEXT_TEMPLATE
 
 VOCABULARY = 520
 PROMPTS = 3000

@@ -13,7 +13,7 @@ from qwen_image_engine.reference.shapes.sizes import vision_config
 from qwen_image_engine.reference.shapes.text_batch import Reader
 from qwen_image_engine.reference.shapes.transformer_training import Denoiser
 from qwen_image_engine.reference.vae import Vae
-from qwen_image_engine.runtime.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 
 def read_trained(folder: Path) -> tuple[Vae, Denoiser, Tokenizer]:

@@ -23,8 +23,8 @@ from qwen_image_engine.reference.shapes.muon import Muon
 from qwen_image_engine.reference.shapes.precision import autocast
 from qwen_image_engine.reference.shapes.text_batch import Reader, TextBatch, initialise, tokenize_batch
 from qwen_image_engine.reference.transformer import TIME_FEATURES, KeyValue, Transformer
-from qwen_image_engine.runtime.layout import ImageBlock, Layout, TextRun
-from qwen_image_engine.runtime.rope import rotary_tables
+from qwen_image_engine.runtime.model.rope import rotary_tables
+from qwen_image_engine.runtime.model.sequence import ImageBlock, Layout, TextRun
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A result of `bench` or `verify` as one HTML page: plots, pictures and tables, without a network and without scripts.
 
-    from qwen_image_engine.runtime.report.folder import write_report
+    from qwen_image_engine.runtime.tools.report.folder import write_report
 
     write_report(bench("bundle", baselines=["torch"], pictures=True), "report")
 

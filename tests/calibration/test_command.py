@@ -16,10 +16,10 @@ from small_calibration import PROMPTS, SETTINGS, SHAPES
 from qwen_image_engine.calibration.calibration import TENSORS, Calibration
 from qwen_image_engine.calibration.partial import PARTIAL
 from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.runtime.command import main
-from qwen_image_engine.runtime.commands.calibrate import read_prompts
+from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.cli.verbs.calibrate import read_prompts
 
-COMMAND = [sys.executable, "-c", "import sys; from qwen_image_engine.runtime.command import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "import sys; from qwen_image_engine.runtime.cli.main import main; sys.exit(main())"]
 FLAGS = ("--size", "64x64", "96x32", "--steps", str(SETTINGS["steps"]), "--seed", str(SETTINGS["seed"]))
 
 

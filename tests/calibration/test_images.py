@@ -16,8 +16,8 @@ from qwen_image_engine.calibration.trajectories import Trajectories
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.transformer import Transformer
-from qwen_image_engine.runtime.command import main
-from qwen_image_engine.runtime.commands.calibrate import image_files
+from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.cli.verbs.calibrate import image_files
 
 PROMPTS = ("make it red", "a circle", "a blue one")
 IMAGES = (patches(300, 320), patches(400, 280, "RGB", 1))

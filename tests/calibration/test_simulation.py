@@ -21,7 +21,7 @@ from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import load_network
 from qwen_image_engine.reference.transformer import Transformer
-from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
 
 PROMPTS = ["a red circle", "a blue square"]
 SETTINGS: dict[str, Any] = {"steps": 2, "sizes": [(64, 64)]}

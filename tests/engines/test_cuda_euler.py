@@ -15,7 +15,7 @@ from qwen_image_engine.engines.cuda.buffer import DeviceBuffer
 from qwen_image_engine.engines.cuda.euler_kernel import NEVER, PTX, EulerKernel
 from qwen_image_engine.engines.cuda.memory import CudaContext
 from qwen_image_engine.engines.cuda.stream import CudaStream
-from qwen_image_engine.runtime.sampler import euler, guide
+from qwen_image_engine.runtime.sampling.euler import euler, guide
 
 PTXAS = shutil.which("ptxas")
 

@@ -10,7 +10,7 @@ from qwen_image_engine.engines.onnxruntime import saturation
 from qwen_image_engine.engines.onnxruntime.cpu import session_options
 from qwen_image_engine.engines.openvino import saturation as openvino_saturation
 from qwen_image_engine.engines.openvino.saturation import has_int8_weights
-from qwen_image_engine.runtime.machine import CPU_FLAGS, Machine, int8_expectation
+from qwen_image_engine.runtime.system.machine import CPU_FLAGS, Machine, int8_expectation
 
 openvino = pytest.importorskip("openvino")
 

@@ -143,7 +143,7 @@ def test_a_build(trt: FakeTensorRT, tmp_path: Path) -> None:
     result = builder().build(job(tmp_path), lambda *words: said.append(words) is None)
     plan = tmp_path / "step.plan"
     assert plan.read_bytes() == b"".join(PLAN)
-    from qwen_image_engine.runtime.bundle_files import file_sha256
+    from qwen_image_engine.runtime.bundle.files import file_sha256
 
     assert (result.bytes, result.sha256) == (plan.stat().st_size, file_sha256(plan))
     assert (result.fused_attentions, result.fp8_products, result.int8_products) == (1, 1, 0)

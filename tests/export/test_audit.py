@@ -15,7 +15,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export import recipe
 from qwen_image_engine.export.audit import audit
 from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
 
 SPOILED = "transformer_blocks.1.img_mlp.out.weight"
 

@@ -31,8 +31,8 @@ from qwen_image_engine.export.tensorrt_rules import RULES, broken_rules
 from qwen_image_engine.export.verify import verify_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, reference_engines
-from qwen_image_engine.runtime.bundle import Bundle
-from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.bundle import Bundle
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
 
 Export = Callable[[str], tuple[Path, Path]]
 COMPONENTS = tuple(name for name in MODEL_FILES if name != "joint")
@@ -275,8 +275,8 @@ class TestFp8:
         self, static_bundle: Callable[..., tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         gpu = DeviceFacts("NVIDIA A100", "8.0", 13000, total_bytes=1 << 34, free_bytes=1 << 34)
-        monkeypatch.setattr("qwen_image_engine.runtime.bundle.require", lambda name: None)
-        monkeypatch.setattr("qwen_image_engine.runtime.bundle.device_facts", lambda: gpu)
+        monkeypatch.setattr("qwen_image_engine.runtime.bundle.bundle.require", lambda name: None)
+        monkeypatch.setattr("qwen_image_engine.runtime.bundle.bundle.device_facts", lambda: gpu)
         bundle = Bundle.open(static_bundle("narrow", "cuda", "fp8")[1])
         with pytest.raises(QwenImageError, match=r"step: its graph is in fp8.* 8\.9 or newer; NVIDIA A100 has 8\.0"):
             bundle.load_engine("step", "onnxruntime-cuda")

@@ -12,7 +12,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export import file_hashes, network_folder
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.file_hashes import FileHashes
-from qwen_image_engine.runtime.bundle_files import file_sha256
+from qwen_image_engine.runtime.bundle.files import file_sha256
 
 
 def test_hashes_are_hashlibs(tmp_path: Path) -> None:

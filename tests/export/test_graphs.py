@@ -13,7 +13,7 @@ from qwen_image_engine.export.network_folder import MODEL_FILES
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, dims
 from qwen_image_engine.reference.network_tensors import read_tensors
-from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
 
 Bundles = Callable[[str], tuple[Path, Path]]
 

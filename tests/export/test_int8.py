@@ -19,7 +19,7 @@ from qwen_image_engine.export.recipe import recipe
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import reference_engines
 from qwen_image_engine.reference.tensor_file import read_header
-from qwen_image_engine.runtime.manifest import QuantisedLayer, read_manifest
+from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer, read_manifest
 
 Bundles = Callable[..., tuple[Path, Path]]
 Inputs = Callable[..., dict[str, Array]]

@@ -16,11 +16,11 @@ from qwen_image_engine.export.layers import Layer, Layers
 from qwen_image_engine.export.recording import Case
 from qwen_image_engine.export.verification import Verification
 from qwen_image_engine.export.verify import verify_bundle
+from qwen_image_engine.export.verify.report.tables import tables
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import empty_network
-from qwen_image_engine.runtime.bundle_files import file_sha256
-from qwen_image_engine.runtime.commands.verify_tables import tables
-from qwen_image_engine.runtime.manifest import QuantisedLayer, read_manifest
+from qwen_image_engine.runtime.bundle.files import file_sha256
+from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer, read_manifest
 
 QUICK = (Case("quick", "a red circle", 64, 32),)
 PLANTED = "transformer_blocks.1.attn.to_out.0"

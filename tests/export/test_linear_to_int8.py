@@ -13,7 +13,7 @@ from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec
 from qwen_image_engine.engines.core.engine import Array, load_engine
 from qwen_image_engine.export.linear_to_int8 import LinearToInt8
-from qwen_image_engine.runtime.manifest import QuantisedLayer
+from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer
 
 RNG = np.random.default_rng(0)
 ROWS, CHANNELS, OUTPUTS = 37, 192, 72

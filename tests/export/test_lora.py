@@ -21,9 +21,9 @@ from qwen_image_engine.export.verify import verify_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.lora_file import LoraFile
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.runtime.bundle_files import file_sha256
-from qwen_image_engine.runtime.command import main
-from qwen_image_engine.runtime.manifest import LoraEntry, read_manifest
+from qwen_image_engine.runtime.bundle.files import file_sha256
+from qwen_image_engine.runtime.bundle.manifest import LoraEntry, read_manifest
+from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 QUICK = (Case("quick", "a red circle", 64, 32),)

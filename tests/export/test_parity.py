@@ -13,7 +13,7 @@ from onnx.reference.op_run import OpRun
 from qwen_image_engine.engines.core.engine import Array, Engine, load_engine
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK, reference_engines
-from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
 
 COMPONENTS = tuple(NETWORK)
 

@@ -18,11 +18,11 @@ from qwen_image_engine.export.verify import verify_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import reference_engines
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.runtime.command import main
-from qwen_image_engine.runtime.manifest import read_manifest
-from qwen_image_engine.runtime.picture import Picture
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.images.picture import Picture
+from qwen_image_engine.runtime.model.vision import interpolation, vision_rotary_tables
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.vision import interpolation, vision_rotary_tables
 
 IMAGES = (patches(400, 300), patches(300, 420, "RGB", 1))
 EDIT: dict[str, Any] = {

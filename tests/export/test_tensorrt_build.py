@@ -27,10 +27,10 @@ from qwen_image_engine.engines.tensorrt.build.launch import Watch
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.runtime.build import build_bundle
-from qwen_image_engine.runtime.build_shapes import BuildShapes
-from qwen_image_engine.runtime.manifest import Manifest, read_manifest
-from qwen_image_engine.runtime.memory import Components
+from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
+from qwen_image_engine.runtime.components import Components
+from qwen_image_engine.runtime.tools.build.build import build_bundle
+from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
 
 Bundles = Callable[..., tuple[Path, Path]]
 Build = Callable[..., Manifest]
@@ -53,7 +53,7 @@ def build(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Buil
     fake = FakeTensorRT(tensorrt_stub)
     played = PlayedBuilder(fake)
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    monkeypatch.setattr("qwen_image_engine.runtime.build.tensorrt_version", lambda: "11.4.0.106")
+    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.build.tensorrt_version", lambda: "11.4.0.106")
     _forget_modules()
     builder = importlib.import_module("qwen_image_engine.engines.tensorrt.build.builder")
 

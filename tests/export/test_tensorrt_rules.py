@@ -12,8 +12,8 @@ from broken_graphs import ALSO, BROKEN, Change
 from qwen_image_engine.export.graph_rule import Expected
 from qwen_image_engine.export.network_folder import MODEL_FILES
 from qwen_image_engine.export.tensorrt_rules import RULES, SHARED_WITH_CUDA, broken_rules
-from qwen_image_engine.runtime.command import main
-from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.cli.main import main
 
 Bundles = Callable[..., tuple[Path, Path]]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from qwen_image_engine.engines.core.engine import load_engine
-from qwen_image_engine.runtime.manifest import read_manifest
-from qwen_image_engine.runtime.tiles import draw_tiles
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.model.tiles import draw_tiles
 
 # Tiles of 19 by 26 latents in 3 by 4, of 6 or 7 a side; fp32 in another order, as in `test_parity`.
 ROWS, COLUMNS, MOST = 19, 26, 7

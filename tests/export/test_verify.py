@@ -16,9 +16,9 @@ from qwen_image_engine.export.recording import STEPS, Case
 from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold, thresholds
 from qwen_image_engine.export.verification import Row
 from qwen_image_engine.export.verify import verify_bundle
-from qwen_image_engine.runtime.bundle_files import file_sha256
-from qwen_image_engine.runtime.command import main
-from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.files import file_sha256
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.cli.main import main
 
 QUICK = (Case("quick", "a red circle", 64, 32),)
 

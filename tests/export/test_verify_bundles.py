@@ -15,11 +15,11 @@ from qwen_image_engine.export.recipe import RECIPES
 from qwen_image_engine.export.recording import Case
 from qwen_image_engine.export.thresholds import THRESHOLDS
 from qwen_image_engine.export.verify import verify, verify_bundle
+from qwen_image_engine.export.verify.report.tables import tables
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import NETWORK
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.runtime.commands.verify_tables import tables
-from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
 
 QUICK = (Case("quick", "a red circle", 64, 32),)
 SHAPES = Path(__file__).parents[2] / "reference" / "shapes" / "checkpoint"

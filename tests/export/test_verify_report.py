@@ -22,8 +22,8 @@ from qwen_image_engine.export.verify import verify
 from qwen_image_engine.export.verify_options import command
 from qwen_image_engine.reference.lora_file import LoraFile
 from qwen_image_engine.reference.shapes.evaluate import Score
-from qwen_image_engine.runtime.image import png_bytes
-from qwen_image_engine.runtime.report.folder import write_report
+from qwen_image_engine.runtime.images.png import png_bytes
+from qwen_image_engine.runtime.tools.report.folder import write_report
 
 ATTACK = '"><script>alert(1)</script>'
 

@@ -10,11 +10,11 @@ from qwen_image_engine.reference.bench_diffusers import check_drawable, load_dif
 from qwen_image_engine.reference.bench_torch import compile_blocks, load_torch
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import load_network
-from qwen_image_engine.runtime.bench_case import Case
-from qwen_image_engine.runtime.bench_peers import WaySpec
-from qwen_image_engine.runtime.bench_way import Unavailable, draw_once
-from qwen_image_engine.runtime.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.timing import Timing
+from qwen_image_engine.runtime.tools.bench.case import Case
+from qwen_image_engine.runtime.tools.bench.contender import Unavailable, draw_once
+from qwen_image_engine.runtime.tools.bench.load import WaySpec
 
 CASE = Case(64, 32, 3, 2, 1)
 RESOLUTION = 288

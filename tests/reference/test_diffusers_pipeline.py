@@ -13,8 +13,8 @@ from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.recording import Case
 from qwen_image_engine.export.verify import verify_bundle
 from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.runtime.bench import bench
-from qwen_image_engine.runtime.bench_peers import WaySpec
+from qwen_image_engine.runtime.tools.bench.load import WaySpec
+from qwen_image_engine.runtime.tools.bench.measure import bench
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_bench_runs_the_files_that_it_was_loaded_from(
         specs.append(spec)
         raise QwenImageError("stopped")
 
-    monkeypatch.setattr("qwen_image_engine.runtime.bench.ProcessWay", started)
+    monkeypatch.setattr("qwen_image_engine.runtime.tools.bench.measure.ProcessWay", started)
     small: Any = {"baselines": ["torch"], "sizes": [(64, 32)], "steps": [2]}
     with pytest.raises(QwenImageError, match="stopped"):
         bench(tmp_path / "bundle", checkpoint=pipeline, **small)

@@ -15,10 +15,10 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.text_encoder import TextEncoder
 from qwen_image_engine.reference.transformer import Transformer
 from qwen_image_engine.reference.vae import Vae, up_halo
-from qwen_image_engine.runtime.layout import Layout, text_positions
-from qwen_image_engine.runtime.rope import encoder_rotary_tables, rotary_tables
-from qwen_image_engine.runtime.schedule import time_features
-from qwen_image_engine.runtime.tiles import draw_tiles
+from qwen_image_engine.runtime.model.rope import encoder_rotary_tables, rotary_tables
+from qwen_image_engine.runtime.model.sequence import Layout, text_positions
+from qwen_image_engine.runtime.model.tiles import draw_tiles
+from qwen_image_engine.runtime.sampling.schedule import time_features
 
 # fp32 sums taken in another order differ by 1e-7 to 1e-6 after a few layers; a wrong term is 1e-3 and more.
 TOLERANCE = 1e-5

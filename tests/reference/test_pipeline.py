@@ -12,8 +12,8 @@ from oracles import load_pipeline
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.prompt import MAX_PROMPT_TOKENS
-from qwen_image_engine.runtime.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.text.prompt import MAX_PROMPT_TOKENS
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 # Found: 2e-7 to 7e-7 on these weights. What one fp32 step leaves (1e-7) grows with steps and guidance; a wrong term,
 # position or sigma is 1e-3 and more.

@@ -15,9 +15,9 @@ from torch import Tensor
 from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import load_network
 from qwen_image_engine.reference.transformer import KeyValue, Transformer
-from qwen_image_engine.runtime.layout import ImageBlock, Layout, Segment, TextRun, text_mask
-from qwen_image_engine.runtime.rope import rotary_tables
-from qwen_image_engine.runtime.schedule import time_features
+from qwen_image_engine.runtime.model.rope import rotary_tables
+from qwen_image_engine.runtime.model.sequence import ImageBlock, Layout, Segment, TextRun, text_mask
+from qwen_image_engine.runtime.sampling.schedule import time_features
 
 # fp32 in another order; a wrong mask, position or term is 1e-3 and more.
 TOLERANCE = 1e-5

@@ -14,9 +14,9 @@ from qwen_image_engine.reference.checkpoint import Checkpoint
 from qwen_image_engine.reference.engine import load_network
 from qwen_image_engine.reference.text_encoder import TextEncoder
 from qwen_image_engine.reference.vision import Vision
-from qwen_image_engine.runtime.layout import ImageBlock, Segment, TextRun, encoder_positions, text_positions
-from qwen_image_engine.runtime.rope import encoder_rotary_tables
-from qwen_image_engine.runtime.vision import interpolation, vision_rotary_tables
+from qwen_image_engine.runtime.model.rope import encoder_rotary_tables
+from qwen_image_engine.runtime.model.sequence import ImageBlock, Segment, TextRun, encoder_positions, text_positions
+from qwen_image_engine.runtime.model.vision import interpolation, vision_rotary_tables
 
 # fp32 in another order; a wrong term is 1e-3 and more.
 TOLERANCE = 1e-5

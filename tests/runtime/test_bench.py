@@ -11,13 +11,13 @@ import pytest
 
 from qwen_image_engine.engines.core.engine import ENGINES
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.bench import bench
-from qwen_image_engine.runtime.bench_case import Case
-from qwen_image_engine.runtime.bench_peers import WaySpec, computed_precision, load_way
-from qwen_image_engine.runtime.bench_process import ProcessWay
-from qwen_image_engine.runtime.bench_result import Benchmark
-from qwen_image_engine.runtime.bench_way import Unavailable
-from qwen_image_engine.runtime.command import main
+from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.tools.bench.case import Case
+from qwen_image_engine.runtime.tools.bench.contender import Unavailable
+from qwen_image_engine.runtime.tools.bench.load import WaySpec, computed_precision, load_way
+from qwen_image_engine.runtime.tools.bench.measure import bench
+from qwen_image_engine.runtime.tools.bench.process import ProcessWay
+from qwen_image_engine.runtime.tools.bench.result import Benchmark
 
 TINY = ("--size", "64x32", "-s", "2", "--threads", "1")
 

@@ -15,15 +15,15 @@ import pytest
 from local_way import Clock, ClockedJournal, LocalWay, use_clock
 from numpy_engines import numpy_pipeline
 
-from qwen_image_engine.runtime.bench import ROUNDS
-from qwen_image_engine.runtime.bench_case import Case, request
-from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts
-from qwen_image_engine.runtime.bench_rounds import run_rounds
-from qwen_image_engine.runtime.bench_runs import CaseRuns
-from qwen_image_engine.runtime.bench_settings import Settings
-from qwen_image_engine.runtime.bench_way import pipeline_drawer
-from qwen_image_engine.runtime.commands.bench import _lines as bench_lines
-from qwen_image_engine.runtime.process_memory import MemoryUse
+from qwen_image_engine.runtime.cli.verbs.bench import _lines as bench_lines
+from qwen_image_engine.runtime.system.memory_use import MemoryUse
+from qwen_image_engine.runtime.tools.bench.case import Case, request
+from qwen_image_engine.runtime.tools.bench.contender import pipeline_drawer
+from qwen_image_engine.runtime.tools.bench.measure import ROUNDS
+from qwen_image_engine.runtime.tools.bench.result import Benchmark, WayFacts
+from qwen_image_engine.runtime.tools.bench.rounds import run_rounds
+from qwen_image_engine.runtime.tools.bench.runs import CaseRuns
+from qwen_image_engine.runtime.tools.bench.settings import Settings
 
 SPEED = Path(__file__).parents[2] / "benchmarks" / "results" / "speed.json"
 CASE = Case(64, 96, 5)

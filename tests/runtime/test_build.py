@@ -20,11 +20,8 @@ from qwen_image_engine.engines.plans.memory import port_bytes
 from qwen_image_engine.engines.plans.profile import Range
 from qwen_image_engine.engines.tensorrt.build.job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult, Promise
 from qwen_image_engine.engines.tensorrt.build.launch import Watch
-from qwen_image_engine.runtime.build import build_bundle
-from qwen_image_engine.runtime.build_shapes import BuildShapes, Template, build_profiles
-from qwen_image_engine.runtime.bundle_files import check_files, describe_file, verify_files
-from qwen_image_engine.runtime.command import main
-from qwen_image_engine.runtime.manifest import (
+from qwen_image_engine.runtime.bundle.files import check_files, describe_file, verify_files
+from qwen_image_engine.runtime.bundle.manifest import (
     ComponentEntry,
     EmbeddingsEntry,
     Fp8Scales,
@@ -33,8 +30,11 @@ from qwen_image_engine.runtime.manifest import (
     record_verification,
     write_manifest,
 )
-from qwen_image_engine.runtime.plans_folder import PLANS
-from qwen_image_engine.runtime.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.tools.build.build import build_bundle
+from qwen_image_engine.runtime.tools.build.plans_folder import PLANS
+from qwen_image_engine.runtime.tools.build.shapes import BuildShapes, Template, build_profiles
 
 SHAPES = BuildShapes(sizes=((512, 512), (1024, 1024)))
 GPU = DeviceFacts("NVIDIA H100 80GB HBM3", "9.0", 13000, total_bytes=80 << 30, free_bytes=79 << 30)
@@ -44,7 +44,7 @@ COMPONENTS = ("text_encoder", "vision", "prefix", "prefix_image", "step", "vae_e
 @pytest.fixture
 def bundle(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """For TensorRT, with graphs that are no graphs."""
-    monkeypatch.setattr("qwen_image_engine.runtime.build.tensorrt_version", lambda: "11.4.0.106")
+    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.build.tensorrt_version", lambda: "11.4.0.106")
     folder = tmp_path / "bundle"
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.bin"))
     components = {}
@@ -165,7 +165,7 @@ def test_another_graph_weight_or_tensorrt_builds_again(bundle: Path, monkeypatch
     for name in ("step.onnx", "weights.safetensors", "tensorrt"):
         build(bundle, Fake(), only=("step",))
         if name == "tensorrt":
-            monkeypatch.setattr("qwen_image_engine.runtime.build.tensorrt_version", lambda: "11.4.1.2")
+            monkeypatch.setattr("qwen_image_engine.runtime.tools.build.build.tensorrt_version", lambda: "11.4.1.2")
         else:
             (bundle / name).write_bytes(b"another")
             manifest = read_manifest(bundle)
@@ -177,7 +177,7 @@ def test_another_graph_weight_or_tensorrt_builds_again(bundle: Path, monkeypatch
 
 def test_another_revision_of_the_builder_builds_again(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(bundle, Fake(), only=("step",))
-    monkeypatch.setattr("qwen_image_engine.runtime.build.BUILDER_REVISION", BUILDER_REVISION + 1)
+    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.build.BUILDER_REVISION", BUILDER_REVISION + 1)
     run = Fake()
     build(bundle, run, only=("step",))
     assert run.built == ["step"]
@@ -464,7 +464,7 @@ class TestCommand:
 
     def test_a_build(self, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setattr(
-            "qwen_image_engine.runtime.build.build_bundle.__kwdefaults__",
+            "qwen_image_engine.runtime.tools.build.build.build_bundle.__kwdefaults__",
             {**build_bundle.__kwdefaults__, "device": lambda: GPU, "run": Fake()},
         )
         flags = ["--profile", "1024x1024,512x512", "--only", "step,prefix", "--batch", "1:1:2", "--references", "0"]

@@ -14,9 +14,15 @@ from qwen_image_engine.engines.core.contract import COMPONENTS, contract
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.engines.plans.entry import Profile
 from qwen_image_engine.engines.plans.profile import Range, profile
-from qwen_image_engine.runtime.build_shapes import WIDEST, BuildShapes, Template, build_profiles, reference_latents
-from qwen_image_engine.runtime.reference_size import reference_size
-from qwen_image_engine.runtime.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.images.fit import reference_size
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.tools.build.shapes import (
+    WIDEST,
+    BuildShapes,
+    Template,
+    build_profiles,
+    reference_latents,
+)
 
 TEMPLATE = Template(12, ((8,), (11, 6), (11, 10, 6), (11, 10, 10, 6)))
 SMALL = BuildShapes(

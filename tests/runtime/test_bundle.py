@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.bundle import Bundle
-from qwen_image_engine.runtime.memory import Memory
+from qwen_image_engine.runtime.bundle.bundle import Bundle
+from qwen_image_engine.runtime.components import Memory
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 pytest.importorskip("onnxruntime")
@@ -56,6 +56,6 @@ def test_what_cannot_be_loaded(exported: Callable[..., Path], tmp_path: Path) ->
 def test_weights_that_memory_cannot_hold_are_refused_by_name(
     exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qwen_image_engine.runtime.bundle.reachable_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("qwen_image_engine.runtime.bundle.bundle.reachable_memory_bytes", lambda: 1000)
     with pytest.raises(QwenImageError, match=r"text_encoder: its weights take \d+ bytes, .* 1000 bytes of memory"):
         QwenImage.load(exported())

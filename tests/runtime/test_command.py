@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwen_image_engine.runtime.command import main
-from qwen_image_engine.runtime.commands import doctor
-from qwen_image_engine.runtime.image import read_png_parameters
+from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.cli.verbs import doctor
+from qwen_image_engine.runtime.images.png import read_png_parameters
 
-COMMAND = [sys.executable, "-c", "import sys; from qwen_image_engine.runtime.command import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "import sys; from qwen_image_engine.runtime.cli.main import main; sys.exit(main())"]
 SMALL = ("-W", "96", "-H", "64", "-s", "3")
 
 

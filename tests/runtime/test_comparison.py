@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from small_benchmark import settings
 
-from qwen_image_engine.runtime.bench_case import Case
-from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts
-from qwen_image_engine.runtime.bench_runs import CaseRuns, WayRuns
-from qwen_image_engine.runtime.command import main
-from qwen_image_engine.runtime.comparison import compare
-from qwen_image_engine.runtime.process_memory import MemoryUse
+from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.system.memory_use import MemoryUse
+from qwen_image_engine.runtime.tools.bench.case import Case
+from qwen_image_engine.runtime.tools.bench.result import Benchmark, WayFacts
+from qwen_image_engine.runtime.tools.bench.runs import CaseRuns, WayRuns
+from qwen_image_engine.runtime.tools.compare.compare import compare
 
 DEMO = Path(__file__).parents[2] / "benchmarks" / "results" / "demo-verify.json"
 STEPS = 6

@@ -11,8 +11,8 @@ from images import patches
 from numpy_engines import FACTS, Journal, numpy_pipeline, same_pictures
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.image import read_png_parameters
-from qwen_image_engine.runtime.memory import Memory
+from qwen_image_engine.runtime.components import Memory
+from qwen_image_engine.runtime.images.png import read_png_parameters
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 WIDE, TALL = patches(90, 60), patches(50, 70, "RGB", 1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.runtime.embedding import EmbeddingTable
+from qwen_image_engine.runtime.text.embedding import EmbeddingTable
 
 IDS = np.array([3, 0, 4, 3])
 

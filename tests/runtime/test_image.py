@@ -8,7 +8,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.runtime.image import read_png_parameters, save_png, to_rgba8
+from qwen_image_engine.runtime.images.png import read_png_parameters, save_png, to_rgba8
 
 RGBA = np.random.default_rng(0).integers(0, 256, (32, 64, 4), dtype=np.uint8)
 

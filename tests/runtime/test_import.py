@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen_image_engine.runtime.image import read_png_parameters
+from qwen_image_engine.runtime.images.png import read_png_parameters
 
 HEAVY = ("torch", "matplotlib", "onnx", "onnxruntime", "openvino", "transformers", "diffusers", "safetensors")
 

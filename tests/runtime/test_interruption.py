@@ -6,17 +6,17 @@ import sys
 
 import pytest
 
-from qwen_image_engine.runtime.interruption import check_interrupted, remembered_interruption
+from qwen_image_engine.runtime.system.interruption import check_interrupted, remembered_interruption
 
 pytestmark = pytest.mark.usefixtures("hears_interruptions")
 
 
 DROPPED = """
 import signal, sys
-from qwen_image_engine.runtime.command import carry_out
-from qwen_image_engine.runtime.commands.report import Report
-from qwen_image_engine.runtime.interruption import check_interrupted, remembered_interruption
-from qwen_image_engine.runtime.progress import ProgressBar
+from qwen_image_engine.runtime.cli.main import carry_out
+from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.system.interruption import check_interrupted, remembered_interruption
+from qwen_image_engine.runtime.system.progress import ProgressBar
 from qwen_image_engine.runtime.timing import Timings
 
 signal.signal(signal.SIGINT, signal.default_int_handler)

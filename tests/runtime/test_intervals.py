@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from qwen_image_engine.runtime.intervals import Interval, median_interval, rank_sum_counts, ratio_interval
+from qwen_image_engine.runtime.tools.bench.confidence import Interval, median_interval, rank_sum_counts, ratio_interval
 
 
 @pytest.mark.parametrize(

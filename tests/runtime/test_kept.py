@@ -1,4 +1,4 @@
-from qwen_image_engine.runtime.kept import Kept
+from qwen_image_engine.engines.core.lru_cache import Kept
 
 
 def test_the_least_recently_used_goes_first() -> None:

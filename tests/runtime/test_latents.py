@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import QwenImage21Pipeline
 
-from qwen_image_engine.runtime.latents import pack_latents, unpack_latents
+from qwen_image_engine.runtime.model.latents import pack_latents, unpack_latents
 
 
 def test_pack_and_unpack_equal_diffusers() -> None:

@@ -7,7 +7,7 @@ from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21Rop
 from numpy.typing import NDArray
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-from qwen_image_engine.runtime.layout import (
+from qwen_image_engine.runtime.model.sequence import (
     ImageBlock,
     Layout,
     Segment,

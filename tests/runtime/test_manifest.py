@@ -11,14 +11,14 @@ import pytest
 from qwen_image_engine.engines.core.contract import Dims, contract
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
-from qwen_image_engine.runtime.bundle_files import (
+from qwen_image_engine.runtime.bundle.files import (
     SMALL_FILE_BYTES,
     check_files,
     describe_file,
     file_sha256,
     verify_files,
 )
-from qwen_image_engine.runtime.manifest import (
+from qwen_image_engine.runtime.bundle.manifest import (
     MANIFEST,
     CheckpointEntry,
     ComponentEntry,
@@ -32,7 +32,7 @@ from qwen_image_engine.runtime.manifest import (
     record_verification,
     write_manifest,
 )
-from qwen_image_engine.runtime.model import ModelFacts, VisionFacts
+from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts
 
 DIMS = Dims(
     encoder_hidden=12,

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.runtime.noise import NoiseDtype, draw_noise
+from qwen_image_engine.runtime.sampling.noise import NoiseDtype, draw_noise
 
 SEEDS = [0, 1, 7, 42, 123456789, 2**31, 2**32 - 1, 2**32, 2**40 + 5, 2**63, 2**64 - 1, -1, -(2**63)]
 

@@ -9,12 +9,12 @@ import pytest
 from numpy_engines import SCHEDULE, Journal, NumpyEngine, numpy_pipeline, same_pictures
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.image import read_png_parameters, to_rgba8
-from qwen_image_engine.runtime.latents import unpack_latents
-from qwen_image_engine.runtime.memory import Memory
+from qwen_image_engine.runtime.components import Memory
+from qwen_image_engine.runtime.images.png import read_png_parameters, to_rgba8
+from qwen_image_engine.runtime.model.latents import unpack_latents
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.sampler import Step, guide
-from qwen_image_engine.runtime.schedule import sigmas
+from qwen_image_engine.runtime.sampling.euler import Step, guide
+from qwen_image_engine.runtime.sampling.schedule import sigmas
 
 SMALL: dict[str, Any] = {"width": 64, "height": 96, "steps": 3}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen_image_engine.runtime import process_memory
-from qwen_image_engine.runtime.process_memory import MemoryUse, MemoryWatch
+from qwen_image_engine.runtime.system import memory_use
+from qwen_image_engine.runtime.system.memory_use import MemoryUse, MemoryWatch
 from qwen_image_engine.runtime.timing import Timings
 
 ROOM = 100_000_000
@@ -21,7 +21,7 @@ def hold() -> None:
     """Fill memory, and give it back after a while that a sample falls into."""
     room = bytearray(ROOM)
     room[::4096] = b"\1" * len(range(0, ROOM, 4096))
-    time.sleep(10 * process_memory.SAMPLE_S)
+    time.sleep(10 * memory_use.SAMPLE_S)
 
 
 def test_a_peak_is_of_its_stage_alone() -> None:

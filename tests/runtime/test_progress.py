@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from qwen_image_engine.runtime.progress import ProgressBar
+from qwen_image_engine.runtime.system.progress import ProgressBar
 
 
 class Terminal(io.StringIO):

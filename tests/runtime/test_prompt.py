@@ -14,9 +14,9 @@ from tokenizers import AddedToken, Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.layout import ImageBlock, TextRun
-from qwen_image_engine.runtime.prompt import MAX_PROMPT_TOKENS, TEXT_TEMPLATE, tokenize
-from qwen_image_engine.runtime.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.model.sequence import ImageBlock, TextRun
+from qwen_image_engine.runtime.text.prompt import MAX_PROMPT_TOKENS, TEXT_TEMPLATE, tokenize
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_ids_and_patches_equal_the_whole_processor(tmp_path: Path, pipeline: Any
     pytest.importorskip("torchvision")
     from transformers import AutoProcessor
 
-    from qwen_image_engine.runtime.vision import vision_patches
+    from qwen_image_engine.runtime.model.vision import vision_patches
 
     write_processor(tmp_path / "processor", CONFIGURATIONS["narrow"])
     references = REFERENCES["mixed"]

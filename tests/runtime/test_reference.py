@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.runtime.reference import (
+from qwen_image_engine.runtime.images.read import (
     MAX_PIXELS,
     MAX_REFERENCES,
     check_references,

@@ -4,8 +4,8 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.runtime.reference_pixels import encoder_pixels, fit_reference, reference_hash, vae_pixels
-from qwen_image_engine.runtime.reference_size import reference_size
+from qwen_image_engine.runtime.images.fit import reference_size
+from qwen_image_engine.runtime.images.pixels import encoder_pixels, fit_reference, reference_hash, vae_pixels
 
 SIZES = [(64, 64), (300, 200), (200, 300), (600, 75), (37, 411)]
 

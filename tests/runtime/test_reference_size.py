@@ -6,8 +6,8 @@ from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import calculate_dimen
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.runtime.reference_size import reference_size
-from qwen_image_engine.runtime.size import latent_size
+from qwen_image_engine.runtime.images.fit import reference_size
+from qwen_image_engine.runtime.model.size import latent_size
 
 BOUNDS: dict[str, Any] = {"name": "reference image a.png", "min_pixels": 65536, "max_pixels": 16777216}
 SIZES = [(640, 480), (480, 640), (1024, 1024), (3000, 500), (513, 1999), (33, 32), (16384, 8192), (100, 9999)]

@@ -15,17 +15,17 @@ from report_page import BROWSER, check_in_browser, check_page
 from small_benchmark import settings
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.runtime.bench_case import Case
-from qwen_image_engine.runtime.bench_result import Benchmark, WayFacts
-from qwen_image_engine.runtime.bench_runs import CaseRuns, WayRuns
-from qwen_image_engine.runtime.command import main
-from qwen_image_engine.runtime.image import png_bytes
-from qwen_image_engine.runtime.process_memory import MemoryUse
-from qwen_image_engine.runtime.report import folder as report_folder
-from qwen_image_engine.runtime.report.bench_case import seconds_text
-from qwen_image_engine.runtime.report.folder import check_report, write_report
-from qwen_image_engine.runtime.report.html import tag
-from qwen_image_engine.runtime.report.pictures import LEAST_END, difference_map, picture_difference, scale_end
+from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.images.png import png_bytes
+from qwen_image_engine.runtime.system.memory_use import MemoryUse
+from qwen_image_engine.runtime.tools.bench.case import Case
+from qwen_image_engine.runtime.tools.bench.result import Benchmark, WayFacts
+from qwen_image_engine.runtime.tools.bench.runs import CaseRuns, WayRuns
+from qwen_image_engine.runtime.tools.report import folder as report_folder
+from qwen_image_engine.runtime.tools.report.bench_case import seconds_text
+from qwen_image_engine.runtime.tools.report.folder import check_report, write_report
+from qwen_image_engine.runtime.tools.report.html import tag
+from qwen_image_engine.runtime.tools.report.pictures import LEAST_END, difference_map, picture_difference, scale_end
 
 ATTACK = "<script>alert(1)</script>"
 

@@ -6,8 +6,15 @@ from numpy.typing import NDArray
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
-from qwen_image_engine.runtime.layout import ImageBlock, Layout, Segment, TextRun, encoder_positions, text_positions
-from qwen_image_engine.runtime.rope import encoder_rotary_tables, rotary_tables
+from qwen_image_engine.runtime.model.rope import encoder_rotary_tables, rotary_tables
+from qwen_image_engine.runtime.model.sequence import (
+    ImageBlock,
+    Layout,
+    Segment,
+    TextRun,
+    encoder_positions,
+    text_positions,
+)
 
 
 def assert_close(found: NDArray[np.float32], expected: NDArray[np.float32], angles: NDArray[np.float64]) -> None:

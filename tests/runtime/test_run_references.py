@@ -10,8 +10,8 @@ import pytest
 from images import patches
 from PIL import Image
 
-from qwen_image_engine.runtime.command import main
-from qwen_image_engine.runtime.image import read_png_parameters
+from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.images.png import read_png_parameters
 
 
 @pytest.fixture

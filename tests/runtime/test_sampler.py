@@ -5,7 +5,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.runtime.sampler import euler, guide
+from qwen_image_engine.runtime.sampling.euler import euler, guide
 
 SHAPE = (2, 12, 5)
 

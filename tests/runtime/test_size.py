@@ -1,7 +1,7 @@
 import pytest
 
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.runtime.size import latent_size, nearest_sides
+from qwen_image_engine.runtime.model.size import latent_size, nearest_sides
 
 OFFICIAL = [(2048, 2048), (2400, 1792), (1792, 2400), (2528, 1696), (1696, 2528), (2752, 1536), (1536, 2752)]
 

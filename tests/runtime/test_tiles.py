@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qwen_image_engine.runtime.tiles import TILE_LATENTS, draw_tiles, spans
+from qwen_image_engine.runtime.model.tiles import TILE_LATENTS, draw_tiles, spans
 
 HALO = 3
 

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.runtime.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 
 @pytest.fixture

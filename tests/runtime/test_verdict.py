@@ -7,9 +7,18 @@ from statistics import median
 import numpy as np
 import pytest
 
-from qwen_image_engine.runtime.bench import ROUNDS
-from qwen_image_engine.runtime.intervals import Interval, median_interval, ratio_interval
-from qwen_image_engine.runtime.verdict import MARGIN, MIN_PAIRS, STEADY, TOO_BUSY, WAITING, Noise, judge, too_few
+from qwen_image_engine.runtime.tools.bench.confidence import Interval, median_interval, ratio_interval
+from qwen_image_engine.runtime.tools.bench.measure import ROUNDS
+from qwen_image_engine.runtime.tools.bench.verdict import (
+    MARGIN,
+    MIN_PAIRS,
+    STEADY,
+    TOO_BUSY,
+    WAITING,
+    Noise,
+    judge,
+    too_few,
+)
 
 SPEED = Path(__file__).parents[2] / "benchmarks" / "results" / "speed-zen4.json"
 TRIALS = 300

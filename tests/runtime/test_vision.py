@@ -15,7 +15,7 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionCon
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionRotaryEmbedding
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
-from qwen_image_engine.runtime.vision import interpolation, vision_patches, vision_rotary_tables
+from qwen_image_engine.runtime.model.vision import interpolation, vision_patches, vision_rotary_tables
 
 GRIDS = [(16, 16), (2, 128), (12, 30), (30, 12), (52, 6)]  # patches; each at least the processor's 65,536 pixels
 HALVES = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])

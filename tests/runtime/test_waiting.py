@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_image_engine.runtime.waiting import longest_wait, waited_s
+from qwen_image_engine.runtime.system.run_queue import longest_wait, waited_s
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="only Linux tells")
@@ -29,7 +29,7 @@ def test_two_that_share_a_core_wait_for_each_other() -> None:
     """What is asserted is the kernel's count against its own count of what ran, both of one process."""
     code = """
 import os, sys, time
-from qwen_image_engine.runtime.waiting import longest_wait, waited_s
+from qwen_image_engine.runtime.system.run_queue import longest_wait, waited_s
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 other = os.fork()
 if not other:

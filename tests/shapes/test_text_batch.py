@@ -15,8 +15,8 @@ from qwen_image_engine.reference.shapes.layout import write_checkpoint
 from qwen_image_engine.reference.shapes.text_batch import tokenize_batch
 from qwen_image_engine.reference.shapes.trained import read_trained
 from qwen_image_engine.reference.shapes.transformer_training import predict
-from qwen_image_engine.runtime.layout import ImageBlock
-from qwen_image_engine.runtime.reference_pixels import encoder_pixels
+from qwen_image_engine.runtime.images.pixels import encoder_pixels
+from qwen_image_engine.runtime.model.sequence import ImageBlock
 
 COMMITTED = Path(__file__).parents[2] / "reference" / "shapes" / "checkpoint"
 

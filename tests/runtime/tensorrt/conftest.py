@@ -18,12 +18,9 @@ from toy_manifest import toy_manifest
 
 from qwen_image_engine.engines.core.contract import COMPONENTS, contract
 from qwen_image_engine.engines.plans.entry import PlanEntry
-from qwen_image_engine.runtime.bundle import Bundle
-from qwen_image_engine.runtime.bundle_files import describe_file
-from qwen_image_engine.runtime.manifest import (
-    ComponentEntry,
-    EmbeddingsEntry,
-)
+from qwen_image_engine.runtime.bundle.bundle import Bundle
+from qwen_image_engine.runtime.bundle.files import describe_file
+from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, EmbeddingsEntry
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from numpy_engines import Journal, numpy_pipeline, same_pictures
 from played_tensorrt import REFERENCES, SIZE, MakeBundle, expected, pipeline, step_inputs
 
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
-from qwen_image_engine.runtime.memory import Components
+from qwen_image_engine.runtime.components import Components
 
 
 def test_weights_without_room_are_refused_before_they_are_read(make_bundle: MakeBundle, driver: FakeDriver) -> None:

@@ -21,7 +21,7 @@ from qwen_image_engine.engines.core.loop import LoopingEngine, LoopInputs
 from qwen_image_engine.engines.cuda.euler_kernel import EulerKernel
 from qwen_image_engine.engines.cuda.memory import CudaContext
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.progress import ProgressBar
+from qwen_image_engine.runtime.system.progress import ProgressBar
 
 STEPS = SIZE["steps"]
 GUIDED: dict[str, Any] = {"guidance": 2.5, "negative_prompt": "a grey square"}

@@ -14,7 +14,7 @@ from numpy_engines import same_pictures
 from played_tensorrt import SIZE, MakeBundle, expected, pipeline
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.runtime.bundle_files import describe_file
+from qwen_image_engine.runtime.bundle.files import describe_file
 
 
 def test_a_plan_without_weights_takes_those_of_the_graph(make_bundle: MakeBundle, checkpoint: Path) -> None:

@@ -17,7 +17,7 @@ from played_tensorrt import REFERENCES, SIZE, MakeBundle, expected, pipeline, st
 from qwen_image_engine.engines.core.device_array import DeviceArray
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.cuda.memory import CudaMemory
-from qwen_image_engine.runtime.memory import Memory
+from qwen_image_engine.runtime.components import Memory
 
 
 @pytest.mark.parametrize("memory", ["resident", "sequential"])

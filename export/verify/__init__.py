@@ -1,0 +1,1 @@
+"""`qwen-image verify`: parity with the fp32 reference."""

@@ -1,0 +1,136 @@
+"""Components and layers in a verification's page: tables with thresholds, errors through the depth."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from qwen_image_engine.runtime.tools.report.html import Content, Html, table, tag
+from qwen_image_engine.runtime.tools.report.plot import Line, curves
+from qwen_image_engine.runtime.tools.report.sections import legend, marked, more, plots, section, short_names
+
+if TYPE_CHECKING:
+    from qwen_image_engine.export.verification import Row, Verification
+
+_HEAD = ("", "component", "request", "relative L2", "threshold", "of it", "worst step", "cosine", "least", "max abs")
+
+
+def components_section(bundles: tuple[Verification, ...]) -> Html:
+    """Each component's worst request beside its threshold; every request folded."""
+    content: list[Content] = [
+        tag(
+            "p",
+            "Relative L2 is the norm of the difference over the norm of the reference's output: 1e-6 is fp32 rounding, "
+            "1e-2 what 8 bits cost. Each component gets the reference's own inputs, so rows do not add up, but for "
+            "teacher_forced: the bundle's own text encoder, prefix and step on the reference's latents.",
+            class_="note",
+        )
+    ]
+    if len(bundles) > 1:
+        content.append(_side_by_side(bundles))
+    for name, bundle in zip(short_names([bundle.bundle for bundle in bundles]), bundles, strict=True):
+        components = dict.fromkeys(row.component for row in bundle.rows)
+        worst = [_worst([row for row in bundle.rows if row.component == own]) for own in components]
+        if len(bundles) > 1:
+            content.append(tag("h3", name))
+        content.append(
+            table(
+                _HEAD, map(_cells, worst), numbers=range(3, len(_HEAD)), caption="The worst request of each component"
+            )
+        )
+        content.append(
+            more(f"All {len(bundle.rows)} rows", table(_HEAD, map(_cells, bundle.rows), numbers=range(3, len(_HEAD))))
+        )
+        reasons = [
+            (row.component, row.threshold.over, tag("span", row.threshold.reason, class_="wrap")) for row in worst
+        ]
+        content.append(more("Why these thresholds", table(("component", "over steps", "reason"), reasons)))
+    return section("Components", content)
+
+
+def _worst(rows: list[Row]) -> Row:
+    return max(rows, key=lambda row: (not row.passed, row.judged.relative_l2))
+
+
+def _cells(row: Row) -> list[Content]:
+    limit = row.threshold
+    share = row.judged.relative_l2 / limit.relative_l2
+    return [
+        _mark(row),
+        row.component,
+        row.case,
+        f"{row.judged.relative_l2:.1e}",
+        f"{limit.relative_l2:.0e}",
+        f"{share:.0%}" if math.isfinite(share) and share < 100 else f"{share:.0f}x",
+        f"{row.worst.relative_l2:.1e}" if len(row.runs) > 1 else "",
+        f"{row.judged.cosine:.9f}",
+        "" if limit.cosine is None else f"{limit.cosine:g}",
+        f"{row.judged.max_abs:.1e}",
+    ]
+
+
+def _mark(row: Row, figure: str = "") -> Html:
+    return marked("good", f"✓{figure}") if row.passed else marked("bad", f"✗{figure}")
+
+
+def _side_by_side(bundles: tuple[Verification, ...]) -> Html:
+    found = [{(row.component, row.case): row for row in bundle.rows} for bundle in bundles]
+    rows: list[list[Content]] = []
+    for key in dict.fromkeys(key for rows in found for key in rows):
+        rows.append([*key])
+        for own in found:
+            row = own.get(key)
+            rows[-1].append("" if row is None else _mark(row, f" {row.judged.relative_l2:.1e}"))
+    names = short_names([bundle.bundle for bundle in bundles])
+    about = (f"{name} ({item.target} {item.precision})" for name, item in zip(names, bundles, strict=True))
+    head = ("component", "request", *about)
+    return table(head, rows, numbers=range(2, len(head)), caption="Relative L2, a column a bundle")
+
+
+def layers_section(bundles: tuple[Verification, ...]) -> Html | str:
+    """Errors by layer, where they were asked for."""
+    asked = [bundle for bundle in bundles if bundle.layers is not None]
+    if not asked:
+        return ""
+    lines, details = [], []
+    # A quantised bundle has no rows for some; the others stand below each other.
+    order = max(([layer.name for layer in bundle.layers.layers] for bundle in asked if bundle.layers), key=len)
+    names = short_names([bundle.bundle for bundle in bundles])
+    for index, bundle in enumerate(bundles):
+        layers = bundle.layers
+        if layers is None:
+            continue
+        found = {layer.name: layer.worst.relative_l2 for layer in layers.layers}
+        lines.append(Line(names[index], [found.get(name, math.nan) for name in order], index))
+        most = layers.grows_most_at
+        rows = [
+            (
+                str(number),
+                layer.name,
+                f"{layer.worst.relative_l2:.1e}",
+                f"{layer.growth:.1f}x" if layer.growth > 1 else "",
+                f"{layer.worst.cosine:.9f}",
+                f"{layer.worst.max_abs:.1e}",
+            )
+            for number, layer in enumerate(layers.layers, 1)
+        ]
+        words = (
+            "No layer is beyond the component's threshold."
+            if most is None
+            else f"The error grows most at {most.name}, {most.growth:.1f} times."
+        )
+        if layers.scaled:
+            words += f" {len(layers.scaled)} linears have no row: their channels are scaled for the linear after them."
+        head = ("", "layer", "relative L2", "growth", "cosine", "max abs")
+        details.append(tag("p", f"{names[index]}, {layers.component}: {words}"))
+        details.append(more(f"{len(rows)} layers of {names[index]}", table(head, rows, numbers=(0, 2, 3, 4, 5))))
+        if layers.scaled:
+            details.append(more(f"Linears of {names[index]} without a row", tag("p", ", ".join(layers.scaled))))
+    keys = legend([(line.label, line.series, False) for line in lines])
+    caption = (
+        "Relative L2 of each linear's and block's output in the order in which they run, the worst of first and last "
+        "step of every request. What came together up to a layer: an error that begins somewhere is a jump there. "
+        "Gaps are layers without a row, or without any error."
+    )
+    plot = curves("layers", "error through the depth", lines, across="layer")
+    return section("Layers", plots([plot], caption, keys=keys), details)

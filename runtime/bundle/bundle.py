@@ -1,0 +1,186 @@
+"""A bundle opened: its manifest, and from it everything that the pipeline is made of."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tokenizers import Tokenizer
+
+from qwen_image_engine.engines.core.engine import Engine, load_engine, require
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.cuda.driver import device_facts
+from qwen_image_engine.engines.plans.fit import check_plan_fits
+from qwen_image_engine.runtime.bundle.files import check_files, file_sha256
+from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, Manifest, read_manifest
+from qwen_image_engine.runtime.images.read import ReferenceSource
+from qwen_image_engine.runtime.images.reference_image import ReferenceImages
+from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
+from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
+from qwen_image_engine.runtime.text.embedding import EmbeddingTable
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.tools.build.checks import check_capability
+
+if TYPE_CHECKING:
+    from qwen_image_engine.engines.tensorrt.session import TensorRtSession
+
+_ENGINE_OF_TARGET = {"cuda": "onnxruntime-cuda", "tensorrt": "tensorrt"}
+"""The one engine that runs graphs for a target; every other engine runs those for any other target."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder whose files are those of its manifest, as far as sizes, headers and small files tell."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read the manifest and check the files.
+
+        Raises:
+            QwenImageError: there is no bundle, it is of another schema version, or a file is missing or changed.
+        """
+        manifest = read_manifest(folder)
+        check_files(folder, manifest)
+        return cls(folder, manifest)
+
+    def read_references(self, sources: Sequence[ReferenceSource], resolution: int) -> ReferenceImages:
+        """Read and fit reference images, before anything is loaded.
+
+        Raises:
+            UsageError: see `ReferenceImages.read`.
+        """
+        manifest = self.manifest
+        return ReferenceImages.read(sources, resolution, manifest.facts.vision, manifest.absent_for_references)
+
+    def load_engine(self, component: str, backend: str, threads: int | None = None) -> Engine:
+        """Load the graph of `component`; errors as of `engines.engine.load_engine`.
+
+        Raises:
+            UsageError: its graphs are for another engine.
+            QwenImageError: the bundle has no such component; or its weights alone are more than there is memory for.
+        """
+        entry = self.manifest.components.get(component)
+        if entry is None:
+            raise QwenImageError(f"{self.folder} has no component {component}; {self._again()}")
+        self._check_backend(backend)
+        if backend == "tensorrt":
+            return self._load_plan(component, entry)
+        self._check_memory(component, entry, backend)
+        return load_engine(backend, self.folder / entry.model, entry.contract, threads)
+
+    def _check_backend(self, backend: str) -> None:
+        """Refuse graphs on what cannot run them."""
+        target = self.manifest.target
+        own = _ENGINE_OF_TARGET.get(target)
+        if backend == own or (own is None and backend not in _ENGINE_OF_TARGET.values()):
+            return
+        wanted = "another --engine" if own is None else f"--engine {own}"
+        others = (name for name, engine in _ENGINE_OF_TARGET.items() if engine == backend)
+        raise UsageError(
+            f"{self.folder} holds graphs for {target}, which {backend} does not run; run it with {wanted}, or export "
+            f"with --target {next(others, 'cpu')}"
+        )
+
+    def _load_plan(self, component: str, entry: ComponentEntry) -> Engine:
+        """The TensorRT engine of a component, if what built it and its bytes are right.
+
+        Raises:
+            QwenImageError: none was built, it does not fit this machine, it has other bytes than the manifest says; or
+                there is no driver, no GPU, no TensorRT.
+            OutOfDeviceMemory: the GPU has no room for its weights.
+        """
+        rebuild = f"qwen-image build {self.folder}"
+        plan = self.manifest.plans.get(component)
+        if plan is None:
+            raise QwenImageError(f"{component}: {self.folder} holds no TensorRT engine of it; make one with: {rebuild}")
+        session = self._tensorrt
+        check_plan_fits(component, plan, session.device, session.version, rebuild)
+        path, expected = self.folder / plan.file, self.manifest.files[plan.file]
+        if file_sha256(path) != expected.sha256:  # hashed each time: whoever changes a plan runs code on the GPU
+            raise QwenImageError(
+                f"{component}: {path} has other contents than its sha256 says; build it again with: {rebuild}"
+            )
+        from qwen_image_engine.engines.tensorrt.engine import TensorRtEngine
+        from qwen_image_engine.engines.tensorrt.load import PlanSource
+
+        weights = sum(self.manifest.files[name].bytes for name in entry.weights) if plan.stripped else 0
+        scratch = max((most for item in self.manifest.plans.values() for most in item.scratch_bytes), default=0)
+        source = PlanSource(path, plan, expected.bytes + weights, scratch, self.folder / entry.model, rebuild)
+        return TensorRtEngine(session, source, entry.contract)
+
+    @cached_property
+    def _tensorrt(self) -> "TensorRtSession":
+        """What the engines of this bundle share. The driver is asked first: TensorRT crashes where there is none.
+
+        Raises:
+            QwenImageError: there is no driver, no GPU or no TensorRT.
+        """
+        device = device_facts()
+        require("tensorrt")
+        from qwen_image_engine.engines.tensorrt.session import TensorRtSession
+
+        return TensorRtSession.open(device)
+
+    def _check_memory(self, component: str, entry: ComponentEntry, backend: str) -> None:
+        """Refuse what cannot end well: a system that lends out more memory than it has kills who asks for it."""
+        on_gpu = backend == "onnxruntime-cuda"
+        if on_gpu:
+            require(backend)
+            device = device_facts()
+            check_capability(component, entry, device, "bf16")
+        needed = sum(self.manifest.files[name].bytes for name in entry.weights)
+        free = device.free_bytes if on_gpu else reachable_memory_bytes()
+        if free is not None and needed > free:
+            raise QwenImageError(
+                f"{component}: its weights take {needed} bytes, activations aside, and {free} bytes of "
+                f"{'the GPU are' if on_gpu else 'memory and swap are'} free; free some, run with --memory sequential, "
+                f"or export with {'--target tensorrt --precision fp8' if on_gpu else '--precision int8'}"
+            )
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, loaded once: 150,000 tokens take a while.
+
+        Raises:
+            QwenImageError: see `load_tokenizer`.
+        """
+        return load_tokenizer(self.folder)
+
+    def embeddings(self) -> EmbeddingTable:
+        """Map the token embedding table.
+
+        Raises:
+            QwenImageError: see `EmbeddingTable.open`.
+        """
+        entry = self.manifest.embeddings
+        return EmbeddingTable.open(self.folder / entry.file, entry.offset, entry.dtype, entry.shape)
+
+    def schedule(self) -> ScheduleConfig:
+        """Read the schedule.
+
+        Raises:
+            QwenImageError: its files are missing, or hold a value that is not implemented.
+        """
+        scheduler = self._json("scheduler/scheduler_config.json")
+        grid = self._json("model_index.json").get("sample_sigmas")
+        return ScheduleConfig.from_json(scheduler, grid, str(self.folder / "scheduler" / "scheduler_config.json"))
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if name not in self.manifest.files:
+            raise QwenImageError(f"{path} is not listed in the manifest; {self._again()}")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise QwenImageError(f"cannot read {path}: {error}; {self._again()}") from error
+        if not isinstance(values, dict):
+            raise QwenImageError(f"{path} holds no object; {self._again()}")
+        return values
+
+    def _again(self) -> str:
+        return f"export again with: qwen-image export {self.manifest.flags} {self.folder}"

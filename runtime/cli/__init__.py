@@ -1,0 +1,1 @@
+"""The command `qwen-image`: the entry of the process and the parser."""

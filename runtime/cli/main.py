@@ -1,0 +1,148 @@
+"""The command `qwen-image`: parse, call one verb, print its report.
+
+Exit codes: 0 done, 1 failed, 2 a request that cannot be carried out as asked, 130 interrupted. With `--json` standard
+output is exactly one JSON document, `{"error": …}` where it fails.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout, suppress
+from importlib.metadata import version
+from typing import Any, NoReturn, Protocol, TextIO
+
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.verbs import (
+    bench,
+    build,
+    calibrate,
+    compare,
+    doctor,
+    export,
+    inspect,
+    plan,
+    run,
+    verify,
+)
+from qwen_image_engine.runtime.system.interruption import check_interrupted, remembered_interruption
+
+INTERRUPTED = 130
+
+
+class Verb(Protocol):
+    """A module of `runtime.commands`."""
+
+    SUMMARY: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the verb's own flags."""
+
+    def execute(self, options: argparse.Namespace) -> Report:
+        """Do it.
+
+        Raises:
+            QwenImageError: it cannot be done.
+        """
+        ...
+
+
+VERBS: Mapping[str, Verb] = {
+    "plan": plan,
+    "export": export,
+    "calibrate": calibrate,
+    "build": build,
+    "run": run,
+    "verify": verify,
+    "bench": bench,
+    "compare": compare,
+    "inspect": inspect,
+    "doctor": doctor,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Usage errors as `UsageError`, so that they end like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with `arguments` (those of the process unless given) and give its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    wants_json = "--json" in given
+
+    def work() -> Report:
+        options = _parser().parse_args(given)
+        return VERBS[options.verb].execute(options)
+
+    return carry_out(work, wants_json, quiet=wants_json and not _asks_for_text(given))
+
+
+def carry_out(work: Callable[[], Report], wants_json: bool, *, quiet: bool) -> int:
+    """Print what `work` reports, or how it failed, and give the exit code.
+
+    Args:
+        work: parses and executes.
+        wants_json: whether standard output is one JSON document.
+        quiet: whether what libraries print goes to standard error, so as not to mix with the document.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that has no ✓ is no reason to fail
+    try:
+        with remembered_interruption(), redirect_stdout(sys.stderr) if quiet else nullcontext():
+            report = work()
+            check_interrupted()
+        _print(
+            json.dumps(report.document, indent=2, allow_nan=False) if wants_json else "\n".join(report.lines),
+            sys.stdout,
+        )
+        return report.exit_code
+    except UsageError as error:
+        return _fail(str(error), 2, wants_json)
+    except QwenImageError as error:
+        return _fail(str(error), 1, wants_json)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED, wants_json)
+    except BrokenPipeError:
+        # Whoever read the output has left; the interpreter's own flush at exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        return _fail("out of memory", 1, wants_json)
+    except OSError as error:  # a full disk, a folder without permission
+        return _fail(str(error), 1, wants_json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="qwen-image", description="Compile and run Qwen-Image-2.x.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"qwen-image {version('qwen-image-engine')}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        own = verbs.add_parser(name, help=verb.SUMMARY, description=verb.SUMMARY, allow_abbrev=False)
+        verb.add_arguments(own)
+        own.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+    return parser
+
+
+def _asks_for_text(arguments: Sequence[str]) -> bool:
+    return not {"-h", "--help", "--version"}.isdisjoint(arguments)
+
+
+def _print(text: str, stream: TextIO | None) -> None:
+    if stream is not None:  # a process without a console has none
+        print(text, file=stream, flush=True)
+
+
+def _fail(message: str, code: int, wants_json: bool) -> int:
+    line = " ".join(message.split())
+    _print(f"qwen-image: error: {line}", sys.stderr)
+    if wants_json:
+        document: dict[str, Any] = {"error": line, "exit_code": code}
+        with suppress(OSError):  # it may be the document that could not be written
+            _print(json.dumps(document, indent=2), sys.stdout)
+    return code

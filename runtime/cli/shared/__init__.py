@@ -1,0 +1,1 @@
+"""Arguments, texts and output files that several verbs share."""

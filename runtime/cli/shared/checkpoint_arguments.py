@@ -1,0 +1,75 @@
+"""Flags that name a checkpoint, for every verb that reads one."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.runtime.model.facts import ATTENTION
+
+if TYPE_CHECKING:
+    from qwen_image_engine.reference.checkpoint import Checkpoint
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare -m and what may stand beside it."""
+    parser.add_argument("-m", "--model", required=True, metavar="CHECKPOINT", help="folder, or name in the hub cache")
+    add_weight_arguments(parser)
+
+
+def add_weight_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what changes the weights of a checkpoint."""
+    parser.add_argument(
+        "--transformer",
+        type=Path,
+        metavar="FILE",
+        help="a single .safetensors file, as ComfyUI has it, in the place of the checkpoint's own transformer",
+    )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="a .safetensors adapter to merge into the transformer (scale 1); may be repeated",
+    )
+    parser.add_argument(
+        "--attention",
+        choices=ATTENTION,
+        help="how the transformer's tokens see each other, in the place of what its config.json says",
+    )
+
+
+def refuse_weight_arguments(options: argparse.Namespace, why: str) -> None:
+    """Refuse the flags of `add_weight_arguments` where they can change nothing.
+
+    Raises:
+        UsageError: one is given.
+    """
+    given = {"--transformer": options.transformer, "--lora": options.lora or None, "--attention": options.attention}
+    flag = next((name for name, value in given.items() if value is not None), None)
+    if flag is not None:
+        raise UsageError(f"{flag}: {why}")
+
+
+def weight_sources(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """What changes the weights of `checkpoint`, for a document."""
+    single, tensors = checkpoint.transformer_file, checkpoint.components["transformer"].tensors.values()
+    return {
+        "transformer_file": None if single is None else str(single),
+        "loras": [{"path": str(lora.path), "scale": lora.scale} for lora in checkpoint.loras],
+        "attention": checkpoint.transformer.attention,
+        "merged_weights": sum(tensor.stored is not tensor for tensor in tensors),
+    }
+
+
+def open_checkpoint(name: str, options: argparse.Namespace) -> "Checkpoint":
+    """The checkpoint `name`, with what the flags of `add_weight_arguments` ask for.
+
+    Raises:
+        QwenImageError: see `Checkpoint.open`.
+    """
+    from qwen_image_engine.reference.checkpoint import Checkpoint
+    from qwen_image_engine.reference.lora_file import LoraFile
+
+    loras = [LoraFile.parse(text) for text in options.lora]
+    return Checkpoint.open(name, transformer_file=options.transformer, loras=loras, attention=options.attention)

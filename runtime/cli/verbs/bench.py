@@ -1,0 +1,154 @@
+"""`qwen-image bench`: how fast a bundle is, stage by stage, beside other ways of drawing."""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen_image_engine.engines.core.engine import ENGINES
+from qwen_image_engine.runtime.cli.shared.arguments import picture_size
+from qwen_image_engine.runtime.cli.shared.output_files import add_report_argument, check_writable, write_json
+from qwen_image_engine.runtime.cli.shared.result import Report, size_text, table
+from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
+
+if TYPE_CHECKING:
+    from qwen_image_engine.runtime.tools.bench.result import Benchmark
+    from qwen_image_engine.runtime.tools.bench.runs import CaseRuns
+
+SUMMARY = "how fast a bundle is, beside other ways of drawing"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags; ranges are checked in `bench`, so that the API has the same errors."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument(
+        "-m", "--model", metavar="CHECKPOINT", help="what torch and diffusers run (where the manifest says)"
+    )
+    parser.add_argument(
+        "--baseline",
+        type=_names,
+        default=(),
+        metavar="NAME[,NAME…]",
+        help="run beside the bundle, in turn: torch, torch-compile, diffusers, diffusers-bf16, or another engine",
+    )
+    parser.add_argument("--engine", nargs="+", choices=ENGINES, default=["onnxruntime"], help="(onnxruntime)")
+    size = (DEFAULT_RESOLUTION, DEFAULT_RESOLUTION)
+    parser.add_argument(
+        "--size", type=picture_size, nargs="+", default=[size], metavar="WxH", help="in pixels (1024x1024)"
+    )
+    parser.add_argument(
+        "-s", "--steps", type=int, nargs="+", default=[None], help="of the sampler (40, or the checkpoint's own)"
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images drawn at once (1)")
+    parser.add_argument("--references", type=int, nargs="+", default=[0], help="numbers of reference images (0)")
+    parser.add_argument(
+        "--reference-resolution",
+        type=int,
+        default=DEFAULT_RESOLUTION,
+        metavar="PIXELS",
+        help=f"side of each of them ({DEFAULT_RESOLUTION})",
+    )
+    parser.add_argument("--rounds", type=int, help="that count, after one to warm up; a ratio needs 5 (12)")
+    parser.add_argument("--threads", type=int, help="of each way (every core)")
+    parser.add_argument(
+        "--memory",
+        choices=("resident", "sequential"),
+        default="resident",
+        help="keep every engine loaded, or one at a time (resident)",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the --json document here as well")
+    add_report_argument(parser)
+
+
+def execute(options: argparse.Namespace) -> Report:
+    """Measure and print; a baseline that is not installed is a row that says so."""
+    from qwen_image_engine.runtime.tools.bench.measure import ROUNDS, bench
+    from qwen_image_engine.runtime.tools.report.folder import check_report, write_report
+
+    if options.output:
+        check_writable(options.output)
+    if options.report:
+        check_report(options.report)
+    found = bench(
+        options.bundle,
+        checkpoint=options.model,
+        engines=options.engine,
+        baselines=options.baseline,
+        sizes=options.size,
+        steps=options.steps,
+        batches=options.batch,
+        references=options.references,
+        reference_resolution=options.reference_resolution,
+        rounds=ROUNDS if options.rounds is None else options.rounds,
+        threads=options.threads,
+        memory=options.memory,
+        pictures=options.report is not None,
+    )
+    output, report = (None if path is None else str(path) for path in (options.output, options.report))
+    found = replace(found, settings=replace(found.settings, output=output, report=report))
+    document = found.to_json()
+    if options.output:
+        write_json(options.output, document)
+    if options.report:
+        write_report(found, options.report)
+    return Report(document, list(_lines(found)))
+
+
+def _lines(found: "Benchmark") -> Iterator[str]:
+    head = ("way", "version", "precision", "load", "peak memory", "on disk")
+    rows = [
+        (
+            way.name,
+            way.version,
+            way.precision,
+            f"{way.load_s:.2f} s",
+            "" if way.peak_bytes is None else size_text(way.peak_bytes),
+            size_text(way.disk_bytes),
+        )
+        for way in found.ways
+        if way.missing is None
+    ]
+    yield from table([head, *rows], right=(3, 4, 5))
+    yield from (f"✗ {way.name}: {way.missing}" for way in found.ways if way.missing is not None)
+    for case in found.cases:
+        yield from ("", str(case.case))
+        yield from _times(case)
+        yield from _ratios(case)
+
+
+def _times(case: "CaseRuns") -> Iterator[str]:
+    head = ("way", "stage", "p50", "p90", "p99", "samples", "peak memory")
+    rows = [
+        (
+            run.way,
+            stage,
+            *(f"{1000 * seconds:.2f} ms" for seconds in quantiles.values()),
+            str(len(run.all_seconds(stage))),
+            size_text(run.peaks[stage].resident_bytes) if stage in run.peaks else "",
+        )
+        for run in case.runs
+        for stage, quantiles in run.quantiles.items()
+    ]
+    yield from table([head, *rows], right=(2, 3, 4, 5, 6))
+    for run in case.runs:
+        if run.noise.noisy:
+            yield f"{run.way}: the machine was noisy: {run.noise.describe()}"
+
+
+def _ratios(case: "CaseRuns") -> Iterator[str]:
+    rows = [("engine", "against", "stage", "ratio", "interval", "covers", "verdict")]
+    for ratio in case.ratios():
+        judged, at = ratio.judged, ratio.judged.interval
+        numbers = (
+            ("", "", "")
+            if at is None
+            else (f"{at.median:.2f}x", f"{at.low:.2f} to {at.high:.2f}", f"{at.coverage:.1%}")
+        )
+        rows.append((ratio.engine, ratio.baseline, ratio.stage, *numbers, judged.words))
+    if len(rows) > 1:
+        yield from table(rows, right=(3, 5))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))

@@ -1,0 +1,155 @@
+"""`qwen-image build`: TensorRT engines for a bundle, on the GPU that is to run them."""
+
+import argparse
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.plans.profile import Range
+from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
+from qwen_image_engine.engines.tensorrt.build.launch import Watch
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.cli.shared.arguments import picture_size
+from qwen_image_engine.runtime.cli.shared.plan_text import plan_text
+from qwen_image_engine.runtime.cli.shared.result import Report, duration_text
+from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
+from qwen_image_engine.runtime.system.spinner import Spinner
+from qwen_image_engine.runtime.tools.build.shapes import (
+    DEFAULT_PROMPT_TOKENS,
+    DEFAULT_REFERENCES,
+    DEFAULT_SIZES,
+    ONE_PICTURE,
+    BuildShapes,
+)
+
+SUMMARY = "build TensorRT engines for a bundle, on the GPU that is to run them"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    sizes = ",".join(f"{width}x{height}" for width, height in DEFAULT_SIZES)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle of --target tensorrt; engines go into it")
+    parser.add_argument(
+        "--profile",
+        type=_sizes,
+        default=DEFAULT_SIZES,
+        metavar="WxH,…",
+        help=f"picture sizes that engines are tuned for; the largest bounds every picture ({sizes})",
+    )
+    for flag, default, what in (
+        ("--prompt-tokens", DEFAULT_PROMPT_TOKENS, "tokens of a prompt"),
+        ("--references", DEFAULT_REFERENCES, "reference images of a request"),
+        ("--batch", ONE_PICTURE, "pictures drawn at once"),
+    ):
+        parser.add_argument(
+            flag,
+            type=_range,
+            default=default,
+            metavar="MIN:BEST:MAX",
+            help=f"{what}: least, tuned for, most; or one number ({default})",
+        )
+    parser.add_argument(
+        "--reference-resolution",
+        type=int,
+        default=DEFAULT_RESOLUTION,
+        metavar="PIXELS",
+        help=f"side of a square of a reference image's area ({DEFAULT_RESOLUTION})",
+    )
+    parser.add_argument(
+        "--only", type=lambda text: tuple(text.split(",")), default=(), metavar="COMPONENT,…", help="build these alone"
+    )
+    parser.add_argument(
+        "--strip-weights", action="store_true", help="plans without weights, which come from the bundle when loaded"
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="OTHER",
+        help="with --strip-weights: take plans from another bundle, or from its manifest.json and plans alone, where "
+        "they are what would be built; a plan is code that the GPU runs, so take none from whom you do not trust",
+    )
+    parser.add_argument(
+        "--weight-streaming", action="store_true", help="let weights stay in host memory, for a GPU with too little"
+    )
+    parser.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="timings of kernels (a file beside the plans, by platform)"
+    )
+    parser.add_argument("--workspace", type=int, metavar="BYTES", help="scratch memory that a kernel may take (all)")
+
+
+def execute(options: argparse.Namespace) -> Report:
+    """Build what is not built already, one component after the other."""
+    from qwen_image_engine.runtime.tools.build.build import build_bundle  # its folder's lock is of POSIX alone
+    from qwen_image_engine.runtime.tools.build.checks import ROOM
+
+    if options.workspace is not None and options.workspace < 1:
+        raise UsageError(f"--workspace {options.workspace}: expected a number of bytes")
+    shapes = BuildShapes(
+        sizes=options.profile,
+        prompt_tokens=options.prompt_tokens,
+        references=options.references,
+        reference_resolution=options.reference_resolution,
+        batch=options.batch,
+    )
+    chosen = BuildOptions(options.strip_weights, options.weight_streaming, options.workspace)
+    began = time.perf_counter()
+    with ExitStack() as spinners:
+
+        def announce(component: str) -> Watch:
+            spinners.close()
+            return spinners.enter_context(Spinner(f"building {component}")).show
+
+        built = build_bundle(
+            options.bundle,
+            shapes,
+            chosen,
+            only=options.only,
+            timing_cache=options.timing_cache,
+            source=options.source,
+            announce=announce,
+        )
+    seconds = time.perf_counter() - began
+    files = read_manifest(options.bundle).files
+    document = {
+        "bundle": str(options.bundle),
+        "seconds": seconds,
+        "components": [
+            {
+                "component": item.component,
+                "reused": item.reused,
+                "bytes": files[item.entry.file].bytes,
+                "missing_bytes": dict(item.missing),
+                "warnings": list(item.warnings),
+                **asdict(item.entry),
+            }
+            for item in built
+        ],
+    }
+    lines = []
+    for item in built:
+        lines.append(f"{item.component}: {plan_text(item.entry, files)}{', there already' if item.reused else ''}")
+        lines += [
+            f"  {profile} takes up to {more} bytes more than the GPU has; for all of it {ROOM}"
+            for profile, more in item.missing.items()
+        ]
+        lines += [f"  {warning}" for warning in item.warnings]
+    return Report(document, [*lines, f"{options.bundle}: {len(built)} engines, {duration_text(seconds)}"])
+
+
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """The type of a flag: "512x512,1024x768"."""
+    return tuple(picture_size(part) for part in text.split(","))
+
+
+def _range(text: str) -> Range:
+    """The type of a flag: "1:77:1100", or "1" for that alone."""
+    try:
+        sizes = [int(part) for part in text.split(":")]
+        return Range.of(*sizes) if len(sizes) == 1 else Range(*sizes)
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected least, best and largest in order with colons between, such as 1:77:1100"
+        ) from None

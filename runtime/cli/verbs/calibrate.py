@@ -1,0 +1,231 @@
+"""`qwen-image calibrate`: what a checkpoint's linears read while it draws, for static scales."""
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.runtime.cli.shared.arguments import picture_size
+from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import add_checkpoint_arguments, open_checkpoint
+from qwen_image_engine.runtime.cli.shared.extras import export_packages
+from qwen_image_engine.runtime.cli.shared.result import Report, table
+from qwen_image_engine.runtime.cli.verbs.sensitivity import (
+    add_sensitivity_arguments,
+    chosen_sensitivity,
+    sensitivity_lines,
+)
+from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
+from qwen_image_engine.runtime.system.progress import ProgressBar, Unit
+
+if TYPE_CHECKING:
+    from qwen_image_engine.calibration.statistics import InputStatistics
+
+SUMMARY = "observe a checkpoint's activations over whole pictures, for static scales"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags; ranges are checked where the values are used, so that the API has the same errors."""
+    parser.add_argument("output", type=Path, metavar="OUT", help="the folder to write, or to go on in")
+    add_checkpoint_arguments(parser)
+    parser.add_argument(
+        "--prompts", type=Path, required=True, metavar="FILE", help="UTF-8, one prompt a line; one picture each"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a reference image or a folder of them, may be repeated; every second prompt, from the first on, is drawn "
+        "with one in turn",
+    )
+    parser.add_argument(
+        "--reference-resolution",
+        type=int,
+        default=DEFAULT_RESOLUTION,
+        metavar="PIXELS",
+        help=f"side of a square of the area that each is fitted to ({DEFAULT_RESOLUTION})",
+    )
+    parser.add_argument("--steps", type=int, help="of each picture (40, or the checkpoint's own)")
+    parser.add_argument(
+        "--size",
+        type=picture_size,
+        nargs="+",
+        action="extend",
+        metavar="WxH",
+        help="pixels, multiples of 32; several are taken in turn (1024x1024 1344x768 768x1344)",
+    )
+    parser.add_argument("--guidance", type=float, help="1 for none (3, or 1 where the checkpoint's sigmas are fixed)")
+    parser.add_argument("-n", "--negative-prompt", default="", help="of the second branch; needs guidance (empty)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture's noise, 1 more for each next (0)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that the networks run on (cpu)")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of weights and arithmetic (fp32)"
+    )
+    add_sensitivity_arguments(parser)
+
+
+def execute(options: argparse.Namespace) -> Report:
+    """Calibrate; the result appears whole, and what an interrupted run has found is kept for the next.
+
+    Sensitivity is measured afterwards, from what was found now or before.
+    """
+    with export_packages():
+        from qwen_image_engine.calibration.analysis import analyse
+        from qwen_image_engine.calibration.calibrate import calibrate
+        from qwen_image_engine.calibration.calibration import RECORD
+        from qwen_image_engine.calibration.request import DEFAULT_SIZES
+
+        sensitivity = chosen_sensitivity(options)
+    prompts = read_prompts(options.prompts)
+    checkpoint = open_checkpoint(options.model, options)
+    reused = (options.output.expanduser() / RECORD).is_file()
+    began = time.perf_counter()
+    with _Progress() as progress:
+        calibration = calibrate(
+            checkpoint,
+            options.output,
+            prompts,
+            images=image_files(options.images),
+            reference_resolution=options.reference_resolution,
+            steps=options.steps,
+            sizes=options.size or DEFAULT_SIZES,
+            guidance=options.guidance,
+            negative_prompt=options.negative_prompt,
+            seed=options.seed,
+            device=options.device,
+            dtype=options.dtype,
+            progress=progress,
+        )
+        seconds = time.perf_counter() - began
+        analysis = None
+        if sensitivity is not None:
+            analysis = analyse(
+                checkpoint,
+                calibration,
+                options.output,
+                prompts,
+                target=sensitivity.target,
+                precision=sensitivity.precision,
+                target_error=sensitivity.target_error,
+                device=options.device,
+                progress=progress,
+            )
+    settings = calibration.settings
+    components = {name: _summary(statistics) for name, statistics in calibration.components.items()}
+    document: dict[str, Any] = {
+        "calibration": str(options.output),
+        **settings.to_json(),
+        "sha256": calibration.sha256,
+        "reused": reused,
+        "components": components,
+        "seconds": seconds,
+    }
+    rows = [("component", "activations", "largest magnitude", "in", "channel to mean", "in")]
+    rows += [
+        (
+            name,
+            str(found["activations"]),
+            f"{found['absmax']['value']:.4g}",
+            found["absmax"]["activation"],
+            f"{found['channel_to_mean']['value']:.4g}",
+            found["channel_to_mean"]["activation"],
+        )
+        for name, found in components.items()
+    ]
+    sizes = ", ".join(f"{width}x{height}" for width, height in settings.sizes)
+    pictures = "1 picture" if settings.prompts == 1 else f"{settings.prompts} pictures"
+    lines = [
+        f"{options.output}: {pictures} of {settings.steps} steps at {sizes}, guidance "
+        f"{settings.guidance:g}, {settings.dtype} on {settings.device}, "
+        f"{'there already' if reused else f'{seconds:.1f} s'}",
+        *table(rows, right=(1, 2, 4)),
+    ]
+    if analysis is not None:
+        document["sensitivity"] = analysis.to_json()
+        lines += sensitivity_lines(analysis)
+    return Report(document, lines)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that are not blank, without the white space around them.
+
+    Raises:
+        UsageError: there are none.
+        QwenImageError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise QwenImageError(f"{path}: is not UTF-8 (byte {error.start}), expected one prompt a line") from error
+    prompts = [line.strip() for line in text.split("\n") if line.strip()]
+    if not prompts:
+        raise UsageError(f"{path}: holds no prompts, expected one a line")
+    return prompts
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are, and of folders every file that is not hidden, in the order of their names.
+
+    Raises:
+        UsageError: a folder is empty.
+    """
+    files = []
+    for path in paths:
+        found = (
+            sorted(item for item in path.iterdir() if item.is_file() and item.name[0] != ".") if path.is_dir() else []
+        )
+        if path.is_dir() and not found:
+            raise UsageError(f"{path}: holds no files, expected reference images")
+        files += found or [path]
+    return files
+
+
+def _summary(statistics: "Mapping[str, InputStatistics]") -> dict[str, Any]:
+    """Of one component: the largest magnitude, and how far the largest channel stands above the mean of channels."""
+    absmax = {name: float(item.channel_absmax.max()) for name, item in statistics.items()}
+    ratios = {name: absmax[name] / float(item.channel_absmax.mean()) for name, item in statistics.items()}
+    return {
+        "activations": len(statistics),
+        "absmax": _largest(absmax),
+        "channel_to_mean": _largest(ratios),
+    }
+
+
+def _largest(values: Mapping[str, float]) -> dict[str, Any]:
+    name = max(values, key=lambda name: values[name])
+    return {"activation": name, "value": values[name]}
+
+
+_LABELS = {
+    "hashing": "hashing the checkpoint",
+    "sampling": "calibrating",
+    "measuring": "quantising each linear alone",
+    "searching": "searching for the recipe",
+}
+
+
+class _Progress(ExitStack):
+    """A bar for each stage, of what this run has to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stage = ""
+        self._shown = 0
+        self._bar: ProgressBar | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._bar is None or stage != self._stage or done < self._shown:
+            self.close()
+            self._stage = stage
+            # What goes on begins its bar at nothing: the time left is that of its own steps.
+            self._shown = done if stage in ("sampling", "measuring") else 0
+            unit: Unit = "bytes" if stage == "hashing" else "steps"
+            self._bar = self.enter_context(ProgressBar(_LABELS[stage], total - self._shown, unit))
+        self._bar.advance(done - self._shown)
+        self._shown = done

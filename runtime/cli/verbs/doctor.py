@@ -1,0 +1,94 @@
+"""`qwen-image doctor`: what this machine has, and what is missing for what."""
+
+import argparse
+import importlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.failure import one_line, pass_interruption
+from qwen_image_engine.runtime.cli.shared.extras import EXPORT_PACKAGES, INSTALL, export_packages
+from qwen_image_engine.runtime.cli.shared.result import Report, size_text, table
+from qwen_image_engine.runtime.system.machine import CPU_FLAGS, Machine, int8_expectation, package_versions
+
+SUMMARY = "what this machine has, and what is missing for what"
+_FITTING = "install torch and torchvision of one build (both for CPUs, or for one CUDA)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare no flags of its own."""
+
+
+def execute(options: argparse.Namespace) -> Report:
+    """Look around; exit code 1 where no engine could run a bundle."""
+    from qwen_image_engine.engines.core.engine import available
+    from qwen_image_engine.reference.hub_cache import hub_cache
+
+    machine, packages, engines = Machine.here(), package_versions(), available()
+    folder = Path.cwd()
+    free_bytes = shutil.disk_usage(folder).free
+    cache = hub_cache()
+    cached = sorted(path.name.removeprefix("models--").replace("--", "/") for path in cache.glob("models--*"))
+    fault = _export_fault(packages)
+    diffusers = _diffusers_fault()
+
+    rows = [("python", f"{machine.python} on {machine.system}")]
+    rows += [(name, found) for name, found in packages.items() if found]
+    rows += [(f"engine {item.name}", f"✓ {item.version}" if item.version else f"✗ {item.missing}") for item in engines]
+    rows.append(("plan, export, calibrate, verify", f"✗ {fault}" if fault else "✓"))
+    if diffusers is not None:
+        rows.append(("diffusers pipelines", f"✗ {diffusers}" if diffusers else "✓"))
+    rows.append(("cpu", f"{machine.cpu}, {machine.cores} cores for this process"))
+    rows += [
+        (f"  {name}", f"{'✓' if found else '–'} {CPU_FLAGS[name]}") for name, found in (machine.cpu_flags or {}).items()
+    ]
+    rows.append(("int8 bundles", int8_expectation(machine.cpu_flags)))
+    if machine.memory_bytes is not None and machine.free_memory_bytes is not None:
+        rows.append(("memory", f"{size_text(machine.memory_bytes)}, {size_text(machine.free_memory_bytes)} free"))
+    rows.append(("disk", f"{size_text(free_bytes)} free in {folder}"))
+    rows.append(("hub cache", f"{cache}: {', '.join(cached) or 'no checkpoints'}"))
+    document = {
+        "machine": asdict(machine),
+        "int8": int8_expectation(machine.cpu_flags),
+        "packages": packages,
+        "engines": [asdict(item) for item in engines],
+        "export": {"ready": fault is None, "missing": fault},
+        "diffusers": {"ready": diffusers == "", "fault": diffusers or None},
+        "disk": {"folder": str(folder), "free_bytes": free_bytes},
+        "hub_cache": {"folder": str(cache), "checkpoints": cached},
+    }
+    return Report(document, table(rows), 0 if any(item.version for item in engines) else 1)
+
+
+def _diffusers_fault() -> str | None:
+    """Why diffusers' pipelines cannot be imported, "" where nothing says so, None where diffusers is not installed.
+
+    Their processor of images imports torchvision, and one that was built for another torch fails there.
+    """
+    if find_spec("diffusers") is None:
+        return None
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed, and they import torchvision with torch; {_FITTING}"
+    except (ImportError, OSError, RuntimeError) as error:
+        pass_interruption(error)
+        return f"cannot be imported: torchvision does not fit torch ({one_line(error)}); {_FITTING}"
+    return ""
+
+
+def _export_fault(packages: Mapping[str, str | None]) -> str | None:
+    """Why the extra `export` does not serve; its packages are imported, which proves that they load."""
+    lacking = [name for name in EXPORT_PACKAGES if packages[name] is None]
+    if lacking:
+        return f"{', '.join(lacking)} missing; {INSTALL}"
+    try:
+        with export_packages():
+            for name in EXPORT_PACKAGES:
+                importlib.import_module(name.replace("-", "_"))
+    except QwenImageError as error:
+        return str(error)
+    return None

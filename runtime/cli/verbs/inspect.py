@@ -1,0 +1,231 @@
+"""`qwen-image inspect`: what a checkpoint or a bundle is."""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen_image_engine.engines.core.contract_check import check_model_file
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.failure import one_line
+from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer
+from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
+    add_weight_arguments,
+    open_checkpoint,
+    refuse_weight_arguments,
+    weight_sources,
+)
+from qwen_image_engine.runtime.cli.shared.extras import export_packages
+from qwen_image_engine.runtime.cli.shared.plan_text import plan_text
+from qwen_image_engine.runtime.cli.shared.result import Report, size_text, table
+from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
+
+if TYPE_CHECKING:
+    from qwen_image_engine.reference.checkpoint import Checkpoint
+
+SUMMARY = "what a checkpoint or a bundle is"
+
+_LATER_BLOCK = re.compile(r"_[1-9]\d*$")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("subject", metavar="CHECKPOINT|BUNDLE", help="folder, or a checkpoint's name in the hub cache")
+    parser.add_argument(
+        "--check", action="store_true", help="hold the graphs of a bundle for TensorRT or CUDA against what those need"
+    )
+    add_weight_arguments(parser)
+
+
+def execute(options: argparse.Namespace) -> Report:
+    """Read JSON and headers."""
+    from qwen_image_engine.runtime.bundle.manifest import is_bundle
+
+    folder = Path(options.subject).expanduser()
+    if not is_bundle(folder):
+        if options.check:
+            raise UsageError(f"--check: {folder} is no bundle; its graphs are what is checked")
+        return _checkpoint(open_checkpoint(options.subject, options))
+    refuse_weight_arguments(options, f"{folder} is a bundle, whose weights are what they are")
+    return _checked(folder) if options.check else _bundle(folder)
+
+
+def _checked(folder: Path) -> Report:
+    """Every graph against `tensorrt_rules`, for CUDA those that it shares; exit code 1 where one breaks a rule."""
+    from qwen_image_engine.runtime.bundle.manifest import read_manifest
+
+    with export_packages():
+        import onnx_ir as ir
+
+        from qwen_image_engine.export.graph_rule import Expected
+        from qwen_image_engine.export.tensorrt_rules import RULES, SHARED_WITH_CUDA, broken_rules
+    manifest = read_manifest(folder)
+    rules = {"tensorrt": tuple(RULES), "cuda": SHARED_WITH_CUDA}.get(manifest.target)
+    if rules is None:
+        raise UsageError(f"--check: {folder} is for {manifest.target}, and the rules are those of TensorRT and CUDA")
+    broken = {}
+    for name, entry in manifest.components.items():
+        model = folder / entry.model
+        check_model_file(entry.contract, model)
+        try:
+            graph = ir.load(model)
+        except Exception as error:  # protobuf's, and whatever onnx_ir meets in what it has read
+            raise QwenImageError(f"{name}: {model} is damaged ({one_line(error)}); export the bundle again") from error
+        broken[name] = broken_rules(graph, Expected.of(manifest, name), rules)
+    document = {
+        "kind": "check",
+        "path": str(folder),
+        "rules": list(rules),
+        "broken": {name: [asdict(item) for item in found] for name, found in broken.items()},
+    }
+    lines = [
+        *(
+            f"{'✗' if found else '✓'} {name}" + (f": {len(found)} broken" if found else "")
+            for name, found in broken.items()
+        ),
+        *(f"  {name}: {item}" for name, found in broken.items() for item in found),
+        f"{len(rules)} rules: {', '.join(rules)}",
+    ]
+    return Report(document, lines, int(any(broken.values())))
+
+
+def _checkpoint(checkpoint: "Checkpoint") -> Report:
+    ignored = checkpoint.ignored_keys()
+    networks = [
+        {
+            "network": item.name,
+            "class": item.layout.class_name,
+            "tensors": len(item.tensors),
+            "parameters": item.parameters,
+            "bytes": item.nbytes,
+            "dtypes": item.dtypes,
+            "files": [file.name for file in item.files],
+            "keys_that_change_nothing": list(ignored[item.name]),
+        }
+        for item in checkpoint.components.values()
+    ]
+    grid = ScheduleConfig.from_json(
+        checkpoint.scheduler,
+        checkpoint.index.get("sample_sigmas"),
+        str(checkpoint.folder / "scheduler" / "scheduler_config.json"),
+    ).sample_sigmas
+    document = {
+        "kind": "checkpoint",
+        "name": checkpoint.name,
+        "path": str(checkpoint.folder),
+        "licence": checkpoint.licence(),
+        **weight_sources(checkpoint),
+        "config_sha256": checkpoint.config_sha256(),
+        "fixed_sigmas": grid,
+        "networks": networks,
+    }
+    rows = [("network", "class", "stored as", "tensors", "parameters", "bytes")]
+    rows += [
+        (
+            item.name,
+            item.layout.class_name,
+            "+".join(item.dtypes),
+            str(len(item.tensors)),
+            f"{item.parameters:,}",
+            size_text(item.nbytes),
+        )
+        for item in checkpoint.components.values()
+    ]
+    lines = [
+        f"checkpoint {checkpoint.name} in {checkpoint.folder}",
+        *([f"transformer {checkpoint.transformer_file}"] if checkpoint.transformer_file else []),
+        *(f"lora {lora.path} at {lora.scale:g}" for lora in checkpoint.loras),
+        f"attention {checkpoint.transformer.attention}",
+        f"licence {checkpoint.licence()}",
+        f"configuration sha256 {checkpoint.config_sha256()}",
+        f"schedule {f'fixed, {len(grid)} steps' if grid else 'any number of steps'}",
+        "",
+        *table(rows, right=(3, 4, 5)),
+        "",
+        "keys of config.json that change nothing here:",
+        *(f"  {network}: {', '.join(keys) or 'none'}" for network, keys in ignored.items()),
+    ]
+    return Report(document, lines)
+
+
+def _bundle(folder: Path) -> Report:
+    from qwen_image_engine.engines.core.contract import describe_shape
+    from qwen_image_engine.runtime.bundle.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    source = manifest.checkpoint
+    document = {
+        "kind": "bundle",
+        "path": str(folder),
+        "bytes": sum(file.bytes for file in manifest.files.values()),
+        **manifest.to_json(),
+    }
+    lines = [
+        f"bundle {folder} for {manifest.target} in {manifest.precision}, weights {manifest.weights}",
+        f"made by qwen-image {manifest.tool.version} from {source.name} in {source.path}",
+        *([f"transformer {source.transformer_file}"] if source.transformer_file else []),
+        *(f"lora {lora.path} at {lora.scale:g}, sha256 {lora.sha256}" for lora in manifest.loras),
+        f"attention {manifest.facts.attention}",
+        f"reference images: {'no' if manifest.absent_for_references else 'yes'}",
+        f"licence {source.licence}",
+        f"checkpoint sha256: configuration {source.config_sha256}, weights {source.weights_sha256}",
+        *([f"calibration sha256 {manifest.calibration.sha256}"] if manifest.calibration is not None else []),
+        _verified(manifest.verify),
+        "",
+        *table(
+            [
+                ("file", "bytes", "sha256"),
+                *((name, size_text(file.bytes), file.sha256) for name, file in manifest.files.items()),
+            ],
+            right=(1,),
+        ),
+    ]
+    for name, entry in manifest.components.items():
+        lines += ["", f"{name} ({entry.precision}, opset {entry.opset}): {entry.contract.purpose}"]
+        rows = [
+            (f"  {side}", spec.name, spec.dtype, describe_shape(spec.shape), spec.meaning)
+            for side, specs in (("in", entry.contract.inputs), ("out", entry.contract.outputs))
+            for spec in specs
+            if not _LATER_BLOCK.search(spec.name)
+        ]
+        lines += table(rows)
+        hidden = len(entry.contract.inputs) + len(entry.contract.outputs) - len(rows)
+        if hidden:
+            lines.append(f"  and {hidden} more of the same form, numbered on")
+        for precision in dict.fromkeys(layer.precision for layer in entry.quantised_layers.values()):
+            layers = [layer for layer in entry.quantised_layers.values() if layer.precision == precision]
+            lines.append(f"  in {precision}: {len(layers)} linears{_prepared(layers)}")
+        if entry.fp8_attention:
+            lines.append(f"  attention in fp8: {', '.join(entry.fp8_attention)}")
+        if entry.excluded_layers:
+            lines.append(f"  in higher precision: {', '.join(entry.excluded_layers)}")
+        plan = manifest.plans.get(name)
+        if plan is not None:
+            lines.append(f"  engine: {plan_text(plan, manifest.files)}")
+            sha256 = manifest.files[plan.file].sha256
+            lines.append(
+                f"  of TensorRT {plan.tensorrt} on {plan.gpu}, compute capability {plan.compute_capability}, "
+                f"sha256 {sha256}"
+            )
+        elif manifest.target == "tensorrt":
+            lines.append(f"  engine: none yet; build one with: qwen-image build {folder}")
+    return Report(document, lines)
+
+
+def _prepared(layers: Sequence[QuantisedLayer]) -> str:
+    """What was done to the inputs of quantised linears, in words."""
+    rotations = sorted({layer.rotation for layer in layers} - {1})
+    alphas = sorted({layer.smoothing for layer in layers if layer.smoothing is not None})
+    equalised = sum(layer.equalised_with is not None for layer in layers)
+    words = f", {equalised} equalised with the linear before or after" if equalised else ""
+    words += f", rotated in blocks of {', '.join(map(str, rotations))} channels" if rotations else ""
+    return words + (f", smoothed with alpha {', '.join(map(str, alphas))}" if alphas else "")
+
+
+def _verified(result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return "not verified yet; verify with: qwen-image verify BUNDLE"
+    state = "every row within its threshold" if result.get("passed") else "✗ rows beyond their thresholds"
+    return f"last verified with {result.get('engine')} {result.get('engine_version')}: {state}"

@@ -1,0 +1,221 @@
+"""`qwen-image plan`: what an export would read, write and need, before anything is written."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen_image_engine.engines.core.contract import FOR_REFERENCES
+from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.runtime.cli.shared.arguments import picture_size, whole_numbers
+from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
+    add_checkpoint_arguments,
+    open_checkpoint,
+    weight_sources,
+)
+from qwen_image_engine.runtime.cli.shared.extras import export_packages
+from qwen_image_engine.runtime.cli.shared.result import Report, duration_text, size_text, table
+from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, MAX_REFERENCES, latent_size
+
+if TYPE_CHECKING:
+    from qwen_image_engine.export.recipe import Recipe
+
+SUMMARY = "what an export would read, write and need, before anything is written"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "bundle", nargs="?", type=Path, metavar="BUNDLE", help="where it would go; checks the free disk"
+    )
+    parser.add_argument(
+        "--size",
+        type=picture_size,
+        default=(1024, 1024),
+        metavar="WxH",
+        help="of the picture whose memory is told, in pixels (1024x1024)",
+    )
+    parser.add_argument(
+        "--references",
+        type=int,
+        choices=range(MAX_REFERENCES + 1),
+        default=0,
+        metavar="N",
+        help=f"reference images of that picture, up to {MAX_REFERENCES} (0)",
+    )
+    parser.add_argument(
+        "--reference-resolution",
+        type=int,
+        default=DEFAULT_RESOLUTION,
+        metavar="PIXELS",
+        help=f"side of each of them, taken as squares ({DEFAULT_RESOLUTION})",
+    )
+    add_recipe_arguments(parser)
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `plan` and `export` both take."""
+    add_checkpoint_arguments(parser)
+    parser.add_argument(
+        "--target", default="cpu", help="what runs the graphs: cpu, cuda, tensorrt or tensorrt-twin (cpu)"
+    )
+    parser.add_argument(
+        "--precision", help="of weights and arithmetic: fp32, bf16, fp16, fp8, int8 (fp32 on a CPU, bf16 on a GPU)"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("copy", "link"),
+        default="copy",
+        help="copy them in the bundle's dtype, or hard-link the checkpoint's files (copy)",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="linears that are not quantised, by name, such as '*.img_mlp.out'; may be repeated",
+    )
+    parser.add_argument(
+        "--skip-blocks",
+        type=whole_numbers,
+        default=(),
+        metavar="0,1,…",
+        help="blocks of the transformer that are not quantised",
+    )
+    parser.add_argument(
+        "--without",
+        action="append",
+        choices=FOR_REFERENCES,
+        default=[],
+        help="leave out all that reference images alone need; the bundle then takes none",
+    )
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="rules of what is quantised and to what, as JSON")
+    parser.add_argument("--fp8-attention", action="store_true", help="with fp8: the transformer's attention as well")
+
+
+def chosen_recipe(options: argparse.Namespace) -> "Recipe":
+    """The recipe that the flags of `add_recipe_arguments` ask for.
+
+    Raises:
+        UsageError: there is none, or flags do not go together.
+    """
+    from qwen_image_engine.calibration.recipe_file import RecipeFile
+    from qwen_image_engine.export.recipe import recipe
+
+    return recipe(
+        options.target,
+        options.precision,
+        weights=options.weights,
+        rules=None if options.recipe is None else RecipeFile.read(options.recipe),
+        exclude=options.exclude,
+        skip_blocks=options.skip_blocks,
+        fp8_attention=options.fp8_attention,
+    )
+
+
+def execute(options: argparse.Namespace) -> Report:
+    """Read headers, add up."""
+    from qwen_image_engine.runtime.images.fit import reference_size  # Pillow, which other verbs do not need
+
+    with export_packages():
+        from qwen_image_engine.calibration.quantised_network import check_rules, quantised_networks
+        from qwen_image_engine.export.check import check_checkpoint
+        from qwen_image_engine.export.plan import (
+            check_disk,
+            check_memory,
+            plan_cache,
+            plan_export,
+            plan_seconds,
+            plan_stages,
+        )
+        from qwen_image_engine.export.selection import selected
+
+        chosen = chosen_recipe(options)
+    if options.references and options.without:
+        raise UsageError("--references with --without: that bundle takes none")
+    checkpoint = open_checkpoint(options.model, options)
+    components = selected(checkpoint, options.without)
+    check_checkpoint(checkpoint, components)
+    check_rules(checkpoint, chosen.quantisation, chosen.precision)
+    quantised = quantised_networks(checkpoint, chosen.quantisation)
+    plan = plan_export(checkpoint, chosen, quantised, options.weights, components)
+    check_memory(plan)
+    free_bytes = None if options.bundle is None else check_disk(plan, options.bundle)
+    width, height = options.size
+    latent_size(width, height)
+    facts = checkpoint.image_processor
+    side, _ = reference_size(
+        *(options.reference_resolution,) * 3,
+        name="a square",
+        min_pixels=facts.min_pixels,
+        max_pixels=facts.max_pixels,
+    )
+    references = [(side, side)] * options.references
+    stages = {} if plan.target in ("cuda", "tensorrt") else plan_stages(checkpoint, plan, width, height, references)
+    tokens, cache_bytes = plan_cache(checkpoint, plan, references)
+    seconds = plan_seconds(checkpoint, chosen, quantised, plan)
+
+    resident = plan.resident_bytes + (plan.reference_bytes if references else 0)
+    rows = [("network", "stored as", "parameters", "bytes", "exported", "bundle", "in an engine")]
+    rows += [
+        (
+            item.network,
+            "+".join(item.dtypes),
+            f"{item.stored_parameters:,}",
+            size_text(item.stored_bytes),
+            f"{item.parameters:,}",
+            size_text(item.bundle_bytes),
+            size_text(item.engine_bytes),
+        )
+        for item in plan.networks
+    ]
+    lines = [
+        f"{checkpoint.name} ({checkpoint.licence()}) for {plan.target} in {plan.precision}, weights {plan.weights}",
+        "",
+        *table(rows, right=(2, 3, 4, 5, 6)),
+        "",
+        f"reads    {size_text(plan.stored_bytes)}",
+        f"writes   {size_text(plan.bundle_bytes)}"
+        + ("" if free_bytes is None else f", {size_text(free_bytes)} free")
+        + (" (hard links need the checkpoint's own disk)" if plan.weights == "link" else ""),
+        f"time     about {duration_text(seconds)} to export",
+        f"memory   about {size_text(plan.export_memory_bytes)} to export",
+        f"         weights when run: {size_text(resident)} resident, "
+        f"{size_text(plan.sequential_bytes)} sequential; activations come on top",
+    ]
+    if plan.target == "tensorrt" and not checkpoint.transformer.bidirectional:
+        once = sum(item.engine_bytes for item in plan.networks if references or item.network != "vision")
+        lines += [
+            f"         on a GPU without room for prefix and step at once they take turns: {size_text(once)} resident, "
+            "and a new prompt loads both again; built with --weight-streaming, the step's alone stay there"
+        ]
+    if tokens:
+        given = f"{options.references} reference images of {side}x{side}" if references else "no reference image"
+        lines += [
+            f"         keys and values of {tokens:,} tokens before the target ({given}, a prompt of usual length): "
+            f"{size_text(cache_bytes)}, twice that with --guidance"
+        ]
+    if stages:
+        lines += [
+            f"         a picture of {width}x{height} with --engine onnxruntime --memory sequential: "
+            + ", ".join(f"{stage} {size_text(size)}" for stage, size in stages.items())
+        ]
+    document = {
+        "checkpoint": {
+            "name": checkpoint.name,
+            "path": str(checkpoint.folder),
+            "licence": checkpoint.licence(),
+            **weight_sources(checkpoint),
+        },
+        **asdict(plan),
+        "stored_bytes": plan.stored_bytes,
+        "bundle_bytes": plan.bundle_bytes,
+        "export_seconds": seconds,
+        "size": options.size,
+        "references": references,
+        "prefix_tokens": tokens,
+        "cache_bytes": cache_bytes,
+        "stages": stages,
+        "free_bytes": free_bytes,
+    }
+    return Report(document, lines)

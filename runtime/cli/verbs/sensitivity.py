@@ -1,0 +1,107 @@
+"""The part of `qwen-image calibrate` that tells how sensitive linears are: its flags and its lines."""
+
+import argparse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.runtime.cli.shared.result import table
+
+if TYPE_CHECKING:
+    from qwen_image_engine.calibration.analysis import Analysis
+    from qwen_image_engine.calibration.recipe_search import FoundRecipe
+
+_WORST = 10
+_TARGET, _PRECISION = "tensorrt", "fp8"
+
+
+def add_sensitivity_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="then quantise each linear of the transformer alone, and write what that does to the step's output",
+    )
+    parser.add_argument("--target", help=f"with --sensitivity: what runs the graphs, tensorrt or cpu ({_TARGET})")
+    parser.add_argument("--precision", help=f"with --sensitivity: to quantise to, fp8 or int8 ({_PRECISION})")
+    parser.add_argument(
+        "--target-error",
+        type=float,
+        metavar="E",
+        help="with sensitivity, write the recipe with the fewest linears kept high whose error is at most E: "
+        "teacher-forced relative L2, the schedule's mean, such as 0.01",
+    )
+
+
+@dataclass(frozen=True)
+class SensitivityOptions:
+    """What is to be measured, see `analyse`."""
+
+    target: str
+    precision: str
+    target_error: float | None
+
+
+def chosen_sensitivity(options: argparse.Namespace) -> SensitivityOptions | None:
+    """What the flags ask for; None where they do not ask.
+
+    Raises:
+        UsageError: they do not go together, or can never be carried out.
+    """
+    from qwen_image_engine.calibration.analysis import check_analysis
+
+    if not options.sensitivity and options.target_error is None:
+        if options.target is not None or options.precision is not None:
+            raise UsageError("--target and --precision are of --sensitivity, which was not asked for")
+        return None
+    chosen = SensitivityOptions(options.target or _TARGET, options.precision or _PRECISION, options.target_error)
+    check_analysis(chosen.target, chosen.precision, chosen.target_error)
+    return chosen
+
+
+def sensitivity_lines(analysis: "Analysis") -> list[str]:
+    """A table of the kinds of linears and one of the worst linears; what a search found; the files."""
+    sensitivity, document = analysis.sensitivity, analysis.to_json()
+    pictures = "1 picture" if len(sensitivity.pictures) == 1 else f"{len(sensitivity.pictures)} pictures"
+    together = document["together"]
+    sigmas = sensitivity.mean_sigmas()
+    groups = [("linears", "count", "relative L2", "worst at sigma", "worst linear", "relative L2")]
+    for group, found in document["groups"].items():
+        by_step = found["rms_by_step"]
+        groups.append(
+            (
+                group,
+                str(found["linears"]),
+                _percent(found["rms"]),
+                f"{sigmas[by_step.index(max(by_step))]:.3f}",
+                found["worst"],
+                _percent(sensitivity.rms(found["worst"])),
+            )
+        )
+    worst = [("", "worst linears", "relative L2", "worst at sigma")]
+    for rank, name in enumerate(sensitivity.ranked()[:_WORST], 1):
+        by_step = sensitivity.by_step([name])
+        worst.append((f"{rank}", name, _percent(sensitivity.rms(name)), f"{sigmas[by_step.index(max(by_step))]:.3f}"))
+    return [
+        "",
+        f"sensitivity of {len(sensitivity.alone)} linears in {sensitivity.precision} for {sensitivity.target}, "
+        f"{pictures}: the step's output is {_percent(together['judged'])} off with all of them quantised "
+        f"({_percent(together['predicted'])} by the sum of squares)",
+        *table(groups, right=(1, 2, 3, 5)),
+        "",
+        *table(worst, right=(0, 2, 3)),
+        "",
+        *([] if analysis.found is None else [_found_line(analysis.found)]),
+        *(f"wrote {path}" for path in (analysis.json, analysis.svg, analysis.recipe) if path is not None),
+    ]
+
+
+def _found_line(found: "FoundRecipe") -> str:
+    return (
+        f"{len(found.high)} of {found.linears} linears stay high for at most {_percent(found.target_error)}: "
+        f"{_percent(found.error)} measured; export with --recipe"
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g}%"

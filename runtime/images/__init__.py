@@ -1,0 +1,1 @@
+"""Pictures in and out: reference images read and fitted, PNG files with their parameters."""

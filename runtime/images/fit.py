@@ -1,0 +1,83 @@
+"""The size rule of reference images: what they are fitted to."""
+
+import math
+from numbers import Integral
+
+from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.runtime.images.read import MAX_ASPECT_RATIO
+from qwen_image_engine.runtime.model.size import SIDE_MULTIPLE
+
+MAX_RESOLUTION = 4096
+"""65,536 latents, and as many patches for the vision tower."""
+
+
+def reference_size(
+    width: int, height: int, resolution: int, *, name: str, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Fit a reference image's sides: about `resolution` squared in area, in its aspect ratio, multiples of 32.
+
+    The processor in front of the vision tower would resize a copy outside its own bounds once more, and its image
+    slots would no longer match the latents; so that is refused.
+
+    Args:
+        width: pixels of the image.
+        height: pixels of the image.
+        resolution: pixels of the side of a square of that area.
+        name: names the image in messages.
+        min_pixels: the least area that the processor leaves alone (`size.shortest_edge` of its settings).
+        max_pixels: the largest (`size.longest_edge`).
+
+    Returns:
+        (width, height) in pixels.
+
+    Raises:
+        UsageError: the resolution is no whole number from 32 to 4096, or the fitted image is too small, too large or
+            too long; the text names a resolution that works.
+    """
+    check_resolution(resolution)
+    size = _fitted(width, height, resolution)
+    fault = _fault(size, min_pixels, max_pixels)
+    if fault is None:
+        return size
+    valid = [
+        candidate
+        for candidate in range(SIDE_MULTIPLE, MAX_RESOLUTION + 1, SIDE_MULTIPLE)
+        if _fault(_fitted(width, height, candidate), min_pixels, max_pixels) is None
+    ]
+    advice = (
+        f"use --reference-resolution {min(valid, key=lambda candidate: abs(candidate - resolution))}"
+        if valid
+        else "crop it to a squarer shape"
+    )
+    raise UsageError(f"{name} is {size[0]}x{size[1]} at the reference resolution {resolution}: {fault}; {advice}")
+
+
+def check_resolution(resolution: int) -> None:
+    """Refuse what is no reference resolution.
+
+    Raises:
+        UsageError: it is no whole number from 32 to 4096.
+    """
+    if not isinstance(resolution, Integral) or not SIDE_MULTIPLE <= resolution <= MAX_RESOLUTION:
+        raise UsageError(
+            f"the reference resolution is {resolution!r}, expected a whole number of pixels from {SIDE_MULTIPLE} to "
+            f"{MAX_RESOLUTION}"
+        )
+
+
+def _fitted(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """diffusers' `calculate_dimensions`, rounded half to even."""
+    ratio = width / height
+    wide = math.sqrt(resolution * resolution * ratio)
+    return round(wide / SIDE_MULTIPLE) * SIDE_MULTIPLE, round(wide / ratio / SIDE_MULTIPLE) * SIDE_MULTIPLE
+
+
+def _fault(size: tuple[int, int], min_pixels: int, max_pixels: int) -> str | None:
+    short, long = sorted(size)
+    if short < SIDE_MULTIPLE:
+        return f"a side is under {SIDE_MULTIPLE} pixels, one of the text encoder's image slots"
+    if long > MAX_ASPECT_RATIO * short:
+        return f"longer than {MAX_ASPECT_RATIO}:1"
+    if not min_pixels <= short * long <= max_pixels:
+        return f"{short * long} pixels, and the text encoder reads {min_pixels} to {max_pixels}"
+    return None

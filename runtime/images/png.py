@@ -1,0 +1,97 @@
+"""Pictures: from the decoder's output to RGBA bytes, and to PNG files that carry their parameters."""
+
+import io
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.runtime.system.interruption import check_interrupted
+
+
+def to_rgba8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Turn a decoded image into bytes, rounded half to even as diffusers' `VaeImageProcessor.postprocess` does.
+
+    Args:
+        image: (batch, 4, height, width) in [-1, 1]; values outside are clamped.
+
+    Returns:
+        (batch, height, width, 4) uint8.
+
+    Raises:
+        QwenImageError: a value is not finite.
+    """
+    if not np.isfinite(image).all():
+        raise QwenImageError(
+            f"the decoded image holds {np.count_nonzero(~np.isfinite(image))} values that are not finite; "
+            "run the VAE decoder in fp32 or bf16"
+        )
+    unit = np.clip(image * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
+    return np.ascontiguousarray(np.round(unit * np.float32(255)).astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def check_png_name(path: Path) -> None:
+    """Refuse a name that would not say what is written.
+
+    Raises:
+        UsageError: it does not end in .png.
+    """
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"{path}: pictures are written as PNG, expected a name that ends in .png")
+
+
+def save_png(path: Path, rgba: NDArray[np.uint8], parameters: Mapping[str, str]) -> None:
+    """Write a PNG with one text chunk a parameter; the file appears whole or not at all.
+
+    Args:
+        path: the file; an existing one is replaced.
+        rgba: (height, width, 4) uint8.
+        parameters: text of any script under Latin-1 keys of 1 to 79 characters.
+
+    Raises:
+        QwenImageError: the file cannot be written.
+    """
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in parameters.items():
+        # iTXt is UTF-8 for every script; tEXt would be Latin-1 for some values and iTXt for others.
+        chunks.add_itxt(key, value)
+    temporary = path.parent / f".{secrets.token_hex(8)}.png.tmp"
+    try:
+        with temporary.open("xb") as file:
+            Image.fromarray(rgba, "RGBA").save(file, "PNG", pnginfo=chunks)
+        check_interrupted()
+        temporary.replace(path)
+    except OSError as error:
+        raise QwenImageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):  # renamed already, or never made
+            temporary.unlink()
+
+
+def png_bytes(picture: Image.Image | NDArray[np.uint8]) -> bytes:
+    """A picture, (height, width, 4) uint8 if it is an array, as a PNG without parameters."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture, "RGBA")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def read_png_parameters(path: Path) -> dict[str, str]:
+    """Read the text chunks of a PNG.
+
+    Raises:
+        QwenImageError: the file cannot be read or is no PNG.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()
+            return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
+    except UnidentifiedImageError as error:
+        raise QwenImageError(f"{path} is not a PNG") from error
+    except (OSError, SyntaxError) as error:
+        raise QwenImageError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,1 @@
+"""Noise levels, noise, the Euler step, and the checked inputs of a request."""

@@ -1,0 +1,82 @@
+"""A progress bar on a terminal, and nothing anywhere else."""
+
+import io
+import sys
+import time
+from types import TracebackType
+from typing import Literal, Self, TextIO
+
+from qwen_image_engine.runtime.system.interruption import check_interrupted
+
+WIDTH = 24
+REDRAW_S = 0.1
+
+Unit = Literal["steps", "bytes"]
+
+
+class ProgressBar:
+    """One line that is redrawn in place: label, bar, count, seconds gone and seconds left.
+
+    It is written to `stream` (standard error) only where that is a terminal, and erased when it is closed.
+    """
+
+    def __init__(self, label: str, total: int, unit: Unit = "steps", stream: TextIO | None = None) -> None:
+        """Draw an empty bar.
+
+        Args:
+            label: what is being done.
+            total: steps or bytes at the end; 0 for a stage that cannot tell, which shows its label alone.
+            unit: of `total`.
+            stream: standard error unless given.
+
+        Raises:
+            KeyboardInterrupt: it came before and got lost; likewise of `advance`.
+        """
+        check_interrupted()
+        # A process without a console (a service, pythonw) has no standard error at all.
+        self._stream = sys.stderr or io.StringIO() if stream is None else stream
+        self._shown = self._stream.isatty()
+        self._label, self._total, self._unit = label, total, unit
+        self._done = 0
+        self._start = time.monotonic()
+        self._drawn = -REDRAW_S
+        self._draw()
+
+    def advance(self, amount: int = 1) -> None:
+        """Count `amount` more steps or bytes."""
+        check_interrupted()
+        self._done += amount
+        if self._done >= self._total or time.monotonic() - self._drawn >= REDRAW_S:
+            self._draw()
+
+    def close(self) -> None:
+        """Erase the line."""
+        if self._shown:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+            self._shown = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _draw(self) -> None:
+        if not self._shown:
+            return
+        self._drawn = time.monotonic()
+        self._stream.write(f"\r\x1b[K{self._label} {self._state() if self._total else '…'}")
+        self._stream.flush()
+
+    def _state(self) -> str:
+        share = min(1.0, self._done / self._total)
+        bar = ("█" * round(WIDTH * share)).ljust(WIDTH, "░")
+        gone_s = self._drawn - self._start
+        left = f", {gone_s / share - gone_s:.0f} s left" if share else ""
+        count = f"{self._done}/{self._total}"
+        if self._unit == "bytes":
+            count = f"{self._done / 2**20:.0f}/{self._total / 2**20:.0f} MiB"
+        return f"{bar} {count}  {gone_s:.0f} s{left}"

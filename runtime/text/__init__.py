@@ -1,0 +1,1 @@
+"""The prompt template, the tokenizer and the embedding table."""

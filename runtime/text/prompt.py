@@ -1,0 +1,90 @@
+"""What the encoder reads: the template around reference images and the user's prompt, as token ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.runtime.model.sequence import ImageBlock, Segment, TextRun
+
+SYSTEM_PROMPT = "Comprehend and analyze the provided prompt."
+SYSTEM_TURN = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n"
+TEXT_TEMPLATE = SYSTEM_TURN + "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+
+IMAGE_SLOT = "<|image_pad|>"
+IMAGE_TEMPLATE = "<image{}><|vision_start|>" + IMAGE_SLOT + "<|vision_end|>"
+VISION_TOKENS = ("<|vision_start|>", IMAGE_SLOT, "<|vision_end|>")
+
+NOT_IN_PROMPTS = {IMAGE_SLOT: "a reference image", "<|video_pad|>": "a video"}
+
+MAX_PROMPT_TOKENS = 1100
+"""Longest prompt, in tokens of its own, without the template's."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptTokens:
+    """A prompt as the encoder takes it.
+
+    Attributes:
+        ids: (T,) int64, the whole templated sequence, system turn included; an image stands as its slots.
+        dropped: leading tokens (the system turn) whose hidden states the transformer does not see.
+        segments: text and images in order, from the system turn on; an image of h x w latents has h/2 x w/2 slots.
+    """
+
+    ids: NDArray[np.int64]
+    dropped: int
+    segments: tuple[Segment, ...]
+
+
+def tokenize(tokenizer: Tokenizer, prompt: str, references: Sequence[ImageBlock] = ()) -> PromptTokens:
+    """Put reference images and the prompt into the template and tokenize it, as `QwenImage21Pipeline` does.
+
+    An empty prompt becomes one space. The name of a special token inside the prompt (`<|im_end|>`) becomes that token,
+    as in transformers.
+
+    Args:
+        tokenizer: of the checkpoint.
+        prompt: text of any script.
+        references: latents of the reference images, in order; even sides.
+
+    Raises:
+        UsageError: the prompt is longer than `MAX_PROMPT_TOKENS`, no valid Unicode, or holds an image's slot.
+        QwenImageError: there are references, and the tokenizer has no tokens for them.
+    """
+    if not isinstance(prompt, str):
+        raise UsageError(f"the prompt is {type(prompt).__name__}, expected str")
+    prompt = prompt or " "
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the prompt is not valid Unicode at character {error.start}") from error
+    own = tokenizer.encode(prompt).ids
+    if len(own) > MAX_PROMPT_TOKENS:
+        raise UsageError(f"the prompt has {len(own)} tokens, at most {MAX_PROMPT_TOKENS} fit; shorten it")
+    for token, meaning in NOT_IN_PROMPTS.items():
+        if tokenizer.token_to_id(token) in own:
+            raise UsageError(f"the prompt holds {token}, which stands for {meaning}; take it out")
+    missing = [token for token in VISION_TOKENS if tokenizer.token_to_id(token) is None]
+    if references and missing:
+        raise QwenImageError(
+            f"the tokenizer has no {', '.join(missing)}, which stand for reference images; use a checkpoint's own "
+            "tokenizer, or leave the reference images out"
+        )
+    images = " ".join(IMAGE_TEMPLATE.format(number) for number in range(1, len(references) + 1))
+    ids = tokenizer.encode(TEXT_TEMPLATE.format(images + prompt)).ids
+    slot = tokenizer.token_to_id(IMAGE_SLOT)
+    whole: list[int] = []
+    segments: list[Segment] = []
+    start = 0
+    for at, block in zip([at for at, token in enumerate(ids) if token == slot], references, strict=True):
+        whole += ids[start:at] + [ids[at]] * (block.height // 2 * (block.width // 2))
+        segments += [TextRun(at - start), block]
+        start = at + 1
+    return PromptTokens(
+        ids=np.array(whole + ids[start:], dtype=np.int64),
+        dropped=len(tokenizer.encode(SYSTEM_TURN).ids),
+        segments=(*segments, TextRun(len(ids) - start)),
+    )

@@ -1,0 +1,1 @@
+"""`qwen-image bench`: contenders, rounds, results, statistics."""

@@ -1,0 +1,208 @@
+"""How fast a bundle is, and beside what: engines and baselines interleaved in one run, every sample kept.
+
+from qwen_image_engine.runtime.tools.bench.measure import bench
+
+found = bench("bundle", engines=["onnxruntime"], baselines=["diffusers"], sizes=[(512, 512)], steps=[8])
+found.cases[0].ratios()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, get_args
+
+from qwen_image_engine.engines.core.engine import ENGINES, MAX_THREADS
+from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.runtime.bundle.bundle import Bundle
+from qwen_image_engine.runtime.bundle.manifest import Manifest
+from qwen_image_engine.runtime.components import Memory
+from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
+from qwen_image_engine.runtime.sampling.inputs import Start
+from qwen_image_engine.runtime.system.machine import Machine, package_versions
+from qwen_image_engine.runtime.system.progress import ProgressBar
+from qwen_image_engine.runtime.tools.bench.case import MAX_DRAWS, Case, reference_picture
+from qwen_image_engine.runtime.tools.bench.load import BASELINES, PEERS, WaySpec
+from qwen_image_engine.runtime.tools.bench.process import ProcessWay
+from qwen_image_engine.runtime.tools.bench.result import Benchmark
+from qwen_image_engine.runtime.tools.bench.rounds import run_rounds
+from qwen_image_engine.runtime.tools.bench.settings import Settings
+
+if TYPE_CHECKING:
+    from qwen_image_engine.reference.checkpoint import Source
+    from qwen_image_engine.reference.diffusers_pipeline import DiffusersPipeline
+
+ROUNDS = 12
+"""The fewest with which the interval of a median covers 95% and leaves out two outliers on either side."""
+
+MAX_ROUNDS = MAX_DRAWS - 2
+"""Of one case: one round warms up, and one more reads memory."""
+
+
+def bench(
+    bundle: str | Path,
+    *,
+    checkpoint: Source | None = None,
+    engines: Sequence[str] = ("onnxruntime",),
+    baselines: Sequence[str] = (),
+    sizes: Sequence[tuple[int, int]] = ((DEFAULT_RESOLUTION, DEFAULT_RESOLUTION),),
+    steps: Sequence[int | None] = (None,),
+    batches: Sequence[int] = (1,),
+    references: Sequence[int] = (0,),
+    reference_resolution: int = DEFAULT_RESOLUTION,
+    rounds: int = ROUNDS,
+    threads: int | None = None,
+    memory: Memory = "resident",
+    pictures: bool = False,
+) -> Benchmark:
+    """Measure a bundle: every combination of sizes, steps, batches and references, on every engine and baseline.
+
+    Each engine and each baseline is loaded in a process of its own, all of them at once, and draws in turn.
+
+    Args:
+        bundle: its folder.
+        checkpoint: that baselines run: a folder, a hub name, or a diffusers pipeline, whose weights are compared with
+            the files that it was loaded from; None for the one that the manifest names.
+        engines: of `engines.engine.ENGINES`, that run the bundle.
+        baselines: of `BASELINES`; one that cannot run here is in `ways` with the reason, and has no runs.
+        sizes: (width, height) in pixels, multiples of 32.
+        steps: of the sampler; None for 40, or for those of a checkpoint with a fixed grid.
+        batches: images drawn at once, 1 to 4.
+        references: numbers of reference images, 0 to 10.
+        reference_resolution: side in pixels of each of them.
+        rounds: that count; a ratio needs 5.
+        threads: of one way; None for every core. Ways do not run at the same time.
+        memory: "resident", or "sequential", which loads each stage in every picture.
+        pictures: whether to keep one of each case and way, for a report; of the draw after the last round.
+
+    Raises:
+        UsageError: a request that cannot be drawn, an engine or a baseline that is not known; before anything loads.
+        QwenImageError: the bundle is missing or damaged, an engine does not load, a checkpoint is another than the
+            bundle's, or a picture failed.
+    """
+    settings = Settings.of(
+        bundle=str(bundle),
+        checkpoint=str(checkpoint) if isinstance(checkpoint, str | Path) else None,
+        engines=engines,
+        baselines=baselines,
+        sizes=sizes,
+        steps=steps,
+        batches=batches,
+        references=references,
+        reference_resolution=reference_resolution,
+        rounds=rounds,
+        threads=threads,
+        memory=memory,
+    )
+    opened = Bundle.open(Path(bundle))
+    _check(settings)
+    cases = list(_cases(opened, settings))
+    most = MAX_DRAWS // len(cases) - 2
+    if rounds > most:
+        raise UsageError(f"{rounds} rounds of {len(cases)} cases: expected at most {most}, or fewer cases")
+    if checkpoint is not None and not isinstance(checkpoint, str | Path):
+        settings = replace(settings, checkpoint=_folder_of(checkpoint, opened.manifest))
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    names = [*(("engine", name) for name in engines), *(("baseline", name) for name in baselines)]
+    with ExitStack() as stack:
+        ways: list[ProcessWay] = []
+        hashed = False
+        for role, name in names:
+            spec = WaySpec(
+                name,
+                role,
+                settings.bundle,
+                settings.checkpoint,
+                threads,
+                memory,
+                settings.reference_resolution,
+                hashes=name in PEERS and not hashed,  # once: the first of them that loads
+            )
+            with ProgressBar(f"loading {name}{', and hashing its weights' if spec.hashes else ''}", 0):
+                ways.append(stack.enter_context(ProcessWay(spec)))
+            hashed |= spec.hashes and ways[-1].facts.missing is None
+        running = [way for way in ways if way.facts.missing is None]
+        with ProgressBar("measuring", (rounds + 2) * len(running) * len(cases)) as bar:
+            runs = run_rounds(running, cases, rounds, bar.advance, pictures=pictures)
+        facts = tuple(way.facts for way in ways)
+    environment = {"began": began, "machine": asdict(Machine.here()), "versions": package_versions()}
+    return Benchmark(settings, bundle_facts(opened.manifest), environment, facts, runs)
+
+
+def _folder_of(pipeline: DiffusersPipeline, manifest: Manifest) -> str:
+    """The folder that a diffusers pipeline was loaded from; ways run in processes that it does not reach.
+
+    Raises:
+        QwenImageError: it is no such pipeline, or its weights are not those of its files.
+    """
+    from qwen_image_engine.reference.checkpoint import Checkpoint  # needs torch, as the pipeline does
+
+    source = manifest.checkpoint
+    opened = Checkpoint.open(pipeline, transformer_file=source.transformer_file, attention=source.attention)
+    return str(opened.folder)
+
+
+def bundle_facts(manifest: Manifest) -> dict[str, Any]:
+    """What the result keeps of a bundle; bytes on disk by folder, "." for files that are in none."""
+    folders: dict[str, int] = {}
+    for name, file in manifest.files.items():
+        folder = str(PurePosixPath(name).parent)
+        folders[folder] = folders.get(folder, 0) + file.bytes
+    return {
+        "target": manifest.target,
+        "precision": manifest.precision,
+        "checkpoint": manifest.checkpoint.name,
+        "config_sha256": manifest.checkpoint.config_sha256,
+        "weights_sha256": manifest.checkpoint.weights_sha256,
+        "disk_bytes": folders,
+    }
+
+
+def _check(settings: Settings) -> None:
+    """Raise `UsageError` where a list is empty or names what is not known."""
+    for what, found, known in (("engine", settings.engines, ENGINES), ("baseline", settings.baselines, BASELINES)):
+        unknown = [name for name in found if name not in known]
+        if unknown:
+            raise UsageError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
+        if len(set(found)) < len(found):
+            raise UsageError(f"{what}s {', '.join(found)}: one stands there twice")
+    if settings.checkpoint is not None and not set(settings.baselines) & set(PEERS):
+        raise UsageError(
+            f"checkpoint {settings.checkpoint}: engines run the bundle alone, and no baseline that is asked for runs a "
+            f"checkpoint; name one of {', '.join(PEERS)}"
+        )
+    both = set(settings.engines) & set(settings.baselines)
+    if both:
+        raise UsageError(f"{min(both)} is engine and baseline; a ratio to itself would only tell the noise")
+    for name in ("engines", "sizes", "steps", "batches", "references"):
+        if not getattr(settings, name):
+            raise UsageError(f"no {name} are given; name at least one")
+    if not 1 <= settings.rounds <= MAX_ROUNDS:
+        raise UsageError(f"{settings.rounds} rounds: expected 1 to {MAX_ROUNDS}; a ratio needs 5")
+    if settings.threads is not None and not 1 <= settings.threads <= MAX_THREADS:
+        raise UsageError(f"{settings.threads} threads: expected 1 to {MAX_THREADS}")
+    if settings.memory not in get_args(Memory):
+        raise UsageError(f"memory {settings.memory!r}: expected {' or '.join(get_args(Memory))}")
+
+
+def _cases(bundle: Bundle, settings: Settings) -> Iterator[Case]:
+    """Every combination, each checked as a run would.
+
+    Raises:
+        UsageError: one cannot be drawn.
+    """
+    schedule, channels = bundle.schedule(), bundle.manifest.facts.channels
+    for count in settings.references:
+        if count < 0:
+            raise UsageError(f"{count} reference images: expected 0 or more")
+        picture = reference_picture((0, 0), settings.reference_resolution) if count else None
+        bundle.read_references([picture] * count if picture else [], settings.reference_resolution)
+    for (width, height), steps, batch, count in product(
+        settings.sizes, settings.steps, settings.batches, settings.references
+    ):
+        start = Start.of(schedule, channels, width, height, steps, 0, batch, None)
+        yield Case(width, height, start.steps, batch, count)

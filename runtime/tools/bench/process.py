@@ -1,0 +1,119 @@
+"""The other end of `bench_worker`: a way whose drawer lives in a process of its own."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from types import TracebackType
+from typing import Any, Self
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.runtime.system.memory_use import MemoryUse
+from qwen_image_engine.runtime.tools.bench.case import Case
+from qwen_image_engine.runtime.tools.bench.contender import Drawn
+from qwen_image_engine.runtime.tools.bench.load import WaySpec
+from qwen_image_engine.runtime.tools.bench.result import WayFacts
+
+WORKER = "qwen_image_engine.runtime.tools.bench.worker"
+CLOSING_S = 30.0
+"""How long a process may take to end after its input has; then it is killed. Freeing 30 GB takes seconds."""
+
+
+class ProcessWay:
+    """A way in a process of its own, loaded when this is made; see `bench_way.Way`."""
+
+    def __init__(self, spec: WaySpec) -> None:
+        """Start the process and wait until it can draw.
+
+        Raises:
+            QwenImageError: it cannot load; a baseline that is not installed is no error, `facts.missing` says why.
+        """
+        self._name = spec.name
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", WORKER, json.dumps(asdict(spec))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for this process, which ends that one without a word
+        )
+        try:
+            found = self._answer()["facts"]
+        except BaseException:
+            self._process.kill()
+            self.close()
+            raise
+        peak = found["load_peak"]
+        self._facts = WayFacts(**{**found, "load_peak": None if peak is None else MemoryUse(**peak)})
+
+    @property
+    def facts(self) -> WayFacts:
+        """Name, version, precision, load; the peak is of all that it has done."""
+        return self._facts
+
+    def draw(self, case: Case, number: int, *, watched: bool, picture: bool = False) -> Drawn:
+        """Draw one picture or batch; see `Way.draw`.
+
+        Raises:
+            QwenImageError: it failed, or the process ended.
+        """
+        assert self._process.stdin is not None
+        wanted = {"case": asdict(case), "number": number, "watched": watched, "picture": picture}
+        try:
+            self._process.stdin.write(json.dumps(wanted) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+        found = self._answer()
+        peaks = {stage: MemoryUse(**peak) for stage, peak in found["peaks"].items()}
+        # The kernel counts each of the two in its own way, up to some pages a thread apart.
+        told = [item.resident_bytes for item in peaks.values()] + [found["peak_bytes"], self._facts.peak_bytes]
+        self._facts = replace(self._facts, peak_bytes=max((item for item in told if item is not None), default=None))
+        return Drawn(
+            {stage: tuple(seconds) for stage, seconds in found["sample"].items()},
+            peaks,
+            found["waiting"],
+            None if found["picture"] is None else base64.b64decode(found["picture"]),
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):  # it has ended already
+            self._process.stdin.close()
+        try:
+            self._process.wait(CLOSING_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:  # it may be in the middle of a picture
+            self._process.kill()
+        self.close()
+
+    def _answer(self) -> Mapping[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._ended()
+        found: Mapping[str, Any] = json.loads(line)
+        if "error" in found:
+            raise QwenImageError(f"{self._name}: {found['error']}")
+        return found
+
+    def _ended(self) -> QwenImageError:
+        code = self._process.wait()
+        cause = "; the system kills a process for which there is no memory" if code == -9 else ""
+        return QwenImageError(f"{self._name}: its process ended with code {code}{cause}")

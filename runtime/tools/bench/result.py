@@ -1,0 +1,155 @@
+"""The result of a benchmark: every sample, what follows from them, and the JSON that keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from qwen_image_engine.runtime.system.memory_use import MemoryUse
+from qwen_image_engine.runtime.tools.bench.case import Case
+from qwen_image_engine.runtime.tools.bench.runs import CaseRuns, WayRuns
+from qwen_image_engine.runtime.tools.bench.settings import Settings
+from qwen_image_engine.runtime.tools.bench.stages import Sample
+
+FORMAT = "qwen-image-bench"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class WayFacts:
+    """One way of drawing, as it was loaded, or why it was not.
+
+    Attributes:
+        name: an engine of the bundle, or a peer.
+        role: "engine" or "baseline".
+        missing: why there are no figures and what to do; None where there are some.
+        version: of the package that computes.
+        precision: of the networks.
+        load_s: from a process that has imported nothing to one that can draw, Python's own start aside.
+        load_peak: of the process meanwhile, None where the system does not tell.
+        peak_bytes: the most that was ever resident in its process, likewise.
+        disk_bytes: of the files that it reads.
+    """
+
+    name: str
+    role: str
+    missing: str | None = None
+    version: str = ""
+    precision: str = ""
+    load_s: float = 0.0
+    load_peak: MemoryUse | None = None
+    peak_bytes: int | None = None
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A whole benchmark.
+
+    Attributes:
+        settings: what was asked for.
+        bundle: facts of the bundle: target, precision, checkpoint, its hashes, bytes on disk by folder.
+        environment: machine, versions of packages, the time at which it began.
+        ways: engines first, those that are missing among them.
+        cases: in the order in which they ran.
+    """
+
+    settings: Settings
+    bundle: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    ways: tuple[WayFacts, ...]
+    cases: tuple[CaseRuns, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON: every sample; quantiles and ratios, which follow from them, beside them."""
+        return {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "command": self.settings.command(),
+            "settings": asdict(self.settings),
+            "bundle": dict(self.bundle),
+            "environment": dict(self.environment),
+            "ways": [asdict(way) for way in self.ways],
+            "cases": [_case_to_json(case) for case in self.cases],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read back what `to_json` gave, `format` and `schema` being right.
+
+        Raises:
+            KeyError: a value is missing.
+            TypeError: one has another form.
+            ValueError: likewise.
+        """
+        settings = dict(data["settings"])
+        settings["sizes"] = tuple((int(width), int(height)) for width, height in settings["sizes"])
+        for name in ("engines", "baselines", "steps", "batches", "references"):
+            settings[name] = tuple(settings[name])
+        return cls(
+            settings=Settings(**settings),
+            bundle=data["bundle"],
+            environment=data["environment"],
+            ways=tuple(WayFacts(**{**way, "load_peak": _memory(way["load_peak"])}) for way in data["ways"]),
+            cases=tuple(_case_from_json(case) for case in data["cases"]),
+        )
+
+
+def _case_to_json(found: CaseRuns) -> dict[str, Any]:
+    return {
+        "case": asdict(found.case),
+        "runs": [
+            {
+                "way": run.way,
+                "role": run.role,
+                "warm_up": _sample_to_json(run.warm_up),
+                "peaks": {stage: asdict(peak) for stage, peak in run.peaks.items()},
+                "rounds": [_sample_to_json(sample) for sample in run.rounds],
+                "quantiles": run.quantiles,
+                "waiting": list(run.waiting),
+                "steadiness": run.steadiness,
+                "noise": run.noise.describe(),
+            }
+            for run in found.runs
+        ],
+        "ratios": [
+            {
+                "engine": ratio.engine,
+                "baseline": ratio.baseline,
+                "stage": ratio.stage,
+                "ratio": None if ratio.judged.interval is None else asdict(ratio.judged.interval),
+                "verdict": ratio.judged.verdict,
+                "reason": ratio.judged.reason,
+                "margin": ratio.judged.margin,
+            }
+            for ratio in found.ratios()
+        ],
+    }
+
+
+def _case_from_json(data: Mapping[str, Any]) -> CaseRuns:
+    runs = tuple(
+        WayRuns(
+            way=str(run["way"]),
+            role=str(run["role"]),
+            warm_up=_sample(run["warm_up"]),
+            peaks={stage: MemoryUse(**peak) for stage, peak in run["peaks"].items()},
+            rounds=tuple(map(_sample, run["rounds"])),
+            waiting=tuple(run["waiting"]),
+        )
+        for run in data["runs"]
+    )
+    return CaseRuns(Case(**data["case"]), runs)
+
+
+def _sample_to_json(found: Sample) -> dict[str, list[float]]:
+    return {stage: list(seconds) for stage, seconds in found.items()}
+
+
+def _sample(data: Mapping[str, Iterable[float]]) -> Sample:
+    return {str(stage): tuple(map(float, seconds)) for stage, seconds in data.items()}
+
+
+def _memory(data: Mapping[str, int] | None) -> MemoryUse | None:
+    return None if data is None else MemoryUse(**data)

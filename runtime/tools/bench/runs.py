@@ -1,0 +1,112 @@
+"""What every way took for one case: samples, quantiles, noise, ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from statistics import median
+
+import numpy as np
+
+from qwen_image_engine.runtime.system.memory_use import MemoryUse
+from qwen_image_engine.runtime.tools.bench.case import Case
+from qwen_image_engine.runtime.tools.bench.confidence import median_interval
+from qwen_image_engine.runtime.tools.bench.stages import COMPARED, STAGES, STEADY_STEP, Sample
+from qwen_image_engine.runtime.tools.bench.verdict import MIN_PAIRS, Judged, Noise, judge, too_few
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+
+@dataclass(frozen=True)
+class WayRuns:
+    """What one way took for one case.
+
+    Attributes:
+        way: its name.
+        role: "engine" or "baseline".
+        warm_up: the first picture, in whose seconds reading its memory counts.
+        peaks: of its process by stage, in that picture or in the one after the last round; empty where the system does
+            not tell.
+        rounds: the pictures that count, in the order of the rounds.
+        waiting: in each of them, the share of the time in which a thread was ready and had no core; None where the
+            system does not tell.
+        picture: the first of the batch after the last round, a PNG; None where nobody asked, and not in the JSON.
+    """
+
+    way: str
+    role: str
+    warm_up: Sample
+    peaks: Mapping[str, MemoryUse]
+    rounds: tuple[Sample, ...]
+    waiting: tuple[float | None, ...]
+    picture: bytes | None = None
+
+    def seconds(self, stage: str) -> list[float]:
+        """One number a round: the median of its steady steps, or the stage's own; empty where it did not run."""
+        return [median(found[stage]) for found in self.rounds if stage in found]
+
+    def all_seconds(self, stage: str) -> list[float]:
+        """Every sample: that of each steady step."""
+        return [seconds for found in self.rounds for seconds in found.get(stage, ())]
+
+    @cached_property
+    def quantiles(self) -> Mapping[str, Mapping[str, float]]:
+        """p50, p90 and p99 of each stage over all samples, interpolated; of few samples p99 is nearly the slowest."""
+        found = {}
+        for stage in STAGES:
+            seconds = self.all_seconds(stage)
+            if seconds:
+                values = np.quantile(seconds, list(QUANTILES.values()))
+                found[stage] = dict(zip(QUANTILES, map(float, values), strict=True))
+        return found
+
+    @property
+    def steadiness(self) -> float | None:
+        """The p90 of a steady step over its p50; None where there are fewer than `MIN_PAIRS` of them."""
+        if len(self.all_seconds(STEADY_STEP)) < MIN_PAIRS:
+            return None
+        step = self.quantiles[STEADY_STEP]
+        return step["p90"] / step["p50"]
+
+    @property
+    def noise(self) -> Noise:
+        """Of the machine while it ran."""
+        told = [share for share in self.waiting if share is not None]
+        return Noise(self.steadiness, median(told) if told else None)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster an engine ran one stage than a baseline, from pairs of one round each."""
+
+    engine: str
+    baseline: str
+    stage: str
+    judged: Judged
+
+
+@dataclass(frozen=True)
+class CaseRuns:
+    """Every way on one case, interleaved."""
+
+    case: Case
+    runs: tuple[WayRuns, ...]
+
+    def ratios(self) -> tuple[Ratio, ...]:
+        """Of every engine to every baseline, in each stage that both have."""
+        engines, baselines = ([run for run in self.runs if run.role == role] for role in ("engine", "baseline"))
+        return tuple(
+            Ratio(own.way, other.way, stage, _judged(own, other, stage))
+            for own, other in product(engines, baselines)
+            for stage in COMPARED
+            if own.seconds(stage) and other.seconds(stage)
+        )
+
+
+def _judged(own: WayRuns, other: WayRuns, stage: str) -> Judged:
+    pairs = [slow / fast for slow, fast in zip(other.seconds(stage), own.seconds(stage), strict=True)]
+    if len(pairs) < MIN_PAIRS:
+        return too_few(len(pairs))
+    return judge(median_interval(pairs), own.noise.worst(other.noise), paired=True)

@@ -1,0 +1,106 @@
+"""A way of drawing in a process of its own: `python -m qwen_image_engine.runtime.tools.bench.worker SPEC`.
+
+So its peak memory is its own, its packages' thread pools are no other way's, and the runtime's process stays without
+torch. It reads one JSON request a line from standard input and answers each in one line; see `bench_process`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from typing import Any, TextIO
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.runtime.system.memory_use import MemoryWatch, highest_resident_bytes
+from qwen_image_engine.runtime.tools.bench.case import Case
+from qwen_image_engine.runtime.tools.bench.contender import Drawer, Unavailable, draw_once
+from qwen_image_engine.runtime.tools.bench.load import WaySpec, load_way
+from qwen_image_engine.runtime.tools.bench.result import WayFacts
+
+
+def main() -> None:
+    """Load, then answer requests until standard input ends."""
+    # Whatever libraries print goes to standard error: what was standard output is for the answers alone.
+    with suppress(BrokenPipeError), os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:  # who asked may have gone
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        _serve(answers)
+
+
+def _serve(answers: TextIO) -> None:
+    spec = WaySpec(**json.loads(sys.argv[1]))
+    loaded: list[Drawer] = []
+    if not _answer(answers, partial(_load, spec, loaded)):
+        return
+    (drawer,) = loaded
+    for line in sys.stdin:
+        if not _answer(answers, partial(_draw, spec, drawer, json.loads(line))):
+            return
+    drawer.close()
+
+
+def _load(spec: WaySpec, loaded: list[Drawer]) -> Mapping[str, Any]:
+    began = time.perf_counter()
+    with MemoryWatch() as watch:
+        try:
+            drawer = load_way(spec, watch)
+        except Unavailable as error:
+            if spec.role == "baseline":
+                return {"facts": asdict(WayFacts(spec.name, spec.role, missing=str(error))), "missing": True}
+            raise
+        seconds, peak = time.perf_counter() - began, watch.overall()
+    if spec.hashes:
+        from qwen_image_engine.reference.bench_torch import check_weights
+
+        check_weights(spec)
+    loaded.append(drawer)
+    facts = WayFacts(
+        name=spec.name,
+        role=spec.role,
+        version=drawer.version,
+        precision=drawer.precision,
+        load_s=seconds,
+        load_peak=peak,
+        peak_bytes=highest_resident_bytes(),
+        disk_bytes=drawer.disk_bytes,
+    )
+    return {"facts": asdict(facts)}
+
+
+def _draw(spec: WaySpec, drawer: Drawer, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    case, number = Case(**wanted["case"]), int(wanted["number"])
+    picture = bool(wanted["picture"])
+    if wanted["watched"]:
+        with MemoryWatch() as watch:
+            drawn = draw_once(drawer, case, number, spec.resolution, watch, picture=picture)
+    else:
+        drawn = draw_once(drawer, case, number, spec.resolution, picture=picture)
+    peaks = {stage: asdict(peak) for stage, peak in drawn.peaks.items()}
+    return {
+        "sample": drawn.sample,
+        "peaks": peaks,
+        "waiting": drawn.waiting,
+        "peak_bytes": highest_resident_bytes(),
+        "picture": None if drawn.picture is None else base64.b64encode(drawn.picture).decode("ascii"),
+    }
+
+
+def _answer(answers: TextIO, work: Callable[[], Mapping[str, Any]]) -> bool:
+    """Send what `work` gives, or its error; whether there is something to go on with."""
+    try:
+        found = work()
+    except (QwenImageError, MemoryError) as error:
+        found = {"error": str(error) or "out of memory"}
+    answers.write(json.dumps(found) + "\n")
+    answers.flush()
+    return not found.keys() & {"error", "missing"}
+
+
+if __name__ == "__main__":
+    main()

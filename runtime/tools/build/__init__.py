@@ -1,0 +1,1 @@
+"""`qwen-image build`: shapes, checks, records and the folder of plans."""

@@ -1,0 +1,98 @@
+"""What is asked before an engine is built: the GPU's age and memory, the disk's room, and where timings go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.cuda.compute_capability import BF16
+from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
+from qwen_image_engine.engines.plans.memory import missing_bytes
+from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
+from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, Manifest
+
+ROOM = (
+    "build for less (--profile, --references, --prompt-tokens, --batch) or with --weight-streaming, or export with "
+    "--precision fp8 or int8"
+)
+"""What helps where a GPU's memory is too small."""
+
+
+def check_timing_cache(path: Path) -> None:
+    """Refuse a file for timings that cannot be written: they are, after minutes of building.
+
+    Raises:
+        UsageError: so it is.
+    """
+    if path.is_dir():
+        raise UsageError(f"--timing-cache {path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise UsageError(f"--timing-cache {path}: no folder {path.parent}; make it with: mkdir -p {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK)):
+        raise UsageError(f"--timing-cache {path}: cannot be read and written there; name another file")
+
+
+def check_capability(name: str, entry: ComponentEntry, facts: DeviceFacts, instead: str) -> None:
+    """Refuse a GPU that is too old for a graph; `instead` are precisions that an export of its target has besides.
+
+    Raises:
+        QwenImageError: so it is.
+    """
+    least, has = entry.least_compute_capability, float(facts.compute_capability)
+    if least is not None and has < least:
+        raise QwenImageError(
+            f"{name}: its graph is in {entry.precision}, which needs a GPU of compute capability {least} or newer; "
+            f"{facts.name} has {facts.compute_capability}. "
+            f"Export with {f'--precision {instead}' if has >= BF16 else '--target cuda --precision fp16'}"
+        )
+
+
+def check_gpu(
+    name: str, manifest: Manifest, profiles: Sequence[Profile], options: BuildOptions, facts: DeviceFacts
+) -> None:
+    """Refuse a GPU that is too old for a graph, or has no room for weights, inputs and outputs of a profile.
+
+    Raises:
+        QwenImageError: so it is.
+    """
+    entry = manifest.components[name]
+    check_capability(name, entry, facts, "bf16 or int8")
+    weights = 0 if options.weight_streaming else _weight_bytes(manifest, name)
+    missing = missing_bytes(entry.contract, profiles, (), weights, facts.free_bytes)
+    if missing:
+        profile, most = max(missing.items(), key=lambda item: item[1])
+        raise QwenImageError(
+            f"{name}: its weights take {weights} bytes, inputs and outputs of the profile {profile} up to "
+            f"{most + facts.free_bytes - weights}, activations aside, and {facts.free_bytes} of {facts.name}'s "
+            f"{facts.total_bytes} bytes are free, {most} too few; free some, {ROOM}"
+        )
+
+
+def missing(manifest: Manifest, name: str, plan: PlanEntry, facts: DeviceFacts) -> Mapping[str, int]:
+    """What the largest sizes take beyond all of the GPU's memory, now that the engine's activations are known."""
+    weights = 0 if plan.weight_streaming else _weight_bytes(manifest, name)
+    contract = manifest.components[name].contract
+    return missing_bytes(contract, plan.profiles, plan.scratch_bytes, weights, facts.total_bytes)
+
+
+def check_disk(plans: Path, manifest: Manifest, name: str, options: BuildOptions) -> None:
+    """Refuse a disk without room for a component's plan.
+
+    Raises:
+        QwenImageError: so it is.
+    """
+    needed = 0 if options.strip_weights else _weight_bytes(manifest, name)
+    free = shutil.disk_usage(plans).free
+    if needed > free:
+        raise QwenImageError(
+            f"{name}: its engine takes about {needed} bytes and {free} are free in {plans}; free some, or build with "
+            "--strip-weights"
+        )
+
+
+def _weight_bytes(manifest: Manifest, name: str) -> int:
+    return sum(manifest.files[file].bytes for file in manifest.components[name].weights)

@@ -1,0 +1,1 @@
+"""`qwen-image compare`: two result files side by side."""

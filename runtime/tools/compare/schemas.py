@@ -1,0 +1,140 @@
+"""What `compare` has to find in a result of `bench` and in one of `verify`; whatever else stands there is let be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qwen_image_engine.runtime.system.json_schema import (
+    ANYTHING,
+    COUNT,
+    NOT_NEGATIVE,
+    NUMBER,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    TRUTH,
+    WHOLE,
+    Check,
+    Misshapen,
+    is_whole,
+    leaf,
+    many,
+    named,
+    optional,
+    record,
+)
+from qwen_image_engine.runtime.tools.bench.stages import COMPARED, STAGES
+
+_ROLE = leaf("engine or baseline", lambda value: value in ("engine", "baseline"))
+_SIZE = leaf(
+    "a width and a height in pixels",
+    lambda value: isinstance(value, list) and len(value) == 2 and all(is_whole(side) and side > 0 for side in value),
+)
+_MEMORY = record(dict.fromkeys(("resident_bytes", "anonymous_bytes", "file_bytes"), WHOLE), closed=True)
+
+_SETTINGS = record(
+    {
+        "bundle": TEXT,
+        "checkpoint": optional(TEXT),
+        "engines": many(TEXT),
+        "baselines": many(TEXT, least=0),
+        "sizes": many(_SIZE),
+        "steps": many(optional(COUNT)),
+        "batches": many(COUNT),
+        "references": many(WHOLE),
+        "reference_resolution": COUNT,
+        "rounds": COUNT,
+        "threads": optional(COUNT),
+        "memory": TEXT,
+    },
+    {"output": optional(TEXT), "report": optional(TEXT)},
+    closed=True,
+)
+
+_WAY = record(
+    {
+        "name": TEXT,
+        "role": _ROLE,
+        "missing": optional(TEXT),
+        "version": TEXT,
+        "precision": TEXT,
+        "load_s": NOT_NEGATIVE,
+        "load_peak": optional(_MEMORY),
+        "peak_bytes": optional(COUNT),
+        "disk_bytes": WHOLE,
+    },
+    closed=True,
+)
+
+_CASE = record(dict.fromkeys(("width", "height", "steps", "batch"), COUNT) | {"references": WHOLE}, closed=True)
+
+
+def _sample(value: Any, place: str) -> None:
+    """Seconds by stage: the rest is a difference, which rounding may leave below 0, and every other stage took some."""
+    named(many(ANYTHING), STAGES)(value, place)
+    for stage, seconds in value.items():
+        many(POSITIVE if stage in COMPARED else NUMBER)(seconds, f"{place}.{stage}")
+    if "total" not in value:
+        raise Misshapen(f"{place}.total is missing")
+
+
+def _run(value: Any, place: str) -> None:
+    record(
+        {
+            "way": TEXT,
+            "role": _ROLE,
+            "warm_up": named(many(NUMBER), STAGES),
+            "peaks": named(_MEMORY, STAGES),
+            "rounds": many(_sample),
+            "waiting": many(optional(SHARE)),
+        }
+    )(value, place)
+    rounds, waiting = value["rounds"], value["waiting"]
+    if len(rounds) != len(waiting):
+        raise Misshapen(f"{place} has {len(rounds)} rounds and {len(waiting)} of waiting, expected as many")
+    for index, found in enumerate(rounds):
+        if found.keys() != rounds[0].keys():
+            stage = min(found.keys() ^ rounds[0].keys())
+            raise Misshapen(f"{place}: of rounds[0] and rounds[{index}] only one has {stage}")
+
+
+_BENCH = record(
+    {
+        "settings": _SETTINGS,
+        "bundle": record({"precision": TEXT, "checkpoint": TEXT}),
+        "environment": record({"machine": record({"cpu": TEXT, "cores": COUNT})}),
+        "ways": many(_WAY),
+        "cases": many(record({"case": _CASE, "runs": many(_run)})),
+    }
+)
+
+_VERIFIED_CASE = record({"case": TEXT, "passed": TRUTH, "relative_l2": optional(NOT_NEGATIVE)})
+
+_BUNDLE = record(
+    {
+        "passed": TRUTH,
+        "components": many(record({"component": TEXT, "cases": many(_VERIFIED_CASE)})),
+        **dict.fromkeys(
+            ("checkpoint", "config_sha256", "weights_sha256", "precision", "engine", "engine_version"), TEXT
+        ),
+    },
+    {
+        "limits": many(
+            record({"row": TEXT, "relative_l2": NOT_NEGATIVE, "found": optional(NOT_NEGATIVE), "passed": TRUTH}),
+            least=0,
+        )
+    },
+)
+
+
+def _verify(value: Any, place: str) -> None:
+    """One bundle's document, or that of several."""
+    if isinstance(value, dict) and "bundles" in value:
+        record({"passed": TRUTH, "bundles": many(_BUNDLE)})(value, place)
+    else:
+        _BUNDLE(value, place)
+
+
+FORMS: Mapping[str, Check] = {"bench": _BENCH, "verify": _verify}
+"""By verb."""

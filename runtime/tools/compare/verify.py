@@ -1,0 +1,99 @@
+"""Two verifications: components that came closer to the reference, or moved away from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qwen_image_engine.runtime.tools.compare.compare import Change, ChangedRow, Comparison
+
+MARGIN = 0.1
+"""Two runs of one bundle on one engine give the same numbers but for the order of sums among threads, which moves an
+error of quantisation by far less than a tenth; a scale or a rotation that is wrong multiplies it."""
+
+ROUNDING = 1e-6
+"""Relative L2 of fp32 arithmetic in another order: what is below differs by factors from version to version, and says
+nothing (`export/thresholds.py` holds fp32 to 1e-5)."""
+
+TEST = (
+    f"errors are no samples: the same bundle has the same ones; a row is worse where its relative L2 grew by more than "
+    f"{MARGIN:.0%} and is above {ROUNDING:.0e}, where rounding ends, or where it passed before and fails now, the "
+    "verdict on the whole bundle and limits of --fail-on included"
+)
+
+
+def compare_verify(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
+    """Compare what `verify --output` wrote, bundles in the order in which they were named; see `compare`.
+
+    Both are of the form that `comparison_forms` asks for.
+    """
+    own, other = before.get("bundles", [before]), after.get("bundles", [after])
+    if len(own) != len(other):
+        return Comparison("verify", TEST, (), (f"{len(own)} bundles before, {len(other)} now",))
+    rows: list[ChangedRow] = []
+    notes: list[str] = []
+    lost: list[str] = []
+    for index, (first, second) in enumerate(zip(own, other, strict=True)):
+        prefix = f"bundle {index + 1}, " if len(own) > 1 else ""
+        rows += [*_rows(prefix, first, second), *_passed(prefix, first, second)]
+        notes += _notes(prefix, first, second)
+        theirs = _cases(second)
+        lost += [f"{prefix}{component}, {case}" for component, case in _cases(first) if (component, case) not in theirs]
+    return Comparison("verify", TEST, tuple(rows), tuple(notes), tuple(lost))
+
+
+def _rows(prefix: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[ChangedRow]:
+    theirs = _cases(second)
+    for (component, case), own in _cases(first).items():
+        other = theirs.get((component, case))
+        if other is not None:
+            before, after = own["relative_l2"], other["relative_l2"]
+            ratio = before / after if before and after else None
+            change = _change(own, other)
+            yield ChangedRow(f"{prefix}{component}", case, before, after, "relative L2", ratio, None, None, change)
+
+
+def _passed(prefix: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[ChangedRow]:
+    """Limits of `--fail-on` that both have, and the verdict on a bundle, where one of the two failed."""
+    before, after = (
+        {
+            **{("--fail-on", f"{limit['row']}={limit['relative_l2']:g}"): limit["passed"] for limit in each["limits"]},
+            ("the whole", "limits included"): each["passed"],
+        }
+        for each in ({"limits": [], **first}, {"limits": [], **second})
+    )
+    for (where, what), own in before.items():
+        other = after.get((where, what))
+        if other is None or (own and other):
+            continue
+        change: Change = "same" if own == other else "closer" if other else "worse"
+        yield ChangedRow(f"{prefix}{where}", what, float(own), float(other), "passed", None, None, None, change)
+
+
+def _change(own: Mapping[str, Any], other: Mapping[str, Any]) -> Change:
+    before, after = own["relative_l2"], other["relative_l2"]
+    if own["passed"] != other["passed"]:
+        return "closer" if other["passed"] else "worse"
+    if before is None or after is None:  # not finite
+        return "same" if before is after else "closer" if before is None else "worse"
+    low, high = sorted((max(before, ROUNDING), max(after, ROUNDING)))
+    if high <= low * (1 + MARGIN):
+        return "same"
+    return "worse" if after > before else "closer"
+
+
+def _cases(found: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    return {
+        (str(component["component"]), str(case["case"])): case
+        for component in found["components"]
+        for case in component["cases"]
+    }
+
+
+def _notes(prefix: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("checkpoint", "config_sha256", "weights_sha256", "precision", "engine", "engine_version"):
+        if first[key] != second[key]:
+            yield f"{prefix}{key}: {first[key]} before, {second[key]} now"
+    own, other = _cases(first), _cases(second)
+    new = [where for where in other if where not in own]
+    yield from (f"{prefix}not in the first: {component}, {case}" for component, case in new)

@@ -1,0 +1,1 @@
+"""The toolkit of report pages (HTML, plots, pictures) and the page of `bench`."""

@@ -1,0 +1,161 @@
+"""The page of a benchmark."""
+
+from __future__ import annotations
+
+from qwen_image_engine.runtime.cli.shared.result import size_text
+from qwen_image_engine.runtime.tools.bench.result import Benchmark, WayFacts
+from qwen_image_engine.runtime.tools.bench.runs import CaseRuns
+from qwen_image_engine.runtime.tools.bench.stages import STEADY_STEP
+from qwen_image_engine.runtime.tools.report.bench_case import case_section, seconds_text
+from qwen_image_engine.runtime.tools.report.bench_verdict import verdicts
+from qwen_image_engine.runtime.tools.report.html import Content, Html, table, tag
+from qwen_image_engine.runtime.tools.report.plot import Bar, bars
+from qwen_image_engine.runtime.tools.report.sections import (
+    commands,
+    environment,
+    facts,
+    page,
+    plots,
+    section,
+    short_names,
+)
+
+
+def bench_page(found: Benchmark) -> str:
+    """One page: what it comes to, then each case, memory, the ways, and how to repeat it."""
+    bundle = found.bundle
+    series = {way.name: index for index, way in enumerate(found.ways)}
+    return page(
+        _title(found),
+        "qwen-image bench",
+        f"{found.settings.bundle}: {bundle.get('target')} {bundle.get('precision')}, "
+        f"{found.settings.rounds} rounds of every way in turn, {found.settings.memory} engines.",
+        list(verdicts(found)),
+        _figures(found),
+        [case_section(case, index, series) for index, case in enumerate(found.cases)],
+        _memory(found, series),
+        _ways(found.ways),
+        environment(found.environment, _settings(found)),
+        commands(found.settings.command()),
+    )
+
+
+def _title(found: Benchmark) -> str:
+    (name,) = short_names([found.settings.bundle])
+    engines, baselines = (
+        ", ".join(way.name for way in found.ways if way.role == role and way.missing is None)
+        for role in ("engine", "baseline")
+    )
+    return f"{name}: {engines}" + (f" against {baselines}" if baselines else "")
+
+
+def _figures(found: Benchmark) -> Html:
+    items = {}
+    for way in found.ways:
+        if way.role != "engine" or way.missing is not None:
+            continue
+        prefix = f"{way.name}: " if len(found.settings.engines) > 1 else ""
+        first = found.cases[0]
+        run = next(run for run in first.runs if run.way == way.name)
+        what = "picture" if len(found.cases) == 1 else f"picture of {first.case}"
+        items[f"{prefix}{what}, p50"] = seconds_text(run.quantiles["total"]["p50"])
+        if STEADY_STEP in run.quantiles:
+            items[f"{prefix}steady step, p50"] = seconds_text(run.quantiles[STEADY_STEP]["p50"])
+        items[f"{prefix}load"] = seconds_text(way.load_s)
+        if way.peak_bytes is not None:
+            items[f"{prefix}peak memory"] = size_text(way.peak_bytes)
+        items[f"{prefix}on disk"] = size_text(way.disk_bytes)
+    return facts(items)
+
+
+def _memory(found: Benchmark, series: dict[str, int]) -> Html:
+    ways = [way for way in found.ways if way.missing is None]
+    panels: list[Html] = []
+    peaks = [
+        Bar(way.name, way.peak_bytes, size_text(way.peak_bytes), series[way.name]) for way in ways if way.peak_bytes
+    ]
+    if peaks:
+        panels.append(bars("memory-process", "whole process, ever", peaks))
+    loads = [
+        Bar(way.name, way.load_peak.resident_bytes, size_text(way.load_peak.resident_bytes), series[way.name])
+        for way in ways
+        if way.load_peak is not None
+    ]
+    if loads:
+        panels.append(bars("memory-load", "while loading", loads))
+    disk = [Bar(way.name, way.disk_bytes, size_text(way.disk_bytes), series[way.name]) for way in ways]
+    panels.append(bars("disk", "bytes on disk", disk))
+    content: list[Content] = [
+        plots(
+            panels,
+            "The most that was resident in each way's process, as the kernel counted it, and the bytes of the files "
+            "that it reads. All bars of a panel start at 0.",
+        )
+    ]
+    for index, case in enumerate(found.cases):
+        stages = list(dict.fromkeys(stage for run in case.runs for stage in run.peaks))
+        by_stage = [
+            bars(f"memory-{index}-{number}", stage, _stage_peaks(case, stage, series))
+            for number, stage in enumerate(stages)
+        ]
+        if by_stage:
+            content += [
+                tag("h3", f"By stage: {case.case}"),
+                plots(
+                    by_stage,
+                    "Peak resident memory of the whole process in each stage, read every 20 ms: engines that are "
+                    "loaded count, whether they run or not.",
+                ),
+                _peak_table(case),
+            ]
+    folders = found.bundle.get("disk_bytes") or {}
+    content.append(
+        table(
+            ("bundle's folder", "bytes on disk"),
+            [(name, size_text(size)) for name, size in folders.items()],
+            numbers=(1,),
+        )
+    )
+    return section("Memory and disk", content)
+
+
+def _stage_peaks(case: CaseRuns, stage: str, series: dict[str, int]) -> list[Bar]:
+    return [
+        Bar(run.way, run.peaks[stage].resident_bytes, size_text(run.peaks[stage].resident_bytes), series[run.way])
+        for run in case.runs
+        if stage in run.peaks
+    ]
+
+
+def _peak_table(case: CaseRuns) -> Html:
+    rows = [
+        (run.way, stage, *map(size_text, (peak.resident_bytes, peak.anonymous_bytes, peak.file_bytes)))
+        for run in case.runs
+        for stage, peak in run.peaks.items()
+    ]
+    return table(("way", "stage", "resident", "allocated", "mapped files"), rows, numbers=(2, 3, 4), caption="Peaks")
+
+
+def _ways(ways: tuple[WayFacts, ...]) -> Html:
+    rows: list[tuple[Content, ...]] = []
+    for way in ways:
+        if way.missing is not None:
+            rows.append((way.name, way.role, tag("span", way.missing, class_="wrap"), "", "", "", ""))
+            continue
+        peak = "" if way.peak_bytes is None else size_text(way.peak_bytes)
+        numbers = (seconds_text(way.load_s), peak, size_text(way.disk_bytes))
+        rows.append((way.name, way.role, way.version, way.precision, *numbers))
+    head = ("way", "role", "version", "precision", "load", "peak memory", "on disk")
+    note = (
+        "Each way was loaded in a process of its own, and all drew in turn. Load is from a process that has imported "
+        "nothing to one that can draw, once."
+    )
+    return section("Ways", table(head, rows, numbers=(4, 5, 6)), tag("p", note, class_="note"))
+
+
+def _settings(found: Benchmark) -> list[tuple[str, str]]:
+    bundle, settings = found.bundle, found.settings
+    rows = [("bundle", settings.bundle), ("checkpoint", str(bundle.get("checkpoint")))]
+    rows += [(key, str(bundle[key])) for key in ("config_sha256", "weights_sha256") if bundle.get(key)]
+    threads = "every core" if settings.threads is None else str(settings.threads)
+    return [*rows, ("threads of a way", threads), ("memory policy", settings.memory)]

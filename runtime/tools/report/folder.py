@@ -1,0 +1,128 @@
+"""The folder of a report: checked before the work, its page written whole or not at all."""
+
+from __future__ import annotations
+
+import importlib
+import secrets
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.failure import one_line, pass_interruption
+from qwen_image_engine.runtime.cli.shared.output_files import check_writable
+from qwen_image_engine.runtime.tools.bench.result import Benchmark
+from qwen_image_engine.runtime.tools.report.sections import GENERATOR
+
+if TYPE_CHECKING:
+    from qwen_image_engine.export.verification import Verifications
+
+PAGE = "index.html"
+INSTALL = "pip install 'qwen-image-engine[report]'"
+_HEAD_BYTES = 500
+
+
+def check_report(folder: Path) -> None:
+    """Check before the work that a report can be made and written.
+
+    Raises:
+        QwenImageError: matplotlib is not installed; `folder` is a file, holds what is no report, cannot be written, or
+            its parent is not there.
+    """
+    try:
+        importlib.import_module("matplotlib")
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise QwenImageError(
+            f"matplotlib is not installed, and a report plots with it; install it with: {INSTALL}"
+        ) from None
+    except (ImportError, OSError) as error:
+        pass_interruption(error)
+        raise QwenImageError(f"matplotlib does not load ({one_line(error)}); install it again: {INSTALL}") from error
+    _check_replaceable(folder)
+    check_writable(folder / PAGE if folder.is_dir() else folder)
+
+
+def write_report(result: Benchmark | Verifications, folder: str | Path) -> Path:
+    """Write the report of a result.
+
+    Args:
+        result: of `bench` or `verify`; with `pictures=True` they keep pictures, which the page then shows.
+        folder: a new one, an empty one, or that of an earlier report, which is replaced.
+
+    Returns:
+        The page, `folder`/index.html.
+
+    Raises:
+        QwenImageError: see `check_report`.
+    """
+    folder = Path(folder)
+    check_report(folder)
+    text = _page(result).encode("utf-8", errors="backslashreplace")
+    try:
+        if folder.is_dir():
+            _write_whole(folder / PAGE, text)
+        else:
+            _write_folder(folder, text)
+    except OSError as error:
+        raise QwenImageError(
+            f"cannot write {folder}: {error.strerror or error}; choose a folder that can be written to"
+        ) from error
+    return folder / PAGE
+
+
+def _page(result: Benchmark | Verifications) -> str:
+    if isinstance(result, Benchmark):
+        from qwen_image_engine.runtime.tools.report.bench_page import bench_page
+
+        return bench_page(result)
+    from qwen_image_engine.export.verify.report.page import verify_page
+
+    return verify_page(result)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to mix with, or to replace, what is no report."""
+    if not folder.is_dir():
+        if folder.exists() or folder.is_symlink():
+            raise QwenImageError(f"{folder} is a file; name a new folder for the report, or one with an earlier report")
+        return
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+        foreign = [name for name in names if name != PAGE]
+        if not foreign and names and GENERATOR not in _head(folder / PAGE):
+            foreign = names
+    except OSError as error:
+        raise QwenImageError(f"cannot read {folder}: {error.strerror or error}; name another folder") from error
+    if foreign:
+        raise QwenImageError(
+            f"{folder} is a folder with other things in it ({foreign[0]}); "
+            "name a new folder for the report, or one with an earlier report"
+        )
+
+
+def _head(page: Path) -> str:
+    with page.open("rb") as file:
+        return file.read(_HEAD_BYTES).decode("utf-8", errors="replace")
+
+
+def _write_whole(page: Path, text: bytes) -> None:
+    temporary = page.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        temporary.write_bytes(text)
+        temporary.replace(page)
+    finally:
+        with suppress(OSError):  # renamed already, or never made
+            temporary.unlink()
+
+
+def _write_folder(folder: Path, text: bytes) -> None:
+    temporary = folder.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        temporary.mkdir()
+        (temporary / PAGE).write_bytes(text)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
