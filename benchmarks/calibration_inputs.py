@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from qwen_image_engine.reference.shapes.edits import KINDS, split_edit
-from qwen_image_engine.reference.shapes.evaluate import SIZES
-from qwen_image_engine.reference.shapes.instructions import write_instruction
-from qwen_image_engine.reference.shapes.prompts import write_prompt
-from qwen_image_engine.reference.shapes.scene import split_scene
+from qwen_image_engine.reference.shapes.judge.evaluate import SIZES
+from qwen_image_engine.reference.shapes.scenes.edits import KINDS, split_edit
+from qwen_image_engine.reference.shapes.scenes.instructions import write_instruction
+from qwen_image_engine.reference.shapes.scenes.prompts import write_prompt
+from qwen_image_engine.reference.shapes.scenes.scene import split_scene
 
 
 def main() -> None:

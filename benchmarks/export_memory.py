@@ -43,12 +43,17 @@ def write_checkpoint(
     """
     import torch
 
-    from qwen_image_engine.reference.component import LAYOUT, VISION
-    from qwen_image_engine.reference.config import TextEncoderConfig, TransformerConfig, VaeConfig, VisionConfig
-    from qwen_image_engine.reference.text_encoder import TextEncoder
-    from qwen_image_engine.reference.transformer import Transformer
-    from qwen_image_engine.reference.vae import Vae
-    from qwen_image_engine.reference.vision import Vision
+    from qwen_image_engine.reference.checkpoint.config import (
+        TextEncoderConfig,
+        TransformerConfig,
+        VaeConfig,
+        VisionConfig,
+    )
+    from qwen_image_engine.reference.networks.text_encoder import TextEncoder
+    from qwen_image_engine.reference.networks.transformer import Transformer
+    from qwen_image_engine.reference.networks.vae import Vae
+    from qwen_image_engine.reference.networks.vision import Vision
+    from qwen_image_engine.reference.storage.stored_network import LAYOUT, VISION
 
     shutil.rmtree(folder, ignore_errors=True)
     values = values or configs_of_depth(layers)

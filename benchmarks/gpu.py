@@ -49,7 +49,7 @@ from gpu_work import synchronise
 from released_configs import released_configs, small_configs
 from wide_checkpoint import SMALL, write_wide_checkpoint
 
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 PREFIX = 128

@@ -9,7 +9,7 @@ from gpu_peers import missing_engine
 from gpu_ways import Budget, Rows, guarded, one_line
 from wide_checkpoint import SMALL
 
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 CALIBRATED = ("fp8", "int8")
 SCALES = "scales of two prompts, 3 steps each, in fp32 on the CPU"

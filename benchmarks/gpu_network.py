@@ -9,8 +9,8 @@ import torch
 from gpu_work import synchronise
 from torch import Tensor
 
-from qwen_image_engine.reference.config import TransformerConfig
-from qwen_image_engine.reference.transformer import KeyValue, Transformer
+from qwen_image_engine.reference.checkpoint.config import TransformerConfig
+from qwen_image_engine.reference.networks.transformer import KeyValue, Transformer
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import Layout
 from qwen_image_engine.runtime.sampling.schedule import time_features

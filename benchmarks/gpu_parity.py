@@ -12,8 +12,8 @@ from gpu_work import relative_l2
 from torch import Tensor, nn
 
 from qwen_image_engine.engines.core.contract import Contract, contract, split_axis
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import NETWORK, components, dims, forward, load_network
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK, components, dims, forward, load_network
 
 SIZES = {"batch": 1, "text": 77, "prefix": 60, "tokens": 256, "height": 16, "width": 16, "image": 64, "slots": 16}
 MASKED_TEXTS = (77, 76, 80)

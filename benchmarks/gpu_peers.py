@@ -20,9 +20,9 @@ from torch import Tensor
 
 from qwen_image_engine.engines.core.device_array import DeviceArray
 from qwen_image_engine.engines.core.engine import load_engine, require
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.config import TransformerConfig
-from qwen_image_engine.reference.transformer import Transformer
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.config import TransformerConfig
+from qwen_image_engine.reference.networks.transformer import Transformer
 
 DIFFUSERS = "diffusers eager"
 

@@ -26,8 +26,8 @@ from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
 from qwen_image_engine.engines.plans.profile import Range
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildOptions, BuildResult
 from qwen_image_engine.engines.tensorrt.build.launch import Watch, run_build
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.transformer import Transformer
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.networks.transformer import Transformer
 
 if TYPE_CHECKING:  # what needs more packages than torch does is imported where it is used
     from qwen_image_engine.runtime.bundle.manifest import ComponentEntry

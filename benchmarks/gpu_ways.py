@@ -12,7 +12,7 @@ from gpu_network import Case, Run, compiled_blocks, compiled_step, eager, graphe
 from gpu_profile import profile_step
 from gpu_work import Times, ceiling, measure, prefix_flop, relative_l2, step_flop
 
-from qwen_image_engine.reference.transformer import Transformer
+from qwen_image_engine.reference.networks.transformer import Transformer
 
 EAGER = "torch eager"
 COMPILED = "torch.compile of the blocks, one CUDA graph"

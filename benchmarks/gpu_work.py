@@ -7,7 +7,7 @@ from time import perf_counter
 
 import torch
 
-from qwen_image_engine.reference.config import TransformerConfig
+from qwen_image_engine.reference.checkpoint.config import TransformerConfig
 
 ROUNDS = 20
 

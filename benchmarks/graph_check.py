@@ -4,7 +4,7 @@ from pathlib import Path
 
 import onnx
 
-from qwen_image_engine.reference.tensor_file import read_header
+from qwen_image_engine.reference.storage.tensor_file import read_header
 
 _DTYPES = {
     "F32": onnx.TensorProto.FLOAT,

@@ -27,7 +27,7 @@ from qwen_image_engine.export import compare
 from qwen_image_engine.export.compare import Difference, difference
 from qwen_image_engine.export.recording import TeacherStep
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.reference.shapes.evaluate import (
+from qwen_image_engine.reference.shapes.judge.evaluate import (
     KINDS,
     SEED,
     STEPS,

@@ -44,8 +44,8 @@ from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.bundle_rows import compare_bundle
 from qwen_image_engine.export.compare import Difference, difference, mean, worst
 from qwen_image_engine.export.recording import Recording, default_cases, record
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK, TorchEngine, dims, load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts, schedule_config
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.components import Components

@@ -12,7 +12,7 @@ from time import perf_counter
 from environment import environment
 
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.reference.shapes.evaluate import KINDS, STEPS, report
+from qwen_image_engine.reference.shapes.judge.evaluate import KINDS, STEPS, report
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -42,7 +42,7 @@ from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.compare import difference
 from qwen_image_engine.export.plan import plan_export
 from qwen_image_engine.export.recipe import recipe
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, Manifest
 
 RESULTS = Path(__file__).parent / "results"

@@ -17,9 +17,9 @@ from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.onnxruntime.cpu import OnnxRuntimeEngine
 from qwen_image_engine.engines.openvino.cpu import OpenVinoEngine
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import TorchEngine, dims, empty_network
-from qwen_image_engine.reference.transformer import Transformer
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import TorchEngine, dims, empty_network
+from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.runtime.bundle.manifest import ComponentEntry
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import Layout

@@ -10,7 +10,7 @@ import torch
 from qwen_image_engine.calibration.calibration import Calibration
 from qwen_image_engine.calibration.linears import LINEARS
 from qwen_image_engine.calibration.statistics import InputStatistics
-from qwen_image_engine.reference.transformer import Transformer
+from qwen_image_engine.reference.networks.transformer import Transformer
 
 SYNTHETIC = "synthetic scales"
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from qwen_image_engine.reference.config import TransformerConfig
-from qwen_image_engine.reference.transformer import Transformer
+from qwen_image_engine.reference.checkpoint.config import TransformerConfig
+from qwen_image_engine.reference.networks.transformer import Transformer
 
 SMALL = Path(__file__).parents[1] / "reference" / "shapes" / "checkpoint"
 

@@ -24,9 +24,9 @@ from qwen_image_engine.calibration.simulation import TRANSFORMER, Simulation
 from qwen_image_engine.calibration.teacher_forcing import Errors, TeacherForcing, record
 from qwen_image_engine.calibration.tensors import write_whole
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import load_network
-from qwen_image_engine.reference.transformer import Transformer
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import load_network
+from qwen_image_engine.reference.networks.transformer import Transformer
 
 PICTURES = 2
 """The calibration's first, at two of its sizes: for each of 224 linears every step of each is run again."""

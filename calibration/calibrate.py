@@ -25,7 +25,7 @@ from qwen_image_engine.calibration.settings import Settings
 from qwen_image_engine.calibration.tensors import temporary_name
 from qwen_image_engine.calibration.trajectories import Trajectories, empty_sums
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.checkpoint import Checkpoint, Source
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 

@@ -18,7 +18,7 @@ from qwen_image_engine.calibration.statistics import PERCENTILES, InputStatistic
 from qwen_image_engine.calibration.tensors import pack, read, write_whole
 from qwen_image_engine.engines.core.contract import EVERY_STEP
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle.files import file_sha256
 
 RECORD = "calibration.json"

@@ -13,8 +13,8 @@ from qwen_image_engine.calibration.equalisation import equalising_scales, for_he
 from qwen_image_engine.calibration.pairs import Pair
 from qwen_image_engine.calibration.quantised_network import WEIGHT, QuantisedNetwork
 from qwen_image_engine.calibration.static_input import StaticInput
-from qwen_image_engine.reference.tensor_blocks import row_blocks
-from qwen_image_engine.reference.tensor_file import TensorInfo
+from qwen_image_engine.reference.storage.tensor_blocks import row_blocks
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 
 class ChannelScales(Protocol):

@@ -10,8 +10,8 @@ from torch import nn
 
 from qwen_image_engine.calibration.hadamard import block_size
 from qwen_image_engine.calibration.linears import LINEARS
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import NETWORK, empty_network
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK, empty_network
 
 
 def observed_components(checkpoint: Checkpoint, *, references: bool) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from qwen_image_engine.calibration.equalisation import for_heads
 from qwen_image_engine.calibration.linears import LINEARS
 from qwen_image_engine.calibration.pairs import linear_pairs
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 FACTOR = 60.0
 """Of an outlier against the other channels; what the project promises to endure."""

@@ -14,10 +14,10 @@ from qwen_image_engine.calibration.quantisation import HIGH, Quantisation
 from qwen_image_engine.calibration.static_attention import StaticAttention
 from qwen_image_engine.calibration.static_input import StaticInput
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import NETWORK
-from qwen_image_engine.reference.network_tensors import read_tensors
-from qwen_image_engine.reference.tensor_file import TensorInfo
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK
+from qwen_image_engine.reference.load import read_tensors
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer
 
 WEIGHT = ".weight"

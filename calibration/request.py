@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from qwen_image_engine.calibration.settings import CheckpointIdentity, Settings
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import model_facts, schedule_config
 from qwen_image_engine.runtime.denoiser import check_guidance
 from qwen_image_engine.runtime.images.read import ReferenceSource

@@ -20,9 +20,9 @@ from qwen_image_engine.calibration.channel_scales import channel_scales
 from qwen_image_engine.calibration.hadamard import rotate
 from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
 from qwen_image_engine.calibration.static_input import SCALE_DTYPE, stored_scale
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.network_tensors import read_tensors
-from qwen_image_engine.reference.transformer import KeyValue, Transformer
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.load import read_tensors
+from qwen_image_engine.reference.networks.transformer import KeyValue, Transformer
 
 TRANSFORMER = "transformer"
 

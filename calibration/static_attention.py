@@ -10,9 +10,9 @@ import torch
 from qwen_image_engine.calibration import fp8
 from qwen_image_engine.calibration.static_input import StaticInput, stored_scale
 from qwen_image_engine.calibration.statistics import InputStatistics
-from qwen_image_engine.reference.component import FLOAT_DTYPES
-from qwen_image_engine.reference.tensor_blocks import tensor_blocks
-from qwen_image_engine.reference.tensor_file import TensorInfo
+from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
+from qwen_image_engine.reference.storage.tensor_blocks import tensor_blocks
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 SOFTMAX = 1 / fp8.LARGEST
 """The value of code 1 of probabilities, which reach 1 and no more."""

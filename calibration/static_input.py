@@ -11,8 +11,8 @@ from qwen_image_engine.calibration import fp8, int8
 from qwen_image_engine.calibration.error_feedback import ErrorFeedback
 from qwen_image_engine.calibration.smoothing import Smoothing, best_smoothing
 from qwen_image_engine.calibration.statistics import InputStatistics
-from qwen_image_engine.reference.tensor_blocks import row_blocks
-from qwen_image_engine.reference.tensor_file import TensorInfo
+from qwen_image_engine.reference.storage.tensor_blocks import row_blocks
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 SCALE_DTYPE = torch.bfloat16
 """Of every static scale, those of weights too: TensorRT's graphs hold them in the dtype of their activations. Twin and

@@ -20,9 +20,9 @@ from qwen_image_engine.calibration.simulation import Simulation
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
+from qwen_image_engine.reference.components import NETWORK, TorchEngine, dims, load_network
+from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts
-from qwen_image_engine.reference.transformer import Transformer
 from qwen_image_engine.runtime.components import Components
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import Layout, text_positions

@@ -14,7 +14,7 @@ from qwen_image_engine.calibration.request import DTYPES, Request
 from qwen_image_engine.calibration.statistics import InputSums
 from qwen_image_engine.engines.core.contract import EVERY_STEP, contract
 from qwen_image_engine.engines.core.engine import Engine
-from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
+from qwen_image_engine.reference.components import NETWORK, TorchEngine, dims, load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts
 from qwen_image_engine.runtime.components import Components
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage

@@ -23,8 +23,8 @@ from qwen_image_engine.export.plan import ExportPlan, check_disk, check_memory, 
 from qwen_image_engine.export.recipe import Recipe, recipe
 from qwen_image_engine.export.selection import networks, selected
 from qwen_image_engine.export.staging import check_output, staged
-from qwen_image_engine.reference.checkpoint import Checkpoint, Source
-from qwen_image_engine.reference.engine import NETWORK, dims
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
+from qwen_image_engine.reference.components import NETWORK, dims
 from qwen_image_engine.reference.pipeline import model_facts
 from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import (

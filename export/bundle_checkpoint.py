@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.checkpoint import Checkpoint, Source
-from qwen_image_engine.reference.lora_file import LoraFile
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
+from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.runtime.bundle.files import verify_files
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.system.progress import ProgressBar

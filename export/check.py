@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from qwen_image_engine.export.selection import networks, selected
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.network_tensors import read_tensors
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.reference.pipeline import schedule_config
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 

@@ -11,8 +11,8 @@ import torch
 
 from qwen_image_engine.export.file_hashes import hashing_threads
 from qwen_image_engine.export.weight_file import Entry, Stored, entry_bytes
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import NETWORK
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK
 
 # Tracing is Python: seconds of a graph to begin with and for each layer, fitted to exports of `shapes` (3 and 7 layers)
 # and of the released sizes (36 and 32), where `_interpreter_seconds` were `_PACE`. The VAE has one depth.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qwen_image_engine.export.recipe import RECIPES
-from qwen_image_engine.reference.engine import NETWORK
+from qwen_image_engine.reference.components import NETWORK
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 
 _DTYPES = {"bfloat16": ir.DataType.BFLOAT16, "float16": ir.DataType.FLOAT16, "float32": ir.DataType.FLOAT}

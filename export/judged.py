@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.shapes.evaluate import KINDS, EditScore, Score, evaluate, evaluate_edits
-from qwen_image_engine.reference.shapes.sizes import encoder_config, transformer_config
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.shapes.config import encoder_config, transformer_config
+from qwen_image_engine.reference.shapes.judge.evaluate import KINDS, EditScore, Score, evaluate, evaluate_edits
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 EDITS = "edits"

@@ -22,8 +22,8 @@ from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.export.compare import Difference, difference, finite, worst
 from qwen_image_engine.export.layer_outputs import layer_graph, scaled_layers
 from qwen_image_engine.export.recording import Recording, ends
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import NETWORK, TorchEngine, load_network
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK, TorchEngine, load_network
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 
 

@@ -24,10 +24,10 @@ from qwen_image_engine.export.recipe import Recipe
 from qwen_image_engine.export.selection import networks
 from qwen_image_engine.export.trace import IR_VERSION, OPSET, trace
 from qwen_image_engine.export.weight_file import Stored, WeightFile
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.component import FLOAT_DTYPES
-from qwen_image_engine.reference.engine import NETWORK, dims
-from qwen_image_engine.reference.network_tensors import read_tensors
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.load import read_tensors
+from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
 from qwen_image_engine.runtime.bundle.files import describe_file, file_sha256
 from qwen_image_engine.runtime.bundle.manifest import (
     ComponentEntry,

@@ -17,10 +17,10 @@ from qwen_image_engine.export.quantised_weights import (
 from qwen_image_engine.export.smooth_modulation import factors_name, smoothed_by_modulation
 from qwen_image_engine.export.value_scales import crosses_components, scales_name
 from qwen_image_engine.export.weight_file import Entry, Stored
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.component import FLOAT_DTYPES
-from qwen_image_engine.reference.engine import dims
-from qwen_image_engine.reference.network_tensors import read_tensors
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import dims
+from qwen_image_engine.reference.load import read_tensors
+from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
 
 _FP8_SCALE = {"F16": "F32"}
 """A weight's scale where the graph computes in fp16, which has no normal number for a weight that is below 0.03

@@ -16,8 +16,8 @@ from pathlib import Path
 from qwen_image_engine.calibration import hadamard
 from qwen_image_engine.engines.core import contract
 from qwen_image_engine.export.recipe import Recipe
-from qwen_image_engine.reference import engine as reference_engine
-from qwen_image_engine.reference.checkpoint import TRANSFORMER, Checkpoint
+from qwen_image_engine.reference import components as reference_engine
+from qwen_image_engine.reference.checkpoint.checkpoint import TRANSFORMER, Checkpoint
 from qwen_image_engine.runtime.bundle.manifest import Tool
 
 _PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript")

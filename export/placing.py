@@ -12,8 +12,8 @@ import onnx_ir as ir
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.casts import cast
 from qwen_image_engine.export.weight_file import Place
-from qwen_image_engine.reference.component import Component
-from qwen_image_engine.reference.tensor_file import TensorInfo
+from qwen_image_engine.reference.storage.stored_network import Component
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 _DTYPES = {
     "F32": ir.DataType.FLOAT,

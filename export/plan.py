@@ -16,10 +16,10 @@ from qwen_image_engine.export.recipe import Recipe
 from qwen_image_engine.export.selection import networks, selected
 from qwen_image_engine.export.stage_memory import PROMPT_TOKENS, StageWidths, cache_bytes, stage_memory
 from qwen_image_engine.export.weight_file import entry_bytes
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import dims
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.pipeline import model_facts
-from qwen_image_engine.reference.tensor_file import TensorInfo
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
 
 Weights = Literal["copy", "link"]

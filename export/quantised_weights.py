@@ -18,9 +18,9 @@ from qwen_image_engine.calibration.channel_scales import ChannelScales
 from qwen_image_engine.calibration.error_feedback import ErrorFeedback
 from qwen_image_engine.calibration.hadamard import rotate
 from qwen_image_engine.calibration.static_input import SCALE_DTYPE, StaticInput, stored_scale
-from qwen_image_engine.reference.component import FLOAT_DTYPES
-from qwen_image_engine.reference.tensor_blocks import row_blocks
-from qwen_image_engine.reference.tensor_file import TensorInfo
+from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
+from qwen_image_engine.reference.storage.tensor_blocks import row_blocks
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 
 @dataclass(frozen=True)

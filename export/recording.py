@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.engine import Array, Engine
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import embedding_table, engine_loader, model_facts, schedule_config
 from qwen_image_engine.runtime.components import Components, Memory
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage

@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 from qwen_image_engine.engines.core.contract import FOR_REFERENCES
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import NETWORK, components
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK, components
 
 
 def selected(checkpoint: Checkpoint, without: Collection[str] = ()) -> tuple[str, ...]:

@@ -22,8 +22,8 @@ from qwen_image_engine.engines.core.contract import Contract, contract, split_ax
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.sizes import axes
 from qwen_image_engine.export.unplaced import set_unplaced
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import NETWORK, dims, empty_network, forward
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK, dims, empty_network, forward
 
 OPSET = 23
 IR_VERSION = 11

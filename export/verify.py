@@ -22,7 +22,7 @@ from qwen_image_engine.export.recording import Recording, default_cases, record
 from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, thresholds
 from qwen_image_engine.export.verification import RecordedCase, Verification, Verifications
 from qwen_image_engine.export.verify_options import Options, command
-from qwen_image_engine.reference.checkpoint import Checkpoint, Source
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.pipeline import engine_loader, reference_pipeline
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest, record_verification
 from qwen_image_engine.runtime.pipeline import QwenImage

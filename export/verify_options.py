@@ -9,8 +9,8 @@ from typing import TypedDict
 
 from qwen_image_engine.export.limits import Limit
 from qwen_image_engine.export.recording import Case
-from qwen_image_engine.reference.checkpoint import Source
-from qwen_image_engine.reference.lora_file import LoraFile
+from qwen_image_engine.reference.checkpoint.checkpoint import Source
+from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.runtime.components import Memory
 
 

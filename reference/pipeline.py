@@ -8,10 +8,10 @@ from torch import nn
 
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.engines.core.engine import Engine
-from qwen_image_engine.reference.checkpoint import Checkpoint, Source
-from qwen_image_engine.reference.component import FLOAT_DTYPES
-from qwen_image_engine.reference.engine import NETWORK, TorchEngine, dims, load_network
-from qwen_image_engine.reference.vae import up_halo
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
+from qwen_image_engine.reference.components import NETWORK, TorchEngine, dims, load_network
+from qwen_image_engine.reference.networks.vae import up_halo
+from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
 from qwen_image_engine.runtime.components import Components, Memory
 from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage, preloaded

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qwen_image_engine.reference.cpu_torchvision import leave_out_operators
+from qwen_image_engine.reference.baselines.cpu_torchvision import leave_out_operators
 
 leave_out_operators()
 
@@ -80,7 +80,7 @@ def tensorrt_stub() -> Path:
 def trace_once() -> Iterator[None]:
     """Trace each graph once a session: it takes seconds, and the values of weights do not change it."""
     from qwen_image_engine.export import network_folder
-    from qwen_image_engine.reference.engine import NETWORK
+    from qwen_image_engine.reference.components import NETWORK
 
     trace = network_folder.trace
     traced: dict[tuple[Any, ...], Any] = {}
@@ -110,7 +110,7 @@ def exported(
         name: str = "narrow", *, without: tuple[str, ...] = (), attention: str | None = None, **options: Any
     ) -> Path:
         from qwen_image_engine.export.bundle import export_bundle
-        from qwen_image_engine.reference.checkpoint import Checkpoint
+        from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
         key = (name, without, attention, *sorted(options.items()))
         if key not in bundles:

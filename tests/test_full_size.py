@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle.files import verify_files
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer

@@ -142,8 +142,8 @@ def test_what_is_compared_has_room_in_the_profiles() -> None:
 
     from qwen_image_engine.engines.core.contract import contract
     from qwen_image_engine.engines.plans.profile_choice import choose_profile
-    from qwen_image_engine.reference.checkpoint import Checkpoint
-    from qwen_image_engine.reference.engine import components, dims
+    from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+    from qwen_image_engine.reference.components import components, dims
     from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
     from qwen_image_engine.runtime.tools.build.shapes import Template, build_profiles
 

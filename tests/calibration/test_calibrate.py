@@ -20,10 +20,10 @@ from qwen_image_engine.calibration.partial import PARTIAL
 from qwen_image_engine.calibration.statistics import RESOLUTION
 from qwen_image_engine.calibration.trajectories import Trajectories
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.networks.text_encoder import TextEncoder
+from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.reference.text_encoder import TextEncoder
-from qwen_image_engine.reference.transformer import Transformer
 
 Seen = dict[str, dict[str, list[tuple[int, torch.Tensor]]]]
 """By component and activation: step, rows."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from qwen_image_engine.calibration.calibration import RECORD, TENSORS, Calibration
 from qwen_image_engine.calibration.partial import PARTIAL
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 NAME = "step/transformer_blocks.1.img_mlp.out"
 

@@ -11,10 +11,10 @@ from qwen_image_engine.calibration.equalisation import equalising_scales, for_he
 from qwen_image_engine.calibration.naive import quantise_naively
 from qwen_image_engine.calibration.quantisation import Quantisation, Rule
 from qwen_image_engine.calibration.quantised_network import WEIGHT, quantised_network
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import load_network
-from qwen_image_engine.reference.text_encoder import TextEncoder
-from qwen_image_engine.reference.transformer import Transformer
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import load_network
+from qwen_image_engine.reference.networks.text_encoder import TextEncoder
+from qwen_image_engine.reference.networks.transformer import Transformer
 
 PER_TOKEN = Quantisation(("transformer", "text_encoder"), (Rule("*", "int8"),))
 

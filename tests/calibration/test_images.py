@@ -14,8 +14,8 @@ from qwen_image_engine.calibration.calibration import RECORD, Calibration
 from qwen_image_engine.calibration.request import Request
 from qwen_image_engine.calibration.trajectories import Trajectories
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.transformer import Transformer
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.cli.verbs.calibrate import image_files
 

@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from qwen_image_engine.calibration.linears import LINEARS
-from qwen_image_engine.reference.config import TransformerConfig
-from qwen_image_engine.reference.transformer import TIME_FEATURES, Transformer
+from qwen_image_engine.reference.checkpoint.config import TransformerConfig
+from qwen_image_engine.reference.networks.transformer import TIME_FEATURES, Transformer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PREFIX = 200

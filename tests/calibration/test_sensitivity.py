@@ -17,7 +17,7 @@ from qwen_image_engine.calibration.quantisation import QUANTISATIONS, Quantisati
 from qwen_image_engine.calibration.recipe_file import RecipeFile
 from qwen_image_engine.calibration.sensitivity import GROUPS, judged
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 STEPS, LINEARS = SETTINGS["steps"], 49
 PARTIAL = "sensitivity-tensorrt-fp8.partial.json"

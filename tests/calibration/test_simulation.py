@@ -18,9 +18,9 @@ from qwen_image_engine.calibration.static_input import StaticInput
 from qwen_image_engine.calibration.teacher_forcing import Trajectory, record
 from qwen_image_engine.engines.core.engine import Array, load_engine
 from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import load_network
-from qwen_image_engine.reference.transformer import Transformer
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import load_network
+from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 
 PROMPTS = ["a red circle", "a blue square"]

@@ -18,7 +18,7 @@ from qwen_image_engine.engines.core.engine import Array, load_engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export import network_folder
 from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle.files import check_files, verify_files
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 

@@ -29,8 +29,8 @@ from qwen_image_engine.export.plan import plan_export
 from qwen_image_engine.export.recording import Case
 from qwen_image_engine.export.tensorrt_rules import RULES, broken_rules
 from qwen_image_engine.export.verify import verify_bundle
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import NETWORK, reference_engines
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK, reference_engines
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 

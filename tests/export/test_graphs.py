@@ -10,9 +10,9 @@ from safetensors import safe_open
 
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.export.network_folder import MODEL_FILES
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import NETWORK, dims
-from qwen_image_engine.reference.network_tensors import read_tensors
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 
 Bundles = Callable[[str], tuple[Path, Path]]

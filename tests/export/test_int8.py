@@ -16,9 +16,9 @@ from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.compare import Difference, difference
 from qwen_image_engine.export.plan import plan_export
 from qwen_image_engine.export.recipe import recipe
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import reference_engines
-from qwen_image_engine.reference.tensor_file import read_header
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import reference_engines
+from qwen_image_engine.reference.storage.tensor_file import read_header
 from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer, read_manifest
 
 Bundles = Callable[..., tuple[Path, Path]]

@@ -17,8 +17,8 @@ from qwen_image_engine.export.recording import Case
 from qwen_image_engine.export.verification import Verification
 from qwen_image_engine.export.verify import verify_bundle
 from qwen_image_engine.export.verify.report.tables import tables
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import empty_network
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import empty_network
 from qwen_image_engine.runtime.bundle.files import file_sha256
 from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer, read_manifest
 

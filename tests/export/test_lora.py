@@ -18,8 +18,8 @@ from qwen_image_engine.export import network_folder
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.recording import Case
 from qwen_image_engine.export.verify import verify_bundle
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.lora_file import LoraFile
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.bundle.files import file_sha256
 from qwen_image_engine.runtime.bundle.manifest import LoraEntry, read_manifest

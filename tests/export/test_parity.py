@@ -11,8 +11,8 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from qwen_image_engine.engines.core.engine import Array, Engine, load_engine
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import NETWORK, reference_engines
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK, reference_engines
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 
 COMPONENTS = tuple(NETWORK)

@@ -14,8 +14,8 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.quantised_weights import Fp8Scale, Fp8Weight, Int8Scales, Int8Weight, Rescaled
 from qwen_image_engine.export.weight_file import WeightFile
-from qwen_image_engine.reference import tensor_blocks
-from qwen_image_engine.reference.tensor_file import read_header
+from qwen_image_engine.reference.storage import tensor_blocks
+from qwen_image_engine.reference.storage.tensor_file import read_header
 
 PROGRAM = """
 import sys
@@ -26,7 +26,7 @@ from qwen_image_engine.calibration.static_input import StaticInput
 from qwen_image_engine.calibration.statistics import InputStatistics
 from qwen_image_engine.export.quantised_weights import Fp8Scale, Fp8Weight, Int8Scales, Int8Weight, Rescaled
 from qwen_image_engine.export.weight_file import WeightFile
-from qwen_image_engine.reference.tensor_file import read_header
+from qwen_image_engine.reference.storage.tensor_file import read_header
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -15,8 +15,8 @@ from qwen_image_engine.engines.core.engine import load_engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.verify import verify_bundle
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import reference_engines
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import reference_engines
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main

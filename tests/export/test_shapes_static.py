@@ -7,7 +7,7 @@ import pytest
 from qwen_image_engine.calibration.calibrate import calibrate
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.verify import verify_bundle
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[2]
 SIZES = ((128, 128), (192, 192), (256, 256), (192, 128), (128, 192))

@@ -13,7 +13,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.recording import Case
 from qwen_image_engine.export.verify import verify_bundle
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle.files import file_sha256, verify_files
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main

@@ -23,7 +23,7 @@ from qwen_image_engine.export.compare import Difference, difference, worst
 from qwen_image_engine.export.network_folder import MODEL_FILES, write_network
 from qwen_image_engine.export.recipe import recipe
 from qwen_image_engine.export.recording import Case, Recording, record
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.pipeline import QwenImage
 

@@ -16,8 +16,8 @@ from qwen_image_engine.export.recording import Case
 from qwen_image_engine.export.thresholds import THRESHOLDS
 from qwen_image_engine.export.verify import verify, verify_bundle
 from qwen_image_engine.export.verify.report.tables import tables
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import NETWORK
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 

@@ -20,8 +20,8 @@ from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold
 from qwen_image_engine.export.verification import RecordedCase, Row, Verification, Verifications
 from qwen_image_engine.export.verify import verify
 from qwen_image_engine.export.verify_options import command
-from qwen_image_engine.reference.lora_file import LoraFile
-from qwen_image_engine.reference.shapes.evaluate import Score
+from qwen_image_engine.reference.lora.file import LoraFile
+from qwen_image_engine.reference.shapes.judge.evaluate import Score
 from qwen_image_engine.runtime.images.png import png_bytes
 from qwen_image_engine.runtime.tools.report.folder import write_report
 

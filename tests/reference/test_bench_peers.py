@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from qwen_image_engine.reference.bench_diffusers import check_drawable, load_diffusers, without_vision
-from qwen_image_engine.reference.bench_torch import compile_blocks, load_torch
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import load_network
+from qwen_image_engine.reference.baselines.diffusers import check_drawable, load_diffusers, without_vision
+from qwen_image_engine.reference.baselines.torch import compile_blocks, load_torch
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import load_network
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.timing import Timing
 from qwen_image_engine.runtime.tools.bench.case import Case

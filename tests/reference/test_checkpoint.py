@@ -12,8 +12,8 @@ import torch
 from edit_checkpoint import edit_json, write_header
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.hub_cache import hub_cache
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.hub_cache import hub_cache
 
 
 def fill_cache(cache: Path, folder: Path, name: str = "some-org/some.model") -> Path:
@@ -130,7 +130,7 @@ def test_opening_a_large_checkpoint_reads_headers_only(copied: Callable[..., Pat
         file.truncate(path.stat().st_size + size)
     script = (
         "import resource, sys\n"
-        "from qwen_image_engine.reference.checkpoint import Checkpoint\n"
+        "from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "print(Checkpoint.open(sys.argv[1]).components['transformer'].nbytes)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, 'torch' in sys.modules)\n"

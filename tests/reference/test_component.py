@@ -17,8 +17,8 @@ from random_configurations import CONFIGURATIONS
 from safetensors.torch import load_file
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.component import LAYOUT
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.storage.stored_network import LAYOUT
 
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 VARIANTS: list[dict[str, Any]] = [
@@ -75,10 +75,10 @@ def test_every_tensor_is_what_safetensors_reads(
 
 @pytest.mark.parametrize("name", list(CONFIGURATIONS))
 def test_networks_load_strictly(random_checkpoint: Callable[..., Path], name: str) -> None:
-    from qwen_image_engine.reference.text_encoder import TextEncoder
-    from qwen_image_engine.reference.transformer import Transformer
-    from qwen_image_engine.reference.vae import Vae
-    from qwen_image_engine.reference.vision import Vision
+    from qwen_image_engine.reference.networks.text_encoder import TextEncoder
+    from qwen_image_engine.reference.networks.transformer import Transformer
+    from qwen_image_engine.reference.networks.vae import Vae
+    from qwen_image_engine.reference.networks.vision import Vision
 
     folder = random_checkpoint(name)
     checkpoint = Checkpoint.open(folder)
@@ -129,8 +129,8 @@ def test_meta_module_becomes_views_of_the_file(random_checkpoint: Callable[..., 
 
 def test_unaligned_tensors_are_read(tmp_path: Path) -> None:
     """The format lets a header end at any byte; torch.frombuffer alone gives a misaligned float view."""
-    from qwen_image_engine.reference.component import Component
-    from qwen_image_engine.reference.tensor_file import read_header
+    from qwen_image_engine.reference.storage.stored_network import Component
+    from qwen_image_engine.reference.storage.tensor_file import read_header
 
     path = tmp_path / "odd.safetensors"
     header = json.dumps({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}).encode()

@@ -11,7 +11,7 @@ import pytest
 from random_configurations import CONFIGURATIONS
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.config import (
+from qwen_image_engine.reference.checkpoint.config import (
     TextEncoderConfig,
     TransformerConfig,
     VaeConfig,

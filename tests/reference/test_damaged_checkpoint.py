@@ -10,7 +10,7 @@ import pytest
 from edit_checkpoint import edit_json, write_header
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 
 def damage_truncated(folder: Path) -> None:

@@ -12,7 +12,7 @@ from images import patches
 from oracles import load_edit_pipeline
 from PIL import Image
 
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.pipeline import QwenImage
 

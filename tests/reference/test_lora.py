@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from single_file import write_single_file
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.reference import tensor_blocks
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import load_network
-from qwen_image_engine.reference.lora_file import LoraFile
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import load_network
+from qwen_image_engine.reference.lora.file import LoraFile
+from qwen_image_engine.reference.storage import tensor_blocks
 
 COMFY = "diffusion_model.{}".format
 BARE = "{}".format
@@ -168,8 +168,8 @@ def test_opening_needs_no_torch(random_checkpoint: Callable[..., Path], tmp_path
     path = write_lora(tmp_path / "style.safetensors", factors(random_checkpoint()), alpha=2.0)
     script = (
         "import sys\n"
-        "from qwen_image_engine.reference.checkpoint import Checkpoint\n"
-        "from qwen_image_engine.reference.lora_file import LoraFile\n"
+        "from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint\n"
+        "from qwen_image_engine.reference.lora.file import LoraFile\n"
         "Checkpoint.open(sys.argv[1], loras=[LoraFile.parse(sys.argv[2])])\n"
         "print('torch' in sys.modules)\n"
     )

@@ -11,10 +11,10 @@ from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVC
 from oracles import load_text_encoder, load_transformer, load_vae
 from torch import Tensor
 
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.text_encoder import TextEncoder
-from qwen_image_engine.reference.transformer import Transformer
-from qwen_image_engine.reference.vae import Vae, up_halo
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.networks.text_encoder import TextEncoder
+from qwen_image_engine.reference.networks.transformer import Transformer
+from qwen_image_engine.reference.networks.vae import Vae, up_halo
 from qwen_image_engine.runtime.model.rope import encoder_rotary_tables, rotary_tables
 from qwen_image_engine.runtime.model.sequence import Layout, text_positions
 from qwen_image_engine.runtime.model.tiles import draw_tiles

@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracles import load_pipeline
 
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.text.prompt import MAX_PROMPT_TOKENS

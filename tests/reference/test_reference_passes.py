@@ -12,9 +12,9 @@ from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVC
 from oracles import load_transformer
 from torch import Tensor
 
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import load_network
-from qwen_image_engine.reference.transformer import KeyValue, Transformer
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import load_network
+from qwen_image_engine.reference.networks.transformer import KeyValue, Transformer
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import ImageBlock, Layout, Segment, TextRun, text_mask
 from qwen_image_engine.runtime.sampling.schedule import time_features

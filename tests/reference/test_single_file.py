@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from single_file import write_single_file
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import load_network
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import load_network
 
 BLOCK = "transformer_blocks.1.img_mlp"
 

@@ -10,10 +10,10 @@ import torch
 from oracles import load_text_encoder
 from torch import Tensor
 
-from qwen_image_engine.reference.checkpoint import Checkpoint
-from qwen_image_engine.reference.engine import load_network
-from qwen_image_engine.reference.text_encoder import TextEncoder
-from qwen_image_engine.reference.vision import Vision
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import load_network
+from qwen_image_engine.reference.networks.text_encoder import TextEncoder
+from qwen_image_engine.reference.networks.vision import Vision
 from qwen_image_engine.runtime.model.rope import encoder_rotary_tables
 from qwen_image_engine.runtime.model.sequence import ImageBlock, Segment, TextRun, encoder_positions, text_positions
 from qwen_image_engine.runtime.model.vision import interpolation, vision_rotary_tables

@@ -1,8 +1,8 @@
 import numpy as np
 
-from qwen_image_engine.reference.shapes.edit_judge import judge_edit, kept_share
-from qwen_image_engine.reference.shapes.edits import KINDS, random_edit
-from qwen_image_engine.reference.shapes.evaluate import edit_judge_quality
+from qwen_image_engine.reference.shapes.judge.edit import judge_edit, kept_share
+from qwen_image_engine.reference.shapes.judge.evaluate import edit_judge_quality
+from qwen_image_engine.reference.shapes.scenes.edits import KINDS, random_edit
 
 
 def test_the_judge_accepts_own_edits_and_refuses_none_and_others() -> None:

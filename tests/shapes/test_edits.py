@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from qwen_image_engine.reference.shapes.edits import KINDS, is_edit_held_out, random_edit, split_edit
-from qwen_image_engine.reference.shapes.instructions import write_instruction
-from qwen_image_engine.reference.shapes.scene import COLOURS, TRANSPARENT, is_held_out
+from qwen_image_engine.reference.shapes.scenes.edits import KINDS, is_edit_held_out, random_edit, split_edit
+from qwen_image_engine.reference.shapes.scenes.instructions import write_instruction
+from qwen_image_engine.reference.shapes.scenes.scene import COLOURS, TRANSPARENT, is_held_out
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,9 +1,9 @@
 import numpy as np
 
-from qwen_image_engine.reference.shapes.draw import draw
-from qwen_image_engine.reference.shapes.evaluate import judge_quality
-from qwen_image_engine.reference.shapes.judge import judge
-from qwen_image_engine.reference.shapes.scene import TRANSPARENT, Item, Scene
+from qwen_image_engine.reference.shapes.judge.evaluate import judge_quality
+from qwen_image_engine.reference.shapes.judge.picture import judge
+from qwen_image_engine.reference.shapes.scenes.draw import draw
+from qwen_image_engine.reference.shapes.scenes.scene import TRANSPARENT, Item, Scene
 
 SCENE = Scene((Item("circle", "red", "top left"), Item("square", "blue", "center")), "white")
 

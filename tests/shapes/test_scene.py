@@ -1,7 +1,7 @@
 import numpy as np
 
-from qwen_image_engine.reference.shapes.prompts import write_prompt
-from qwen_image_engine.reference.shapes.scene import (
+from qwen_image_engine.reference.shapes.scenes.prompts import write_prompt
+from qwen_image_engine.reference.shapes.scenes.scene import (
     GROUNDS,
     TRANSPARENT,
     Item,

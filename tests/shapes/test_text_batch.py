@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.reference.shapes.edits import random_edit
-from qwen_image_engine.reference.shapes.instructions import write_instruction
-from qwen_image_engine.reference.shapes.latent_pool import References, encode
-from qwen_image_engine.reference.shapes.layout import write_checkpoint
-from qwen_image_engine.reference.shapes.text_batch import tokenize_batch
-from qwen_image_engine.reference.shapes.trained import read_trained
-from qwen_image_engine.reference.shapes.transformer_training import predict
+from qwen_image_engine.reference.shapes.scenes.edits import random_edit
+from qwen_image_engine.reference.shapes.scenes.instructions import write_instruction
+from qwen_image_engine.reference.shapes.training.latent_pool import References, encode
+from qwen_image_engine.reference.shapes.training.load import read_trained
+from qwen_image_engine.reference.shapes.training.save import write_checkpoint
+from qwen_image_engine.reference.shapes.training.text_batch import tokenize_batch
+from qwen_image_engine.reference.shapes.training.transformer import predict
 from qwen_image_engine.runtime.images.pixels import encoder_pixels
 from qwen_image_engine.runtime.model.sequence import ImageBlock
 

@@ -8,37 +8,30 @@ import pytest
 import torch
 from PIL import Image
 
-from qwen_image_engine.reference.checkpoint import Checkpoint
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.reference.shapes import (
-    decoder_training,
-    edit_reading,
-    encoder_training,
-    tokenizer_training,
-    transformer_training,
-    vae_training,
-)
-from qwen_image_engine.reference.shapes import train as recipe
-from qwen_image_engine.reference.shapes.latent_pool import PoolSize
-from qwen_image_engine.reference.shapes.muon import orthogonalised
-from qwen_image_engine.reference.shapes.train import train
+from qwen_image_engine.reference.shapes.training import decoder, edit_reading, encoder, tokenizer, transformer, vae
+from qwen_image_engine.reference.shapes.training import train as recipe
+from qwen_image_engine.reference.shapes.training.latent_pool import PoolSize
+from qwen_image_engine.reference.shapes.training.muon import orthogonalised
+from qwen_image_engine.reference.shapes.training.train import train
 
 COMMITTED = Path(__file__).parents[2] / "reference" / "shapes" / "checkpoint"
 
 
 def test_the_recipe_writes_a_checkpoint_that_diffusers_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vae_training, "PHASES", ((32, 2, 2),))
-    monkeypatch.setattr(vae_training, "STEPS", 2)
-    monkeypatch.setattr(vae_training, "POOL", 4)
-    monkeypatch.setattr(decoder_training, "PHASES", ((32, 2, 2),))
-    monkeypatch.setattr(decoder_training, "POOL", 4)
-    monkeypatch.setattr(tokenizer_training, "PROMPTS", 200)
-    monkeypatch.setattr(encoder_training, "STEPS", 2)
-    monkeypatch.setattr(encoder_training, "BATCH", 4)
+    monkeypatch.setattr(vae, "PHASES", ((32, 2, 2),))
+    monkeypatch.setattr(vae, "STEPS", 2)
+    monkeypatch.setattr(vae, "POOL", 4)
+    monkeypatch.setattr(decoder, "PHASES", ((32, 2, 2),))
+    monkeypatch.setattr(decoder, "POOL", 4)
+    monkeypatch.setattr(tokenizer, "PROMPTS", 200)
+    monkeypatch.setattr(encoder, "STEPS", 2)
+    monkeypatch.setattr(encoder, "BATCH", 4)
     monkeypatch.setattr(edit_reading, "STEPS", 2)
     monkeypatch.setattr(edit_reading, "BATCH", 6)
     pool = (PoolSize(64, 64, scenes=6, share=0.5, batch=4), PoolSize(96, 64, scenes=6, share=0.5, batch=4))
-    course = transformer_training.Course(pool, (0.4, 0.3, 0.3), steps=4, small_only=0.25, rate=1e-3)
+    course = transformer.Course(pool, (0.4, 0.3, 0.3), steps=4, small_only=0.25, rate=1e-3)
     monkeypatch.setattr(recipe, "COURSES", (course, dataclasses.replace(course, steps=2)))
     monkeypatch.setattr(recipe, "EDITS", dataclasses.replace(course, edits=pool))
     folder = tmp_path / "shapes"

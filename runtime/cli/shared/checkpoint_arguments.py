@@ -8,7 +8,7 @@ from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.model.facts import ATTENTION
 
 if TYPE_CHECKING:
-    from qwen_image_engine.reference.checkpoint import Checkpoint
+    from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +68,8 @@ def open_checkpoint(name: str, options: argparse.Namespace) -> "Checkpoint":
     Raises:
         QwenImageError: see `Checkpoint.open`.
     """
-    from qwen_image_engine.reference.checkpoint import Checkpoint
-    from qwen_image_engine.reference.lora_file import LoraFile
+    from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+    from qwen_image_engine.reference.lora.file import LoraFile
 
     loras = [LoraFile.parse(text) for text in options.lora]
     return Checkpoint.open(name, transformer_file=options.transformer, loras=loras, attention=options.attention)

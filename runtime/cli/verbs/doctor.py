@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> Report:
     """Look around; exit code 1 where no engine could run a bundle."""
     from qwen_image_engine.engines.core.engine import available
-    from qwen_image_engine.reference.hub_cache import hub_cache
+    from qwen_image_engine.reference.checkpoint.hub_cache import hub_cache
 
     machine, packages, engines = Machine.here(), package_versions(), available()
     folder = Path.cwd()

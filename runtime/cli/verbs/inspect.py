@@ -23,7 +23,7 @@ from qwen_image_engine.runtime.cli.shared.result import Report, size_text, table
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
 
 if TYPE_CHECKING:
-    from qwen_image_engine.reference.checkpoint import Checkpoint
+    from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 SUMMARY = "what a checkpoint or a bundle is"
 

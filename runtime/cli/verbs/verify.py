@@ -52,7 +52,7 @@ def execute(options: argparse.Namespace) -> Report:
     with export_packages():
         from qwen_image_engine.export.limits import Limit
         from qwen_image_engine.export.verify import verify
-        from qwen_image_engine.reference.lora_file import LoraFile
+        from qwen_image_engine.reference.lora.file import LoraFile
 
     limits = tuple(Limit.parse(text) for text in options.fail_on)
     if options.output:

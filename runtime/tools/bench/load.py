@@ -87,9 +87,9 @@ def _peer(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
     install = INSTALL_DIFFUSERS if spec.name.startswith("diffusers") else INSTALL
     try:
         if spec.name.startswith("diffusers"):
-            from qwen_image_engine.reference.bench_diffusers import load_diffusers as load
+            from qwen_image_engine.reference.baselines.diffusers import load_diffusers as load
         else:
-            from qwen_image_engine.reference.bench_torch import load_torch as load
+            from qwen_image_engine.reference.baselines.torch import load_torch as load
         return load(spec, watch)
     except ModuleNotFoundError as error:
         raise Unavailable(f"{error.name} is not installed; install it with: {install}") from error

@@ -33,8 +33,8 @@ from qwen_image_engine.runtime.tools.bench.rounds import run_rounds
 from qwen_image_engine.runtime.tools.bench.settings import Settings
 
 if TYPE_CHECKING:
-    from qwen_image_engine.reference.checkpoint import Source
-    from qwen_image_engine.reference.diffusers_pipeline import DiffusersPipeline
+    from qwen_image_engine.reference.checkpoint.checkpoint import Source
+    from qwen_image_engine.reference.checkpoint.diffusers_pipeline import DiffusersPipeline
 
 ROUNDS = 12
 """The fewest with which the interval of a median covers 95% and leaves out two outliers on either side."""
@@ -139,7 +139,7 @@ def _folder_of(pipeline: DiffusersPipeline, manifest: Manifest) -> str:
     Raises:
         QwenImageError: it is no such pipeline, or its weights are not those of its files.
     """
-    from qwen_image_engine.reference.checkpoint import Checkpoint  # needs torch, as the pipeline does
+    from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint  # needs torch, as the pipeline does
 
     source = manifest.checkpoint
     opened = Checkpoint.open(pipeline, transformer_file=source.transformer_file, attention=source.attention)

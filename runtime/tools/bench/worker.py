@@ -56,7 +56,7 @@ def _load(spec: WaySpec, loaded: list[Drawer]) -> Mapping[str, Any]:
             raise
         seconds, peak = time.perf_counter() - began, watch.overall()
     if spec.hashes:
-        from qwen_image_engine.reference.bench_torch import check_weights
+        from qwen_image_engine.reference.baselines.torch import check_weights
 
         check_weights(spec)
     loaded.append(drawer)

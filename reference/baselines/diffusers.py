@@ -1,0 +1,113 @@
+"""diffusers' own pipeline as a way of drawing in a benchmark, its networks timed as it calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+
+from qwen_image_engine.reference.baselines.cpu_torchvision import leave_out_operators
+from qwen_image_engine.reference.baselines.torch import open_checkpoint, stored_bytes
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.runtime.system.memory_use import MemoryWatch
+from qwen_image_engine.runtime.timing import Timing, Timings
+from qwen_image_engine.runtime.tools.bench.case import Request
+from qwen_image_engine.runtime.tools.bench.contender import Drawer, Unavailable
+from qwen_image_engine.runtime.tools.bench.load import INSTALL_DIFFUSERS, WaySpec
+
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
+    """Load the pipeline, as its documentation does: `from_pretrained` in one dtype, its cache of the prefix on.
+
+    Raises:
+        Unavailable: it is not installed or does not load, or cannot draw what the bundle does.
+        QwenImageError: see `open_checkpoint`.
+    """
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    checkpoint = open_checkpoint(spec)
+    check_drawable(checkpoint)
+    leave_out_operators()
+    try:
+        import diffusers
+        import transformers
+        from diffusers import QwenImage21Pipeline
+    except RuntimeError as error:  # how its lazy imports report what is wrong with a package
+        raise Unavailable(
+            f"diffusers does not load ({' '.join(str(error).split())}); install it again with: {INSTALL_DIFFUSERS}"
+        ) from error
+    dtype = torch.bfloat16 if spec.name == "diffusers-bf16" else torch.float32
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    timings = Timings(watch=watch)
+    with timings.measure("load", "pipeline"):
+        pipeline = QwenImage21Pipeline.from_pretrained(checkpoint.folder, dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    time_networks(pipeline, timings)
+
+    def draw(request: Request) -> Image.Image:
+        case = request.case
+        first = len(timings.entries)
+        drawn = pipeline(
+            prompt=request.prompt,
+            image=list(request.references) or None,
+            width=case.width,
+            height=case.height,
+            num_inference_steps=case.steps,
+            num_images_per_prompt=case.batch,
+            generator=torch.Generator("cpu").manual_seed(request.seed),
+            output_resolution=request.resolution,
+        )
+        timings.entries[first:] = without_vision(timings.entries[first:])
+        picture: Image.Image = drawn.images[0]
+        return picture
+
+    precision = PRECISIONS[pipeline.transformer.dtype]  # what it is in, not what it was asked for
+    return Drawer(draw, timings, diffusers.__version__, precision, stored_bytes(checkpoint), prefix_in_first_step=True)
+
+
+def check_drawable(checkpoint: Checkpoint) -> None:
+    """Refuse what diffusers does not load from a folder.
+
+    Raises:
+        Unavailable: bidirectional attention, adapters, or a transformer from a single file.
+    """
+    if checkpoint.transformer.bidirectional:
+        raise Unavailable("diffusers has no transformer with bidirectional attention")
+    if checkpoint.loras or checkpoint.transformer_file is not None:
+        raise Unavailable("diffusers is run on a folder alone, and this bundle has adapters or a single file merged")
+
+
+def time_networks(pipeline: Any, timings: Timings) -> None:
+    """Put a clock around each network's call; those of the vision tower lie inside the text encoder's."""
+    for owner, name, component in (
+        (pipeline.text_encoder, "forward", "text_encoder"),
+        (pipeline.text_encoder.model.visual, "forward", "vision"),
+        (pipeline.transformer, "forward", "step"),
+        (pipeline.vae, "encode", "vae_encoder"),
+        (pipeline.vae, "decode", "vae_decoder"),
+    ):
+        setattr(owner, name, _timed(getattr(owner, name), timings, component))
+
+
+def _timed(call: Callable[..., Any], timings: Timings, component: str) -> Callable[..., Any]:
+    def timed(*arguments: Any, **named: Any) -> Any:
+        with timings.measure("run", component):
+            return call(*arguments, **named)
+
+    return timed
+
+
+def without_vision(entries: list[Timing]) -> list[Timing]:
+    """The vision tower's seconds taken out of the text encoder's, which ran it."""
+    vision_s = sum(entry.seconds for entry in entries if entry.component == "vision")
+    return [
+        Timing(entry.kind, entry.component, entry.seconds - vision_s, entry.peak)
+        if entry.component == "text_encoder"
+        else entry
+        for entry in entries
+    ]

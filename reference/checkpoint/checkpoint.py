@@ -1,0 +1,323 @@
+"""A checkpoint in the diffusers layout: where it is, its configs, licence and hashes.
+
+The transformer's weights may come from a single file in the place of those in the folder, and adapters may be merged
+into them.
+
+Opening reads JSON and safetensors headers alone: 16 billion parameters take the same moment as five million.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.reference.checkpoint.config import (
+    TextEncoderConfig,
+    TransformerConfig,
+    VaeConfig,
+    VisionConfig,
+    check_components,
+)
+from qwen_image_engine.reference.checkpoint.diffusers_pipeline import DiffusersPipeline, check_unchanged, loaded_from
+from qwen_image_engine.reference.checkpoint.hub_cache import REPOSITORY_NAME, snapshot_folder
+from qwen_image_engine.reference.checkpoint.processor_config import ImageProcessorConfig
+from qwen_image_engine.reference.lora.file import LoraFile
+from qwen_image_engine.reference.lora.merge import merge
+from qwen_image_engine.reference.storage.json_reader import read_json
+from qwen_image_engine.reference.storage.single_file import open_single_file
+from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES, LAYOUT, VISION, Component, open_component
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
+from qwen_image_engine.runtime.bundle.files import file_sha256
+from qwen_image_engine.runtime.bundle.manifest import MANIFEST
+from qwen_image_engine.runtime.bundle.manifest_entries import checkpoint_flags
+
+PIPELINE_CLASS = "QwenImage21Pipeline"
+TRANSFORMER = "transformer"
+"""The component that a single file may hold."""
+
+
+Source = str | Path | DiffusersPipeline
+"""What a checkpoint is opened from."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint whose configs, headers and folder structure are sound.
+
+    `name` is the hub name or the folder's name, with what its weights are changed by; `index` and `scheduler` are the
+    parsed model_index.json and scheduler_config.json; `components` has the keys of `LAYOUT`; `transformer_file` is the
+    single file that the transformer comes from, None where it comes from the folder; `loras` are merged into it;
+    `attention` is what was asked for where the configuration says otherwise, else None.
+    """
+
+    name: str
+    folder: Path
+    index: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    transformer: TransformerConfig
+    text_encoder: TextEncoderConfig
+    vision: VisionConfig
+    vae: VaeConfig
+    image_processor: ImageProcessorConfig
+    components: Mapping[str, Component]
+    transformer_file: Path | None = None
+    loras: tuple[LoraFile, ...] = ()
+    attention: str | None = None
+
+    @classmethod
+    def open(
+        cls,
+        source: Source,
+        *,
+        transformer_file: str | Path | None = None,
+        loras: Sequence[LoraFile] = (),
+        attention: str | None = None,
+    ) -> Checkpoint:
+        """Open a folder, or by `org/name` the main revision of one in the local hub cache. Nothing is downloaded.
+
+        Args:
+            source: with every configuration, and the weights of the networks; or the diffusers pipeline that was loaded
+                from there, whose weights are then compared with the files'.
+            transformer_file: the transformer's weights, in the place of those in the folder; see `single_file`.
+            loras: adapters that are merged into the transformer's weights, for everyone who reads them; see `lora`.
+            attention: one of `runtime.model.ATTENTION`, in the place of what the transformer's configuration says.
+
+        Raises:
+            QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture; or an adapter
+                is not one of its transformer; or a pipeline is another than its files.
+        """
+        if not isinstance(source, str | Path):
+            path = loaded_from(source, PIPELINE_CLASS)
+            files = cls.open(path, transformer_file=transformer_file, attention=attention)
+            from qwen_image_engine.runtime.text.tokenizer import load_tokenizer  # a package that folders do without
+
+            vocabulary = load_tokenizer(files.folder).get_vocab()
+            check_unchanged(source, files.components, files.scheduler, vocabulary)
+            return cls.open(path, transformer_file=transformer_file, loras=loras, attention=attention)
+        folder = _find(source)
+        index = read_json(folder / "model_index.json")
+        _check_index(folder, index)
+        configs = {name: read_json(folder / name / "config.json") for name in LAYOUT}
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        transformer_json = str(folder / "transformer/config.json")
+        transformer = TransformerConfig.from_json(configs["transformer"], transformer_json, attention)
+        encoder_json = str(folder / "text_encoder/config.json")
+        text_encoder = TextEncoderConfig.from_json(configs["text_encoder"], encoder_json)
+        vision = VisionConfig.from_json(configs["text_encoder"], encoder_json)
+        vae = VaeConfig.from_json(configs["vae"], str(folder / "vae/config.json"))
+        check_components(transformer, text_encoder, vae)
+        name = str(source) if folder != Path(source).expanduser() else folder.resolve().name
+        single = None if transformer_file is None else Path(transformer_file).expanduser()
+        return cls(
+            name=_described(name, single, loras, bidirectional=transformer.bidirectional),
+            folder=folder,
+            index=index,
+            scheduler=scheduler,
+            transformer=transformer,
+            text_encoder=text_encoder,
+            vision=vision,
+            vae=vae,
+            image_processor=ImageProcessorConfig.from_folder(folder / "processor"),
+            components=_components(folder, single, loras),
+            transformer_file=single,
+            loras=tuple(loras),
+            attention=None if attention == configs["transformer"].get("attention", "causal") else attention,
+        )
+
+    @property
+    def place(self) -> str:
+        """Its folder, with its name before where the folder's own does not say it."""
+        return str(self.folder) if self.name == self.folder.resolve().name else f"{self.name} in {self.folder}"
+
+    @property
+    def processor(self) -> Path:
+        """The folder of the tokenizer and of the image processor's settings."""
+        return self.folder / "processor"
+
+    def stored(self, network: str) -> Component:
+        """What is stored of a network: "transformer", "text_encoder", "vision" or "vae".
+
+        The vision tower's tensors are in the text encoder's files.
+        """
+        if network not in ("text_encoder", "vision"):
+            return self.components[network]
+        encoder, vision = self.components["text_encoder"], network == "vision"
+        own = {name: info for name, info in encoder.tensors.items() if name.startswith(VISION.prefix) == vision}
+        return replace(encoder, tensors=own, layout=VISION if vision else encoder.layout)
+
+    def token_embeddings(self) -> TensorInfo:
+        """Where the embedding table (vocab_size, hidden_size) is stored.
+
+        Raises:
+            QwenImageError: it is missing, or of another shape or dtype.
+        """
+        component = self.components["text_encoder"]
+        name = component.layout.prefix + "embed_tokens.weight"
+        shape = (self.text_encoder.vocab_size, self.text_encoder.hidden_size)
+        tensor = component.tensors.get(name)
+        if tensor is None or tensor.shape != shape or tensor.dtype not in FLOAT_DTYPES:
+            found = "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
+            raise QwenImageError(f"{component.location}: tensor {name} is {found}, expected BF16, F16 or F32 {shape}")
+        return tensor
+
+    def check_depth(self, name: str) -> None:
+        """Check that the weights of a network go as deep as its config, before as many blocks are made.
+
+        Raises:
+            QwenImageError: they do not.
+        """
+        key, stored, depth = {
+            "transformer": ("num_layers", "transformer_blocks.{}.", self.transformer.num_layers),
+            "text_encoder": ("num_hidden_layers", "layers.{}.", self.text_encoder.num_hidden_layers),
+            "vision": ("depth", "blocks.{}.", self.vision.depth),
+            "vae": ("num_res_blocks", "encoder.down_blocks.0.resnets.{}.", self.vae.num_res_blocks),
+        }[name]
+        component = self.stored(name)
+        last = component.layout.prefix + stored.format(depth - 1)
+        if not any(tensor.startswith(last) for tensor in component.tensors):
+            raise QwenImageError(
+                f"{component.location}: its tensors are not those of {component.layout.class_name} with this "
+                f"config.json: key {key!r} is {depth}, and there is no tensor {last}*"
+            )
+
+    def ignored_keys(self) -> dict[str, tuple[str, ...]]:
+        """Keys of each component's config.json that change nothing here."""
+        return {
+            "transformer": self.transformer.ignored,
+            "text_encoder": tuple(sorted((*self.text_encoder.ignored, *self.vision.ignored))),
+            "vae": self.vae.ignored,
+        }
+
+    def config_sha256(self) -> str:
+        """One hash of every configuration file, tokenizer included: their relative names and bytes, in sorted order.
+
+        Weight indexes are left out, so that sharding does not change it. Attention counts where it is not that of the
+        files.
+        """
+        folders = [self.folder / name for name in (".", *LAYOUT, "scheduler", "processor")]
+        files = [
+            path
+            for folder in folders
+            for path in folder.iterdir()
+            if path.is_file()
+            and (path.suffix == ".json" or (folder == self.processor and path.suffix in (".txt", ".jinja")))
+            and not path.name.endswith(".index.json")
+        ]
+        hashes = [(path.relative_to(self.folder).as_posix(), file_sha256(path)) for path in files]
+        return _combined_sha256([*hashes, *([] if self.attention is None else [("--attention", self.attention)])])
+
+    @property
+    def flags(self) -> str:
+        """How the command is told to open it."""
+        return checkpoint_flags(self.folder, self.transformer_file, map(str, self.loras), self.attention)
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """Every file that weights come from, adapters last."""
+        stored = [file for component in self.components.values() for file in component.files]
+        return tuple(dict.fromkeys((*stored, *(lora.path for lora in self.loras))))
+
+    def weights_sha256(self, progress: Callable[[int], None] | None = None) -> str:
+        """One hash of every weight file, read in blocks; `progress` is told the bytes of each block.
+
+        A single file and adapters may have any name; of adapters their order and scale count too.
+        """
+        return self.combined_weights_sha256({file: file_sha256(file, progress) for file in self.weight_files})
+
+    def combined_weights_sha256(self, hashes: Mapping[Path, str]) -> str:
+        """`weights_sha256` where those of `weight_files` are known."""
+        stored = [
+            (f"{component.name}/{component.stored_name(file)}", hashes[file])
+            for component in self.components.values()
+            for file in component.files
+        ]
+        merged = [(f"lora {index} at {lora.scale!r}", hashes[lora.path]) for index, lora in enumerate(self.loras)]
+        return _combined_sha256([*stored, *merged])
+
+    def licence(self) -> str:
+        """The licence that README.md's front matter names, else the first line of a LICENSE file, else "unknown"."""
+        front_matter = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", _text(self.folder / "README.md"), re.DOTALL)
+        if front_matter:
+            # The hub writes `license: other` and the licence's own name beside it.
+            for key in ("license_name", "license"):
+                found = re.search(rf"^{key}:[ \t]*(?:\n\s*-[ \t]*)?(\S.*?)\s*$", front_matter[1], re.MULTILINE)
+                if found:
+                    return found[1].strip("\"'")
+        for name in ("LICENSE", "LICENSE.md", "LICENSE.txt"):
+            lines = [line.strip("# \t") for line in _text(self.folder / name).splitlines()]
+            if any(lines):
+                return next(line for line in lines if line)
+        return "unknown"
+
+
+def _find(path_or_name: str | Path) -> Path:
+    if not str(path_or_name):
+        raise QwenImageError("the checkpoint's name is empty, expected a folder or the name org/name of a cached one")
+    path = Path(path_or_name).expanduser()
+    if path.is_file():
+        raise QwenImageError(
+            f"{path}: is a single file, expected a folder in the diffusers layout (with model_index.json); a single "
+            "file holds the transformer alone: name the folder of the rest here (-m) and the file with --transformer"
+        )
+    if path.is_dir():
+        folder = path
+    elif not path.exists() and isinstance(path_or_name, str) and REPOSITORY_NAME.fullmatch(path_or_name):
+        folder = snapshot_folder(path_or_name)
+    else:
+        raise QwenImageError(f"{path}: does not exist, expected a folder or the name org/name of a cached checkpoint")
+    if (folder / MANIFEST).is_file() and not (folder / "transformer" / "config.json").is_file():
+        raise QwenImageError(
+            f"{folder}: is a bundle, expected the checkpoint that it was made from, a folder in the diffusers layout; "
+            "qwen-image inspect names it"
+        )
+    if not (folder / "model_index.json").is_file():
+        raise QwenImageError(f"{folder}: no model_index.json, expected a checkpoint in the diffusers layout")
+    return folder
+
+
+def _check_index(folder: Path, index: Mapping[str, Any]) -> None:
+    where = folder / "model_index.json"
+    if index.get("_class_name") != PIPELINE_CLASS:
+        raise QwenImageError(f"{where}: key '_class_name' is {index.get('_class_name')!r}, expected {PIPELINE_CLASS!r}")
+    for name, layout in LAYOUT.items():
+        if index.get(name) != [layout.library, layout.class_name]:
+            raise QwenImageError(
+                f"{where}: key {name!r} is {index.get(name)!r}, expected {[layout.library, layout.class_name]!r}"
+            )
+    absent = [name for name in (*LAYOUT, "scheduler", "processor") if not (folder / name).is_dir()]
+    if absent:
+        raise QwenImageError(f"{folder}: incomplete: no folder {', '.join(name + '/' for name in absent)}")
+
+
+def _described(name: str, transformer_file: Path | None, loras: Sequence[LoraFile], *, bidirectional: bool) -> str:
+    single = "" if transformer_file is None else f" with {transformer_file.name}"
+    attention = " (bidirectional attention)" if bidirectional else ""
+    return name + single + "".join(f" + {lora.described}" for lora in loras) + attention
+
+
+def _components(folder: Path, transformer_file: Path | None, loras: Sequence[LoraFile]) -> dict[str, Component]:
+    components = {
+        name: open_component(folder, name, layout)
+        if transformer_file is None or name != TRANSFORMER
+        else open_single_file(transformer_file, name, layout)
+        for name, layout in LAYOUT.items()
+    }
+    return components | {TRANSFORMER: merge(components[TRANSFORMER], loras)}
+
+
+def _combined_sha256(hashes: Iterable[tuple[str, str]]) -> str:
+    """Of names and the SHA-256 of what they stand for, in sorted order."""
+    lines = (f"{sha256}  {name}\n" for name, sha256 in sorted(hashes))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

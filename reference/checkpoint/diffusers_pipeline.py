@@ -1,0 +1,112 @@
+"""A diffusers pipeline where a checkpoint's path is taken: the files that it was loaded from, if they still are it.
+
+Nothing is read from the pipeline but what tells that: exports stream weights from files, and a pipeline whose weights
+were changed in memory (adapters, quantisation, training) is refused, not exported without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.reference.storage.stored_network import LAYOUT, Component
+
+if TYPE_CHECKING:
+    import torch
+
+_SAVE = "save it with pipeline.save_pretrained(FOLDER) and name that folder"
+
+
+class DiffusersPipeline(Protocol):
+    """What is asked of a `diffusers.DiffusionPipeline`."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Of the pipeline: what model_index.json holds, and where it came from."""
+        ...
+
+    @property
+    def components(self) -> Mapping[str, Any]:
+        """Its networks, scheduler and processor by name."""
+        ...
+
+
+def loaded_from(pipeline: DiffusersPipeline, class_name: str) -> str:
+    """The folder or hub name that `pipeline` was loaded from.
+
+    Raises:
+        QwenImageError: it is no pipeline of the class `class_name`, or was put together in memory.
+    """
+    found = type(pipeline).__name__
+    if found != class_name:
+        article = "an" if found[0].lower() in "aeiou" else "a"
+        raise QwenImageError(
+            f"{article} {found} is no checkpoint; expected a folder, a hub name or a diffusers {class_name}"
+        )
+    source = pipeline.config.get("_name_or_path")
+    if not source:
+        raise QwenImageError(f"this {class_name} was not loaded from a folder; {_SAVE}")
+    return str(source)
+
+
+def check_unchanged(
+    pipeline: DiffusersPipeline,
+    components: Mapping[str, Component],
+    scheduler: Mapping[str, Any],
+    vocabulary: Mapping[str, int],
+) -> None:
+    """Compare every weight, the scheduler's settings and the vocabulary with the files'.
+
+    Weights are compared in the pipeline's dtypes.
+
+    Args:
+        pipeline: of diffusers.
+        components: the files' by the keys of `LAYOUT`.
+        scheduler: their scheduler_config.json.
+        vocabulary: of their tokenizer, with what was added.
+
+    Raises:
+        QwenImageError: one differs, or the pipeline has none of it; the text names it.
+    """
+    absent = [name for name in (*LAYOUT, "scheduler", "processor") if pipeline.components.get(name) is None]
+    if absent:
+        raise QwenImageError(
+            f"the pipeline has no {absent[0]}, which a bundle needs; load it whole, or name its folder"
+        )
+    _check_vocabulary(pipeline.components["processor"].tokenizer.get_vocab(), vocabulary)
+    for name in LAYOUT:
+        _check_weights(name, pipeline.components[name].state_dict(), components[name])
+    own = pipeline.components["scheduler"].config
+    changed = [key for key, value in scheduler.items() if not key.startswith("_") and own.get(key) != value]
+    if changed:
+        key = changed[0]
+        raise QwenImageError(
+            f"the pipeline's scheduler has {key} = {own.get(key)!r}, its files {scheduler[key]!r}; {_SAVE}"
+        )
+
+
+def _check_vocabulary(own: Mapping[str, int], stored: Mapping[str, int]) -> None:
+    if own != stored:
+        changed = min(token for token in own.keys() | stored.keys() if own.get(token) != stored.get(token))
+        raise QwenImageError(
+            f"the pipeline's tokenizer has {changed!r} as {own.get(changed, 'no token')}, its files as "
+            f"{stored.get(changed, 'no token')}; {_SAVE}"
+        )
+
+
+def _check_weights(name: str, state: Mapping[str, torch.Tensor], stored: Component) -> None:
+    unknown = [key for key in state if key not in stored.tensors and not stored.may_stay_unread(key)]
+    absent = [key for key in stored.tensors if key not in state]
+    if unknown or absent:
+        raise QwenImageError(
+            f"the pipeline's {name} has other tensors than {stored.location}: {(unknown or absent)[0]} is "
+            f"{'not in the files' if unknown else 'not in the pipeline'}; unload adapters (export --lora merges their "
+            f"files) and quantisation, or {_SAVE}"
+        )
+    for key in stored.tensors:
+        tensor = state[key]
+        if tensor.is_meta:
+            raise QwenImageError(f"the pipeline's {name} is offloaded: {key} is in no memory; name its folder instead")
+        if not tensor.cpu().equal(stored.read(key, copy=True).to(tensor.dtype)):
+            raise QwenImageError(f"the pipeline's {name} is not what {stored.location} holds: {key} differs; {_SAVE}")

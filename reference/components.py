@@ -1,0 +1,235 @@
+"""The networks behind the engines' interface: what every compiled engine is compared with and the exporter traces.
+
+`forward` maps a component's inputs, by the names of its contract, to its outputs in the order of the contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qwen_image_engine.engines.core import contract_check
+from qwen_image_engine.engines.core.contract import Contract, Dims, contract
+from qwen_image_engine.engines.core.contract_check import Array
+from qwen_image_engine.engines.core.engine import Engine
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.networks.text_encoder import TextEncoder
+from qwen_image_engine.reference.networks.transformer import Transformer
+from qwen_image_engine.reference.networks.vae import Vae
+from qwen_image_engine.reference.networks.vision import Vision
+
+NETWORK = {
+    "text_encoder": "text_encoder",
+    "vision": "vision",
+    "prefix": "transformer",
+    "prefix_image": "transformer",
+    "step": "transformer",
+    "joint": "transformer",
+    "vae_decoder_mid": "vae",
+    "vae_decoder_up": "vae",
+    "vae_encoder": "vae",
+}
+"""The network of each component."""
+
+
+def components(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The components of a checkpoint, by its attention: prefix passes and step, or joint."""
+    absent = ("prefix", "prefix_image", "step") if checkpoint.transformer.bidirectional else ("joint",)
+    return tuple(name for name in NETWORK if name not in absent)
+
+
+def dims(checkpoint: Checkpoint) -> Dims:
+    """The sizes that the checkpoint's contracts name; a contract has two tensors for each layer of the transformer.
+
+    Raises:
+        QwenImageError: config.json asks for more of them than are stored.
+    """
+    checkpoint.check_depth("transformer")
+    transformer, encoder = checkpoint.transformer, checkpoint.text_encoder
+    return Dims(
+        encoder_hidden=encoder.hidden_size,
+        encoder_head_dim=encoder.head_dim,
+        context=transformer.context_in_dim,
+        layers=transformer.num_layers,
+        heads=transformer.num_attention_heads,
+        head_dim=transformer.attention_head_dim,
+        channels=transformer.in_channels,
+        z=checkpoint.vae.z_dim,
+        features=checkpoint.vae.decoder_base_dim * checkpoint.vae.dim_mult[-1],
+        vision_head_dim=checkpoint.vision.head_dim,
+        deepstack=encoder.deepstack,
+    )
+
+
+def empty_network(checkpoint: Checkpoint, name: str) -> nn.Module:
+    """One of the networks of `NETWORK` with parameters on "meta" and derived buffers real.
+
+    Raises:
+        QwenImageError: config.json asks for more blocks than are stored, or for widths that no tensor can have.
+    """
+    checkpoint.check_depth(name)
+    try:
+        with torch.device("meta"):
+            if name == "transformer":
+                network: nn.Module = Transformer(checkpoint.transformer)
+            elif name == "text_encoder":
+                network = TextEncoder(checkpoint.text_encoder)
+            elif name == "vision":
+                network = Vision(checkpoint.vision)
+            else:
+                network = Vae(checkpoint.vae)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise QwenImageError(
+            f"{checkpoint.stored(name).location / 'config.json'}: no tensors can have the sizes that it asks for"
+        ) from error
+    return network.eval().requires_grad_(False)
+
+
+def load_network(checkpoint: Checkpoint, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The same with the checkpoint's weights in `dtype`; where they are stored in it, views of the mapped file.
+
+    Raises:
+        QwenImageError: the tensors are not those of the network.
+    """
+    network = empty_network(checkpoint, name)
+    checkpoint.stored(name).load_into(network, dtype)
+    return network.requires_grad_(False)
+
+
+def forward(component: Contract, network: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """A component's outputs in the contract's dtypes, computed in the dtype of the network's weights.
+
+    Tables of angles and the time features stay in float32: rounded to bf16 the angles of late tokens would be noise.
+    """
+    results = _FORWARD[component.component](network, inputs)
+    wanted = (getattr(torch, spec.dtype) for spec in component.outputs)
+    return tuple(result.to(dtype) for result, dtype in zip(results, wanted, strict=True))
+
+
+def _text_encoder(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, TextEncoder)
+    dtype = _dtype(network)
+    deepstack = [inputs[f"deepstack_{i}"].to(dtype) for i in range(network.config.deepstack)]
+    return (network(inputs["embeddings"].to(dtype), inputs["cos"], inputs["sin"], deepstack),)
+
+
+def _vision(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Vision)
+    patches = inputs["patches"].to(_dtype(network))
+    features: list[Tensor] = network(patches, inputs["indices"], inputs["weights"], inputs["cos"], inputs["sin"])
+    return features
+
+
+def _prefix(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Transformer)
+    cache = network.prefix(inputs["text_states"].to(_dtype(network)), inputs["cos"], inputs["sin"])
+    return tuple(tensor for pair in cache for tensor in pair)
+
+
+def _prefix_image(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Transformer)
+    dtype = _dtype(network)
+    cos = torch.cat([inputs["image_cos"], inputs["text_cos"]])
+    sin = torch.cat([inputs["image_sin"], inputs["text_sin"]])
+    latents, states = inputs["latents"].to(dtype), inputs["text_states"].to(dtype)
+    own = network.prefix_image(latents, states, cos, sin, _cache(network, inputs))
+    return tuple(tensor for pair in own for tensor in pair)
+
+
+def _step(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Transformer)
+    latents = inputs["latents"].to(_dtype(network))
+    return (network.step(latents, inputs["time_features"], inputs["cos"], inputs["sin"], _cache(network, inputs)),)
+
+
+def _joint(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Transformer)
+    dtype = _dtype(network)
+    tables = [inputs[name] for name in ("text_cos", "text_sin", "cos", "sin")]
+    states, latents = inputs["text_states"].to(dtype), inputs["latents"].to(dtype)
+    return (network.joint(states, latents, inputs["time_features"], *tables),)
+
+
+def _cache(network: Transformer, inputs: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    dtype = _dtype(network)
+    return [(inputs[f"key_{i}"].to(dtype), inputs[f"value_{i}"].to(dtype)) for i in range(network.config.num_layers)]
+
+
+def _vae_decoder_mid(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Vae)
+    return (network.features(inputs["latents"]),)
+
+
+def _vae_decoder_up(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Vae)
+    return (network.image(inputs["features"]),)
+
+
+def _vae_encoder(network: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    assert isinstance(network, Vae)
+    return (network.encode(inputs["image"]),)
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    return next(network.parameters()).dtype
+
+
+_FORWARD: Mapping[str, Callable[[nn.Module, Mapping[str, Tensor]], Sequence[Tensor]]] = {
+    "text_encoder": _text_encoder,
+    "vision": _vision,
+    "prefix": _prefix,
+    "prefix_image": _prefix_image,
+    "step": _step,
+    "joint": _joint,
+    "vae_decoder_mid": _vae_decoder_mid,
+    "vae_decoder_up": _vae_decoder_up,
+    "vae_encoder": _vae_encoder,
+}
+
+
+class TorchEngine:
+    """A component of the reference, numpy in and out, in its weights' dtype and on their device."""
+
+    def __init__(self, contract: Contract, network: nn.Module) -> None:
+        self._contract = contract
+        self._network: nn.Module | None = network
+
+    @property
+    def contract(self) -> Contract:
+        """The tensors that `run` takes and returns."""
+        return self._contract
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name; errors as in `Engine.run`."""
+        if self._network is None:
+            raise QwenImageError(f"{self._contract.component}: this engine is closed; load it again")
+        sizes = contract_check.check_inputs(self._contract, inputs)
+        device = next(self._network.parameters()).device
+        tensors = {name: torch.as_tensor(array, device=device) for name, array in inputs.items()}
+        with torch.inference_mode():
+            results = forward(self._contract, self._network, tensors)
+        outputs = {
+            spec.name: result.contiguous().cpu().numpy()
+            for spec, result in zip(self._contract.outputs, results, strict=True)
+        }
+        contract_check.check_outputs(self._contract, outputs, sizes)
+        return outputs
+
+    def close(self) -> None:
+        """Free the network; see `Engine.close`."""
+        self._network = None
+
+
+def reference_engines(checkpoint: Checkpoint) -> dict[str, Engine]:
+    """An fp32 engine for every component; prefix and step share their weights, as do the VAE's components.
+
+    Raises:
+        QwenImageError: the tensors are not those of the networks.
+    """
+    sizes = dims(checkpoint)
+    names = components(checkpoint)
+    networks = {name: load_network(checkpoint, name) for name in dict.fromkeys(NETWORK[item] for item in names)}
+    return {name: TorchEngine(contract(name, sizes), networks[NETWORK[name]]) for name in names}

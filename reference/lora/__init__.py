@@ -1,0 +1,1 @@
+"""LoRA adapters: files, naming styles, scaling, merging."""

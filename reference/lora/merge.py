@@ -1,0 +1,148 @@
+"""Adapters merged into a component: files matched to its linears, every key or none.
+
+Opening reads headers and alphas alone; the products are added as the weights are read (`tensor_blocks`), so no more
+than one weight's factors are in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.reference.lora.file import LoraFile
+from qwen_image_engine.reference.lora.keys import Part, linear_names, split_key
+from qwen_image_engine.reference.lora.scaling import METADATA, AdapterConfig
+from qwen_image_engine.reference.storage.merged_tensor import LowRank, MergedTensor
+from qwen_image_engine.reference.storage.single_file import halves
+from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES, Component, counted
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_header, read_metadata
+
+Parts = Mapping[Part, TensorInfo]
+
+_NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+
+
+def merge(component: Component, files: Sequence[LoraFile]) -> Component:
+    """The component with the updates of all `files` in its weights.
+
+    Raises:
+        QwenImageError: see `low_rank_updates`.
+    """
+    updates: dict[str, list[LowRank]] = {}
+    for file in files:
+        for name, update in low_rank_updates(component, file).items():
+            updates.setdefault(name, []).append(update)
+    merged = {name: MergedTensor.of(component.tensors[name], tuple(found)) for name, found in updates.items()}
+    return replace(component, tensors={**component.tensors, **merged})
+
+
+def low_rank_updates(component: Component, file: LoraFile) -> dict[str, LowRank]:
+    """The update of every weight that an adapter changes, by the weight's name.
+
+    Raises:
+        QwenImageError: the file is missing, damaged, or no adapter; a key is of no known form, of no linear of the
+            component, without its counterpart, or there twice; a shape, dtype or alpha does not fit.
+    """
+    if not file.path.is_file():
+        state = "is a folder" if file.path.is_dir() else "does not exist"
+        raise QwenImageError(f"{file.path}: {state}, expected an adapter as FILE or FILE:SCALE")
+    config = AdapterConfig.from_metadata(file.path, read_metadata(file.path))
+    updates: dict[str, LowRank] = {}
+    for linear, parts in _linears(component, file.path).items():
+        down, up = parts["down"], parts["up"]
+        factor = file.scale * _factor(file.path, linear, parts, config)
+        for weight, rows in _targets(component, file.path, linear, down, up):
+            if weight in updates:
+                raise QwenImageError(f"{file.path}: keys {updates[weight].up.name!r} and {up.name!r} are of one weight")
+            updates[weight] = LowRank(down, rows, factor)
+    return updates
+
+
+def _linears(component: Component, path: Path) -> Mapping[str, Parts]:
+    """The entries of a file by the linear that they belong to, each with "down" and "up"."""
+    names = linear_names(name for name, tensor in component.tensors.items() if len(tensor.shape) == 2)
+    found: dict[str, dict[Part, TensorInfo]] = {}
+    unknown, unmatched, repeated = [], [], []
+    for key, entry in read_header(path).items():
+        split = split_key(key)
+        if split is None:
+            unknown.append(key)
+        elif split[0] not in names:
+            unmatched.append(key)
+        elif split[1] in (parts := found.setdefault(names[split[0]], {})):
+            repeated.append(key)
+        else:
+            parts[split[1]] = entry
+    alone = [entry.name for parts in found.values() if not {"down", "up"} <= set(parts) for entry in parts.values()]
+    faults = [
+        counted(what, keys)
+        for what, keys in (
+            ("of no form that is known", unknown),
+            ("of no linear of the transformer", unmatched),
+            ("without a counterpart", alone),
+            ("that are there in another spelling", repeated),
+        )
+        if keys
+    ]
+    if faults:
+        raise QwenImageError(
+            f"{path}: its keys are not those of low-rank updates of {component.layout.class_name}: "
+            f"{'; '.join(faults)}; {len(found)} linears are matched"
+        )
+    if not found:
+        raise QwenImageError(f"{path}: holds no tensors, expected low-rank updates")
+    return found
+
+
+def _targets(
+    component: Component, path: Path, linear: str, down: TensorInfo, up: TensorInfo
+) -> list[tuple[str, TensorInfo]]:
+    """The weights of a linear, each with its rows of `up`; a linear of two stacked ones has two."""
+    weights = [f"{name}.weight" for name in halves(linear) or (linear,)]
+    shapes = [component.tensors[weight].shape for weight in weights]
+    rows, columns, rank = sum(shape[0] for shape in shapes), shapes[0][1], down.shape[0] if down.shape else 0
+    for entry, expected in ((down, (rank, columns)), (up, (rows, rank))):
+        if entry.shape != expected or rank == 0:
+            raise QwenImageError(
+                f"{path}: tensor {entry.name!r} is {entry.shape}, expected "
+                f"({'rank' if entry is down else rows}, {columns if entry is down else rank or 'rank'})"
+            )
+        if entry.dtype not in FLOAT_DTYPES:
+            raise QwenImageError(f"{path}: tensor {entry.name!r} has dtype {entry.dtype}, expected BF16, F16 or F32")
+    first, targets = 0, []
+    for weight, (count, _) in zip(weights, shapes, strict=True):
+        targets.append((weight, up if count == rows else up.rows(up.name, first, count)))
+        first += count
+    return targets
+
+
+def _factor(path: Path, linear: str, parts: Parts, config: AdapterConfig | None) -> float:
+    rank = parts["down"].shape[0] if parts["down"].shape else 0
+    if "alpha" not in parts:
+        return 1.0 if config is None or rank == 0 else config.factor(linear, rank)
+    if config is not None:
+        raise QwenImageError(f"{path}: alpha is in {parts['alpha'].name!r} and in {METADATA}, expected one of them")
+    return _number(path, parts["alpha"]) / max(rank, 1)
+
+
+def _number(path: Path, entry: TensorInfo) -> float:
+    """The value of a tensor of one."""
+    if entry.elements != 1 or entry.dtype not in _NUMBERS:
+        raise QwenImageError(f"{path}: tensor {entry.name!r} is {entry.dtype} {entry.shape}, expected one number")
+    try:
+        with entry.file.open("rb") as file:
+            file.seek(entry.offset)
+            value = np.frombuffer(file.read(entry.nbytes), _NUMBERS[entry.dtype])
+    except OSError as error:
+        raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if entry.dtype == "BF16":
+        value = (value.astype("<u4") << 16).view("<f4")
+    number = float(value[0])
+    if not math.isfinite(number):
+        raise QwenImageError(f"{path}: tensor {entry.name!r} is {number}, expected a finite number")
+    return number

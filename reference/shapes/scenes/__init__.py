@@ -1,0 +1,1 @@
+"""Scenes, prompts and edits of `shapes`, drawn."""

@@ -1,0 +1,1 @@
+"""Stored tensors: safetensors files, blocks of tensors, merged tensors and single files."""

@@ -1,0 +1,67 @@
+"""The transformer as one file in ComfyUI's spelling: a prefix before every key, gate and up projection in one tensor.
+
+Source: diffusers 0.42, `convert_qwen_image21_transformer_checkpoint_to_diffusers`. The two projections are halves of
+the rows of one tensor, gate first, and half of the rows is a range of the file's bytes: parting them copies nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.reference.storage.stored_network import Component, ComponentLayout
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_header
+
+PREFIX = "model.diffusion_model."
+STACKED = "img_mlp.gate_up"
+HALVES = ("img_mlp.gate_layer", "img_mlp.proj")
+"""What the first and the second half of the rows of `STACKED` are."""
+
+
+def open_single_file(path: Path, name: str, layout: ComponentLayout) -> Component:
+    """The component `name` in the file at `path`, its tensors under the names of the diffusers layout.
+
+    The prefix may be absent, and tensors may stand alone, as tools that convert between the two leave them.
+
+    Raises:
+        QwenImageError: the file is missing, damaged, no safetensors file, or two of its keys are the same tensor.
+    """
+    if path.suffix != ".safetensors":
+        raise QwenImageError(f"{path}: expected a .safetensors file with the {name} in it")
+    if not path.is_file():
+        state = "is a folder" if path.is_dir() else "does not exist"
+        raise QwenImageError(f"{path}: {state}, expected a .safetensors file with the {name} in it")
+    tensors: dict[str, TensorInfo] = {}
+    keys: dict[str, str] = {}
+    for key, stored in read_header(path).items():
+        for tensor in _unstacked(stored, key.removeprefix(PREFIX)):
+            if tensor.name in tensors:
+                raise QwenImageError(f"{path}: keys {keys[tensor.name]!r} and {key!r} are both {tensor.name}")
+            tensors[tensor.name], keys[tensor.name] = tensor, key
+    return Component(name, path, layout, tensors, (path,))
+
+
+def halves(name: str) -> tuple[str, str] | None:
+    """What the rows of a tensor or module `name` are, None where they are not those of two."""
+    stem = name.removesuffix(".weight")
+    if not stem.endswith(f".{STACKED}"):
+        return None
+    block, end = stem.removesuffix(STACKED), name[len(stem) :]
+    return block + HALVES[0] + end, block + HALVES[1] + end
+
+
+def _unstacked(stored: TensorInfo, name: str) -> Iterator[TensorInfo]:
+    parts = halves(name)
+    if parts is None:
+        yield replace(stored, name=name)
+        return
+    if len(stored.shape) != 2 or stored.shape[0] % 2:
+        raise QwenImageError(
+            f"{stored.file}: tensor {stored.name!r} is {stored.shape}, expected as many rows of the gate as of the up "
+            "projection"
+        )
+    count = stored.shape[0] // 2
+    for index, part in enumerate(parts):
+        yield stored.rows(part, index * count, count)

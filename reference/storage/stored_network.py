@@ -1,0 +1,247 @@
+"""One network's stored weights: every tensor as a place in a memory-mapped safetensors file.
+
+Tensors are handed out as views of a private mapping, so that a network of any size loads without a copy; exporters take
+`TensorInfo` (file, offset, length) instead of the values.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.reference.storage.json_reader import read_json
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_header
+
+if TYPE_CHECKING:
+    import torch
+
+FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class ComponentLayout:
+    """How one component of the released checkpoint is stored.
+
+    `prefix` stands before the parameter names of the network here. `unread` are glob patterns of stored names that the
+    network may leave unread; every other stored tensor must have its parameter.
+    """
+
+    library: str
+    class_name: str
+    weights: str
+    prefix: str = ""
+    unread: tuple[str, ...] = ()
+
+
+LAYOUT: Mapping[str, ComponentLayout] = {
+    "transformer": ComponentLayout("diffusers", "QwenImage21Transformer2DModel", "diffusion_pytorch_model"),
+    "text_encoder": ComponentLayout(
+        "transformers",
+        "Qwen3VLForConditionalGeneration",
+        "model",
+        prefix="model.language_model.",
+        unread=(
+            "lm_head.*",
+            "model.visual.*",
+            # The states are taken before the final norm, and the host gathers rows of the table itself.
+            "model.language_model.norm.weight",
+            "model.language_model.embed_tokens.weight",
+        ),
+    ),
+    # Convolutions over time, which one frame never reaches.
+    "vae": ComponentLayout(
+        "diffusers", "AutoencoderKLQwenImage21", "diffusion_pytorch_model", unread=("*.time_conv.*",)
+    ),
+}
+
+VISION = ComponentLayout("transformers", "Qwen3VLVisionModel", "model", prefix="model.visual.")
+"""The vision tower, which is stored with the text encoder."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One network's weights.
+
+    `location` is the folder or the single file that holds them; `tensors` maps every name of the diffusers layout to
+    its place; `files` are the weight files under their names in the folder (in a hub snapshot, symlinks), sorted.
+    """
+
+    name: str
+    location: Path
+    layout: ComponentLayout
+    tensors: Mapping[str, TensorInfo]
+    files: tuple[Path, ...]
+    _maps: dict[Path, mmap.mmap] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all stored tensors."""
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored tensors."""
+        return sum(tensor.stored.nbytes for tensor in self.tensors.values())
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Elements by dtype, in safetensors' spelling."""
+        counts: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            dtype = tensor.stored.dtype
+            counts[dtype] = counts.get(dtype, 0) + tensor.elements
+        return counts
+
+    def stored_name(self, file: Path) -> str:
+        """What one of `files` is called in the diffusers layout, whatever a single file is called."""
+        return f"{self.layout.weights}.safetensors" if file == self.location else file.name
+
+    def may_stay_unread(self, name: str) -> bool:
+        """Whether the network here may leave the stored tensor `name` unread."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.layout.unread)
+
+    def read(self, name: str, *, copy: bool = False) -> torch.Tensor:
+        """The tensor `name` as a view of the mapped file: no copy, and writes to it stay in this process.
+
+        One with updates is computed, in float32. With `copy` it is read into memory of its own and the file is not
+        mapped: who streams all tensors one at a time then holds one (pages of a mapped file count as the process's
+        memory until the system takes them).
+
+        Raises:
+            QwenImageError: there is no such tensor, or its dtype is none of BF16, F16 and F32.
+        """
+        import torch
+
+        if name not in self.tensors:
+            raise QwenImageError(f"{self.location}: no tensor {name!r} among its {len(self.tensors)}")
+        info = self.tensors[name]
+        self._check_dtypes([info])
+        dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[info.dtype])
+        if info.elements == 0:
+            return torch.empty(info.shape, dtype=dtype)
+        if copy or info.stored is not info:
+            from qwen_image_engine.reference.storage.tensor_blocks import read_tensor
+
+            return read_tensor(info)
+        flat = torch.frombuffer(self._map(info.file), dtype=torch.uint8, count=info.nbytes, offset=info.offset)
+        if flat.data_ptr() % dtype.itemsize:
+            flat = flat.clone()  # safetensors does not promise alignment
+        return flat.view(dtype).reshape(info.shape)
+
+    def match(self, shapes: Mapping[str, Iterable[int]]) -> dict[str, TensorInfo]:
+        """The stored tensor of every parameter of a network, given as name -> shape without the stored prefix.
+
+        Raises:
+            QwenImageError: tensors are missing, misshapen, of another dtype than BF16, F16 and F32, or stored without
+                being a parameter or one that may stay unread. One error names the first few and counts the rest.
+        """
+        expected = {self.layout.prefix + name: tuple(shape) for name, shape in shapes.items()}
+        missing = [name for name in expected if name not in self.tensors]
+        unexpected = [name for name in self.tensors if name not in expected and not self.may_stay_unread(name)]
+        misshapen = [
+            f"{name} is {self.tensors[name].shape}, expected {shape}"
+            for name, shape in expected.items()
+            if name in self.tensors and self.tensors[name].shape != shape
+        ]
+        faults = [
+            counted(what, names)
+            for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+            if names
+        ]
+        if faults:
+            raise QwenImageError(
+                f"{self.location}: its tensors are not those of {self.layout.class_name} with this config.json: "
+                f"{'; '.join(faults)}; {len(expected)} expected, {len(self.tensors)} stored"
+            )
+        self._check_dtypes(self.tensors[name] for name in expected)
+        return {name: self.tensors[self.layout.prefix + name] for name in shapes}
+
+    def load_into(self, module: torch.nn.Module, dtype: torch.dtype | None = None) -> None:
+        """Give `module` its weights, strictly, in `dtype` or as stored.
+
+        The parameters become views of the mapped file where no conversion is needed, so the module may be on "meta".
+
+        Raises:
+            QwenImageError: see `match`.
+        """
+        shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        state = {}
+        for name, info in self.match(shapes).items():
+            tensor = self.read(info.name)
+            state[name] = tensor if dtype is None else tensor.to(dtype)
+        module.load_state_dict(state, strict=True, assign=True)
+
+    def _check_dtypes(self, tensors: Iterable[TensorInfo]) -> None:
+        for tensor in tensors:
+            dtype = tensor.stored.dtype
+            if dtype not in FLOAT_DTYPES:
+                raise QwenImageError(
+                    f"{self.location}: tensor {tensor.name!r} has dtype {dtype}, expected BF16, F16 or F32"
+                )
+
+    def _map(self, file: Path) -> mmap.mmap:
+        if file not in self._maps:
+            try:
+                with file.open("rb") as opened:
+                    # Copy-on-write: torch knows no read-only tensors, and a write into a read-only page is a crash.
+                    self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+            except OSError as error:
+                raise QwenImageError(f"{file}: cannot be mapped ({error.strerror or error})") from error
+        return self._maps[file]
+
+
+def counted(what: str, names: Sequence[str]) -> str:
+    """How many names there are, the first few of them, and what is the matter with them, for an error."""
+    return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def open_component(root: Path, name: str, layout: ComponentLayout) -> Component:
+    """The component `name` of the checkpoint in `root`, from one weight file or an index of shards.
+
+    Raises:
+        QwenImageError: weights are missing, damaged, or disagree with their index.
+    """
+    folder = root / name
+    single = folder / f"{layout.weights}.safetensors"
+    index = folder / f"{layout.weights}.safetensors.index.json"
+    if single.is_file() and index.is_file():
+        raise QwenImageError(f"{folder}: holds both {single.name} and {index.name}; remove the one that is not meant")
+    if index.is_file():
+        tensors, files = _read_shards(folder, index)
+    elif single.is_file():
+        tensors, files = read_header(single), [single]
+    else:
+        others = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt"))
+        found = f" (found {', '.join(others[:3])})" if others else ""
+        raise QwenImageError(f"{folder}: no weights, expected {single.name} or {index.name}{found}")
+    return Component(name, folder, layout, tensors, tuple(sorted(files)))
+
+
+def _read_shards(folder: Path, index: Path) -> tuple[dict[str, TensorInfo], list[Path]]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise QwenImageError(f"{index}: no 'weight_map' of tensor names to files")
+    names = sorted({str(name) for name in weight_map.values()})
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise QwenImageError(f"{index}: names the file {outside[0]!r}, expected one in the same folder")
+    files = [folder / name for name in names]
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        raise QwenImageError(f"{folder}: {len(absent)} of {len(files)} shards missing: {', '.join(absent[:3])}")
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        shard = read_header(file)
+        listed = {name for name, shard_name in weight_map.items() if shard_name == file.name}
+        wrong = sorted(listed.symmetric_difference(shard))
+        if wrong:
+            state = "absent from it" if wrong[0] in listed else "stored but not listed there"
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            raise QwenImageError(f"{index}: does not agree with {file.name}: tensor {wrong[0]!r} is {state}{more}")
+        tensors.update(shard)
+    return tensors, files

@@ -1,0 +1,101 @@
+"""A stored tensor read as a stream of blocks: memory holds one of them, whatever the tensor's size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.reference.storage.merged_tensor import MergedTensor
+from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
+from qwen_image_engine.reference.storage.tensor_file import ITEM_BYTES, TensorInfo
+
+BLOCK_BYTES = 4 << 20
+# Rows are worked on in float32, several copies of a block at a time, and the allocator keeps what these leave over.
+ROW_BLOCK_BYTES = 1 << 20
+
+
+def tensor_blocks(source: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterator[memoryview]:
+    """The tensor's bytes, `block_bytes` at a time, each view valid until the next.
+
+    One with updates is added up a few whole rows at a time, always the same ones, whatever `block_bytes`: readers of
+    any kind get the same bits.
+
+    Raises:
+        QwenImageError: the file cannot be read, or ends early; or a value that is added to, or added, is not finite.
+    """
+    if isinstance(source, MergedTensor):
+        for rows in _merged_rows(source):
+            yield rows.reshape(-1).view(torch.uint8).numpy().data
+        return
+    buffer = bytearray(min(block_bytes, source.nbytes))
+    try:
+        with source.file.open("rb", buffering=0) as file:
+            file.seek(source.offset)
+            for start in range(0, source.nbytes, block_bytes):
+                block = memoryview(buffer)[: min(block_bytes, source.nbytes - start)]
+                _read_all(file.readinto, block, source)
+                yield block
+    except OSError as error:
+        # Reads alone are in here: what a caller does with a block raises in the caller.
+        raise QwenImageError(f"{source.file}: cannot be read ({error.strerror or error})") from error
+
+
+def row_blocks(source: TensorInfo) -> Iterator[Tensor]:
+    """A matrix (N, K) as blocks of whole rows (n, K) in float32.
+
+    Raises:
+        QwenImageError: the file cannot be read, or ends early, or a value is not finite.
+    """
+    columns = source.shape[1]
+    row_bytes = columns * ITEM_BYTES[source.dtype]
+    dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[source.dtype])
+    for block in tensor_blocks(source, max(1, ROW_BLOCK_BYTES // row_bytes) * row_bytes):
+        rows = torch.frombuffer(block, dtype=dtype).reshape(-1, columns).float()
+        if not torch.isfinite(rows).all():
+            raise QwenImageError(f"{source.file}: tensor {source.name!r} has values that are not finite")
+        yield rows
+
+
+def read_tensor(source: TensorInfo) -> Tensor:
+    """A tensor of one of `FLOAT_DTYPES` in memory of its own.
+
+    Raises:
+        QwenImageError: the file cannot be read, or ends early.
+    """
+    memory, done = torch.empty(source.nbytes, dtype=torch.uint8), 0
+    for block in tensor_blocks(source):
+        memory[done : done + len(block)] = torch.frombuffer(block, dtype=torch.uint8)
+        done += len(block)
+    dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[source.dtype])
+    return memory.view(dtype).reshape(source.shape)
+
+
+def _merged_rows(source: MergedTensor) -> Iterator[Tensor]:
+    """Blocks of rows (n, K) of the sum, in float32."""
+    updates = [(item.factor, _finite(item.up), _finite(item.down)) for item in source.updates]
+    first = 0
+    for rows in row_blocks(source.base):
+        last = first + len(rows)
+        for factor, up, down in updates:
+            rows = rows + factor * (up[first:last] @ down)
+        first = last
+        yield rows
+
+
+def _finite(source: TensorInfo) -> Tensor:
+    values = read_tensor(source).float()
+    if not torch.isfinite(values).all():
+        raise QwenImageError(f"{source.file}: tensor {source.name!r} has values that are not finite")
+    return values
+
+
+def _read_all(readinto: Callable[[memoryview], int | None], block: memoryview, source: TensorInfo) -> None:
+    rest = block
+    while rest:
+        count = readinto(rest)
+        if not count:
+            raise QwenImageError(f"{source.file}: ends inside tensor {source.name!r}; download it again")
+        rest = rest[count:]
