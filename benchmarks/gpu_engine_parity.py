@@ -60,7 +60,7 @@ def _rows(way: str, engine: str, target: str, precision: str, device: torch.devi
 
 def _calibration(work: Path) -> Path:
     """Of the small checkpoint, made once."""
-    from qwen_image_engine.calibration.calibrate import calibrate
+    from qwen_image_engine.calibration.observe.calibrate import calibrate
 
     folder, prompts = work / "calibration", ("a red circle on a white background", "two blue squares")
     calibrate(SMALL, folder, prompts, steps=3, sizes=[(64, 64), (96, 32)], seed=5)

@@ -166,7 +166,7 @@ class Exported:
         return step
 
     def _export(self) -> Any:
-        from qwen_image_engine.calibration.quantised_network import quantised_networks
+        from qwen_image_engine.calibration.quantise.network import quantised_networks
         from qwen_image_engine.export.network_folder import write_network
         from qwen_image_engine.export.recipe import recipe
 

@@ -109,7 +109,7 @@ class TensorRt:
     @cached_property
     def exported(self) -> Mapping[str, ComponentEntry]:
         """Graphs of prefix and step in a folder of their own."""
-        from qwen_image_engine.calibration.quantised_network import quantised_networks
+        from qwen_image_engine.calibration.quantise.network import quantised_networks
         from qwen_image_engine.export.network_folder import write_network
         from qwen_image_engine.export.recipe import recipe
 

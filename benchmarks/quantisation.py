@@ -29,14 +29,15 @@ from environment import environment
 from released_configs import released_configs
 from safetensors.torch import load_file, save_file
 
-from qwen_image_engine.calibration import fp8, quantised_network, smoothing, static_input
-from qwen_image_engine.calibration.calibrate import calibrate
-from qwen_image_engine.calibration.linears import LINEARS
-from qwen_image_engine.calibration.naive import quantise_naively
-from qwen_image_engine.calibration.outliers import FACTOR, write_with_outliers
-from qwen_image_engine.calibration.quantisation import Quantisation, Rule
-from qwen_image_engine.calibration.smoothing import Smoothing
-from qwen_image_engine.calibration.statistics import InputStatistics
+from qwen_image_engine.benchmarks.quantisation.naive_w8a8 import quantise_naively
+from qwen_image_engine.benchmarks.quantisation.outliers import FACTOR, write_with_outliers
+from qwen_image_engine.calibration.observe.calibrate import calibrate
+from qwen_image_engine.calibration.observe.statistics import InputStatistics
+from qwen_image_engine.calibration.quantise import fp8, smoothing, static_input
+from qwen_image_engine.calibration.quantise import network as quantised_network
+from qwen_image_engine.calibration.quantise.smoothing import Smoothing
+from qwen_image_engine.calibration.rules.linears import LINEARS
+from qwen_image_engine.calibration.rules.quantisation import Quantisation, Rule
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.engines.core.engine import Engine, load_engine
 from qwen_image_engine.export import network_folder, recipe

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from environment import environment
 
-from qwen_image_engine.calibration.hadamard import rotate
-from qwen_image_engine.calibration.int8 import quantise_rows
+from qwen_image_engine.calibration.quantise.formats import rotate
+from qwen_image_engine.calibration.quantise.int8 import quantise_rows
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, CHANNELS, OUTPUTS, EVERY, FACTOR = 1024, 4096, 4096, 128, 60.0

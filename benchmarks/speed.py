@@ -37,7 +37,7 @@ from step_ways import (
 )
 from wide_checkpoint import write_wide_checkpoint
 
-from qwen_image_engine.calibration.quantised_network import quantised_networks
+from qwen_image_engine.calibration.quantise.network import quantised_networks
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.compare import difference
 from qwen_image_engine.export.plan import plan_export

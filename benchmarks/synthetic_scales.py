@@ -7,9 +7,9 @@ accuracy.
 
 import torch
 
-from qwen_image_engine.calibration.calibration import Calibration
-from qwen_image_engine.calibration.linears import LINEARS
-from qwen_image_engine.calibration.statistics import InputStatistics
+from qwen_image_engine.calibration.observe.record import Calibration
+from qwen_image_engine.calibration.observe.statistics import InputStatistics
+from qwen_image_engine.calibration.rules.linears import LINEARS
 from qwen_image_engine.reference.networks.transformer import Transformer
 
 SYNTHETIC = "synthetic scales"

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from qwen_image_engine.calibration.calibration import Calibration, calibrate_command
-from qwen_image_engine.calibration.quantised_network import QuantisedNetwork, check_rules, quantised_networks
-from qwen_image_engine.calibration.recipe_file import RecipeFile
+from qwen_image_engine.calibration.observe.record import Calibration, calibrate_command
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork, check_rules, quantised_networks
+from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
 from qwen_image_engine.engines.core.engine import require
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.core.failure import is_memory

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
-from qwen_image_engine.calibration.static_attention import SOFTMAX
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
+from qwen_image_engine.calibration.quantise.static_attention import SOFTMAX
 from qwen_image_engine.export.constants import add_constant
 from qwen_image_engine.export.linear_to_static import through_codes
 from qwen_image_engine.export.scale_into_queries import query_norm

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.export.constants import add_constant, constant
 
 OPERATOR = "GemmFloat8"

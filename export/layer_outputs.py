@@ -9,8 +9,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qwen_image_engine.calibration.linears import LINEARS
-from qwen_image_engine.calibration.quantised_network import WEIGHT
+from qwen_image_engine.calibration.quantise.network import WEIGHT
+from qwen_image_engine.calibration.rules.linears import LINEARS
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec
 from qwen_image_engine.export.casts import cast
 from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, QuantisedLayer

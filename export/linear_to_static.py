@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from qwen_image_engine.calibration.quantised_network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.calibration.quantise.network import WEIGHT, QuantisedNetwork
 from qwen_image_engine.export.constants import add_constant
 from qwen_image_engine.export.sizes import width
 from qwen_image_engine.export.unplaced import set_unplaced, unplaced

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qwen_image_engine.calibration.quantised_network import WEIGHT, QuantisedNetwork
-from qwen_image_engine.calibration.static_attention import SOFTMAX
+from qwen_image_engine.calibration.quantise.network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.calibration.quantise.static_attention import SOFTMAX
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.export.audit import audit
 from qwen_image_engine.export.fp8_attention import fp8_scale_name

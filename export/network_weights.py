@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qwen_image_engine.calibration.channel_scales import channel_scales
-from qwen_image_engine.calibration.quantised_network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.calibration.quantise.channel_scales import channel_scales
+from qwen_image_engine.calibration.quantise.network import WEIGHT, QuantisedNetwork
 from qwen_image_engine.export.quantised_weights import (
     Fp8Scale,
     Fp8Weight,

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from qwen_image_engine.calibration import hadamard
+from qwen_image_engine.calibration.quantise import formats
 from qwen_image_engine.engines.core import contract
 from qwen_image_engine.export.recipe import Recipe
 from qwen_image_engine.reference import components as reference_engine
@@ -30,7 +30,7 @@ def tool() -> Tool:
     for package in _PACKAGES:
         digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
     export = Path(__file__).parent
-    folders = (export, Path(reference_engine.__file__).parent, Path(hadamard.__file__).parent)
+    folders = (export, Path(reference_engine.__file__).parent, Path(formats.__file__).parent)
     sources = [path for folder in folders for path in folder.glob("*.py")]
     for path in sorted([*sources, Path(contract.__file__)]):
         digest.update(f"{path.parent.name}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.duration import export_seconds
 from qwen_image_engine.export.network_weights import network_weights

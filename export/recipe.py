@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from onnx_ir.passes import InPlacePass
 
-from qwen_image_engine.calibration.quantisation import HIGH, QUANTISATIONS, Quantisation, Rule
-from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
-from qwen_image_engine.calibration.recipe_file import RecipeFile
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
+from qwen_image_engine.calibration.rules.quantisation import HIGH, QUANTISATIONS, Quantisation, Rule
+from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.export.attention_to_multi_head_attention import (
     AttentionToMultiHeadAttention,

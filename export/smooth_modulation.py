@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from qwen_image_engine.calibration.quantised_network import WEIGHT, QuantisedNetwork
-from qwen_image_engine.calibration.static_input import StaticInput
+from qwen_image_engine.calibration.quantise.network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.calibration.quantise.static_input import StaticInput
 from qwen_image_engine.export.sizes import width
 from qwen_image_engine.export.unplaced import unplaced
 

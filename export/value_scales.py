@@ -7,8 +7,8 @@ import re
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from qwen_image_engine.calibration.pairs import Pair
-from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
+from qwen_image_engine.calibration.rules.pairs import Pair
 from qwen_image_engine.export.unplaced import unplaced
 
 _VALUES = re.compile(r"transformer_blocks\.(\d+)\.attn\.to_v")

@@ -49,7 +49,7 @@ def with_outliers(
     def checkpoints(name: str) -> tuple[Path, Path]:
         from safetensors.torch import load_file, save_file
 
-        from qwen_image_engine.calibration.outliers import write_with_outliers
+        from qwen_image_engine.benchmarks.quantisation.outliers import write_with_outliers
 
         if name not in written:
             folder = tmp_path_factory.mktemp(name)

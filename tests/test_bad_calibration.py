@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_calibration import SHAPES
 
-from qwen_image_engine.calibration.trajectories import Trajectories
+from qwen_image_engine.calibration.observe.trajectories import Trajectories
 
 SMALL = ("--size", "64x64", "--steps", "2")
 
@@ -131,7 +131,7 @@ def test_what_is_needed(output: Path, fails: Callable[..., str]) -> None:
 
 def test_finished_and_damaged(prompts: Path, tmp_path: Path, fails: Callable[..., str], monkeypatch: Any) -> None:
     monkeypatch.undo()
-    from qwen_image_engine.calibration.calibrate import calibrate
+    from qwen_image_engine.calibration.observe.calibrate import calibrate
 
     folder = tmp_path / "calibration"
     calibrate(SHAPES, folder, ["a circle", "a square"], steps=2, sizes=[(64, 64)])

@@ -16,7 +16,7 @@ def shapes() -> Path:
 @pytest.fixture(scope="session")
 def calibrated(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a calibration of `shapes` on `PROMPTS` with `SETTINGS`; read-only."""
-    from qwen_image_engine.calibration.calibrate import calibrate
+    from qwen_image_engine.calibration.observe.calibrate import calibrate
 
     folder = tmp_path_factory.mktemp("calibrated") / "calibration"
     calibrate(shapes, folder, PROMPTS, **SETTINGS)
@@ -26,7 +26,7 @@ def calibrated(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def begin(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`begin(output, steps)`: a calibration that is interrupted after so many steps of all its trajectories."""
-    from qwen_image_engine.calibration.calibrate import SAMPLING, calibrate
+    from qwen_image_engine.calibration.observe.calibrate import SAMPLING, calibrate
 
     def interrupted(output: Path, steps: int) -> None:
         def progress(stage: str, done: int, total: int) -> None:

@@ -13,12 +13,12 @@ import torch
 from small_calibration import PROMPTS, SETTINGS
 from torch.nn.modules.module import register_module_forward_hook
 
-from qwen_image_engine.calibration import calibrate as calibrate_module
-from qwen_image_engine.calibration.calibrate import HASHING, SAMPLING, calibrate
-from qwen_image_engine.calibration.calibration import RECORD, TENSORS, Calibration
-from qwen_image_engine.calibration.partial import PARTIAL
-from qwen_image_engine.calibration.statistics import RESOLUTION
-from qwen_image_engine.calibration.trajectories import Trajectories
+from qwen_image_engine.calibration.observe import calibrate as calibrate_module
+from qwen_image_engine.calibration.observe.calibrate import HASHING, SAMPLING, calibrate
+from qwen_image_engine.calibration.observe.partial import PARTIAL
+from qwen_image_engine.calibration.observe.record import RECORD, TENSORS, Calibration
+from qwen_image_engine.calibration.observe.statistics import RESOLUTION
+from qwen_image_engine.calibration.observe.trajectories import Trajectories
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.networks.text_encoder import TextEncoder

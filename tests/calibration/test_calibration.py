@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qwen_image_engine.calibration.calibration import RECORD, TENSORS, Calibration
-from qwen_image_engine.calibration.partial import PARTIAL
+from qwen_image_engine.calibration.observe.partial import PARTIAL
+from qwen_image_engine.calibration.observe.record import RECORD, TENSORS, Calibration
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from small_calibration import PROMPTS, SETTINGS, SHAPES
 
-from qwen_image_engine.calibration.calibration import TENSORS, Calibration
-from qwen_image_engine.calibration.partial import PARTIAL
+from qwen_image_engine.calibration.observe.partial import PARTIAL
+from qwen_image_engine.calibration.observe.record import TENSORS, Calibration
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.cli.verbs.calibrate import read_prompts

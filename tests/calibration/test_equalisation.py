@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from qwen_image_engine.calibration.channel_scales import EqualisedPair
-from qwen_image_engine.calibration.equalisation import equalising_scales, for_heads, shared_by_heads
-from qwen_image_engine.calibration.naive import quantise_naively
-from qwen_image_engine.calibration.quantisation import Quantisation, Rule
-from qwen_image_engine.calibration.quantised_network import WEIGHT, quantised_network
+from qwen_image_engine.benchmarks.quantisation.naive_w8a8 import quantise_naively
+from qwen_image_engine.calibration.quantise.channel_scales import EqualisedPair
+from qwen_image_engine.calibration.quantise.equalisation import equalising_scales, for_heads, shared_by_heads
+from qwen_image_engine.calibration.quantise.network import WEIGHT, quantised_network
+from qwen_image_engine.calibration.rules.quantisation import Quantisation, Rule
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import load_network
 from qwen_image_engine.reference.networks.text_encoder import TextEncoder

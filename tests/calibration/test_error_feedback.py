@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwen_image_engine.calibration import fp8, int8
-from qwen_image_engine.calibration.error_feedback import ErrorFeedback
+from qwen_image_engine.calibration.quantise import fp8, int8
+from qwen_image_engine.calibration.quantise.error_feedback import ErrorFeedback
 
 ROWS, CHANNELS, OUTPUTS, BLOCK = 4096, 128, 48, 32
 

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from qwen_image_engine.calibration import fp8
+from qwen_image_engine.calibration.quantise import fp8
 
 
 def test_values_go_to_the_nearest_code_and_saturate() -> None:

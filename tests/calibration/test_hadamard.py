@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qwen_image_engine.calibration.hadamard import block_size, hadamard, rotate
+from qwen_image_engine.calibration.quantise.formats import block_size, hadamard, rotate
 
 
 @pytest.mark.parametrize("size", [1, 2, 8, 64, 256])

@@ -9,10 +9,10 @@ import pytest
 import torch
 from images import patches
 
-from qwen_image_engine.calibration.calibrate import calibrate
-from qwen_image_engine.calibration.calibration import RECORD, Calibration
-from qwen_image_engine.calibration.request import Request
-from qwen_image_engine.calibration.trajectories import Trajectories
+from qwen_image_engine.calibration.observe.calibrate import calibrate
+from qwen_image_engine.calibration.observe.record import RECORD, Calibration
+from qwen_image_engine.calibration.observe.request import Request
+from qwen_image_engine.calibration.observe.trajectories import Trajectories
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.networks.transformer import Transformer

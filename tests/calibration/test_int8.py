@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from qwen_image_engine.calibration.int8 import quantise_rows
+from qwen_image_engine.calibration.quantise.int8 import quantise_rows
 
 
 def test_codes_and_scales_are_numpys() -> None:

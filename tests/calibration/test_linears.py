@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from qwen_image_engine.calibration.linears import LINEARS
+from qwen_image_engine.calibration.rules.linears import LINEARS
 from qwen_image_engine.reference.checkpoint.config import TransformerConfig
 from qwen_image_engine.reference.networks.transformer import TIME_FEATURES, Transformer
 

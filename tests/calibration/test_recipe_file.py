@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from qwen_image_engine.calibration.quantisation import Rule
-from qwen_image_engine.calibration.recipe_file import RecipeFile
+from qwen_image_engine.calibration.rules.quantisation import Rule
+from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.export.recipe import recipe
 

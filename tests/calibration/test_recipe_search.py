@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from qwen_image_engine.calibration.recipe_search import FoundRecipe, fewest_high
-from qwen_image_engine.calibration.sensitivity import Picture, Sensitivity, judged
-from qwen_image_engine.calibration.settings import CheckpointIdentity, Settings
-from qwen_image_engine.calibration.teacher_forcing import Errors
+from qwen_image_engine.calibration.observe.settings import CheckpointIdentity, Settings
+from qwen_image_engine.calibration.sensitivity.search import FoundRecipe, fewest_high
+from qwen_image_engine.calibration.sensitivity.sensitivity import Picture, Sensitivity, judged
+from qwen_image_engine.calibration.sensitivity.teacher_forcing import Errors
 from qwen_image_engine.engines.core.errors import QwenImageError
 
 SIGMAS = (1.0, 0.5)

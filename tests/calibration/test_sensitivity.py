@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from small_calibration import PROMPTS, SETTINGS
 
-from qwen_image_engine.calibration.analysis import Analysis, analyse
-from qwen_image_engine.calibration.calibrate import calibrate
-from qwen_image_engine.calibration.calibration import RECORD, TENSORS, Calibration
-from qwen_image_engine.calibration.quantisation import QUANTISATIONS, Quantisation
-from qwen_image_engine.calibration.recipe_file import RecipeFile
-from qwen_image_engine.calibration.sensitivity import GROUPS, judged
+from qwen_image_engine.calibration.observe.calibrate import calibrate
+from qwen_image_engine.calibration.observe.record import RECORD, TENSORS, Calibration
+from qwen_image_engine.calibration.rules.quantisation import QUANTISATIONS, Quantisation
+from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
+from qwen_image_engine.calibration.sensitivity.analysis import Analysis, analyse
+from qwen_image_engine.calibration.sensitivity.sensitivity import GROUPS, judged
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 

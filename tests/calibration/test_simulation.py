@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from qwen_image_engine.calibration.calibrate import calibrate
-from qwen_image_engine.calibration.calibration import Calibration
-from qwen_image_engine.calibration.quantisation import QUANTISATIONS
-from qwen_image_engine.calibration.quantised_network import quantised_network
-from qwen_image_engine.calibration.request import Request
-from qwen_image_engine.calibration.simulation import Simulation
-from qwen_image_engine.calibration.static_input import StaticInput
-from qwen_image_engine.calibration.teacher_forcing import Trajectory, record
+from qwen_image_engine.calibration.observe.calibrate import calibrate
+from qwen_image_engine.calibration.observe.record import Calibration
+from qwen_image_engine.calibration.observe.request import Request
+from qwen_image_engine.calibration.quantise.network import quantised_network
+from qwen_image_engine.calibration.quantise.static_input import StaticInput
+from qwen_image_engine.calibration.rules.quantisation import QUANTISATIONS
+from qwen_image_engine.calibration.sensitivity.simulation import Simulation
+from qwen_image_engine.calibration.sensitivity.teacher_forcing import Trajectory, record
 from qwen_image_engine.engines.core.engine import Array, load_engine
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwen_image_engine.calibration.smoothing import ALPHAS, best_smoothing, smoothing_scales
-from qwen_image_engine.calibration.statistics import InputStatistics
+from qwen_image_engine.calibration.observe.statistics import InputStatistics
+from qwen_image_engine.calibration.quantise.smoothing import ALPHAS, best_smoothing, smoothing_scales
 
 ROWS, CHANNELS, OUTPUTS = 512, 96, 64
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qwen_image_engine.calibration.statistics import PERCENTILES, RESOLUTION, InputSums
+from qwen_image_engine.calibration.observe.statistics import PERCENTILES, RESOLUTION, InputSums
 
 CPU = torch.device("cpu")
 

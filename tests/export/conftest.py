@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from qwen_image_engine.calibration.calibrate import calibrate
+from qwen_image_engine.calibration.observe.calibrate import calibrate
 from qwen_image_engine.engines.core.contract import Contract, split_axis
 from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.export.bundle import export_bundle

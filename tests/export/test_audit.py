@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes import InPlacePass, PassResult
 
-from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export import recipe
 from qwen_image_engine.export.audit import audit

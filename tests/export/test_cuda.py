@@ -14,7 +14,7 @@ from images import patches
 from numpy_memory import NumpyMemory
 from safetensors.torch import load_file
 
-from qwen_image_engine.calibration.quantised_network import quantised_networks
+from qwen_image_engine.calibration.quantise.network import quantised_networks
 from qwen_image_engine.engines.core.engine import Array, load_engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.cuda.driver import DeviceFacts

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file
 
-from qwen_image_engine.calibration.quantised_network import quantised_networks
+from qwen_image_engine.calibration.quantise.network import quantised_networks
 from qwen_image_engine.engines.core.engine import Array, load_engine
 from qwen_image_engine.export.bundle import export_bundle
 from qwen_image_engine.export.compare import Difference, difference

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec
 from qwen_image_engine.engines.core.engine import Array, load_engine
 from qwen_image_engine.export.linear_to_int8 import LinearToInt8

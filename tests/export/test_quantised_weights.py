@@ -21,9 +21,9 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import torch
-from qwen_image_engine.calibration.channel_scales import SmoothedChannels
-from qwen_image_engine.calibration.static_input import StaticInput
-from qwen_image_engine.calibration.statistics import InputStatistics
+from qwen_image_engine.calibration.quantise.channel_scales import SmoothedChannels
+from qwen_image_engine.calibration.quantise.static_input import StaticInput
+from qwen_image_engine.calibration.observe.statistics import InputStatistics
 from qwen_image_engine.export.quantised_weights import Fp8Scale, Fp8Weight, Int8Scales, Int8Weight, Rescaled
 from qwen_image_engine.export.weight_file import WeightFile
 from qwen_image_engine.reference.storage.tensor_file import read_header

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from qwen_image_engine.calibration.calibrate import calibrate
-from qwen_image_engine.calibration.calibration import Calibration
-from qwen_image_engine.calibration.quantised_network import QuantisedNetwork, quantised_networks
+from qwen_image_engine.calibration.observe.calibrate import calibrate
+from qwen_image_engine.calibration.observe.record import Calibration
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork, quantised_networks
 from qwen_image_engine.engines.core.engine import Array, load_engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.bundle import export_bundle

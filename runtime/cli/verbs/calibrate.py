@@ -21,7 +21,7 @@ from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.system.progress import ProgressBar, Unit
 
 if TYPE_CHECKING:
-    from qwen_image_engine.calibration.statistics import InputStatistics
+    from qwen_image_engine.calibration.observe.statistics import InputStatistics
 
 SUMMARY = "observe a checkpoint's activations over whole pictures, for static scales"
 
@@ -74,10 +74,10 @@ def execute(options: argparse.Namespace) -> Report:
     Sensitivity is measured afterwards, from what was found now or before.
     """
     with export_packages():
-        from qwen_image_engine.calibration.analysis import analyse
-        from qwen_image_engine.calibration.calibrate import calibrate
-        from qwen_image_engine.calibration.calibration import RECORD
-        from qwen_image_engine.calibration.request import DEFAULT_SIZES
+        from qwen_image_engine.calibration.observe.calibrate import calibrate
+        from qwen_image_engine.calibration.observe.record import RECORD
+        from qwen_image_engine.calibration.observe.request import DEFAULT_SIZES
+        from qwen_image_engine.calibration.sensitivity.analysis import analyse
 
         sensitivity = chosen_sensitivity(options)
     prompts = read_prompts(options.prompts)

@@ -99,7 +99,7 @@ def chosen_recipe(options: argparse.Namespace) -> "Recipe":
     Raises:
         UsageError: there is none, or flags do not go together.
     """
-    from qwen_image_engine.calibration.recipe_file import RecipeFile
+    from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
     from qwen_image_engine.export.recipe import recipe
 
     return recipe(
@@ -118,7 +118,7 @@ def execute(options: argparse.Namespace) -> Report:
     from qwen_image_engine.runtime.images.fit import reference_size  # Pillow, which other verbs do not need
 
     with export_packages():
-        from qwen_image_engine.calibration.quantised_network import check_rules, quantised_networks
+        from qwen_image_engine.calibration.quantise.network import check_rules, quantised_networks
         from qwen_image_engine.export.check import check_checkpoint
         from qwen_image_engine.export.plan import (
             check_disk,

@@ -8,8 +8,8 @@ from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.cli.shared.result import table
 
 if TYPE_CHECKING:
-    from qwen_image_engine.calibration.analysis import Analysis
-    from qwen_image_engine.calibration.recipe_search import FoundRecipe
+    from qwen_image_engine.calibration.sensitivity.analysis import Analysis
+    from qwen_image_engine.calibration.sensitivity.search import FoundRecipe
 
 _WORST = 10
 _TARGET, _PRECISION = "tensorrt", "fp8"
@@ -48,7 +48,7 @@ def chosen_sensitivity(options: argparse.Namespace) -> SensitivityOptions | None
     Raises:
         UsageError: they do not go together, or can never be carried out.
     """
-    from qwen_image_engine.calibration.analysis import check_analysis
+    from qwen_image_engine.calibration.sensitivity.analysis import check_analysis
 
     if not options.sensitivity and options.target_error is None:
         if options.target is not None or options.precision is not None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from qwen_image_engine.calibration import fp8
-from qwen_image_engine.calibration.static_input import StaticInput, stored_scale
-from qwen_image_engine.calibration.statistics import InputStatistics
+from qwen_image_engine.calibration.observe.statistics import InputStatistics
+from qwen_image_engine.calibration.quantise import fp8
+from qwen_image_engine.calibration.quantise.static_input import StaticInput, stored_scale
 from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
 from qwen_image_engine.reference.storage.tensor_blocks import tensor_blocks
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo

@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from qwen_image_engine.calibration.calibration import Calibration
-from qwen_image_engine.calibration.partial_sensitivity import PartialSensitivity
-from qwen_image_engine.calibration.quantisation import QUANTISATIONS
-from qwen_image_engine.calibration.quantised_network import quantised_network
-from qwen_image_engine.calibration.recipe_search import FoundRecipe, fewest_high
-from qwen_image_engine.calibration.request import DTYPES, Request, prompts_sha256, versions
-from qwen_image_engine.calibration.sensitivity import Picture, Sensitivity
-from qwen_image_engine.calibration.sensitivity_plot import plot
-from qwen_image_engine.calibration.settings import Settings
-from qwen_image_engine.calibration.simulation import TRANSFORMER, Simulation
-from qwen_image_engine.calibration.teacher_forcing import Errors, TeacherForcing, record
-from qwen_image_engine.calibration.tensors import write_whole
+from qwen_image_engine.calibration.observe.record import Calibration
+from qwen_image_engine.calibration.observe.request import DTYPES, Request, prompts_sha256, versions
+from qwen_image_engine.calibration.observe.settings import Settings
+from qwen_image_engine.calibration.observe.tensor_file import write_whole
+from qwen_image_engine.calibration.quantise.network import quantised_network
+from qwen_image_engine.calibration.rules.quantisation import QUANTISATIONS
+from qwen_image_engine.calibration.sensitivity.partial import PartialSensitivity
+from qwen_image_engine.calibration.sensitivity.plot import plot
+from qwen_image_engine.calibration.sensitivity.search import FoundRecipe, fewest_high
+from qwen_image_engine.calibration.sensitivity.sensitivity import Picture, Sensitivity
+from qwen_image_engine.calibration.sensitivity.simulation import TRANSFORMER, Simulation
+from qwen_image_engine.calibration.sensitivity.teacher_forcing import Errors, TeacherForcing, record
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import load_network

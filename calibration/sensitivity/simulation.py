@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qwen_image_engine.calibration import fp8, int8
-from qwen_image_engine.calibration.channel_scales import channel_scales
-from qwen_image_engine.calibration.hadamard import rotate
-from qwen_image_engine.calibration.quantised_network import QuantisedNetwork
-from qwen_image_engine.calibration.static_input import SCALE_DTYPE, stored_scale
+from qwen_image_engine.calibration.quantise import fp8, int8
+from qwen_image_engine.calibration.quantise.channel_scales import channel_scales
+from qwen_image_engine.calibration.quantise.formats import rotate
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
+from qwen_image_engine.calibration.quantise.static_input import SCALE_DTYPE, stored_scale
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.reference.networks.transformer import KeyValue, Transformer

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from qwen_image_engine.calibration.equalisation import for_heads
-from qwen_image_engine.calibration.linears import LINEARS
-from qwen_image_engine.calibration.pairs import linear_pairs
+from qwen_image_engine.calibration.quantise.equalisation import for_heads
+from qwen_image_engine.calibration.rules.linears import LINEARS
+from qwen_image_engine.calibration.rules.pairs import linear_pairs
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 FACTOR = 60.0

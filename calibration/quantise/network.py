@@ -6,13 +6,13 @@ import fnmatch
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from qwen_image_engine.calibration.calibration import Calibration
-from qwen_image_engine.calibration.hadamard import block_size
-from qwen_image_engine.calibration.linears import LINEARS, block_index
-from qwen_image_engine.calibration.pairs import Pair, linear_pairs
-from qwen_image_engine.calibration.quantisation import HIGH, Quantisation
-from qwen_image_engine.calibration.static_attention import StaticAttention
-from qwen_image_engine.calibration.static_input import StaticInput
+from qwen_image_engine.calibration.observe.record import Calibration
+from qwen_image_engine.calibration.quantise.formats import block_size
+from qwen_image_engine.calibration.quantise.static_attention import StaticAttention
+from qwen_image_engine.calibration.quantise.static_input import StaticInput
+from qwen_image_engine.calibration.rules.linears import LINEARS, block_index
+from qwen_image_engine.calibration.rules.pairs import Pair, linear_pairs
+from qwen_image_engine.calibration.rules.quantisation import HIGH, Quantisation
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import NETWORK

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor, nn
 
-from qwen_image_engine.calibration.int8 import LEVELS
+from qwen_image_engine.calibration.quantise.int8 import LEVELS
 
 
 def quantise_naively(network: nn.Module, names: Collection[str], run: Callable[[], object]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qwen_image_engine.calibration.error_feedback import ErrorFeedback
+from qwen_image_engine.calibration.quantise.error_feedback import ErrorFeedback
 
 LEVELS = 127
 """Codes on each side of zero; -128 is not used, so that the range is symmetric."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_image_engine.calibration.settings import Settings
-from qwen_image_engine.calibration.statistics import InputSums
-from qwen_image_engine.calibration.tensors import pack, read, write_whole
+from qwen_image_engine.calibration.observe.settings import Settings
+from qwen_image_engine.calibration.observe.statistics import InputSums
+from qwen_image_engine.calibration.observe.tensor_file import pack, read, write_whole
 from qwen_image_engine.engines.core.errors import QwenImageError
 
 PARTIAL = "partial.safetensors"

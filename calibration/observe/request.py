@@ -11,7 +11,7 @@ from importlib.metadata import version
 import torch
 from tokenizers import Tokenizer
 
-from qwen_image_engine.calibration.settings import CheckpointIdentity, Settings
+from qwen_image_engine.calibration.observe.settings import CheckpointIdentity, Settings
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import model_facts, schedule_config

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qwen_image_engine.calibration.linears import LINEARS, block_index
-from qwen_image_engine.calibration.settings import Settings
-from qwen_image_engine.calibration.simulation import TRANSFORMER
-from qwen_image_engine.calibration.teacher_forcing import Errors
+from qwen_image_engine.calibration.observe.settings import Settings
+from qwen_image_engine.calibration.rules.linears import LINEARS, block_index
+from qwen_image_engine.calibration.sensitivity.simulation import TRANSFORMER
+from qwen_image_engine.calibration.sensitivity.teacher_forcing import Errors
 
 FORMAT = "qwen-image-sensitivity"
 SCHEMA = 1

@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import nn
 
-from qwen_image_engine.calibration.hadamard import block_size
-from qwen_image_engine.calibration.linears import LINEARS
+from qwen_image_engine.calibration.quantise.formats import block_size
+from qwen_image_engine.calibration.rules.linears import LINEARS
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import NETWORK, empty_network
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_image_engine.calibration.quantisation import HIGH, QUANTISED, Rule
+from qwen_image_engine.calibration.rules.quantisation import HIGH, QUANTISED, Rule
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.engines.cuda.compute_capability import INT8_AND_FP8
 

@@ -7,10 +7,10 @@ from functools import cached_property, partial
 
 import torch
 
-from qwen_image_engine.calibration import fp8, int8
-from qwen_image_engine.calibration.error_feedback import ErrorFeedback
-from qwen_image_engine.calibration.smoothing import Smoothing, best_smoothing
-from qwen_image_engine.calibration.statistics import InputStatistics
+from qwen_image_engine.calibration.observe.statistics import InputStatistics
+from qwen_image_engine.calibration.quantise import fp8, int8
+from qwen_image_engine.calibration.quantise.error_feedback import ErrorFeedback
+from qwen_image_engine.calibration.quantise.smoothing import Smoothing, best_smoothing
 from qwen_image_engine.reference.storage.tensor_blocks import row_blocks
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 

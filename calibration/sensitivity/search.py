@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qwen_image_engine.calibration.quantisation import HIGH
-from qwen_image_engine.calibration.sensitivity import Sensitivity, judged
-from qwen_image_engine.calibration.teacher_forcing import Errors
+from qwen_image_engine.calibration.rules.quantisation import HIGH
+from qwen_image_engine.calibration.sensitivity.sensitivity import Sensitivity, judged
+from qwen_image_engine.calibration.sensitivity.teacher_forcing import Errors
 from qwen_image_engine.engines.core.errors import QwenImageError
 
 _PREDICTED_RUNS = 4

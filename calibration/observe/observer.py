@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from qwen_image_engine.calibration.inputs import ObservedTensor
-from qwen_image_engine.calibration.statistics import InputSums
+from qwen_image_engine.calibration.observe.activations import ObservedTensor
+from qwen_image_engine.calibration.observe.statistics import InputSums
 from qwen_image_engine.engines.core.contract import EVERY_STEP, Contract
 from qwen_image_engine.engines.core.contract_check import Array
 from qwen_image_engine.engines.core.engine import Engine

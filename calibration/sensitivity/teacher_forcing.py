@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qwen_image_engine.calibration.request import DTYPES, Request
-from qwen_image_engine.calibration.simulation import Simulation
+from qwen_image_engine.calibration.observe.request import DTYPES, Request
+from qwen_image_engine.calibration.sensitivity.simulation import Simulation
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.errors import QwenImageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from qwen_image_engine.calibration.linears import LINEARS
+from qwen_image_engine.calibration.rules.linears import LINEARS
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qwen_image_engine.calibration.error_feedback import ErrorFeedback
+from qwen_image_engine.calibration.quantise.error_feedback import ErrorFeedback
 
 LARGEST = 448.0
 """The largest finite code; what lies beyond it saturates, and would be NaN otherwise."""

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import torch
 
-from qwen_image_engine.calibration.inputs import observed_components, observed_tensors
-from qwen_image_engine.calibration.linears import LINEARS
-from qwen_image_engine.calibration.observer import ObservedEngine, Position
-from qwen_image_engine.calibration.partial import Sums
-from qwen_image_engine.calibration.request import DTYPES, Request
-from qwen_image_engine.calibration.statistics import InputSums
+from qwen_image_engine.calibration.observe.activations import observed_components, observed_tensors
+from qwen_image_engine.calibration.observe.observer import ObservedEngine, Position
+from qwen_image_engine.calibration.observe.partial import Sums
+from qwen_image_engine.calibration.observe.request import DTYPES, Request
+from qwen_image_engine.calibration.observe.statistics import InputSums
+from qwen_image_engine.calibration.rules.linears import LINEARS
 from qwen_image_engine.engines.core.contract import EVERY_STEP, contract
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.reference.components import NETWORK, TorchEngine, dims, load_network

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from qwen_image_engine.calibration.calibration import (
+from qwen_image_engine.calibration.observe.partial import PARTIAL, Partial, Sums, read_partial, write_partial
+from qwen_image_engine.calibration.observe.record import (
     RECORD,
     TENSORS,
     Calibration,
@@ -19,11 +20,10 @@ from qwen_image_engine.calibration.calibration import (
     read_record,
     write,
 )
-from qwen_image_engine.calibration.partial import PARTIAL, Partial, Sums, read_partial, write_partial
-from qwen_image_engine.calibration.request import DEFAULT_SIZES, Request
-from qwen_image_engine.calibration.settings import Settings
-from qwen_image_engine.calibration.tensors import temporary_name
-from qwen_image_engine.calibration.trajectories import Trajectories, empty_sums
+from qwen_image_engine.calibration.observe.request import DEFAULT_SIZES, Request
+from qwen_image_engine.calibration.observe.settings import Settings
+from qwen_image_engine.calibration.observe.tensor_file import temporary_name
+from qwen_image_engine.calibration.observe.trajectories import Trajectories, empty_sums
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.runtime.images.read import ReferenceSource

@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from qwen_image_engine.calibration.equalisation import equalising_scales, for_heads, shared_by_heads
-from qwen_image_engine.calibration.pairs import Pair
-from qwen_image_engine.calibration.quantised_network import WEIGHT, QuantisedNetwork
-from qwen_image_engine.calibration.static_input import StaticInput
+from qwen_image_engine.calibration.quantise.equalisation import equalising_scales, for_heads, shared_by_heads
+from qwen_image_engine.calibration.quantise.network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.calibration.quantise.static_input import StaticInput
+from qwen_image_engine.calibration.rules.pairs import Pair
 from qwen_image_engine.reference.storage.tensor_blocks import row_blocks
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 

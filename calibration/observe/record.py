@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from qwen_image_engine.calibration.inputs import observed_components, observed_tensors
-from qwen_image_engine.calibration.partial import PARTIAL
-from qwen_image_engine.calibration.settings import CheckpointIdentity, Settings
-from qwen_image_engine.calibration.statistics import PERCENTILES, InputStatistics
-from qwen_image_engine.calibration.tensors import pack, read, write_whole
+from qwen_image_engine.calibration.observe.activations import observed_components, observed_tensors
+from qwen_image_engine.calibration.observe.partial import PARTIAL
+from qwen_image_engine.calibration.observe.settings import CheckpointIdentity, Settings
+from qwen_image_engine.calibration.observe.statistics import PERCENTILES, InputStatistics
+from qwen_image_engine.calibration.observe.tensor_file import pack, read, write_whole
 from qwen_image_engine.engines.core.contract import EVERY_STEP
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint

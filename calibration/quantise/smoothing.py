@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qwen_image_engine.calibration.int8 import LEVELS
-from qwen_image_engine.calibration.statistics import InputStatistics
+from qwen_image_engine.calibration.observe.statistics import InputStatistics
+from qwen_image_engine.calibration.quantise.int8 import LEVELS
 
 ALPHAS = (0.8, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.85, 0.9, 0.95, 1.0)
 """What is tried; the first wins where others are no better."""

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_image_engine.calibration.sensitivity import Picture
-from qwen_image_engine.calibration.settings import Settings
-from qwen_image_engine.calibration.teacher_forcing import Errors
-from qwen_image_engine.calibration.tensors import write_whole
+from qwen_image_engine.calibration.observe.settings import Settings
+from qwen_image_engine.calibration.observe.tensor_file import write_whole
+from qwen_image_engine.calibration.sensitivity.sensitivity import Picture
+from qwen_image_engine.calibration.sensitivity.teacher_forcing import Errors
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from qwen_image_engine.calibration.linears import block_index
-from qwen_image_engine.calibration.sensitivity import GROUPS, Sensitivity, judged
+from qwen_image_engine.calibration.rules.linears import block_index
+from qwen_image_engine.calibration.sensitivity.sensitivity import GROUPS, Sensitivity, judged
 
 _LEFT, _RIGHT = 140, 190
 """Margins in pixels, for labels and for legends."""

@@ -1,0 +1,1 @@
+"""Activation statistics: runs of the reference, observed, and the file that keeps them."""

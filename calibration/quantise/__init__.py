@@ -1,0 +1,1 @@
+"""Quantised weights, made from rules and statistics."""

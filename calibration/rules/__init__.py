@@ -1,0 +1,1 @@
+"""Rules that say which linears are quantised and how, by names and shapes alone."""
