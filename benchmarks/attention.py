@@ -28,7 +28,7 @@ from onnx import TensorProto, helper
 
 from qwen_image_engine.engines.onnxruntime.cpu import session_options
 from qwen_image_engine.engines.openvino.cpu import InferencePrecision, compile_settings
-from qwen_image_engine.export.compare import difference
+from qwen_image_engine.export.verify.difference import difference
 
 RESULTS = Path(__file__).parent / "results"
 HEADS, DIM = 32, 128

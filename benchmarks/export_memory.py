@@ -117,8 +117,8 @@ def peak_bytes() -> int:
 
 def export(checkpoint: Path, bundle: Path, precision: str, weights: str) -> dict[str, Any]:
     """In a process of its own: export, and the peaks on the way."""
-    from qwen_image_engine.export import network_folder
-    from qwen_image_engine.export.bundle import export_bundle
+    from qwen_image_engine.export.bundle import network_folder
+    from qwen_image_engine.export.bundle.bundle import export_bundle
 
     peaks = {"imported": peak_bytes()}
     tracing_seconds = 0.0

@@ -18,7 +18,7 @@ from random_tensor import RandomTensor
 from released_configs import SPECIAL_TOKENS, released_configs, small_configs
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.export.weight_file import WeightFile
+from qwen_image_engine.export.weights.weight_file import WeightFile
 from qwen_image_engine.reference.storage.stored_network import LAYOUT
 from qwen_image_engine.runtime.system.progress import ProgressBar
 

@@ -43,7 +43,7 @@ def engine_parity(
 
 
 def _rows(way: str, engine: str, target: str, precision: str, device: torch.device, budget: Budget, work: Path) -> Rows:
-    from qwen_image_engine.export.bundle import export_bundle
+    from qwen_image_engine.export.bundle.bundle import export_bundle
 
     bundle = work / f"bundle-{target}-{precision}"
     calibration = _calibration(work) if precision in CALIBRATED else None

@@ -167,8 +167,8 @@ class Exported:
 
     def _export(self) -> Any:
         from qwen_image_engine.calibration.quantise.network import quantised_networks
-        from qwen_image_engine.export.network_folder import write_network
-        from qwen_image_engine.export.recipe import recipe
+        from qwen_image_engine.export.bundle.network_folder import write_network
+        from qwen_image_engine.export.targets import recipe
 
         bundle = self.folder
         bundle.mkdir()

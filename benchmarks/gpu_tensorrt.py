@@ -110,8 +110,8 @@ class TensorRt:
     def exported(self) -> Mapping[str, ComponentEntry]:
         """Graphs of prefix and step in a folder of their own."""
         from qwen_image_engine.calibration.quantise.network import quantised_networks
-        from qwen_image_engine.export.network_folder import write_network
-        from qwen_image_engine.export.recipe import recipe
+        from qwen_image_engine.export.bundle.network_folder import write_network
+        from qwen_image_engine.export.targets import recipe
 
         checkpoint = Checkpoint.open(written_checkpoint(self.network, self.values, self.work))
         chosen = recipe("tensorrt", self.precision)

@@ -23,9 +23,9 @@ import numpy as np
 from environment import environment
 from numpy.typing import NDArray
 
-from qwen_image_engine.export import compare
-from qwen_image_engine.export.compare import Difference, difference
-from qwen_image_engine.export.recording import TeacherStep
+from qwen_image_engine.export.verify import difference as compare
+from qwen_image_engine.export.verify.difference import Difference, difference
+from qwen_image_engine.export.verify.recording import TeacherStep
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.reference.shapes.judge.evaluate import (
     KINDS,

@@ -40,11 +40,12 @@ from qwen_image_engine.calibration.rules.linears import LINEARS
 from qwen_image_engine.calibration.rules.quantisation import Quantisation, Rule
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.engines.core.engine import Engine, load_engine
-from qwen_image_engine.export import network_folder, recipe
-from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.bundle_rows import compare_bundle
-from qwen_image_engine.export.compare import Difference, difference, mean, worst
-from qwen_image_engine.export.recording import Recording, default_cases, record
+from qwen_image_engine.export import targets
+from qwen_image_engine.export.bundle import network_folder
+from qwen_image_engine.export.bundle.bundle import export_bundle
+from qwen_image_engine.export.verify.bundle import compare_bundle
+from qwen_image_engine.export.verify.difference import Difference, difference, mean, worst
+from qwen_image_engine.export.verify.recording import Recording, default_cases, record
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import NETWORK, TorchEngine, dims, load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts, schedule_config
@@ -225,10 +226,10 @@ def unsmoothed(inputs: Sequence[InputStatistics]) -> Smoothing:
 @contextmanager
 def recipe_with(target: str, precision: str, **changes: Any) -> Iterator[None]:
     """The recipe of a pair with other settings of its quantisation."""
-    plain = recipe.RECIPES[target, precision]
+    plain = targets.RECIPES[target, precision]
     assert plain.quantisation is not None
     changed = replace(plain, quantisation=replace(plain.quantisation, **changes))
-    with mock.patch.object(recipe, "RECIPES", {(target, precision): changed}):
+    with mock.patch.object(targets, "RECIPES", {(target, precision): changed}):
         yield
 
 

@@ -28,7 +28,7 @@ from wide_checkpoint import write_wide_checkpoint
 
 from qwen_image_engine.engines.core.engine import ENGINES, Engine, load_engine
 from qwen_image_engine.engines.onnxruntime.cpu import session_options
-from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import ImageBlock, Layout, TextRun

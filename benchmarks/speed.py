@@ -38,10 +38,10 @@ from step_ways import (
 from wide_checkpoint import write_wide_checkpoint
 
 from qwen_image_engine.calibration.quantise.network import quantised_networks
-from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.compare import difference
-from qwen_image_engine.export.plan import plan_export
-from qwen_image_engine.export.recipe import recipe
+from qwen_image_engine.export.bundle.bundle import export_bundle
+from qwen_image_engine.export.estimate.plan import plan_export
+from qwen_image_engine.export.targets import recipe
+from qwen_image_engine.export.verify.difference import difference
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, Manifest
 

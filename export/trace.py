@@ -20,8 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qwen_image_engine.engines.core.contract import Contract, contract, split_axis
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.export.sizes import axes
-from qwen_image_engine.export.unplaced import set_unplaced
+from qwen_image_engine.export.graph.external_weights import set_unplaced
+from qwen_image_engine.export.graph.shapes import axes
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import NETWORK, dims, empty_network, forward
 

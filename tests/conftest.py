@@ -79,7 +79,7 @@ def tensorrt_stub() -> Path:
 @pytest.fixture(scope="session")
 def trace_once() -> Iterator[None]:
     """Trace each graph once a session: it takes seconds, and the values of weights do not change it."""
-    from qwen_image_engine.export import network_folder
+    from qwen_image_engine.export.bundle import network_folder
     from qwen_image_engine.reference.components import NETWORK
 
     trace = network_folder.trace
@@ -109,7 +109,7 @@ def exported(
     def export(
         name: str = "narrow", *, without: tuple[str, ...] = (), attention: str | None = None, **options: Any
     ) -> Path:
-        from qwen_image_engine.export.bundle import export_bundle
+        from qwen_image_engine.export.bundle.bundle import export_bundle
         from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
         key = (name, without, attention, *sorted(options.items()))

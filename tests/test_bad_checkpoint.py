@@ -13,7 +13,7 @@ import torch
 from edit_checkpoint import edit_json, edit_tensors
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.reference.pipeline import reference_pipeline
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"

@@ -9,7 +9,7 @@ import pytest
 from qwen_image_engine.calibration.rules.quantisation import Rule
 from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.export.recipe import recipe
+from qwen_image_engine.export.targets import recipe
 
 FP8 = {"linears": "*", "precision": "fp8"}
 INT8 = {"linears": "*.attn.*", "precision": "int8"}

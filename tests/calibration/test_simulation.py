@@ -17,7 +17,7 @@ from qwen_image_engine.calibration.rules.quantisation import QUANTISATIONS
 from qwen_image_engine.calibration.sensitivity.simulation import Simulation
 from qwen_image_engine.calibration.sensitivity.teacher_forcing import Trajectory, record
 from qwen_image_engine.engines.core.engine import Array, load_engine
-from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import load_network
 from qwen_image_engine.reference.networks.transformer import Transformer

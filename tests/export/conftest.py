@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from qwen_image_engine.calibration.observe.calibrate import calibrate
 from qwen_image_engine.engines.core.contract import Contract, split_axis
 from qwen_image_engine.engines.core.engine import Array
-from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export.bundle.bundle import export_bundle
 
 ROWS_OF_POSITIONS = 36
 """Of the vision tower's table in the configuration that has fewest."""

@@ -12,9 +12,9 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.export import recipe
-from qwen_image_engine.export.audit import audit
-from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export import targets
+from qwen_image_engine.export.bundle.bundle import export_bundle
+from qwen_image_engine.export.checks.onnxruntime_audit import audit
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 
 SPOILED = "transformer_blocks.1.img_mlp.out.weight"
@@ -51,9 +51,9 @@ def test_every_linear_of_a_bundle_is_found(int8_bundle: Callable[..., tuple[Path
 def test_a_linear_that_is_not_fused_stops_the_export(
     random_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = recipe.RECIPES["cpu", "int8"]
+    plain = targets.RECIPES["cpu", "int8"]
     spoiled = replace(plain, quantising=(*plain.quantising, DropZeroPoint))
-    monkeypatch.setattr(recipe, "RECIPES", {("cpu", "int8"): spoiled})
+    monkeypatch.setattr(targets, "RECIPES", {("cpu", "int8"): spoiled})
     with pytest.raises(QwenImageError, match=rf"step.onnx: 1 of 14 quantised linears .*{SPOILED}.*--exclude"):
         export_bundle(random_checkpoint("narrow"), tmp_path / "bundle", precision="int8")
     assert list(tmp_path.iterdir()) == []

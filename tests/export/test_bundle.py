@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from qwen_image_engine.engines.core.engine import Array, load_engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.export import network_folder
-from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export.bundle import network_folder
+from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle.files import check_files, verify_files
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
@@ -311,7 +311,7 @@ def test_a_disk_that_fills_up_meanwhile_names_the_stage_and_what_was_needed(
     def full(write: object, block: memoryview) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("qwen_image_engine.export.weight_file._write_all", full)
+    monkeypatch.setattr("qwen_image_engine.export.weights.weight_file._write_all", full)
     with pytest.raises(
         QwenImageError, match=r"No space left on device\) at weights of text_encoder; the whole bundle takes \d+ bytes"
     ):
@@ -332,7 +332,7 @@ def test_an_exchange_that_the_filesystem_does_not_know_is_two_renames(
     checkpoint, made = bundle("narrow")
     output = tmp_path / "bundle"
     shutil.copytree(made, output)
-    monkeypatch.setattr("qwen_image_engine.export.staging._exchange", lambda one, other: False)
+    monkeypatch.setattr("qwen_image_engine.export.bundle.staging._exchange", lambda one, other: False)
     export_bundle(checkpoint, output)
     assert verify_files(output, read_manifest(output)) == []
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
@@ -345,7 +345,7 @@ def test_memory_that_runs_out_names_the_stage_and_what_was_needed(
     def full(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr("qwen_image_engine.export.network_folder.place_weights", full)
+    monkeypatch.setattr("qwen_image_engine.export.bundle.network_folder.place_weights", full)
     with pytest.raises(QwenImageError, match=r"memory ran out at weights of text_encoder; .* about \d+ bytes"):
         export_bundle(bundle("narrow")[0], tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []

@@ -19,16 +19,16 @@ from qwen_image_engine.engines.core.engine import Array, load_engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.cuda.driver import DeviceFacts
 from qwen_image_engine.engines.onnxruntime.cuda import Device
-from qwen_image_engine.export import recipe
-from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.graph_rule import Expected
-from qwen_image_engine.export.layer_outputs import layer_graph
-from qwen_image_engine.export.linear_to_static import through_codes
-from qwen_image_engine.export.network_folder import MODEL_FILES
-from qwen_image_engine.export.plan import plan_export
-from qwen_image_engine.export.recording import Case
-from qwen_image_engine.export.tensorrt_rules import RULES, broken_rules
-from qwen_image_engine.export.verify import verify_bundle
+from qwen_image_engine.export import targets
+from qwen_image_engine.export.bundle.bundle import export_bundle
+from qwen_image_engine.export.bundle.network_folder import MODEL_FILES
+from qwen_image_engine.export.checks.rule import Expected
+from qwen_image_engine.export.checks.tensorrt_rules import RULES, broken_rules
+from qwen_image_engine.export.estimate.plan import plan_export
+from qwen_image_engine.export.passes.quantised.linear_to_static import through_codes
+from qwen_image_engine.export.verify.layer_outputs import layer_graph
+from qwen_image_engine.export.verify.parity import verify_bundle
+from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import NETWORK, reference_engines
 from qwen_image_engine.runtime.bundle.bundle import Bundle
@@ -56,10 +56,10 @@ def cuda_bundle(random_checkpoint: Callable[..., Path], tmp_path_factory: pytest
         checkpoint = random_checkpoint("narrow")
         if precision not in made:
             made[precision] = tmp_path_factory.mktemp(precision) / "bundle"
-            plain = recipe.RECIPES["cuda", "bf16" if precision == "fp32" else precision]
+            plain = targets.RECIPES["cuda", "bf16" if precision == "fp32" else precision]
             chosen = replace(plain, dtype="float32") if precision == "fp32" else plain
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(recipe, "RECIPES", {("cuda", plain.precision): chosen})
+                patch.setattr(targets, "RECIPES", {("cuda", plain.precision): chosen})
                 export_bundle(checkpoint, made[precision], target="cuda", precision=plain.precision)
         return checkpoint, made[precision]
 
@@ -147,7 +147,7 @@ def test_keys_and_values_are_planned_in_two_bytes(random_checkpoint: Callable[..
     checkpoint = Checkpoint.open(random_checkpoint("narrow"))
     plans = {}
     for target, precision in (("cuda", "fp16"), ("cuda", "bf16"), ("cpu", "fp32")):
-        chosen = recipe.recipe(target, precision)
+        chosen = targets.recipe(target, precision)
         plans[precision] = plan_export(checkpoint, chosen, quantised_networks(checkpoint, None), "copy")
     assert plans["fp16"].bundle_bytes == plans["bf16"].bundle_bytes < plans["fp32"].bundle_bytes
     vae = {name: plan.networks[-1] for name, plan in plans.items()}
@@ -283,4 +283,4 @@ class TestFp8:
 
     def test_fp8_attention_is_refused(self) -> None:
         with pytest.raises(UsageError, match="FP8 attention with --target cuda"):
-            recipe.recipe("cuda", "fp8", fp8_attention=True)
+            targets.recipe("cuda", "fp8", fp8_attention=True)

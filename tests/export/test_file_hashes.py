@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.export import file_hashes, network_folder
-from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.file_hashes import FileHashes
+from qwen_image_engine.export.bundle import network_folder
+from qwen_image_engine.export.bundle.bundle import export_bundle
+from qwen_image_engine.export.weights import file_hashes
+from qwen_image_engine.export.weights.file_hashes import FileHashes
 from qwen_image_engine.runtime.bundle.files import file_sha256
 
 

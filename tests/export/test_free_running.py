@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.contract import COMPONENTS
-from qwen_image_engine.export.compare import difference
-from qwen_image_engine.export.free_running import divergence, free_running
-from qwen_image_engine.export.recording import Call, Case, Recording, TeacherStep
-from qwen_image_engine.export.verify import verify_bundle
+from qwen_image_engine.export.verify.difference import difference
+from qwen_image_engine.export.verify.free_running import divergence, free_running
+from qwen_image_engine.export.verify.parity import verify_bundle
+from qwen_image_engine.export.verify.recording import Call, Case, Recording, TeacherStep
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.pipeline import QwenImage
 

@@ -3,7 +3,7 @@
 import onnx_ir as ir
 import pytest
 
-from qwen_image_engine.export.fused_attention import fused_attentions
+from qwen_image_engine.export.graph.fused_attention import fused_attentions
 
 Axes = list[int | str | None]
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from qwen_image_engine.engines.core.contract import contract
-from qwen_image_engine.export.network_folder import MODEL_FILES
+from qwen_image_engine.export.bundle.network_folder import MODEL_FILES
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import NETWORK, dims
 from qwen_image_engine.reference.load import read_tensors

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from qwen_image_engine.engines.plans.entry import PlanEntry
-from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.runtime.bundle.files import describe_file, verify_files
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest, write_manifest
 

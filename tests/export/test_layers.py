@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from torch import nn
 
-from qwen_image_engine.export.compare import Difference
-from qwen_image_engine.export.layer_outputs import scaled_layers
-from qwen_image_engine.export.layers import Layer, Layers
-from qwen_image_engine.export.recording import Case
-from qwen_image_engine.export.verification import Verification
-from qwen_image_engine.export.verify import verify_bundle
+from qwen_image_engine.export.verify.difference import Difference
+from qwen_image_engine.export.verify.layer_outputs import scaled_layers
+from qwen_image_engine.export.verify.layers import Layer, Layers
+from qwen_image_engine.export.verify.parity import verify_bundle
+from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.export.verify.report.tables import tables
+from qwen_image_engine.export.verify.result import Verification
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import empty_network
 from qwen_image_engine.runtime.bundle.files import file_sha256

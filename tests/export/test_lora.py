@@ -14,10 +14,10 @@ from lora import factors, weights, write_lora
 from safetensors.torch import load_file, save_file
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.export import network_folder
-from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.recording import Case
-from qwen_image_engine.export.verify import verify_bundle
+from qwen_image_engine.export.bundle import network_folder
+from qwen_image_engine.export.bundle.bundle import export_bundle
+from qwen_image_engine.export.verify.parity import verify_bundle
+from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.pipeline import reference_pipeline

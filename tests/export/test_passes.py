@@ -10,16 +10,16 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import InPlacePass
 
-from qwen_image_engine.export.cleanup import Cleanup, MergeConstants, MergeReshapes
-from qwen_image_engine.export.constants import FoldConstants
-from qwen_image_engine.export.layer_norm_in_float32 import LayerNormInFloat32
-from qwen_image_engine.export.linear_to_gemm import LinearToGemm
-from qwen_image_engine.export.rows import KeepRows
-from qwen_image_engine.export.scale_into_layer_norm import ScaleIntoLayerNorm
-from qwen_image_engine.export.scale_into_queries import ScaleIntoQueries
-from qwen_image_engine.export.sizes import ConstantShapes, readable, reshape_target, runtime_shape
-from qwen_image_engine.export.split import SequenceToSplit
-from qwen_image_engine.export.sum_of_squares import SumOfSquares
+from qwen_image_engine.export.graph.nodes import FoldConstants
+from qwen_image_engine.export.graph.rows import KeepRows
+from qwen_image_engine.export.graph.shapes import ConstantShapes, readable, reshape_target, runtime_shape
+from qwen_image_engine.export.passes.cleanup import Cleanup, MergeConstants, MergeReshapes
+from qwen_image_engine.export.passes.layer_norm_in_float32 import LayerNormInFloat32
+from qwen_image_engine.export.passes.linear_to_gemm import LinearToGemm
+from qwen_image_engine.export.passes.scale_into_layer_norm import ScaleIntoLayerNorm
+from qwen_image_engine.export.passes.scale_into_queries import ScaleIntoQueries
+from qwen_image_engine.export.passes.sequence_to_split import SequenceToSplit
+from qwen_image_engine.export.passes.sum_of_squares import SumOfSquares
 
 RNG = np.random.default_rng(0)
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.quantised_weights import Fp8Scale, Fp8Weight, Int8Scales, Int8Weight, Rescaled
-from qwen_image_engine.export.weight_file import WeightFile
+from qwen_image_engine.export.bundle.bundle import export_bundle
+from qwen_image_engine.export.weights.quantised import Fp8Scale, Fp8Weight, Int8Scales, Int8Weight, Rescaled
+from qwen_image_engine.export.weights.weight_file import WeightFile
 from qwen_image_engine.reference.storage import tensor_blocks
 from qwen_image_engine.reference.storage.tensor_file import read_header
 
@@ -24,8 +24,8 @@ import torch
 from qwen_image_engine.calibration.quantise.channel_scales import SmoothedChannels
 from qwen_image_engine.calibration.quantise.static_input import StaticInput
 from qwen_image_engine.calibration.observe.statistics import InputStatistics
-from qwen_image_engine.export.quantised_weights import Fp8Scale, Fp8Weight, Int8Scales, Int8Weight, Rescaled
-from qwen_image_engine.export.weight_file import WeightFile
+from qwen_image_engine.export.weights.quantised import Fp8Scale, Fp8Weight, Int8Scales, Int8Weight, Rescaled
+from qwen_image_engine.export.weights.weight_file import WeightFile
 from qwen_image_engine.reference.storage.tensor_file import read_header
 
 def peak():

@@ -13,8 +13,8 @@ from images import patches
 
 from qwen_image_engine.engines.core.engine import load_engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.verify import verify_bundle
+from qwen_image_engine.export.bundle.bundle import export_bundle
+from qwen_image_engine.export.verify.parity import verify_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import reference_engines
 from qwen_image_engine.reference.pipeline import reference_pipeline

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from qwen_image_engine.calibration.observe.calibrate import calibrate
-from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.verify import verify_bundle
+from qwen_image_engine.export.bundle.bundle import export_bundle
+from qwen_image_engine.export.verify.parity import verify_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from single_file import write_single_file
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.recording import Case
-from qwen_image_engine.export.verify import verify_bundle
+from qwen_image_engine.export.bundle.bundle import export_bundle
+from qwen_image_engine.export.verify.parity import verify_bundle
+from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle.files import file_sha256, verify_files
 from qwen_image_engine.runtime.bundle.manifest import read_manifest

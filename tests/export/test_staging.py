@@ -4,12 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from qwen_image_engine.export.staging import staged
+from qwen_image_engine.export.bundle.staging import staged
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from qwen_image_engine.export.staging import staged
+from qwen_image_engine.export.bundle.staging import staged
 
 with staged(Path(sys.argv[1])) as folder:
     (folder / "weights").write_bytes(b"half")

@@ -18,11 +18,11 @@ from qwen_image_engine.calibration.observe.record import Calibration
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork, quantised_networks
 from qwen_image_engine.engines.core.engine import Array, load_engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.compare import Difference, difference, worst
-from qwen_image_engine.export.network_folder import MODEL_FILES, write_network
-from qwen_image_engine.export.recipe import recipe
-from qwen_image_engine.export.recording import Case, Recording, record
+from qwen_image_engine.export.bundle.bundle import export_bundle
+from qwen_image_engine.export.bundle.network_folder import MODEL_FILES, write_network
+from qwen_image_engine.export.targets import recipe
+from qwen_image_engine.export.verify.difference import Difference, difference, worst
+from qwen_image_engine.export.verify.recording import Case, Recording, record
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.pipeline import QwenImage

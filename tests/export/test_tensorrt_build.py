@@ -24,7 +24,7 @@ from qwen_image_engine.engines.plans.profile import Range
 from qwen_image_engine.engines.plans.profile_choice import choose_profile
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildOptions, BuildResult
 from qwen_image_engine.engines.tensorrt.build.launch import Watch
-from qwen_image_engine.export.bundle import export_bundle
+from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest

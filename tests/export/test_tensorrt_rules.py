@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 from broken_graphs import ALSO, BROKEN, Change
 
-from qwen_image_engine.export.graph_rule import Expected
-from qwen_image_engine.export.network_folder import MODEL_FILES
-from qwen_image_engine.export.tensorrt_rules import RULES, SHARED_WITH_CUDA, broken_rules
+from qwen_image_engine.export.bundle.network_folder import MODEL_FILES
+from qwen_image_engine.export.checks.rule import Expected
+from qwen_image_engine.export.checks.tensorrt_rules import RULES, SHARED_WITH_CUDA, broken_rules
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main
 

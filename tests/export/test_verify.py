@@ -11,11 +11,11 @@ import pytest
 
 from qwen_image_engine.engines.core.contract import COMPONENTS
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.export.compare import Difference, difference
-from qwen_image_engine.export.recording import STEPS, Case
-from qwen_image_engine.export.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold, thresholds
-from qwen_image_engine.export.verification import Row
-from qwen_image_engine.export.verify import verify_bundle
+from qwen_image_engine.export.verify.difference import Difference, difference
+from qwen_image_engine.export.verify.parity import verify_bundle
+from qwen_image_engine.export.verify.recording import STEPS, Case
+from qwen_image_engine.export.verify.result import Row
+from qwen_image_engine.export.verify.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold, thresholds
 from qwen_image_engine.runtime.bundle.files import file_sha256
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.export import verify as module
-from qwen_image_engine.export.judged import check_judged, judge_pictures
-from qwen_image_engine.export.limits import Limit
-from qwen_image_engine.export.recipe import RECIPES
-from qwen_image_engine.export.recording import Case
-from qwen_image_engine.export.thresholds import THRESHOLDS
-from qwen_image_engine.export.verify import verify, verify_bundle
+from qwen_image_engine.export.targets import RECIPES
+from qwen_image_engine.export.verify import parity as module
+from qwen_image_engine.export.verify.judge import check_judged, judge_pictures
+from qwen_image_engine.export.verify.limits import Limit
+from qwen_image_engine.export.verify.parity import verify, verify_bundle
+from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.export.verify.report.tables import tables
+from qwen_image_engine.export.verify.thresholds import THRESHOLDS
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import NETWORK
 from qwen_image_engine.reference.pipeline import reference_pipeline

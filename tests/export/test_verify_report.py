@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from report_page import BROWSER, check_in_browser, check_page
 
-from qwen_image_engine.export.compare import Difference
-from qwen_image_engine.export.drawn import DrawnCase
-from qwen_image_engine.export.free_running import FreeRunning
-from qwen_image_engine.export.judged import Judged
-from qwen_image_engine.export.layers import Layer, Layers
-from qwen_image_engine.export.limits import Limit
-from qwen_image_engine.export.recording import Case
-from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold
-from qwen_image_engine.export.verification import RecordedCase, Row, Verification, Verifications
-from qwen_image_engine.export.verify import verify
-from qwen_image_engine.export.verify_options import command
+from qwen_image_engine.export.verify.difference import Difference
+from qwen_image_engine.export.verify.free_running import FreeRunning
+from qwen_image_engine.export.verify.judge import Judged
+from qwen_image_engine.export.verify.layers import Layer, Layers
+from qwen_image_engine.export.verify.limits import Limit
+from qwen_image_engine.export.verify.options import command
+from qwen_image_engine.export.verify.parity import verify
+from qwen_image_engine.export.verify.pictures import DrawnCase
+from qwen_image_engine.export.verify.recording import Case
+from qwen_image_engine.export.verify.result import RecordedCase, Row, Verification, Verifications
+from qwen_image_engine.export.verify.thresholds import TEACHER_FORCED, Threshold
 from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.shapes.judge.evaluate import Score
 from qwen_image_engine.runtime.images.png import png_bytes

@@ -9,9 +9,9 @@ import torch
 from oracles import load_edit_pipeline, load_pipeline
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.export.bundle import export_bundle
-from qwen_image_engine.export.recording import Case
-from qwen_image_engine.export.verify import verify_bundle
+from qwen_image_engine.export.bundle.bundle import export_bundle
+from qwen_image_engine.export.verify.parity import verify_bundle
+from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.tools.bench.load import WaySpec
 from qwen_image_engine.runtime.tools.bench.measure import bench

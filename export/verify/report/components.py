@@ -10,7 +10,7 @@ from qwen_image_engine.runtime.tools.report.plot import Line, curves
 from qwen_image_engine.runtime.tools.report.sections import legend, marked, more, plots, section, short_names
 
 if TYPE_CHECKING:
-    from qwen_image_engine.export.verification import Row, Verification
+    from qwen_image_engine.export.verify.result import Row, Verification
 
 _HEAD = ("", "component", "request", "relative L2", "threshold", "of it", "worst step", "cosine", "least", "max abs")
 

@@ -22,7 +22,7 @@ from qwen_image_engine.runtime.tools.report.sections import (
 )
 
 if TYPE_CHECKING:
-    from qwen_image_engine.export.verification import Verification, Verifications
+    from qwen_image_engine.export.verify.result import Verification, Verifications
 
 _LONG_PROMPT = 160
 

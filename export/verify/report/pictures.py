@@ -17,7 +17,7 @@ from qwen_image_engine.runtime.tools.report.pictures import (
 from qwen_image_engine.runtime.tools.report.sections import section, short_names
 
 if TYPE_CHECKING:
-    from qwen_image_engine.export.verification import Verification
+    from qwen_image_engine.export.verify.result import Verification
 
 
 def pictures_section(bundles: tuple[Verification, ...]) -> Html | str:

@@ -10,7 +10,7 @@ from qwen_image_engine.runtime.tools.report.plot import Line, curves
 from qwen_image_engine.runtime.tools.report.sections import legend, more, plots, section, short_names
 
 if TYPE_CHECKING:
-    from qwen_image_engine.export.verification import Verification
+    from qwen_image_engine.export.verify.result import Verification
 
 TEACHER_FORCED = "teacher_forced"
 

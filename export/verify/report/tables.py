@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from qwen_image_engine.runtime.cli.shared.result import table
 
 if TYPE_CHECKING:
-    from qwen_image_engine.export.layers import Layers
-    from qwen_image_engine.export.verification import Row, Verification
+    from qwen_image_engine.export.verify.layers import Layers
+    from qwen_image_engine.export.verify.result import Row, Verification
 
 
 def tables(bundles: Sequence[Verification]) -> Iterator[str]:
@@ -84,7 +84,7 @@ def _by_name(bundle: Verification) -> dict[tuple[str, str], Row]:
 
 def _steps(bundle: Verification) -> list[str]:
     """Cases differ in their sigmas (the schedule depends on the size), so a step has a range of them."""
-    from qwen_image_engine.export.thresholds import TEACHER_FORCED
+    from qwen_image_engine.export.verify.thresholds import TEACHER_FORCED
 
     forced = [row for row in bundle.rows if row.component == TEACHER_FORCED]
     rows = [("step", "sigma", "teacher-forced", "free-running", "control")]

@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> Report:
     """Export; the bundle appears whole or not at all."""
     with export_packages():
-        from qwen_image_engine.export.bundle import export_bundle
-        from qwen_image_engine.export.check import check_checkpoint
+        from qwen_image_engine.export.bundle.bundle import export_bundle
+        from qwen_image_engine.export.bundle.check import check_checkpoint
         from qwen_image_engine.export.selection import selected
 
         chosen_recipe(options)  # a usage error comes before the checkpoint's

@@ -59,8 +59,8 @@ def _checked(folder: Path) -> Report:
     with export_packages():
         import onnx_ir as ir
 
-        from qwen_image_engine.export.graph_rule import Expected
-        from qwen_image_engine.export.tensorrt_rules import RULES, SHARED_WITH_CUDA, broken_rules
+        from qwen_image_engine.export.checks.rule import Expected
+        from qwen_image_engine.export.checks.tensorrt_rules import RULES, SHARED_WITH_CUDA, broken_rules
     manifest = read_manifest(folder)
     rules = {"tensorrt": tuple(RULES), "cuda": SHARED_WITH_CUDA}.get(manifest.target)
     if rules is None:

@@ -18,7 +18,7 @@ from qwen_image_engine.runtime.cli.shared.result import Report, duration_text, s
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, MAX_REFERENCES, latent_size
 
 if TYPE_CHECKING:
-    from qwen_image_engine.export.recipe import Recipe
+    from qwen_image_engine.export.targets import Recipe
 
 SUMMARY = "what an export would read, write and need, before anything is written"
 
@@ -100,7 +100,7 @@ def chosen_recipe(options: argparse.Namespace) -> "Recipe":
         UsageError: there is none, or flags do not go together.
     """
     from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
-    from qwen_image_engine.export.recipe import recipe
+    from qwen_image_engine.export.targets import recipe
 
     return recipe(
         options.target,
@@ -119,8 +119,8 @@ def execute(options: argparse.Namespace) -> Report:
 
     with export_packages():
         from qwen_image_engine.calibration.quantise.network import check_rules, quantised_networks
-        from qwen_image_engine.export.check import check_checkpoint
-        from qwen_image_engine.export.plan import (
+        from qwen_image_engine.export.bundle.check import check_checkpoint
+        from qwen_image_engine.export.estimate.plan import (
             check_disk,
             check_memory,
             plan_cache,

@@ -50,8 +50,8 @@ def execute(options: argparse.Namespace) -> Report:
     from qwen_image_engine.runtime.tools.report.folder import check_report, write_report
 
     with export_packages():
-        from qwen_image_engine.export.limits import Limit
-        from qwen_image_engine.export.verify import verify
+        from qwen_image_engine.export.verify.limits import Limit
+        from qwen_image_engine.export.verify.parity import verify
         from qwen_image_engine.reference.lora.file import LoraFile
 
     limits = tuple(Limit.parse(text) for text in options.fail_on)

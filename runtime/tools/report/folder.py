@@ -16,7 +16,7 @@ from qwen_image_engine.runtime.tools.bench.result import Benchmark
 from qwen_image_engine.runtime.tools.report.sections import GENERATOR
 
 if TYPE_CHECKING:
-    from qwen_image_engine.export.verification import Verifications
+    from qwen_image_engine.export.verify.result import Verifications
 
 PAGE = "index.html"
 INSTALL = "pip install 'qwen-image-engine[report]'"

@@ -1,0 +1,238 @@
+"""One network's folder of a bundle: its graphs and the weights that they share."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qwen_image_engine.calibration.quantise.network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.calibration.quantise.static_attention import SOFTMAX
+from qwen_image_engine.engines.core.contract import contract
+from qwen_image_engine.export.checks.onnxruntime_audit import audit
+from qwen_image_engine.export.graph.fused_attention import fused_attentions
+from qwen_image_engine.export.passes.quantised.fp8_attention import fp8_scale_name
+from qwen_image_engine.export.selection import networks
+from qwen_image_engine.export.targets import Recipe
+from qwen_image_engine.export.trace import IR_VERSION, OPSET, trace
+from qwen_image_engine.export.weights.external_data import link_weights, place_weights
+from qwen_image_engine.export.weights.network import network_weights
+from qwen_image_engine.export.weights.weight_file import Stored, WeightFile
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.load import read_tensors
+from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
+from qwen_image_engine.runtime.bundle.files import describe_file, file_sha256
+from qwen_image_engine.runtime.bundle.manifest import (
+    ComponentEntry,
+    EmbeddingsEntry,
+    FileEntry,
+    Fp8Scales,
+    Manifest,
+    QuantisedLayer,
+)
+
+MODEL_FILES = {
+    "text_encoder": "text_encoder/model.onnx",
+    "vision": "vision/model.onnx",
+    "prefix": "transformer/prefix.onnx",
+    "prefix_image": "transformer/prefix_image.onnx",
+    "step": "transformer/step.onnx",
+    "joint": "transformer/joint.onnx",
+    "vae_decoder_mid": "vae/decoder_mid.onnx",
+    "vae_decoder_up": "vae/decoder_up.onnx",
+    "vae_encoder": "vae/encoder.onnx",
+}
+
+_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+Progress = Callable[[str, int], None]
+"""Told what is being worked on, and the bytes just done."""
+
+
+@dataclass(frozen=True)
+class NetworkFolder:
+    """What one folder adds to the manifest.
+
+    Attributes:
+        components: its graphs.
+        describe_files: its files; waits for the hashes of linked ones, so the manifest asks when all graphs are traced.
+        embeddings: where the token embeddings are, in the text encoder's.
+    """
+
+    components: Mapping[str, ComponentEntry]
+    describe_files: Callable[[], Mapping[str, FileEntry]]
+    embeddings: EmbeddingsEntry | None
+
+
+def write_network(
+    checkpoint: Checkpoint,
+    components: Sequence[str],
+    recipe: Recipe,
+    quantised: QuantisedNetwork,
+    weights: str,
+    bundle: Path,
+    hashes: Mapping[Path, str],
+    progress: Progress,
+) -> NetworkFolder:
+    """Write the folder of a network, quantised as said, into `bundle`: its `components`, and what they read of it.
+
+    `hashes` has the SHA-256 of its weight files in the checkpoint.
+
+    Raises:
+        QwenImageError: the tensors are not those of the network, cannot be read, or cannot be linked; or a quantised
+            linear does not run as one.
+        OSError: the bundle cannot be written.
+    """
+    (network,) = networks(components)
+    dtype = recipe.dtype_of(network)
+    entries = network_weights(checkpoint, network, dtype, quantised)
+    graphs = {}
+    for component in components:
+        progress(f"graph of {component}", 0)
+        graphs[component] = lowered(checkpoint, component, recipe, quantised)
+
+    folder = bundle / network
+    folder.mkdir()
+    stage = f"weights of {network}"
+    progress(stage, 0)
+    table = checkpoint.token_embeddings() if network == "text_encoder" else None
+    known: dict[str, str] = {}
+    if weights == "link":
+        tensors = read_tensors(checkpoint, network)
+        places = link_weights(checkpoint.stored(network), [*tensors, *([table] if table else [])], folder)
+    else:
+        read = {name for graph in graphs.values() for name in graph.graph.initializers}
+        copies = [WeightFile("weights.safetensors", [entry for entry in entries if entry.name in read])]
+        if table is not None:
+            copies.append(WeightFile("embeddings.safetensors", [Stored(table, table.dtype)]))
+        places = {}
+        for file in copies:
+            known[file.name] = file.write(folder, lambda count: progress(stage, count))
+            places.update(file.places())
+
+    sizes = dims(checkpoint)
+    described = {}
+    for component, graph in graphs.items():
+        used = place_weights(graph, places)
+        _number(graph.graph)
+        ir.save(graph, bundle / MODEL_FILES[component])
+        layers = {
+            name: _described(name, layer, component, quantised)
+            for name, layer in quantised.layers.items()
+            if name + WEIGHT in graph.graph.initializers
+        }
+        attention = {
+            block: Fp8Scales(*item.scales(), softmax=SOFTMAX)
+            for block, item in quantised.attention.items()
+            if fp8_scale_name(block, "query") in graph.graph.initializers
+        }
+        if layers and recipe.audited:
+            progress(f"audit of {component}", 0)
+            audit(bundle / MODEL_FILES[component], [name + WEIGHT for name in layers])
+        in_8_bits = bool(layers or attention)
+        described[component] = ComponentEntry(
+            model=MODEL_FILES[component],
+            weights=tuple(f"{network}/{name}" for name in used),
+            precision=recipe.precision if in_8_bits else _PRECISION[dtype],
+            excluded_layers=_linears(graph) if layers else (),
+            quantised_layers=layers,
+            opset=OPSET,
+            ir_version=IR_VERSION,
+            contract=contract(component, sizes, dtype),
+            fp8_attention=attention,
+            fused_attentions=fused_attentions(graph.graph) if recipe.target == "tensorrt" else None,
+        )
+    embeddings = None
+    if table is not None:
+        place = places[table.name]
+        rows, hidden = table.shape
+        embeddings = EmbeddingsEntry(f"{network}/{place.file}", place.offset, FLOAT_DTYPES[table.dtype], (rows, hidden))
+
+    def describe_files() -> dict[str, FileEntry]:
+        linked = {file.name: file for file in checkpoint.stored(network).files} if weights == "link" else {}
+        return {
+            f"{network}/{path.name}": describe_file(
+                path, hashes[linked[path.name]] if path.name in linked else known.get(path.name)
+            )
+            for path in sorted(folder.iterdir())
+        }
+
+    return NetworkFolder(described, describe_files, embeddings)
+
+
+def reuse_network(
+    previous: Manifest, old: Path, network: str, bundle: Path, hashes: Mapping[Path, str]
+) -> NetworkFolder | None:
+    """The folder of the bundle `old` in `bundle`, where every file still is what its manifest says; else None.
+
+    A file that is a link to one of the checkpoint's, whose SHA-256 `hashes` has, is not read again.
+    """
+    linked = {_identity(file): sha256 for file, sha256 in hashes.items()}
+    files = {name: entry for name, entry in previous.files.items() if name.startswith(f"{network}/")}
+    for name, entry in files.items():
+        path = old / name
+        if not path.is_file() or (linked.get(_identity(path)) or file_sha256(path)) != entry.sha256:
+            return None
+    (bundle / network).mkdir()
+    for name in files:
+        try:
+            os.link(old / name, bundle / name)
+        except OSError:
+            shutil.copyfile(old / name, bundle / name)
+    components = {name: entry for name, entry in previous.components.items() if NETWORK.get(name) == network}
+    return NetworkFolder(components, lambda: files, previous.embeddings if network == "text_encoder" else None)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def lowered(checkpoint: Checkpoint, component: str, recipe: Recipe, quantised: QuantisedNetwork) -> ir.Model:
+    """The graph of `component` after the recipe's passes, its weights not placed yet."""
+    model = trace(checkpoint, component, recipe.dtype_of(NETWORK[component]))
+    for lowering in recipe.passes:
+        lowering()(model)
+    for quantising in recipe.quantising:
+        quantising(quantised)(model)  # no clean-up after it: that would merge zero points that must stay apart
+    return model
+
+
+def _number(graph: ir.Graph) -> None:
+    """Count nodes and values without a name of their own from zero.
+
+    torch and onnx-ir count on through a process, so that the hash of a graph would tell which others came before it.
+    """
+    counted = itertools.count()
+    values = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for value in values:
+        if re.fullmatch(r"val_\d+", value.name or ""):
+            value.name = f"unnamed_{next(counted)}"
+    for index, node in enumerate(graph):
+        node.name = f"{node.op_type}_{index}"
+
+
+def _described(name: str, layer: QuantisedLayer, component: str, quantised: QuantisedNetwork) -> QuantisedLayer:
+    """The layer with what calibration made of its input in a component."""
+    item = quantised.inputs.get(name)
+    if item is None:
+        return layer
+    alpha = item.smoothing.alpha if item.smooth else None
+    gram = item.statistics[component].gram
+    return replace(
+        layer, smoothing=alpha, input_scale=item.scale(component, layer.precision), error_feedback=gram.shape[-1]
+    )
+
+
+def _linears(model: ir.Model) -> tuple[str, ...]:
+    """Linears of a graph whose weights are read as they are."""
+    weights = [node.inputs[1] for node in model.graph if node.op_type == "Gemm"]
+    names = [value.name or "" for value in weights if value is not None and value.is_initializer()]
+    return tuple(sorted(name.removesuffix(WEIGHT) for name in names))

@@ -1,0 +1,1 @@
+"""Rules that a finished graph must satisfy for its engine."""

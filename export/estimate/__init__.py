@@ -1,0 +1,1 @@
+"""`qwen-image plan`: time, memory and disk, before anything runs."""

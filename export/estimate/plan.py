@@ -1,0 +1,242 @@
+"""What an export would read, write and need, from headers alone and before anything is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.export.estimate.duration import export_seconds
+from qwen_image_engine.export.estimate.stage_memory import PROMPT_TOKENS, StageWidths, cache_bytes, stage_memory
+from qwen_image_engine.export.selection import networks, selected
+from qwen_image_engine.export.targets import Recipe
+from qwen_image_engine.export.weights.network import network_weights
+from qwen_image_engine.export.weights.weight_file import entry_bytes
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import dims
+from qwen_image_engine.reference.pipeline import model_facts
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
+from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
+
+Weights = Literal["copy", "link"]
+
+# The exporter's peak: torch and onnx, and the graphs by layer; fitted to exports of `shapes` (0.48 to 0.52 GB) and of
+# the released sizes (0.66 and 0.75 GB, benchmarks/results/full-size-export.json). Weights pass in blocks: none is held.
+_EXPORT_BYTES = 460_000_000
+_EXPORT_BYTES_PER_LAYER = 3_400_000
+
+_VAE_ENCODER = ("encoder.", "quant_conv.")
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """One network of the checkpoint.
+
+    Attributes:
+        network: its name.
+        dtypes: stored elements by dtype.
+        stored_parameters: everything of it in the checkpoint's files.
+        parameters: those that the graphs read.
+        stored_bytes: of everything of it in the checkpoint's files.
+        bundle_bytes: what its weights add to the bundle's disk.
+        engine_bytes: what its weights take in memory when an engine holds them.
+    """
+
+    network: str
+    dtypes: dict[str, int]
+    stored_parameters: int
+    parameters: int
+    stored_bytes: int
+    bundle_bytes: int
+    engine_bytes: int
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """The whole export.
+
+    Attributes:
+        target: as asked.
+        precision: as asked.
+        dtype: of keys and values, by torch's name.
+        weights: as asked.
+        components: that the bundle has.
+        networks: in the order they run.
+        export_memory_bytes: estimate of the exporter's peak.
+        resident_bytes: weights that `run --memory resident` holds without reference images, prefix and step each with
+            the transformer's.
+        reference_bytes: weights that it holds besides once there are some: vision tower, and the transformer once more.
+        sequential_bytes: weights that `run --memory sequential` holds at once.
+    """
+
+    target: str
+    precision: str
+    dtype: str
+    weights: Weights
+    components: tuple[str, ...]
+    networks: tuple[NetworkPlan, ...]
+    export_memory_bytes: int
+    resident_bytes: int
+    reference_bytes: int
+    sequential_bytes: int
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the checkpoint's weights."""
+        return sum(network.stored_bytes for network in self.networks)
+
+    @property
+    def bundle_bytes(self) -> int:
+        """Bytes that the bundle adds to the disk, graphs of a few megabytes aside."""
+        return sum(network.bundle_bytes for network in self.networks)
+
+
+def plan_export(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    quantised: Mapping[str, QuantisedNetwork],
+    weights: Weights,
+    components: Sequence[str] | None = None,
+) -> ExportPlan:
+    """The plan of exporting `components` of `checkpoint`, by default all, networks `quantised` as `recipe` says.
+
+    Raises:
+        UsageError: weights that adapters are merged into are to be linked.
+    """
+    if weights == "link" and checkpoint.loras:
+        raise UsageError(
+            "--weights link with --lora: merged weights are no bytes of the checkpoint's files; use --weights copy"
+        )
+    chosen = selected(checkpoint) if components is None else tuple(components)
+    plans = tuple(_network(checkpoint, name, recipe, quantised[name], weights, chosen) for name in networks(chosen))
+    engines = {network.network: network.engine_bytes for network in plans}
+    passes = 1 if checkpoint.transformer.bidirectional else 2
+    return ExportPlan(
+        target=recipe.target,
+        precision=recipe.precision,
+        dtype=recipe.dtype,
+        weights=weights,
+        components=chosen,
+        networks=plans,
+        export_memory_bytes=_EXPORT_BYTES
+        + _EXPORT_BYTES_PER_LAYER * (checkpoint.transformer.num_layers + checkpoint.text_encoder.num_hidden_layers),
+        resident_bytes=engines["text_encoder"] + passes * engines["transformer"] + engines["vae"],
+        reference_bytes=engines.get("vision", 0) + (passes - 1) * engines["transformer"],
+        sequential_bytes=max(engines.values()),
+    )
+
+
+def plan_seconds(
+    checkpoint: Checkpoint, recipe: Recipe, quantised: Mapping[str, QuantisedNetwork], plan: ExportPlan
+) -> float:
+    """How long that export takes here; tries for a second or two, see `duration.export_seconds`."""
+    entries = [
+        entry
+        for name in networks(plan.components)
+        for entry in network_weights(checkpoint, name, recipe.dtype_of(name), quantised[name])
+    ]
+    return export_seconds(checkpoint, plan.components, entries, linked=plan.weights == "link")
+
+
+def plan_stages(
+    checkpoint: Checkpoint, plan: ExportPlan, width: int, height: int, references: Sequence[tuple[int, int]] = ()
+) -> dict[str, int]:
+    """What a process holds in each stage of a picture of that size with reference images, see `stage_memory`."""
+    weights = {network.network: network.engine_bytes for network in plan.networks}
+    facts = model_facts(checkpoint)
+    widths = StageWidths(
+        encoder_heads=facts.encoder_heads,
+        vision=checkpoint.vision.hidden_size,
+        vae=checkpoint.vae.base_dim,
+        halo=facts.decoder_halo,
+        bidirectional=facts.bidirectional,
+    )
+    return stage_memory(dims(checkpoint), widths, weights, width, height, references)
+
+
+def plan_cache(checkpoint: Checkpoint, plan: ExportPlan, references: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Tokens before the target with a prompt of usual length, and the bytes of their keys and values.
+
+    Those are in the dtype of the graphs, float32 on a CPU; a transformer with bidirectional attention keeps none.
+    """
+    if checkpoint.transformer.bidirectional:
+        return 0, 0
+    tokens = PROMPT_TOKENS + sum(width // 16 * (height // 16) for width, height in references)
+    return tokens, cache_bytes(dims(checkpoint), tokens, 4 if plan.dtype == "float32" else 2)
+
+
+def check_memory(plan: ExportPlan) -> None:
+    """Refuse an export that there is no memory for.
+
+    Raises:
+        QwenImageError: there is too little, swap included.
+    """
+    free = reachable_memory_bytes()
+    if free is not None and free < plan.export_memory_bytes:
+        raise QwenImageError(
+            f"the export takes about {plan.export_memory_bytes} bytes of memory and {free} bytes are free, swap "
+            "included; free some, or export on another machine: a bundle can be copied"
+        )
+
+
+def check_disk(plan: ExportPlan, bundle: Path) -> int:
+    """The free bytes of the disk that `bundle` would be on.
+
+    Raises:
+        QwenImageError: the bundle would not fit.
+    """
+    folder = bundle.expanduser().absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < plan.bundle_bytes:
+        raise QwenImageError(
+            f"{bundle}: the bundle takes {plan.bundle_bytes} bytes and {folder} has {free} free; "
+            "make room, choose another disk, or export in fp32 with --weights link beside the checkpoint"
+        )
+    return free
+
+
+def _read(checkpoint: Checkpoint, network: str, components: Collection[str]) -> list[TensorInfo]:
+    """The tensors that go into the bundle: the graphs' and the table the host gathers from."""
+    stored = checkpoint.stored(network)
+    unread = () if network != "vae" or "vae_encoder" in components else _VAE_ENCODER
+    read = [
+        tensor
+        for tensor in stored.tensors.values()
+        if not tensor.name.startswith(unread) and not stored.may_stay_unread(tensor.name)
+    ]
+    return [*read, *_table(checkpoint, network)]
+
+
+def _table(checkpoint: Checkpoint, network: str) -> list[TensorInfo]:
+    return [checkpoint.token_embeddings()] if network == "text_encoder" else []
+
+
+def _network(
+    checkpoint: Checkpoint,
+    name: str,
+    recipe: Recipe,
+    quantised: QuantisedNetwork,
+    weights: Weights,
+    components: Collection[str],
+) -> NetworkPlan:
+    stored, read = checkpoint.stored(name), _read(checkpoint, name, components)
+    names = {tensor.name for tensor in read}
+    # What a recipe adds, such as scales, is named after what it belongs to and is always read.
+    entries = network_weights(checkpoint, name, recipe.dtype_of(name), quantised)
+    graphs = sum(entry_bytes(entry) for entry in entries if entry.name in names or entry.name not in stored.tensors)
+    table = sum(tensor.nbytes for tensor in _table(checkpoint, name))
+    return NetworkPlan(
+        network=name,
+        dtypes=stored.dtypes,
+        stored_parameters=stored.parameters,
+        parameters=sum(tensor.elements for tensor in read),
+        stored_bytes=stored.nbytes,
+        bundle_bytes=0 if weights == "link" else graphs + table,
+        engine_bytes=graphs,
+    )

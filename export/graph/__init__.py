@@ -1,0 +1,1 @@
+"""Helpers on onnx-ir graphs. No pass stands here."""

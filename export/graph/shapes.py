@@ -1,0 +1,178 @@
+"""Shapes without arithmetic: what torch writes as a chain of Shape, Squeeze, Reshape and Concat for each Reshape.
+
+torch records the symbolic shape of every value. Where a new shape keeps axes in place, ONNX's own 0 ("as in the input")
+and one -1 say so in a constant; what is left is computed once a graph from the inputs' sizes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+from qwen_image_engine.engines.core.contract import split_axis
+from qwen_image_engine.export.graph.nodes import add_constant, constant
+
+Axes = list[int | str]
+
+_FACTORED = re.compile(r"(\d+\*)?[A-Za-z_]\w*")
+
+
+class ConstantShapes(InPlacePass):
+    """Every target: say where a Reshape, an Unsqueeze or an Expand leads without arithmetic on sizes, where one can."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Nodes whose shapes are not known stay as they are."""
+        modified = False
+        for node in list(model.graph):
+            if node.op_type in ("Reshape", "Unsqueeze", "Expand") and constant(node.inputs[0]) is None:
+                modified |= _simplify(model.graph, node)
+        return PassResult(model, modified)
+
+
+def _simplify(graph: ir.Graph, node: ir.Node) -> bool:
+    source, output = node.inputs[0], node.outputs[0]
+    wanted = axes(output)
+    if source is None or wanted is None or (node.op_type == "Reshape" and constant(node.inputs[1]) is not None):
+        return False
+    if node.op_type == "Expand":
+        if not readable(graph, wanted):
+            return False
+        node.replace_input_with(1, runtime_shape(graph, wanted))
+        return True
+    target = reshape_target(axes(source), wanted)
+    if target is None and (node.op_type == "Unsqueeze" or not readable(graph, wanted)):
+        return False
+    if node.op_type == "Unsqueeze":
+        reshape = ir.node("Reshape", [source, node.inputs[1]])
+        graph.insert_before(node, reshape)
+        new = reshape.outputs[0]
+        new.name, new.shape, new.type = output.name, output.shape, output.type
+        ir.convenience.replace_all_uses_with(output, new, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        node = reshape
+    if target is None:
+        node.replace_input_with(1, runtime_shape(graph, wanted))
+    else:
+        set_reshape_target(node, target)
+    return True
+
+
+def width(value: ir.Value, axis: int = -1) -> int:
+    """The size of an axis that no input changes, such as the channels.
+
+    Raises:
+        ValueError: it is symbolic, or the shape is not known.
+    """
+    size = value.shape[axis] if value.shape is not None else None
+    if not isinstance(size, int):
+        raise ValueError(f"{value.name}: axis {axis} of {value.shape} is not fixed")
+    return size
+
+
+def axes(value: ir.Value) -> Axes | None:
+    """Sizes and symbols of a value, None where torch recorded none."""
+    if value.shape is None:
+        return None
+    return [axis if isinstance(axis, int) else str(axis.value) for axis in value.shape]
+
+
+def reshape_target(before: Axes | None, after: Axes | None) -> list[int] | None:
+    """A constant shape that makes `after` of `before` for every size of their symbols, None where there is none."""
+    if before is None or after is None:
+        return None
+    target: list[int] = []
+    for index, axis in enumerate(after):
+        if isinstance(axis, int):
+            target.append(axis)
+        elif index < len(before) and before[index] == axis:
+            target.append(0)
+        else:
+            target.append(-1)
+    return target if target.count(-1) <= 1 and all(size != 0 for size in after) else None
+
+
+def set_reshape_target(node: ir.Node, target: list[int]) -> None:
+    """Make `node` reshape to the constant `target`, 0 meaning the input's size."""
+    assert node.graph is not None
+    name = "shape_" + "_".join("n" if size == -1 else str(size) for size in target)
+    assert isinstance(node.graph, ir.Graph)
+    node.replace_input_with(1, add_constant(node.graph, name, np.array(target, dtype=np.int64)))
+    node.attributes.pop("allowzero", None)
+
+
+def runtime_shape(graph: ir.Graph, wanted: Axes) -> ir.Value:
+    """A value that holds the sizes `wanted`: constant, or read once a graph from inputs that have its symbols.
+
+    Raises:
+        ValueError: no input of the graph has one of the symbols.
+    """
+    if all(isinstance(axis, int) for axis in wanted):
+        return add_constant(graph, "shape_" + "_".join(map(str, wanted)), np.array(wanted, dtype=np.int64))
+    name = "sizes_" + "_".join(map(str, wanted))
+    for node in graph:
+        if node.outputs[0].name == name:
+            return node.outputs[0]
+    parts: list[ir.Value] = []
+    nodes: list[ir.Node] = []
+    for axis in wanted:
+        if isinstance(axis, int):
+            parts.append(add_constant(graph, f"shape_{axis}", np.array([axis], dtype=np.int64)))
+        else:
+            terms = [_read(graph, nodes, term) for term in _terms(axis)]
+            total = terms[0]
+            for term in terms[1:]:
+                nodes.append(ir.node("Add", [total, term]))
+                total = nodes[-1].outputs[0]
+            parts.append(total)
+    concat = ir.node("Concat", parts, {"axis": 0})
+    output = concat.outputs[0]
+    output.name, output.type, output.shape = name, ir.TensorType(ir.DataType.INT64), ir.Shape([len(wanted)])
+    graph.insert_before(graph[0], [*nodes, concat])
+    return output
+
+
+def readable(graph: ir.Graph, wanted: Axes) -> bool:
+    """Whether the inputs of the graph have all symbols of `wanted`."""
+    terms = [term for axis in wanted if isinstance(axis, str) for term in _terms(axis)]
+    return all(_FACTORED.fullmatch(term) and _source(graph, term) for term in terms)
+
+
+def _terms(axis: str) -> list[str]:
+    """Of a sum: "text + image"."""
+    return [term.strip() for term in axis.split("+")]
+
+
+def _read(graph: ir.Graph, nodes: list[ir.Node], symbol: str) -> ir.Value:
+    """The size `symbol` by nodes that are added to `nodes`."""
+    found = _source(graph, symbol)
+    if found is None:
+        raise ValueError(f"no input of {graph.name} has an axis {symbol}")
+    nodes.append(ir.node("Shape", [found.value], {"start": found.axis, "end": found.axis + 1}))
+    if found.divisor != 1:
+        divisor = add_constant(graph, f"shape_{found.divisor}", np.array([found.divisor], dtype=np.int64))
+        nodes.append(ir.node("Div", [nodes[-1].outputs[0], divisor]))
+    return nodes[-1].outputs[0]
+
+
+class _Source(NamedTuple):
+    """A size is that of `value`'s `axis`, divided by `divisor` without remainder."""
+
+    value: ir.Value
+    axis: int
+    divisor: int
+
+
+def _source(graph: ir.Graph, symbol: str) -> _Source | None:
+    """The first input with an axis that is a multiple of `symbol`: "8*height" is half of "16*height"."""
+    factor, name = split_axis(symbol)
+    for value in graph.inputs:
+        for index, axis in enumerate(axes(value) or []):
+            if isinstance(axis, str) and _FACTORED.fullmatch(axis) and split_axis(axis)[1] == name:
+                whole = split_axis(axis)[0]
+                if whole % factor == 0:
+                    return _Source(value, index, whole // factor)
+    return None

@@ -1,0 +1,88 @@
+"""What tracing and the other passes leave over."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    CommonSubexpressionEliminationPass,
+    IdentityEliminationPass,
+    RemoveUnusedNodesPass,
+    RemoveUnusedOpsetsPass,
+    TopologicalSortPass,
+)
+
+from qwen_image_engine.export.graph.nodes import constant
+from qwen_image_engine.export.graph.shapes import axes, readable, reshape_target, runtime_shape, set_reshape_target
+
+
+class MergeReshapes(InPlacePass):
+    """Every target: a Reshape of a Reshape reads the first one's input, and one that changes nothing goes."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        """In the order of the graph, so that a chain merges in one go."""
+        modified = False
+        for node in list(model.graph):
+            if node.op_type == "Reshape":
+                modified |= _merge(model.graph, node)
+        return PassResult(model, modified)
+
+
+class MergeConstants(InPlacePass):
+    """Every target: equal small constants once, which lets equal nodes be recognised. Weights are left alone."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        """The first of each kind stays, under a name of its own."""
+        graph = model.graph
+        first: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        modified = False
+        for name, value in list(graph.initializers.items()):
+            array = constant(value)
+            if array is None:
+                continue
+            kept = first.setdefault((str(array.dtype), array.shape, array.tobytes()), value)
+            if kept is not value:
+                value.replace_all_uses_with(kept)
+                del graph.initializers[name]
+                modified = True
+        return PassResult(model, modified)
+
+
+class Cleanup(InPlacePass):
+    """Every target: equal nodes once, unused ones gone, no names or notes of the Python that was traced."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Runs onnx-ir's own passes."""
+        return ir.passes.Sequential(
+            RemoveUnusedNodesPass(),
+            IdentityEliminationPass(),
+            MergeConstants(),
+            CommonSubexpressionEliminationPass(),
+            RemoveUnusedNodesPass(),
+            RemoveUnusedOpsetsPass(),
+            TopologicalSortPass(),
+            ClearMetadataAndDocStringPass(),
+        )(model)
+
+
+def _merge(graph: ir.Graph, node: ir.Node) -> bool:
+    value, output = node.inputs[0], node.outputs[0]
+    producer = value.producer() if value is not None else None
+    modified = False
+    if producer is not None and producer.op_type == "Reshape" and producer.inputs[0] is not None:
+        source = producer.inputs[0]
+        wanted = axes(output)
+        target = reshape_target(axes(source), wanted)
+        if target is not None or (wanted is not None and readable(graph, wanted)):
+            node.replace_input_with(0, source)
+            value, modified = source, True
+            if target is not None:
+                set_reshape_target(node, target)
+            elif wanted is not None:
+                node.replace_input_with(1, runtime_shape(graph, wanted))
+    if value is not None and axes(value) is not None and axes(value) == axes(output) and not output.is_graph_output():
+        output.replace_all_uses_with(value)
+        graph.remove(node, safe=True)
+        modified = True
+    return modified

@@ -1,0 +1,1 @@
+"""Lowering passes that put 8-bit arithmetic into a graph."""

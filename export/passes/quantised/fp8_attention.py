@@ -1,0 +1,109 @@
+"""Attention with queries, keys, values and probabilities in FP8."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
+from qwen_image_engine.calibration.quantise.static_attention import SOFTMAX
+from qwen_image_engine.export.graph.nodes import add_constant
+from qwen_image_engine.export.passes.quantised.linear_to_static import through_codes
+from qwen_image_engine.export.passes.scale_into_queries import query_norm
+
+
+class Fp8Attention(InPlacePass):
+    """TensorRT and its twin: the three inputs of Attention through FP8, its scale being in the queries already.
+
+    The scale of the probabilities is not in the graph: TensorRT has it as a property of the attention
+    (IAttention.normalization_quantize_scale, 1/448), a QuantizeLinear after a softmax would break the fusion.
+    """
+
+    def __init__(self, quantised: QuantisedNetwork) -> None:
+        super().__init__()
+        self._blocks = quantised.attention
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Blocks are told by the name of the queries' norm."""
+        modified = False
+        for node in list(model.graph):
+            name = _block(node)
+            if name in self._blocks:
+                scales = zip(("query", "key", "value"), self._blocks[name].scales(), strict=True)
+                for index, (what, scale) in enumerate(scales):
+                    value = node.inputs[index]
+                    assert value is not None
+                    step = fp8_scale_name(name, what)
+                    node.replace_input_with(index, through_codes(model.graph, node, value, scale, "fp8", step))
+                modified = True
+        return PassResult(model, modified)
+
+
+class DecomposeFp8Attention(InPlacePass):
+    """The twin: FP8 attention as two products with a softmax between them, probabilities through FP8.
+
+    What TensorRT is told to do, in operations that ONNX Runtime has.
+    """
+
+    def __init__(self, quantised: QuantisedNetwork) -> None:
+        super().__init__()
+        self._blocks = quantised.attention
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Attention that is not FP8 stays."""
+        modified = False
+        for node in list(model.graph):
+            if _block(node) in self._blocks:
+                _decompose(model.graph, node)
+                modified = True
+        return PassResult(model, modified)
+
+
+def fp8_scale_name(block: str, what: str) -> str:
+    """The name of the constant that is the scale of a block's "query", "key" or "value"."""
+    return f"{block}.attn.{what}_scale"
+
+
+def _block(node: ir.Node) -> str:
+    """What stands before ".attn" in the name of the queries' norm; empty for what is no such attention."""
+    norm = query_norm(node) if node.op_type == "Attention" else None
+    value = norm.inputs[1] if norm is not None else None
+    while value is not None and not value.is_initializer():
+        producer = value.producer()
+        value = producer.inputs[0] if producer is not None else None
+    return (value.name or "").partition(".attn.")[0] if value is not None else ""
+
+
+def _decompose(graph: ir.Graph, attention: ir.Node) -> None:
+    q, k, v = attention.inputs[:3]
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    assert attention.attributes.get_float("scale", 0.0) == 1.0
+    transposed = ir.node("Transpose", [k], {"perm": [0, 1, 3, 2]})
+    scores = ir.node("MatMul", [q, transposed.outputs[0]])
+    nodes = [transposed, scores]
+    mask = attention.inputs[3] if len(attention.inputs) > 3 else None
+    if attention.attributes.get_int("is_causal", 0):
+        shape = ir.node("Shape", scores.outputs)
+        one = ir.tensor(np.array([1], dtype=np.int64))
+        ones = ir.node("ConstantOfShape", shape.outputs, {"value": one})
+        seen = ir.node("Trilu", ones.outputs, {"upper": 0})
+        allowed = ir.node("Cast", seen.outputs, {"to": ir.DataType.BOOL})
+        nodes += [shape, ones, seen, allowed]
+        mask = allowed.outputs[0]
+    if mask is not None:
+        never = add_constant(graph, "never", np.array(-np.inf, dtype=np.float32))
+        scores = ir.node("Where", [mask, scores.outputs[0], never])
+        nodes.append(scores)
+    softmax = ir.node("Softmax", scores.outputs, {"axis": -1})
+    softmax.outputs[0].type = q.type
+    graph.insert_before(attention, [*nodes, softmax])
+    probabilities = through_codes(graph, attention, softmax.outputs[0], SOFTMAX, "fp8", "softmax_scale")
+    product = ir.node("MatMul", [probabilities, v])
+    graph.insert_before(attention, product)
+    old, new = attention.outputs[0], product.outputs[0]
+    new.type, new.shape = old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    graph.remove(attention, safe=True)

@@ -1,0 +1,111 @@
+"""One bundle against recordings of the reference: each component, teacher-forced steps, and its own way and picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_image_engine.engines.core.contract import EVERY_STEP
+from qwen_image_engine.engines.core.device_array import Values, on_host
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.export.verify.difference import Difference, difference, worst
+from qwen_image_engine.export.verify.free_running import Trajectory, divergence
+from qwen_image_engine.export.verify.pictures import DrawnCase
+from qwen_image_engine.export.verify.recording import REFERENCE_RESOLUTION, Call, Recording
+from qwen_image_engine.export.verify.result import Row
+from qwen_image_engine.export.verify.thresholds import TEACHER_FORCED, Threshold, thresholds
+from qwen_image_engine.runtime.bundle.bundle import Bundle
+from qwen_image_engine.runtime.bundle.manifest import Manifest
+from qwen_image_engine.runtime.images.png import png_bytes
+from qwen_image_engine.runtime.pipeline import QwenImage
+
+
+@dataclass(frozen=True)
+class BundleRows:
+    """What was found of a bundle.
+
+    Attributes:
+        rows: every component, then the teacher-forced steps.
+        distances: of each recording, how far the bundle's own trajectory is from it after each step.
+        pictures: that these trajectories end in, where they were asked for.
+    """
+
+    rows: tuple[Row, ...]
+    distances: tuple[tuple[float, ...], ...]
+    pictures: tuple[DrawnCase, ...] = ()
+
+
+def compare_bundle(
+    bundle: Path,
+    manifest: Manifest,
+    recordings: Sequence[Recording],
+    engine: str,
+    threads: int | None,
+    *,
+    pictures: bool = False,
+) -> BundleRows:
+    """Compare a bundle whose precision has thresholds with recordings.
+
+    Raises:
+        QwenImageError: an engine cannot load a graph, or a run fails.
+    """
+    limits = thresholds(manifest.target, manifest.precision, engine)
+    assert limits is not None
+    rows = list(_components(Bundle(bundle, manifest), recordings, limits, engine, threads))
+    distances, drawn = [], []
+    with QwenImage.load(bundle, engine=engine, memory="sequential", threads=threads) as pipeline:
+        for recording in recordings:
+            row, trajectory = _steps(pipeline, recording, limits[TEACHER_FORCED])
+            rows.append(row)
+            distances.append(trajectory.distances)
+            if pictures:
+                drawn.append(_drawn(pipeline, recording, trajectory))
+    return BundleRows(tuple(rows), tuple(distances), tuple(drawn))
+
+
+def _components(
+    bundle: Bundle,
+    recordings: Sequence[Recording],
+    thresholds: Mapping[str, Threshold],
+    engine: str,
+    threads: int | None,
+) -> Iterator[Row]:
+    """Each component on the reference's inputs, one engine held at a time."""
+    for name in bundle.manifest.components:
+        with closing(bundle.load_engine(name, engine, threads)) as running:
+            for recording in recordings:
+                calls = recording.calls.get(name, ())
+                if calls:
+                    runs = tuple(_outputs(call, running.run(call.inputs)) for call in calls)
+                    sigmas = recording.sigmas if name in EVERY_STEP else ()
+                    yield Row(name, recording.case.name, runs, thresholds[name], sigmas)
+
+
+def _outputs(call: Call, found: Mapping[str, Values]) -> Difference:
+    return worst(difference(on_host(found[name]), expected) for name, expected in call.outputs.items())
+
+
+def _steps(pipeline: QwenImage, recording: Recording, threshold: Threshold) -> tuple[Row, Trajectory]:
+    """The bundle's own encoder, prefix and step, given the reference's latents at each step; and left to themselves."""
+    case = recording.case
+    images = pipeline.read_references(case.references, REFERENCE_RESOLUTION)
+    conditioning = pipeline.encode(case.prompt, images)
+    velocity = pipeline.denoiser(conditioning, width=case.width, height=case.height)
+    runs = tuple(difference(velocity(step.latents, step.sigma), step.velocity) for step in recording.steps)
+    row = Row(TEACHER_FORCED, case.name, runs, threshold, recording.sigmas)
+    return row, divergence(velocity, recording, recording.steps[0].latents)
+
+
+def _drawn(pipeline: QwenImage, recording: Recording, trajectory: Trajectory) -> DrawnCase:
+    """Both pictures, each decoded by its own VAE; what the bundle cannot draw is a finding, not an error."""
+    assert recording.picture is not None
+    case, reference = recording.case, png_bytes(recording.picture)
+    if trajectory.final is None:
+        return DrawnCase(case.name, reference, None, "its latents are not finite")
+    try:
+        (picture,) = pipeline.decode(trajectory.final, case.width, case.height)
+    except QwenImageError as error:
+        return DrawnCase(case.name, reference, None, str(error))
+    return DrawnCase(case.name, reference, png_bytes(picture))

@@ -1,0 +1,119 @@
+"""How far a bundle's own trajectory leaves the reference's, beside that of a reference that was pushed once.
+
+Trajectories are chaotic, so a distance at the end says little alone. The control is the reference itself from initial
+latents with random noise on them, as large as the engine's error after its first step: an engine whose trajectory
+leaves no faster than the control's has no error that its later steps add to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_image_engine.engines.core.engine import Engine
+from qwen_image_engine.export.verify.difference import Difference, difference, finite
+from qwen_image_engine.export.verify.recording import Recording
+from qwen_image_engine.runtime.sampling.euler import Velocity
+from qwen_image_engine.runtime.sampling.schedule import time_features
+
+SEED = 1
+"""Of the control's noise."""
+
+
+@dataclass(frozen=True)
+class FreeRunning:
+    """One case, compared after each step. Information, not held to a threshold.
+
+    Attributes:
+        case: name of the request.
+        sigmas: of the latents after each step; the last is 0.
+        engine: relative L2 of the engine's latents after each step.
+        perturbation: relative L2 of the control's initial latents; infinite where the engine's first step is.
+        control: relative L2 of the control's latents after each step.
+    """
+
+    case: str
+    sigmas: tuple[float, ...]
+    engine: tuple[float, ...]
+    perturbation: float
+    control: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; a value that is not finite is null."""
+        return {
+            "case": self.case,
+            "sigma_by_step": list(self.sigmas),
+            "relative_l2_by_step": [finite(value) for value in self.engine],
+            "perturbation": finite(self.perturbation),
+            "control_by_step": [finite(value) for value in self.control],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Relative L2 from the recorded latents after each step, and the last latents; None where they are not finite."""
+
+    distances: tuple[float, ...]
+    final: NDArray[np.float32] | None
+
+
+def divergence(velocity: Velocity, recording: Recording, start: NDArray[np.float32]) -> Trajectory:
+    """Follow a velocity from `start`; distances are infinite once a value is not finite."""
+    following = _following(recording)
+    afterwards = [*(step.latents for step in recording.steps[1:]), recording.final]
+    latents, found = start, []
+    for step, sigma, expected in zip(recording.steps, following, afterwards, strict=True):
+        # As `runtime.sampler.euler`, in float32, but that values which are not finite are a finding here.
+        latents = latents + (np.float32(sigma) - np.float32(step.sigma)) * velocity(latents, step.sigma)
+        found.append(difference(latents, expected).relative_l2)
+        if math.isinf(found[-1]):
+            break
+    distances = (*found, *[math.inf] * (len(following) - len(found)))
+    return Trajectory(distances, latents if math.isfinite(distances[-1]) else None)
+
+
+def free_running(
+    recording: Recording, engine: tuple[float, ...], forced: Sequence[Difference], step: Engine
+) -> FreeRunning:
+    """A case with its control.
+
+    Args:
+        recording: of the case.
+        engine: the distances of its `divergence`.
+        forced: the engine's velocities on the reference's latents, one for each step.
+        step: the reference's component that runs every step.
+    """
+    first, following = recording.steps[0], _following(recording)
+    moved = abs(following[0] - first.sigma) * forced[0].relative_l2 * float(np.linalg.norm(first.velocity))
+    perturbation, control = math.inf, (math.inf,) * len(following)
+    if math.isfinite(moved):
+        noise = np.random.default_rng(SEED).standard_normal(first.latents.shape)
+        start = (first.latents + noise * (moved / np.linalg.norm(noise))).astype(np.float32)
+        perturbation = moved / float(np.linalg.norm(first.latents))
+        control = divergence(_reference_velocity(recording, step), recording, start).distances
+    return FreeRunning(recording.case.name, following, engine, perturbation, control)
+
+
+def _following(recording: Recording) -> tuple[float, ...]:
+    return (*recording.sigmas[1:], 0.0)
+
+
+def _reference_velocity(recording: Recording, step: Engine) -> Velocity:
+    """The reference's velocity after the case's prompt and images: what a recorded call got, with other latents."""
+    inputs = recording.calls[step.contract.component][0].inputs
+    tokens = recording.final.shape[1]
+    images = inputs["latents"][:, :-tokens]
+
+    def velocity(latents: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+        changed = {
+            "latents": np.concatenate([images, latents], axis=1),
+            "time_features": time_features(sigma)[None],
+        }
+        return np.asarray(step.run({**inputs, **changed})["velocity"][:, -tokens:])
+
+    return velocity

@@ -1,0 +1,122 @@
+"""A copy of a transformer's graph that also gives what each of its linears and blocks gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qwen_image_engine.calibration.quantise.network import WEIGHT
+from qwen_image_engine.calibration.rules.linears import LINEARS
+from qwen_image_engine.engines.core.contract import Contract, TensorSpec
+from qwen_image_engine.export.graph.casts import cast
+from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, QuantisedLayer
+
+_LAST_OF_BLOCK = ".img_mlp.out"
+
+
+@dataclass(frozen=True)
+class LayerGraph:
+    """The copy: its file, its contract, and the output of each layer by the network's own name for it."""
+
+    model: Path
+    contract: Contract
+    outputs: Mapping[str, str]
+
+
+def scaled_layers(layers: Mapping[str, QuantisedLayer]) -> frozenset[str]:
+    """Linears whose outputs are not the reference's: export scaled their channels for the linear that reads them."""
+    seconds = tuple(f".{second}" for _, second in LINEARS["transformer"].pairs)
+    return frozenset(
+        layer.equalised_with for name, layer in layers.items() if layer.equalised_with and name.endswith(seconds)
+    )
+
+
+@contextmanager
+def layer_graph(bundle: Path, entry: ComponentEntry, prefix: str) -> Iterator[LayerGraph]:
+    """Write the copy beside the graph, whose references to weights are relative to its folder, and remove it again.
+
+    Args:
+        bundle: the folder.
+        entry: of a component of the transformer.
+        prefix: what stands before the network's names in those of its stored weights.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    original = bundle / entry.model
+    model = ir.load(original)
+    found = dict(_layers(model.graph, entry.quantised_layers, prefix))
+    specs = []
+    for index, (layer, value) in enumerate(found.items()):
+        value = _in_float32(model.graph, value)
+        model.graph.outputs.append(value)
+        specs.append(_spec(value, layer, index))
+    path = original.with_suffix(".layers.onnx")
+    try:
+        ir.save(model, path)
+        contract = replace(entry.contract, outputs=(*entry.contract.outputs, *specs))
+        yield LayerGraph(path, contract, {layer: spec.name for layer, spec in zip(found, specs, strict=True)})
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _layers(graph: ir.Graph, quantised: Mapping[str, QuantisedLayer], prefix: str) -> Iterator[tuple[str, ir.Value]]:
+    """Each linear and its output, and after the last linear of a block the block and its."""
+    scaled = scaled_layers(quantised)
+    for node in graph:
+        weight = _weight(node)
+        if weight is None:
+            continue
+        stored = weight.removesuffix(WEIGHT)
+        output = node.outputs[0]
+        if stored in quantised and quantised[stored].input_scale is None:
+            output = _reader(output).outputs[0]  # rows were divided by their magnitudes, which the product gets back
+        if stored not in scaled:
+            yield stored.removeprefix(prefix), output
+        if stored.endswith(_LAST_OF_BLOCK):
+            yield stored.removeprefix(prefix).removesuffix(_LAST_OF_BLOCK), _residual(output)
+
+
+def _weight(node: ir.Node) -> str | None:
+    """The weight that a Gemm reads, as it is or dequantised."""
+    value = node.inputs[1] if node.op_type in ("Gemm", "GemmFloat8") else None
+    producer = value.producer() if value is not None else None
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        value = producer.inputs[0]
+    return value.name if value is not None and value.is_initializer() else None
+
+
+def _residual(value: ir.Value) -> ir.Value:
+    """The sum that the output of a block's last linear goes into, through the gate."""
+    node = _reader(value)
+    while node.op_type != "Add":
+        node = _reader(node.outputs[0])
+    return node.outputs[0]
+
+
+def _reader(value: ir.Value) -> ir.Node:
+    (use,) = value.uses()
+    return use.node
+
+
+def _in_float32(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """The value, or behind a Cast: engines give no arrays of bfloat16, which numpy has not."""
+    if value.dtype == ir.DataType.FLOAT:
+        return value
+    node = cast(value, ir.DataType.FLOAT)
+    node.outputs[0].name = f"{value.name}_in_float32"
+    graph.append(node)
+    return node.outputs[0]
+
+
+def _spec(value: ir.Value, layer: str, index: int) -> TensorSpec:
+    assert value.name is not None
+    assert value.shape is not None
+    assert value.dtype is not None
+    # Rows are the batch's tokens, of whatever the graph lays side by side: an axis of each output's own.
+    shape = tuple(axis if isinstance(axis, int) else f"rows_{index}_{i}" for i, axis in enumerate(value.shape))
+    return TensorSpec(value.name, shape, value.dtype.numpy().name, f"output of {layer}")

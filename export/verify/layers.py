@@ -1,0 +1,170 @@
+"""Where in the transformer an error arises: each linear and block of a bundle's step against the reference's own.
+
+Errors add up through depth, so a row shows what has come together up to it; where they begin, a row is far above all
+before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from qwen_image_engine.engines.core.device_array import on_host
+from qwen_image_engine.engines.core.engine import Array, load_engine
+from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.export.verify.difference import Difference, difference, finite, worst
+from qwen_image_engine.export.verify.layer_outputs import layer_graph, scaled_layers
+from qwen_image_engine.export.verify.recording import Recording, ends
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK, TorchEngine, load_network
+from qwen_image_engine.runtime.bundle.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear or block, by the network's name for it.
+
+    Attributes:
+        name: as in `reference.transformer`: "transformer_blocks.3.attn.to_q", "transformer_blocks.3".
+        runs: the first step and the last of each case.
+        growth: the worst relative L2 of the runs over that of all layers before, or over the component's threshold
+            where none of these is beyond it.
+    """
+
+    name: str
+    runs: tuple[Difference, ...]
+    growth: float
+
+    @property
+    def worst(self) -> Difference:
+        """The worst run."""
+        return worst(self.runs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; a value that is not finite is null."""
+        return {
+            "layer": self.name,
+            **{name: finite(value) for name, value in asdict(self.worst).items()},
+            "growth": finite(self.growth),
+            "relative_l2_by_run": [finite(run.relative_l2) for run in self.runs],
+        }
+
+
+@dataclass(frozen=True)
+class Layers:
+    """All of a component, in the order in which they run.
+
+    Attributes:
+        component: "step", or "joint" where attention is bidirectional.
+        runs: case and sigma of each run.
+        layers: one for each row.
+        scaled: linears without a row: export scaled their channels for the linear that reads them.
+    """
+
+    component: str
+    runs: tuple[tuple[str, float], ...]
+    layers: tuple[Layer, ...]
+    scaled: tuple[str, ...]
+
+    @property
+    def grows_most_at(self) -> Layer | None:
+        """The layer with the largest growth, None where none is beyond the component's threshold."""
+        found = max(self.layers, key=lambda layer: layer.growth)
+        return found if found.growth > 1 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        most = self.grows_most_at
+        return {
+            "component": self.component,
+            "runs": [{"case": case, "sigma": sigma} for case, sigma in self.runs],
+            "grows_most_at": None if most is None else most.name,
+            "rows": [layer.to_json() for layer in self.layers],
+            "scaled": list(self.scaled),
+        }
+
+
+def compare_layers(
+    bundle: Path,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    recordings: Sequence[Recording],
+    threshold: float,
+    engine: str,
+    threads: int | None,
+) -> Layers:
+    """Run a bundle's step on the reference's inputs with every layer's output, and the reference beside it.
+
+    The engine fuses the same graph a little differently where it must give what is inside: rounding, nothing more.
+
+    Raises:
+        QwenImageError: the engine cannot load the graph, or a run fails.
+        OSError: the copy of the graph cannot be written.
+    """
+    component = manifest.facts.step
+    entry, prefix = manifest.components[component], checkpoint.stored(NETWORK[component]).layout.prefix
+    network = load_network(checkpoint, NETWORK[component])
+    reference = TorchEngine(entry.contract, network)
+    found: dict[str, list[Difference]] = {}
+    runs = []
+    with (
+        layer_graph(bundle, entry, prefix) as graph,
+        closing(load_engine(engine, graph.model, graph.contract, threads)) as running,
+    ):
+        for recording in recordings:
+            sigmas = ends(recording.sigmas)
+            for call, sigma in zip(ends(recording.calls[component]), sigmas, strict=True):
+                outputs = running.run(call.inputs)
+                with _kept(network, graph.outputs) as expected:
+                    reference.run(call.inputs)
+                for layer, array in expected.items():
+                    rows = on_host(outputs[graph.outputs[layer]])
+                    found.setdefault(layer, []).append(difference(rows, array.reshape(rows.shape)))
+                runs.append((recording.case.name, sigma))
+    scaled = sorted(name.removeprefix(prefix) for name in scaled_layers(entry.quantised_layers))
+    return Layers(component, tuple(runs), tuple(_grown(found, threshold)), tuple(scaled))
+
+
+def check_layers(engine: str) -> None:
+    """Refuse what gives the outputs that it was built with alone.
+
+    Raises:
+        UsageError: so does the engine.
+    """
+    if engine == "tensorrt":
+        raise UsageError(
+            "--layers with --engine tensorrt: a built engine gives its outputs alone; see layers of the same graphs on "
+            "a CPU, exported with --target tensorrt-twin"
+        )
+
+
+@contextmanager
+def _kept(network: nn.Module, names: Collection[str]) -> Iterator[dict[str, Array]]:
+    """Modules' outputs by name in the order in which they run; of a block, which also gives its cache, the states."""
+    kept: dict[str, Array] = {}
+
+    def keep(module: nn.Module, inputs: Any, output: Any, *, name: str) -> None:
+        states: Tensor = output[0] if isinstance(output, tuple) else output
+        kept[name] = states.float().cpu().numpy()
+
+    handles = [network.get_submodule(name).register_forward_hook(partial(keep, name=name)) for name in names]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _grown(found: Mapping[str, Sequence[Difference]], threshold: float) -> Iterator[Layer]:
+    before = threshold
+    for name, runs in found.items():
+        error = worst(runs).relative_l2
+        yield Layer(name, tuple(runs), error / before if math.isfinite(before) else 0.0)
+        before = max(before, error)

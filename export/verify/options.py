@@ -1,0 +1,73 @@
+"""How `verify` compares, and the command that asks for the same."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from qwen_image_engine.export.verify.limits import Limit
+from qwen_image_engine.export.verify.recording import Case
+from qwen_image_engine.reference.checkpoint.checkpoint import Source
+from qwen_image_engine.reference.lora.file import LoraFile
+from qwen_image_engine.runtime.components import Memory
+
+
+class Options(TypedDict, total=False):
+    """How to compare; every one has a default.
+
+    Attributes:
+        transformer_file: the single file of the transformer; None for the one that the manifest names, if any.
+        loras: adapters, in the order in which they were merged; None for those that the manifest names, if any.
+        attention: of the transformer; None for what the manifest names, if anything.
+        engine: backend that runs the bundles ("onnxruntime").
+        threads: of one engine; None for every core.
+        memory: how the reference holds its networks ("resident").
+        cases: requests to record; None for three prompts at three sizes, and an edit where a bundle can do one.
+        limits: what rows are held to beside their thresholds.
+        layers: whether to compare the outputs of the step's layers too.
+        judge: how many held-out prompts of each kind the judge of `shapes` sees of each bundle and of the reference.
+        polygraphy: a new folder for the reference's inputs and outputs in Polygraphy's format.
+        pictures: whether to keep what the bundles and the reference draw, for a report.
+    """
+
+    transformer_file: str | Path | None
+    loras: Sequence[LoraFile] | None
+    attention: str | None
+    engine: str
+    threads: int | None
+    memory: Memory
+    cases: Sequence[Case] | None
+    limits: Sequence[Limit]
+    layers: bool
+    judge: int | None
+    polygraphy: str | Path | None
+    pictures: bool
+
+
+def command(bundles: Sequence[Path], checkpoint: Source | None, options: Options) -> str:
+    """`qwen-image verify` with the same arguments; what it has no flag for (cases, memory, a pipeline) is left out."""
+    words = ["qwen-image", "verify", *map(str, bundles)]
+    transformer, loras, attention = options.get("transformer_file"), options.get("loras"), options.get("attention")
+    if isinstance(checkpoint, str | Path):
+        words += ["-m", str(checkpoint)]
+    if transformer is not None:
+        words += ["--transformer", str(transformer)]
+    for lora in loras or ():
+        words += ["--lora", str(lora)]
+    if attention is not None:
+        words += ["--attention", attention]
+    words += ["--engine", options.get("engine", "onnxruntime")]
+    threads, judge, polygraphy = options.get("threads"), options.get("judge"), options.get("polygraphy")
+    if threads is not None:
+        words += ["--threads", str(threads)]
+    for limit in options.get("limits", ()):
+        words += ["--fail-on", f"{limit.row}={limit.relative_l2:g}"]
+    if options.get("layers"):
+        words.append("--layers")
+    if judge is not None:
+        words += ["--judge", str(judge)]
+    if polygraphy is not None:
+        words += ["--polygraphy", str(polygraphy)]
+    return shlex.join(words)

@@ -1,0 +1,139 @@
+"""The reference's inputs and outputs in Polygraphy's own format, and a script that compares bundles with them.
+
+Polygraphy is a tool beside this one: it runs a component's graph in ONNX Runtime or TensorRT, and nothing here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import secrets
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.export.verify.recording import Call, Recording, ends
+from qwen_image_engine.export.verify.thresholds import Threshold, thresholds
+from qwen_image_engine.runtime.bundle.manifest import Manifest
+
+SCRIPT = "run.sh"
+
+_WORST_STEP = 4
+"""Polygraphy holds each run to its tolerance. Where a threshold is for the mean over steps, the last step is up to 3
+times as far off (`thresholds._INT8_STEP`)."""
+
+_HEAD = """\
+#!/bin/sh
+# Written by `qwen-image verify --polygraphy`: components of bundles, on the fp32 reference's inputs, against its
+# outputs. It stops at the first that is too far off. An SNR of x dB is a relative L2 of 10^(-x/20): 100 dB is 1e-5.
+#
+# The lines with --trt are comments. They need polygraphy and tensorrt on a machine with an NVIDIA GPU (see
+# `qwen-image doctor`), and graphs that TensorRT reads: those of `--target tensorrt-twin`, in float32. Graphs of
+# `--target cpu` hold nodes of com.microsoft, which it does not know. Nobody has run these lines yet.
+set -e
+cd "$(dirname "$0")"
+"""
+
+
+def check_polygraphy(folder: Path) -> None:
+    """Check before the work that the files can be written.
+
+    Raises:
+        QwenImageError: Polygraphy is not installed, or the folder holds something already or has no parent.
+    """
+    _polygraphy("json")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise QwenImageError(f"--polygraphy {folder}: is there already and not empty; name a new folder")
+    if not folder.parent.is_dir():
+        raise QwenImageError(
+            f"--polygraphy {folder}: no folder {folder.parent}; make it with: mkdir -p {folder.parent}"
+        )
+
+
+def write_polygraphy(folder: Path, recordings: Sequence[Recording], bundles: Mapping[Path, Manifest]) -> None:
+    """Write the first and the last call of each component in each case, and the script, whole or not at all.
+
+    Raises:
+        QwenImageError: they cannot be written.
+    """
+    calls: dict[str, list[Call]] = {}
+    for recording in recordings:
+        for component, found in recording.calls.items():
+            calls.setdefault(component, []).extend(ends(found))
+    temporary = folder.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        temporary.mkdir()
+        for component, found in calls.items():
+            _save(temporary, component, found)
+        script = temporary / SCRIPT
+        script.write_text(_HEAD + "\n".join(_lines(calls, bundles)), encoding="utf-8")
+        script.chmod(0o755)
+        temporary.replace(folder)
+    except OSError as error:
+        raise QwenImageError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save(folder: Path, component: str, calls: Sequence[Call]) -> None:
+    save_json = _polygraphy("json").save_json
+    results = _polygraphy("comparator").RunResults()
+    results.add([dict(call.outputs) for call in calls], runner_name="reference")
+    save_json([dict(call.inputs) for call in calls], str(folder / _inputs(component)))
+    save_json(results, str(folder / _outputs(component)))
+
+
+def _lines(calls: Mapping[str, Sequence[Call]], bundles: Mapping[Path, Manifest]) -> Iterator[str]:
+    for bundle, manifest in bundles.items():
+        limits = thresholds(manifest.target, manifest.precision, "onnxruntime")
+        assert limits is not None
+        yield f"\n# {manifest.target} {manifest.precision}"
+        yield f"BUNDLE={shlex.quote(str(bundle.resolve()))}"
+        for component, entry in manifest.components.items():
+            if component in calls:
+                run = f'polygraphy run "$BUNDLE/{entry.model}"'
+                against = (
+                    f"--load-inputs {_inputs(component)} --load-outputs {_outputs(component)} "
+                    f"--compare snr --snr-threshold {snr_db(limits[component]):.1f}"
+                )
+                yield f"{run} --onnxrt {against}"
+                yield f"# {run} --trt --strongly-typed {_profile(calls[component])} {against}"
+    yield ""
+
+
+def snr_db(threshold: Threshold) -> float:
+    """A threshold as the least ratio of signal to noise of every run, in dB: -20 log10 of relative L2."""
+    return -20 * math.log10(threshold.relative_l2 * (_WORST_STEP if threshold.over == "mean" else 1))
+
+
+def _profile(calls: Sequence[Call]) -> str:
+    """The smallest and the largest shapes of the inputs; the largest is what TensorRT chooses kernels for."""
+    shapes = {name: [call.inputs[name].shape for call in calls] for name in calls[0].inputs}
+    least, most = (
+        " ".join(f"{name}:[{','.join(str(pick(axes)) for axes in zip(*found, strict=True))}]" for name, found in every)
+        for pick, every in ((min, shapes.items()), (max, shapes.items()))
+    )
+    return f"--trt-min-shapes {least} --trt-opt-shapes {most} --trt-max-shapes {most}"
+
+
+def _inputs(component: str) -> str:
+    return f"{component}-inputs.json"
+
+
+def _outputs(component: str) -> str:
+    return f"{component}-outputs.json"
+
+
+def _polygraphy(module: str) -> Any:
+    try:
+        return importlib.import_module(f"polygraphy.{module}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "polygraphy":
+            raise
+        raise QwenImageError(
+            "polygraphy is not installed, and --polygraphy writes its files; install it with: "
+            "pip install 'polygraphy>=0.53'"
+        ) from None

@@ -1,0 +1,209 @@
+"""The result of verifying bundles: one row for each component and case, what else was asked for, and their JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from qwen_image_engine.export.verify.difference import Difference, finite, mean, worst
+from qwen_image_engine.export.verify.free_running import FreeRunning
+from qwen_image_engine.export.verify.judge import Judged
+from qwen_image_engine.export.verify.layers import Layers
+from qwen_image_engine.export.verify.limits import Limit
+from qwen_image_engine.export.verify.pictures import DrawnCase
+from qwen_image_engine.export.verify.recording import Recording
+from qwen_image_engine.export.verify.thresholds import Threshold
+
+FORMAT = "qwen-image-verify"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One component on one case.
+
+    Attributes:
+        component: as in the contract, or "teacher_forced" for whole steps.
+        case: name of the request.
+        runs: one for each step, each the worst over outputs; one where the component runs once.
+        threshold: what they are held to.
+        sigmas: of the steps; none where runs are no steps.
+    """
+
+    component: str
+    case: str
+    runs: tuple[Difference, ...]
+    threshold: Threshold
+    sigmas: tuple[float, ...] = ()
+
+    @property
+    def worst(self) -> Difference:
+        """The worst run."""
+        return worst(self.runs)
+
+    @property
+    def judged(self) -> Difference:
+        """What the threshold is for: the worst run, or the mean of them."""
+        return mean(self.runs) if self.threshold.over == "mean" else self.worst
+
+    @property
+    def passed(self) -> bool:
+        """Whether that is within the threshold."""
+        least = self.threshold.cosine
+        enough = least is None or self.judged.cosine >= least
+        return self.judged.relative_l2 <= self.threshold.relative_l2 and enough
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; a value that is not finite is null."""
+        return {
+            "case": self.case,
+            "passed": self.passed,
+            **_measures(self.judged),
+            **({"worst_step": _measures(self.worst)} if self.threshold.over == "mean" else {}),
+            **({"sigma_by_step": list(self.sigmas)} if self.sigmas else {}),
+            **({"relative_l2_by_step": [finite(run.relative_l2) for run in self.runs]} if len(self.runs) > 1 else {}),
+        }
+
+
+@dataclass(frozen=True)
+class RecordedCase:
+    """A request as it was recorded, without its images."""
+
+    name: str
+    prompt: str
+    width: int
+    height: int
+    seed: int
+    references: int
+    steps: int
+
+    @classmethod
+    def of(cls, recording: Recording) -> RecordedCase:
+        """Of what the reference ran."""
+        case, steps = recording.case, len(recording.steps)
+        return cls(case.name, case.prompt, case.width, case.height, case.seed, len(case.references), steps)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All rows of one bundle on one engine, and what else was measured of it.
+
+    Attributes:
+        bundle: its folder.
+        target: of the bundle.
+        precision: of the bundle.
+        engine: the backend.
+        engine_version: of its package.
+        checkpoint: its name.
+        config_sha256: of the checkpoint.
+        weights_sha256: of the checkpoint.
+        files: of the bundle, all of whose hashes were right.
+        cases: what was recorded.
+        rows: in the order they ran.
+        limits: what the caller holds rows to beside their thresholds.
+        free_running: the engine's own trajectories, one for each case.
+        layers: errors by layer, None where nobody asked for them.
+        judged: what the judge of `shapes` says of pictures, by kind of prompt; empty where nobody asked.
+        pictures: of every case, for a report; empty where nobody asked, and not in the JSON.
+    """
+
+    bundle: str
+    target: str
+    precision: str
+    engine: str
+    engine_version: str
+    checkpoint: str
+    config_sha256: str
+    weights_sha256: str
+    files: int
+    cases: tuple[RecordedCase, ...]
+    rows: tuple[Row, ...]
+    limits: tuple[Limit, ...] = ()
+    free_running: tuple[FreeRunning, ...] = ()
+    layers: Layers | None = None
+    judged: tuple[Judged, ...] = ()
+    pictures: tuple[DrawnCase, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every row did and every limit holds."""
+        return all(row.passed for row in self.rows) and all(map(self.holds, self.limits))
+
+    def judged_error(self, component: str) -> float:
+        """The relative L2 that a component's threshold is for, the worst of all cases."""
+        return max(row.judged.relative_l2 for row in self.rows if row.component == component)
+
+    def holds(self, limit: Limit) -> bool:
+        """Whether a row is within a limit."""
+        return self.judged_error(limit.row) <= limit.relative_l2
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"format": …, "passed": …, "components": [...]}`: each component's worst measures, and each case's."""
+        return {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "passed": self.passed,
+            "bundle": self.bundle,
+            "target": self.target,
+            "precision": self.precision,
+            "engine": self.engine,
+            "engine_version": self.engine_version,
+            "checkpoint": self.checkpoint,
+            "config_sha256": self.config_sha256,
+            "weights_sha256": self.weights_sha256,
+            "files": self.files,
+            "cases": [asdict(case) for case in self.cases],
+            "components": [self._component(name) for name in dict.fromkeys(row.component for row in self.rows)],
+            "limits": [
+                asdict(limit) | {"found": finite(self.judged_error(limit.row)), "passed": self.holds(limit)}
+                for limit in self.limits
+            ],
+            "free_running": [item.to_json() for item in self.free_running],
+            "layers": None if self.layers is None else self.layers.to_json(),
+            "judged": [item.to_json() for item in self.judged],
+        }
+
+    def _component(self, name: str) -> dict[str, Any]:
+        rows = [row for row in self.rows if row.component == name]
+        return {
+            "component": name,
+            "passed": all(row.passed for row in rows),
+            "threshold": rows[0].threshold.relative_l2,
+            "least_cosine": rows[0].threshold.cosine,
+            "judged_by": rows[0].threshold.over,
+            **_measures(worst(row.judged for row in rows)),
+            "cases": [row.to_json() for row in rows],
+        }
+
+
+@dataclass(frozen=True)
+class Verifications:
+    """Bundles of one checkpoint against one recording of it, in the order in which they were named.
+
+    Attributes:
+        bundles: one for each.
+        command: that asks for the same; "" of a result that was put together.
+        environment: machine, versions of packages, the time at which it began; neither this nor the command is in the
+            JSON.
+    """
+
+    bundles: tuple[Verification, ...]
+    command: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every bundle did."""
+        return all(bundle.passed for bundle in self.bundles)
+
+    def to_json(self) -> dict[str, Any]:
+        """One bundle's own document, or `{"format": …, "passed": …, "bundles": [...]}` with that of each."""
+        documents = [bundle.to_json() for bundle in self.bundles]
+        if len(documents) == 1:
+            return documents[0]
+        return {"format": FORMAT, "schema": SCHEMA, "passed": self.passed, "bundles": documents}
+
+
+def _measures(difference: Difference) -> dict[str, float | None]:
+    return {name: finite(value) for name, value in asdict(difference).items()}

@@ -1,0 +1,1 @@
+"""Weight files: external data, quantised weights, hashes."""

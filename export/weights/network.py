@@ -1,0 +1,62 @@
+"""What a network's weight file holds, for a recipe: its entries, before a byte is written."""
+
+from __future__ import annotations
+
+from qwen_image_engine.calibration.quantise.channel_scales import channel_scales
+from qwen_image_engine.calibration.quantise.network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.export.passes.quantised.smooth_modulation import factors_name, smoothed_by_modulation
+from qwen_image_engine.export.passes.quantised.value_scales import crosses_components, scales_name
+from qwen_image_engine.export.weights.quantised import (
+    Fp8Scale,
+    Fp8Weight,
+    InputFactors,
+    Int8Scales,
+    Int8Weight,
+    Rescaled,
+    RescaledWeight,
+    RowScales,
+)
+from qwen_image_engine.export.weights.weight_file import Entry, Stored
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import dims
+from qwen_image_engine.reference.load import read_tensors
+from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
+
+_FP8_SCALE = {"F16": "F32"}
+"""A weight's scale where the graph computes in fp16, which has no normal number for a weight that is below 0.03
+everywhere; the products take it in float32."""
+
+
+def network_weights(checkpoint: Checkpoint, network: str, dtype: str, quantised: QuantisedNetwork) -> list[Entry]:
+    """Entries for everything that the network's graphs read, in `dtype` (torch's name) where it is not quantised.
+
+    Raises:
+        QwenImageError: the tensors are not those of the network.
+    """
+    stored_dtype = next(name for name, torch_name in FLOAT_DTYPES.items() if torch_name == dtype)
+    tensors = {tensor.name: tensor for tensor in read_tensors(checkpoint, network)}
+    rows, columns = channel_scales(tensors, quantised)
+    sizes = dims(checkpoint)
+    entries: list[Entry] = [
+        RowScales(scales_name(pair), rows[pair.first], (sizes.heads, sizes.head_dim), stored_dtype)
+        for pair in quantised.pairs
+        if crosses_components(pair)
+    ]
+    entries += [
+        InputFactors(factors_name(name), columns[name], channels.readers[0].shape[1:], stored_dtype)
+        for name, channels in smoothed_by_modulation(quantised).items()
+    ]
+    for name, tensor in tensors.items():
+        linear = name.removesuffix(WEIGHT)
+        weight = Rescaled(tensor, rows.get(linear), columns.get(linear))
+        layer = quantised.layers.get(linear)
+        if layer is None:
+            plain = weight.rows is None and weight.columns is None
+            entries.append(Stored(tensor, stored_dtype) if plain else RescaledWeight(weight, stored_dtype))
+        elif layer.precision == "fp8":
+            fp8_weight = Fp8Weight(weight, _FP8_SCALE.get(stored_dtype, stored_dtype), quantised.inputs.get(linear))
+            entries += [fp8_weight, Fp8Scale(fp8_weight)]
+        else:
+            int8_weight = Int8Weight(weight, layer.rotation, stored_dtype, quantised.inputs.get(linear))
+            entries += [int8_weight, Int8Scales(int8_weight)]
+    return entries
