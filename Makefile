@@ -12,8 +12,7 @@ FOLDERS := calibration engines export reference runtime
 setup: $(STAMP)
 
 # The strict editable install lets mypy follow the mapped folders; it links the files it finds, hence the dependency on them.
-$(STAMP): pyproject.toml setup.py $(wildcard $(FOLDERS:%=%/*.py) reference/shapes/*.py runtime/commands/*.py \
-		runtime/report/*.py)
+$(STAMP): pyproject.toml setup.py $(shell find $(FOLDERS) -name '*.py')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 "setuptools>=77"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --config-settings editable_mode=strict \
@@ -21,7 +20,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard $(FOLDERS:%=%/*.py) reference/shape
 	touch $(STAMP)
 
 demo: setup
-	$(BIN)/python benchmarks/demo.py --checkpoint $(SHAPES) --output out/demo
+	$(BIN)/python -m benchmarks.quality.demo --checkpoint $(SHAPES) --output out/demo
 
 test: setup
 	$(BIN)/python -m pytest
@@ -38,11 +37,11 @@ typecheck-tensorrt: setup
 
 bench: setup
 	$(BIN)/qwen-image export -m $(SHAPES) out/bench/bundle
-	$(BIN)/python benchmarks/picture.py --bundle out/bench/bundle
-	$(BIN)/python benchmarks/bench_quality.py --bundle out/bench/bundle
-	$(BIN)/python benchmarks/quantisation.py
+	$(BIN)/python -m benchmarks.speed.picture --bundle out/bench/bundle
+	$(BIN)/python -m benchmarks.quality.bench_quality --bundle out/bench/bundle
+	$(BIN)/python -m benchmarks.quantisation.run
 	$(BIN)/qwen-image export -m $(SHAPES) out/bench/int8 --precision int8
-	$(BIN)/python benchmarks/calibration_inputs.py out/bench/inputs
+	$(BIN)/python -m benchmarks.common.calibration_inputs out/bench/inputs
 	$(BIN)/qwen-image calibrate -m $(SHAPES) out/bench/calibration --prompts out/bench/inputs/prompts.txt \
 		--images out/bench/inputs/images --reference-resolution 192 --steps 20 \
 		--size 128x128 192x192 256x256 192x128 128x192 --precision fp8 --target-error 0.0235
@@ -50,19 +49,19 @@ bench: setup
 		--calibration out/bench/calibration
 	$(BIN)/qwen-image export -m $(SHAPES) out/bench/twin-fp8 --target tensorrt-twin --precision fp8 \
 		--calibration out/bench/calibration --recipe out/bench/calibration/recipe-tensorrt-fp8.json
-	$(BIN)/python benchmarks/judge.py out/bench/bundle out/bench/int8 out/bench/twin-fp8 out/bench/twin-int8
-	$(BIN)/python benchmarks/speed.py --profile
-	$(BIN)/python benchmarks/attention.py
-	$(BIN)/python benchmarks/references.py
-	$(BIN)/python benchmarks/modes.py
-	$(BIN)/python benchmarks/rotations.py
-	$(BIN)/python benchmarks/export_memory.py --work out/bench/memory --output benchmarks/results/export_memory.json
-	$(BIN)/python benchmarks/shapes.py
-	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python -m benchmarks.quality.judge out/bench/bundle out/bench/int8 out/bench/twin-fp8 out/bench/twin-int8
+	$(BIN)/python -m benchmarks.speed.run --profile
+	$(BIN)/python -m benchmarks.speed.attention
+	$(BIN)/python -m benchmarks.speed.reference_images
+	$(BIN)/python -m benchmarks.quality.modes
+	$(BIN)/python -m benchmarks.quantisation.rotations
+	$(BIN)/python -m benchmarks.full_size.export_memory --work out/bench/memory --output benchmarks/results/export_memory.json
+	$(BIN)/python -m benchmarks.quality.shapes
+	$(BIN)/python -m benchmarks.quality.parity
 
 # The figures of README.md and docs/, from benchmarks/results/; the tests fail where they differ.
 docs: setup
-	$(BIN)/python benchmarks/documents.py
+	$(BIN)/python -m benchmarks.documents.write
 
 clean:
 	rm -rf $(VENV) build out *.egg-info

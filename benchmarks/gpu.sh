@@ -28,7 +28,7 @@ printf 'Metadata-Version: 2.1\nName: qwen-image-engine\nVersion: %s\n' "$version
 for folder in calibration engines export reference runtime; do
     ln -s "$here/$folder" "$packages/qwen_image_engine/$folder"
 done
-PYTHONPATH="$packages${PYTHONPATH:+:$PYTHONPATH}" "$python" "$here/benchmarks/gpu.py" "$@" &
+PYTHONPATH="$packages:$here${PYTHONPATH:+:$PYTHONPATH}" "$python" -m benchmarks.gpu.run "$@" &
 child=$!
 trap 'kill "$child" 2> /dev/null' INT TERM
 status=0

@@ -49,7 +49,7 @@ def with_outliers(
     def checkpoints(name: str) -> tuple[Path, Path]:
         from safetensors.torch import load_file, save_file
 
-        from qwen_image_engine.benchmarks.quantisation.outliers import write_with_outliers
+        from benchmarks.quantisation.outliers import write_with_outliers
 
         if name not in written:
             folder = tmp_path_factory.mktemp(name)
@@ -124,7 +124,7 @@ def exported(
 
 @pytest.fixture
 def within(record_property: Callable[[str, object], None]) -> Callable[[str, float, float], None]:
-    """`within(figure, found, limit)`: asserts, and leaves both for `benchmarks/parity.py` to report."""
+    """`within(figure, found, limit)`: asserts, and leaves both for `benchmarks/quality/parity.py` to report."""
 
     def check(figure: str, found: float, limit: float) -> None:
         record_property(figure, (float(found), limit))

@@ -19,7 +19,7 @@ def test_figures_are_those_of_the_results() -> None:
 
 def test_a_drift_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    from documents import written
+    from benchmarks.documents.write import written
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = re.sub(r"(?<=worst )\d", "9", text, count=1)

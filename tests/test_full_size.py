@@ -1,4 +1,4 @@
-"""benchmarks/full_size.py on a checkpoint of 0.2 GB: the code that makes and measures the one of 33 GB."""
+"""benchmarks/full_size/run.py on a checkpoint of 0.2 GB: the code that makes and measures the one of 33 GB."""
 
 import json
 from collections.abc import Iterator
@@ -26,8 +26,8 @@ def _benchmarks() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the checkpoint, made as a whole."""
-    from full_size_checkpoint import write_checkpoint
-    from released_configs import small_configs
+    from benchmarks.common.released_configs import small_configs
+    from benchmarks.full_size.checkpoint import write_checkpoint
 
     folder = tmp_path_factory.mktemp("full-size")
     made = write_checkpoint(folder / "checkpoint", small_configs(), turbo=True)
@@ -42,7 +42,7 @@ def exports(work: Path) -> list[dict[str, Any]]:
 
 def full_size(work: Path, subcommand: str, *arguments: object) -> dict[str, Any]:
     """The result that a subcommand writes."""
-    from full_size import main
+    from benchmarks.full_size.run import main
 
     output = work / "results"
     before = set(output.glob("*"))
@@ -76,8 +76,8 @@ def test_values_are_near_what_keeps_activations_in_order(work: Path) -> None:
 
 
 def test_making_it_again_writes_what_is_missing_alone(work: Path) -> None:
-    from full_size_checkpoint import write_checkpoint
-    from released_configs import small_configs
+    from benchmarks.common.released_configs import small_configs
+    from benchmarks.full_size.checkpoint import write_checkpoint
 
     folder = work / "checkpoint"
     files = sorted(folder.rglob("*.safetensors"))

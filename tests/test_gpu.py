@@ -111,10 +111,10 @@ def test_engines_compute_the_same_step(dry_run: dict[str, Any]) -> None:
 
 def test_diffusers_computes_the_same_step() -> None:
     pytest.importorskip("diffusers")
-    from gpu_network import eager, make_case, prefix_inputs, random_transformer
-    from gpu_peers import Diffusers
-    from gpu_work import relative_l2
-    from released_configs import small_configs
+    from benchmarks.common.released_configs import small_configs
+    from benchmarks.gpu.network import eager, make_case, prefix_inputs, random_transformer
+    from benchmarks.gpu.peers import Diffusers
+    from benchmarks.gpu.work import relative_l2
 
     network = random_transformer(small_configs()["transformer"], torch.device("cpu"), torch.float32)
     case = make_case(network, 4, prefix_inputs(network, 5))
@@ -137,9 +137,8 @@ def test_bf16_is_compared_component_by_component(dry_run: dict[str, Any]) -> Non
 
 
 def test_what_is_compared_has_room_in_the_profiles() -> None:
-    from gpu_engine_parity import compared_shapes
-    from gpu_parity import component_inputs
-
+    from benchmarks.gpu.engine_parity import compared_shapes
+    from benchmarks.gpu.parity import component_inputs
     from qwen_image_engine.engines.core.contract import contract
     from qwen_image_engine.engines.plans.profile_choice import choose_profile
     from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
@@ -161,11 +160,12 @@ def test_tensorrt_is_asked_for_what_the_graphs_hold(
 ) -> None:
     """Exported with synthetic scales and built, on a TensorRT that is played."""
     from fake_tensorrt import FakeTensorRT
-    from gpu_network import random_transformer
-    from gpu_tensorrt import TensorRt, shapes_of
-    from gpu_ways import Budget
     from played_builder import PlayedBuilder
-    from released_configs import small_configs
+
+    from benchmarks.common.released_configs import small_configs
+    from benchmarks.gpu.network import random_transformer
+    from benchmarks.gpu.tensorrt import TensorRt, shapes_of
+    from benchmarks.gpu.timings import Budget
 
     fake = FakeTensorRT(tensorrt_stub)
     PlayedBuilder(fake)
@@ -209,11 +209,12 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("tokens", "prefix"), [(16, 7), (36, 20)])
 def test_operations_are_those_that_torch_counts(tokens: int, prefix: int) -> None:
-    from gpu_network import eager, make_case, prefix_inputs, random_transformer
-    from gpu_work import prefix_flop, step_flop
-    from released_configs import small_configs
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks.common.released_configs import small_configs
+    from benchmarks.gpu.network import eager, make_case, prefix_inputs, random_transformer
+    from benchmarks.gpu.work import prefix_flop, step_flop
 
     network = random_transformer(small_configs()["transformer"], torch.device("cpu"), torch.float32)
     states = prefix_inputs(network, prefix)
@@ -228,9 +229,9 @@ def test_operations_are_those_that_torch_counts(tokens: int, prefix: int) -> Non
 
 
 def small_steps(budget: float = 50.0) -> Any:
-    from gpu_network import random_transformer
-    from gpu_ways import Budget, Steps
-    from released_configs import small_configs
+    from benchmarks.common.released_configs import small_configs
+    from benchmarks.gpu.network import random_transformer
+    from benchmarks.gpu.timings import Budget, Steps
 
     network = random_transformer(small_configs()["transformer"], torch.device("cpu"), torch.float32)
     return Steps(network, [4], 5, Budget(budget))
@@ -241,8 +242,8 @@ def broken(*arguments: Any) -> Any:
 
 
 def test_what_would_not_end_in_time_is_a_row() -> None:
-    from gpu_network import eager
-    from gpu_ways import Once, Way
+    from benchmarks.gpu.network import eager
+    from benchmarks.gpu.timings import Once, Way
 
     steps, once = small_steps(), Once(broken)
     ways = [
@@ -274,7 +275,7 @@ def test_what_would_not_end_in_time_is_a_row() -> None:
 def test_what_fails_leaves_the_other_rows(
     fails: str, also: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gpu
+    from benchmarks.gpu import run as gpu
 
     monkeypatch.setattr(fails, broken)
     monkeypatch.setattr(also, broken)
@@ -301,7 +302,7 @@ def test_what_fails_leaves_the_other_rows(
 
 
 def test_the_file_is_whole_after_every_row(tmp_path: Path) -> None:
-    from gpu_record import Record
+    from benchmarks.gpu.record import Record
 
     file = tmp_path / "new" / "gpu.json"
     record = Record(file, {"what": "a test"})
@@ -321,10 +322,10 @@ def test_the_file_is_whole_after_every_row(tmp_path: Path) -> None:
 
 
 def test_an_engine_is_closed_before_the_next_is_made(tmp_path: Path) -> None:
-    from gpu import timed_engine
-    from gpu_network import eager
-    from gpu_record import Record
-    from gpu_ways import Way
+    from benchmarks.gpu.network import eager
+    from benchmarks.gpu.record import Record
+    from benchmarks.gpu.run import timed_engine
+    from benchmarks.gpu.timings import Way
 
     steps, events = small_steps(), []
 
@@ -344,7 +345,7 @@ def test_an_engine_is_closed_before_the_next_is_made(tmp_path: Path) -> None:
 
 
 def test_an_engines_memory_is_what_came_beside_what_was_held() -> None:
-    from gpu_memory import Held
+    from benchmarks.gpu.memory import Held
 
     used = [100]
     held = Held(torch.device("cpu"), lambda device: used[0])
@@ -388,7 +389,7 @@ import gpu
 
 
 def test_the_table_is_made_from_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from document_gpu import gpu as gpu_tables
+    from benchmarks.documents.gpu import gpu as gpu_tables
 
     monkeypatch.setattr("document_tables.RESULTS", tmp_path)
     assert gpu_tables() == "No result of a GPU has been committed yet.\n"
@@ -429,13 +430,13 @@ def test_the_table_is_made_from_the_result(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_kernels_by_their_names(kernel: str, kind: str) -> None:
-    from gpu_profile import kind_of
+    from benchmarks.gpu.profile import kind_of
 
     assert kind_of(kernel) == kind
 
 
 def test_p90_of_ten_is_the_ninth() -> None:
-    from gpu_work import Times
+    from benchmarks.gpu.work import Times
 
     assert Times(0.0, tuple(map(float, range(10)))).p90_ms == 8
     assert Times(0.0, tuple(map(float, range(20)))).p90_ms == 17

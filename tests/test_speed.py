@@ -1,4 +1,4 @@
-"""benchmarks/speed.py at a small width: every way computes the step, and profiles know what an operator is."""
+"""benchmarks/speed/run.py at a small width: every way computes the step, and profiles know what an operator is."""
 
 import json
 import subprocess
@@ -44,7 +44,7 @@ def test_every_way_is_timed_and_profiled(tmp_path: Path, monkeypatch: pytest.Mon
 
     # What an operator is called decides its kind: the graph's own names, each counted as a second.
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from operator_times import by_kind
+    from benchmarks.speed.operator_times import by_kind
 
     nodes = onnx.load(tmp_path / "work/bundle/transformer/step.onnx", load_external_data=False).graph.node
     kinds = by_kind((f"{node.op_type} {node.name}", 1.0) for node in nodes)["kinds"]

@@ -54,8 +54,8 @@ class Quantisation:
         return {rule.precision for rule in self.rules} - {HIGH}
 
 
-# benchmarks/rotations.py: on outliers the step from 16 channels to 64 takes a third off the error, that to 256 little
-# more, while a rotation multiplies each channel by as many as are rotated together.
+# benchmarks/quantisation/rotations.py: on outliers the step from 16 channels to 64 takes a third off the error, that to
+# 256 little more, while a rotation multiplies each channel by as many as are rotated together.
 _LARGEST_ROTATION = 64
 
 

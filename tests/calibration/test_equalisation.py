@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qwen_image_engine.benchmarks.quantisation.naive_w8a8 import quantise_naively
+from benchmarks.quantisation.naive_w8a8 import quantise_naively
 from qwen_image_engine.calibration.quantise.channel_scales import EqualisedPair
 from qwen_image_engine.calibration.quantise.equalisation import equalising_scales, for_heads, shared_by_heads
 from qwen_image_engine.calibration.quantise.network import WEIGHT, quantised_network

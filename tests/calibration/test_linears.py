@@ -19,7 +19,7 @@ def released() -> Transformer:
     """The released transformer, without values."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        from released_configs import released_configs
+        from benchmarks.common.released_configs import released_configs
     with torch.device("meta"):
         return Transformer(TransformerConfig.from_json(released_configs()["transformer"], "released"))
 

@@ -218,7 +218,7 @@ def test_the_twin_is_near_torch(
 def test_planted_outliers_are_smoothed_away(static_bundle: Bundles, errors: Errors, component: str) -> None:
     found = errors(static_bundle("narrow", "tensorrt-twin", "int8", outliers=True), component)
     # The same network through plain W8A8 is below 0.9 (tests/calibration/test_equalisation.py). A few hundred channels
-    # and one prompt's calibration do less well than `shapes`, which benchmarks/quantisation.py measures.
+    # and one prompt's calibration do less well than `shapes`, which benchmarks/quantisation/run.py measures.
     assert found.cosine >= 0.995
 
 

@@ -1,4 +1,7 @@
-"""How often a pipeline fulfils held-out prompts: `python -m qwen_image_engine.reference.shapes.judge.evaluate CHECKPOINT`."""
+"""The share of held-out prompts that a pipeline fulfils.
+
+python -m qwen_image_engine.reference.shapes.judge.evaluate CHECKPOINT
+"""
 
 import argparse
 import json

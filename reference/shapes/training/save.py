@@ -22,9 +22,10 @@ license: apache-2.0
 
 # shapes
 
-A small checkpoint in the layout of Qwen-Image-2.1, trained from scratch by `qwen_image_engine.reference.shapes.training.train`
-on pictures that the recipe draws itself. It draws one to three coloured shapes on a 3x3 grid, on coloured or
-transparent grounds, from prompts in English and Chinese, 128 to 256 pixels a side, and edits one or two such pictures.
+A small checkpoint in the layout of Qwen-Image-2.1, trained from scratch by
+`qwen_image_engine.reference.shapes.training.train` on pictures that the recipe draws itself. It draws one to three
+coloured shapes on a 3x3 grid, on coloured or transparent grounds, from prompts in English and Chinese, 128 to 256
+pixels a side, and edits one or two such pictures.
 The language model's head is present, as the layout wants it, and untrained.
 """
 # Renders a conversation as the released processor's template does; nothing else of that template is used.

@@ -351,7 +351,7 @@ def test_the_benchmark_compares_both_loops(
     make_bundle: MakeBundle, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
-    from gpu_loop import COUNT, STEPS, kernel_row, loop_row
+    from benchmarks.gpu.loop import COUNT, STEPS, kernel_row, loop_row
 
     assert COUNT % 256
     assert kernel_row() == {"way": "Euler kernel", "steps": STEPS, "equal": True, "fault_found": True}

@@ -1,0 +1,1 @@
+"""Benchmarks: each room's programs run from the repository's top, as in `python -m benchmarks.speed.run`."""

@@ -1,0 +1,1 @@
+"""Figures of README.md and docs/, written from benchmarks/results/."""

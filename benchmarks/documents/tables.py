@@ -1,0 +1,308 @@
+"""Tables of README.md and docs/, from the committed results."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.common.paths import RESULTS
+
+
+def result(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+ONNXRUNTIME, OPENVINO = "ONNX Runtime int8", "OpenVINO int8, rest bf16"
+
+
+def speed_ratio(tokens: int, way: str, base: str = "bf16", file: str = "speed") -> str:
+    """How many times faster than diffusers a way takes a step."""
+    (row,) = (row for row in result(file)["results"] if (row["tokens"], row["way"]) == (tokens, way))
+    return f"{row['times_faster_than'][f'diffusers {base}']['ratio_of_medians']:.2f}x"
+
+
+def speed() -> str:
+    """Cached steps at the released width, by size and way."""
+    return _speed("speed")
+
+
+def speed_zen4() -> str:
+    """The same on another processor."""
+    return _speed("speed-zen4")
+
+
+def _speed(file: str) -> str:
+    return markdown(
+        ("tokens + prefix", "way", "seconds", "x diffusers fp32", "x diffusers bf16", "error"),
+        (
+            (
+                f"{row['tokens']} + {row['prefix']}",
+                row["way"],
+                f"{row['median_s']:.2f}",
+                *(
+                    f"{row['times_faster_than'][f'diffusers {base}']['ratio_of_medians']:.2f}"
+                    for base in ("fp32", "bf16")
+                ),
+                f"{row['relative_l2']:.1%}" if row["relative_l2"] > 1e-4 else f"{row['relative_l2']:.0e}",
+            )
+            for row in result(file)["results"]
+        ),
+    )
+
+
+def profile() -> str:
+    """Shares of the time of a step by kind of operator."""
+    found = result("speed")["profiles"]
+    kinds = list(found[0]["kinds"])
+    return markdown(
+        ("tokens + prefix", "engine", *kinds),
+        (
+            (
+                f"{row['tokens']} + {row['prefix']}",
+                row["way"],
+                *(f"{row['kinds'][kind]['share']:.1%}" for kind in kinds),
+            )
+            for row in found
+        ),
+    )
+
+
+def attention() -> str:
+    """One block's attention on every engine."""
+    return markdown(
+        ("way", "seconds", "GFLOP/s", "error"),
+        (
+            (row["way"], f"{row['median_s']:.2f}", f"{row['gflop_per_s']:.0f}", f"{row['relative_l2']:.0e}")
+            for row in result("attention")["results"]
+        ),
+    )
+
+
+def references() -> str:
+    """A step after a reference image, on every engine."""
+    return markdown(
+        ("engine", "step after text", "after text and image", "ratio", "recomputed", "the image's pass"),
+        (
+            (
+                name,
+                *(f"{found['medians_s'][step]:.2f} s" for step in ("step after text", "step after text and image")),
+                f"{found['cached_to_text']:.2f}x",
+                f"{found['recomputed_to_text']:.2f}x",
+                f"{found['medians_s']['pass of the image']:.2f} s",
+            )
+            for name, found in result("references")["engines"].items()
+        ),
+    )
+
+
+def mask() -> str:
+    """Attention of a reference image's pass, with one mask over all and without."""
+    found = result("references")["attention of the pass in one block"]
+    return markdown(
+        ("attention", "seconds", "peak memory"),
+        (
+            (name, f"{seconds:.2f}", f"{found['peak_bytes'][name] / 1e9:.2f} GB")
+            for name, seconds in found["medians_s"].items()
+        ),
+    )
+
+
+def modes() -> str:
+    """What each mode cost on the small checkpoint, by stage; again: all before the first step of a second seed."""
+    stages = {"references_s": "references", "encode_s": "encode", "prefix_s": "prefix", "step_s": "step"}
+    return markdown(
+        ("mode", "prompt", "size", "tokens before the target", *(f"{name}, ms" for name in stages.values()), "again"),
+        (
+            (
+                row["mode"],
+                row["prompt"],
+                "x".join(map(str, row["size"])),
+                str(row["prefix_tokens"]),
+                *(f"{row['timings'][stage] * 1000:.0f}" for stage in stages),
+                f"{sum(row['timings_of_the_second_seed'][stage] for stage in list(stages)[:3]) * 1000:.0f}",
+            )
+            for row in result("modes")["results"]
+        ),
+    )
+
+
+def rotations() -> str:
+    """One product with outliers, by the size of the rotation."""
+    return markdown(
+        ("channels rotated together", "relative error"),
+        ((str(row["rotation"]), f"{row['relative_l2']:.1%}") for row in result("rotations")["results"]),
+    )
+
+
+def quantisation() -> str:
+    """Every way on every checkpoint."""
+    return markdown(
+        ("checkpoint", "way", "step cosine", "teacher-forced", "worst step"),
+        (
+            (
+                row["checkpoint"],
+                row["way"],
+                f"{row['step_cosine_mean']:.5f}",
+                f"{row['teacher_forced_relative_l2_mean']:.1%}",
+                f"{row['teacher_forced_relative_l2_worst']:.1%}",
+            )
+            for row in result("quantisation")["rows"]
+        ),
+    )
+
+
+def shapes() -> str:
+    """Held-out prompts and edits that the small checkpoint fulfils."""
+    found = result("shapes")
+    aims = {"one or two shapes": "90%", "three shapes": "75%", "edits": "85%"}
+    rows = [(name, f"{found[name]['rate']:.1%} of {found[name]['tried']}", aim) for name, aim in aims.items()]
+    kept = ("pixels that edits keep", f"{found['edits']['kept']:.1%}", "95%")
+    return markdown(("prompts", "fulfilled", "aim"), (*rows, kept))
+
+
+def edits() -> str:
+    """The same edits by kind."""
+    found = result("shapes")["edits"]
+    return markdown(
+        ("kind", "fulfilled", "kept"),
+        ((kind, f"{rate:.0%}", f"{found['kept_kinds'][kind]:.1%}") for kind, rate in found["kinds"].items()),
+    )
+
+
+def judge() -> str:
+    """Bundles on held-out prompts."""
+    rows = result("judge")["results"]
+    kinds = list(rows[0]["pictures"])
+    return markdown(
+        ("target, precision", "step cosine", "teacher-forced", "worst step", *kinds, "edits", "step cosine", "kept"),
+        (
+            (
+                f"{row['target']} {row['precision']}",
+                f"{row['step']['cosine_mean']:.5f}",
+                f"{row['teacher_forced']['relative_l2_mean']:.1%}",
+                f"{row['teacher_forced']['relative_l2_worst_step']:.1%}",
+                *(
+                    f"{row['pictures'][kind]['rate']:.1%} "
+                    f"({', '.join(str(seed['fulfilled']) for seed in row['pictures'][kind]['seeds'])} "
+                    f"of {row['pictures'][kind]['seeds'][0]['tried']})"
+                    for kind in kinds
+                ),
+                f"{row['edits']['rate']:.1%}",
+                f"{row['edits']['step']['cosine_mean']:.5f}",
+                f"{row['edits']['kept']:.1%}",
+            )
+            for row in rows
+        ),
+    )
+
+
+def bench_quality() -> str:
+    """How well `bench` measures, beside what it is held to."""
+    if not (RESULTS / "bench-quality.json").is_file():
+        return "No result of an idle machine has been committed yet.\n"
+    found = result("bench-quality")
+    planted, twice, memory = found["planted"], found["two runs of one bundle"], found["memory"]
+    rows = [
+        ("the clock's share of a step", f"{found['overhead']['share']:.3%}", "below 1%"),
+        ("peak of the process, against the system's", f"{memory['difference']:.1%} off", "5%"),
+        ("the highest stage's peak, against the same", f"{memory['difference of the highest stage']:.1%} off", "5%"),
+    ]
+    for slowdown, aim in ((1.10, "slower"), (1.01, "not slower")):
+        verdicts = [row["verdict"] for row in planted if row["slowdown"] == slowdown]
+        told = ", ".join(f"{verdict} {verdicts.count(verdict)}" for verdict in dict.fromkeys(verdicts))
+        rows.append((f"an engine slowed by {slowdown - 1:.0%}, {len(verdicts)} times", told, aim))
+    for stage in dict.fromkeys(row["stage"] for row in twice):
+        held = [row["interval holds 1"] is True for row in twice if row["stage"] == stage]
+        rows.append(
+            (f"two runs of one bundle, {stage}", f"1 within the spread in {sum(held)} of {len(held)}", "9 of 10")
+        )
+        changes = [row["change"] for row in twice if row["stage"] == stage]
+        told = ", ".join(f"{change} {changes.count(change)}" for change in dict.fromkeys(changes))
+        rows.append((f"`compare` on them, {stage}", told, "neither faster nor slower"))
+    return markdown(("what", "found", "aim"), rows)
+
+
+def full_size_export() -> str:
+    """Exports of the released sizes, each figure beside what `plan` said."""
+
+    def both(found: float, predicted: float, unit: str, scale: float) -> str:
+        return f"{found / scale:.2f} {unit} ({predicted / scale:.2f})"
+
+    return markdown(
+        ("target", "weights", "step graph", "whole (predicted)", "peak resident (predicted)", "written (predicted)"),
+        (
+            (
+                f"{item['target']} {item['precision']}",
+                item["weights"],
+                f"{item['stages']['graph of step']:.0f} s",
+                both(item["process_s"], item["predicted"]["seconds"], "min", 60),
+                both(item["process_peak"]["resident_bytes"], item["predicted"]["peak_bytes"], "GB", 1e9),
+                both(item["written_bytes"], item["predicted"]["written_bytes"], "GB", 1e9),
+            )
+            for item in result("full-size-export")["exports"]
+        ),
+    )
+
+
+def full_size_run() -> str:
+    """Two pictures of one prompt on each engine."""
+    kinds = ("load_s", "encode_s", "prefix_s", "first_step_s", "step_s", "decode_s", "total_s")
+    return markdown(
+        ("engine", "picture", *(kind.removesuffix("_s").replace("_", " ") for kind in kinds), "peak"),
+        (
+            (
+                engine,
+                name,
+                *(f"{picture['seconds'][kind]:.1f} s" for kind in kinds),
+                f"{max(peak['anonymous_bytes'] for peak in picture['peaks'].values()) / 1e9:.2f} GB",
+            )
+            for engine in ("onnxruntime", "openvino")
+            for name, picture in zip(
+                ("first", "another seed"), result(f"full-size-run-{engine}")["pictures"], strict=True
+            )
+        ),
+    )
+
+
+def full_size_peaks() -> str:
+    """Peaks of stages in ONNX Runtime beside what `plan` said."""
+    runs = [("512x512", result("full-size-run-onnxruntime")["pictures"][0], result("full-size-run-onnxruntime"))]
+    for name in ("step-1024", "step-2048", "decode-2048"):
+        found = result(f"full-size-{name}-onnxruntime")
+        runs.append((f"{found['size']}x{found['size']}", found, found))
+    rows = []
+    for size, found, document in runs:
+        for stage, predicted in document["predicted"].items():
+            peaks = [
+                peak["anonymous_bytes"] for key, peak in found["peaks"].items() if key.split()[1].startswith(stage)
+            ]
+            if peaks:
+                rows.append((size, stage, f"{max(peaks) / 1e9:.2f} GB", f"{predicted / 1e9:.2f} GB"))
+    return markdown(("picture", "stage", "peak", "predicted"), rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    table.__name__: table
+    for table in (
+        speed,
+        speed_zen4,
+        profile,
+        attention,
+        rotations,
+        quantisation,
+        shapes,
+        edits,
+        judge,
+        references,
+        mask,
+        modes,
+        bench_quality,
+        full_size_export,
+        full_size_run,
+        full_size_peaks,
+    )
+}

@@ -1,0 +1,1 @@
+"""Exports and pictures at the released model's size."""

@@ -1,0 +1,117 @@
+"""The sampler's steps on the device: its kernel bit for bit, and TensorRT's steps taken there against the host's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common.paths import ROOT
+from benchmarks.gpu.timings import Row
+from benchmarks.gpu.work import p90
+from qwen_image_engine.engines.core.loop import LoopingEngine, LoopInputs
+from qwen_image_engine.engines.cuda.buffer import DeviceBuffer
+from qwen_image_engine.engines.cuda.driver import device_facts
+from qwen_image_engine.engines.cuda.euler_kernel import NEVER, EulerKernel
+from qwen_image_engine.engines.cuda.memory import CudaContext
+from qwen_image_engine.engines.cuda.stream import CudaStream
+from qwen_image_engine.runtime.sampling.euler import euler, guide
+
+KERNEL_SECONDS = 60.0
+STEPS = 8
+COUNT = 4096 * 64 + 3
+"""Elements of 1024x1024, and a block that is not full."""
+
+SIGMAS = np.linspace(1, 0, STEPS + 1, dtype=np.float32)
+GUIDANCE = 3.5
+
+
+def kernel_row() -> Row:
+    """Guided steps of the kernel against numpy's, and one whose velocity is not finite.
+
+    Raises:
+        QwenImageError: there is no GPU, or it refuses the kernel.
+    """
+    device_facts()
+    context = CudaContext.open()
+    stream, kernel = CudaStream(context), EulerKernel(context)
+    rng = np.random.default_rng(0)
+    latents, toward, away = (rng.standard_normal(COUNT, np.float32) for _ in range(3))
+    fault = np.array([NEVER], np.uint32)
+    arrays = latents, toward, away, fault
+    buffers = [DeviceBuffer(context, array.nbytes) for array in arrays]
+    for buffer, array in zip(buffers, arrays, strict=True):
+        buffer.upload(stream, array)
+    places = dict(zip(("latents", "toward", "away", "fault"), (item.device.address for item in buffers), strict=True))
+
+    def step(index: int) -> None:
+        delta = float(SIGMAS[index + 1] - SIGMAS[index])
+        kernel.launch(stream.handle, **places, guidance=GUIDANCE, delta=delta, count=COUNT, step=index)
+
+    def read(index: int) -> Any:
+        found = np.empty_like(arrays[index])
+        buffers[index].download(stream, found.nbytes)
+        stream.synchronise()
+        buffers[index].read(found)
+        return found
+
+    for index in range(STEPS):
+        step(index)
+    slope = guide(toward, away, GUIDANCE)
+    *_, last = euler(lambda values, sigma: slope, latents, SIGMAS)
+    equal, finite = np.array_equal(read(0), last.latents), int(read(3)[0]) == NEVER
+    toward[-1] = np.nan
+    buffers[1].upload(stream, toward)
+    for index in (5, 2):
+        step(index)
+    return {"way": "Euler kernel", "steps": STEPS, "equal": equal, "fault_found": finite and int(read(3)[0]) == 2}
+
+
+def kernel_row_apart() -> Row:
+    """`kernel_row` of a process of its own: a fault in it would end the context that every other row is measured in.
+
+    Raises:
+        RuntimeError: there is none; its text says why.
+    """
+    code = "import json; from benchmarks.gpu.loop import kernel_row; print(json.dumps(kernel_row()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=KERNEL_SECONDS
+    )
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    return dict(json.loads(done.stdout))
+
+
+def loop_row(engine: LoopingEngine, inputs: Mapping[str, Any]) -> Row:
+    """Milliseconds a step, each of the second time: on the device (by its clock and by the host's) and by the host.
+
+    Args:
+        engine: of the step.
+        inputs: of one step, keys and values on the device.
+    """
+    latents, features = inputs["latents"], inputs["time_features"]
+    fixed = {name: values for name, values in inputs.items() if name not in ("latents", "time_features")}
+    asked = LoopInputs(latents, SIGMAS, np.repeat(features, STEPS, axis=0), (fixed,), 1.0)
+    found: Row = {"steps": STEPS}
+    for _ in range(2):
+        began = perf_counter()
+        loop = engine.loop(asked)
+        for _ in range(STEPS):
+            loop.step()
+        result = loop.finish()
+        found["device_loop_ms"] = 1000 * (perf_counter() - began) / STEPS
+        found["device_run_ms"] = 1000 * median(result.seconds)
+        found["device_run_p90_ms"] = 1000 * p90(result.seconds)
+    for _ in range(2):
+        began = perf_counter()
+        *_, last = euler(lambda values, sigma: engine.run({**inputs, "latents": values})["velocity"], latents, SIGMAS)
+        found["host_loop_ms"] = 1000 * (perf_counter() - began) / STEPS
+    found["equal"] = bool(np.array_equal(result.latents, last.latents))
+    found["finite"] = result.not_finite is None
+    return found

@@ -1,0 +1,105 @@
+"""How far the reference in bf16 on the device, and engines on it, are from the reference in fp32 there."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gpu.timings import guarded
+from benchmarks.gpu.work import relative_l2
+from qwen_image_engine.engines.core.contract import Contract, contract, split_axis
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK, components, dims, forward, load_network
+
+SIZES = {"batch": 1, "text": 77, "prefix": 60, "tokens": 256, "height": 16, "width": 16, "image": 64, "slots": 16}
+MASKED_TEXTS = (77, 76, 80)
+"""Lengths of a text behind an image, whose attention has a mask: kernels differ by what divides the number of keys,
+here 201, 200 and 204."""
+
+POSITIONS = 16
+"""Rows of the vision tower's table that are read; every table has more."""
+
+Rows = Iterator[dict[str, Any]]
+
+
+def component_inputs(spec: Contract, text: int = SIZES["text"]) -> dict[str, np.ndarray]:
+    """Random arrays of a contract's inputs, for a text of so many tokens; cosines and sines are of the same angles."""
+    rng = np.random.default_rng(0)
+    sizes = {**SIZES, "text": text}
+    arrays: dict[str, np.ndarray] = {}
+    for port in spec.inputs:
+        shape = [axis if isinstance(axis, int) else _length(axis, sizes) for axis in port.shape]
+        integers = port.dtype == "int64"
+        arrays[port.name] = rng.integers(0, POSITIONS, shape) if integers else rng.standard_normal(shape, np.float32)
+    for name in [name for name in arrays if name.endswith("cos")]:
+        angles = 3 * arrays[name]
+        arrays[name], arrays[name.removesuffix("cos") + "sin"] = np.cos(angles), np.sin(angles)
+    return arrays
+
+
+def torch_rows(checkpoint: Checkpoint, device: torch.device, names: tuple[str, ...] | None = None) -> Rows:
+    """Each component in bf16 against fp32, both on the device and on the same inputs."""
+
+    def row(name: str) -> dict[str, Any]:
+        spec = contract(name, dims(checkpoint))
+        inputs = {key: torch.from_numpy(array).to(device) for key, array in component_inputs(spec).items()}
+        expected, found = (
+            forward(spec, _network(checkpoint, name, device, dtype), inputs)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        return _facts(checkpoint, name, "torch bf16") | _distance(found, expected)
+
+    for name in names or components(checkpoint):
+        yield from guarded(_facts(checkpoint, name, "torch bf16"), lambda name=name: [row(name)])
+
+
+def engine_rows(
+    checkpoint: Checkpoint, bundle: Path, way: str, engine: str, device: torch.device, names: Sequence[str]
+) -> Rows:
+    """Components of a bundle on an engine against the reference in fp32 on the device."""
+    from qwen_image_engine.runtime.bundle.bundle import Bundle  # which needs more packages than torch does
+
+    opened = Bundle.open(bundle)
+
+    def row(name: str) -> dict[str, Any]:
+        spec = contract(name, dims(checkpoint))
+        network = _network(checkpoint, name, device, torch.float32)
+        distances = []
+        with closing(opened.load_engine(name, engine)) as running:
+            for text in MASKED_TEXTS if name == "prefix_image" else (SIZES["text"],):
+                inputs = component_inputs(spec, text)
+                given = {key: torch.from_numpy(array).to(device) for key, array in inputs.items()}
+                expected = forward(spec, network, given)
+                outputs: Mapping[str, Any] = running.run(inputs)
+                distances.append(_distance([_tensor(outputs[port.name], device) for port in spec.outputs], expected))
+        return _facts(checkpoint, name, way) | max(distances, key=lambda found: found["relative_l2"])
+
+    for name in names:
+        yield from guarded(_facts(checkpoint, name, way), lambda name=name: [row(name)])
+
+
+def _facts(checkpoint: Checkpoint, component: str, way: str) -> dict[str, Any]:
+    return {"checkpoint": checkpoint.name, "component": component, "way": way}
+
+
+def _distance(found: Any, expected: Any) -> dict[str, Any]:
+    error, cosine = relative_l2(found, expected)
+    return {"relative_l2": error, "cosine": cosine}
+
+
+def _network(checkpoint: Checkpoint, component: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    return load_network(checkpoint, NETWORK[component], dtype).to(device)
+
+
+def _tensor(values: Any, device: torch.device) -> Tensor:
+    host = values if isinstance(values, np.ndarray) else values.numpy()
+    return torch.from_numpy(np.asarray(host, np.float32)).to(device)
+
+
+def _length(axis: str, sizes: Mapping[str, int]) -> int:
+    factor, name = split_axis(axis)
+    return factor * sizes[name]

@@ -1,0 +1,1 @@
+"""Parity, the judge's figures, modes, and the quality of `bench` itself."""

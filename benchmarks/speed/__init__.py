@@ -1,0 +1,1 @@
+"""Times of steps, pictures and operators on CPUs."""
