@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from qwen_image_engine.reference.baselines.cpu_torchvision import leave_out_operators
+from tests.support.paths import ROOT
 
 leave_out_operators()
 
-# Import mode importlib adds no folder to the path, and the fixture module is imported by name.
-sys.path.insert(0, str(Path(__file__).parent))
+pytest_plugins = ["tests.support.toy_pipeline"]
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     written: dict[tuple[Any, ...], Path] = {}
 
     def checkpoint(name: str = "narrow", **options: Any) -> Path:
-        from random_checkpoint import write_checkpoint
+        from tests.support.random_checkpoint import write_checkpoint
 
         key = (name, *sorted(options.items()))
         if key not in written:
@@ -67,9 +67,8 @@ def with_outliers(
 @pytest.fixture(scope="session")
 def tensorrt_stub() -> Path:
     """The stub of TensorRT's real API, where `make typecheck-tensorrt` keeps it; made once, which needs the network."""
-    repository = Path(__file__).parents[1]
-    folder = repository / "out" / "tensorrt-stubs"
-    script = repository / ".ci" / "tensorrt_stubs.py"
+    folder = ROOT / "out" / "tensorrt-stubs"
+    script = ROOT / ".ci" / "tensorrt_stubs.py"
     made = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, check=False)
     if made.returncode:
         pytest.skip(f"no stubs of TensorRT could be made: {made.stderr[-500:]}")

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_calibration import PROMPTS, SETTINGS, SHAPES
+
+from tests.support.paths import SHAPES
+from tests.support.small_calibration import PROMPTS, SETTINGS
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_tensorrt import FakeTensorRT
-from images import patches
-from played_builder import PlayedBuilder
-from single_file import write_single_file
 
 from qwen_image_engine.engines.cuda.driver import DeviceFacts
 from qwen_image_engine.engines.plans.entry import Shape
@@ -31,6 +27,10 @@ from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.components import Components
 from qwen_image_engine.runtime.tools.build.build import build_bundle
 from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
+from tests.support.fake_tensorrt import FakeTensorRT, forget_modules
+from tests.support.images import patches
+from tests.support.played_builder import PlayedBuilder
+from tests.support.single_file import write_single_file
 
 Bundles = Callable[..., tuple[Path, Path]]
 Build = Callable[..., Manifest]
@@ -54,7 +54,7 @@ def build(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Buil
     played = PlayedBuilder(fake)
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     monkeypatch.setattr("qwen_image_engine.runtime.tools.build.build.tensorrt_version", lambda: "11.4.0.106")
-    _forget_modules()
+    forget_modules()
     builder = importlib.import_module("qwen_image_engine.engines.tensorrt.build.builder")
 
     def run(job: BuildJob, watch: Watch) -> BuildResult:
@@ -70,12 +70,7 @@ def build(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Buil
         return read_manifest(folder)
 
     yield built
-    _forget_modules()
-
-
-def _forget_modules() -> None:
-    for name in [name for name in sys.modules if name.startswith("qwen_image_engine.engines.tensorrt_")]:
-        del sys.modules[name]
+    forget_modules()
 
 
 def requested(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Mapping[str, Shape]]]:

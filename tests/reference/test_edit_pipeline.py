@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.transformers import transformer_qwenimage21
-from images import patches
-from oracles import load_edit_pipeline
 from PIL import Image
 
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.pipeline import QwenImage
+from tests.support.images import patches
+from tests.support.oracles import load_edit_pipeline
 
 # As for text alone, in `test_pipeline`.
 TOLERANCE = 1e-4

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import load_pipeline
 
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.text.prompt import MAX_PROMPT_TOKENS
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
+from tests.support.oracles import load_pipeline
 
 # Found: 2e-7 to 7e-7 on these weights. What one fp32 step leaves (1e-7) grows with steps and guidance; a wrong term,
 # position or sigma is 1e-3 and more.

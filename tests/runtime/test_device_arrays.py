@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from images import patches
-from numpy_engines import FACTS, Journal, numpy_pipeline, same_pictures
 
 from qwen_image_engine.engines.core.device_array import DeviceArray, on_host
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from tests.support.images import patches
+from tests.support.numpy_engines import FACTS, Journal, numpy_pipeline, same_pictures
 
 REFERENCES = [patches(90, 60), patches(50, 70, "RGB", 1)]
 

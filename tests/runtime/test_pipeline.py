@@ -6,7 +6,6 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from numpy_engines import SCHEDULE, Journal, NumpyEngine, numpy_pipeline, same_pictures
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.components import Memory
@@ -15,6 +14,7 @@ from qwen_image_engine.runtime.model.latents import unpack_latents
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.sampling.euler import Step, guide
 from qwen_image_engine.runtime.sampling.schedule import sigmas
+from tests.support.numpy_engines import SCHEDULE, Journal, NumpyEngine, numpy_pipeline, same_pictures
 
 SMALL: dict[str, Any] = {"width": 64, "height": 96, "steps": 3}
 

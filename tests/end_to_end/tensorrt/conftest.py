@@ -1,0 +1,67 @@
+"""A driver and a TensorRT that are played, and bundles of plans for them."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_image_engine.engines.core.contract import COMPONENTS, contract
+from qwen_image_engine.engines.plans.entry import PlanEntry
+from qwen_image_engine.runtime.bundle.bundle import Bundle
+from qwen_image_engine.runtime.bundle.files import describe_file
+from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, EmbeddingsEntry
+from tests.support.fake_cuda import FakeDriver
+from tests.support.fake_tensorrt import forget_modules
+from tests.support.fake_tensorrt_runtime import VERSION, Known, fake_tensorrt, plan_bytes
+from tests.support.numpy_engines import DIMS
+from tests.support.played_tensorrt import MakeBundle, profile
+from tests.support.toy_manifest import toy_manifest
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    driver = FakeDriver()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    return driver
+
+
+@pytest.fixture
+def make_bundle(driver: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeBundle]:
+    """A bundle of the toy networks, with what its plan entries are to say."""
+    contracts = {name: contract(name, DIMS) for name in COMPONENTS}
+    known = {
+        name: Known(item, (profile(item, "all"), *([profile(item, "small", tokens=16)] if name == "step" else ())))
+        for name, item in contracts.items()
+    }
+
+    def make(**values: Any) -> Bundle:
+        components, plans, files = {}, {}, {}
+        for name, item in contracts.items():
+            graph, plan = tmp_path / f"{name}.onnx", tmp_path / f"{name}.plan"
+            graph.write_bytes(b"graph")
+            plan.write_bytes(plan_bytes(name, values.get("stripped", False)))
+            files |= {path.name: describe_file(path) for path in (graph, plan)}
+            components[name] = ComponentEntry(graph.name, (graph.name,), "bf16", (), {}, 23, 11, item)
+            profiles = tuple(known[name].profiles)
+            plans[name] = PlanEntry(plan.name, "aa", VERSION, "A GPU", "9.0", 13000, profiles)
+            plans[name] = replace(plans[name], **values)
+        return Bundle(
+            tmp_path,
+            toy_manifest(
+                embeddings=EmbeddingsEntry("step.onnx", 0, "float32", (1, 1)),
+                components=components,
+                files=files,
+                plans=plans,
+            ),
+        )
+
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(known, driver))
+    forget_modules()
+    yield make
+    forget_modules()

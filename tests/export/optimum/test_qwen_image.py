@@ -1,0 +1,82 @@
+"""`optimum-cli export qwen-image` is `qwen-image export`: the same bundle, the same document, the same exit codes."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.cli.main import main
+from tests.support.paths import ROOT
+
+
+def optimum(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "qwen-image", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_exports_the_same_bundle(
+    random_checkpoint: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["-m", str(random_checkpoint(name="narrow")), "--without", "vision", "--json"]
+    done = optimum(*arguments, str(tmp_path / "theirs"))
+    assert done.returncode == 0, done.stderr
+    assert main(["export", *arguments, str(tmp_path / "ours")]) == 0
+    found, expected = json.loads(done.stdout), json.loads(capfd.readouterr().out)
+    assert found.keys() == expected.keys()
+    assert found["components"] == expected["components"]
+    assert read_manifest(tmp_path / "theirs") == read_manifest(tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["-m", "nowhere", "BUNDLE"], 1, "nowhere: does not exist"),
+        (["-m", "nowhere", "BUNDLE", "--precision", "int4"], 2, "in precision 'int4'; known:"),
+        (["BUNDLE"], 2, "required: -m/--model"),
+    ],
+    ids=["failed", "impossible", "flags"],
+)
+def test_fails_as_the_verb_does(arguments: list[str], code: int, message: str) -> None:
+    done = optimum(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert message in done.stderr
+
+
+def test_is_not_taken_for_optimum() -> None:
+    """Of the editable install; libraries that ask who provides `optimum` warn where there are two."""
+    found = packages_distributions()
+    assert found["optimum"] == ["optimum"]
+    assert found["qwen_image_engine"] == ["qwen-image-engine"]
+
+
+def test_the_wheel_names_its_own_package_alone(tmp_path: Path) -> None:
+    """Without optimum, too, nothing says that `optimum` is there; the register file is."""
+    kept = shutil.ignore_patterns(".*", "out", "build", "*.egg-info", "__pycache__", "benchmarks", "docs", "tests")
+    source = shutil.copytree(ROOT, tmp_path / "source", ignore=kept)
+    code = "import sys, setuptools.build_meta as backend; print(backend.build_wheel(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    built = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False, timeout=120)
+    assert built.returncode == 0, built.stderr
+    wheel = next(tmp_path.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (top_level,) = (name for name in names if name.endswith(".dist-info/top_level.txt"))
+        assert archive.read(top_level).decode().split() == ["qwen_image_engine"]
+    assert "optimum/commands/register/qwen_image.py" in names
+    assert not {"optimum/__init__.py", "optimum/commands/__init__.py"} & set(names)
+
+
+def test_registering_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, optimum.commands.register.qwen_image\n"
+        "print(*{'torch', 'onnx', 'transformers', 'numpy'} & sys.modules.keys())"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert loaded.stdout.split() in ([], ["numpy"])

@@ -1,0 +1,149 @@
+"""`qwen-image run` with reference images and with several seeds: files, the document, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.images.png import read_png_parameters
+from tests.support.images import patches
+
+
+@pytest.fixture
+def references(tmp_path: Path) -> list[Path]:
+    """A wide image with alpha and a tall one without."""
+    folder = tmp_path / "references"
+    folder.mkdir()
+    patches(420, 280).save(folder / "wide.png")
+    patches(300, 400, "RGB", 1).save(folder / "tall.png")
+    return [folder / "wide.png", folder / "tall.png"]
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No engine may be loaded."""
+    loading = "qwen_image_engine.runtime.pipeline.QwenImage.load"
+    monkeypatch.setattr(loading, lambda *_, **__: pytest.fail("loaded before the request was looked at"))
+
+
+def test_run_with_references_and_seeds(
+    exported: Callable[..., Path], references: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [word for path in references for word in ("-r", str(path))]
+    usual = ["run", str(exported()), "-p", "both in one", *flags, "--reference-resolution", "288", "-s", "2", "--json"]
+    latents = tmp_path / "latents.npy"
+    out = ["-o", str(tmp_path / "out.png"), "--save-latents", str(latents)]
+    assert main([*usual, *out, "--seed", "1,2,3", "-W", "96", "-H", "64"]) == 0
+    streams = capsys.readouterr()
+    found = json.loads(streams.out)
+    files = [str(tmp_path / f"out-{index}.png") for index in range(3)]
+    assert found["files"] == files
+    assert [request["files"] for request in found["requests"]] == [[file] for file in files]
+    assert [request["seed"] for request in found["requests"]] == [1, 2, 3]
+    first, *others = (request["timings"] for request in found["requests"])
+    assert all(seconds > 0 for seconds in first.values())
+    for timings in others:
+        spent = {name for name, seconds in timings.items() if seconds}
+        assert spent == {"first_step_s", "step_s", "decode_s"}
+    assert found["timings"] == first
+    assert found["total_s"] > sum(first.values()) / 2
+    assert [item["file"] for item in found["references"]] == list(map(str, references))
+    assert [(item["width"], item["height"]) for item in found["references"]] == [(352, 224), (256, 320)]
+    images = sum(item["width"] * item["height"] // 256 for item in found["references"])
+    assert 20 < found["prefix_tokens"] - images < 100
+    # Keys and values in float32 of two blocks of 96 channels.
+    assert found["cache_bytes"] == found["prefix_tokens"] * 2 * 4 * 2 * 96
+    assert f"{found['prefix_tokens']} tokens before the target" in streams.err
+    hashes = " ".join(item["sha256"] for item in found["references"])
+    for seed, file in enumerate(files, 1):
+        parameters = read_png_parameters(Path(file))
+        assert (parameters["seed"], parameters["references"]) == (str(seed), hashes)
+    assert np.load(latents).shape == (3, 6 * 4, 16)
+
+    alone = tmp_path / "alone.png"
+    assert main([*usual, "-o", str(alone), "--seed", "2", "-W", "96", "-H", "64"]) == 0
+    with Image.open(files[1]) as one, Image.open(alone) as other:
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+@pytest.mark.parametrize(("flags", "size"), [((), (256, 320)), (("-H", "64"), (256, 64)), (("-W", "64"), (64, 320))])
+def test_the_size_is_the_last_references(
+    exported: Callable[..., Path],
+    references: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, ...],
+    size: tuple[int, int],
+) -> None:
+    words = ["run", str(exported()), "-p", "a", "-o", str(tmp_path / "out.png"), "-r", str(references[1]), *flags]
+    assert main([*words, "--reference-resolution", "288", "-s", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["width"], found["height"]) == size
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.size == size
+
+
+def test_lines_name_every_request(
+    exported: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", str(exported()), "-p", "a", "-o", str(tmp_path / "out.png"), "-W", "64", "-H", "64", "-s", "2"]
+    assert main([*words, "--seed", "4,5", "--num-images", "2"]) == 0
+    streams = capsys.readouterr()
+    lines = streams.out.splitlines()
+    assert lines[:4] == [str(tmp_path / f"out-{index}.png") for index in range(4)]
+    assert [line.split(", ")[2] for line in lines[4:6]] == ["seed 4", "seed 5"]
+    assert "tokens before the target" not in streams.err
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (("-r", "wide.png") * 11, "11"),
+        (("-r", "wide.png", "-r", "absent.png"), "absent.png"),
+        (("-r", "text.txt"), "text.txt"),
+        (("-r", "wide.png", "--reference-resolution", "8"), "from 32 to 4096"),
+        (("-r", "wide.png", "--reference-resolution", "64"), "use --reference-resolution"),
+        (("-r", "wide.png", "-W", "0"), "width 32"),
+        (("--latents", "noise.npy", "--seed", "1,2"), "2 seeds"),
+    ],
+)
+def test_what_cannot_be_drawn(
+    exported: Callable[..., Path],
+    references: list[Path],
+    output: Path,
+    fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+    word: str,
+) -> None:
+    monkeypatch.chdir(references[0].parent)
+    Path("text.txt").write_text("no image")
+    usual: list[Any] = ["run", exported(), "-p", "a", "-o", output / "out.png", "-s", 2]
+    assert word in fails(2, *usual, *flags)
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_a_bundle_that_takes_no_references(
+    exported: Callable[..., Path], references: list[Path], output: Path, fails: Callable[..., str]
+) -> None:
+    folder = exported("narrow", without=("vision", "vae_encoder"))
+    usual: list[Any] = ["run", folder, "-p", "a", "-o", output / "out.png", "-s", 2]
+    assert "the bundle has no vision" in fails(2, *usual, "-r", references[0])
+
+
+def test_too_little_memory(
+    exported: Callable[..., Path],
+    references: list[Path],
+    output: Path,
+    fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qwen_image_engine.runtime.conditioning.reachable_memory_bytes", lambda: 1000)
+    usual: list[Any] = ["run", exported(), "-p", "a", "-o", output / "out.png", "-s", 2, "-r", references[0]]
+    assert "--reference-resolution" in fails(1, *usual, "--reference-resolution", 288)

@@ -1,0 +1,510 @@
+"""Building a bundle with a builder that writes a few bytes: what is built, kept, recorded, refused and left behind."""
+
+import fcntl
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from qwen_image_engine.engines.core.contract import contract
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.plans.memory import port_bytes
+from qwen_image_engine.engines.plans.profile import Range
+from qwen_image_engine.engines.tensorrt.build.job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult, Promise
+from qwen_image_engine.engines.tensorrt.build.launch import Watch
+from qwen_image_engine.runtime.bundle.files import check_files, describe_file, verify_files
+from qwen_image_engine.runtime.bundle.manifest import (
+    ComponentEntry,
+    EmbeddingsEntry,
+    Fp8Scales,
+    QuantisedLayer,
+    read_manifest,
+    record_verification,
+    write_manifest,
+)
+from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.tools.build.build import build_bundle
+from qwen_image_engine.runtime.tools.build.plans_folder import PLANS
+from qwen_image_engine.runtime.tools.build.shapes import BuildShapes, Template, build_profiles
+from tests.support.numpy_engines import DIMS, FACTS
+from tests.support.toy_manifest import toy_manifest
+
+SHAPES = BuildShapes(sizes=((512, 512), (1024, 1024)))
+GPU = DeviceFacts("NVIDIA H100 80GB HBM3", "9.0", 13000, total_bytes=80 << 30, free_bytes=79 << 30)
+COMPONENTS = ("text_encoder", "vision", "prefix", "prefix_image", "step", "vae_encoder", "vae_decoder_mid")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """For TensorRT, with graphs that are no graphs."""
+    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.build.tensorrt_version", lambda: "11.4.0.106")
+    folder = tmp_path / "bundle"
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.bin"))
+    components = {}
+    for name in COMPONENTS:
+        (folder / f"{name}.onnx").write_bytes(name.encode())
+        components[name] = ComponentEntry(
+            f"{name}.onnx", ("weights.safetensors",), "bf16", (), {}, 23, 11, contract(name, DIMS, "bfloat16")
+        )
+        components[name] = replace(components[name], fused_attentions=("Attention_4",))
+    (folder / "weights.safetensors").write_bytes(bytes(100))
+    layers = {f"blocks.{index}.to_q": QuantisedLayer("fp8") for index in range(3)}
+    components["step"] = replace(
+        components["step"],
+        precision="fp8",
+        quantised_layers=layers,
+        fp8_attention={"blocks.0": Fp8Scales(1.0, 1.0, 1.0, 1 / 448)},
+    )
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    write_manifest(
+        folder,
+        toy_manifest(
+            precision="fp8",
+            embeddings=EmbeddingsEntry("weights.safetensors", 8, "bfloat16", (3, 12)),
+            components=components,
+            files={name: describe_file(folder / name) for name in files},
+        ),
+    )
+    return folder
+
+
+class Fake:
+    """Builds plans that are their jobs as JSON."""
+
+    def __init__(self, fails: str | None = None, error: BaseException | None = None) -> None:
+        self.jobs: list[BuildJob] = []
+        self.fails, self.error, self.scratch = fails, error, 1000
+        self.warnings: tuple[str, ...] = ()
+
+    def __call__(self, job: BuildJob, watch: Watch) -> BuildResult:
+        self.jobs.append(job)
+        plan = Path(job.plan)
+        plan.write_text(json.dumps(job.to_json()))
+        if job.component == self.fails and self.error is not None:
+            raise self.error
+        watch("building")
+        entry = describe_file(plan)
+        scratch = tuple(self.scratch * (index + 1) for index in range(len(job.profiles)))
+        return BuildResult(entry.bytes, entry.sha256, 2, job.promise.fp8_products, 0, scratch, self.warnings)
+
+    @property
+    def built(self) -> list[str]:
+        return [job.component for job in self.jobs]
+
+
+def build(bundle: Path, run: Fake, shapes: BuildShapes = SHAPES, gpu: DeviceFacts = GPU, **changes: Any) -> Any:
+    options = BuildOptions(**{name: changes.pop(name) for name in [*changes] if name in BuildOptions.__annotations__})
+    return build_bundle(bundle, shapes, options, device=lambda: gpu, run=run, **changes)
+
+
+def test_everything_is_built_and_recorded(bundle: Path) -> None:
+    run = Fake()
+    built = build(bundle, run)
+    assert run.built == list(COMPONENTS)
+    manifest = read_manifest(bundle)
+    assert set(manifest.plans) == set(COMPONENTS)
+    step = manifest.plans["step"]
+    assert [item.name for item in step.profiles] == ["512x512", "1024x1024"]
+    assert (step.tensorrt, step.gpu, step.compute_capability, step.driver) == ("11.4.0.106", GPU.name, "9.0", 13000)
+    assert built[4].entry == step
+    assert verify_files(bundle, manifest) == []
+    (job,) = [job for job in run.jobs if job.component == "step"]
+    assert job.profiles == step.profiles
+    assert job.model == str(bundle / "step.onnx")
+    assert job.promise == Promise(3, 0, 1, ("Attention_4",))
+    assert job.layers == str(bundle / PLANS / "step.layers.json")
+    assert job.softmax_scale == 1 / 448
+    assert Path(job.timing_cache).name == "tensorrt-11.4.0.106-nvidia-h100-80gb-hbm3-sm-9.0-13000.timing"
+    assert run.jobs[0].softmax_scale is None
+
+
+def test_what_is_there_is_kept_by_its_key(bundle: Path) -> None:
+    build(bundle, Fake())
+    again = Fake()
+    assert all(item.reused for item in build(bundle, again))
+    assert again.built == []
+    before = read_manifest(bundle)
+    other = Fake()
+    build(bundle, other, replace(SHAPES, prompt_tokens=Range(1, 77, 500)))
+    assert other.built == ["text_encoder", "prefix", "prefix_image", "step"]  # whose shapes have text in them
+    after = read_manifest(bundle)
+    assert after.plans["step"].key != before.plans["step"].key
+    assert {path.name for path in (bundle / PLANS).iterdir()} == {Path(item.file).name for item in after.plans.values()}
+    assert set(after.files) - set(before.files) == {after.plans[name].file for name in other.built}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"strip_weights": True},
+        {"weight_streaming": True},
+        {"workspace_bytes": 1 << 30},
+        {"gpu": replace(GPU, name="NVIDIA H200")},
+        {"gpu": replace(GPU, driver=13010)},
+        {"gpu": replace(GPU, compute_capability="10.0")},
+    ],
+)
+def test_another_option_or_platform_builds_again(bundle: Path, changes: dict[str, Any]) -> None:
+    build(bundle, Fake(), only=("step",))
+    run = Fake()
+    build(bundle, run, only=("step",), **changes)
+    assert run.built == ["step"]
+    plan = read_manifest(bundle).plans["step"]
+    assert plan.stripped is changes.get("strip_weights", False)
+    assert plan.weight_streaming is changes.get("weight_streaming", False)
+
+
+def test_another_graph_weight_or_tensorrt_builds_again(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("step.onnx", "weights.safetensors", "tensorrt"):
+        build(bundle, Fake(), only=("step",))
+        if name == "tensorrt":
+            monkeypatch.setattr("qwen_image_engine.runtime.tools.build.build.tensorrt_version", lambda: "11.4.1.2")
+        else:
+            (bundle / name).write_bytes(b"another")
+            manifest = read_manifest(bundle)
+            write_manifest(bundle, replace(manifest, files={**manifest.files, name: describe_file(bundle / name)}))
+        run = Fake()
+        build(bundle, run, only=("step",))
+        assert run.built == ["step"], name
+
+
+def test_another_revision_of_the_builder_builds_again(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(bundle, Fake(), only=("step",))
+    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.build.BUILDER_REVISION", BUILDER_REVISION + 1)
+    run = Fake()
+    build(bundle, run, only=("step",))
+    assert run.built == ["step"]
+
+
+def test_a_manifest_that_promises_no_attention_is_refused(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    step = replace(manifest.components["step"], fused_attentions=None)
+    write_manifest(bundle, replace(manifest, components={**manifest.components, "step": step}))
+    run = Fake()
+    with pytest.raises(QwenImageError, match=r"step: the manifest does not name the attentions .* export the bundle"):
+        build(bundle, run)
+    assert run.built == []
+
+
+@pytest.mark.parametrize(("place", "words"), [("gone/a.timing", "no folder .*mkdir -p"), ("", "is a folder")])
+def test_a_timing_cache_that_can_be_no_file_is_told_beforehand(bundle: Path, place: str, words: str) -> None:
+    run = Fake()
+    with pytest.raises(UsageError, match=f"--timing-cache .*: {words}"):
+        build(bundle, run, timing_cache=bundle / place)
+    assert run.built == []
+
+
+def test_warnings_go_on(bundle: Path) -> None:
+    run = Fake()
+    run.warnings = ("timings are not kept",)
+    (built,) = build(bundle, run, only=("step",))
+    assert built.warnings == ("timings are not kept",)
+
+
+def test_what_the_inspector_said_stays_until_the_next_build(bundle: Path) -> None:
+    class Inspecting(Fake):
+        def __call__(self, job: BuildJob, watch: Watch) -> BuildResult:
+            assert job.layers is not None
+            assert not Path(job.layers).exists()
+            if self.fails is None:
+                return super().__call__(job, watch)
+            Path(job.layers).write_text("{}")
+            return super().__call__(job, watch)
+
+    layers = bundle / PLANS / "step.layers.json"
+    with pytest.raises(QwenImageError):
+        build(bundle, Inspecting("step", QwenImageError("not fused")), only=("step",))
+    assert layers.read_text() == "{}"
+    assert [path.name for path in (bundle / PLANS).iterdir()] == [layers.name]
+    assert verify_files(bundle, read_manifest(bundle)) == []
+    build(bundle, Inspecting(), only=("step",))
+    assert not layers.exists()
+
+
+class TestPlansOfAnotherBundle:
+    @pytest.fixture
+    def other(self, bundle: Path, tmp_path: Path) -> Path:
+        """Its manifest and plans alone, as one shares them."""
+        whole = shutil.copytree(bundle, tmp_path / "whole")
+        build(whole, Fake(), strip_weights=True)
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        shutil.copy(whole / "manifest.json", shared)
+        shutil.copytree(whole / PLANS, shared / PLANS)
+        return shared
+
+    def test_they_are_taken(self, bundle: Path, other: Path) -> None:
+        run = Fake()
+        built = build(bundle, run, strip_weights=True, source=other)
+        assert run.built == []
+        assert all(item.reused for item in built)
+        manifest = read_manifest(bundle)
+        assert manifest.plans == read_manifest(other).plans
+        assert verify_files(bundle, manifest) == []
+
+    def test_those_of_other_weights_or_shapes_are_built(self, bundle: Path, other: Path) -> None:
+        (bundle / "step.onnx").write_bytes(b"another")
+        manifest = read_manifest(bundle)
+        entry = describe_file(bundle / "step.onnx")
+        write_manifest(bundle, replace(manifest, files={**manifest.files, "step.onnx": entry}))
+        run = Fake()
+        build(bundle, run, strip_weights=True, source=other)
+        assert run.built == ["step"]
+
+    def test_refusals(self, bundle: Path, other: Path) -> None:
+        with pytest.raises(UsageError, match=r"--from .* without --strip-weights"):
+            build(bundle, Fake(), source=other)
+        for source, words in ((bundle, "lists no plans"), (other / PLANS, "no manifest")):
+            with pytest.raises(QwenImageError, match=words):
+                build_bundle(bundle, SHAPES, BuildOptions(True), source=source, device=lambda: pytest.fail("asked"))
+        path = other / read_manifest(other).plans["step"].file
+        path.write_bytes(path.read_bytes() + b"x")
+        with pytest.raises(QwenImageError, match=r"step-.*other contents than its sha256 says"):
+            build(bundle, Fake(), only=("step",), strip_weights=True, source=other)
+        assert "step" not in read_manifest(bundle).plans
+        assert not [*bundle.rglob("*.partial")]
+        path.unlink()
+        with pytest.raises(QwenImageError, match=r"step-.*cannot be copied"):
+            build(bundle, Fake(), only=("step",), strip_weights=True, source=other)
+
+
+def test_a_damaged_plan_is_built_again_and_never_kept(bundle: Path) -> None:
+    build(bundle, Fake(), only=("step",))
+    path = bundle / read_manifest(bundle).plans["step"].file
+    data = bytearray(path.read_bytes())
+    data[7] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(QwenImageError, match=r"step-\w+\.plan: other contents .*; build it again with: qwen"):
+        check_files(bundle, read_manifest(bundle))
+    run = Fake()
+    build(bundle, run, only=("step",))
+    assert run.built == ["step"]
+    check_files(bundle, read_manifest(bundle))
+
+
+@pytest.mark.parametrize("error", [QwenImageError("no kernel"), KeyboardInterrupt(), OSError(28, "No space left")])
+def test_an_end_midway_keeps_what_is_complete_and_nothing_else(bundle: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        build(bundle, Fake("prefix", error))
+    manifest = read_manifest(bundle)
+    assert set(manifest.plans) == {"text_encoder", "vision"}
+    assert {path.name for path in (bundle / PLANS).iterdir()} == {
+        Path(item.file).name for item in manifest.plans.values()
+    }
+    run = Fake()
+    build(bundle, run)
+    assert run.built == list(COMPONENTS[2:])
+
+
+def test_a_first_build_that_fails_leaves_the_bundle_as_it_was(bundle: Path) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(QwenImageError):
+        build(bundle, Fake("text_encoder", QwenImageError("no")))
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert not (bundle / PLANS).exists()
+
+
+def test_what_a_killed_build_left_is_removed(bundle: Path) -> None:
+    (bundle / PLANS).mkdir()
+    (bundle / PLANS / ".step.partial").write_bytes(b"half")
+    (bundle / PLANS / "step-0123.plan").write_bytes(b"complete and not recorded")
+    (bundle / PLANS / "a.timing").write_bytes(b"timings")
+    build(bundle, Fake(), only=("prefix",))
+    left = {path.suffix for path in (bundle / PLANS).iterdir()}
+    assert left == {".plan", ".timing"}
+    assert len([*(bundle / PLANS).iterdir()]) == 2
+
+
+def test_one_build_at_a_time(bundle: Path) -> None:
+    (bundle / PLANS).mkdir()
+    descriptor = os.open(bundle / PLANS, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(QwenImageError, match="another build is writing it"):
+        build(bundle, Fake())
+    os.close(descriptor)
+
+
+def test_what_verify_writes_meanwhile_stays(bundle: Path) -> None:
+    class Verifying(Fake):
+        def __call__(self, job: BuildJob, watch: Watch) -> BuildResult:
+            record_verification(bundle, {"passed": True})
+            return super().__call__(job, watch)
+
+    build(bundle, Verifying(), only=("step",))
+    manifest = read_manifest(bundle)
+    assert manifest.verify == {"passed": True}
+    assert set(manifest.plans) == {"step"}
+
+
+def test_without_reference_images_their_components_are_left_out(bundle: Path) -> None:
+    run = Fake()
+    build(bundle, run, replace(SHAPES, references=Range.of(0)))
+    assert run.built == ["text_encoder", "prefix", "step", "vae_decoder_mid"]
+    with pytest.raises(UsageError, match="--only vision with --references 0"):
+        build(bundle, Fake(), replace(SHAPES, references=Range.of(0)), only=("vision",))
+
+
+def test_a_bundle_without_what_reads_references(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    kept = {name: entry for name, entry in manifest.components.items() if name != "vision"}
+    write_manifest(bundle, replace(manifest, components=kept))
+    run = Fake()
+    build(bundle, run)
+    assert run.built == ["text_encoder", "prefix", "step", "vae_decoder_mid"]
+    with pytest.raises(UsageError, match="--references 1:1:1: the bundle has no vision"):
+        build(bundle, Fake(), replace(SHAPES, references=Range.of(1)))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "changes", "words"),
+    [
+        (replace(GPU, compute_capability="8.6"), {}, r"step: its graph is in fp8, .* 8\.9 or newer; .* has 8\.6"),
+        (replace(GPU, compute_capability="7.5"), {"only": ("step",)}, r"step: .*--target cuda --precision fp16"),
+        (
+            replace(GPU, compute_capability="7.5"),
+            {"only": ("prefix",)},
+            r"prefix: .* in bf16, .* 8\.0 or newer",
+        ),
+        (GPU, {"only": ("joint", "up")}, "--only joint,up: .* has text_encoder, vision"),
+    ],
+)
+def test_refusals(bundle: Path, gpu: DeviceFacts, changes: dict[str, Any], words: str) -> None:
+    run = Fake()
+    with pytest.raises(QwenImageError, match=words):
+        build(bundle, run, gpu=gpu, **changes)
+    assert run.built == []
+
+
+def test_too_little_memory_for_a_profile_is_told_before_anything_is_built(bundle: Path) -> None:
+    run = Fake()
+    words = (
+        r"step: its weights take 100 bytes, inputs and outputs of the profile 1024x1024 up to \d+, .* free, 40 too "
+        r"few; .*--profile.* or with --weight-stream"
+    )
+    with pytest.raises(QwenImageError, match=words):
+        build(bundle, run, gpu=replace(GPU, free_bytes=largest_step(bundle) - 40), only=("step",))
+    assert run.built == []
+    build(
+        bundle,
+        run,
+        gpu=replace(GPU, free_bytes=largest_step(bundle) - 100),
+        only=("step",),
+        weight_streaming=True,
+    )
+    assert run.built == ["step"]
+
+
+def largest_step(bundle: Path) -> int:
+    """Bytes of the step's weights, inputs and outputs in its largest profile."""
+    manifest = read_manifest(bundle)
+    spec = manifest.components["step"].contract
+    *_, largest = build_profiles(spec, SHAPES, Template.of(load_tokenizer(bundle), 3), FACTS.decoder_halo)
+    return 100 + port_bytes(spec, largest)
+
+
+def test_activations_beyond_the_gpu_are_told_and_the_plan_kept(bundle: Path) -> None:
+    run = Fake()
+    run.scratch = 500_000
+    most = largest_step(bundle)
+    gpu = replace(GPU, free_bytes=most, total_bytes=most + 900_000)
+    (built,) = build(bundle, run, gpu=gpu, only=("step",))
+    assert built.missing == {"1024x1024": 100_000}
+    assert read_manifest(bundle).plans["step"].scratch_bytes == (500_000, 1_000_000)
+    (again,) = build(bundle, Fake(), gpu=gpu, only=("step",))
+    assert (again.reused, again.missing) == (True, built.missing)
+
+
+def test_a_full_disk_is_told_beforehand(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(QwenImageError, match=r"engine takes about 100 bytes and 10 are free .* --strip-weights"):
+        build(bundle, Fake())
+    build(bundle, Fake(), strip_weights=True)
+
+
+class TestCommand:
+    def test_another_target(self, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        write_manifest(bundle, replace(read_manifest(bundle), target="cpu"))
+        assert main(["build", str(bundle)]) == 2
+        assert "is for cpu, and engines are built from graphs for TensorRT; export them" in capsys.readouterr().err
+
+    def test_without_a_driver(self, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        if Path("/dev/nvidia0").exists():
+            pytest.skip("this machine has a GPU")
+        before = (bundle / "manifest.json").read_bytes()
+        assert main(["build", str(bundle), "--json"]) == 1
+        assert "no CUDA driver" in json.loads(capsys.readouterr().out)["error"]
+        assert (bundle / "manifest.json").read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            (["--profile", "512"], "expected WIDTHxHEIGHT"),
+            (["--profile", "500x512"], "multiple of 32"),
+            (["--prompt-tokens", "5:1:7"], "expected least, best and largest in order"),
+            (["--prompt-tokens", "1:2"], "expected least, best and largest in order"),
+            (["--references", "x"], "expected least, best and largest in order"),
+            (["--references", "11"], "expected numbers from 0 to 10"),
+            (["--batch", "0"], "expected numbers from 1 to 4"),
+            (["--reference-resolution", "9000"], "reference resolution"),
+            (["--workspace", "0"], "expected a number of bytes"),
+            (["--from", "other"], "--from other without --strip-weights"),
+            (["--timing-cache", "gone/a.timing"], "no folder gone"),
+        ],
+    )
+    def test_usage(self, bundle: Path, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["build", str(bundle), *flags]) == 2
+        assert words in capsys.readouterr().err
+
+    def test_a_build(self, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr(
+            "qwen_image_engine.runtime.tools.build.build.build_bundle.__kwdefaults__",
+            {**build_bundle.__kwdefaults__, "device": lambda: GPU, "run": Fake()},
+        )
+        flags = ["--profile", "1024x1024,512x512", "--only", "step,prefix", "--batch", "1:1:2", "--references", "0"]
+        assert main(["build", str(bundle), *flags, "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert [item["component"] for item in document["components"]] == ["prefix", "step"]
+        assert document["components"][1]["fp8_products"] == 3
+        assert document["components"][1]["profiles"][0]["shapes"]["latents"][2] == [2, 1024, 4]
+        assert main(["build", str(bundle), *flags]) == 0
+        assert "step: " in (out := capsys.readouterr().out)
+        assert "there already" in out
+        assert main(["inspect", str(bundle)]) == 0
+        shown = capsys.readouterr().out
+        assert "profiles 512x512, 1024x1024; 2 fused attentions; 3 products in FP8, 0 in INT8; up to" in shown
+        assert f"of TensorRT 11.4.0.106 on {GPU.name}, compute capability 9.0, sha256 " in shown
+        assert f"engine: none yet; build one with: qwen-image build {bundle}" in shown
+
+
+def test_what_another_build_made_before_the_lock_is_kept(bundle: Path) -> None:
+    def device() -> DeviceFacts:
+        build(bundle, Fake())
+        return GPU
+
+    run = Fake()
+    built = build_bundle(bundle, SHAPES, BuildOptions(), device=device, run=run)
+    assert run.built == []
+    assert all(item.reused for item in built)
+
+
+def test_a_folder_that_another_build_has_just_removed_is_made_again(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, plans = fcntl.flock, bundle / PLANS
+
+    def late(descriptor: int, operation: int) -> None:
+        """The other build removes what is open here already, once."""
+        monkeypatch.setattr(fcntl, "flock", flock)
+        plans.rmdir()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    build(bundle, Fake())
+    assert set(read_manifest(bundle).plans) == set(COMPONENTS)

@@ -1,8 +1,0 @@
-"""A calibration of the small checkpoint that takes two seconds: what is asked for."""
-
-from pathlib import Path
-from typing import Any
-
-SHAPES = Path(__file__).parents[1] / "reference" / "shapes" / "checkpoint"
-PROMPTS = ("a red circle in the center on a white background", "左边有一个蓝色的正方形，白色背景")
-SETTINGS: dict[str, Any] = {"steps": 3, "sizes": [(64, 64), (96, 32)], "seed": 5}
