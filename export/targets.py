@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnx_ir.passes import InPlacePass
@@ -10,13 +10,14 @@ from onnx_ir.passes import InPlacePass
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.calibration.rules.quantisation import HIGH, QUANTISATIONS, Quantisation, Rule
 from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
+from qwen_image_engine.engines.core.contract import FOR_REFERENCES
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.export.graph.nodes import FoldConstants
-from qwen_image_engine.export.graph.rows import KeepRows
-from qwen_image_engine.export.graph.shapes import ConstantShapes
 from qwen_image_engine.export.passes.attention import AttentionToMultiHeadAttention, AttentionWithoutTransposes
 from qwen_image_engine.export.passes.cleanup import Cleanup, MergeReshapes
+from qwen_image_engine.export.passes.constant_shapes import ConstantShapes
 from qwen_image_engine.export.passes.drop_round_trips import DropRoundTrips
+from qwen_image_engine.export.passes.fold_constants import FoldConstants
+from qwen_image_engine.export.passes.keep_rows import KeepRows
 from qwen_image_engine.export.passes.layer_norm_in_float32 import LayerNormInFloat32
 from qwen_image_engine.export.passes.linear_to_gemm import LinearToGemm
 from qwen_image_engine.export.passes.quantised.fp8_attention import DecomposeFp8Attention, Fp8Attention
@@ -29,6 +30,8 @@ from qwen_image_engine.export.passes.scale_into_layer_norm import ScaleIntoLayer
 from qwen_image_engine.export.passes.scale_into_queries import ScaleIntoQueries
 from qwen_image_engine.export.passes.sequence_to_split import SequenceToSplit
 from qwen_image_engine.export.passes.sum_of_squares import SumOfSquares
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK, components
 
 Passes = tuple[Callable[[], InPlacePass], ...]
 QuantisingPasses = tuple[Callable[[QuantisedNetwork], InPlacePass], ...]
@@ -164,3 +167,22 @@ def recipe(
         fp8_attention=fp8_attention,
     )
     return replace(found, quantisation=chosen)
+
+
+def selected(checkpoint: Checkpoint, without: Collection[str] = ()) -> tuple[str, ...]:
+    """Components in the order they run.
+
+    Raises:
+        UsageError: what is to be left out is none of `FOR_REFERENCES`; without one no reference image can be read, so
+            all that they need goes with it.
+    """
+    wrong = [name for name in without if name not in FOR_REFERENCES]
+    if wrong:
+        raise UsageError(f"--without {wrong[0]}: only {' and '.join(FOR_REFERENCES)} can be left out")
+    absent = (*FOR_REFERENCES, "prefix_image") if without else ()
+    return tuple(name for name in components(checkpoint) if name not in absent)
+
+
+def networks(names: Collection[str]) -> tuple[str, ...]:
+    """The networks of components."""
+    return tuple(dict.fromkeys(NETWORK[name] for name in names))

@@ -23,7 +23,8 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.graph.external_weights import set_unplaced
 from qwen_image_engine.export.graph.shapes import axes
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, dims, empty_network, forward
+from qwen_image_engine.reference.components import NETWORK, dims, forward
+from qwen_image_engine.reference.load import empty_network
 
 OPSET = 23
 IR_VERSION = 11

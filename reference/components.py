@@ -10,11 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from qwen_image_engine.engines.core import contract_check
-from qwen_image_engine.engines.core.contract import Contract, Dims, contract
-from qwen_image_engine.engines.core.contract_check import Array
-from qwen_image_engine.engines.core.engine import Engine
-from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.contract import Contract, Dims
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.networks.text_encoder import TextEncoder
 from qwen_image_engine.reference.networks.transformer import Transformer
@@ -62,41 +58,6 @@ def dims(checkpoint: Checkpoint) -> Dims:
         vision_head_dim=checkpoint.vision.head_dim,
         deepstack=encoder.deepstack,
     )
-
-
-def empty_network(checkpoint: Checkpoint, name: str) -> nn.Module:
-    """One of the networks of `NETWORK` with parameters on "meta" and derived buffers real.
-
-    Raises:
-        QwenImageError: config.json asks for more blocks than are stored, or for widths that no tensor can have.
-    """
-    checkpoint.check_depth(name)
-    try:
-        with torch.device("meta"):
-            if name == "transformer":
-                network: nn.Module = Transformer(checkpoint.transformer)
-            elif name == "text_encoder":
-                network = TextEncoder(checkpoint.text_encoder)
-            elif name == "vision":
-                network = Vision(checkpoint.vision)
-            else:
-                network = Vae(checkpoint.vae)
-    except (RuntimeError, TypeError, OverflowError) as error:
-        raise QwenImageError(
-            f"{checkpoint.stored(name).location / 'config.json'}: no tensors can have the sizes that it asks for"
-        ) from error
-    return network.eval().requires_grad_(False)
-
-
-def load_network(checkpoint: Checkpoint, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The same with the checkpoint's weights in `dtype`; where they are stored in it, views of the mapped file.
-
-    Raises:
-        QwenImageError: the tensors are not those of the network.
-    """
-    network = empty_network(checkpoint, name)
-    checkpoint.stored(name).load_into(network, dtype)
-    return network.requires_grad_(False)
 
 
 def forward(component: Contract, network: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -188,48 +149,3 @@ _FORWARD: Mapping[str, Callable[[nn.Module, Mapping[str, Tensor]], Sequence[Tens
     "vae_decoder_up": _vae_decoder_up,
     "vae_encoder": _vae_encoder,
 }
-
-
-class TorchEngine:
-    """A component of the reference, numpy in and out, in its weights' dtype and on their device."""
-
-    def __init__(self, contract: Contract, network: nn.Module) -> None:
-        self._contract = contract
-        self._network: nn.Module | None = network
-
-    @property
-    def contract(self) -> Contract:
-        """The tensors that `run` takes and returns."""
-        return self._contract
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name; errors as in `Engine.run`."""
-        if self._network is None:
-            raise QwenImageError(f"{self._contract.component}: this engine is closed; load it again")
-        sizes = contract_check.check_inputs(self._contract, inputs)
-        device = next(self._network.parameters()).device
-        tensors = {name: torch.as_tensor(array, device=device) for name, array in inputs.items()}
-        with torch.inference_mode():
-            results = forward(self._contract, self._network, tensors)
-        outputs = {
-            spec.name: result.contiguous().cpu().numpy()
-            for spec, result in zip(self._contract.outputs, results, strict=True)
-        }
-        contract_check.check_outputs(self._contract, outputs, sizes)
-        return outputs
-
-    def close(self) -> None:
-        """Free the network; see `Engine.close`."""
-        self._network = None
-
-
-def reference_engines(checkpoint: Checkpoint) -> dict[str, Engine]:
-    """An fp32 engine for every component; prefix and step share their weights, as do the VAE's components.
-
-    Raises:
-        QwenImageError: the tensors are not those of the networks.
-    """
-    sizes = dims(checkpoint)
-    names = components(checkpoint)
-    networks = {name: load_network(checkpoint, name) for name in dict.fromkeys(NETWORK[item] for item in names)}
-    return {name: TorchEngine(contract(name, sizes), networks[NETWORK[name]]) for name in names}

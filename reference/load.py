@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+from torch import nn
+
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import empty_network
+from qwen_image_engine.reference.networks.text_encoder import TextEncoder
+from qwen_image_engine.reference.networks.transformer import Transformer
+from qwen_image_engine.reference.networks.vae import Vae
+from qwen_image_engine.reference.networks.vision import Vision
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 
@@ -15,3 +22,38 @@ def read_tensors(checkpoint: Checkpoint, network: str) -> list[TensorInfo]:
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in empty_network(checkpoint, network).state_dict().items()}
     return list(checkpoint.stored(network).match(shapes).values())
+
+
+def empty_network(checkpoint: Checkpoint, name: str) -> nn.Module:
+    """One of the networks of `NETWORK` with parameters on "meta" and derived buffers real.
+
+    Raises:
+        QwenImageError: config.json asks for more blocks than are stored, or for widths that no tensor can have.
+    """
+    checkpoint.check_depth(name)
+    try:
+        with torch.device("meta"):
+            if name == "transformer":
+                network: nn.Module = Transformer(checkpoint.transformer)
+            elif name == "text_encoder":
+                network = TextEncoder(checkpoint.text_encoder)
+            elif name == "vision":
+                network = Vision(checkpoint.vision)
+            else:
+                network = Vae(checkpoint.vae)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise QwenImageError(
+            f"{checkpoint.stored(name).location / 'config.json'}: no tensors can have the sizes that it asks for"
+        ) from error
+    return network.eval().requires_grad_(False)
+
+
+def load_network(checkpoint: Checkpoint, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The same with the checkpoint's weights in `dtype`; where they are stored in it, views of the mapped file.
+
+    Raises:
+        QwenImageError: the tensors are not those of the network.
+    """
+    network = empty_network(checkpoint, name)
+    checkpoint.stored(name).load_into(network, dtype)
+    return network.requires_grad_(False)

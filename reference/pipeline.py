@@ -9,9 +9,11 @@ from torch import nn
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
-from qwen_image_engine.reference.components import NETWORK, TorchEngine, dims, load_network
+from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.vae import up_halo
-from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
+from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES
+from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.components import Components, Memory
 from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage, preloaded

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from qwen_image_engine.engines.backends import ON_GPU
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, with_room
-from qwen_image_engine.engines.core.engine import ON_GPU
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.lru_cache import Kept
 from qwen_image_engine.engines.cuda.driver import device_facts

@@ -13,8 +13,8 @@ from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.model.facts import ModelFacts
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import ImageBlock, Layout, text_mask
+from qwen_image_engine.runtime.model.time import time_features
 from qwen_image_engine.runtime.sampling.euler import Velocity, guide
-from qwen_image_engine.runtime.sampling.schedule import time_features
 from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
 
 

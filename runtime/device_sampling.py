@@ -12,9 +12,9 @@ from qwen_image_engine.runtime.components import Components
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.denoiser import step_inputs
 from qwen_image_engine.runtime.model.facts import ModelFacts
+from qwen_image_engine.runtime.model.time import time_features
 from qwen_image_engine.runtime.sampling.euler import not_finite
 from qwen_image_engine.runtime.sampling.inputs import Start
-from qwen_image_engine.runtime.sampling.schedule import time_features
 from qwen_image_engine.runtime.system.interruption import check_interrupted
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qwen_image_engine.reference.baselines.cpu_torchvision import leave_out_operators
+from qwen_image_engine.reference.baselines.diffusers import leave_out_operators
 from tests.support.paths import ROOT
 
 leave_out_operators()

@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
+from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES
 
 # Odd, so that the rows of a matrix, whose length is even, do not come again.
 POOL = 2**24 - 3

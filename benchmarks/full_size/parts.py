@@ -21,8 +21,8 @@ from qwen_image_engine.runtime.cli.shared.text import stage_seconds
 from qwen_image_engine.runtime.components import Components
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import Layout
+from qwen_image_engine.runtime.model.time import time_features
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.sampling.schedule import time_features
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 from qwen_image_engine.runtime.text.prompt import tokenize
 from qwen_image_engine.runtime.timing import Timings

@@ -23,9 +23,9 @@ from typing import Any
 from benchmarks.common.environment import environment
 from benchmarks.common.measured_process import Measured, run_measured
 from benchmarks.common.paths import RESULTS
-from qwen_image_engine.engines.core.engine import ENGINES
+from qwen_image_engine.engines.backends import ENGINES
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
-from qwen_image_engine.runtime.cli.shared.result import size_text, table
+from qwen_image_engine.runtime.system.text import size_text, table
 
 PARTS = (sys.executable, "-m", "benchmarks.full_size.parts")
 CHECKPOINT = (sys.executable, "-m", "benchmarks.full_size.checkpoint")

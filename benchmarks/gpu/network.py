@@ -13,7 +13,7 @@ from qwen_image_engine.reference.checkpoint.config import TransformerConfig
 from qwen_image_engine.reference.networks.transformer import KeyValue, Transformer
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import Layout
-from qwen_image_engine.runtime.sampling.schedule import time_features
+from qwen_image_engine.runtime.model.time import time_features
 
 SIGMA = 0.5
 

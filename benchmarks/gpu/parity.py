@@ -13,7 +13,8 @@ from benchmarks.gpu.timings import guarded
 from benchmarks.gpu.work import relative_l2
 from qwen_image_engine.engines.core.contract import Contract, contract, split_axis
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, components, dims, forward, load_network
+from qwen_image_engine.reference.components import NETWORK, components, dims, forward
+from qwen_image_engine.reference.load import load_network
 
 SIZES = {"batch": 1, "text": 77, "prefix": 60, "tokens": 256, "height": 16, "width": 16, "image": 64, "slots": 16}
 MASKED_TEXTS = (77, 76, 80)

@@ -18,8 +18,8 @@ from benchmarks.full_size.export_memory import write_checkpoint
 from benchmarks.gpu.memory import Held
 from benchmarks.gpu.network import SIGMA, Case, Run
 from benchmarks.gpu.timings import Once, Rows, Steps, Way, engine_prefix_rows, one_line
+from qwen_image_engine.engines.backends import load_engine, require
 from qwen_image_engine.engines.core.device_array import DeviceArray
-from qwen_image_engine.engines.core.engine import load_engine, require
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.checkpoint.config import TransformerConfig
 from qwen_image_engine.reference.networks.transformer import Transformer

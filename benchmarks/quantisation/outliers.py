@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from qwen_image_engine.calibration.quantise.equalisation import for_heads
+from qwen_image_engine.calibration.quantise.smoothing import for_heads
 from qwen_image_engine.calibration.rules.linears import LINEARS
 from qwen_image_engine.calibration.rules.pairs import linear_pairs
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.common.environment import environment
 from benchmarks.common.paths import RESULTS
-from qwen_image_engine.calibration.quantise.formats import rotate
+from qwen_image_engine.calibration.quantise.hadamard import rotate
 from qwen_image_engine.calibration.quantise.int8 import quantise_rows
 
 ROWS, CHANNELS, OUTPUTS, EVERY, FACTOR = 1024, 4096, 4096, 128, 60.0

@@ -39,8 +39,9 @@ from qwen_image_engine.calibration.quantise import network as quantised_network
 from qwen_image_engine.calibration.quantise.smoothing import Smoothing
 from qwen_image_engine.calibration.rules.linears import LINEARS
 from qwen_image_engine.calibration.rules.quantisation import Quantisation, Rule
+from qwen_image_engine.engines.backends import load_engine
 from qwen_image_engine.engines.core.contract import contract
-from qwen_image_engine.engines.core.engine import Engine, load_engine
+from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.export import targets
 from qwen_image_engine.export.bundle import network_folder
 from qwen_image_engine.export.bundle.bundle import export_bundle
@@ -48,8 +49,10 @@ from qwen_image_engine.export.verify.bundle import compare_bundle
 from qwen_image_engine.export.verify.difference import Difference, difference, mean, worst
 from qwen_image_engine.export.verify.recording import Recording, default_cases, record
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, TorchEngine, dims, load_network
+from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts, schedule_config
+from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.components import Components
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage

@@ -27,13 +27,14 @@ from onnx import TensorProto, helper
 from benchmarks.common.environment import environment
 from benchmarks.common.paths import RESULTS
 from benchmarks.common.wide_checkpoint import write_wide_checkpoint
-from qwen_image_engine.engines.core.engine import ENGINES, Engine, load_engine
+from qwen_image_engine.engines.backends import ENGINES, load_engine
+from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.onnxruntime.cpu import session_options
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import ImageBlock, Layout, TextRun
-from qwen_image_engine.runtime.sampling.schedule import time_features
+from qwen_image_engine.runtime.model.time import time_features
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 
 ON_CPU = tuple(name for name in ENGINES if name not in ("onnxruntime-cuda", "tensorrt"))

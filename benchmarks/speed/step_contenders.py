@@ -16,12 +16,14 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.onnxruntime.cpu import OnnxRuntimeEngine
 from qwen_image_engine.engines.openvino.cpu import OpenVinoEngine
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import TorchEngine, dims, empty_network
+from qwen_image_engine.reference.components import dims
+from qwen_image_engine.reference.load import empty_network
 from qwen_image_engine.reference.networks.transformer import Transformer
+from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.bundle.manifest import ComponentEntry
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import Layout
-from qwen_image_engine.runtime.sampling.schedule import time_features
+from qwen_image_engine.runtime.model.time import time_features
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIGMA = 0.5  # a bf16 number: diffusers rounds the timestep to its weights' dtype, which is no error of its step

@@ -8,10 +8,11 @@ from typing import Literal
 
 from torch import nn
 
-from qwen_image_engine.calibration.quantise.formats import block_size
+from qwen_image_engine.calibration.rules.blocks import block_size
 from qwen_image_engine.calibration.rules.linears import LINEARS
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, empty_network
+from qwen_image_engine.reference.components import NETWORK
+from qwen_image_engine.reference.load import empty_network
 
 
 def observed_components(checkpoint: Checkpoint, *, references: bool) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from qwen_image_engine.calibration.observe.tensor_file import pack, read, write_
 from qwen_image_engine.engines.core.contract import EVERY_STEP
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.runtime.bundle.files import file_sha256
+from qwen_image_engine.runtime.system.files import file_sha256
 
 RECORD = "calibration.json"
 TENSORS = "calibration.safetensors"

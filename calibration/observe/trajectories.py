@@ -14,8 +14,10 @@ from qwen_image_engine.calibration.observe.statistics import InputSums
 from qwen_image_engine.calibration.rules.linears import LINEARS
 from qwen_image_engine.engines.core.contract import EVERY_STEP, contract
 from qwen_image_engine.engines.core.engine import Engine
-from qwen_image_engine.reference.components import NETWORK, TorchEngine, dims, load_network
+from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts
+from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.components import Components
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
 

@@ -9,9 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from qwen_image_engine.calibration.quantise.equalisation import equalising_scales, for_heads, shared_by_heads
-from qwen_image_engine.calibration.quantise.network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
+from qwen_image_engine.calibration.quantise.smoothing import equalising_scales, for_heads, shared_by_heads
 from qwen_image_engine.calibration.quantise.static_input import StaticInput
+from qwen_image_engine.calibration.rules.linears import WEIGHT
 from qwen_image_engine.calibration.rules.pairs import Pair
 from qwen_image_engine.reference.storage.tensor_blocks import row_blocks
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo

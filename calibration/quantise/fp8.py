@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qwen_image_engine.calibration.quantise import fp8
 from qwen_image_engine.calibration.quantise.error_feedback import ErrorFeedback
 
 LARGEST = 448.0
@@ -24,3 +25,7 @@ def quantise_rows(rows: Tensor, scale: float, feedback: ErrorFeedback | None = N
 def quantise(values: Tensor, scale: float) -> Tensor:
     """Codes (float8_e4m3fn) of `values`, which are about codes * scale, rounded to the nearest, ties to even."""
     return (values / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+
+
+SOFTMAX = 1 / fp8.LARGEST
+"""The value of code 1 of probabilities, which reach 1 and no more."""

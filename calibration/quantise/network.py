@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from qwen_image_engine.calibration.observe.record import Calibration
-from qwen_image_engine.calibration.quantise.formats import block_size
 from qwen_image_engine.calibration.quantise.static_attention import StaticAttention
 from qwen_image_engine.calibration.quantise.static_input import StaticInput
-from qwen_image_engine.calibration.rules.linears import LINEARS, block_index
+from qwen_image_engine.calibration.rules.blocks import block_size
+from qwen_image_engine.calibration.rules.linears import LINEARS, WEIGHT, block_index
 from qwen_image_engine.calibration.rules.pairs import Pair, linear_pairs
 from qwen_image_engine.calibration.rules.quantisation import HIGH, Quantisation
 from qwen_image_engine.engines.core.errors import UsageError
@@ -19,8 +19,6 @@ from qwen_image_engine.reference.components import NETWORK
 from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer
-
-WEIGHT = ".weight"
 
 
 @dataclass(frozen=True)

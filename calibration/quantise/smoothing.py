@@ -101,3 +101,34 @@ def _predicted_error(item: InputStatistics, weight_square: Tensor, row_squares: 
     of_activations = (rounding * weight_square * squares).sum(dim=1)
     of_weights = row_squares / LEVELS**2 / 12 * smoothed.sum(dim=1)
     return of_activations + of_weights
+
+
+def equalising_scales(rows: Tensor, columns: Tensor) -> Tensor:
+    """Powers of two (C,) float32 near sqrt(columns / rows).
+
+    The error of a quantised product grows with |x s| |W / s|, x being the activations and W the second weight; by
+    Cauchy and Schwarz that is least where s_i^2 = |W_i| / |x_i|, and |x_i| goes with the norm of the first weight's
+    row i. A power of two misses by at most sqrt(2) and moves no bit of a mantissa: the network is exactly the same.
+
+    Args:
+        rows: (C,) norms of the first weight's rows.
+        columns: (C,) norms of the second weight's columns.
+
+    """
+    exponents = (torch.log2(columns.double()) - torch.log2(rows.double())) / 2
+    # A channel that either side never uses has nothing to move.
+    exponents = torch.where(torch.isfinite(exponents), exponents, 0.0)
+    return torch.exp2(exponents.round()).float()
+
+
+def shared_by_heads(columns: Tensor, groups: int, channels: int) -> Tensor:
+    """Norms (C,) of value channels, `groups` heads, from those of the columns they feed, of which heads share them.
+
+    Heads of a group stand side by side, as in scaled_dot_product_attention's enable_gqa.
+    """
+    return columns.reshape(groups, -1, channels // groups).square().sum(dim=1).sqrt().flatten()
+
+
+def for_heads(scales: Tensor, groups: int, columns: int) -> Tensor:
+    """Scales (C,) of value channels, `groups` heads, for each of the `columns` that they feed."""
+    return scales.reshape(groups, 1, -1).repeat(1, columns // scales.numel(), 1).flatten()

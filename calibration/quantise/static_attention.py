@@ -10,12 +10,8 @@ import torch
 from qwen_image_engine.calibration.observe.statistics import InputStatistics
 from qwen_image_engine.calibration.quantise import fp8
 from qwen_image_engine.calibration.quantise.static_input import StaticInput, stored_scale
-from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
 from qwen_image_engine.reference.storage.tensor_blocks import tensor_blocks
-from qwen_image_engine.reference.storage.tensor_file import TensorInfo
-
-SOFTMAX = 1 / fp8.LARGEST
-"""The value of code 1 of probabilities, which reach 1 and no more."""
+from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, TensorInfo
 
 
 @dataclass(frozen=True)

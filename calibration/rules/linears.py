@@ -63,3 +63,6 @@ def block_index(name: str) -> int | None:
     """The number of the block that a linear is in."""
     found = _BLOCK.search(name)
     return int(found[1]) if found else None
+
+
+WEIGHT = ".weight"

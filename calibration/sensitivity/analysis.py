@@ -25,7 +25,7 @@ from qwen_image_engine.calibration.sensitivity.simulation import TRANSFORMER, Si
 from qwen_image_engine.calibration.sensitivity.teacher_forcing import Errors, TeacherForcing, record
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import load_network
+from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.transformer import Transformer
 
 PICTURES = 2

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qwen_image_engine.calibration.quantise import fp8, int8
 from qwen_image_engine.calibration.quantise.channel_scales import channel_scales
-from qwen_image_engine.calibration.quantise.formats import rotate
+from qwen_image_engine.calibration.quantise.hadamard import rotate
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.calibration.quantise.static_input import SCALE_DTYPE, stored_scale
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint

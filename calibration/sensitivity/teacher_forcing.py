@@ -20,15 +20,17 @@ from qwen_image_engine.calibration.sensitivity.simulation import Simulation
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.components import NETWORK, TorchEngine, dims, load_network
+from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts
+from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.components import Components
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import Layout, text_positions
+from qwen_image_engine.runtime.model.time import time_features
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
 from qwen_image_engine.runtime.sampling.inputs import Start
-from qwen_image_engine.runtime.sampling.schedule import time_features
 
 Errors = tuple[tuple[float, ...], ...]
 """Relative L2 of the step's output, by trajectory and step."""

@@ -1,7 +1,7 @@
 """What is kept between requests: values by content hash, the least recently used of them gone first."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -34,3 +34,24 @@ class Kept(Generic[Key, Value]):
             if total <= self._limit:
                 break
             total -= self._values.pop(key)[1]
+
+
+class Recent(Generic[Key, Value]):
+    """At most `limit` values by key; the one whose use is longest ago goes first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+
+    def get(self, key: Key, make: Callable[[], Value]) -> Value:
+        """The value of `key`, made where it is not there, after the oldest has gone: what that holds may be needed."""
+        if key not in self._values:
+            if len(self._values) == self._limit:
+                self._values.popitem(last=False)
+            self._values[key] = make()
+        self._values.move_to_end(key)
+        return self._values[key]
+
+    def clear(self) -> None:
+        """Let all of them go."""
+        self._values.clear()

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from qwen_image_engine.engines.core import contract_check, failure
+from qwen_image_engine.engines.core import contract_check, errors
 from qwen_image_engine.engines.core.bfloat16 import to_bfloat16
 from qwen_image_engine.engines.core.contract import EVERY_STEP, Contract, TensorSpec, split_axis
 from qwen_image_engine.engines.core.device_array import DeviceArray, DeviceMemory, Values
-from qwen_image_engine.engines.core.engine import CUDA_PROVIDER, INSTALL_CUDA, require
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.cuda.memory import CudaContext, CudaMemory
-from qwen_image_engine.engines.onnxruntime.cpu import port_facts, session_options
-from qwen_image_engine.engines.onnxruntime.memory import return_freed_memory
+from qwen_image_engine.engines.onnxruntime.cpu import port_facts, return_freed_memory, session_options
+from qwen_image_engine.engines.onnxruntime.package import CUDA_PROVIDER, INSTALL_CUDA, onnxruntime, onnxruntime_cuda
 
 _NAME = "ONNX Runtime CUDA"
 
@@ -63,7 +62,7 @@ def cuda_device() -> Device:
     Raises:
         QwenImageError: ONNX Runtime has no CUDA provider here, or there is no driver or device.
     """
-    package = require("onnxruntime-cuda")
+    package = onnxruntime_cuda()
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
         package.preload_dlls()
     options = {
@@ -73,6 +72,11 @@ def cuda_device() -> Device:
         "sdpa_kernel": "3",  # flash and memory-efficient attention, whatever ORT_DISABLE_FLASH_ATTENTION says
     }
     return Device("cuda", CUDA_PROVIDER, options, CudaMemory(CudaContext.open(), 0))
+
+
+def create(model: Path, contract: Contract, threads: int | None) -> "OnnxRuntimeCudaEngine":
+    """Load a graph on the first CUDA device, whatever the number of threads; raises as `load_engine` does."""
+    return OnnxRuntimeCudaEngine(model, contract)
 
 
 class OnnxRuntimeCudaEngine:
@@ -85,7 +89,7 @@ class OnnxRuntimeCudaEngine:
     def __init__(self, model: Path, contract: Contract, device: Device | None = None) -> None:
         """Load `model`; errors as in `load_engine`."""
         device = device or cuda_device()
-        package = require("onnxruntime")
+        package = onnxruntime()
         contract_check.check_model_file(contract, model)
         options = session_options(package)
         # From a shape's second run on the pattern of the first is one block, beside the arena that the first run left.
@@ -96,7 +100,7 @@ class OnnxRuntimeCudaEngine:
                 str(model), options, providers=[(device.provider, dict(device.options))], enable_fallback=False
             )
         except Exception as error:  # the package's errors have no base class of their own
-            raise failure.load_failure(contract, model, _NAME, error, on_device=True) from error
+            raise errors.load_failure(contract.component, model, _NAME, error, on_device=True) from error
         if device.provider not in session.get_providers():
             raise QwenImageError(
                 f"{contract.component}: ONNX Runtime {package.__version__} did not load {device.provider}; it needs "
@@ -124,7 +128,7 @@ class OnnxRuntimeCudaEngine:
         """Outputs by name; errors as in `Engine.run`."""
         session = self._session
         if session is None:
-            raise failure.closed(self._contract)
+            raise errors.closed(self._contract.component)
         sizes = contract_check.check_inputs(self._contract, inputs)
         kept = {
             spec.name: DeviceArray.empty(self._device.memory, _shape(spec, sizes), spec.dtype)
@@ -145,7 +149,7 @@ class OnnxRuntimeCudaEngine:
             results = zip(self._contract.outputs, binding.get_outputs(), strict=True)
             host = {spec.name: value.numpy() for spec, value in results if spec.name not in kept}
         except Exception as error:  # the package's errors have no base class of their own
-            raise failure.run_failure(self._contract, sizes, _NAME, error, on_device=True) from error
+            raise errors.run_failure(self._contract.component, sizes, _NAME, error, on_device=True) from error
         outputs: dict[str, Values] = {spec.name: (host | kept)[spec.name] for spec in self._contract.outputs}
         contract_check.check_outputs(self._contract, outputs, sizes)
         return outputs

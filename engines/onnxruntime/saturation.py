@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 
-from qwen_image_engine.engines.core.engine import require
+from qwen_image_engine.engines.onnxruntime.package import onnxruntime
 
 # The fields of onnx.proto that one product of uint8 by int8 takes (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto):
 # the runtime does without the package onnx.
@@ -19,7 +19,7 @@ def products_saturate() -> bool:
     what it is. ONNX Runtime does not say which kernel it would take; the product takes a few milliseconds once a
     process.
     """
-    package = require("onnxruntime")
+    package = onnxruntime()
     size = 64
     options = package.SessionOptions()
     options.intra_op_num_threads = 1

@@ -4,16 +4,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen_image_engine.engines.core import contract_check, failure
+from qwen_image_engine.engines.core import contract_check, errors
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.contract_check import Array, PortFacts
-from qwen_image_engine.engines.core.engine import require
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.openvino.package import openvino
 from qwen_image_engine.engines.openvino.saturation import has_int8_weights, products_saturate
 
 _DTYPES = {"f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i32": "int32"}
 
 InferencePrecision = Literal["f32", "bf16"]
+
+
+def create(model: Path, contract: Contract, threads: int | None) -> "OpenVinoEngine":
+    """Load a graph, computed in fp32; raises as `load_engine` does."""
+    return OpenVinoEngine(model, contract, threads)
+
+
+def create_bf16(model: Path, contract: Contract, threads: int | None) -> "OpenVinoEngine":
+    """Load a graph, computed in bf16 but for quantised linears; raises as `load_engine` does."""
+    return OpenVinoEngine(model, contract, threads, "bf16")
 
 
 class OpenVinoEngine:
@@ -35,7 +45,7 @@ class OpenVinoEngine:
         Raises:
             QwenImageError: also where the processor has no instructions for that precision.
         """
-        package = require("openvino")
+        package = openvino()
         contract_check.check_model_file(contract, model)
         try:
             core = package.Core()
@@ -44,7 +54,7 @@ class OpenVinoEngine:
             settings = compile_settings(graph, threads, inference_precision)
             compiled = core.compile_model(graph, "CPU", settings)
         except (RuntimeError, MemoryError) as error:
-            raise failure.load_failure(contract, model, "OpenVINO", error) from error
+            raise errors.load_failure(contract.component, model, "OpenVINO", error) from error
         expected = {spec.name for spec in (*contract.inputs, *contract.outputs)}
         ports = ({_name(port, expected): _facts(port) for port in side} for side in (compiled.inputs, compiled.outputs))
         contract_check.check_graph(contract, model, *ports)
@@ -59,7 +69,7 @@ class OpenVinoEngine:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name; errors as in `Engine.run`."""
         if self._compiled is None:
-            raise failure.closed(self._contract)
+            raise errors.closed(self._contract.component)
         sizes = contract_check.check_inputs(self._contract, inputs)
         try:
             # Inputs are read in place (the prefix cache is large), outputs are copied out of the request. One that was
@@ -67,7 +77,7 @@ class OpenVinoEngine:
             results = self._compiled.create_infer_request().infer(dict(inputs), share_inputs=True, share_outputs=False)
             outputs = {spec.name: results[spec.name] for spec in self._contract.outputs}
         except (RuntimeError, MemoryError) as error:
-            raise failure.run_failure(self._contract, sizes, "OpenVINO", error) from error
+            raise errors.run_failure(self._contract.component, sizes, "OpenVINO", error) from error
         contract_check.check_outputs(self._contract, outputs, sizes)
         return outputs
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from qwen_image_engine.engines.core.engine import require
+from qwen_image_engine.engines.openvino.package import openvino
 
 
 def has_int8_weights(graph: Any) -> bool:
     """Whether an `openvino.Model` holds int8 constants."""
-    int8 = require("openvino").Type.i8
+    int8 = openvino().Type.i8
     return any(op.get_type_name() == "Constant" and op.get_output_element_type(0) == int8 for op in graph.get_ops())
 
 
@@ -22,7 +22,7 @@ def products_saturate() -> bool:
     half of what it is. OpenVINO does not say which kernel it would take, and flags of a processor are read differently
     on every system; the product takes 20 ms once a process.
     """
-    package = require("openvino")
+    package = openvino()
     op = package.opset13
     size = 64
     rows = op.parameter([-1, size], np.float32)

@@ -2,10 +2,16 @@
 
 import functools
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 import tensorrt as trt
 
+from qwen_image_engine.engines.core.errors import QwenImageError, one_line
+
 _MOST_KEPT = 5
+
+_Made = TypeVar("_Made")
 
 
 @functools.cache
@@ -40,3 +46,22 @@ class Log(trt.ILogger):
     def errors(self) -> str:
         """The last errors in one line."""
         return " ".join("; ".join(self._errors).split()) or "it gives no reason"
+
+
+def made(what: str, log: Log, make: Callable[[], _Made | None]) -> _Made:
+    """What `make` gives.
+
+    A constructor of the bindings raises a TypeError where TensorRT gives it nothing ("pybind11::init(): factory
+    function returned nullptr"); a method gives None.
+
+    Raises:
+        QwenImageError: so it was; the text has what TensorRT logged.
+    """
+    log.clear()
+    try:
+        found = make()
+    except TypeError as error:
+        raise QwenImageError(f"TensorRT makes no {what}: {log.errors()} ({one_line(error)})") from error
+    if found is None:
+        raise QwenImageError(f"TensorRT makes no {what}: {log.errors()}")
+    return found

@@ -10,13 +10,13 @@ from typing import TypeVar
 
 import tensorrt as trt
 
-from qwen_image_engine.engines.core import contract_check, failure
+from qwen_image_engine.engines.core import contract_check, errors
 from qwen_image_engine.engines.core.contract import EVERY_STEP, Contract
 from qwen_image_engine.engines.core.contract_check import PortFacts
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.core.loop import LoopInputs
-from qwen_image_engine.engines.core.recent import Recent
+from qwen_image_engine.engines.core.lru_cache import Recent
 from qwen_image_engine.engines.cuda.driver import device_facts
 from qwen_image_engine.engines.cuda.euler_kernel import EulerKernel
 from qwen_image_engine.engines.plans.entry import Shape
@@ -99,7 +99,7 @@ class TensorRtEngine:
     def loop(self, inputs: LoopInputs) -> TensorRtLoop:
         """The sampler's steps on the device; errors as in `LoopingEngine.loop`."""
         if self._engine is None:
-            raise failure.closed(self._contract)
+            raise errors.closed(self._contract.component)
         for branch in inputs.branches:
             first = {"latents": inputs.latents, "time_features": inputs.time_features[:1], **branch}
             contract_check.check_inputs(self._contract, first)
@@ -125,7 +125,7 @@ class TensorRtEngine:
         """What `use` makes of the context and the profile for a call, its errors in words."""
         engine = self._engine
         if engine is None:
-            raise failure.closed(self._contract)
+            raise errors.closed(self._contract.component)
         shapes = _shapes(inputs)
         profile = self._profile(shapes)
         # A context that is not captured serves any shape.
@@ -133,12 +133,12 @@ class TensorRtEngine:
         try:
             return use(self._calls.get(key, lambda: self._call(engine)), profile)
         except (QwenImageError, RuntimeError) as error:
-            if not failure.is_memory(error):
-                raise failure.run_failure(self._contract, sizes, "TensorRT", error) from error
+            if not errors.is_memory(error):
+                raise errors.run_failure(self._contract.component, sizes, "TensorRT", error) from error
             with suppress(QwenImageError):  # what is on its way uses them
                 self._session.stream.synchronise()
             self._calls.clear()
-            name, words = self._source.entry.profiles[profile].name, failure.one_line(error)
+            name, words = self._source.entry.profiles[profile].name, errors.one_line(error)
             raise OutOfDeviceMemory(f"{self._contract.component}, profile {name}: {words}") from error
 
     def close(self) -> None:
@@ -164,7 +164,7 @@ class TensorRtEngine:
         self._graphs, self._calls = False, Recent(1)
         warnings.warn(
             f"{self._contract.component}: its runs cannot become CUDA graphs, so each is launched kernel by kernel "
-            f"({failure.one_line(error)})",
+            f"({errors.one_line(error)})",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorrt as trt
 
-from qwen_image_engine.engines.core import failure
+from qwen_image_engine.engines.core import errors
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, size_bytes, stored
 from qwen_image_engine.engines.core.errors import QwenImageError
@@ -16,8 +16,8 @@ from qwen_image_engine.engines.cuda.buffer import DeviceBuffer
 from qwen_image_engine.engines.cuda.memory import CudaMemory
 from qwen_image_engine.engines.cuda.stream import CudaGraph
 from qwen_image_engine.engines.plans.entry import Shape
-from qwen_image_engine.engines.tensorrt.factory import made
-from qwen_image_engine.engines.tensorrt.replay import Replay
+from qwen_image_engine.engines.tensorrt.bindings import made
+from qwen_image_engine.engines.tensorrt.cuda_graph import Replay
 from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 
 
@@ -232,7 +232,7 @@ class TensorRtCall:
         try:
             self._graph = self._session.stream.capture(self._enqueue)
         except QwenImageError as error:
-            if failure.is_memory(error):
+            if errors.is_memory(error):
                 raise
             self._not_captured(error)
             return False

@@ -10,8 +10,7 @@ from typing import BinaryIO
 
 import tensorrt as trt
 
-from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
-from qwen_image_engine.engines.core.failure import is_memory, one_line
+from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError, is_memory, one_line
 from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.engines.tensorrt.refit import refit
 from qwen_image_engine.engines.tensorrt.session import TensorRtSession

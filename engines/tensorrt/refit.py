@@ -5,8 +5,7 @@ from pathlib import Path
 import tensorrt as trt
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.tensorrt.bindings import Log
-from qwen_image_engine.engines.tensorrt.factory import made
+from qwen_image_engine.engines.tensorrt.bindings import Log, made
 
 
 def refit(engine: trt.ICudaEngine, model: Path, log: Log) -> None:

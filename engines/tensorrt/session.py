@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import tensorrt as trt
 
-from qwen_image_engine.engines.core.engine import require
 from qwen_image_engine.engines.cuda.driver import DeviceFacts
 from qwen_image_engine.engines.cuda.memory import CudaContext, CudaMemory
 from qwen_image_engine.engines.cuda.stream import CudaStream
-from qwen_image_engine.engines.tensorrt.bindings import Log, process_log
-from qwen_image_engine.engines.tensorrt.factory import made
+from qwen_image_engine.engines.tensorrt.bindings import Log, made, process_log
+from qwen_image_engine.engines.tensorrt.package import tensorrt
 from qwen_image_engine.engines.tensorrt.scratch import Scratch
 
 
@@ -45,7 +44,7 @@ class TensorRtSession:
         Raises:
             QwenImageError: the driver or TensorRT refuses.
         """
-        version = str(require("tensorrt").__version__)
+        version = str(tensorrt().__version__)
         context = CudaContext.open()
         log = process_log()
         runtime = made("runtime", log, lambda: trt.Runtime(log))

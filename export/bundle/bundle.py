@@ -11,21 +11,19 @@ from typing import Literal
 from qwen_image_engine.calibration.observe.record import Calibration, calibrate_command
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork, check_rules, quantised_networks
 from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
-from qwen_image_engine.engines.core.engine import require
-from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.core.failure import is_memory
+from qwen_image_engine.engines.backends import require
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, is_memory
 from qwen_image_engine.export.bundle.cache_key import origin, tool
-from qwen_image_engine.export.bundle.check import check_checkpoint
 from qwen_image_engine.export.bundle.network_folder import NetworkFolder, reuse_network, write_network
 from qwen_image_engine.export.bundle.reuse_plans import keep_plans
 from qwen_image_engine.export.bundle.staging import check_output, staged
 from qwen_image_engine.export.estimate.plan import ExportPlan, check_disk, check_memory, plan_export
-from qwen_image_engine.export.selection import networks, selected
-from qwen_image_engine.export.targets import Recipe, recipe
+from qwen_image_engine.export.targets import Recipe, networks, recipe, selected
 from qwen_image_engine.export.weights.file_hashes import FileHashes
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.components import NETWORK, dims
-from qwen_image_engine.reference.pipeline import model_facts
+from qwen_image_engine.reference.load import read_tensors
+from qwen_image_engine.reference.pipeline import model_facts, schedule_config
 from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import (
     CalibrationEntry,
@@ -37,6 +35,7 @@ from qwen_image_engine.runtime.bundle.manifest import (
     read_manifest,
     write_manifest,
 )
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 Progress = Callable[[str, int, int], None]
 """Told what is being worked on, bytes done so far, and bytes in all.
@@ -295,3 +294,16 @@ def _copy_host_files(source: Path, folder: Path) -> Mapping[str, FileEntry]:
     for name in names:
         shutil.copyfile(source / name, folder / name)
     return {name: describe_file(folder / name) for name in names}
+
+
+def check_checkpoint(checkpoint: Checkpoint, components: Collection[str] | None = None) -> None:
+    """Check the tokenizer, the schedule, and name, shape and dtype of every tensor that `components` (all) read.
+
+    Raises:
+        QwenImageError: one of them is not what the runtime or a network needs.
+    """
+    load_tokenizer(checkpoint.folder)
+    schedule_config(checkpoint)
+    checkpoint.token_embeddings()
+    for network in networks(selected(checkpoint) if components is None else components):
+        read_tensors(checkpoint, network)

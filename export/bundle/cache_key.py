@@ -13,28 +13,34 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from qwen_image_engine.calibration.quantise import formats
-from qwen_image_engine.engines.core import contract
 from qwen_image_engine.export.targets import Recipe
-from qwen_image_engine.reference import components as reference_engine
 from qwen_image_engine.reference.checkpoint.checkpoint import TRANSFORMER, Checkpoint
 from qwen_image_engine.runtime.bundle.manifest import Tool
 
 _PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript")
+_SOURCES = ("calibration", "engines/core", "export", "reference")
+_RECIPE = Path("reference/shapes")  # trains a checkpoint; its weights are hashed themselves
 
 
 @cache
 def tool() -> Tool:
-    """This version of the exporter, with a hash of everything that decides what it writes."""
+    """Return this version of the exporter, with a hash of everything that decides its output."""
+    return Tool(importlib.metadata.version("qwen-image-engine"), source_sha256(Path(__file__).parents[2]))
+
+
+def source_sha256(home: Path) -> str:
+    """Hash the sources in `home` that decide the output of an export, and the versions of the packages that write it.
+
+    Args:
+        home: the folder of the package, in which `export`, `reference`, `calibration` and `engines` are.
+    """
     digest = hashlib.sha256()
     for package in _PACKAGES:
         digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
-    export = Path(__file__).parent
-    folders = (export, Path(reference_engine.__file__).parent, Path(formats.__file__).parent)
-    sources = [path for folder in folders for path in folder.glob("*.py")]
-    for path in sorted([*sources, Path(contract.__file__)]):
-        digest.update(f"{path.parent.name}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return Tool(importlib.metadata.version("qwen-image-engine"), digest.hexdigest())
+    names = [path.relative_to(home) for folder in _SOURCES for path in (home / folder).rglob("*.py")]
+    for name in sorted(name for name in names if not name.is_relative_to(_RECIPE)):
+        digest.update(f"{name.as_posix()} {hashlib.sha256((home / name).read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def origin(

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qwen_image_engine.calibration.quantise.network import WEIGHT, QuantisedNetwork
-from qwen_image_engine.calibration.quantise.static_attention import SOFTMAX
+from qwen_image_engine.calibration.quantise.fp8 import SOFTMAX
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
+from qwen_image_engine.calibration.rules.linears import WEIGHT
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.export.checks.onnxruntime_audit import audit
 from qwen_image_engine.export.graph.fused_attention import fused_attentions
 from qwen_image_engine.export.passes.quantised.fp8_attention import fp8_scale_name
-from qwen_image_engine.export.selection import networks
-from qwen_image_engine.export.targets import Recipe
+from qwen_image_engine.export.targets import Recipe, networks
 from qwen_image_engine.export.trace import IR_VERSION, OPSET, trace
 from qwen_image_engine.export.weights.external_data import link_weights, place_weights
 from qwen_image_engine.export.weights.network import network_weights
@@ -27,8 +27,8 @@ from qwen_image_engine.export.weights.weight_file import Stored, WeightFile
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import NETWORK, dims
 from qwen_image_engine.reference.load import read_tensors
-from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
-from qwen_image_engine.runtime.bundle.files import describe_file, file_sha256
+from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES
+from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import (
     ComponentEntry,
     EmbeddingsEntry,
@@ -37,6 +37,7 @@ from qwen_image_engine.runtime.bundle.manifest import (
     Manifest,
     QuantisedLayer,
 )
+from qwen_image_engine.runtime.system.files import file_sha256
 
 MODEL_FILES = {
     "text_encoder": "text_encoder/model.onnx",

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-from qwen_image_engine.calibration.quantise.network import WEIGHT
+from qwen_image_engine.calibration.rules.linears import WEIGHT
 from qwen_image_engine.export.checks.rule import Expected, Finding, Rule, node_name, operators, rank
 
 CODES = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)

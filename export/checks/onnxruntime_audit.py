@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx
 
-from qwen_image_engine.engines.core.engine import require
+from qwen_image_engine.engines.backends import require
 from qwen_image_engine.engines.core.errors import QwenImageError
 
 _INTEGER_KERNELS = frozenset({"QGemm", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul"})

@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from qwen_image_engine.export.checks.manifest_rules import CODES, MANIFEST_RULES, reads_codes
 from qwen_image_engine.export.checks.rule import Expected, Finding, Rule, node_name, operators, rank
+from qwen_image_engine.export.graph.attention import query_norm
 from qwen_image_engine.export.graph.nodes import constant
-from qwen_image_engine.export.passes.scale_into_queries import query_norm
 from qwen_image_engine.export.trace import IR_VERSION, OPSET
 
 _OPERATORS = frozenset(

@@ -12,8 +12,7 @@ from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.estimate.duration import export_seconds
 from qwen_image_engine.export.estimate.stage_memory import PROMPT_TOKENS, StageWidths, cache_bytes, stage_memory
-from qwen_image_engine.export.selection import networks, selected
-from qwen_image_engine.export.targets import Recipe
+from qwen_image_engine.export.targets import Recipe, networks, selected
 from qwen_image_engine.export.weights.network import network_weights
 from qwen_image_engine.export.weights.weight_file import entry_bytes
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from qwen_image_engine.export.graph.casts import cast
+from qwen_image_engine.export.graph.nodes import cast
 
 
 class LayerNormInFloat32(InPlacePass):

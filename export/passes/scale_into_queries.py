@@ -6,12 +6,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from qwen_image_engine.export.graph.casts import cast
-from qwen_image_engine.export.graph.nodes import add_constant
+from qwen_image_engine.export.graph.attention import query_norm
+from qwen_image_engine.export.graph.nodes import add_constant, cast
 from qwen_image_engine.export.graph.shapes import width
-
-# What a factor passes through, and rounding does not change the names of.
-_LINEAR = frozenset({"Transpose", "Reshape", "Cast", "RotaryEmbedding", "Slice", "QuantizeLinear", "DequantizeLinear"})
 
 
 class ScaleIntoQueries(InPlacePass):
@@ -43,24 +40,6 @@ class ScaleIntoQueries(InPlacePass):
             node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
             modified = True
         return PassResult(model, modified)
-
-
-def query_norm(attention: ir.Node) -> ir.Node | None:
-    """The RMS norm that an Attention's queries come from, None where they come from none."""
-    value = attention.inputs[0]
-    while value is not None and (len(value.uses()) == 1 or _is_sliced(value)):
-        node = value.producer()
-        if node is None or node.op_type == "RMSNormalization":
-            return node
-        if node.op_type not in _LINEAR:
-            return None
-        value = node.inputs[0]
-    return None
-
-
-def _is_sliced(value: ir.Value) -> bool:
-    """Whether all that reads it are Slices, each for an attention of its own."""
-    return all(use.node.op_type == "Slice" for use in value.uses())
 
 
 def _scale_values(graph: ir.Graph, attention: ir.Node, factor: float) -> None:

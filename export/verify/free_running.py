@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.export.verify.difference import Difference, difference, finite
 from qwen_image_engine.export.verify.recording import Recording
+from qwen_image_engine.runtime.model.time import time_features
 from qwen_image_engine.runtime.sampling.euler import Velocity
-from qwen_image_engine.runtime.sampling.schedule import time_features
 
 SEED = 1
 """Of the control's noise."""

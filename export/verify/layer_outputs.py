@@ -9,10 +9,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qwen_image_engine.calibration.quantise.network import WEIGHT
-from qwen_image_engine.calibration.rules.linears import LINEARS
+from qwen_image_engine.calibration.rules.linears import LINEARS, WEIGHT
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec
-from qwen_image_engine.export.graph.casts import cast
+from qwen_image_engine.export.graph.nodes import cast
 from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, QuantisedLayer
 
 _LAST_OF_BLOCK = ".img_mlp.out"

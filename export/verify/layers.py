@@ -16,14 +16,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qwen_image_engine.engines.backends import load_engine
 from qwen_image_engine.engines.core.device_array import on_host
-from qwen_image_engine.engines.core.engine import Array, load_engine
+from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.export.verify.difference import Difference, difference, finite, worst
 from qwen_image_engine.export.verify.layer_outputs import layer_graph, scaled_layers
 from qwen_image_engine.export.verify.recording import Recording, ends
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, TorchEngine, load_network
+from qwen_image_engine.reference.components import NETWORK
+from qwen_image_engine.reference.load import load_network
+from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 
 

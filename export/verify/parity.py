@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Unpack
 
-from qwen_image_engine.engines.core.engine import package_name, require
+from qwen_image_engine.engines.backends import BACKENDS, require
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.verify.bundle import BundleRows, compare_bundle
 from qwen_image_engine.export.verify.checkpoint import check_hashes, check_same_checkpoint, open_checkpoint
@@ -163,7 +163,7 @@ def _verification(
         target=manifest.target,
         precision=manifest.precision,
         engine=engine,
-        engine_version=version(package_name(engine)),
+        engine_version=version(BACKENDS[engine].distribution),
         checkpoint=manifest.checkpoint.name,
         config_sha256=manifest.checkpoint.config_sha256,
         weights_sha256=manifest.checkpoint.weights_sha256,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -207,3 +208,19 @@ class Verifications:
 
 def _measures(difference: Difference) -> dict[str, float | None]:
     return {name: finite(value) for name, value in asdict(difference).items()}
+
+
+def verdict_text(bundle: Verification) -> str:
+    """What it comes to, one line."""
+    failed = sum(not row.passed for row in bundle.rows)
+    broken = sum(not bundle.holds(limit) for limit in bundle.limits)
+    verdict = "every row is within its threshold"
+    if failed:
+        verdict = f"{failed} of {len(bundle.rows)} rows are beyond their thresholds"
+        most = None if bundle.layers is None else bundle.layers.grows_most_at
+        if most is not None:
+            times = f"{most.growth:.0f} times" if math.isfinite(most.growth) else "without end"
+            verdict += f", and the error grows most at {most.name}, {times}"
+    if broken:
+        verdict += f"; {broken} of {len(bundle.limits)} limits of --fail-on are broken"
+    return f"{verdict} ({bundle.engine} {bundle.engine_version}, {bundle.precision})"

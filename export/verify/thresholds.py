@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from qwen_image_engine.engines.backends import BACKENDS
+
 TEACHER_FORCED = "teacher_forced"
 
 
@@ -178,7 +180,7 @@ THRESHOLDS: Mapping[tuple[str, str], Mapping[str, Threshold]] = {
 def thresholds(target: str, precision: str, engine: str) -> Mapping[str, Threshold] | None:
     """Those of a bundle on an engine, None where it has none."""
     found = THRESHOLDS.get((target, precision))
-    if found is None or not engine.endswith("-bf16"):
+    if found is None or BACKENDS[engine].computes is None:
         return found
     return {
         row: replace(item, relative_l2=item.relative_l2 + _BF16, cosine=None, reason=f"{item.reason}; bf16")

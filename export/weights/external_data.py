@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.export.graph.casts import cast
+from qwen_image_engine.export.graph.nodes import cast
 from qwen_image_engine.export.weights.weight_file import Place
 from qwen_image_engine.reference.storage.stored_network import Component
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo

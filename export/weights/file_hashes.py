@@ -10,7 +10,7 @@ from threading import Event, Lock
 from types import TracebackType
 from typing import Self
 
-from qwen_image_engine.runtime.bundle.files import file_sha256
+from qwen_image_engine.runtime.system.files import file_sha256
 
 # A disk reads no faster for more.
 _MOST_THREADS = 4

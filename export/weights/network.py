@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from qwen_image_engine.calibration.quantise.channel_scales import channel_scales
-from qwen_image_engine.calibration.quantise.network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
+from qwen_image_engine.calibration.rules.linears import WEIGHT
 from qwen_image_engine.export.passes.quantised.smooth_modulation import factors_name, smoothed_by_modulation
 from qwen_image_engine.export.passes.quantised.value_scales import crosses_components, scales_name
 from qwen_image_engine.export.weights.quantised import (
@@ -20,7 +21,7 @@ from qwen_image_engine.export.weights.weight_file import Entry, Stored
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import read_tensors
-from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
+from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES
 
 _FP8_SCALE = {"F16": "F32"}
 """A weight's scale where the graph computes in fp16, which has no normal number for a weight that is below 0.03

@@ -16,11 +16,10 @@ from torch import Tensor
 from qwen_image_engine.calibration.quantise import fp8, int8
 from qwen_image_engine.calibration.quantise.channel_scales import ChannelScales
 from qwen_image_engine.calibration.quantise.error_feedback import ErrorFeedback
-from qwen_image_engine.calibration.quantise.formats import rotate
+from qwen_image_engine.calibration.quantise.hadamard import rotate
 from qwen_image_engine.calibration.quantise.static_input import SCALE_DTYPE, StaticInput, stored_scale
-from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
 from qwen_image_engine.reference.storage.tensor_blocks import row_blocks
-from qwen_image_engine.reference.storage.tensor_file import TensorInfo
+from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, TensorInfo
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from typing import Protocol
 
 import torch
 
-from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
 from qwen_image_engine.reference.storage.tensor_blocks import tensor_blocks
-from qwen_image_engine.reference.storage.tensor_file import ITEM_BYTES, TensorInfo
+from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, ITEM_BYTES, TensorInfo
 
 # Tensors start at a multiple of 64 bytes after a padded header, so that engines can use mapped ones in place.
 _ALIGNMENT = 64

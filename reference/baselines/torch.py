@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
-from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.lora.file import LoraFile
+from qwen_image_engine.reference.baselines.checkpoint import open_checkpoint, stored_bytes
 from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 from qwen_image_engine.runtime.tools.bench.contender import Drawer, pipeline_drawer
-from qwen_image_engine.runtime.tools.bench.load import WaySpec
+from qwen_image_engine.runtime.tools.bench.spec import WaySpec
 
 
 def load_torch(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
@@ -40,50 +35,3 @@ def compile_blocks(network: nn.Module) -> None:
     if isinstance(network, Transformer):
         for block in network.transformer_blocks:
             block.compile()
-
-
-def open_checkpoint(spec: WaySpec) -> Checkpoint:
-    """The checkpoint that the bundle was made from, adapters and single file included, or the one at `spec.checkpoint`.
-
-    Raises:
-        QwenImageError: it is missing, or its configuration is another than the bundle's.
-    """
-    source = (manifest := read_manifest(Path(spec.bundle))).checkpoint
-    try:
-        checkpoint = Checkpoint.open(
-            spec.checkpoint or source.path,
-            transformer_file=source.transformer_file,
-            loras=[LoraFile(Path(lora.path), lora.scale) for lora in manifest.loras],
-            attention=source.attention,
-        )
-    except QwenImageError as error:
-        if spec.checkpoint is not None:
-            raise
-        raise QwenImageError(f"{error}; say where the bundle's checkpoint is with -m") from error
-    found = checkpoint.config_sha256()
-    if found != source.config_sha256:
-        raise QwenImageError(
-            f"{spec.bundle} was not made from {checkpoint.place}: the checkpoint's configuration "
-            f"has sha256 {found[:12]}…, the bundle's {source.config_sha256[:12]}…; name the right one with -m"
-        )
-    return checkpoint
-
-
-def check_weights(spec: WaySpec) -> None:
-    """Hash the weights, which takes as long as reading them, and compare.
-
-    Raises:
-        QwenImageError: they are not those that the bundle was made from.
-    """
-    checkpoint, source = open_checkpoint(spec), read_manifest(Path(spec.bundle)).checkpoint
-    found = checkpoint.weights_sha256()
-    if found != source.weights_sha256:
-        raise QwenImageError(
-            f"{spec.bundle} was not made from {checkpoint.place}: the checkpoint's weights have sha256 {found[:12]}…, "
-            f"the bundle's {source.weights_sha256[:12]}…; name the right one with -m"
-        )
-
-
-def stored_bytes(checkpoint: Checkpoint) -> int:
-    """Of every file that weights come from."""
-    return sum(file.stat().st_size for file in checkpoint.weight_files)

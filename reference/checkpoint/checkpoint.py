@@ -30,11 +30,11 @@ from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.lora.merge import merge
 from qwen_image_engine.reference.storage.json_reader import read_json
 from qwen_image_engine.reference.storage.single_file import open_single_file
-from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES, LAYOUT, VISION, Component, open_component
-from qwen_image_engine.reference.storage.tensor_file import TensorInfo
-from qwen_image_engine.runtime.bundle.files import file_sha256
+from qwen_image_engine.reference.storage.stored_network import LAYOUT, VISION, Component, open_component
+from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, TensorInfo
 from qwen_image_engine.runtime.bundle.manifest import MANIFEST
 from qwen_image_engine.runtime.bundle.manifest_entries import checkpoint_flags
+from qwen_image_engine.runtime.system.files import file_sha256
 
 PIPELINE_CLASS = "QwenImage21Pipeline"
 TRANSFORMER = "transformer"

@@ -19,8 +19,8 @@ from qwen_image_engine.reference.lora.keys import Part, linear_names, split_key
 from qwen_image_engine.reference.lora.scaling import METADATA, AdapterConfig
 from qwen_image_engine.reference.storage.merged_tensor import LowRank, MergedTensor
 from qwen_image_engine.reference.storage.single_file import halves
-from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES, Component, counted
-from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_header, read_metadata
+from qwen_image_engine.reference.storage.stored_network import Component, counted
+from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, TensorInfo, read_header, read_metadata
 
 Parts = Mapping[Part, TensorInfo]
 

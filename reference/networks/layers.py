@@ -1,7 +1,8 @@
 """Rotary position embedding in real arithmetic (an exported graph has no complex numbers)."""
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
@@ -38,3 +39,47 @@ def _one_node(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         x.float().flatten(2), cos, sin, interleaved=interleaved, num_heads=heads
     )
     return out.to(x.dtype).reshape(x.shape)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, heads side by side in the result.
+
+    Args:
+        q: (B, S, H, d).
+        k: (B, L, G, d), where G divides H (grouped-query attention).
+        v: (B, L, G, d).
+        causal: Token i sees tokens 0..i; S and L must be equal.
+        mask: Boolean, broadcastable to (B, H, S, L), True where q may see k; not together with `causal`.
+
+    Returns:
+        (B, S, H * d).
+
+    """
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=causal,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2).flatten(2)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis.
+
+    Args:
+        channels: Length of the last axis.
+        eps: Added to the mean square.
+
+    """
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C) -> (…, C) in x's dtype."""
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)

@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwen_image_engine.reference.checkpoint.config import TextEncoderConfig
-from qwen_image_engine.reference.networks.attention import attention
-from qwen_image_engine.reference.networks.layers import rotary
-from qwen_image_engine.reference.networks.norm import RMSNorm
+from qwen_image_engine.reference.networks.layers import RMSNorm, attention, rotary
 
 
 class SelfAttention(nn.Module):

@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwen_image_engine.reference.checkpoint.config import TransformerConfig
-from qwen_image_engine.reference.networks.attention import attention
-from qwen_image_engine.reference.networks.layers import rotary
-from qwen_image_engine.reference.networks.norm import RMSNorm
+from qwen_image_engine.reference.networks.layers import RMSNorm, attention, rotary
 
 TIME_FEATURES = 256
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwen_image_engine.reference.checkpoint.config import VaeConfig
-from qwen_image_engine.reference.networks.attention import attention
+from qwen_image_engine.reference.networks.layers import attention
 
 
 class ChannelNorm(nn.Module):

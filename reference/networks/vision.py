@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwen_image_engine.reference.checkpoint.config import VisionConfig
-from qwen_image_engine.reference.networks.attention import attention
-from qwen_image_engine.reference.networks.layers import rotary
+from qwen_image_engine.reference.networks.layers import attention, rotary
 
 EPS = 1e-6
 MERGED = 4

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.storage.json_reader import read_json
-from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_header
+from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, TensorInfo, read_header
 
 if TYPE_CHECKING:
     import torch
-
-FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.storage.merged_tensor import MergedTensor
-from qwen_image_engine.reference.storage.stored_network import FLOAT_DTYPES
-from qwen_image_engine.reference.storage.tensor_file import ITEM_BYTES, TensorInfo
+from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, ITEM_BYTES, TensorInfo
 
 BLOCK_BYTES = 4 << 20
 # Rows are worked on in float32, several copies of a block at a time, and the allocator keeps what these leave over.

@@ -149,3 +149,6 @@ def _entry(path: Path, name: str, entry: Any, first_byte: int) -> TensorInfo:
     if end - begin != expected:
         raise QwenImageError(f"{path}: bad header: tensor {name!r} takes {end - begin} bytes, its shape {expected}")
     return TensorInfo(name, dtype, tuple(shape), path.resolve(), first_byte + begin, expected)
+
+
+FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

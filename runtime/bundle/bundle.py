@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tokenizers import Tokenizer
 
-from qwen_image_engine.engines.core.engine import Engine, load_engine, require
+from qwen_image_engine.engines.backends import load_engine, require
+from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.cuda.driver import device_facts
 from qwen_image_engine.engines.plans.fit import check_plan_fits
-from qwen_image_engine.runtime.bundle.files import check_files, file_sha256
+from qwen_image_engine.runtime.bundle.capability import check_capability
+from qwen_image_engine.runtime.bundle.files import check_files
 from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, Manifest, read_manifest
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.images.reference_image import ReferenceImages
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
+from qwen_image_engine.runtime.system.files import file_sha256
 from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
 from qwen_image_engine.runtime.text.embedding import EmbeddingTable
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
-from qwen_image_engine.runtime.tools.build.checks import check_capability
 
 if TYPE_CHECKING:
     from qwen_image_engine.engines.tensorrt.session import TensorRtSession

@@ -15,11 +15,9 @@ from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.bundle.manifest import FileEntry, Manifest
+from qwen_image_engine.runtime.system.files import file_sha256
 
 SMALL_FILE_BYTES = 8 << 20
-# A block is hashed without the interpreter's lock. Beside a thread that computes, taking the lock again waits up to
-# 5 ms, twice a block; 32 MB take 20 ms or more to hash, so that does not count.
-_BLOCK_BYTES = 32 << 20
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -72,25 +70,6 @@ def describe_file(path: Path, sha256: str | None = None) -> FileEntry:
     """
     header = header_sha256(path) if path.suffix == ".safetensors" else None
     return FileEntry(path.stat().st_size, sha256 or file_sha256(path), header)
-
-
-def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a file's bytes, read in blocks.
-
-    Raises:
-        QwenImageError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb", buffering=0) as file:
-            buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(1, path.stat().st_size))))
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
-                if progress is not None:
-                    progress(count)
-    except OSError as error:
-        raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return digest.hexdigest()
 
 
 def header_sha256(path: Path) -> str:

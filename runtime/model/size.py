@@ -52,3 +52,7 @@ def nearest_sides(side: int) -> tuple[int, ...]:
 
 def _is_valid(side: int) -> bool:
     return side > 0 and side % SIDE_MULTIPLE == 0
+
+
+MAX_IMAGES = 4
+"""Most images of one batch."""

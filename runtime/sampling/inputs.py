@@ -9,12 +9,9 @@ from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.model.latents import pack_latents
-from qwen_image_engine.runtime.model.size import latent_size
+from qwen_image_engine.runtime.model.size import MAX_IMAGES, latent_size
 from qwen_image_engine.runtime.sampling.noise import draw_noise
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig, sigmas
-
-MAX_IMAGES = 4
-"""Most images of one batch."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 
 DEFAULT_STEPS = 40
-TIME_FEATURES = 256
 MAX_STEPS = 1000
 """The schedule's num_train_timesteps: levels that training told apart."""
 
@@ -168,22 +167,6 @@ def shift_exponent(config: ScheduleConfig, target_tokens: int) -> float:
     """Give mu, the line through the config's two (tokens, shift) pairs, not clamped (diffusers `calculate_shift`)."""
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
     return target_tokens * slope + (config.base_shift - slope * config.base_image_seq_len)
-
-
-def time_features(sigma: float) -> NDArray[np.float32]:
-    """Give the sinusoid of 1000*sigma that the transformer's time embedding reads.
-
-    Frequencies are exp(-ln(10000) * i/128); every step rounds to float32 as diffusers'
-    `QwenImage21TemporalTimesteps` does, because a last bit of the angle is worth 6e-5.
-
-    Returns:
-        (256,) float32, 128 cosines then 128 sines.
-    """
-    half = TIME_FEATURES // 2
-    exponents = np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
-    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
-    angles = (np.float32(sigma) * np.float32(1000) * frequencies).astype(np.float64)
-    return np.concatenate([np.cos(angles), np.sin(angles)]).astype(np.float32)
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

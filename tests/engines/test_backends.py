@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from qwen_image_engine.engines.backends import available, load_engine
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec
-from qwen_image_engine.engines.core.engine import Array, Engine, available, load_engine
+from qwen_image_engine.engines.core.engine import Array, Engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 
 StepInputs = Callable[..., dict[str, Array]]
@@ -41,7 +42,7 @@ def test_backend_that_does_not_load(monkeypatch: pytest.MonkeyPatch, step_contra
     def broken(name: str) -> ModuleType:
         raise ImportError("libcudart.so.13: cannot open shared object file")
 
-    monkeypatch.setattr("importlib.import_module", broken)
+    monkeypatch.setattr("qwen_image_engine.engines.core.packages.import_module", broken)
     with pytest.raises(QwenImageError, match=r"onnxruntime is installed and does not load .libcudart"):
         load_engine("onnxruntime", Path("step.onnx"), step_contract)
 
@@ -224,7 +225,7 @@ import subprocess
 import sys
 from pathlib import Path
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec
-from qwen_image_engine.engines.core.engine import load_engine, require
+from qwen_image_engine.engines.backends import load_engine, require
 
 def anonymous_mib():
     lines = Path("/proc/self/status").read_text().splitlines()

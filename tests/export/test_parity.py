@@ -10,9 +10,11 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from qwen_image_engine.engines.core.engine import Array, Engine, load_engine
+from qwen_image_engine.engines.backends import load_engine
+from qwen_image_engine.engines.core.engine import Array, Engine
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, reference_engines
+from qwen_image_engine.reference.components import NETWORK
+from qwen_image_engine.reference.torch_engine import reference_engines
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 
 COMPONENTS = tuple(NETWORK)

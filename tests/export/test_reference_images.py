@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen_image_engine.engines.core.engine import load_engine
+from qwen_image_engine.engines.backends import load_engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.export.verify.parity import verify_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import reference_engines
 from qwen_image_engine.reference.pipeline import reference_pipeline
+from qwen_image_engine.reference.torch_engine import reference_engines
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.images.picture import Picture

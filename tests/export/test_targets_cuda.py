@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from qwen_image_engine.calibration.quantise.network import quantised_networks
-from qwen_image_engine.engines.core.engine import Array, load_engine
+from qwen_image_engine.engines.backends import load_engine
+from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.cuda.driver import DeviceFacts
 from qwen_image_engine.engines.onnxruntime.cuda import Device
@@ -28,7 +29,8 @@ from qwen_image_engine.export.verify.layer_outputs import layer_graph
 from qwen_image_engine.export.verify.parity import verify_bundle
 from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, reference_engines
+from qwen_image_engine.reference.components import NETWORK
+from qwen_image_engine.reference.torch_engine import reference_engines
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from tests.support.images import patches
@@ -173,12 +175,12 @@ def test_verify_of_an_engine_on_a_device(
     folder = Path(shutil.copytree(cuda_bundle("fp32")[1], tmp_path / "bundle"))
     package = "qwen_image_engine"
     here = Device("cpu", "CPUExecutionProvider", {}, NumpyMemory(0))
-    monkeypatch.setattr(f"{package}.engines.onnxruntime_cuda.cuda_device", lambda: here)
-    monkeypatch.setattr(f"{package}.export.verify.version", lambda name: f"of {name}")
-    for module in ("export.verify", "runtime.bundle"):
+    monkeypatch.setattr(f"{package}.engines.onnxruntime.cuda.cuda_device", lambda: here)
+    monkeypatch.setattr(f"{package}.export.verify.parity.version", lambda name: f"of {name}")
+    for module in ("export.verify.parity", "runtime.bundle.bundle"):
         monkeypatch.setattr(f"{package}.{module}.require", lambda name: None)
     gpu = DeviceFacts("A GPU", "9.0", 13000, total_bytes=1 << 34, free_bytes=1 << 34)
-    for module in ("runtime.bundle", "runtime.conditioning"):
+    for module in ("runtime.bundle.bundle", "runtime.conditioning"):
         monkeypatch.setattr(f"{package}.{module}.device_facts", lambda: gpu)
     case = Case("edit", "make it blue", 64, 32, references=(patches(60, 50),))
     result = verify_bundle(folder, cases=[case], engine="onnxruntime-cuda", layers=True)

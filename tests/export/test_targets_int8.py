@@ -11,14 +11,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from qwen_image_engine.calibration.quantise.network import quantised_networks
-from qwen_image_engine.engines.core.engine import Array, load_engine
+from qwen_image_engine.engines.backends import load_engine
+from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.export.estimate.plan import plan_export
 from qwen_image_engine.export.targets import recipe
 from qwen_image_engine.export.verify.difference import Difference, difference
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import reference_engines
 from qwen_image_engine.reference.storage.tensor_file import read_header
+from qwen_image_engine.reference.torch_engine import reference_engines
 from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer, read_manifest
 
 Bundles = Callable[..., tuple[Path, Path]]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen_image_engine.engines.core.engine import load_engine
+from qwen_image_engine.engines.backends import load_engine
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.model.tiles import draw_tiles
 

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from qwen_image_engine.export.passes.scale_into_queries import query_norm
+from qwen_image_engine.export.graph.attention import query_norm
 
 Change = Callable[[ir.Graph], None]
 

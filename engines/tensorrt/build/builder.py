@@ -3,26 +3,27 @@
 Imported only by the process that builds: without a driver TensorRT's objects crash whoever holds them.
 """
 
+from __future__ import annotations
+
 import mmap
 from collections.abc import Collection
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import tensorrt as trt
 
-from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.core.failure import one_line
+from qwen_image_engine.engines.core.bfloat16 import to_bfloat16
+from qwen_image_engine.engines.core.errors import QwenImageError, one_line
 from qwen_image_engine.engines.plans.entry import Profile
-from qwen_image_engine.engines.tensorrt.bindings import Log, process_log
+from qwen_image_engine.engines.tensorrt.bindings import Log, made, process_log
 from qwen_image_engine.engines.tensorrt.build.audit import Network, audit, check_audit, check_parsed
 from qwen_image_engine.engines.tensorrt.build.inspector import node_names
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildResult
 from qwen_image_engine.engines.tensorrt.build.onnx_weights import weights_left_out
 from qwen_image_engine.engines.tensorrt.build.plan_writer import PlanWriter
 from qwen_image_engine.engines.tensorrt.build.progress import Monitor, Progress
-from qwen_image_engine.engines.tensorrt.build.softmax import SoftmaxScale
 from qwen_image_engine.engines.tensorrt.build.timing_cache import keep_timings, read_timings
-from qwen_image_engine.engines.tensorrt.factory import made
 
 _VALUES = 2
 """Index among an attention's inputs."""
@@ -213,3 +214,22 @@ def _parse_errors(parser: trt.OnnxParser, log: Log) -> str:
 def _node(metadata: str, name: str) -> str:
     """The ONNX node that a layer was made from."""
     return next(iter(node_names(metadata or "")), name)
+
+
+class SoftmaxScale:
+    """One number in bfloat16; TensorRT refers to its bytes, so it lives until the engine is built."""
+
+    def __init__(self, scale: float) -> None:
+        self.bits = to_bfloat16(np.array([scale], np.float32))
+        self.weights = trt.Weights(trt.bfloat16, self.bits.ctypes.data, 1)
+
+    def give_to(self, attention: trt.IAttention, network: trt.INetworkDefinition) -> bool:
+        """Let an attention of `network` quantise its probabilities to FP8 by it; whether TensorRT takes that.
+
+        Its setters refuse in silence.
+        """
+        attention.normalization_quantize_scale = network.add_constant(trt.Dims(()), self.weights).get_output(0)
+        attention.normalization_quantize_to_type = trt.fp8
+        return (
+            attention.normalization_quantize_scale is not None and attention.normalization_quantize_to_type == trt.fp8
+        )

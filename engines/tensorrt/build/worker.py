@@ -10,10 +10,10 @@ import sys
 import time
 from dataclasses import asdict
 
-from qwen_image_engine.engines.core.engine import require
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.cuda.driver import device_facts
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob
+from qwen_image_engine.engines.tensorrt.package import tensorrt
 
 _SAID_EVERY_S = 0.1
 
@@ -42,7 +42,7 @@ def main() -> int:
     try:
         job = BuildJob.from_json(json.load(sys.stdin))
         device_facts()  # without a driver TensorRT's objects crash
-        require("tensorrt")
+        tensorrt()
         from qwen_image_engine.engines.tensorrt.build.builder import build
 
         say(result=asdict(build(job, progress)))

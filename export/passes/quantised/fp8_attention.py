@@ -6,11 +6,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from qwen_image_engine.calibration.quantise.fp8 import SOFTMAX
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
-from qwen_image_engine.calibration.quantise.static_attention import SOFTMAX
+from qwen_image_engine.export.graph.attention import query_norm
 from qwen_image_engine.export.graph.nodes import add_constant
 from qwen_image_engine.export.passes.quantised.linear_to_static import through_codes
-from qwen_image_engine.export.passes.scale_into_queries import query_norm
 
 
 class Fp8Attention(InPlacePass):

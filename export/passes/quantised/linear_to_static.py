@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from qwen_image_engine.calibration.quantise.network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
+from qwen_image_engine.calibration.rules.linears import WEIGHT
 from qwen_image_engine.export.graph.external_weights import set_unplaced, unplaced
 from qwen_image_engine.export.graph.nodes import add_constant
 from qwen_image_engine.export.graph.shapes import width

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from qwen_image_engine.calibration.quantise.network import WEIGHT, QuantisedNetwork
+from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.calibration.quantise.static_input import StaticInput
+from qwen_image_engine.calibration.rules.linears import WEIGHT
 from qwen_image_engine.export.graph.external_weights import unplaced
 from qwen_image_engine.export.graph.shapes import width
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qwen_image_engine.export.verify.report.components import components_section, layers_section
 from qwen_image_engine.export.verify.report.pictures import pictures_section
 from qwen_image_engine.export.verify.report.steps import free_running_section, teacher_forced_section
-from qwen_image_engine.export.verify.report.tables import verdict_text
+from qwen_image_engine.export.verify.result import verdict_text
 from qwen_image_engine.runtime.tools.report.html import Content, Html, table, tag
 from qwen_image_engine.runtime.tools.report.sections import (
     commands,

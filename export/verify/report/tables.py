@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from qwen_image_engine.runtime.cli.shared.result import table
+from qwen_image_engine.export.verify.result import verdict_text
+from qwen_image_engine.runtime.system.text import table
 
 if TYPE_CHECKING:
     from qwen_image_engine.export.verify.layers import Layers
@@ -130,19 +130,3 @@ def _judged(bundles: Sequence[Verification]) -> list[str]:
         own = (f"{found[kind].engine.rate:.1%}" if kind in found else "" for found in rates)
         rows.append((kind, str(reference.tried), f"{reference.rate:.1%}", *own))
     return table(rows, right=tuple(range(1, len(rows[0]))))
-
-
-def verdict_text(bundle: Verification) -> str:
-    """What it comes to, one line."""
-    failed = sum(not row.passed for row in bundle.rows)
-    broken = sum(not bundle.holds(limit) for limit in bundle.limits)
-    verdict = "every row is within its threshold"
-    if failed:
-        verdict = f"{failed} of {len(bundle.rows)} rows are beyond their thresholds"
-        most = None if bundle.layers is None else bundle.layers.grows_most_at
-        if most is not None:
-            times = f"{most.growth:.0f} times" if math.isfinite(most.growth) else "without end"
-            verdict += f", and the error grows most at {most.name}, {times}"
-    if broken:
-        verdict += f"; {broken} of {len(bundle.limits)} limits of --fail-on are broken"
-    return f"{verdict} ({bundle.engine} {bundle.engine_version}, {bundle.precision})"

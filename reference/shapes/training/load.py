@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import load_network
+from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.vae import Vae
 from qwen_image_engine.reference.pipeline import embedding_table
 from qwen_image_engine.reference.shapes.config import vision_config

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.core.failure import one_line, pass_interruption
+from qwen_image_engine.engines.core.errors import QwenImageError, one_line, pass_interruption
 
 EXPORT_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors")
 INSTALL = "pip install 'qwen-image-engine[export]'"

@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen_image_engine.engines.core.engine import ENGINES
+from qwen_image_engine.engines.backends import ENGINES
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size
-from qwen_image_engine.runtime.cli.shared.output_files import add_report_argument, check_writable, write_json
-from qwen_image_engine.runtime.cli.shared.result import Report, size_text, table
+from qwen_image_engine.runtime.cli.shared.output_files import add_report_argument
+from qwen_image_engine.runtime.cli.shared.result import Report
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
+from qwen_image_engine.runtime.system.files import check_writable, write_json
+from qwen_image_engine.runtime.system.text import size_text, table
 
 if TYPE_CHECKING:
     from qwen_image_engine.runtime.tools.bench.result import Benchmark

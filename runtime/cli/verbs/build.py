@@ -12,10 +12,11 @@ from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
 from qwen_image_engine.engines.tensorrt.build.launch import Watch
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size
-from qwen_image_engine.runtime.cli.shared.plan_text import plan_text
-from qwen_image_engine.runtime.cli.shared.result import Report, duration_text
+from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.text import plan_text
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
-from qwen_image_engine.runtime.system.spinner import Spinner
+from qwen_image_engine.runtime.system.progress import Spinner
+from qwen_image_engine.runtime.system.text import duration_text
 from qwen_image_engine.runtime.tools.build.shapes import (
     DEFAULT_PROMPT_TOKENS,
     DEFAULT_REFERENCES,

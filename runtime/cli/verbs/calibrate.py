@@ -11,7 +11,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import add_checkpoint_arguments, open_checkpoint
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
-from qwen_image_engine.runtime.cli.shared.result import Report, table
+from qwen_image_engine.runtime.cli.shared.result import Report
 from qwen_image_engine.runtime.cli.verbs.sensitivity import (
     add_sensitivity_arguments,
     chosen_sensitivity,
@@ -19,6 +19,7 @@ from qwen_image_engine.runtime.cli.verbs.sensitivity import (
 )
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.system.progress import ProgressBar, Unit
+from qwen_image_engine.runtime.system.text import table
 
 if TYPE_CHECKING:
     from qwen_image_engine.calibration.observe.statistics import InputStatistics

@@ -4,7 +4,8 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from qwen_image_engine.runtime.cli.shared.result import Report, size_text, table
+from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.system.text import size_text, table
 
 SUMMARY = "what changed between two results of bench or verify, beyond the noise"
 

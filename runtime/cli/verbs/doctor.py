@@ -8,11 +8,11 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.core.failure import one_line, pass_interruption
+from qwen_image_engine.engines.core.errors import QwenImageError, one_line, pass_interruption
 from qwen_image_engine.runtime.cli.shared.extras import EXPORT_PACKAGES, INSTALL, export_packages
-from qwen_image_engine.runtime.cli.shared.result import Report, size_text, table
+from qwen_image_engine.runtime.cli.shared.result import Report
 from qwen_image_engine.runtime.system.machine import CPU_FLAGS, Machine, int8_expectation, package_versions
+from qwen_image_engine.runtime.system.text import size_text, table
 
 SUMMARY = "what this machine has, and what is missing for what"
 _FITTING = "install torch and torchvision of one build (both for CPUs, or for one CUDA)"
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> Report:
     """Look around; exit code 1 where no engine could run a bundle."""
-    from qwen_image_engine.engines.core.engine import available
+    from qwen_image_engine.engines.backends import available
     from qwen_image_engine.reference.checkpoint.hub_cache import hub_cache
 
     machine, packages, engines = Machine.here(), package_versions(), available()

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import open_checkpoint
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
-from qwen_image_engine.runtime.cli.shared.result import Report, size_text
+from qwen_image_engine.runtime.cli.shared.result import Report
 from qwen_image_engine.runtime.cli.verbs.plan import add_recipe_arguments, chosen_recipe
 from qwen_image_engine.runtime.system.progress import ProgressBar
+from qwen_image_engine.runtime.system.text import size_text
 
 SUMMARY = "turn a checkpoint into a bundle that the runtime draws with"
 
@@ -27,9 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> Report:
     """Export; the bundle appears whole or not at all."""
     with export_packages():
-        from qwen_image_engine.export.bundle.bundle import export_bundle
-        from qwen_image_engine.export.bundle.check import check_checkpoint
-        from qwen_image_engine.export.selection import selected
+        from qwen_image_engine.export.bundle.bundle import check_checkpoint, export_bundle
+        from qwen_image_engine.export.targets import selected
 
         chosen_recipe(options)  # a usage error comes before the checkpoint's
     checkpoint = open_checkpoint(options.model, options)

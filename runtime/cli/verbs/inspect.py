@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.core.contract_check import check_model_file
-from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.core.failure import one_line
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, one_line
 from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
     add_weight_arguments,
@@ -18,9 +17,10 @@ from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
     weight_sources,
 )
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
-from qwen_image_engine.runtime.cli.shared.plan_text import plan_text
-from qwen_image_engine.runtime.cli.shared.result import Report, size_text, table
+from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.text import plan_text
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
+from qwen_image_engine.runtime.system.text import size_text, table
 
 if TYPE_CHECKING:
     from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint

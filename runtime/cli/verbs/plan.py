@@ -14,8 +14,9 @@ from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
     weight_sources,
 )
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
-from qwen_image_engine.runtime.cli.shared.result import Report, duration_text, size_text, table
+from qwen_image_engine.runtime.cli.shared.result import Report
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, MAX_REFERENCES, latent_size
+from qwen_image_engine.runtime.system.text import duration_text, size_text, table
 
 if TYPE_CHECKING:
     from qwen_image_engine.export.targets import Recipe
@@ -119,7 +120,7 @@ def execute(options: argparse.Namespace) -> Report:
 
     with export_packages():
         from qwen_image_engine.calibration.quantise.network import check_rules, quantised_networks
-        from qwen_image_engine.export.bundle.check import check_checkpoint
+        from qwen_image_engine.export.bundle.bundle import check_checkpoint
         from qwen_image_engine.export.estimate.plan import (
             check_disk,
             check_memory,
@@ -128,7 +129,7 @@ def execute(options: argparse.Namespace) -> Report:
             plan_seconds,
             plan_stages,
         )
-        from qwen_image_engine.export.selection import selected
+        from qwen_image_engine.export.targets import selected
 
         chosen = chosen_recipe(options)
     if options.references and options.without:

@@ -8,13 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_image_engine.engines.core.engine import ENGINES
+from qwen_image_engine.engines.backends import ENGINES
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.cli.shared.arguments import whole_numbers
-from qwen_image_engine.runtime.cli.shared.output_files import check_writable, picture_paths, read_latents, write_array
-from qwen_image_engine.runtime.cli.shared.result import Report, size_text, table
+from qwen_image_engine.runtime.cli.shared.output_files import picture_paths, read_latents
+from qwen_image_engine.runtime.cli.shared.result import Report
 from qwen_image_engine.runtime.cli.shared.text import stage_seconds
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
+from qwen_image_engine.runtime.system.files import check_writable, write_array
+from qwen_image_engine.runtime.system.text import size_text, table
 
 if TYPE_CHECKING:
     import numpy as np

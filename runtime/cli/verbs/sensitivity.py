@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.runtime.cli.shared.result import table
+from qwen_image_engine.runtime.system.text import table
 
 if TYPE_CHECKING:
     from qwen_image_engine.calibration.sensitivity.analysis import Analysis

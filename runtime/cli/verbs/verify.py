@@ -5,12 +5,12 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from qwen_image_engine.export.verify.report.tables import tables
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import add_weight_arguments
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
-from qwen_image_engine.runtime.cli.shared.output_files import add_report_argument, check_writable, write_json
+from qwen_image_engine.runtime.cli.shared.output_files import add_report_argument
 from qwen_image_engine.runtime.cli.shared.result import Report
 from qwen_image_engine.runtime.cli.verbs.run import add_engine_arguments
+from qwen_image_engine.runtime.system.files import check_writable, write_json
 
 SUMMARY = "how close bundles are to the fp32 reference"
 
@@ -52,6 +52,7 @@ def execute(options: argparse.Namespace) -> Report:
     with export_packages():
         from qwen_image_engine.export.verify.limits import Limit
         from qwen_image_engine.export.verify.parity import verify
+        from qwen_image_engine.export.verify.report.tables import tables
         from qwen_image_engine.reference.lora.file import LoraFile
 
     limits = tuple(Limit.parse(text) for text in options.fail_on)

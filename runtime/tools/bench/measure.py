@@ -1,6 +1,6 @@
 """How fast a bundle is, and beside what: engines and baselines interleaved in one run, every sample kept.
 
-from qwen_image_engine.runtime.tools.bench.measure import bench
+from qwen_image_engine.runtime.tools.bench import bench
 
 found = bench("bundle", engines=["onnxruntime"], baselines=["diffusers"], sizes=[(512, 512)], steps=[8])
 found.cases[0].ratios()
@@ -14,9 +14,10 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
-from qwen_image_engine.engines.core.engine import ENGINES, MAX_THREADS
+from qwen_image_engine.engines.backends import ENGINES, MAX_THREADS
+from qwen_image_engine.engines.core.entries import load_entry
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.manifest import Manifest
@@ -26,15 +27,11 @@ from qwen_image_engine.runtime.sampling.inputs import Start
 from qwen_image_engine.runtime.system.machine import Machine, package_versions
 from qwen_image_engine.runtime.system.progress import ProgressBar
 from qwen_image_engine.runtime.tools.bench.case import MAX_DRAWS, Case, reference_picture
-from qwen_image_engine.runtime.tools.bench.load import BASELINES, PEERS, WaySpec
 from qwen_image_engine.runtime.tools.bench.process import ProcessWay
 from qwen_image_engine.runtime.tools.bench.result import Benchmark
 from qwen_image_engine.runtime.tools.bench.rounds import run_rounds
 from qwen_image_engine.runtime.tools.bench.settings import Settings
-
-if TYPE_CHECKING:
-    from qwen_image_engine.reference.checkpoint.checkpoint import Source
-    from qwen_image_engine.reference.checkpoint.diffusers_pipeline import DiffusersPipeline
+from qwen_image_engine.runtime.tools.bench.spec import BASELINES, PEERS, PIPELINE_FOLDER, WaySpec
 
 ROUNDS = 12
 """The fewest with which the interval of a median covers 95% and leaves out two outliers on either side."""
@@ -46,7 +43,7 @@ MAX_ROUNDS = MAX_DRAWS - 2
 def bench(
     bundle: str | Path,
     *,
-    checkpoint: Source | None = None,
+    checkpoint: object = None,
     engines: Sequence[str] = ("onnxruntime",),
     baselines: Sequence[str] = (),
     sizes: Sequence[tuple[int, int]] = ((DEFAULT_RESOLUTION, DEFAULT_RESOLUTION),),
@@ -105,7 +102,7 @@ def bench(
     if rounds > most:
         raise UsageError(f"{rounds} rounds of {len(cases)} cases: expected at most {most}, or fewer cases")
     if checkpoint is not None and not isinstance(checkpoint, str | Path):
-        settings = replace(settings, checkpoint=_folder_of(checkpoint, opened.manifest))
+        settings = replace(settings, checkpoint=load_entry(PIPELINE_FOLDER)(checkpoint, opened.manifest))
     began = datetime.now(UTC).isoformat(timespec="seconds")
     names = [*(("engine", name) for name in engines), *(("baseline", name) for name in baselines)]
     with ExitStack() as stack:
@@ -131,19 +128,6 @@ def bench(
         facts = tuple(way.facts for way in ways)
     environment = {"began": began, "machine": asdict(Machine.here()), "versions": package_versions()}
     return Benchmark(settings, bundle_facts(opened.manifest), environment, facts, runs)
-
-
-def _folder_of(pipeline: DiffusersPipeline, manifest: Manifest) -> str:
-    """The folder that a diffusers pipeline was loaded from; ways run in processes that it does not reach.
-
-    Raises:
-        QwenImageError: it is no such pipeline, or its weights are not those of its files.
-    """
-    from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint  # needs torch, as the pipeline does
-
-    source = manifest.checkpoint
-    opened = Checkpoint.open(pipeline, transformer_file=source.transformer_file, attention=source.attention)
-    return str(opened.folder)
 
 
 def bundle_facts(manifest: Manifest) -> dict[str, Any]:

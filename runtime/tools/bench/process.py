@@ -16,8 +16,8 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.system.memory_use import MemoryUse
 from qwen_image_engine.runtime.tools.bench.case import Case
 from qwen_image_engine.runtime.tools.bench.contender import Drawn
-from qwen_image_engine.runtime.tools.bench.load import WaySpec
 from qwen_image_engine.runtime.tools.bench.result import WayFacts
+from qwen_image_engine.runtime.tools.bench.spec import WaySpec
 
 WORKER = "qwen_image_engine.runtime.tools.bench.worker"
 CLOSING_S = 30.0

@@ -17,12 +17,14 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, TextIO
 
+from qwen_image_engine.engines.core.entries import load_entry
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch, highest_resident_bytes
 from qwen_image_engine.runtime.tools.bench.case import Case
 from qwen_image_engine.runtime.tools.bench.contender import Drawer, Unavailable, draw_once
-from qwen_image_engine.runtime.tools.bench.load import WaySpec, load_way
+from qwen_image_engine.runtime.tools.bench.load import load_way
 from qwen_image_engine.runtime.tools.bench.result import WayFacts
+from qwen_image_engine.runtime.tools.bench.spec import CHECK_WEIGHTS, WaySpec
 
 
 def main() -> None:
@@ -56,9 +58,7 @@ def _load(spec: WaySpec, loaded: list[Drawer]) -> Mapping[str, Any]:
             raise
         seconds, peak = time.perf_counter() - began, watch.overall()
     if spec.hashes:
-        from qwen_image_engine.reference.baselines.torch import check_weights
-
-        check_weights(spec)
+        load_entry(CHECK_WEIGHTS)(spec)
     loaded.append(drawer)
     facts = WayFacts(
         name=spec.name,

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.cuda.compute_capability import BF16
 from qwen_image_engine.engines.cuda.driver import DeviceFacts
 from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
 from qwen_image_engine.engines.plans.memory import missing_bytes
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
-from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, Manifest
+from qwen_image_engine.runtime.bundle.capability import check_capability
+from qwen_image_engine.runtime.bundle.manifest import Manifest
 
 ROOM = (
     "build for less (--profile, --references, --prompt-tokens, --batch) or with --weight-streaming, or export with "
@@ -34,21 +34,6 @@ def check_timing_cache(path: Path) -> None:
         raise UsageError(f"--timing-cache {path}: no folder {path.parent}; make it with: mkdir -p {path.parent}")
     if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK)):
         raise UsageError(f"--timing-cache {path}: cannot be read and written there; name another file")
-
-
-def check_capability(name: str, entry: ComponentEntry, facts: DeviceFacts, instead: str) -> None:
-    """Refuse a GPU that is too old for a graph; `instead` are precisions that an export of its target has besides.
-
-    Raises:
-        QwenImageError: so it is.
-    """
-    least, has = entry.least_compute_capability, float(facts.compute_capability)
-    if least is not None and has < least:
-        raise QwenImageError(
-            f"{name}: its graph is in {entry.precision}, which needs a GPU of compute capability {least} or newer; "
-            f"{facts.name} has {facts.compute_capability}. "
-            f"Export with {f'--precision {instead}' if has >= BF16 else '--target cuda --precision fp16'}"
-        )
 
 
 def check_gpu(

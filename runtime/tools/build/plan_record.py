@@ -8,8 +8,8 @@ from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.plans.entry import PlanEntry
-from qwen_image_engine.runtime.bundle.files import file_sha256
 from qwen_image_engine.runtime.bundle.manifest import FileEntry, Manifest, read_manifest, write_manifest
+from qwen_image_engine.runtime.system.files import file_sha256
 from qwen_image_engine.runtime.tools.build.plans_folder import PLANS
 
 

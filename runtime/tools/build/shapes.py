@@ -19,13 +19,13 @@ from qwen_image_engine.runtime.images.fit import check_resolution
 from qwen_image_engine.runtime.model.sequence import ImageBlock, TextRun
 from qwen_image_engine.runtime.model.size import (
     DEFAULT_RESOLUTION,
+    MAX_IMAGES,
     MAX_REFERENCES,
     PIXELS_PER_LATENT,
     SIDE_MULTIPLE,
     latent_size,
 )
 from qwen_image_engine.runtime.model.tiles import spans
-from qwen_image_engine.runtime.sampling.inputs import MAX_IMAGES
 from qwen_image_engine.runtime.text.prompt import MAX_PROMPT_TOKENS, tokenize
 
 WIDEST = 2

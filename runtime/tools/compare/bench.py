@@ -12,7 +12,7 @@ from qwen_image_engine.runtime.tools.bench.result import Benchmark, WayFacts
 from qwen_image_engine.runtime.tools.bench.runs import WayRuns
 from qwen_image_engine.runtime.tools.bench.stages import COMPARED
 from qwen_image_engine.runtime.tools.bench.verdict import MARGIN, MIN_PAIRS, TOO_BUSY, Judged, Noise, judge, too_few
-from qwen_image_engine.runtime.tools.compare.compare import Change, ChangedRow, Comparison
+from qwen_image_engine.runtime.tools.compare.result import Change, ChangedRow, Comparison
 
 BYTES_MARGIN = 0.05
 """How far peak memory is right; bytes of files are exact, and are held to the same."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qwen_image_engine.runtime.tools.compare.compare import Change, ChangedRow, Comparison
+from qwen_image_engine.runtime.tools.compare.result import Change, ChangedRow, Comparison
 
 MARGIN = 0.1
 """Two runs of one bundle on one engine give the same numbers but for the order of sums among threads, which moves an

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwen_image_engine.runtime.cli.shared.result import size_text
+from qwen_image_engine.runtime.system.text import size_text
 from qwen_image_engine.runtime.tools.bench.result import Benchmark, WayFacts
 from qwen_image_engine.runtime.tools.bench.runs import CaseRuns
 from qwen_image_engine.runtime.tools.bench.stages import STEADY_STEP

@@ -7,20 +7,21 @@ import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.core.failure import one_line, pass_interruption
-from qwen_image_engine.runtime.cli.shared.output_files import check_writable
-from qwen_image_engine.runtime.tools.bench.result import Benchmark
+from qwen_image_engine.engines.core.entries import load_entry
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, one_line, pass_interruption
+from qwen_image_engine.runtime.system.files import check_writable
 from qwen_image_engine.runtime.tools.report.sections import GENERATOR
-
-if TYPE_CHECKING:
-    from qwen_image_engine.export.verify.result import Verifications
 
 PAGE = "index.html"
 INSTALL = "pip install 'qwen-image-engine[report]'"
 _HEAD_BYTES = 500
+
+_PAGES = {
+    "Benchmark": "runtime.tools.report.bench_page:bench_page",
+    "Verifications": "export.verify.report.page:verify_page",
+}
+"""Entries of the functions that make a page, as (result) -> str, by the class of the result."""
 
 
 def check_report(folder: Path) -> None:
@@ -45,7 +46,7 @@ def check_report(folder: Path) -> None:
     check_writable(folder / PAGE if folder.is_dir() else folder)
 
 
-def write_report(result: Benchmark | Verifications, folder: str | Path) -> Path:
+def write_report(result: object, folder: str | Path) -> Path:
     """Write the report of a result.
 
     Args:
@@ -57,6 +58,7 @@ def write_report(result: Benchmark | Verifications, folder: str | Path) -> Path:
 
     Raises:
         QwenImageError: see `check_report`.
+        UsageError: no such page is made.
     """
     folder = Path(folder)
     check_report(folder)
@@ -73,14 +75,12 @@ def write_report(result: Benchmark | Verifications, folder: str | Path) -> Path:
     return folder / PAGE
 
 
-def _page(result: Benchmark | Verifications) -> str:
-    if isinstance(result, Benchmark):
-        from qwen_image_engine.runtime.tools.report.bench_page import bench_page
-
-        return bench_page(result)
-    from qwen_image_engine.export.verify.report.page import verify_page
-
-    return verify_page(result)
+def _page(result: object) -> str:
+    name = type(result).__qualname__
+    if name not in _PAGES:
+        raise UsageError(f"no report of a {name}: expected a result of bench or verify ({', '.join(_PAGES)})")
+    text: str = load_entry(_PAGES[name])(result)
+    return text
 
 
 def _check_replaceable(folder: Path) -> None:

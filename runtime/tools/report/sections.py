@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any
 
-from qwen_image_engine.runtime.cli.shared.result import size_text
+from qwen_image_engine.runtime.system.text import size_text
 from qwen_image_engine.runtime.tools.report.html import Content, Html, join, table, tag
 from qwen_image_engine.runtime.tools.report.style import STYLE
 

@@ -8,11 +8,12 @@ import torch
 
 from benchmarks.quantisation.naive_w8a8 import quantise_naively
 from qwen_image_engine.calibration.quantise.channel_scales import EqualisedPair
-from qwen_image_engine.calibration.quantise.equalisation import equalising_scales, for_heads, shared_by_heads
-from qwen_image_engine.calibration.quantise.network import WEIGHT, quantised_network
+from qwen_image_engine.calibration.quantise.network import quantised_network
+from qwen_image_engine.calibration.quantise.smoothing import equalising_scales, for_heads, shared_by_heads
+from qwen_image_engine.calibration.rules.linears import WEIGHT
 from qwen_image_engine.calibration.rules.quantisation import Quantisation, Rule
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import load_network
+from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.text_encoder import TextEncoder
 from qwen_image_engine.reference.networks.transformer import Transformer
 

@@ -16,10 +16,11 @@ from qwen_image_engine.calibration.quantise.static_input import StaticInput
 from qwen_image_engine.calibration.rules.quantisation import QUANTISATIONS
 from qwen_image_engine.calibration.sensitivity.simulation import Simulation
 from qwen_image_engine.calibration.sensitivity.teacher_forcing import Trajectory, record
-from qwen_image_engine.engines.core.engine import Array, load_engine
+from qwen_image_engine.engines.backends import load_engine
+from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import load_network
+from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 

@@ -1,4 +1,4 @@
-from qwen_image_engine.engines.core.recent import Recent
+from qwen_image_engine.engines.core.lru_cache import Recent
 
 
 def test_the_one_whose_use_is_longest_ago_goes_before_the_new_one_is_made() -> None:

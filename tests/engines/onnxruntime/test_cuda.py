@@ -9,20 +9,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from qwen_image_engine.engines.core import engine
+from qwen_image_engine.engines.backends import available, load_engine
 from qwen_image_engine.engines.core.bfloat16 import to_bfloat16
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec
 from qwen_image_engine.engines.core.device_array import DeviceArray
-from qwen_image_engine.engines.core.engine import Array, available, load_engine
+from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.onnxruntime import package
 from qwen_image_engine.engines.onnxruntime.cuda import Device, OnnxRuntimeCudaEngine
 from tests.support.numpy_memory import NumpyMemory, on_device
 
 StepInputs = Callable[..., dict[str, Array]]
 WriteGraph = Callable[..., Path]
 HERE = Device("cpu", "CPUExecutionProvider", {}, NumpyMemory(0))
-CUDA = pytest.importorskip("onnxruntime").get_available_providers()[:1] == [engine.CUDA_PROVIDER]
+CUDA = pytest.importorskip("onnxruntime").get_available_providers()[:1] == [package.CUDA_PROVIDER]
 
 
 @pytest.mark.skipif(CUDA, reason="this ONNX Runtime is built with CUDA")
@@ -37,13 +38,13 @@ def test_onnxruntime_without_cuda_is_told(step_model: Path, step_contract: Contr
 
 
 def test_no_driver_is_told(step_model: Path, step_contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = SimpleNamespace(get_available_providers=lambda: [engine.CUDA_PROVIDER], __version__="1.31.1")
+    built = SimpleNamespace(get_available_providers=lambda: [package.CUDA_PROVIDER], __version__="1.31.1")
     monkeypatch.setitem(sys.modules, "onnxruntime", built)
 
     def absent() -> None:
         raise QwenImageError("no CUDA driver: libcuda.so.1 cannot be loaded")
 
-    monkeypatch.setattr(engine, "device_facts", absent)
+    monkeypatch.setattr(package, "device_facts", absent)
     with pytest.raises(QwenImageError, match="no CUDA driver"):
         load_engine("onnxruntime-cuda", step_model, step_contract)
 
@@ -55,15 +56,15 @@ def test_no_driver_is_told(step_model: Path, step_contract: Contract, monkeypatc
 def test_a_gpu_that_the_package_has_no_kernels_for_is_told(
     monkeypatch: pytest.MonkeyPatch, compute_capability: str, runs: bool
 ) -> None:
-    built = SimpleNamespace(get_available_providers=lambda: [engine.CUDA_PROVIDER], __version__="1.31.1")
+    built = SimpleNamespace(get_available_providers=lambda: [package.CUDA_PROVIDER], __version__="1.31.1")
     monkeypatch.setitem(sys.modules, "onnxruntime", built)
-    monkeypatch.setattr(engine, "device_facts", lambda: DeviceFacts("A GPU", compute_capability, 13000, 1, 1))
+    monkeypatch.setattr(package, "device_facts", lambda: DeviceFacts("A GPU", compute_capability, 13000, 1, 1))
     if runs:
-        assert engine.require("onnxruntime-cuda") is built
+        assert package.onnxruntime_cuda() is built
         return
     words = rf"A GPU has compute capability {compute_capability}, .* kernels for 7\.5, 8\.0, 9\.0, 12\.0 and later"
     with pytest.raises(QwenImageError, match=words):
-        engine.require("onnxruntime-cuda")
+        package.onnxruntime_cuda()
 
 
 def test_a_provider_that_did_not_load_is_told(

@@ -14,7 +14,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from qwen_image_engine.engines.core.engine import Array, load_engine
+from qwen_image_engine.engines.backends import load_engine
+from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.bundle import network_folder
 from qwen_image_engine.export.bundle.bundle import export_bundle

@@ -19,10 +19,10 @@ from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.runtime.bundle.files import file_sha256
 from qwen_image_engine.runtime.bundle.manifest import LoraEntry, read_manifest
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.pipeline import QwenImage
+from qwen_image_engine.runtime.system.files import file_sha256
 from tests.support.edit_checkpoint import edit_tensors
 from tests.support.lora import factors, weights, write_lora
 

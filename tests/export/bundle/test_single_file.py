@@ -13,9 +13,10 @@ from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.export.verify.parity import verify_bundle
 from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.runtime.bundle.files import file_sha256, verify_files
+from qwen_image_engine.runtime.bundle.files import verify_files
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.system.files import file_sha256
 from tests.support.single_file import write_single_file
 
 QUICK = (Case("quick", "a red circle", 64, 32),)

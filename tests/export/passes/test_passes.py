@@ -10,10 +10,11 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import InPlacePass
 
-from qwen_image_engine.export.graph.nodes import FoldConstants
-from qwen_image_engine.export.graph.rows import KeepRows
-from qwen_image_engine.export.graph.shapes import ConstantShapes, readable, reshape_target, runtime_shape
+from qwen_image_engine.export.graph.shapes import readable, reshape_target, runtime_shape
 from qwen_image_engine.export.passes.cleanup import Cleanup, MergeConstants, MergeReshapes
+from qwen_image_engine.export.passes.constant_shapes import ConstantShapes
+from qwen_image_engine.export.passes.fold_constants import FoldConstants
+from qwen_image_engine.export.passes.keep_rows import KeepRows
 from qwen_image_engine.export.passes.layer_norm_in_float32 import LayerNormInFloat32
 from qwen_image_engine.export.passes.linear_to_gemm import LinearToGemm
 from qwen_image_engine.export.passes.scale_into_layer_norm import ScaleIntoLayerNorm

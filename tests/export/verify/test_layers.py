@@ -18,9 +18,9 @@ from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.export.verify.report.tables import tables
 from qwen_image_engine.export.verify.result import Verification
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import empty_network
-from qwen_image_engine.runtime.bundle.files import file_sha256
+from qwen_image_engine.reference.load import empty_network
 from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer, read_manifest
+from qwen_image_engine.runtime.system.files import file_sha256
 
 QUICK = (Case("quick", "a red circle", 64, 32),)
 PLANTED = "transformer_blocks.1.attn.to_out.0"

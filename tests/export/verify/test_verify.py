@@ -16,9 +16,9 @@ from qwen_image_engine.export.verify.parity import verify_bundle
 from qwen_image_engine.export.verify.recording import STEPS, Case
 from qwen_image_engine.export.verify.result import Row
 from qwen_image_engine.export.verify.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold, thresholds
-from qwen_image_engine.runtime.bundle.files import file_sha256
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.system.files import file_sha256
 
 QUICK = (Case("quick", "a red circle", 64, 32),)
 

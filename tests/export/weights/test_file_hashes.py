@@ -13,7 +13,7 @@ from qwen_image_engine.export.bundle import network_folder
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.export.weights import file_hashes
 from qwen_image_engine.export.weights.file_hashes import FileHashes
-from qwen_image_engine.runtime.bundle.files import file_sha256
+from qwen_image_engine.runtime.system.files import file_sha256
 
 
 def test_hashes_are_hashlibs(tmp_path: Path) -> None:

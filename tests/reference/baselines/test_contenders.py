@@ -9,12 +9,12 @@ import torch
 from qwen_image_engine.reference.baselines.diffusers import check_drawable, load_diffusers, without_vision
 from qwen_image_engine.reference.baselines.torch import compile_blocks, load_torch
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import load_network
+from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.timing import Timing
 from qwen_image_engine.runtime.tools.bench.case import Case
 from qwen_image_engine.runtime.tools.bench.contender import Unavailable, draw_once
-from qwen_image_engine.runtime.tools.bench.load import WaySpec
+from qwen_image_engine.runtime.tools.bench.spec import WaySpec
 
 CASE = Case(64, 32, 3, 2, 1)
 RESOLUTION = 288

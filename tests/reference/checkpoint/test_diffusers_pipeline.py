@@ -12,8 +12,8 @@ from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.export.verify.parity import verify_bundle
 from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.runtime.tools.bench.load import WaySpec
 from qwen_image_engine.runtime.tools.bench.measure import bench
+from qwen_image_engine.runtime.tools.bench.spec import WaySpec
 from tests.support.oracles import load_edit_pipeline, load_pipeline
 
 

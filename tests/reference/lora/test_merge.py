@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import load_network
+from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.storage import tensor_blocks
 from tests.support.edit_checkpoint import edit_tensors

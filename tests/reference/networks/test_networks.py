@@ -17,7 +17,7 @@ from qwen_image_engine.reference.networks.vae import Vae, up_halo
 from qwen_image_engine.runtime.model.rope import encoder_rotary_tables, rotary_tables
 from qwen_image_engine.runtime.model.sequence import Layout, text_positions
 from qwen_image_engine.runtime.model.tiles import draw_tiles
-from qwen_image_engine.runtime.sampling.schedule import time_features
+from qwen_image_engine.runtime.model.time import time_features
 from tests.support.oracles import load_text_encoder, load_transformer, load_vae
 
 # fp32 sums taken in another order differ by 1e-7 to 1e-6 after a few layers; a wrong term is 1e-3 and more.

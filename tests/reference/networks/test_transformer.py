@@ -12,11 +12,11 @@ from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVC
 from torch import Tensor
 
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import load_network
+from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.transformer import KeyValue, Transformer
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import ImageBlock, Layout, Segment, TextRun, text_mask
-from qwen_image_engine.runtime.sampling.schedule import time_features
+from qwen_image_engine.runtime.model.time import time_features
 from tests.support.oracles import load_transformer
 
 # fp32 in another order; a wrong mask, position or term is 1e-3 and more.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import load_network
+from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.text_encoder import TextEncoder
 from qwen_image_engine.reference.networks.vision import Vision
 from qwen_image_engine.runtime.model.rope import encoder_rotary_tables

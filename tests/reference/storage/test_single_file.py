@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import load_network
+from qwen_image_engine.reference.load import load_network
 from tests.support.edit_checkpoint import edit_tensors
 from tests.support.random_configurations import CONFIGURATIONS
 from tests.support.single_file import write_single_file

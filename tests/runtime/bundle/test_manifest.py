@@ -11,13 +11,7 @@ import pytest
 from qwen_image_engine.engines.core.contract import Dims, contract
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
-from qwen_image_engine.runtime.bundle.files import (
-    SMALL_FILE_BYTES,
-    check_files,
-    describe_file,
-    file_sha256,
-    verify_files,
-)
+from qwen_image_engine.runtime.bundle.files import SMALL_FILE_BYTES, check_files, describe_file, verify_files
 from qwen_image_engine.runtime.bundle.manifest import (
     MANIFEST,
     CheckpointEntry,
@@ -33,6 +27,7 @@ from qwen_image_engine.runtime.bundle.manifest import (
     write_manifest,
 )
 from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts
+from qwen_image_engine.runtime.system.files import file_sha256
 
 DIMS = Dims(
     encoder_hidden=12,

@@ -10,7 +10,8 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig, sigmas, time_features
+from qwen_image_engine.runtime.model.time import time_features
+from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig, sigmas
 
 BASE = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",

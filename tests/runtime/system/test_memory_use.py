@@ -43,7 +43,7 @@ def test_a_peak_is_of_its_stage_alone() -> None:
 def test_the_highest_peak_is_not_missed_between_two_readings() -> None:
     """In a process of its own: what this one held at most was a test of before."""
     program = (
-        "from qwen_image_engine.runtime import process_memory as memory\n"
+        "from qwen_image_engine.runtime.system import memory_use as memory\n"
         "memory.SAMPLE_S = 60.0\n"
         "with memory.MemoryWatch() as watch:\n"
         "    watch.restart()\n"

@@ -2,7 +2,7 @@
 
 import io
 
-from qwen_image_engine.runtime.system.spinner import Spinner
+from qwen_image_engine.runtime.system.progress import Spinner
 
 
 class Terminal(io.StringIO):

@@ -138,7 +138,7 @@ def test_a_build(trt: FakeTensorRT, tmp_path: Path) -> None:
     result = builder().build(job(tmp_path), lambda *words: said.append(words) is None)
     plan = tmp_path / "step.plan"
     assert plan.read_bytes() == b"".join(PLAN)
-    from qwen_image_engine.runtime.bundle.files import file_sha256
+    from qwen_image_engine.runtime.system.files import file_sha256
 
     assert (result.bytes, result.sha256) == (plan.stat().st_size, file_sha256(plan))
     assert (result.fused_attentions, result.fp8_products, result.int8_products) == (1, 1, 0)
@@ -220,7 +220,7 @@ def test_a_plan_is_without_the_weights_of_the_files_alone(trt: FakeTensorRT, tmp
 
 def test_the_softmax_scale_in_bfloat16(trt: FakeTensorRT) -> None:
     torch = pytest.importorskip("torch")
-    made = importlib.import_module("qwen_image_engine.engines.tensorrt.build.softmax").SoftmaxScale(1 / 448)
+    made = importlib.import_module("qwen_image_engine.engines.tensorrt.build.builder").SoftmaxScale(1 / 448)
     assert made.bits.dtype == np.uint16
     assert made.bits.item() == torch.tensor(1 / 448).bfloat16().view(torch.uint16).item()
 

@@ -10,8 +10,9 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
+from qwen_image_engine.engines.backends import load_engine
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec
-from qwen_image_engine.engines.core.engine import Array, load_engine
+from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.export.passes.quantised.linear_to_int8 import LinearToInt8
 from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from qwen_image_engine.calibration.observe.calibrate import calibrate
 from qwen_image_engine.calibration.observe.record import Calibration
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork, quantised_networks
-from qwen_image_engine.engines.core.engine import Array, load_engine
+from qwen_image_engine.engines.backends import load_engine
+from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.export.bundle.network_folder import MODEL_FILES, write_network

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from qwen_image_engine.engines.core.engine import ENGINES
+from qwen_image_engine.engines.backends import ENGINES
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.tools.bench.case import Case
 from qwen_image_engine.runtime.tools.bench.contender import Unavailable
-from qwen_image_engine.runtime.tools.bench.load import WaySpec, computed_precision, load_way
+from qwen_image_engine.runtime.tools.bench.load import computed_precision, load_way
 from qwen_image_engine.runtime.tools.bench.measure import bench
 from qwen_image_engine.runtime.tools.bench.process import ProcessWay
 from qwen_image_engine.runtime.tools.bench.result import Benchmark
+from qwen_image_engine.runtime.tools.bench.spec import WaySpec
 
 TINY = ("--size", "64x32", "-s", "2", "--threads", "1")
 
@@ -118,7 +119,7 @@ def test_every_engine_that_is_not_installed_is_named(name: str, monkeypatch: pyt
     def absent(module: str) -> None:
         raise ModuleNotFoundError("hidden", name=module)
 
-    monkeypatch.setattr("importlib.import_module", absent)
+    monkeypatch.setattr("qwen_image_engine.engines.core.packages.import_module", absent)
     spec = WaySpec(name, "baseline", "bundle", None, 1, "resident", 288)
     with pytest.raises(Unavailable, match="is not installed; install it with"):
         load_way(spec, None)

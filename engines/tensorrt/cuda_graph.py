@@ -1,4 +1,4 @@
-"""When work that repeats is captured as a graph, when it is replayed, and when a graph no longer holds."""
+"""CUDA graphs: when work that repeats is captured, when it is replayed, and when a capture no longer holds."""
 
 from collections.abc import Hashable
 from typing import Literal

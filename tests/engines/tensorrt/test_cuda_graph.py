@@ -1,4 +1,4 @@
-from qwen_image_engine.engines.tensorrt.replay import Replay
+from qwen_image_engine.engines.tensorrt.cuda_graph import Replay
 
 
 def test_the_first_call_runs_the_second_is_captured_the_rest_replayed() -> None:

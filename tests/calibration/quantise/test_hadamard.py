@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from qwen_image_engine.calibration.quantise.formats import block_size, hadamard, rotate
+from qwen_image_engine.calibration.quantise.hadamard import hadamard, rotate
+from qwen_image_engine.calibration.rules.blocks import block_size
 
 
 @pytest.mark.parametrize("size", [1, 2, 8, 64, 256])

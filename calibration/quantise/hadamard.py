@@ -10,11 +10,6 @@ import torch
 from torch import Tensor
 
 
-def block_size(channels: int, largest: int) -> int:
-    """The largest power of two, at most `largest`, that divides `channels`: 64 for 192, 8 for 120, 1 for 27."""
-    return min(channels & -channels, largest)
-
-
 def hadamard(size: int) -> Tensor:
     """Sylvester's matrix over sqrt(size): (size, size) float32, symmetric and orthonormal.
 

@@ -1,0 +1,46 @@
+"""The package onnxruntime, for CPUs or for CUDA."""
+
+from typing import Any
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.packages import import_package
+from qwen_image_engine.engines.cuda.compute_capability import BF16, ONNXRUNTIME_KERNELS, runs_onnxruntime
+from qwen_image_engine.engines.cuda.driver import device_facts
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+INSTALL_CUDA = (
+    "onnxruntime and onnxruntime-gpu hold the same package and must not both be installed: "
+    "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'qwen-image-engine[cuda]'"
+)
+"""The advice that mends an installation without CUDA."""
+
+
+def onnxruntime() -> Any:
+    """Import onnxruntime.
+
+    Raises:
+        QwenImageError: it is not installed, or does not load.
+    """
+    return import_package("onnxruntime", "cpu")
+
+
+def onnxruntime_cuda() -> Any:
+    """Import onnxruntime, and check that it is built for CUDA and for the GPU in this machine.
+
+    Raises:
+        QwenImageError: it is not installed, does not load, or has no CUDA; or there is no GPU or driver, or it has no
+            kernels for the GPU.
+    """
+    package = import_package("onnxruntime", "cuda")
+    if CUDA_PROVIDER not in package.get_available_providers():
+        raise QwenImageError(f"onnxruntime {package.__version__} is installed without CUDA; {INSTALL_CUDA}")
+    device = device_facts()
+    if not runs_onnxruntime(device.compute_capability):
+        instead = "tensorrt" if float(device.compute_capability) >= BF16 else "cpu"
+        raise QwenImageError(
+            f"{device.name} has compute capability {device.compute_capability}, and onnxruntime-gpu as it is "
+            f"published has kernels for {', '.join(f'{a}.{b}' for a, b in ONNXRUNTIME_KERNELS.items())} and later "
+            f"ones of the same major number alone; export with --target {instead}"
+        )
+    return package

@@ -1,0 +1,14 @@
+"""The package openvino."""
+
+from typing import Any
+
+from qwen_image_engine.engines.core.packages import import_package
+
+
+def openvino() -> Any:
+    """Import openvino.
+
+    Raises:
+        QwenImageError: it is not installed, or does not load.
+    """
+    return import_package("openvino", "openvino")

@@ -1,0 +1,17 @@
+"""The package tensorrt, on a machine with a GPU."""
+
+from typing import Any
+
+from qwen_image_engine.engines.core.packages import import_package
+from qwen_image_engine.engines.cuda.driver import device_facts
+
+
+def tensorrt() -> Any:
+    """Import tensorrt, and check that there is a GPU: without a driver its objects end the process at their first use.
+
+    Raises:
+        QwenImageError: it is not installed, or does not load; or there is no GPU or driver.
+    """
+    package = import_package("tensorrt", "tensorrt")
+    device_facts()
+    return package

@@ -1,0 +1,62 @@
+"""Components of the reference behind the interface of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from qwen_image_engine.engines.core import contract_check
+from qwen_image_engine.engines.core.contract import Contract, contract
+from qwen_image_engine.engines.core.contract_check import Array
+from qwen_image_engine.engines.core.engine import Engine
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.components import NETWORK, components, dims, forward
+from qwen_image_engine.reference.load import load_network
+
+
+class TorchEngine:
+    """A component of the reference, numpy in and out, in its weights' dtype and on their device."""
+
+    def __init__(self, contract: Contract, network: nn.Module) -> None:
+        self._contract = contract
+        self._network: nn.Module | None = network
+
+    @property
+    def contract(self) -> Contract:
+        """The tensors that `run` takes and returns."""
+        return self._contract
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name; errors as in `Engine.run`."""
+        if self._network is None:
+            raise QwenImageError(f"{self._contract.component}: this engine is closed; load it again")
+        sizes = contract_check.check_inputs(self._contract, inputs)
+        device = next(self._network.parameters()).device
+        tensors = {name: torch.as_tensor(array, device=device) for name, array in inputs.items()}
+        with torch.inference_mode():
+            results = forward(self._contract, self._network, tensors)
+        outputs = {
+            spec.name: result.contiguous().cpu().numpy()
+            for spec, result in zip(self._contract.outputs, results, strict=True)
+        }
+        contract_check.check_outputs(self._contract, outputs, sizes)
+        return outputs
+
+    def close(self) -> None:
+        """Free the network; see `Engine.close`."""
+        self._network = None
+
+
+def reference_engines(checkpoint: Checkpoint) -> dict[str, Engine]:
+    """An fp32 engine for every component; prefix and step share their weights, as do the VAE's components.
+
+    Raises:
+        QwenImageError: the tensors are not those of the networks.
+    """
+    sizes = dims(checkpoint)
+    names = components(checkpoint)
+    networks = {name: load_network(checkpoint, name) for name in dict.fromkeys(NETWORK[item] for item in names)}
+    return {name: TorchEngine(contract(name, sizes), networks[NETWORK[name]]) for name in names}

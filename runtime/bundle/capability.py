@@ -1,0 +1,23 @@
+"""The check that a GPU is new enough for a graph."""
+
+from __future__ import annotations
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.cuda.compute_capability import BF16
+from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.runtime.bundle.manifest import ComponentEntry
+
+
+def check_capability(name: str, entry: ComponentEntry, facts: DeviceFacts, instead: str) -> None:
+    """Refuse a GPU that is too old for a graph; `instead` are precisions that an export of its target has besides.
+
+    Raises:
+        QwenImageError: so it is.
+    """
+    least, has = entry.least_compute_capability, float(facts.compute_capability)
+    if least is not None and has < least:
+        raise QwenImageError(
+            f"{name}: its graph is in {entry.precision}, which needs a GPU of compute capability {least} or newer; "
+            f"{facts.name} has {facts.compute_capability}. "
+            f"Export with {f'--precision {instead}' if has >= BF16 else '--target cuda --precision fp16'}"
+        )

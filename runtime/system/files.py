@@ -1,0 +1,95 @@
+"""Files: hashed, checked before they are written, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.runtime.system.interruption import check_interrupted
+
+
+def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file's bytes, read in blocks.
+
+    Raises:
+        QwenImageError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(1, path.stat().st_size))))
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+                if progress is not None:
+                    progress(count)
+    except OSError as error:
+        raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return digest.hexdigest()
+
+
+def check_writable(*paths: Path) -> None:
+    """Try each folder with a file that is removed at once: permissions alone do not tell of read-only disks.
+
+    Raises:
+        QwenImageError: a file could not be written there.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise QwenImageError(f"cannot write {path}: it is a folder")
+        if not path.parent.is_dir():
+            raise QwenImageError(f"cannot write {path}: no folder {path.parent}; make it with: mkdir -p {path.parent}")
+        probe = path.parent / f".{secrets.token_hex(8)}.tmp"
+        try:
+            probe.touch(exist_ok=False)
+            probe.unlink()
+        except OSError as error:
+            raise QwenImageError(
+                f"cannot write {path}: {error.strerror or error}; choose a folder that can be written to"
+            ) from error
+
+
+def write_array(path: Path, array: NDArray[np.float32]) -> None:
+    """Write a .npy file.
+
+    Raises:
+        QwenImageError: it cannot be written.
+    """
+    _write(path, lambda file: np.save(file, array))
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON file.
+
+    Raises:
+        QwenImageError: it cannot be written.
+    """
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    _write(path, lambda file: file.write(text.encode()))
+
+
+def _write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
+    check_interrupted()
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            fill(file)
+        temporary.replace(path)
+    except OSError as error:
+        raise QwenImageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):  # renamed already, or never made
+            temporary.unlink()
+
+
+# A block is hashed without the interpreter's lock. Beside a thread that computes, taking the lock again waits up to
+# 5 ms, twice a block; 32 MB take 20 ms or more to hash, so that does not count.
+_BLOCK_BYTES = 32 << 20
