@@ -8,8 +8,9 @@
 The public names are below; each is imported when it is first used, so that importing this package costs nothing.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from qwen_image_engine.engines.core.entries import lazy_names
 
 if TYPE_CHECKING:
     from qwen_image_engine.engines.core.errors import QwenImageError as QwenImageError
@@ -19,16 +20,6 @@ if TYPE_CHECKING:
     from qwen_image_engine.runtime.images.picture import PictureParameters as PictureParameters
     from qwen_image_engine.runtime.pipeline import QwenImage as QwenImage
     from qwen_image_engine.runtime.sampling.euler import Step as Step
-
-_HOME = {
-    "Conditioning": "qwen_image_engine.runtime.conditioning",
-    "Picture": "qwen_image_engine.runtime.images.picture",
-    "PictureParameters": "qwen_image_engine.runtime.images.picture",
-    "QwenImage": "qwen_image_engine.runtime.pipeline",
-    "QwenImageError": "qwen_image_engine.engines.core.errors",
-    "Step": "qwen_image_engine.runtime.sampling.euler",
-    "UsageError": "qwen_image_engine.engines.core.errors",
-}
 
 __all__ = [
     "Conditioning",
@@ -40,8 +31,15 @@ __all__ = [
     "UsageError",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Conditioning": "runtime.conditioning",
+        "Picture": "runtime.images.picture",
+        "PictureParameters": "runtime.images.picture",
+        "QwenImage": "runtime.pipeline",
+        "QwenImageError": "engines.core.errors",
+        "Step": "runtime.sampling.euler",
+        "UsageError": "engines.core.errors",
+    },
+)

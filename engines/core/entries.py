@@ -1,9 +1,10 @@
-"""Entries: functions named by module and name in a table, imported when they are asked for.
+"""Entries: objects named by module and name in a table, imported when they are first asked for.
 
 A table of entries knows everything that it can start and imports none of it, so it may stand below all of them.
 """
 
 import importlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _HOME = "qwen_image_engine"
@@ -17,3 +18,19 @@ def load_entry(entry: str) -> Any:
     """
     module, name = entry.split(":")
     return getattr(importlib.import_module(f"{_HOME}.{module}"), name)
+
+
+def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a package whose public names are imported when they are first used.
+
+    Args:
+        package: full name of the package.
+        homes: module of each name, below this package.
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return load_entry(f"{homes[name]}:{name}")
+
+    return get

@@ -1,1 +1,12 @@
 """`qwen-image export`: from checkpoint to bundle, atomically, reusing each part that is unchanged."""
+
+from typing import TYPE_CHECKING
+
+from qwen_image_engine.engines.core.entries import lazy_names
+
+if TYPE_CHECKING:
+    from qwen_image_engine.export.bundle.bundle import export_bundle as export_bundle
+
+__all__ = ["export_bundle"]
+
+__getattr__ = lazy_names(__name__, {"export_bundle": "export.bundle.bundle"})

@@ -40,6 +40,16 @@ def test_importing_loads_nothing_heavy(name: str) -> None:
     assert loaded.split() == []
 
 
+def test_drawing_needs_neither_tools_nor_the_command() -> None:
+    loaded = python(
+        "import sys, qwen_image_engine.runtime.pipeline\n"
+        "print(*(name for name in sys.modules if name.startswith('qwen_image_engine.')))"
+    )
+    rooms = {tuple(name.split(".")[1:3]) for name in loaded.split()}
+    assert {top for top, *_ in rooms} == {"engines", "runtime"}
+    assert not {("runtime", "tools"), ("runtime", "serve"), ("runtime", "cli")} & rooms
+
+
 def test_public_names_exist() -> None:
     listed = python(
         "import qwen_image_engine.runtime as runtime\n"

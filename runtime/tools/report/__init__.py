@@ -6,3 +6,14 @@
 
 Plots take matplotlib (the extra `report`), which is imported when one is drawn.
 """
+
+from typing import TYPE_CHECKING
+
+from qwen_image_engine.engines.core.entries import lazy_names
+
+if TYPE_CHECKING:
+    from qwen_image_engine.runtime.tools.report.folder import write_report as write_report
+
+__all__ = ["write_report"]
+
+__getattr__ = lazy_names(__name__, {"write_report": "runtime.tools.report.folder"})

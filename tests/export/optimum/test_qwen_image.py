@@ -1,7 +1,6 @@
 """`optimum-cli export qwen-image` is `qwen-image export`: the same bundle, the same document, the same exit codes."""
 
 import json
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,7 +12,7 @@ import pytest
 
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main
-from tests.support.paths import ROOT
+from tests.support.wheel import build_wheel
 
 
 def optimum(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -58,13 +57,7 @@ def test_is_not_taken_for_optimum() -> None:
 
 def test_the_wheel_names_its_own_package_alone(tmp_path: Path) -> None:
     """Without optimum, too, nothing says that `optimum` is there; the register file is."""
-    kept = shutil.ignore_patterns(".*", "out", "build", "*.egg-info", "__pycache__", "benchmarks", "docs", "tests")
-    source = shutil.copytree(ROOT, tmp_path / "source", ignore=kept)
-    code = "import sys, setuptools.build_meta as backend; print(backend.build_wheel(sys.argv[1]))"
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    built = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False, timeout=120)
-    assert built.returncode == 0, built.stderr
-    wheel = next(tmp_path.glob("*.whl"))
+    wheel = build_wheel(tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (top_level,) = (name for name in names if name.endswith(".dist-info/top_level.txt"))
