@@ -1,6 +1,7 @@
 """Fixtures shared by every test folder."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,12 +12,15 @@ from typing import Any
 
 import pytest
 
-from qwen_image_engine.reference.baselines.diffusers import leave_out_operators
+from qwen_image_engine.reference.baselines.cpu_torchvision import leave_out_operators
 from tests.support.paths import ROOT
+from tests.support.processes import ProcessWatch
 
 leave_out_operators()
 
 pytest_plugins = ["tests.support.toy_pipeline"]
+
+WATCH = pytest.StashKey[ProcessWatch]()
 
 
 @pytest.fixture(scope="session")
@@ -76,22 +80,16 @@ def tensorrt_stub() -> Path:
 
 
 @pytest.fixture(scope="session")
-def trace_once() -> Iterator[None]:
-    """Trace each graph once a session: it takes seconds, and the values of weights do not change it."""
+def trace_once(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Trace each graph once, and keep it: it takes seconds, and the values of weights do not change it."""
     from qwen_image_engine.export.bundle import network_folder
-    from qwen_image_engine.reference.components import NETWORK
+    from tests.support.traces import KeptTraces, forget, source_hash
 
-    trace = network_folder.trace
-    traced: dict[tuple[Any, ...], Any] = {}
-
-    def once(checkpoint: Any, component: str, dtype: Any) -> Any:
-        key = (getattr(checkpoint, NETWORK[component]), component, dtype)
-        if key not in traced:
-            traced[key] = trace(checkpoint, component, dtype)
-        return traced[key].clone()
-
+    folder = ROOT / ".pytest_cache" / "traces"
+    folder.mkdir(parents=True, exist_ok=True)
+    forget(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network_folder, "trace", once)
+        patch.setattr(network_folder, "trace", KeptTraces(network_folder.trace, folder, source_hash(ROOT)))
         yield
 
 
@@ -171,3 +169,23 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return message
 
     return check
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch for processes that tests start."""
+    config.stash[WATCH] = ProcessWatch()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    """Fail a test that starts a process and is not marked, which `make test-fast` would not leave out."""
+    watch = pyfuncitem.config.stash[WATCH]
+    before = watch.started
+    result = yield
+    if watch.started > before and pyfuncitem.get_closest_marker("process") is None:
+        if listing := os.environ.get("LIST_PROCESSES"):
+            with Path(listing).open("a") as file:
+                file.write(pyfuncitem.nodeid + "\n")
+            return result
+        pytest.fail("this test starts a process: mark it with @pytest.mark.process")
+    return result

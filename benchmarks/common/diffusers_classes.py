@@ -1,6 +1,6 @@
 """Classes of diffusers and transformers, imported so that they load beside a CPU build of torch."""
 
-from qwen_image_engine.reference.baselines.diffusers import leave_out_operators
+from qwen_image_engine.reference.baselines.cpu_torchvision import leave_out_operators
 
 leave_out_operators()  # before the imports below, which would fail otherwise
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 from PIL import Image
 
 from qwen_image_engine.reference.baselines.checkpoint import open_checkpoint, stored_bytes
+from qwen_image_engine.reference.baselines.cpu_torchvision import leave_out_operators
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 from qwen_image_engine.runtime.timing import Timing, Timings
@@ -112,11 +111,3 @@ def without_vision(entries: list[Timing]) -> list[Timing]:
         else entry
         for entry in entries
     ]
-
-
-def leave_out_operators() -> None:
-    """Let transformers and diffusers, which import torchvision, be imported; call it before they are.
-
-    The one module of it that needs the operators when it is imported is left out; nothing here calls an operator.
-    """
-    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))

@@ -1,0 +1,133 @@
+"""Traced graphs, kept from one run of the tests to the next by a hash of all that they are made from.
+
+Tracing takes seconds a graph, and is most of a cold run. The lowering, the writing and the checks that tests are about
+run each time.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import os
+import platform
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
+START = "export/trace.py"
+ABANDONED_S = 300.0
+
+Trace = Callable[[Any, str, Any], ir.Model]
+
+
+class KeptTraces:
+    """`trace` of `export/trace.py`, through memory and through files in a folder.
+
+    Args:
+        trace: the function itself.
+        folder: where graphs are kept; workers of one run share it.
+        source: hash of everything but the arguments that decides a graph.
+    """
+
+    def __init__(self, trace: Trace, folder: Path, source: str) -> None:
+        self._trace = trace
+        self._folder = folder
+        self._source = source
+        self._traced: dict[str, ir.Model] = {}
+        self.fresh = 0
+
+    def __call__(self, checkpoint: Any, component: str, dtype: Any) -> ir.Model:
+        from qwen_image_engine.reference.components import NETWORK
+
+        config = repr(getattr(checkpoint, NETWORK[component]))
+        stored = checkpoint.stored(NETWORK[component]).layout.prefix
+        words = "\n".join((self._source, config, stored, component, str(dtype)))
+        key = hashlib.sha256(words.encode()).hexdigest()
+        if key not in self._traced:
+            self._traced[key] = self._kept(key, checkpoint, component, dtype)
+        return self._traced[key].clone()
+
+    def _kept(self, key: str, checkpoint: Any, component: str, dtype: Any) -> ir.Model:
+        file = self._folder / f"{key}.onnx"
+        with _alone(self._folder / f"{key}.lock"):
+            if not file.is_file():
+                self.fresh += 1
+                temporary = self._folder / f"{secrets.token_hex(8)}.tmp"
+                temporary.write_bytes(ir.to_proto(self._trace(checkpoint, component, dtype)).SerializeToString())
+                temporary.replace(file)
+        os.utime(file)  # what is not used any more goes; see `forget`
+        return ir.from_proto(ir.serde.onnx.ModelProto.FromString(file.read_bytes()))
+
+
+def source_hash(home: Path, start: str = START) -> str:
+    """Hash a module and everything of this package that it imports, and the packages that trace.
+
+    Args:
+        home: the folder in which `export`, `reference` and the others are.
+        start: the module's file in it.
+    """
+    digest = hashlib.sha256(platform.python_version().encode())
+    for package in PACKAGES:
+        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
+    for name in sorted(_closure(home, start)):
+        digest.update(f"{name} {hashlib.sha256((home / name).read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def forget(folder: Path, days: float = 14) -> None:
+    """Remove graphs that no run has used for so long."""
+    for file in folder.glob("*"):
+        if time.time() - file.stat().st_mtime > days * 86400:
+            file.unlink(missing_ok=True)
+
+
+def _closure(home: Path, start: str) -> set[str]:
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for node in ast.walk(ast.parse((home / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qwen_image_engine."):
+                module = str(node.module).removeprefix("qwen_image_engine.").replace(".", "/")
+                files = [
+                    f"{module}.py",
+                    f"{module}/__init__.py",
+                    *(f"{module}/{alias.name}.py" for alias in node.names),
+                ]
+                waiting += [file for file in files if (home / file).is_file()]
+    return seen
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait for another worker that traces the same graph; a lock that is too old is nobody's any more."""
+    while True:
+        try:
+            lock.touch(exist_ok=False)
+            break
+        except FileExistsError:
+            with_age = _age(lock)
+            if with_age is not None and with_age > ABANDONED_S:
+                lock.unlink(missing_ok=True)
+            time.sleep(0.05)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _age(file: Path) -> float | None:
+    try:
+        return time.time() - file.stat().st_mtime
+    except FileNotFoundError:
+        return None

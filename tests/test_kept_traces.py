@@ -1,0 +1,70 @@
+"""Traced graphs that tests keep: made again when anything that they are made from has changed, and else the same."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from qwen_image_engine.export import trace as tracing
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from tests.support.paths import ROOT
+from tests.support.traces import KeptTraces, forget, source_hash
+
+COMPONENT = "vae_decoder_up"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A copy of the sources, which a test may change."""
+    for folder in ("engines", "export", "runtime"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copytree(ROOT / "reference", tmp_path / "reference", ignore=shutil.ignore_patterns("shapes"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "traces_again"),
+    [
+        ("reference/networks/transformer.py", True),
+        ("reference/networks/layers.py", True),
+        ("reference/components.py", True),
+        ("engines/core/contract.py", True),
+        ("export/trace.py", True),
+        ("export/passes/cleanup.py", False),
+        ("export/bundle/network_folder.py", False),
+        ("runtime/pipeline.py", False),
+    ],
+)
+def test_a_changed_network_traces_again_and_a_changed_pass_does_not(home: Path, name: str, traces_again: bool) -> None:
+    before = source_hash(home)
+    assert before == source_hash(ROOT)
+    with (home / name).open("a", encoding="utf-8") as file:
+        file.write("CHANGED = 1\n")
+    assert (source_hash(home) != before) == traces_again
+
+
+def test_a_kept_graph_is_the_traced_one(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(random_checkpoint())
+    first = KeptTraces(tracing.trace, tmp_path, "a")
+    traced = first(checkpoint, COMPONENT, "float32")
+    again = KeptTraces(tracing.trace, tmp_path, "a")
+    kept = again(checkpoint, COMPONENT, "float32")
+    assert (first.fresh, again.fresh) == (1, 0)
+    fresh = tracing.trace(checkpoint, COMPONENT, "float32")
+    assert ir.to_proto(kept) == ir.to_proto(traced) == ir.to_proto(fresh)
+    other = KeptTraces(tracing.trace, tmp_path, "another network")
+    other(checkpoint, COMPONENT, "float32")
+    assert other.fresh == 1
+    half = KeptTraces(tracing.trace, tmp_path, "a")
+    half(checkpoint, COMPONENT, "float16")
+    assert half.fresh == 1
+
+
+def test_a_graph_that_no_run_uses_goes(tmp_path: Path) -> None:
+    (tmp_path / "graph.onnx").touch()
+    forget(tmp_path, days=1)
+    assert list(tmp_path.iterdir())
+    forget(tmp_path, days=-1)
+    assert not list(tmp_path.iterdir())
