@@ -7,7 +7,7 @@ STUBS := out/tensorrt-stubs
 SHAPES := reference/shapes/checkpoint
 FOLDERS := calibration engines export reference runtime
 
-.PHONY: setup demo test lint typecheck-tensorrt bench docs clean
+.PHONY: setup demo test test-fast lint typecheck-tensorrt bench docs clean
 
 setup: $(STAMP)
 
@@ -22,8 +22,13 @@ $(STAMP): pyproject.toml setup.py $(shell find $(FOLDERS) -name '*.py')
 demo: setup
 	$(BIN)/python -m benchmarks.quality.demo --checkpoint $(SHAPES) --output out/demo
 
+# Two workers, each of whole files, so that what a file's tests share is made once.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# The tests that start no process: a minute or so once their graphs have been traced.
+test-fast: setup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not process"
 
 lint: setup
 	$(BIN)/ruff check .
