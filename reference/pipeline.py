@@ -14,7 +14,7 @@ from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.vae import up_halo
 from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES
 from qwen_image_engine.reference.torch_engine import TorchEngine
-from qwen_image_engine.runtime.components import Components, Memory
+from qwen_image_engine.runtime.components import ComponentPool, Memory
 from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage, preloaded
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
@@ -42,7 +42,7 @@ def reference_pipeline(
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
-    components = Components(engine_loader(checkpoint, prepare=prepare), memory, watch)
+    components = ComponentPool(engine_loader(checkpoint, prepare=prepare), memory, watch)
     components.preload(*preloaded(checkpoint.transformer.bidirectional))
     return QwenImage(
         components,

@@ -13,20 +13,24 @@ from typing import TYPE_CHECKING
 from qwen_image_engine.engines.core.entries import lazy_names
 
 if TYPE_CHECKING:
+    from qwen_image_engine.engines.core.errors import Cancelled as Cancelled
     from qwen_image_engine.engines.core.errors import QwenImageError as QwenImageError
     from qwen_image_engine.engines.core.errors import UsageError as UsageError
     from qwen_image_engine.runtime.conditioning import Conditioning as Conditioning
     from qwen_image_engine.runtime.images.picture import Picture as Picture
     from qwen_image_engine.runtime.images.picture import PictureParameters as PictureParameters
     from qwen_image_engine.runtime.pipeline import QwenImage as QwenImage
-    from qwen_image_engine.runtime.sampling.euler import Step as Step
+    from qwen_image_engine.runtime.request import Request as Request
+    from qwen_image_engine.runtime.sampling.step import Step as Step
 
 __all__ = [
+    "Cancelled",
     "Conditioning",
     "Picture",
     "PictureParameters",
     "QwenImage",
     "QwenImageError",
+    "Request",
     "Step",
     "UsageError",
 ]
@@ -34,12 +38,14 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "Cancelled": "engines.core.errors",
         "Conditioning": "runtime.conditioning",
         "Picture": "runtime.images.picture",
         "PictureParameters": "runtime.images.picture",
         "QwenImage": "runtime.pipeline",
         "QwenImageError": "engines.core.errors",
-        "Step": "runtime.sampling.euler",
+        "Request": "runtime.request",
+        "Step": "runtime.sampling.step",
         "UsageError": "engines.core.errors",
     },
 )

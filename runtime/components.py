@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar, get_args
 
-from qwen_image_engine.engines.core.engine import Engine
+from qwen_image_engine.engines.core.engine import CancellableEngine, Engine
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, UsageError
 from qwen_image_engine.engines.core.loop import Loop, LoopingEngine, LoopInputs
+from qwen_image_engine.runtime.system.cancellation import on_cancel
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 from qwen_image_engine.runtime.timing import Timings
 
@@ -18,7 +19,7 @@ _TRANSFORMER = ("prefix", "prefix_image", "step")
 """Graphs of one network, whose weights each engine holds for itself."""
 
 
-class Components:
+class ComponentPool:
     """Engines by component, loaded by `load` and held as the policy says.
 
     "resident" keeps every engine once it is loaded, but where a GPU has no room for prefix and step, one network in
@@ -91,7 +92,10 @@ class Components:
     def _run(self, component: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         engine = self._get(component)
         with self.timings.measure("run", component):
-            return engine.run(inputs)
+            if not isinstance(engine, CancellableEngine):
+                return engine.run(inputs)
+            with on_cancel(engine.cancel):
+                return engine.run(inputs)
 
     def _free_other_graphs(self, component: str) -> bool:
         """Free what else is held of the transformer, if `component` is of it; whether anything was."""

@@ -14,7 +14,7 @@ from qwen_image_engine.engines.core.device_array import DeviceArray, Values, wit
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.lru_cache import Kept
 from qwen_image_engine.engines.cuda.driver import device_facts
-from qwen_image_engine.runtime.components import Components
+from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.images.pixels import encoder_pixels, vae_pixels
 from qwen_image_engine.runtime.images.reference_image import ReferenceImage
 from qwen_image_engine.runtime.model.facts import ModelFacts
@@ -96,7 +96,7 @@ class PromptEncoder:
 
     def __init__(
         self,
-        components: Components,
+        components: ComponentPool,
         tokenizer: Tokenizer,
         embeddings: EmbeddingTable,
         facts: ModelFacts,
@@ -118,6 +118,21 @@ class PromptEncoder:
             UsageError: see `tokenize`.
         """
         return prefix_tokens(self._tokens(prompt, references))
+
+    def check(self, prompts: Sequence[str], references: Sequence[ReferenceImage]) -> tuple[int, int]:
+        """Check prompts without running a network.
+
+        Returns:
+            Tokens of the first prompt's prefix, and bytes of the keys and values of all prompts.
+
+        Raises:
+            UsageError: a prompt is too long, no valid Unicode, or holds an image's slot.
+            QwenImageError: there is no memory for the keys and values.
+        """
+        tokens = [self._tokens(prompt, references) for prompt in prompts]
+        check_memory(tokens, self._facts, self._engine)
+        lengths = [prefix_tokens(item) for item in tokens]
+        return lengths[0], cache_bytes(sum(lengths), self._facts, self._engine)
 
     def encode(self, prompts: Sequence[str], references: Sequence[ReferenceImage] = ()) -> list[Conditioning]:
         """Encode prompts, each component running for all of them before the next, so that it is loaded once.

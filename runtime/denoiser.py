@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, repeat
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.components import Components
+from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.model.facts import ModelFacts
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import ImageBlock, Layout, text_mask
 from qwen_image_engine.runtime.model.time import time_features
-from qwen_image_engine.runtime.sampling.euler import Velocity, guide
+from qwen_image_engine.runtime.sampling.solver import Velocity, guide
 from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
 
 
@@ -51,7 +51,7 @@ def _check_memory(conditioning: Conditioning, num_images: int) -> None:
 
 
 def step_inputs(
-    components: Components,
+    components: ComponentPool,
     facts: ModelFacts,
     conditioning: Conditioning,
     *,
@@ -76,7 +76,7 @@ def step_inputs(
 
 
 def denoiser(
-    components: Components,
+    components: ComponentPool,
     facts: ModelFacts,
     conditioning: Conditioning,
     negative: Conditioning | None,

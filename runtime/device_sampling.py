@@ -1,76 +1,109 @@
-"""The sampler's steps where the network runs, on engines that take them: the latents come to the host once."""
+"""The steps of a run where the network runs, on engines that take them: latents come to the host when asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.core.loop import LoopInputs
-from qwen_image_engine.runtime.components import Components
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.loop import Loop, LoopInputs
+from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.denoiser import step_inputs
 from qwen_image_engine.runtime.model.facts import ModelFacts
 from qwen_image_engine.runtime.model.time import time_features
-from qwen_image_engine.runtime.sampling.euler import not_finite
-from qwen_image_engine.runtime.sampling.inputs import Start
-from qwen_image_engine.runtime.system.interruption import check_interrupted
+from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
+from qwen_image_engine.runtime.sampling.solver import SolverRow, guide, not_finite
+from qwen_image_engine.runtime.sampling.step import Read, Step
+from qwen_image_engine.runtime.system.cancellation import check_cancelled
 
 
-def final_latents(
-    components: Components,
+def takes_steps(pool: ComponentPool, facts: ModelFacts, solver: SolverRow) -> bool:
+    """Whether the engine of the step takes a solver's steps itself; loads it if it is not held.
+
+    Bidirectional networks have no such component and are drawn on the host.
+    """
+    return solver.on_device and not facts.bidirectional and pool.loops("step")
+
+
+def device_steps(
+    pool: ComponentPool,
     facts: ModelFacts,
     conditionings: Sequence[Conditioning],
     guidance: float,
-    start: Start,
-    advance: Callable[[], None] | None,
-) -> NDArray[np.float32] | None:
-    """Take all steps of a picture as `sampler.euler` does, or none where the engine does not take them itself.
+    inputs: SamplingInputs,
+) -> Iterator[Step]:
+    """Take all steps as `solver.integrate` does, bit for bit, on the device.
+
+    The host waits for each step, so that a run can be cancelled within one. It has nothing to allocate between two.
 
     Args:
-        components: whose "step" is run; bidirectional networks have none and are drawn on the host.
-        facts: of the model.
+        pool: holds the engine of the component "step", which takes steps itself.
+        facts: facts of the model.
         conditionings: of the prompt, and with guidance of the negative prompt.
-        guidance: of the first over the second, checked.
-        start: latents and noise levels.
-        advance: called once a step, when it is done; without it nothing is waited for until the end.
-
-    Returns:
-        The latents (batch, tokens, channels) after the last step, or None.
+        guidance: weight of the first over the second, checked.
+        inputs: latents and noise levels.
 
     Raises:
         QwenImageError: an engine failed, there is no memory, or a velocity is not finite.
     """
-    if facts.bidirectional or not components.loops("step"):
-        return None
-    num_images = len(start.latents)
-    inputs = LoopInputs(
-        latents=start.latents,
-        sigmas=start.sigmas,
-        time_features=np.stack([time_features(float(sigma)) for sigma in start.sigmas[:-1]]),
+    num_images = len(inputs.latents)
+    loop_inputs = LoopInputs(
+        latents=inputs.latents,
+        sigmas=inputs.sigmas,
+        time_features=np.stack([time_features(float(sigma)) for sigma in inputs.sigmas[:-1]]),
         branches=tuple(
-            step_inputs(components, facts, item, rows=start.rows, columns=start.columns, num_images=num_images)
+            step_inputs(pool, facts, item, rows=inputs.rows, columns=inputs.columns, num_images=num_images)
             for item in conditionings
         ),
         guidance=guidance,
     )
-    with components.timings.measure_runs("step") as seconds:
-        loop = components.loop("step", inputs)
+    last = inputs.steps - 1
+    with pool.timings.measure_runs("step") as seconds:
+        loop = pool.loop("step", loop_inputs)
+        state = _State(loop, guidance)
         try:
-            for index in range(start.steps):
-                check_interrupted()
-                components.allocate("step", loop.step)
-                if advance is not None and index > 0:
-                    loop.pace()
-                    advance()
+            for index in range(inputs.steps):
+                began = perf_counter()
+                check_cancelled()
+                pool.allocate("step", loop.step)
+                loop.wait()
+                state.taken += 1
+                if index < last:
+                    took = perf_counter() - began
+                    yield Step(index, inputs.steps, float(inputs.sigmas[index + 1]), took, state.reader(index))
             found = loop.finish()
         except BaseException:
             loop.abandon()
             raise
         seconds += found.seconds
-        if advance is not None:
-            advance()
     if found.not_finite is not None:
-        raise not_finite(found.not_finite, start.sigmas)
-    return found.latents
+        raise not_finite(found.not_finite, inputs.sigmas)
+    final = found.latents, np.zeros_like(found.latents)  # at sigma 0 the velocity points nowhere else
+    yield Step(last, inputs.steps, float(inputs.sigmas[-1]), perf_counter() - began, lambda: final)
+
+
+class _State:
+    """The latents on the device, which each step overwrites."""
+
+    def __init__(self, loop: Loop, guidance: float) -> None:
+        self._loop = loop
+        self._guidance = guidance
+        self.taken = 0
+
+    def reader(self, index: int) -> Read:
+        """Return the function that reads what step `index` left, as long as it is there."""
+
+        def read() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            if self.taken != index + 1:
+                raise QwenImageError(
+                    f"step {index + 1}: its latents have been overwritten on the device by step {self.taken}; read "
+                    "them before the next step is taken"
+                )
+            latents, toward, *away = self._loop.read()
+            return latents, guide(toward, away[0], self._guidance) if away else toward
+
+        return read

@@ -1,24 +1,25 @@
 """The pipeline: prompt to picture on any engines, the bundle's or the reference's torch ones."""
 
-import io
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.backends import BACKENDS
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.bundle.bundle import Bundle
-from qwen_image_engine.runtime.components import Components, Memory
+from qwen_image_engine.runtime.components import ComponentPool, Memory
 from qwen_image_engine.runtime.conditioning import KEPT_BYTES, Conditioning, PromptEncoder, check_finite
 from qwen_image_engine.runtime.denoiser import check_guidance, denoiser
-from qwen_image_engine.runtime.device_sampling import final_latents
+from qwen_image_engine.runtime.device_sampling import device_steps, takes_steps
 from qwen_image_engine.runtime.images.picture import Origin as Origin
 from qwen_image_engine.runtime.images.picture import Picture, PictureParameters
 from qwen_image_engine.runtime.images.png import to_rgba8
@@ -28,34 +29,43 @@ from qwen_image_engine.runtime.model.facts import ModelFacts
 from qwen_image_engine.runtime.model.latents import unpack_latents
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, latent_size
 from qwen_image_engine.runtime.model.tiles import draw_tiles
-from qwen_image_engine.runtime.sampling.euler import Step, Velocity, euler
-from qwen_image_engine.runtime.sampling.inputs import Start
+from qwen_image_engine.runtime.request import Request, RequestOptions
+from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
+from qwen_image_engine.runtime.sampling.solver import SOLVERS, Velocity, integrate
+from qwen_image_engine.runtime.sampling.step import Step
+from qwen_image_engine.runtime.system.cancellation import cancellable
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch
-from qwen_image_engine.runtime.system.progress import ProgressBar
+from qwen_image_engine.runtime.system.turns import Turns
 from qwen_image_engine.runtime.text.embedding import EmbeddingTable
 from qwen_image_engine.runtime.timing import Timings
 
 NO_REFERENCES = ReferenceImages()
 
+_QUARTER = 4
+"""Latents that a preview at a quarter of the size averages, along each side."""
+
 
 def preloaded(bidirectional: bool) -> tuple[str, ...]:
-    """What text-to-image runs, in this order."""
+    """Return the components that text-to-image runs, in order."""
     transformer = ("joint",) if bidirectional else ("prefix", "step")
     return ("text_encoder", *transformer, "vae_decoder_mid", "vae_decoder_up")
 
 
 class QwenImage:
-    """Draws pictures from prompts. One thread at a time.
+    """A pipeline that draws pictures from prompts.
 
-    `generate` does everything. Its stages are open to callers who own the loop: `encode`, `sample` (an iterator, so
-    that progress, preview, timing and cancelling are the caller's), `denoiser` (the bare velocity, for teacher forcing)
-    and `decode`.
+    `generate` does everything; `prepare` checks a request before it. Their stages are open to callers who own the loop:
+    `encode`, `sample` (an iterator, so that timing and cancelling are the caller's), `denoiser` (the bare velocity, for
+    teacher forcing) and `decode`.
+
+    Threads may share a pipeline: their calls wait for one another, and a loop over `sample` is one call. Nothing of a
+    run that failed or was cancelled stays, and the next one may begin.
     """
 
     def __init__(
         self,
-        components: Components,
+        components: ComponentPool,
         tokenizer: Tokenizer,
         embeddings: EmbeddingTable,
         schedule: ScheduleConfig,
@@ -70,6 +80,8 @@ class QwenImage:
         self._absent = absent
         self._components = components
         self._encoder = PromptEncoder(components, tokenizer, embeddings, facts, origin.engine, kept_bytes)
+        self._turns = Turns()
+        self._closed = False
 
     @classmethod
     def load(
@@ -81,46 +93,68 @@ class QwenImage:
         watch: MemoryWatch | None = None,
         kept_bytes: int = KEPT_BYTES,
     ) -> Self:
-        """Open a bundle.
+        """Open a bundle and load its engines.
 
         Args:
             bundle: its folder, or one that is open.
-            engine: one of `engines.engine.ENGINES`.
+            engine: name of a backend, a key of `engines.backends.BACKENDS`.
             memory: "resident" loads every engine now and keeps it, those of reference images when the first one comes;
                 "sequential" loads each when it runs and frees it before the next.
-            threads: of one engine; None for every core.
-            watch: of this process's memory, for `timings` to hold peaks too; the caller closes it.
-            kept_bytes: of encodings, keys and values that are kept of earlier requests, beside the last one's: the same
-                prompt with the same reference images then costs steps and decoding alone.
+            threads: threads of one engine; None for every core.
+            watch: watch of this process's memory, for `timings` to hold peaks too; the caller closes it.
+            kept_bytes: bytes of encodings, keys and values of earlier requests that are kept beside the last one's: the
+                same prompt with the same reference images then costs steps and decoding alone.
 
         Raises:
             UsageError: no such engine or memory policy, or no thread.
             QwenImageError: the bundle is missing, changed, incomplete or of another schema version, the engine's
                 package is not installed, or memory does not suffice.
         """
+        pipeline = cls.open(bundle, engine, memory, threads, watch, kept_bytes)
+        pipeline.preload()
+        return pipeline
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | Path | Bundle,
+        engine: str = "onnxruntime",
+        memory: Memory = "resident",
+        threads: int | None = None,
+        watch: MemoryWatch | None = None,
+        kept_bytes: int = KEPT_BYTES,
+    ) -> Self:
+        """Open a bundle without loading an engine, so that a request can be prepared before gigabytes are read.
+
+        Arguments and errors are those of `load`; each engine is loaded by `preload` or when it first runs.
+        """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
-        components = Components(partial(opened.load_engine, backend=engine, threads=threads), memory, watch)
-        origin = Origin(engine, opened.manifest.precision, opened.manifest.checkpoint.name)
-        facts = opened.manifest.facts
-        pipeline = cls(
-            components,
+        return cls(
+            ComponentPool(partial(opened.load_engine, backend=engine, threads=threads), memory, watch),
             opened.tokenizer,
             opened.embeddings(),
             opened.schedule(),
-            facts,
-            origin,
+            opened.manifest.facts,
+            Origin(engine, opened.manifest.precision, opened.manifest.checkpoint.name),
             kept_bytes,
             absent=opened.manifest.absent_for_references,
         )
-        components.preload(*preloaded(facts.bidirectional))  # last, for it takes the longest
-        return pipeline
+
+    def preload(self) -> None:
+        """Load the engines of text-to-image, if the memory policy keeps them.
+
+        Raises:
+            QwenImageError: an engine's package is not installed, its file is damaged, or memory does not suffice.
+        """
+        with self._turn():
+            self._components.preload(*preloaded(self.facts.bidirectional))
 
     @property
     def timings(self) -> Timings:
-        """Seconds (and peaks, if watched) of engines' loads and runs; grows with every call."""
+        """Seconds (and peaks, if watched) of engines' loads and runs, and of previews; grows with every call."""
         return self._components.timings
 
-    def generate(
+    def prepare(
         self,
         prompt: str,
         *,
@@ -134,32 +168,28 @@ class QwenImage:
         seed: int = 0,
         num_images: int = 1,
         latents: NDArray[np.float32] | None = None,
-        progress: bool = True,
-    ) -> list[Picture]:
-        """Draw pictures of one prompt, after reference images if there are any.
-
-        The same arguments give the same pictures.
+    ) -> Request:
+        """Check a request. No network runs and none is loaded; what `generate` could refuse is refused here.
 
         Args:
             prompt: at most 1,100 tokens; may be empty.
-            negative_prompt: what to steer away from; needs `guidance` above 1 and may be empty.
+            negative_prompt: prompt to steer away from; needs `guidance` above 1 and may be empty.
             references: at most 10 image files or Pillow images, in the order in which the prompt may number them, or
-                what `read_references` made of them.
+                the result of `read_references`.
             reference_resolution: side in pixels of a square of the area that each of them is fitted to.
             guidance: 1 for none; above 1 each step runs twice.
             width: pixels, a multiple of 32; None for 1024, or as the last reference's aspect ratio at that resolution.
-            height: likewise.
+            height: pixels, as `width`.
             steps: None for 40, or for those of a checkpoint with a fixed grid.
-            seed: of the noise, the same on every engine.
+            seed: seed of the noise, the same on every engine.
             num_images: 1 to 4, drawn as one batch from one seed.
             latents: initial noise in place of the seed's, float32 (num_images, tokens, channels).
-            progress: show a bar where standard error is a terminal. On engines that take the sampler's steps on a GPU
-                it also bounds what is on its way: Ctrl-C ends the work within two steps, without it after the last.
 
         Raises:
-            UsageError: a request that cannot be drawn, before any network runs.
-            QwenImageError: an engine failed, or gave values that are not finite.
+            UsageError: a request that cannot be drawn.
+            QwenImageError: there is no memory for its keys and values, or the pipeline is closed.
         """
+        self._check_open()
         check_guidance(guidance, negative_prompt is not None)
         images = (
             references
@@ -167,44 +197,82 @@ class QwenImage:
             else self.read_references(references, reference_resolution)
         )
         width, height = images.picture_size(width, height)
-        start = Start.of(self.schedule, self.facts.channels, width, height, steps, seed, num_images, latents)
+        inputs = SamplingInputs.prepare(
+            self.schedule, self.facts.channels, width, height, steps, seed, num_images, latents
+        )
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
-        shown = None if progress else io.StringIO()  # which is no terminal
-        with ProgressBar("reading the prompt", 0, stream=shown):
-            conditionings = self._encoder.encode(prompts, images.images)
-        with ProgressBar("drawing", start.steps, stream=shown) as bar:
-            final = self._final_latents(conditionings, guidance, start, bar.advance, paced=progress)
-        with ProgressBar("decoding", 0, stream=shown):
-            rgba = self.decode(final, width, height)
+        tokens, cache_bytes = self._encoder.check(prompts, images.images)
+        copies = 1 if num_images == 1 else 1 + num_images  # the batch's own, beside those that are kept
+        return Request(
+            prompt, negative_prompt, images, float(guidance), width, height, inputs, tokens, copies * cache_bytes
+        )
+
+    def generate(
+        self,
+        prompt: Request | str,
+        *,
+        on_step: Callable[[Step], None] | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> list[Picture]:
+        """Draw pictures of one prompt, after reference images if there are any.
+
+        The same request gives the same pictures.
+
+        Args:
+            prompt: the text, or the result of `prepare`.
+            on_step: called after each step. Raising `Cancelled` there, or anything else, ends the run.
+            options: the other arguments of `prepare`, beside a text.
+
+        Raises:
+            UsageError: a request that cannot be drawn, before any network runs.
+            Cancelled: `request.cancel()` was called, or `on_step` raised it.
+            QwenImageError: an engine failed, or gave values that are not finite; or the pipeline is closed.
+        """
+        if isinstance(prompt, Request):
+            if options:
+                raise UsageError(f"{', '.join(options)} beside a prepared request: give them to prepare")
+            request = prompt
+        else:
+            request = self.prepare(prompt, **options)
+        with cancellable(request.cancellation), self._turn():
+            conditionings = self._encoder.encode(request.prompts, request.references.images)
+            decode = partial(self._preview, width=request.width, height=request.height)
+            latents = request.inputs.latents
+            for step in self._steps(conditionings, request.guidance, request.inputs):
+                request.cancellation.check()
+                if on_step is not None:
+                    on_step(replace(step, _decode=decode))
+                if step.index + 1 == step.steps:
+                    latents = step.latents
+            request.cancellation.check()
+            rgba = self.decode(latents, request.width, request.height)
+        return self._pictures(request, rgba, latents)
+
+    def _pictures(self, request: Request, rgba: NDArray[np.uint8], latents: NDArray[np.float32]) -> list[Picture]:
+        inputs = request.inputs
         parameters = PictureParameters(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            references=" ".join(image.sha256 for image in images.images) or None,
-            guidance=float(guidance),
-            seed=seed if latents is None else None,
-            num_images=num_images,
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            references=" ".join(image.sha256 for image in request.references.images) or None,
+            guidance=request.guidance,
+            seed=inputs.seed if inputs.given is None else None,
+            num_images=inputs.num_images,
             image=0,
-            steps=start.steps,
-            width=width,
-            height=height,
+            steps=inputs.steps,
+            width=request.width,
+            height=request.height,
             **asdict(self.origin),
             version=version("qwen-image-engine"),
         )
-        return [Picture(rgba[image], final[image], replace(parameters, image=image)) for image in range(num_images)]
+        return [
+            Picture(rgba[image], latents[image], replace(parameters, image=image)) for image in range(inputs.num_images)
+        ]
 
-    def _final_latents(
-        self,
-        conditionings: Sequence[Conditioning],
-        guidance: float,
-        start: Start,
-        advance: Callable[[], None],
-        *,
-        paced: bool,
-    ) -> NDArray[np.float32]:
-        """The latents after the last step, taken on the device where the engine does that."""
-        found = final_latents(self._components, self.facts, conditionings, guidance, start, advance if paced else None)
-        if found is not None:
-            return found
+    def _steps(self, conditionings: Sequence[Conditioning], guidance: float, inputs: SamplingInputs) -> Iterator[Step]:
+        """Take the steps, on the device if the engine does that."""
+        solver = SOLVERS["euler"]
+        if takes_steps(self._components, self.facts, solver):
+            return device_steps(self._components, self.facts, conditionings, guidance, inputs)
         conditioning, *rest = conditionings
         velocity = denoiser(
             self._components,
@@ -212,15 +280,39 @@ class QwenImage:
             conditioning,
             rest[0] if rest else None,
             guidance,
-            rows=start.rows,
-            columns=start.columns,
-            num_images=len(start.latents),
+            rows=inputs.rows,
+            columns=inputs.columns,
+            num_images=inputs.num_images,
         )
-        latents = start.latents
-        for step in euler(velocity, start.latents, start.sigmas):
-            latents = step.latents
-            advance()
-        return latents
+        return integrate(velocity, inputs.latents, inputs.sigmas, solver)
+
+    def _preview(self, latents: NDArray[np.float32], scale: float, *, width: int, height: int) -> NDArray[np.uint8]:
+        """Decode clean latents (batch, tokens, channels), whole or averaged; see `Step.preview`."""
+        rows, columns = latent_size(width, height)
+        with self.timings.measure_preview():
+            grids = unpack_latents(latents, rows, columns)
+            if scale == 1:
+                return self._decode(grids)
+            if BACKENDS.get(self.origin.engine) and BACKENDS[self.origin.engine].create is None:
+                # A plan takes the sizes that it was built for.
+                return self._decode(grids)[:, ::_QUARTER, ::_QUARTER]
+            return self._decode(_averaged(grids, _QUARTER))[:, : height // _QUARTER, : width // _QUARTER]
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for other threads, and use the engines inside.
+
+        Raises:
+            QwenImageError: the pipeline is closed.
+            Cancelled: the request was cancelled while it waited.
+        """
+        with self._turns.take():
+            self._check_open()
+            yield
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise QwenImageError("this pipeline is closed; load it again with QwenImage.load")
 
     def read_references(
         self, sources: Sequence[ReferenceSource], resolution: int = DEFAULT_RESOLUTION
@@ -233,7 +325,7 @@ class QwenImage:
         return ReferenceImages.read(sources, resolution, self.facts.vision, self._absent)
 
     def prefix_tokens(self, prompt: str, references: ReferenceImages = NO_REFERENCES) -> int:
-        """How many tokens the target attends to beside its own: `facts.cache_token_bytes` each of keys and values.
+        """Count the tokens that the target attends to beside its own; each has `facts.cache_token_bytes` in the cache.
 
         Raises:
             UsageError: the prompt is too long, no valid Unicode, or holds an image's slot.
@@ -248,7 +340,8 @@ class QwenImage:
             QwenImageError: there is no memory for the keys and values, an engine failed, or gave values that are not
                 finite.
         """
-        return self._encoder.encode([prompt], references.images)[0]
+        with self._turn():
+            return self._encoder.encode([prompt], references.images)[0]
 
     def sample(
         self,
@@ -263,19 +356,30 @@ class QwenImage:
         num_images: int = 1,
         latents: NDArray[np.float32] | None = None,
     ) -> Iterator[Step]:
-        """Take the steps one by one; leaving the loop cancels, `decode(step.latents, …)` previews.
+        """Take the steps one by one; leaving the loop cancels, `step.preview()` shows the picture so far.
 
-        Arguments are those of `generate`, with `encode`'s results in place of the prompts.
+        Other threads wait until the loop has ended. Arguments are those of `prepare`, with the results of `encode` in
+        place of the prompts.
 
         Raises:
-            UsageError: as in `generate`; raised by this call, before the first step.
+            UsageError: as in `prepare`; raised by this call, before the first step.
             QwenImageError: raised at a step: an engine failed, or its velocity is not finite.
         """
-        start = Start.of(self.schedule, self.facts.channels, width, height, steps, seed, num_images, latents)
-        velocity = self.denoiser(
-            conditioning, negative=negative, guidance=guidance, width=width, height=height, num_images=num_images
+        self._check_open()
+        inputs = SamplingInputs.prepare(
+            self.schedule, self.facts.channels, width, height, steps, seed, num_images, latents
         )
-        return euler(velocity, start.latents, start.sigmas)
+        check_guidance(guidance, negative is not None)
+        conditionings = [conditioning] if negative is None else [conditioning, negative]
+        return self._sample(conditionings, guidance, inputs, width, height)
+
+    def _sample(
+        self, conditionings: Sequence[Conditioning], guidance: float, inputs: SamplingInputs, width: int, height: int
+    ) -> Iterator[Step]:
+        decode = partial(self._preview, width=width, height=height)
+        with self._turn():
+            for step in self._steps(conditionings, guidance, inputs):
+                yield replace(step, _decode=decode)
 
     def denoiser(
         self,
@@ -290,7 +394,7 @@ class QwenImage:
         """Give the velocity alone, a function of latents (num_images, tokens, channels) and sigma.
 
         Raises:
-            UsageError: as in `generate`.
+            UsageError: as in `prepare`.
         """
         rows, columns = latent_size(width, height)
         return denoiser(
@@ -318,15 +422,20 @@ class QwenImage:
                 f"latents of {width}x{height} are (batch, {expected[0]}, {expected[1]}), found {latents.shape}"
             )
         check_finite("step", "latents", latents)
-        grids = unpack_latents(latents, rows, columns)
+        with self._turn():
+            return self._decode(unpack_latents(latents, rows, columns))
+
+    def _decode(self, grids: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Decode latents (batch, channels, rows, columns)."""
         # One at a time: at 2048x2048 the decoder needs gigabytes for each. Each part for all, so that it loads once.
         features = [self._components.run("vae_decoder_mid", {"latents": grid[None]})["features"] for grid in grids]
         for item in features:
             check_finite("vae_decoder_mid", "features", item)
-        return np.stack([self._draw(item, width, height) for item in features])
+        rows, columns = grids.shape[2:]
+        return np.stack([self._draw(item, 16 * columns, 16 * rows) for item in features])
 
     def _draw(self, features: NDArray[np.float32], width: int, height: int) -> NDArray[np.uint8]:
-        """The picture (height, width, 4) of the decoder's features."""
+        """Draw the picture (height, width, 4) of the decoder's features."""
 
         def draw(part: NDArray[np.float32]) -> NDArray[np.float32]:
             return self._components.run("vae_decoder_up", {"features": part})["image"]
@@ -337,8 +446,10 @@ class QwenImage:
         return picture
 
     def close(self) -> None:
-        """Free the engines; whatever runs afterwards loads them again."""
-        self._components.close()
+        """Free the engines, after the calls of other threads. Closing twice is allowed; any other call is an error."""
+        with self._turns.take():
+            self._closed = True
+            self._components.close()
 
     def __enter__(self) -> Self:
         return self
@@ -347,3 +458,11 @@ class QwenImage:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _averaged(grids: NDArray[np.float32], by: int) -> NDArray[np.float32]:
+    """Average latents (batch, channels, rows, columns) over squares of `by`; the last ones repeat what is there."""
+    batch, channels, rows, columns = grids.shape
+    padded = np.pad(grids, ((0, 0), (0, 0), (0, -rows % by), (0, -columns % by)), mode="edge")
+    squares = padded.reshape(batch, channels, padded.shape[2] // by, by, padded.shape[3] // by, by)
+    return np.ascontiguousarray(squares.mean(axis=(3, 5)))

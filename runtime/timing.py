@@ -6,15 +6,22 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
-from qwen_image_engine.runtime.system.interruption import check_interrupted
+from qwen_image_engine.runtime.system.cancellation import check_cancelled
 from qwen_image_engine.runtime.system.memory_use import MemoryUse, MemoryWatch
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One load or one run of a component's engine; `peak` is of the whole process meanwhile, None if not watched."""
+    """A load or a run of a component's engine, or a preview with all that it ran.
 
-    kind: Literal["load", "run"]
+    Attributes:
+        kind: "preview" has the component "preview".
+        component: name of the component.
+        seconds: time that it took.
+        peak: most memory of the whole process meanwhile; None if it was not watched.
+    """
+
+    kind: Literal["load", "run", "preview"]
     component: str
     seconds: float
     peak: MemoryUse | None = None
@@ -34,13 +41,29 @@ class Timings:
         Raises:
             KeyboardInterrupt: it came before and got lost.
         """
-        check_interrupted()
+        check_cancelled()
         if self.watch is not None:
             self.watch.restart()
         start = perf_counter()
         yield
         seconds = perf_counter() - start
         self.entries.append(Timing(kind, component, seconds, self.watch.peak() if self.watch is not None else None))
+
+    @contextmanager
+    def measure_preview(self) -> Iterator[None]:
+        """Record what runs inside as one preview, in the place of its parts."""
+        first = len(self.entries)
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            parts = self.entries[first:]
+            loads = [entry for entry in parts if entry.kind == "load"]
+            seconds = perf_counter() - start - sum(entry.seconds for entry in loads)
+            peak: MemoryUse | None = None
+            for entry in parts:
+                peak = entry.peak.peak(peak) if entry.peak is not None else peak
+            self.entries[first:] = [*loads, Timing("preview", "preview", seconds, peak)]
 
     @contextmanager
     def measure_runs(self, component: str) -> Iterator[list[float]]:
@@ -51,7 +74,7 @@ class Timings:
         Raises:
             KeyboardInterrupt: as of `measure`.
         """
-        check_interrupted()
+        check_cancelled()
         if self.watch is not None:
             self.watch.restart()
         seconds: list[float] = []

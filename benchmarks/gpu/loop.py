@@ -21,7 +21,7 @@ from qwen_image_engine.engines.cuda.driver import device_facts
 from qwen_image_engine.engines.cuda.euler_kernel import NEVER, EulerKernel
 from qwen_image_engine.engines.cuda.memory import CudaContext
 from qwen_image_engine.engines.cuda.stream import CudaStream
-from qwen_image_engine.runtime.sampling.euler import euler, guide
+from qwen_image_engine.runtime.sampling.solver import guide, integrate
 
 KERNEL_SECONDS = 60.0
 STEPS = 8
@@ -64,7 +64,7 @@ def kernel_row() -> Row:
     for index in range(STEPS):
         step(index)
     slope = guide(toward, away, GUIDANCE)
-    *_, last = euler(lambda values, sigma: slope, latents, SIGMAS)
+    *_, last = integrate(lambda values, sigma: slope, latents, SIGMAS)
     equal, finite = np.array_equal(read(0), last.latents), int(read(3)[0]) == NEVER
     toward[-1] = np.nan
     buffers[1].upload(stream, toward)
@@ -110,7 +110,9 @@ def loop_row(engine: LoopingEngine, inputs: Mapping[str, Any]) -> Row:
         found["device_run_p90_ms"] = 1000 * p90(result.seconds)
     for _ in range(2):
         began = perf_counter()
-        *_, last = euler(lambda values, sigma: engine.run({**inputs, "latents": values})["velocity"], latents, SIGMAS)
+        *_, last = integrate(
+            lambda values, sigma: engine.run({**inputs, "latents": values})["velocity"], latents, SIGMAS
+        )
         found["host_loop_ms"] = 1000 * (perf_counter() - began) / STEPS
     found["equal"] = bool(np.array_equal(result.latents, last.latents))
     found["finite"] = result.not_finite is None

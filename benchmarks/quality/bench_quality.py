@@ -23,7 +23,7 @@ from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.contract_check import Array
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.runtime.bundle.bundle import Bundle
-from qwen_image_engine.runtime.components import Components
+from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
 from qwen_image_engine.runtime.timing import Timings
@@ -81,7 +81,7 @@ def slowed_pipeline(bundle: Bundle, engine: str, threads: int | None, slowdown: 
     manifest = bundle.manifest
     origin = Origin(engine, manifest.precision, manifest.checkpoint.name)
     return QwenImage(
-        Components(loaded), bundle.tokenizer, bundle.embeddings(), bundle.schedule(), manifest.facts, origin
+        ComponentPool(loaded), bundle.tokenizer, bundle.embeddings(), bundle.schedule(), manifest.facts, origin
     )
 
 

@@ -44,8 +44,8 @@ from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.images.reference_image import ReferenceImages
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.sampling.euler import euler
-from qwen_image_engine.runtime.sampling.inputs import Start
+from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
+from qwen_image_engine.runtime.sampling.solver import integrate
 
 KIND = "one or two shapes"
 """The prompts that errors are measured on."""
@@ -74,8 +74,10 @@ def trajectory(pipeline: QwenImage, request: HeldOut | HeldOutEdit) -> Trajector
         return taken[-1].velocity
 
     channels = pipeline.facts.channels
-    start = Start.of(pipeline.schedule, channels, request.width, request.height, STEPS, request.seed, 1, None)
-    for _ in euler(velocity, start.latents, start.sigmas):
+    start = SamplingInputs.prepare(
+        pipeline.schedule, channels, request.width, request.height, STEPS, request.seed, 1, None
+    )
+    for _ in integrate(velocity, start.latents, start.sigmas):
         pass
     return Trajectory(request, images, conditioning, taken)
 

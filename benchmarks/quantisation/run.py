@@ -54,7 +54,7 @@ from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts, schedule_config
 from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
-from qwen_image_engine.runtime.components import Components
+from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
@@ -86,7 +86,7 @@ def compared(engines: Mapping[str, Engine], checkpoint: Checkpoint, recordings: 
         for component in QUANTISED
     }
     pipeline = QwenImage(
-        Components(engines.__getitem__),
+        ComponentPool(engines.__getitem__),
         load_tokenizer(checkpoint.folder),
         embedding_table(checkpoint),
         schedule_config(checkpoint),

@@ -29,9 +29,7 @@ def measure(pipeline: QwenImage, round_number: int) -> dict[str, float]:
     """One picture; the prompt differs each round, so that its encoding is not reused."""
     pipeline.timings.clear()
     began = perf_counter()
-    pipeline.generate(
-        f"{PROMPT}, {round_number}", width=WIDTH, height=HEIGHT, steps=STEPS, seed=round_number, progress=False
-    )
+    pipeline.generate(f"{PROMPT}, {round_number}", width=WIDTH, height=HEIGHT, steps=STEPS, seed=round_number)
     total = perf_counter() - began
     return {**stage_seconds(pipeline.timings.entries, STEPS), "total_s": total}
 

@@ -19,7 +19,7 @@ from qwen_image_engine.runtime.denoiser import check_guidance
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.images.reference_image import ReferenceImage, ReferenceImages
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
-from qwen_image_engine.runtime.sampling.inputs import Start
+from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
 from qwen_image_engine.runtime.text.prompt import tokenize
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
@@ -111,8 +111,10 @@ class Request:
             image for source in images for image in ReferenceImages.read([source], reference_resolution, vision).images
         ]
         channels = checkpoint.transformer.in_channels
-        starts = [Start.of(schedule, channels, width, height, steps, seed, 1, None) for width, height in sizes]
-        Start.of(schedule, channels, *sizes[0], steps, seed + len(prompts) - 1, 1, None)  # the last seed
+        starts = [
+            SamplingInputs.prepare(schedule, channels, width, height, steps, seed, 1, None) for width, height in sizes
+        ]
+        SamplingInputs.prepare(schedule, channels, *sizes[0], steps, seed + len(prompts) - 1, 1, None)  # the last seed
         return cls(
             checkpoint=checkpoint,
             tokenizer=tokenizer,

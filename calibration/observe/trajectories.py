@@ -18,7 +18,7 @@ from qwen_image_engine.reference.components import NETWORK, dims
 from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts
 from qwen_image_engine.reference.torch_engine import TorchEngine
-from qwen_image_engine.runtime.components import Components
+from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
 
 
@@ -61,7 +61,7 @@ class Trajectories:
             inner = TorchEngine(contract(component, sizes), network)
             return ObservedEngine(inner, network, observed, sums[component], self._position)
 
-        self._components = Components(engine)
+        self._components = ComponentPool(engine)
 
     def draw(self, index: int) -> Iterator[int]:
         """Draw prompt `index` up to its last latents, giving the number of steps taken after each.

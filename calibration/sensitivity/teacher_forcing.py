@@ -25,12 +25,12 @@ from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts
 from qwen_image_engine.reference.torch_engine import TorchEngine
-from qwen_image_engine.runtime.components import Components
+from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import Layout, text_positions
 from qwen_image_engine.runtime.model.time import time_features
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
-from qwen_image_engine.runtime.sampling.inputs import Start
+from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
 
 Errors = tuple[tuple[float, ...], ...]
 """Relative L2 of the step's output, by trajectory and step."""
@@ -73,7 +73,7 @@ def record(request: Request, network: Transformer) -> tuple[Trajectory, ...]:
         return TorchEngine(contract(component, sizes), networks[NETWORK[component]])
 
     pipeline = QwenImage(
-        Components(engine),
+        ComponentPool(engine),
         request.tokenizer,
         embedding_table(request.checkpoint),
         request.schedule,
@@ -88,7 +88,9 @@ def _draw(request: Request, pipeline: QwenImage, index: int) -> Trajectory:
     width, height = size
     conditioning = pipeline.encode(request.prompts[index])
     negative = None if request.negative_prompt is None else pipeline.encode(request.negative_prompt)
-    start = Start.of(request.schedule, pipeline.facts.channels, width, height, request.steps, seed, 1, None)
+    start = SamplingInputs.prepare(
+        request.schedule, pipeline.facts.channels, width, height, request.steps, seed, 1, None
+    )
     taken = pipeline.sample(
         conditioning,
         negative=negative,

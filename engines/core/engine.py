@@ -4,7 +4,7 @@ Backends and their packages are imported when asked for, never before.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.contract_check import Array as Array
@@ -34,4 +34,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the weights and the scratch memory. Closing twice is allowed; running afterwards is an error."""
+        ...
+
+
+@runtime_checkable
+class CancellableEngine(Engine, Protocol):
+    """An engine whose runs end early when another thread asks for it."""
+
+    def cancel(self) -> None:
+        """End the runs in work as soon as the backend can; each raises `Cancelled`, or ends as usual."""
         ...

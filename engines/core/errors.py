@@ -13,6 +13,10 @@ class OutOfDeviceMemory(QwenImageError):
     """A GPU's memory does not suffice; freeing other engines may mend it."""
 
 
+class Cancelled(QwenImageError):
+    """A request that its caller has cancelled; raised by a caller's `on_step`, it ends the run too."""
+
+
 class UsageError(QwenImageError):
     """A request that can never be carried out as asked (a size, a step count, an unknown option): exit code 2."""
 

@@ -1,4 +1,4 @@
-"""The steps of one picture, taken where the network runs: what such an engine is given, and what it gives back."""
+"""Steps of the sampler taken by an engine itself, where the network runs: inputs, results, interface."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,8 +62,16 @@ class Loop(Protocol):
         """
         ...
 
-    def pace(self) -> None:
-        """Wait until the step before the last one that was put is done: the device has work meanwhile."""
+    def wait(self) -> None:
+        """Wait until the last step that was put is done."""
+        ...
+
+    def read(self) -> tuple[NDArray[np.float32], ...]:
+        """Copy what the last step left: latents (batch, tokens, channels), and the velocity of each branch.
+
+        Raises:
+            QwenImageError: some of it failed.
+        """
         ...
 
     def finish(self) -> LoopResult:

@@ -55,6 +55,7 @@ class OnnxRuntimeEngine:
         contract_check.check_graph(contract, model, *ports)
         self._contract = contract
         self._session: Any = session
+        self._runs: list[Any] = []
 
     @property
     def contract(self) -> Contract:
@@ -68,12 +69,23 @@ class OnnxRuntimeEngine:
             raise errors.closed(self._contract.component)
         sizes = contract_check.check_inputs(self._contract, inputs)
         names = [spec.name for spec in self._contract.outputs]
+        options = onnxruntime().RunOptions()
+        self._runs.append(options)
         try:
-            outputs = dict(zip(names, session.run(names, dict(inputs)), strict=True))
+            outputs = dict(zip(names, session.run(names, dict(inputs), options), strict=True))
         except Exception as error:  # the package's errors have no base class of their own
+            if options.terminate:
+                raise errors.Cancelled(f"{self._contract.component}: the run was cancelled") from error
             raise errors.run_failure(self._contract.component, sizes, "ONNX Runtime", error) from error
+        finally:
+            self._runs.remove(options)
         contract_check.check_outputs(self._contract, outputs, sizes)
         return outputs
+
+    def cancel(self) -> None:
+        """End the runs in work, each before its next operator; see `CancellableEngine.cancel`."""
+        for options in tuple(self._runs):
+            options.terminate = True
 
     def close(self) -> None:
         """Free the session; see `Engine.close`."""

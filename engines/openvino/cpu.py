@@ -60,6 +60,7 @@ class OpenVinoEngine:
         contract_check.check_graph(contract, model, *ports)
         self._contract = contract
         self._compiled: Any = compiled
+        self._runs: list[_Run] = []
 
     @property
     def contract(self) -> Contract:
@@ -74,16 +75,44 @@ class OpenVinoEngine:
         try:
             # Inputs are read in place (the prefix cache is large), outputs are copied out of the request. One that was
             # kept would hold the inputs and outputs of its last run, gigabytes of keys and values; making one is free.
-            results = self._compiled.create_infer_request().infer(dict(inputs), share_inputs=True, share_outputs=False)
-            outputs = {spec.name: results[spec.name] for spec in self._contract.outputs}
+            request = self._compiled.create_infer_request()
+            run = _Run(request)
+            self._runs.append(run)
+            try:
+                # `infer` could not be cancelled: it would go on to its end.
+                request.start_async(dict(inputs), share_inputs=True)
+                request.wait()
+            finally:
+                self._runs.remove(run)
+            outputs = {spec.name: request.get_tensor(spec.name).data.copy() for spec in self._contract.outputs}
         except (RuntimeError, MemoryError) as error:
+            if run.cancelled:
+                raise errors.Cancelled(f"{self._contract.component}: the run was cancelled") from error
             raise errors.run_failure(self._contract.component, sizes, "OpenVINO", error) from error
         contract_check.check_outputs(self._contract, outputs, sizes)
         return outputs
 
+    def cancel(self) -> None:
+        """End the runs in work, each before its next operator; see `CancellableEngine.cancel`."""
+        for run in tuple(self._runs):
+            run.cancel()
+
     def close(self) -> None:
         """Free the compiled graph; see `Engine.close`."""
         self._compiled = None
+
+
+class _Run:
+    """An inference request in work."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Cancel it; `wait` raises in the thread that waits."""
+        self.cancelled = True
+        self._request.cancel()
 
 
 def compile_settings(

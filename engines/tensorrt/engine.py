@@ -4,6 +4,7 @@ Nothing of it has run on a GPU yet; every call is checked against the types of T
 """
 
 import warnings
+import weakref
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from typing import TypeVar
@@ -67,6 +68,7 @@ class TensorRtEngine:
         self._calls: Recent[Hashable, TensorRtCall] = Recent(_CALLS if self._graphs else 1)
         self._latents: Recent[Hashable, DeviceLatents] = Recent(_PLACES)
         self._euler: EulerKernel | None = None
+        self._loop: weakref.ref[TensorRtLoop] | None = None
 
     @property
     def contract(self) -> Contract:
@@ -113,7 +115,12 @@ class TensorRtEngine:
         )
         key = inputs.latents.shape, len(inputs.branches), *on_host
         place = self._latents.get(key, lambda: DeviceLatents.like(self._session.context, self._contract, inputs))
-        return TensorRtLoop(self._session.stream, self._euler, place, self._contract, inputs, self.enqueue)
+        earlier = self._loop() if self._loop is not None else None
+        if earlier is not None:
+            earlier.superseded = True  # its latents may be where those of the next loop go
+        loop = TensorRtLoop(self._session.stream, self._euler, place, self._contract, inputs, self.enqueue)
+        self._loop = weakref.ref(loop)  # the loop holds the engine
+        return loop
 
     def _use(
         self,

@@ -8,6 +8,7 @@ from contextlib import suppress
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.device_array import DeviceArray
@@ -55,6 +56,7 @@ class TensorRtLoop:
         runs = len(inputs.branches) * inputs.steps
         self._marks = [CudaEvent(stream.context) for _ in range(runs + 1)]
         self._taken = 0
+        self.superseded = False
         try:
             self._begin(contract)
         except BaseException:
@@ -73,6 +75,8 @@ class TensorRtLoop:
 
     def step(self) -> None:
         """See `Loop.step`."""
+        if self.superseded:
+            raise QwenImageError("step: another run has begun on this engine; take all steps of one before the next")
         index, place, loop = self._taken, self._place, self._loop
         self._stream.upload(place.time_features.device, self._table, self._row_bytes, index * self._row_bytes)
         for number, (inputs, outputs) in enumerate(zip(self._branches, self._velocities, strict=True), start=1):
@@ -91,10 +95,20 @@ class TensorRtLoop:
         )
         self._taken += 1
 
-    def pace(self) -> None:
-        """See `Loop.pace`."""
-        if self._taken > 1:
-            self._marks[(self._taken - 1) * len(self._branches)].wait()
+    def wait(self) -> None:
+        """See `Loop.wait`; the kernel that adds the velocity may still be on its way."""
+        self._marks[self._taken * len(self._branches)].wait()
+
+    def read(self) -> tuple[NDArray[np.float32], ...]:
+        """See `Loop.read`."""
+        buffers = (self._place.latents, *self._place.velocities)
+        arrays = tuple(np.empty_like(self._loop.latents) for _ in buffers)
+        for buffer, array in zip(buffers, arrays, strict=True):
+            buffer.download(self._stream, array.nbytes)
+        self._stream.synchronise()
+        for buffer, array in zip(buffers, arrays, strict=True):
+            buffer.read(array)
+        return arrays
 
     def finish(self) -> LoopResult:
         """See `Loop.finish`."""

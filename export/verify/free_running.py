@@ -19,7 +19,7 @@ from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.export.verify.difference import Difference, difference, finite
 from qwen_image_engine.export.verify.recording import Recording
 from qwen_image_engine.runtime.model.time import time_features
-from qwen_image_engine.runtime.sampling.euler import Velocity
+from qwen_image_engine.runtime.sampling.solver import SOLVERS, Velocity
 
 SEED = 1
 """Of the control's noise."""
@@ -67,9 +67,10 @@ def divergence(velocity: Velocity, recording: Recording, start: NDArray[np.float
     following = _following(recording)
     afterwards = [*(step.latents for step in recording.steps[1:]), recording.final]
     latents, found = start, []
-    for step, sigma, expected in zip(recording.steps, following, afterwards, strict=True):
-        # As `runtime.sampler.euler`, in float32, but that values which are not finite are a finding here.
-        latents = latents + (np.float32(sigma) - np.float32(step.sigma)) * velocity(latents, step.sigma)
+    # Not `integrate`: values which are not finite are a finding here.
+    solver = SOLVERS["euler"].begin(np.array([*recording.sigmas, 0.0], np.float32))
+    for index, expected in enumerate(afterwards):
+        latents, _ = solver.step(velocity, latents, index)
         found.append(difference(latents, expected).relative_l2)
         if math.isinf(found[-1]):
             break

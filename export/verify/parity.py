@@ -26,7 +26,7 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.pipeline import engine_loader, reference_pipeline
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest, record_verification
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.system.interruption import check_interrupted
+from qwen_image_engine.runtime.system.cancellation import check_cancelled
 from qwen_image_engine.runtime.system.machine import Machine, package_versions
 from qwen_image_engine.runtime.system.progress import ProgressBar
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
@@ -89,7 +89,7 @@ def verify(
         found = [replace(item, judged=scores) for item, scores in zip(found, judged, strict=True)]
     if polygraphy is not None:
         write_polygraphy(polygraphy, recordings, manifests)
-    check_interrupted()
+    check_cancelled()
     for bundle, result in zip(manifests, found, strict=True):
         record_verification(bundle, result.to_json())
     environment = {"began": began, "machine": asdict(Machine.here()), "versions": package_versions()}

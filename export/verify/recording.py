@@ -18,7 +18,7 @@ from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.engine import Array, Engine
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import embedding_table, engine_loader, model_facts, schedule_config
-from qwen_image_engine.runtime.components import Components, Memory
+from qwen_image_engine.runtime.components import ComponentPool, Memory
 from qwen_image_engine.runtime.pipeline import Origin, QwenImage
 from qwen_image_engine.runtime.sampling.schedule import sigmas
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
@@ -124,7 +124,7 @@ def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resi
         QwenImageError: the checkpoint's tensors are not those of the networks.
     """
     calls: dict[str, list[Call]] = {}
-    components = Components(_recorded(engine_loader(checkpoint), calls), memory)
+    components = ComponentPool(_recorded(engine_loader(checkpoint), calls), memory)
     schedule = schedule_config(checkpoint)
     pipeline = QwenImage(
         components,

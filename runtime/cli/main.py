@@ -27,7 +27,8 @@ from qwen_image_engine.runtime.cli.verbs import (
     run,
     verify,
 )
-from qwen_image_engine.runtime.system.interruption import check_interrupted, remembered_interruption
+from qwen_image_engine.runtime.system.cancellation import check_cancelled
+from qwen_image_engine.runtime.system.interruption import remembered_interruption
 
 INTERRUPTED = 130
 
@@ -96,7 +97,7 @@ def carry_out(work: Callable[[], Report], wants_json: bool, *, quiet: bool) -> i
     try:
         with remembered_interruption(), redirect_stdout(sys.stderr) if quiet else nullcontext():
             report = work()
-            check_interrupted()
+            check_cancelled()
         _print(
             json.dumps(report.document, indent=2, allow_nan=False) if wants_json else "\n".join(report.lines),
             sys.stdout,

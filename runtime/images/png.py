@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.system.interruption import check_interrupted
+from qwen_image_engine.runtime.system.cancellation import check_cancelled
 
 
 def to_rgba8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -64,7 +64,7 @@ def save_png(path: Path, rgba: NDArray[np.uint8], parameters: Mapping[str, str])
     try:
         with temporary.open("xb") as file:
             Image.fromarray(rgba, "RGBA").save(file, "PNG", pnginfo=chunks)
-        check_interrupted()
+        check_cancelled()
         temporary.replace(path)
     except OSError as error:
         raise QwenImageError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,6 +1,9 @@
-"""Where sampling starts: the size, the noise levels and the noise, all checked before any network runs."""
+"""The inputs of a sampling run: size, noise levels and noise, all checked before any network runs."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Integral
 from typing import Self
 
@@ -10,33 +13,34 @@ from numpy.typing import NDArray
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.model.latents import pack_latents
 from qwen_image_engine.runtime.model.size import MAX_IMAGES, latent_size
-from qwen_image_engine.runtime.sampling.noise import draw_noise
+from qwen_image_engine.runtime.sampling.noise import check_seed, draw_noise
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig, sigmas
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
+class SamplingInputs:
     """Size, noise levels and initial latents of a run.
 
     Attributes:
-        rows: of latents, height / 16.
-        columns: of latents, width / 16.
-        sigmas: (N + 1,) float32, falling to 0.
-        latents: (batch, rows * columns, channels) float32 at sigmas[0].
+        rows: rows of latents, height / 16.
+        columns: columns of latents, width / 16.
+        channels: channels of latents.
+        sigmas: noise levels (N + 1,) float32, falling to 0.
+        seed: of the noise; not used if the caller gave latents.
+        num_images: pictures of the batch.
+        given: the caller's own initial latents (num_images, rows * columns, channels) float32, or None.
     """
 
     rows: int
     columns: int
+    channels: int
     sigmas: NDArray[np.float32]
-    latents: NDArray[np.float32]
-
-    @property
-    def steps(self) -> int:
-        """Steps of the sampler."""
-        return len(self.sigmas) - 1
+    seed: int
+    num_images: int
+    given: NDArray[np.float32] | None
 
     @classmethod
-    def of(
+    def prepare(
         cls,
         schedule: ScheduleConfig,
         channels: int,
@@ -47,14 +51,13 @@ class Start:
         num_images: int,
         latents: NDArray[np.float32] | None,
     ) -> Self:
-        """Check a request and draw its noise; without `latents`, all images' at once from `seed`, as diffusers does.
+        """Check a request. Its noise is drawn when it is first used.
 
         Raises:
             UsageError: size, steps, seed, number of images or the given latents are not ones that can be drawn.
         """
         for name, value in (("steps", 0 if steps is None else steps), ("seed", seed), ("num_images", num_images)):
-            if not isinstance(value, Integral):
-                raise UsageError(f"{name} is {value!r}, expected a whole number")
+            _check_whole(name, value)
         if latents is not None and not isinstance(latents, np.ndarray):
             raise UsageError(f"the given latents are {type(latents).__name__}, expected a numpy array")
         rows, columns = latent_size(width, height)
@@ -62,14 +65,47 @@ class Start:
         if not 1 <= num_images <= MAX_IMAGES:
             raise UsageError(f"{num_images} images asked for, expected 1 to {MAX_IMAGES}")
         if latents is None:
-            noise = pack_latents(draw_noise((num_images, 1, channels, rows, columns), seed))
-            return cls(rows, columns, levels, noise)
-        expected = (num_images, rows * columns, channels)
-        if latents.dtype != np.float32 or latents.shape != expected:
-            raise UsageError(
-                f"the given latents are {latents.dtype} {latents.shape}, expected float32 {expected}: "
-                f"{num_images} of {width}x{height}, (batch, tokens, channels)"
-            )
-        if not np.isfinite(latents).all():
-            raise UsageError("the given latents hold values that are not finite")
-        return cls(rows, columns, levels, np.ascontiguousarray(latents))
+            check_seed(seed)
+        else:
+            expected = (num_images, rows * columns, channels)
+            if latents.dtype != np.float32 or latents.shape != expected:
+                raise UsageError(
+                    f"the given latents are {latents.dtype} {latents.shape}, expected float32 {expected}: "
+                    f"{num_images} of {width}x{height}, (batch, tokens, channels)"
+                )
+            if not np.isfinite(latents).all():
+                raise UsageError("the given latents hold values that are not finite")
+            latents = np.ascontiguousarray(latents)
+        return cls(rows, columns, channels, levels, seed, num_images, latents)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the solver."""
+        return len(self.sigmas) - 1
+
+    @cached_property
+    def latents(self) -> NDArray[np.float32]:
+        """Initial latents (num_images, rows * columns, channels) float32 at sigmas[0].
+
+        Noise of all images is drawn at once from the seed, as diffusers does.
+        """
+        if self.given is not None:
+            return self.given
+        return pack_latents(draw_noise((self.num_images, 1, self.channels, self.rows, self.columns), self.seed))
+
+    def with_seed(self, seed: int) -> Self:
+        """Return the same run from another seed.
+
+        Raises:
+            UsageError: no such seed; or the latents were given.
+        """
+        if self.given is not None:
+            raise UsageError(f"seed {seed} of a run whose latents were given: noise is drawn without them only")
+        _check_whole("seed", seed)
+        check_seed(seed)
+        return replace(self, seed=seed)
+
+
+def _check_whole(name: str, value: object) -> None:
+    if not isinstance(value, Integral):
+        raise UsageError(f"{name} is {value!r}, expected a whole number")

@@ -34,14 +34,23 @@ def draw_noise(shape: tuple[int, ...], seed: int, dtype: NoiseDtype = "float32")
     Raises:
         UsageError: the seed is out of range.
     """
-    if not -(2**63) <= seed < 2**64:
-        raise UsageError(f"seed {seed} is out of range: expected -2^63 to 2^64-1")
+    check_seed(seed)
     count = math.prod(shape)
     stream = np.random.RandomState(seed & 0xFFFFFFFF)
     noise = _scalar_normals(stream, count) if count < _BLOCK else _block_normals(stream, count, dtype)
     if dtype == "bfloat16":
         noise = from_bfloat16(to_bfloat16(noise))
     return noise.reshape(shape)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that torch would not take.
+
+    Raises:
+        UsageError: the seed is out of range.
+    """
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"seed {seed} is out of range: expected -2^63 to 2^64-1")
 
 
 def _block_normals(stream: np.random.RandomState, count: int, dtype: NoiseDtype) -> NDArray[np.float32]:

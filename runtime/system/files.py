@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.runtime.system.interruption import check_interrupted
+from qwen_image_engine.runtime.system.cancellation import check_cancelled
 
 
 def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
@@ -77,7 +77,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
-    check_interrupted()
+    check_cancelled()
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         with temporary.open("xb") as file:

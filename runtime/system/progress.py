@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Literal, Self, TextIO
 
-from qwen_image_engine.runtime.system.interruption import check_interrupted
+from qwen_image_engine.runtime.system.cancellation import check_cancelled
 
 WIDTH = 24
 REDRAW_S = 0.1
@@ -33,7 +33,7 @@ class ProgressBar:
         Raises:
             KeyboardInterrupt: it came before and got lost; likewise of `advance`.
         """
-        check_interrupted()
+        check_cancelled()
         # A process without a console (a service, pythonw) has no standard error at all.
         self._stream = sys.stderr or io.StringIO() if stream is None else stream
         self._shown = self._stream.isatty()
@@ -45,7 +45,7 @@ class ProgressBar:
 
     def advance(self, amount: int = 1) -> None:
         """Count `amount` more steps or bytes."""
-        check_interrupted()
+        check_cancelled()
         self._done += amount
         if self._done >= self._total or time.monotonic() - self._drawn >= REDRAW_S:
             self._draw()

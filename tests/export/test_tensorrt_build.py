@@ -24,7 +24,7 @@ from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
-from qwen_image_engine.runtime.components import Components
+from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.tools.build.build import build_bundle
 from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
 from tests.support.fake_tensorrt import FakeTensorRT, forget_modules
@@ -76,16 +76,16 @@ def build(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Buil
 def requested(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Mapping[str, Shape]]]:
     """Every component's calls, by the shapes of their inputs, in real requests to the reference."""
     seen: list[tuple[str, Mapping[str, Shape]]] = []
-    run = Components.run
+    run = ComponentPool.run
 
-    def watched(components: Components, component: str, inputs: Mapping[str, Any]) -> Any:
+    def watched(components: ComponentPool, component: str, inputs: Mapping[str, Any]) -> Any:
         seen.append((component, {name: tuple(values.shape) for name, values in inputs.items()}))
         return run(components, component, inputs)
 
-    monkeypatch.setattr(Components, "run", watched)
+    monkeypatch.setattr(ComponentPool, "run", watched)
     with reference_pipeline(checkpoint) as pipeline:
         for request in REQUESTS:
-            pipeline.generate(**request, steps=2, reference_resolution=288, progress=False)
+            pipeline.generate(**request, steps=2, reference_resolution=288)
     return seen
 
 

@@ -12,8 +12,9 @@ from qwen_image_engine.runtime.components import Memory
 from qwen_image_engine.runtime.images.png import read_png_parameters, to_rgba8
 from qwen_image_engine.runtime.model.latents import unpack_latents
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.sampling.euler import Step, guide
 from qwen_image_engine.runtime.sampling.schedule import sigmas
+from qwen_image_engine.runtime.sampling.solver import guide
+from qwen_image_engine.runtime.sampling.step import Step
 from tests.support.numpy_engines import SCHEDULE, Journal, NumpyEngine, numpy_pipeline, same_pictures
 
 SMALL: dict[str, Any] = {"width": 64, "height": 96, "steps": 3}
@@ -129,11 +130,26 @@ class TestMemory:
         assert np.array_equal(preview[0], whole.rgba)
         assert journal.held_at_most() == 1
 
-    def test_closed_pipelines_load_again(self, pipeline: QwenImage, journal: Journal) -> None:
-        first = pipeline.generate("a", **SMALL)
+    def test_a_closed_pipeline_refuses_every_call(self, pipeline: QwenImage, journal: Journal) -> None:
+        request = pipeline.prepare("a", **SMALL)
+        conditioning = pipeline.encode("a")
+        latents = pipeline.generate(request)[0].latents[None]
+        pipeline.close()
         pipeline.close()
         assert journal.counts()["close step"] == 1
-        assert same_pictures(first, pipeline.generate("a", **SMALL))
+        before = list(journal.events)
+        for call in (
+            lambda: pipeline.generate(request),
+            lambda: pipeline.generate("a", **SMALL),
+            lambda: pipeline.prepare("a", **SMALL),
+            lambda: pipeline.encode("a"),
+            lambda: pipeline.sample(conditioning, **SMALL),
+            lambda: pipeline.decode(latents, 64, 96),
+            pipeline.preload,
+        ):
+            with pytest.raises(QwenImageError, match="this pipeline is closed; load it again"):
+                call()
+        assert journal.events == before
 
     def test_timings_name_every_stage(self, pipeline: QwenImage) -> None:
         pipeline.generate("a", **SMALL)
@@ -203,8 +219,9 @@ LATENTS = np.zeros((1, 24, 4), np.float32)
 def test_requests_that_cannot_be_drawn(
     pipeline: QwenImage, journal: Journal, change: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UsageError, match=message):
-        pipeline.generate(**{"prompt": "a", **SMALL, **change})
+    for call in (pipeline.prepare, pipeline.generate):
+        with pytest.raises(UsageError, match=message):
+            call(**{"prompt": "a", **SMALL, **change})
     assert journal.events == []  # nothing was loaded for it
 
 

@@ -16,7 +16,7 @@ from qwen_image_engine.engines.core import contract_check
 from qwen_image_engine.engines.core.contract import Contract, Dims, contract
 from qwen_image_engine.engines.core.contract_check import Array
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, on_host
-from qwen_image_engine.runtime.components import Components, Memory
+from qwen_image_engine.runtime.components import ComponentPool, Memory
 from qwen_image_engine.runtime.conditioning import KEPT_BYTES
 from qwen_image_engine.runtime.images.picture import Picture
 from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts
@@ -187,7 +187,7 @@ def numpy_pipeline(
     if not table.exists():
         np.random.default_rng(0).standard_normal((VOCABULARY, DIMS.encoder_hidden), np.float32).tofile(table)
     return QwenImage(
-        Components(lambda component: NumpyEngine(component, journal, keeps_on_device), memory),
+        ComponentPool(lambda component: NumpyEngine(component, journal, keeps_on_device), memory),
         load_tokenizer(checkpoint),
         EmbeddingTable.open(table, 0, "float32", (VOCABULARY, DIMS.encoder_hidden)),
         schedule,

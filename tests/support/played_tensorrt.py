@@ -12,7 +12,7 @@ import numpy as np
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec, split_axis
 from qwen_image_engine.engines.plans.entry import Profile, Shape
 from qwen_image_engine.runtime.bundle.bundle import Bundle
-from qwen_image_engine.runtime.components import Components, Memory
+from qwen_image_engine.runtime.components import ComponentPool, Memory
 from qwen_image_engine.runtime.pipeline import QwenImage
 from tests.support.images import patches
 from tests.support.numpy_engines import Journal, numpy_pipeline
@@ -42,7 +42,7 @@ def profile(of: Contract, name: str, **most: int) -> Profile:
 
 def pipeline(bundle: Bundle, checkpoint: Path, memory: Memory = "resident") -> QwenImage:
     toy = numpy_pipeline(checkpoint, Journal())
-    toy._components = Components(partial(bundle.load_engine, backend="tensorrt"), memory)
+    toy._components = ComponentPool(partial(bundle.load_engine, backend="tensorrt"), memory)
     toy._encoder._components = toy._components
     return toy
 

@@ -85,9 +85,7 @@ def evaluate(pipeline: QwenImage, counts: tuple[int, ...], prompts: int, seed: i
     sizes: dict[str, list[bool]] = {f"{width}x{height}": [] for width, height in SIZES}
     faults = Counter[str]()
     for item in held_out(counts, prompts, seed):
-        (picture,) = pipeline.generate(
-            item.prompt, width=item.width, height=item.height, steps=STEPS, seed=item.seed, progress=False
-        )
+        (picture,) = pipeline.generate(item.prompt, width=item.width, height=item.height, steps=STEPS, seed=item.seed)
         verdict = judge(picture.rgba, item.scene)
         sizes[f"{item.width}x{item.height}"].append(verdict.fulfilled)
         faults.update(_kind(fault) for fault in verdict.faults[:1])
@@ -161,7 +159,6 @@ def evaluate_edits(pipeline: QwenImage, edits: int, seed: int = SEED) -> EditSco
             height=item.height,
             steps=STEPS,
             seed=item.seed,
-            progress=False,
         )
         verdict = judge_edit(picture.rgba, item.edit, np.asarray(references[0]))
         for found in (kinds[item.edit.kind], sizes[f"{item.width}x{item.height}"]):

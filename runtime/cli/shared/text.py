@@ -31,6 +31,8 @@ def stage_seconds(entries: Sequence[Timing], steps: int) -> dict[str, float]:
     for entry in entries:
         if entry.kind == "load":
             totals["load_s"] += entry.seconds
+        elif entry.kind == "preview":
+            totals["preview_s"] = totals.get("preview_s", 0.0) + entry.seconds
         elif entry.component in ("step", "joint"):
             runs.append(entry.seconds)
         else:

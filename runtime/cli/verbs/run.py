@@ -3,8 +3,9 @@
 import argparse
 import sys
 import time
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,15 @@ from qwen_image_engine.runtime.cli.shared.result import Report
 from qwen_image_engine.runtime.cli.shared.text import stage_seconds
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.system.files import check_writable, write_array
+from qwen_image_engine.runtime.system.progress import ProgressBar
 from qwen_image_engine.runtime.system.text import size_text, table
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from qwen_image_engine.runtime.bundle.bundle import Bundle
     from qwen_image_engine.runtime.images.picture import Picture
-    from qwen_image_engine.runtime.images.reference_image import ReferenceImages
+    from qwen_image_engine.runtime.pipeline import QwenImage
+    from qwen_image_engine.runtime.request import Request
+    from qwen_image_engine.runtime.sampling.step import Step
+    from qwen_image_engine.runtime.system.memory_use import MemoryUse
 
 SUMMARY = "draw pictures with a bundle's engines"
 
@@ -89,55 +90,20 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> Report:
     """Draw; nothing is written unless every picture could be drawn."""
-    from qwen_image_engine.runtime.bundle.bundle import Bundle
     from qwen_image_engine.runtime.pipeline import QwenImage
     from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 
-    # Everything that can be refused is, before gigabytes are loaded.
-    seeds = options.seed
-    if options.latents and len(seeds) > 1:
-        raise UsageError(f"--latents is the noise of one picture, and there are {len(seeds)} seeds")
-    files = picture_paths(options.output, options.num_images * len(seeds))
-    if options.save_latents and options.save_latents.suffix != ".npy":
-        raise UsageError(f"--save-latents {options.save_latents}: expected a name that ends in .npy")
-    check_writable(*files, *([options.save_latents] if options.save_latents else []))
-    latents = None if options.latents is None else read_latents(options.latents)
-    bundle = Bundle.open(options.bundle)
-    references = bundle.read_references(options.reference, options.reference_resolution)
-    width, height = references.picture_size(options.width, options.height)
-    tokens, cache_bytes = _check(options, bundle, references, width, height, latents)
-    if references.images:
-        held = f", {size_text(cache_bytes)} of keys and values" if cache_bytes else ""
-        print(f"{tokens} tokens before the target{held}", file=sys.stderr, flush=True)
-
-    began = time.perf_counter()
-    requests: list[dict[str, Any]] = []
-    pictures: list[Picture] = []
-    with (
-        MemoryWatch() if options.measure_memory else nullcontext() as watch,
-        QwenImage.load(
-            bundle, engine=options.engine, memory=options.memory, threads=options.threads, watch=watch
-        ) as pipeline,
-    ):
-        for seed in seeds:
-            done = len(pipeline.timings.entries) if requests else 0
-            pictures += pipeline.generate(
-                options.prompt,
-                negative_prompt=options.negative_prompt,
-                references=references,
-                guidance=options.guidance,
-                width=width,
-                height=height,
-                steps=options.steps,
-                seed=seed,
-                num_images=options.num_images,
-                latents=latents,
-            )
-            parameters = pictures[-1].parameters
-            timings = stage_seconds(pipeline.timings.entries[done:], parameters.steps)
-            names = files[len(pictures) - options.num_images : len(pictures)]
-            requests.append({"seed": parameters.seed, "files": list(map(str, names)), "timings": timings})
-        peaks = pipeline.timings.peaks()
+    files = _output_files(options)
+    with MemoryWatch() if options.measure_memory else nullcontext() as watch:
+        pipeline = QwenImage.open(
+            options.bundle, engine=options.engine, memory=options.memory, threads=options.threads, watch=watch
+        )
+        with pipeline:
+            requests = _requests(options, pipeline)  # everything that can be refused is, before gigabytes are loaded
+            began = time.perf_counter()
+            drawn = [_draw(pipeline, request) for request in requests]
+            peaks = pipeline.timings.peaks()
+    pictures = [picture for item in drawn for picture in item.pictures]
     for picture, file in zip(pictures, files, strict=True):
         picture.save(file)
     if options.save_latents:
@@ -145,9 +111,96 @@ def execute(options: argparse.Namespace) -> Report:
 
         write_array(options.save_latents, np.stack([picture.latents for picture in pictures]))
     total_s = time.perf_counter() - began
+    document = _document(options, requests[0], drawn, files, total_s)
+    if peaks:
+        document["peaks"] = {stage: asdict(peak) for stage, peak in peaks.items()}
+    return Report(document, _lines(document, peaks))
 
-    parameters = pictures[0].parameters
-    document: dict[str, Any] = {
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Pictures of one seed, and seconds of each stage."""
+
+    pictures: "list[Picture]"
+    timings: dict[str, float]
+
+
+def _output_files(options: argparse.Namespace) -> list[Path]:
+    """Check the names of all files that will be written.
+
+    Raises:
+        UsageError: a name has the wrong ending, or several seeds are asked for beside given noise.
+        QwenImageError: a file could not be written.
+    """
+    if options.latents and len(options.seed) > 1:
+        raise UsageError(f"--latents is the noise of one picture, and there are {len(options.seed)} seeds")
+    files = picture_paths(options.output, options.num_images * len(options.seed))
+    if options.save_latents and options.save_latents.suffix != ".npy":
+        raise UsageError(f"--save-latents {options.save_latents}: expected a name that ends in .npy")
+    check_writable(*files, *([options.save_latents] if options.save_latents else []))
+    return files
+
+
+def _requests(options: argparse.Namespace, pipeline: "QwenImage") -> "list[Request]":
+    """Prepare the request of each seed."""
+    first, *others = options.seed
+    request = pipeline.prepare(
+        options.prompt,
+        negative_prompt=options.negative_prompt,
+        references=options.reference,
+        reference_resolution=options.reference_resolution,
+        guidance=options.guidance,
+        width=options.width,
+        height=options.height,
+        steps=options.steps,
+        seed=first,
+        num_images=options.num_images,
+        latents=None if options.latents is None else read_latents(options.latents),
+    )
+    requests = [request, *(request.with_seed(seed) for seed in others)]
+    if request.references.images:
+        cache = request.cache_bytes
+        held = f", {size_text(cache)} of keys and values" if cache else ""
+        print(f"{request.prefix_tokens} tokens before the target{held}", file=sys.stderr, flush=True)
+    pipeline.preload()
+    return requests
+
+
+def _draw(pipeline: "QwenImage", request: "Request") -> _Drawn:
+    """Draw with a progress bar."""
+    steps = request.inputs.steps
+    first = len(pipeline.timings.entries)
+    with ExitStack() as stack:
+        stack.enter_context(ProgressBar("reading the prompt", 0))
+        bars: list[ProgressBar] = []
+
+        def advance(step: "Step") -> None:
+            if not bars:
+                stack.close()
+                bars.append(stack.enter_context(ProgressBar("drawing", steps)))
+            bars[0].advance()
+            if step.index + 1 == steps:
+                stack.close()
+                stack.enter_context(ProgressBar("decoding", 0))
+
+        pictures = pipeline.generate(request, on_step=advance)
+    return _Drawn(pictures, stage_seconds(pipeline.timings.entries[first:], steps))
+
+
+def _document(
+    options: argparse.Namespace, request: "Request", drawn: Sequence[_Drawn], files: Sequence[Path], total_s: float
+) -> dict[str, Any]:
+    parameters = drawn[0].pictures[0].parameters
+    count = options.num_images
+    requests = [
+        {
+            "seed": item.pictures[0].parameters.seed,
+            "files": [str(file) for file in files[index * count : (index + 1) * count]],
+            "timings": item.timings,
+        }
+        for index, item in enumerate(drawn)
+    ]
+    return {
         "files": [str(file) for file in files],
         "latents": str(options.save_latents) if options.save_latents else None,
         "seed": parameters.seed,
@@ -156,63 +209,33 @@ def execute(options: argparse.Namespace) -> Report:
         "steps": parameters.steps,
         "references": [
             {"file": str(file), "width": image.rgba.shape[1], "height": image.rgba.shape[0], "sha256": image.sha256}
-            for file, image in zip(options.reference, references.images, strict=True)
+            for file, image in zip(options.reference, request.references.images, strict=True)
         ],
-        "prefix_tokens": tokens,
-        "cache_bytes": cache_bytes,
+        "prefix_tokens": request.prefix_tokens,
+        "cache_bytes": request.cache_bytes,
         "engine": parameters.engine,
         "precision": parameters.precision,
         "checkpoint": parameters.checkpoint,
-        "timings": requests[0]["timings"],
+        "timings": drawn[0].timings,
         "requests": requests,
         "total_s": total_s,
     }
-    if peaks:
-        document["peaks"] = {stage: asdict(peak) for stage, peak in peaks.items()}
-    lines = [str(file) for file in files]
-    for request in requests:
+
+
+def _lines(document: Mapping[str, Any], peaks: "Mapping[str, MemoryUse]") -> list[str]:
+    lines = list(document["files"])
+    for request in document["requests"]:
         noise = "given latents" if request["seed"] is None else f"seed {request['seed']}"
         spent = ", ".join(_spent(name, seconds) for name, seconds in request["timings"].items() if seconds)
-        lines.append(f"{width}x{height}, {parameters.steps} steps, {noise}, {parameters.engine}: {spent}")
-    lines.append(_spent("total_s", total_s))
+        size = f"{document['width']}x{document['height']}"
+        lines.append(f"{size}, {document['steps']} steps, {noise}, {document['engine']}: {spent}")
+    lines.append(_spent("total_s", document["total_s"]))
     if peaks:
         rows = [
             (stage, size_text(peak.anonymous_bytes), size_text(peak.resident_bytes)) for stage, peak in peaks.items()
         ]
         lines += table([("peak memory", "anonymous", "resident"), *rows], right=(1, 2))
-    return Report(document, lines)
-
-
-def _check(
-    options: argparse.Namespace,
-    bundle: "Bundle",
-    references: "ReferenceImages",
-    width: int,
-    height: int,
-    latents: "NDArray[np.float32] | None",
-) -> tuple[int, int]:
-    """Tokens before the target, and the bytes of all their keys and values; of a request that can be drawn.
-
-    Raises:
-        UsageError: it cannot.
-        QwenImageError: there is no memory for it.
-    """
-    from qwen_image_engine.runtime.conditioning import cache_bytes, check_memory, prefix_tokens
-    from qwen_image_engine.runtime.denoiser import check_guidance
-    from qwen_image_engine.runtime.sampling.inputs import Start
-    from qwen_image_engine.runtime.text.prompt import tokenize
-
-    facts, schedule, tokenizer = bundle.manifest.facts, bundle.schedule(), bundle.tokenizer
-    check_guidance(options.guidance, options.negative_prompt is not None)
-    for seed in options.seed:
-        Start.of(schedule, facts.channels, width, height, options.steps, seed, options.num_images, latents)
-    blocks = [image.block for image in references.images]
-    prompts = [options.prompt, *([] if options.negative_prompt is None else [options.negative_prompt])]
-    tokens = [tokenize(tokenizer, prompt, blocks) for prompt in prompts]
-    check_memory(tokens, facts, options.engine)
-    lengths = list(map(prefix_tokens, tokens))
-    copies = 1 if options.num_images == 1 else 1 + options.num_images
-    return lengths[0], cache_bytes(sum(lengths), facts, options.engine) * copies
+    return lines
 
 
 def _spent(name: str, seconds: float) -> str:

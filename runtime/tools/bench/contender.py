@@ -103,7 +103,6 @@ def pipeline_drawer(pipeline: QwenImage, version: str, precision: str, disk_byte
             steps=case.steps,
             seed=request.seed,
             num_images=case.batch,
-            progress=False,
         )
         return drawn[0].rgba
 

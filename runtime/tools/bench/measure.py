@@ -23,7 +23,7 @@ from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.components import Memory
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
-from qwen_image_engine.runtime.sampling.inputs import Start
+from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
 from qwen_image_engine.runtime.system.machine import Machine, package_versions
 from qwen_image_engine.runtime.system.progress import ProgressBar
 from qwen_image_engine.runtime.tools.bench.case import MAX_DRAWS, Case, reference_picture
@@ -188,5 +188,5 @@ def _cases(bundle: Bundle, settings: Settings) -> Iterator[Case]:
     for (width, height), steps, batch, count in product(
         settings.sizes, settings.steps, settings.batches, settings.references
     ):
-        start = Start.of(schedule, channels, width, height, steps, 0, batch, None)
+        start = SamplingInputs.prepare(schedule, channels, width, height, steps, 0, batch, None)
         yield Case(width, height, start.steps, batch, count)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
-from qwen_image_engine.runtime.components import Components
+from qwen_image_engine.runtime.components import ComponentPool
 from tests.support.fake_cuda import FakeDriver
 from tests.support.fake_tensorrt_runtime import OUT_OF_MEMORY, Context, Severity
 from tests.support.numpy_engines import Journal, numpy_pipeline, same_pictures
@@ -58,7 +58,7 @@ def test_where_the_transformer_does_not_fit_twice_its_graphs_take_turns(
         return engine
 
     drawn = numpy_pipeline(checkpoint, Journal())
-    drawn._components = drawn._encoder._components = Components(load)
+    drawn._components = drawn._encoder._components = ComponentPool(load)
     drawn._components.preload("text_encoder", "prefix", "step")
     assert held == {"text_encoder", "step"}
     assert same_pictures(drawn.generate("a", **SIZE), expected(checkpoint))
@@ -147,4 +147,4 @@ def test_other_components_are_not_freed_for_it() -> None:
         raise AssertionError
 
     with pytest.raises(OutOfDeviceMemory, match="no room"):
-        Components(load).run("vae_encoder", {})
+        ComponentPool(load).run("vae_encoder", {})

@@ -1,9 +1,10 @@
-"""The sampler's steps on the device: the same latents as on the host, with nothing to wait for between two steps."""
+"""Steps on the device: the same latents as on the host, nothing allocated between two, read back when asked for."""
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,13 @@ import numpy as np
 import pytest
 import torch  # noqa: F401, before a test takes ctypes.CDLL away, which it needs
 
-from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
+from qwen_image_engine.engines.core.errors import Cancelled, OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.core.loop import LoopingEngine, LoopInputs
 from qwen_image_engine.engines.cuda.euler_kernel import EulerKernel
 from qwen_image_engine.engines.cuda.memory import CudaContext
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.system.progress import ProgressBar
+from qwen_image_engine.runtime.sampling.step import Step
 from tests.support.fake_cuda import FakeDriver
-from tests.support.fake_ptx import PtxKernel
 from tests.support.numpy_engines import Journal, NumpyEngine, numpy_pipeline, same_pictures
 from tests.support.played_tensorrt import REFERENCES, SIZE, MakeBundle, expected, pipeline, step_inputs
 
@@ -47,7 +47,7 @@ def after_each_step(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> list
     [{}, GUIDED, {**REFERENCES, "num_images": 3}, {**REFERENCES, **GUIDED, "num_images": 2}],
     ids=["plain", "guidance", "references", "all"],
 )
-@pytest.mark.parametrize("progress", [True, False])
+@pytest.mark.parametrize("asked", [False, True], ids=["steps alone", "latents and previews"])
 def test_latents_are_those_of_the_host_bit_for_bit(
     make_bundle: MakeBundle,
     checkpoint: Path,
@@ -55,15 +55,37 @@ def test_latents_are_those_of_the_host_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
     arguments: dict[str, Any],
     streaming: bool,
-    progress: bool,
+    asked: bool,
 ) -> None:
     room = driver.total_bytes // 20 + 500  # for 500 of 1,000
     monkeypatch.setattr(CudaContext, "free_bytes", lambda context: room)
     with pipeline(make_bundle(weight_streaming=streaming), checkpoint) as drawn:
         for seed in (0, 1):
-            found = drawn.generate("a", seed=seed, progress=progress, **SIZE, **arguments)
-            assert same_pictures(found, expected(checkpoint, seed=seed, **arguments))
+            taken: list[Any] = []
+            wanted: list[Any] = []
+            found = drawn.generate("a", seed=seed, on_step=_asking(taken) if asked else None, **SIZE, **arguments)
+            pictures = expected(checkpoint, seed=seed, on_step=_asking(wanted) if asked else None, **arguments)
+            assert same_pictures(found, pictures)
+            assert len(taken) == (3 * STEPS if asked else 0)
+            for one, other in zip(taken, wanted, strict=True):
+                np.testing.assert_array_equal(one, other)
     assert (driver.calls["cuGraphLaunch"] == 0) == streaming
+
+
+def _asking(results: list[Any]) -> Callable[[Step], None]:
+    def ask(step: Step) -> None:
+        results.extend([step.latents, step.predicted, step.preview(1)])
+
+    return ask
+
+
+def test_latents_that_the_device_has_overwritten_are_told(make_bundle: MakeBundle, checkpoint: Path) -> None:
+    steps: list[Step] = []
+    with pipeline(make_bundle(), checkpoint) as drawn:
+        pictures = drawn.generate("a", on_step=steps.append, **SIZE)
+        np.testing.assert_array_equal(steps[-1].latents[0], pictures[0].latents)
+        with pytest.raises(QwenImageError, match="step 1: its latents have been overwritten on the device by step"):
+            _ = steps[0].latents
 
 
 def test_a_context_that_serves_both_branches_changes_when_its_run_is_done(
@@ -74,7 +96,7 @@ def test_a_context_that_serves_both_branches_changes_when_its_run_is_done(
     bundle = make_bundle()
     pending = _pending_at_the_end_of_contexts(driver, monkeypatch)
     with pipeline(bundle, checkpoint) as drawn, pytest.warns(RuntimeWarning, match="cannot become CUDA graphs"):
-        found = drawn.generate("a", progress=False, **SIZE, **GUIDED)
+        found = drawn.generate("a", **SIZE, **GUIDED)
     assert same_pictures(found, expected(checkpoint, **GUIDED))
     assert len(pending) >= 3
     assert not any(pending)
@@ -96,7 +118,7 @@ def _pending_at_the_end_of_contexts(driver: FakeDriver, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("arguments", [{}, GUIDED], ids=["plain", "guidance"])
-def test_between_two_steps_nothing_is_allocated_and_nothing_waited_for(
+def test_between_two_steps_nothing_is_allocated_and_one_mark_waited_for(
     make_bundle: MakeBundle,
     checkpoint: Path,
     driver: FakeDriver,
@@ -105,7 +127,7 @@ def test_between_two_steps_nothing_is_allocated_and_nothing_waited_for(
 ) -> None:
     runs = 2 if arguments else 1
     with pipeline(make_bundle(), checkpoint) as drawn:
-        drawn.generate("a", progress=False, **SIZE, **arguments)
+        drawn.generate("a", **SIZE, **arguments)
     for before, after in pairwise(after_each_step[1:]):  # the second step is captured
         assert after - before == Counter(
             {
@@ -113,33 +135,21 @@ def test_between_two_steps_nothing_is_allocated_and_nothing_waited_for(
                 "cuGraphLaunch": runs,
                 "cuEventRecord": runs,
                 "cuLaunchKernel": 1,
-                **dict.fromkeys(("cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2"), 2 + 2 * runs),
+                "cuEventSynchronize": 1,
+                **dict.fromkeys(("cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2"), 3 + 2 * runs),
             }
         )
     assert len(after_each_step) == STEPS
 
 
-def test_a_bar_counts_steps_that_are_done_while_the_device_has_another(
-    make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+def test_each_step_is_done_when_its_caller_hears_of_it(
+    make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver
 ) -> None:
-    work, done, told = PtxKernel.run, 0, []
-
-    def run(*arguments: Any) -> None:
-        nonlocal done
-        work(*arguments)
-        done += 1
-
-    def advance(bar: ProgressBar) -> None:
-        if driver.queue:  # behind the mark of the step there is its Euler, and a step that waits
-            driver.queue.pop(0)()
-        told.append((done, len(driver.queue)))
-
-    monkeypatch.setattr(PtxKernel, "run", run)
-    monkeypatch.setattr(ProgressBar, "advance", advance)
+    waiting: list[int] = []
     with pipeline(make_bundle(), checkpoint) as drawn:
-        drawn.generate("a", **SIZE)
-    assert told == [*((step, 4) for step in range(1, STEPS)), (STEPS, 0)]
-    assert driver.calls["cuEventSynchronize"] == STEPS - 1
+        drawn.generate("a", on_step=lambda step: waiting.append(len(driver.queue)), **SIZE)
+    assert waiting == [1] * (STEPS - 1) + [0]  # the kernel that adds the velocity, and nothing of the next step
+    assert driver.calls["cuEventSynchronize"] == STEPS
 
 
 def test_a_graph_serves_picture_after_picture(make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver) -> None:
@@ -161,7 +171,7 @@ def test_a_graph_serves_picture_after_picture(make_bundle: MakeBundle, checkpoin
 
 def test_steps_are_timed_by_the_device(make_bundle: MakeBundle, checkpoint: Path) -> None:
     with pipeline(make_bundle(), checkpoint) as drawn:
-        drawn.generate("a", progress=False, **SIZE, **GUIDED)
+        drawn.generate("a", **SIZE, **GUIDED)
         runs = [entry.seconds for entry in drawn.timings.entries if (entry.kind, entry.component) == ("run", "step")]
     assert len(runs) == 2 * STEPS
     # The played device takes a millisecond for each piece of work: run and mark, or Euler, time features, run and mark.
@@ -218,28 +228,22 @@ def test_a_step_without_room_is_taken_again_when_other_graphs_have_gone(
     assert same_pictures(found, expected(checkpoint, **GUIDED))
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, QwenImageError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, QwenImageError, Cancelled])
 def test_what_is_on_its_way_is_waited_for_where_the_loop_is_left(
     make_bundle: MakeBundle,
     checkpoint: Path,
     driver: FakeDriver,
-    monkeypatch: pytest.MonkeyPatch,
     error: type[BaseException],
 ) -> None:
-    advance = ProgressBar.advance
-
-    def leave(bar: ProgressBar, amount: int = 1) -> None:
-        advance(bar, amount)
-        if bar._done == 3:
+    def leave(step: Step) -> None:
+        if step.index == 2:
             assert driver.queue
             raise error
 
     with pipeline(make_bundle(), checkpoint) as drawn:
-        monkeypatch.setattr(ProgressBar, "advance", leave)
         with pytest.raises(error):
-            drawn.generate("a", **SIZE)
+            drawn.generate("a", on_step=leave, **SIZE)
         assert not driver.queue
-        monkeypatch.setattr(ProgressBar, "advance", advance)
         assert same_pictures(drawn.generate("a", **SIZE), expected(checkpoint))
     del drawn
     assert driver.free_bytes == driver.total_bytes
@@ -281,8 +285,9 @@ def test_an_interruption_at_any_call_of_the_driver_leaves_nothing_behind(
     monkeypatch.setattr(FakeDriver, "__getattr__", answered)
     wanted = expected(checkpoint, **arguments)
     with pipeline(make_bundle(), checkpoint) as drawn:
-        for call in range(1, 1000):
-            drawn.close()
+        # Every call in one of the four sweeps; the others take every third.
+        for call in range(1, 1000, 1 if arguments and when == "before" else 3):
+            drawn._components.close()
             drawn.encode("a")
             drawn.encode("a grey square")
             drawn._components.preload("step")

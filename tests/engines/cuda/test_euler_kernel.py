@@ -14,7 +14,7 @@ from qwen_image_engine.engines.cuda.buffer import DeviceBuffer
 from qwen_image_engine.engines.cuda.euler_kernel import NEVER, PTX, EulerKernel
 from qwen_image_engine.engines.cuda.memory import CudaContext
 from qwen_image_engine.engines.cuda.stream import CudaStream
-from qwen_image_engine.runtime.sampling.euler import euler, guide
+from qwen_image_engine.runtime.sampling.solver import guide, integrate
 from tests.support.fake_cuda import FakeDriver
 
 PTXAS = shutil.which("ptxas")
@@ -61,7 +61,7 @@ def test_a_step_is_the_samplers_bit_for_bit(count: int, guidance: float) -> None
     latents, toward, away, _ = (array.copy() for array in device.arrays)
     grid = np.array([0.9, 0.55, 0.0], np.float32)
     slope = guide(toward, away, guidance)
-    wanted = [step.latents for step in euler(lambda values, sigma: slope, latents, grid)][-1]
+    wanted = [step.latents for step in integrate(lambda values, sigma: slope, latents, grid)][-1]
     for index in range(2):
         device.step(guidance, float(grid[index + 1] - grid[index]), index)
     found, *velocities, fault = device.read()

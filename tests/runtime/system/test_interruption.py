@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from qwen_image_engine.runtime.system.interruption import check_interrupted, remembered_interruption
+from qwen_image_engine.runtime.system.cancellation import check_cancelled
+from qwen_image_engine.runtime.system.interruption import remembered_interruption
 
 pytestmark = pytest.mark.usefixtures("hears_interruptions")
 
@@ -15,7 +16,8 @@ DROPPED = """
 import signal, sys
 from qwen_image_engine.runtime.cli.main import carry_out
 from qwen_image_engine.runtime.cli.shared.result import Report
-from qwen_image_engine.runtime.system.interruption import check_interrupted, remembered_interruption
+from qwen_image_engine.runtime.system.cancellation import check_cancelled
+from qwen_image_engine.runtime.system.interruption import remembered_interruption
 from qwen_image_engine.runtime.system.progress import ProgressBar
 from qwen_image_engine.runtime.timing import Timings
 
@@ -42,17 +44,17 @@ try:
         signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:
     print("arrived")
-check_interrupted()
+check_cancelled()
 before = sys.unraisablehook
 with remembered_interruption():
-    check_interrupted()
+    check_cancelled()
     Dying()
-    for ask in (check_interrupted, lambda: ProgressBar("next", 0), next_component):
+    for ask in (check_cancelled, lambda: ProgressBar("next", 0), next_component):
         try:
             ask()
         except KeyboardInterrupt:
             print("told")
-check_interrupted()
+check_cancelled()
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 assert sys.unraisablehook is before
 sys.exit(carry_out(work, False, quiet=False))
@@ -72,6 +74,6 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
         with remembered_interruption():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
             signal.raise_signal(signal.SIGINT)
-            check_interrupted()
+            check_cancelled()
     finally:
         signal.signal(signal.SIGINT, before)

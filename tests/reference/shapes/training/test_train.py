@@ -35,10 +35,10 @@ def test_the_recipe_writes_a_checkpoint_that_diffusers_loads(tmp_path: Path, mon
     monkeypatch.setattr(recipe, "EDITS", dataclasses.replace(course, edits=pool))
     folder = tmp_path / "shapes"
     train(folder, seed=0, device="cpu", work=tmp_path / "work")
-    (picture,) = reference_pipeline(folder).generate("a red circle", width=64, height=32, steps=2, progress=False)
+    (picture,) = reference_pipeline(folder).generate("a red circle", width=64, height=32, steps=2)
     assert picture.rgba.shape == (32, 64, 4)
     (edited,) = reference_pipeline(folder).generate(
-        "Make it blue", references=[Image.fromarray(picture.rgba)], reference_resolution=45, steps=2, progress=False
+        "Make it blue", references=[Image.fromarray(picture.rgba)], reference_resolution=45, steps=2
     )
     assert edited.rgba.shape == (32, 64, 4)
 
@@ -77,7 +77,7 @@ def test_the_committed_checkpoint_is_small_and_draws_what_it_is_asked() -> None:
     checkpoint = Checkpoint.open(COMMITTED)
     assert sum(component.parameters for component in checkpoint.components.values()) * 2 <= 16_000_000
     (picture,) = reference_pipeline(checkpoint).generate(
-        "a red circle in the center on a white background", width=128, height=128, steps=20, progress=False
+        "a red circle in the center on a white background", width=128, height=128, steps=20
     )
     red, corner = picture.rgba[60:68, 60:68].mean((0, 1)), picture.rgba[:8, :8].mean((0, 1))
     assert np.abs(red - (220, 35, 40, 255)).max() < 40

@@ -27,7 +27,7 @@ def references(tmp_path: Path) -> list[Path]:
 @pytest.fixture
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """No engine may be loaded."""
-    loading = "qwen_image_engine.runtime.pipeline.QwenImage.load"
+    loading = "qwen_image_engine.runtime.pipeline.QwenImage.preload"
     monkeypatch.setattr(loading, lambda *_, **__: pytest.fail("loaded before the request was looked at"))
 
 

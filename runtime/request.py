@@ -1,0 +1,85 @@
+"""A checked request for pictures, as a queue may hold it: nothing in it can be refused any more but for memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_image_engine.runtime.images.read import ReferenceSource
+from qwen_image_engine.runtime.images.reference_image import ReferenceImages
+from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
+from qwen_image_engine.runtime.system.cancellation import Cancellation
+
+
+class RequestOptions(TypedDict, total=False):
+    """Options of a request beside its prompt, all of which may be left out; see `QwenImage.prepare`."""
+
+    negative_prompt: str | None
+    references: Sequence[ReferenceSource] | ReferenceImages
+    reference_resolution: int
+    guidance: float
+    width: int | None
+    height: int | None
+    steps: int | None
+    seed: int
+    num_images: int
+    latents: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A request that can be drawn, made by `QwenImage.prepare`.
+
+    Attributes:
+        prompt: as given.
+        negative_prompt: None without guidance.
+        references: reference images, read and fitted.
+        guidance: 1 without guidance.
+        width: pixels.
+        height: pixels.
+        inputs: size of the latents, noise levels, seed, number of pictures.
+        prefix_tokens: tokens that the target attends to beside its own.
+        cache_bytes: bytes of the keys and values of all prompts and of a batch's copies; 0 if the model's attention
+            is bidirectional.
+        cancellation: its token.
+    """
+
+    prompt: str
+    negative_prompt: str | None
+    references: ReferenceImages
+    guidance: float
+    width: int
+    height: int
+    inputs: SamplingInputs
+    prefix_tokens: int
+    cache_bytes: int
+    cancellation: Cancellation = field(default_factory=Cancellation, repr=False)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompt, and with guidance the negative prompt behind it."""
+        return (self.prompt,) if self.negative_prompt is None else (self.prompt, self.negative_prompt)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self.cancellation.cancelled
+
+    def cancel(self) -> None:
+        """End the run within a step, and a long stage if the engine can; from any thread, also before it starts.
+
+        `generate` then raises `Cancelled`. A request stays cancelled.
+        """
+        self.cancellation.cancel()
+
+    def with_seed(self, seed: int) -> Self:
+        """Return the same request from another seed, with a cancellation of its own.
+
+        Raises:
+            UsageError: no such seed; or the initial latents were given.
+        """
+        return replace(self, inputs=self.inputs.with_seed(seed), cancellation=Cancellation())

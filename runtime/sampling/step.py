@@ -1,0 +1,71 @@
+"""One step of a sampling run, as its caller sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_image_engine.engines.core.errors import UsageError
+
+Read = Callable[[], tuple[NDArray[np.float32], NDArray[np.float32]]]
+Decode = Callable[[NDArray[np.float32], float], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step taken.
+
+    On an engine that takes the steps on a GPU, latents are read back when they are asked for: before the next step, or
+    after the last one.
+
+    Attributes:
+        index: 0 for the first step.
+        steps: number of all steps.
+        sigma: the noise level after the step; 0 after the last.
+        seconds: time that the step took.
+    """
+
+    index: int
+    steps: int
+    sigma: float
+    seconds: float
+    _read: Read = field(repr=False)
+    _decode: Decode | None = field(default=None, repr=False)
+
+    @property
+    def latents(self) -> NDArray[np.float32]:
+        """Latents (batch, tokens, channels) after the step.
+
+        Raises:
+            QwenImageError: the device has taken another step meanwhile.
+        """
+        return self._read()[0]
+
+    @property
+    def predicted(self) -> NDArray[np.float32]:
+        """Clean latents (batch, tokens, channels) that the step's velocity points at: latents - sigma * velocity.
+
+        Raises:
+            QwenImageError: the device has taken another step meanwhile.
+        """
+        latents, velocity = self._read()
+        return latents - np.float32(self.sigma) * velocity
+
+    def preview(self, scale: float = 1 / 4) -> NDArray[np.uint8]:
+        """Decode the predicted clean pictures, (batch, height * scale, width * scale, 4); timed as `preview`.
+
+        Args:
+            scale: 1 decodes the whole; 1/4 decodes latents averaged over 4x4, in a sixteenth of the time.
+
+        Raises:
+            UsageError: another scale, or a step of a run without a decoder.
+            QwenImageError: the decoder failed, or the device has taken another step meanwhile.
+        """
+        if scale not in (1, 1 / 4):
+            raise UsageError(f"a preview at scale {scale}: expected 1 or 1/4")
+        if self._decode is None:
+            raise UsageError("this step is of a run without a decoder; decode its latents with QwenImage.decode")
+        return self._decode(self.predicted, scale)
