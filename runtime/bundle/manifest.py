@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 from qwen_image_engine.engines.core.contract import FOR_REFERENCES, Contract, Dims
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import whole_file
 from qwen_image_engine.engines.cuda.compute_capability import least_compute_capability
 from qwen_image_engine.engines.plans.entry import PlanEntry, Profile, Shape
 from qwen_image_engine.runtime.bundle.manifest_entries import checkpoint_flags
@@ -228,17 +228,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    temporary = folder / f".{MANIFEST}.partial"
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(manifest.to_json(), file, indent=1, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / MANIFEST)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n"
+    with whole_file(folder / MANIFEST, temporary=folder / f".{MANIFEST}.partial", durable=True) as file:
+        file.write(text.encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
