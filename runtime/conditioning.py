@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from qwen_image_engine.engines.backends import ON_GPU
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, with_room
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.core.lru_cache import Kept
+from qwen_image_engine.engines.core.lru_cache import LruCache
 from qwen_image_engine.engines.cuda.driver import device_facts
 from qwen_image_engine.runtime.components import Components
 from qwen_image_engine.runtime.images.pixels import encoder_pixels, vae_pixels
@@ -108,8 +108,8 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._embeddings = embeddings
         self._facts = facts
-        self._kept: Kept[_Key, Conditioning] = Kept(kept_bytes // 2)
-        self._seen: Kept[str, _Seen] = Kept(kept_bytes // 2)
+        self._kept: LruCache[_Key, Conditioning] = LruCache(kept_bytes // 2)
+        self._seen: LruCache[str, _Seen] = LruCache(kept_bytes // 2)
 
     def prefix_tokens(self, prompt: str, references: Sequence[ReferenceImage]) -> int:
         """See `prefix_tokens`; no network runs.

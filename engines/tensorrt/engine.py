@@ -16,7 +16,7 @@ from qwen_image_engine.engines.core.contract_check import PortFacts
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.core.loop import LoopInputs
-from qwen_image_engine.engines.core.lru_cache import Recent
+from qwen_image_engine.engines.core.lru_cache import LruCache
 from qwen_image_engine.engines.cuda.driver import device_facts
 from qwen_image_engine.engines.cuda.euler_kernel import EulerKernel
 from qwen_image_engine.engines.plans.entry import Shape
@@ -64,8 +64,8 @@ class TensorRtEngine:
         self._streams = entry.weight_streaming and streams(engine)
         # What repeats with the same shapes and addresses is replayed as a CUDA graph.
         self._graphs = contract.component in EVERY_STEP and not self._streams
-        self._calls: Recent[Hashable, TensorRtCall] = Recent(_CALLS if self._graphs else 1)
-        self._latents: Recent[Hashable, DeviceLatents] = Recent(_PLACES)
+        self._calls: LruCache[Hashable, TensorRtCall] = LruCache(_CALLS if self._graphs else 1)
+        self._latents: LruCache[Hashable, DeviceLatents] = LruCache(_PLACES)
         self._euler: EulerKernel | None = None
 
     @property
@@ -112,7 +112,9 @@ class TensorRtEngine:
             if not isinstance(values, DeviceArray)
         )
         key = inputs.latents.shape, len(inputs.branches), *on_host
-        place = self._latents.get(key, lambda: DeviceLatents.like(self._session.context, self._contract, inputs))
+        place = self._latents.get_or_make(
+            key, lambda: DeviceLatents.like(self._session.context, self._contract, inputs)
+        )
         return TensorRtLoop(self._session.stream, self._euler, place, self._contract, inputs, self.enqueue)
 
     def _use(
@@ -131,7 +133,7 @@ class TensorRtEngine:
         # A context that is not captured serves any shape.
         key = (profile, *shapes.items(), *_addresses(inputs), *_addresses(outputs)) if self._graphs else None
         try:
-            return use(self._calls.get(key, lambda: self._call(engine)), profile)
+            return use(self._calls.get_or_make(key, lambda: self._call(engine)), profile)
         except (QwenImageError, RuntimeError) as error:
             if not errors.is_memory(error):
                 raise errors.run_failure(self._contract.component, sizes, "TensorRT", error) from error
@@ -161,7 +163,7 @@ class TensorRtEngine:
     def _without_graphs(self, error: QwenImageError) -> None:
         """Run as it is from now on: slower, and the same picture."""
         self._session.stream.synchronise()  # contexts that go may be at work
-        self._graphs, self._calls = False, Recent(1)
+        self._graphs, self._calls = False, LruCache(1)
         warnings.warn(
             f"{self._contract.component}: its runs cannot become CUDA graphs, so each is launched kernel by kernel "
             f"({errors.one_line(error)})",
