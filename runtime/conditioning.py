@@ -285,8 +285,8 @@ def check_memory(tokens: Collection[PromptTokens], facts: ModelFacts, engine: st
 
 
 def cache_bytes(tokens: int, facts: ModelFacts, engine: str) -> int:
-    """Of the keys and values of so many tokens: float32 on a CPU, 16 bits on a GPU."""
-    return tokens * facts.cache_token_bytes // (2 if engine in ON_GPU else 1)
+    """Return the bytes of the keys and values of so many tokens: float32 on a CPU, 16 bits on a GPU."""
+    return facts.cache_bytes(tokens, 2 if engine in ON_GPU else 4)
 
 
 def prefix_tokens(tokens: PromptTokens) -> int:

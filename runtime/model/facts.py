@@ -76,6 +76,10 @@ class ModelFacts:
         """The component that runs every step."""
         return "joint" if self.bidirectional else "step"
 
+    def cache_bytes(self, tokens: int, item_bytes: int = 4) -> int:
+        """Return the bytes of the keys and values of `tokens` prefix tokens in all layers, in items of `item_bytes`."""
+        return tokens * self.cache_token_bytes * item_bytes // 4
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read what `dataclasses.asdict` wrote.
