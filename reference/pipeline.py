@@ -4,6 +4,7 @@ from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 
 from qwen_image_engine.engines.core.contract import contract
@@ -44,13 +45,35 @@ def reference_pipeline(
         checkpoint = Checkpoint.open(checkpoint)
     components = ComponentPool(engine_loader(checkpoint, prepare=prepare), memory, watch)
     components.preload(*preloaded(checkpoint.transformer.bidirectional))
+    return pipeline_on(checkpoint, components)
+
+
+def pipeline_on(
+    checkpoint: Checkpoint,
+    components: Components,
+    precision: str = "fp32",
+    tokenizer: Tokenizer | None = None,
+    embeddings: EmbeddingTable | None = None,
+) -> QwenImage:
+    """Return the runtime's pipeline on engines of the reference's networks.
+
+    Args:
+        checkpoint: the checkpoint that the networks are from.
+        components: the engines.
+        precision: of the networks, as the pictures' parameters name it.
+        tokenizer: the checkpoint's, if it is loaded already.
+        embeddings: the checkpoint's, if they are mapped already.
+
+    Raises:
+        QwenImageError: the checkpoint's tokenizer, embeddings or schedule are missing or not implemented.
+    """
     return QwenImage(
         components,
-        load_tokenizer(checkpoint.folder),
-        embedding_table(checkpoint),
+        load_tokenizer(checkpoint.folder) if tokenizer is None else tokenizer,
+        embedding_table(checkpoint) if embeddings is None else embeddings,
         schedule_config(checkpoint),
         model_facts(checkpoint),
-        Origin(engine="reference", precision="fp32", checkpoint=checkpoint.name),
+        Origin(engine="reference", precision=precision, checkpoint=checkpoint.name),
     )
 
 

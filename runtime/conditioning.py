@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from qwen_image_engine.engines.backends import ON_GPU
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, with_room
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.core.lru_cache import Kept
+from qwen_image_engine.engines.core.lru_cache import LruCache
 from qwen_image_engine.engines.cuda.driver import device_facts
 from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.images.pixels import encoder_pixels, vae_pixels
@@ -108,8 +108,8 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._embeddings = embeddings
         self._facts = facts
-        self._kept: Kept[_Key, Conditioning] = Kept(kept_bytes // 2)
-        self._seen: Kept[str, _Seen] = Kept(kept_bytes // 2)
+        self._kept: LruCache[_Key, Conditioning] = LruCache(kept_bytes // 2)
+        self._seen: LruCache[str, _Seen] = LruCache(kept_bytes // 2)
 
     def prefix_tokens(self, prompt: str, references: Sequence[ReferenceImage]) -> int:
         """See `prefix_tokens`; no network runs.
@@ -300,8 +300,8 @@ def check_memory(tokens: Collection[PromptTokens], facts: ModelFacts, engine: st
 
 
 def cache_bytes(tokens: int, facts: ModelFacts, engine: str) -> int:
-    """Of the keys and values of so many tokens: float32 on a CPU, 16 bits on a GPU."""
-    return tokens * facts.cache_token_bytes // (2 if engine in ON_GPU else 1)
+    """Return the bytes of the keys and values of so many tokens: float32 on a CPU, 16 bits on a GPU."""
+    return facts.cache_bytes(tokens, 2 if engine in ON_GPU else 4)
 
 
 def prefix_tokens(tokens: PromptTokens) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +26,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
+from qwen_image_engine.runtime.system.folder_lock import locked
 
 HASHING, SAMPLING = "hashing", "sampling"
 Progress = Callable[[str, int, int], None]
@@ -184,32 +183,19 @@ def _check_output(output: Path) -> None:
 
 @contextmanager
 def _held(output: Path) -> Iterator[None]:
-    """The folder, made where it is not there and locked; a failure that leaves it empty removes what was made.
+    """Create and lock the folder during the block; a failure that leaves it empty removes the folders created here.
 
     Raises:
-        QwenImageError: another process holds it.
-        OSError: it cannot be made.
+        FolderBusyError: another process holds the lock.
+        OSError: the folder cannot be created.
     """
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
         output.mkdir(parents=True, exist_ok=True)
-        lock = os.open(output, os.O_RDONLY)
-        try:
-            _lock(lock, output)
+        with locked(output, "another calibration is writing it; wait for its end, or name another folder"):
             yield
-        finally:
-            os.close(lock)
     except BaseException:
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
         raise
-
-
-def _lock(descriptor: int, output: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process ends
-    except BlockingIOError:
-        raise QwenImageError(
-            f"{output}: another calibration is writing it; wait for its end, or name another folder"
-        ) from None

@@ -60,5 +60,5 @@ def read_partial(folder: Path, device: str) -> Partial | None:
             for component, activations in fields.items()
         }
         return Partial(Settings.from_json(facts["settings"]), int(facts["trajectories"]), sums)
-    except (QwenImageError, ValueError, KeyError, TypeError) as error:
+    except (QwenImageError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise QwenImageError(f"{path}: no unfinished calibration ({error}); remove it to begin again") from error

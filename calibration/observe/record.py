@@ -81,7 +81,7 @@ def read_record(folder: Path) -> Record:
         raise QwenImageError(_missing(folder)) from None
     except OSError as error:
         raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise QwenImageError(f"{path}: is not the record of a calibration ({error}); {_again(folder)}") from error
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -12,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import whole_file
 
 Fields = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
 """By component, activation and field."""
@@ -52,7 +51,7 @@ def read(path: Path, device: str = "cpu") -> tuple[dict[str, dict[str, dict[str,
 
 
 def temporary_name(name: str) -> str:
-    """Under which the file `name` is written before it is renamed."""
+    """Return the name that the file `name` has until it is written whole."""
     return f".{name}.tmp"
 
 
@@ -62,15 +61,8 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         QwenImageError: it cannot be written.
     """
-    temporary = path.with_name(temporary_name(path.name))
     try:
-        with temporary.open("wb") as file:
+        with whole_file(path, temporary=path.with_name(temporary_name(path.name)), durable=True) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise QwenImageError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with suppress(OSError):  # renamed already, or never made
-            temporary.unlink()

@@ -16,10 +16,9 @@ from qwen_image_engine.engines.core.contract import EVERY_STEP, contract
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.reference.components import NETWORK, dims
 from qwen_image_engine.reference.load import load_network
-from qwen_image_engine.reference.pipeline import embedding_table, model_facts
+from qwen_image_engine.reference.pipeline import embedding_table, pipeline_on
 from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.components import ComponentPool
-from qwen_image_engine.runtime.pipeline import Origin, QwenImage
 
 
 def empty_sums(request: Request) -> Sums:
@@ -72,14 +71,7 @@ class Trajectories:
         request, position = self._request, self._position
         # A pipeline of its own: one that keeps the encodings of prompts would count a repeated prompt once, and once
         # more where the calibration went on after an interruption.
-        pipeline = QwenImage(
-            self._components,
-            request.tokenizer,
-            self._embeddings,
-            request.schedule,
-            model_facts(request.checkpoint),
-            Origin(engine="reference", precision=request.dtype, checkpoint=request.checkpoint.name),
-        )
+        pipeline = pipeline_on(request.checkpoint, self._components, request.dtype, request.tokenizer, self._embeddings)
         width, height = request.sizes[index % len(request.sizes)]
         position.step, position.prompt = 0, request.prompts[index]
         images = request.references(index)

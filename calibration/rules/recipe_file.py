@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from qwen_image_engine.calibration.rules.quantisation import HIGH, QUANTISED, Rule
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.engines.cuda.compute_capability import INT8_AND_FP8
+from qwen_image_engine.runtime.system.json_schema import is_integer, is_number
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RecipeFile:
         if not (
             _is_list_of_ints(data.get("skip_blocks", []))
             and isinstance(data.get("fp8_attention", False), bool)
-            and (capability is None or _is_finite(capability))
+            and (capability is None or is_number(capability))
         ):
             raise UsageError(
                 f"--recipe {path}: expected skip_blocks as a list of numbers, fp8_attention true or false, and "
@@ -110,9 +110,5 @@ def _rule(path: Path, item: Any) -> Rule:
     return Rule(item["linears"], item["precision"])
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_list_of_ints(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+    return isinstance(value, list) and all(is_integer(item) for item in value)

@@ -23,13 +23,12 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.components import NETWORK, dims
 from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.transformer import Transformer
-from qwen_image_engine.reference.pipeline import embedding_table, model_facts
+from qwen_image_engine.reference.pipeline import pipeline_on
 from qwen_image_engine.reference.torch_engine import TorchEngine
-from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import Layout, text_positions
 from qwen_image_engine.runtime.model.time import time_features
-from qwen_image_engine.runtime.pipeline import Origin, QwenImage
+from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
 
 Errors = tuple[tuple[float, ...], ...]
@@ -72,14 +71,7 @@ def record(request: Request, network: Transformer) -> tuple[Trajectory, ...]:
     def engine(component: str) -> Engine:
         return TorchEngine(contract(component, sizes), networks[NETWORK[component]])
 
-    pipeline = QwenImage(
-        ComponentPool(engine),
-        request.tokenizer,
-        embedding_table(request.checkpoint),
-        request.schedule,
-        model_facts(request.checkpoint),
-        Origin(engine="reference", precision=request.dtype, checkpoint=request.checkpoint.name),
-    )
+    pipeline = pipeline_on(request.checkpoint, Components(engine), request.dtype, request.tokenizer)
     return tuple(_draw(request, pipeline, index) for index in range(len(request.prompts)))
 
 

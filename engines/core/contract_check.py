@@ -1,6 +1,6 @@
 """What a graph and the arrays of a run must be: the contract, compared before a backend sees them."""
 
-import os
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 
+from qwen_image_engine.engines.core import protobuf
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec, describe_shape, split_axis
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, dtype_name
 from qwen_image_engine.engines.core.errors import QwenImageError
@@ -89,35 +90,22 @@ def check_outputs(contract: Contract, outputs: Mapping[str, Values], sizes: dict
 
 
 def _is_model(file: BinaryIO, size: int) -> bool:
-    """Whether the fields of a `ModelProto`, integers (0) and bytes (2), with the graph (7), end where the file does.
+    """Return whether the fields of a `ModelProto`, integers and messages, with the graph (7), end where the file does.
 
-    Wire format: https://protobuf.dev/programming-guides/encoding
+    The file may be of any size: its pages are mapped, and few of them are read.
     """
-    seen = set()
-    try:
-        while file.tell() < size:
-            field, kind = divmod(_varint(file), 8)
-            seen.add(field)
-            if kind not in (0, 2):
-                return False
-            number = _varint(file)
-            if kind == 2:
-                file.seek(number, os.SEEK_CUR)
-    except (EOFError, OverflowError):
+    if size == 0:
         return False
-    return file.tell() == size and 7 in seen
-
-
-def _varint(file: BinaryIO) -> int:
-    value = 0
-    for shift in range(0, 64, 7):
-        byte = file.read(1)
-        if not byte:
-            raise EOFError
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise OverflowError
+    seen = set()
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            for field in protobuf.fields(data):
+                if field.kind not in (protobuf.VARINT, protobuf.MESSAGE):
+                    return False
+                seen.add(field.number)
+        except ValueError:
+            return False
+    return 7 in seen
 
 
 def _check_names(where: str, side: str, specs: tuple[TensorSpec, ...], found: Mapping[str, object]) -> None:

@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 
+from qwen_image_engine.engines.core.protobuf import integer_field, message_field
 from qwen_image_engine.engines.onnxruntime.package import onnxruntime
 
 # The fields of onnx.proto that one product of uint8 by int8 takes (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto):
@@ -31,24 +32,20 @@ def products_saturate() -> bool:
 
 def _product_model() -> bytes:
     """A model of one MatMulInteger: product (…) int32 = rows (…) uint8 times weights (…) int8."""
-    node = _field(1, b"rows") + _field(1, b"weights") + _field(2, b"product") + _field(4, b"MatMulInteger")
-    ports = (
-        _field(11, _port(b"rows", _UINT8)),
-        _field(11, _port(b"weights", _INT8)),
-        _field(12, _port(b"product", _INT32)),
+    node = (
+        message_field(1, b"rows")
+        + message_field(1, b"weights")
+        + message_field(2, b"product")
+        + message_field(4, b"MatMulInteger")
     )
-    graph = _field(1, node) + _field(2, b"product") + b"".join(ports)
-    return _number(1, 10) + _field(7, graph) + _field(8, _number(2, 13))  # IR 10, opset 13
+    ports = (
+        message_field(11, _port(b"rows", _UINT8)),
+        message_field(11, _port(b"weights", _INT8)),
+        message_field(12, _port(b"product", _INT32)),
+    )
+    graph = message_field(1, node) + message_field(2, b"product") + b"".join(ports)
+    return integer_field(1, 10) + message_field(7, graph) + message_field(8, integer_field(2, 13))  # IR 10, opset 13
 
 
 def _port(name: bytes, dtype: int) -> bytes:
-    return _field(1, name) + _field(2, _field(1, _number(1, dtype)))
-
-
-def _number(field: int, value: int) -> bytes:
-    return bytes([field << 3, value])
-
-
-def _field(field: int, payload: bytes) -> bytes:
-    assert len(payload) < 128, "lengths of one byte suffice here"
-    return bytes([field << 3 | 2, len(payload)]) + payload
+    return message_field(1, name) + message_field(2, message_field(1, integer_field(1, dtype)))

@@ -17,7 +17,7 @@ from qwen_image_engine.engines.core.contract_check import PortFacts
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.core.loop import LoopInputs
-from qwen_image_engine.engines.core.lru_cache import Recent
+from qwen_image_engine.engines.core.lru_cache import LruCache
 from qwen_image_engine.engines.cuda.driver import device_facts
 from qwen_image_engine.engines.cuda.euler_kernel import EulerKernel
 from qwen_image_engine.engines.plans.entry import Shape
@@ -65,8 +65,8 @@ class TensorRtEngine:
         self._streams = entry.weight_streaming and streams(engine)
         # What repeats with the same shapes and addresses is replayed as a CUDA graph.
         self._graphs = contract.component in EVERY_STEP and not self._streams
-        self._calls: Recent[Hashable, TensorRtCall] = Recent(_CALLS if self._graphs else 1)
-        self._latents: Recent[Hashable, DeviceLatents] = Recent(_PLACES)
+        self._calls: LruCache[Hashable, TensorRtCall] = LruCache(_CALLS if self._graphs else 1)
+        self._latents: LruCache[Hashable, DeviceLatents] = LruCache(_PLACES)
         self._euler: EulerKernel | None = None
         self._loop: weakref.ref[TensorRtLoop] | None = None
 
@@ -114,7 +114,9 @@ class TensorRtEngine:
             if not isinstance(values, DeviceArray)
         )
         key = inputs.latents.shape, len(inputs.branches), *on_host
-        place = self._latents.get(key, lambda: DeviceLatents.like(self._session.context, self._contract, inputs))
+        place = self._latents.get_or_make(
+            key, lambda: DeviceLatents.like(self._session.context, self._contract, inputs)
+        )
         earlier = self._loop() if self._loop is not None else None
         if earlier is not None:
             earlier.superseded = True  # its latents may be where those of the next loop go
@@ -138,7 +140,7 @@ class TensorRtEngine:
         # A context that is not captured serves any shape.
         key = (profile, *shapes.items(), *_addresses(inputs), *_addresses(outputs)) if self._graphs else None
         try:
-            return use(self._calls.get(key, lambda: self._call(engine)), profile)
+            return use(self._calls.get_or_make(key, lambda: self._call(engine)), profile)
         except (QwenImageError, RuntimeError) as error:
             if not errors.is_memory(error):
                 raise errors.run_failure(self._contract.component, sizes, "TensorRT", error) from error
@@ -168,7 +170,7 @@ class TensorRtEngine:
     def _without_graphs(self, error: QwenImageError) -> None:
         """Run as it is from now on: slower, and the same picture."""
         self._session.stream.synchronise()  # contexts that go may be at work
-        self._graphs, self._calls = False, Recent(1)
+        self._graphs, self._calls = False, LruCache(1)
         warnings.warn(
             f"{self._contract.component}: its runs cannot become CUDA graphs, so each is launched kernel by kernel "
             f"({errors.one_line(error)})",

@@ -6,22 +6,24 @@ What a killed process leaves beside it is removed by the next that writes there:
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import glob
 import os
 import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.bundle.manifest import MANIFEST, is_bundle
+from qwen_image_engine.runtime.system.folder_lock import FolderBusyError, locked
 
 # renameat2(2): both names change at once; AT_FDCWD takes them as paths.
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+
+_BUSY = "another export is writing it; wait for that to end"
 
 
 def check_output(output: Path) -> None:
@@ -48,19 +50,17 @@ def staged(output: Path) -> Iterator[Path]:
         QwenImageError: nothing can be written there.
     """
     made = [folder for folder in output.parents if not folder.exists()]
-    folder = output.parent / f".{output.name}.{secrets.token_hex(4)}.partial"
+    folder, lock = output.parent / f".{output.name}.{secrets.token_hex(4)}.partial", ExitStack()
     try:
         try:
             _remove_abandoned(output)
             folder.mkdir(parents=True)
-            lock = _locked(folder)
+            lock.enter_context(locked(folder, _BUSY))
         except OSError as error:
             raise QwenImageError(f"{output}: cannot be written ({error.strerror or error})") from error
-        try:
+        with lock:
             yield folder
             _publish(folder, output)
-        finally:
-            os.close(lock)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         for parent in made:
@@ -71,22 +71,9 @@ def staged(output: Path) -> Iterator[Path]:
 
 def _remove_abandoned(output: Path) -> None:
     for folder in output.parent.glob(f".{glob.escape(output.name)}.*.partial"):
-        try:
-            os.close(_locked(folder))
-        except BlockingIOError:
-            continue  # another export is writing it
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _locked(folder: Path) -> int:
-    """A descriptor that holds the folder's lock until it is closed or its process ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
+        if folder.is_dir():
+            with suppress(FolderBusyError), locked(folder, _BUSY):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(folder: Path, output: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.estimate.duration import export_seconds
-from qwen_image_engine.export.estimate.stage_memory import PROMPT_TOKENS, StageWidths, cache_bytes, stage_memory
+from qwen_image_engine.export.estimate.stage_memory import PROMPT_TOKENS, StageWidths, stage_memory
 from qwen_image_engine.export.targets import Recipe, networks, selected
 from qwen_image_engine.export.weights.network import network_weights
 from qwen_image_engine.export.weights.weight_file import entry_bytes
@@ -147,13 +147,7 @@ def plan_stages(
     """What a process holds in each stage of a picture of that size with reference images, see `stage_memory`."""
     weights = {network.network: network.engine_bytes for network in plan.networks}
     facts = model_facts(checkpoint)
-    widths = StageWidths(
-        encoder_heads=facts.encoder_heads,
-        vision=checkpoint.vision.hidden_size,
-        vae=checkpoint.vae.base_dim,
-        halo=facts.decoder_halo,
-        bidirectional=facts.bidirectional,
-    )
+    widths = StageWidths(checkpoint.vision.hidden_size, checkpoint.vae.base_dim, facts)
     return stage_memory(dims(checkpoint), widths, weights, width, height, references)
 
 
@@ -165,7 +159,7 @@ def plan_cache(checkpoint: Checkpoint, plan: ExportPlan, references: Sequence[tu
     if checkpoint.transformer.bidirectional:
         return 0, 0
     tokens = PROMPT_TOKENS + sum(width // 16 * (height // 16) for width, height in references)
-    return tokens, cache_bytes(dims(checkpoint), tokens, 4 if plan.dtype == "float32" else 2)
+    return tokens, model_facts(checkpoint).cache_bytes(tokens, 4 if plan.dtype == "float32" else 2)
 
 
 def check_memory(plan: ExportPlan) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qwen_image_engine.engines.core.contract import Dims
+from qwen_image_engine.runtime.model.facts import ModelFacts
 from qwen_image_engine.runtime.model.tiles import spans
 
 PROMPT_TOKENS = 200
@@ -30,18 +31,14 @@ class StageWidths:
     """What stages depend on beside the contracts' sizes.
 
     Attributes:
-        encoder_heads: of the text encoder's queries.
         vision: channels of the vision tower.
         vae: channels of the VAE encoder's first level.
-        halo: of the decoder's tiles, in latents.
-        bidirectional: whether the transformer runs as "joint".
+        facts: facts of the model that the host side has too.
     """
 
-    encoder_heads: int
     vision: int
     vae: int
-    halo: int
-    bidirectional: bool
+    facts: ModelFacts
 
 
 def stage_memory(
@@ -64,11 +61,12 @@ def stage_memory(
         references: (width, height) of the reference images as they are fitted, in pixels.
         tokens: of the prompt.
     """
+    facts = widths.facts
     inner, rows, columns = sizes.heads * sizes.head_dim, height // 16, width // 16
     latents = [width // 16 * (height // 16) for width, height in references]
     read = tokens + sum(latents) // 4
-    cache = 0 if widths.bidirectional else cache_bytes(sizes, tokens + sum(latents))
-    tile = max(_reads(rows, widths.halo)) * max(_reads(columns, widths.halo))
+    cache = facts.cache_bytes(tokens + sum(latents))
+    tile = max(_reads(rows, facts.decoder_halo)) * max(_reads(columns, facts.decoder_halo))
     stages = {}
     if references:
         largest = max(latents)
@@ -78,27 +76,22 @@ def stage_memory(
     stages["text_encoder"] = (
         _PROCESS
         + read * sizes.encoder_hidden * _F32 * (_ENCODER_WIDTHS + sizes.deepstack)
-        + read**2 * widths.encoder_heads * _F32 * _SCORES
+        + read**2 * facts.encoder_heads * _F32 * _SCORES
     )
-    if widths.bidirectional:
+    if facts.bidirectional:
         whole = tokens + sum(latents) + rows * columns
         stages["joint"] = _PROCESS + weights["transformer"] + whole * inner * _F32 * _STEP_WIDTHS
     else:
-        first = cache_bytes(sizes, tokens)
+        first = facts.cache_bytes(tokens)
         stages["prefix"] = _PROCESS + _LAYOUT + int(first * _CACHE_SHARE)
         if references:
-            own = max(latents) * inner * _F32 * _STEP_WIDTHS + cache_bytes(sizes, max(latents))
+            own = max(latents) * inner * _F32 * _STEP_WIDTHS + facts.cache_bytes(max(latents))
             stages["prefix_image"] = _PROCESS + _LAYOUT + cache + own
         stages["step"] = _PROCESS + weights["transformer"] + cache + rows * columns * inner * _F32 * _STEP_WIDTHS
     stages["vae_decoder"] = (
         _PROCESS + int(weights["vae"] * _DECODER_WEIGHTS) + tile * sizes.features * _F32 * _DECODER_WIDTHS
     )
     return stages
-
-
-def cache_bytes(sizes: Dims, tokens: int, bytes_each: int = _F32) -> int:
-    """Of the keys and values of a prefix."""
-    return 2 * sizes.layers * tokens * sizes.heads * sizes.head_dim * bytes_each
 
 
 def _reads(side: int, halo: int) -> list[int]:

@@ -50,6 +50,16 @@ class Layer:
         """The worst run."""
         return worst(self.runs)
 
+    def cells(self) -> dict[str, str]:
+        """Return the layer's texts by column, for tables of the terminal and of pages."""
+        return {
+            "layer": self.name,
+            "relative L2": f"{self.worst.relative_l2:.1e}",
+            "growth": f"{self.growth:.1f}x" if self.growth > 1 else "",
+            "cosine": f"{self.worst.cosine:.9f}",
+            "max abs": f"{self.worst.max_abs:.1e}",
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; a value that is not finite is null."""
         return {
@@ -75,6 +85,12 @@ class Layers:
     runs: tuple[tuple[str, float], ...]
     layers: tuple[Layer, ...]
     scaled: tuple[str, ...]
+
+    @property
+    def note(self) -> str:
+        """A sentence about the linears without a row, "" if there are none."""
+        count = len(self.scaled)
+        return f"{count} linears have no row: their channels are scaled for the linear after them" if count else ""
 
     @property
     def grows_most_at(self) -> Layer | None:

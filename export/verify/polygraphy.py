@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import importlib
 import math
-import secrets
 import shlex
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import whole_folder
 from qwen_image_engine.export.verify.recording import Call, Recording, ends
 from qwen_image_engine.export.verify.thresholds import Threshold, thresholds
 from qwen_image_engine.runtime.bundle.manifest import Manifest
@@ -63,19 +62,15 @@ def write_polygraphy(folder: Path, recordings: Sequence[Recording], bundles: Map
     for recording in recordings:
         for component, found in recording.calls.items():
             calls.setdefault(component, []).extend(ends(found))
-    temporary = folder.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        temporary.mkdir()
-        for component, found in calls.items():
-            _save(temporary, component, found)
-        script = temporary / SCRIPT
-        script.write_text(_HEAD + "\n".join(_lines(calls, bundles)), encoding="utf-8")
-        script.chmod(0o755)
-        temporary.replace(folder)
+        with whole_folder(folder) as written:
+            for component, found in calls.items():
+                _save(written, component, found)
+            script = written / SCRIPT
+            script.write_text(_HEAD + "\n".join(_lines(calls, bundles)), encoding="utf-8")
+            script.chmod(0o755)
     except OSError as error:
         raise QwenImageError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _save(folder: Path, component: str, calls: Sequence[Call]) -> None:

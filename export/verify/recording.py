@@ -17,11 +17,9 @@ from tokenizers import Tokenizer
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.engine import Array, Engine
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.pipeline import embedding_table, engine_loader, model_facts, schedule_config
+from qwen_image_engine.reference.pipeline import engine_loader, pipeline_on, schedule_config
 from qwen_image_engine.runtime.components import ComponentPool, Memory
-from qwen_image_engine.runtime.pipeline import Origin, QwenImage
 from qwen_image_engine.runtime.sampling.schedule import sigmas
-from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 T = TypeVar("T")
 
@@ -126,16 +124,8 @@ def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resi
     calls: dict[str, list[Call]] = {}
     components = ComponentPool(_recorded(engine_loader(checkpoint), calls), memory)
     schedule = schedule_config(checkpoint)
-    pipeline = QwenImage(
-        components,
-        load_tokenizer(checkpoint.folder),
-        embedding_table(checkpoint),
-        schedule,
-        model_facts(checkpoint),
-        Origin(engine="reference", precision="fp32", checkpoint=checkpoint.name),
-    )
     recordings = []
-    with pipeline:
+    with pipeline_on(checkpoint, components) as pipeline:
         for case in cases:
             calls.clear()
             steps = None if schedule.sample_sigmas else STEPS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -54,6 +54,25 @@ class Row:
         least = self.threshold.cosine
         enough = least is None or self.judged.cosine >= least
         return self.judged.relative_l2 <= self.threshold.relative_l2 and enough
+
+    def cells(self) -> dict[str, str]:
+        """Return the row's texts by column, for tables of the terminal and of pages.
+
+        A quantised bundle's steps are judged by their mean; the worst step has a column of its own.
+        """
+        limit = self.threshold
+        share = self.judged.relative_l2 / limit.relative_l2
+        return {
+            "component": self.component,
+            "case": self.case,
+            "relative L2": f"{self.judged.relative_l2:.1e}",
+            "threshold": f"{limit.relative_l2:.0e}",
+            "of it": f"{share:.0%}" if math.isfinite(share) and share < 100 else f"{share:.0f}x",
+            "worst step": f"{self.worst.relative_l2:.1e}" if len(self.runs) > 1 else "",
+            "cosine": f"{self.judged.cosine:.9f}",
+            "least": "" if limit.cosine is None else f"{limit.cosine:g}",
+            "max abs": f"{self.judged.max_abs:.1e}",
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; a value that is not finite is null."""
@@ -208,6 +227,14 @@ class Verifications:
 
 def _measures(difference: Difference) -> dict[str, float | None]:
     return {name: finite(value) for name, value in asdict(difference).items()}
+
+
+def side_by_side(bundles: Sequence[Verification]) -> dict[tuple[str, str], list[Row | None]]:
+    """Return the rows of each component and case, one for each bundle; None if a bundle cannot do the case."""
+    by_bundle = [{(row.component, row.case): row for row in bundle.rows} for bundle in bundles]
+    return {
+        key: [rows.get(key) for rows in by_bundle] for key in dict.fromkeys(key for rows in by_bundle for key in rows)
+    }
 
 
 def verdict_text(bundle: Verification) -> str:

@@ -28,7 +28,7 @@ from qwen_image_engine.reference.checkpoint.hub_cache import REPOSITORY_NAME, sn
 from qwen_image_engine.reference.checkpoint.processor_config import ImageProcessorConfig
 from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.lora.merge import merge
-from qwen_image_engine.reference.storage.json_reader import read_json
+from qwen_image_engine.reference.storage.json_file import read_json
 from qwen_image_engine.reference.storage.single_file import open_single_file
 from qwen_image_engine.reference.storage.stored_network import LAYOUT, VISION, Component, open_component
 from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, TensorInfo

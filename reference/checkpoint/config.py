@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.reference.storage.json_reader import MISSING, Reader
 from qwen_image_engine.runtime.model.facts import ATTENTION
+from qwen_image_engine.runtime.system.json_schema import MISSING, Reader
 
 
 @dataclass(frozen=True)

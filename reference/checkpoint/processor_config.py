@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.storage.json_reader import MISSING, Reader, read_json
+from qwen_image_engine.reference.storage.json_file import read_json
+from qwen_image_engine.runtime.system.json_schema import MISSING, Reader
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.storage.json_reader import Reader
+from qwen_image_engine.runtime.system.json_schema import MISSING, NUMBER, Reader, described, named
 
 METADATA = "lora_adapter_metadata"
 """Where diffusers' `save_lora_weights` keeps PEFT's settings as JSON, in the file's own metadata."""
@@ -36,7 +36,7 @@ class AdapterConfig:
         """None where the file at `path` has none.
 
         Raises:
-            QwenImageError: they are misshapen, or those of an adapter of another kind.
+            QwenImageError: they are not in the expected format, or those of an adapter of another kind.
         """
         if METADATA not in metadata:
             return None
@@ -52,7 +52,7 @@ class AdapterConfig:
             reader.refuse("use_dora", "false: an adapter with magnitudes (DoRA) cannot be merged here")
         return cls(
             reader.number("lora_alpha"),
-            _patterns(reader, values.get("alpha_pattern")),
+            _patterns(reader),
             reader.get("use_rslora") is True,
         )
 
@@ -65,15 +65,16 @@ class AdapterConfig:
         return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
 
-def _patterns(reader: Reader, patterns: Any) -> dict[str, float]:
-    try:
-        found = {pattern: float(alpha) for pattern, alpha in (patterns or {}).items()}
-        for pattern in found:
+def _patterns(reader: Reader) -> dict[str, float]:
+    if reader.get("alpha_pattern") in (MISSING, None):
+        return {}
+    patterns = reader.take("alpha_pattern", named(NUMBER))
+    for pattern in patterns:
+        try:
             re.compile(pattern)
-    except (AttributeError, TypeError, ValueError, re.error) as error:
-        raise QwenImageError(
-            f"{reader.where}: key 'alpha_pattern' is misshapen ({error}), expected patterns to numbers"
-        ) from error
-    if not all(math.isfinite(alpha) for alpha in found.values()):
-        raise QwenImageError(f"{reader.where}: key 'alpha_pattern' has a number that is not finite")
-    return found
+        except (re.error, OverflowError, RecursionError) as error:
+            raise QwenImageError(
+                f"{reader.where}: key 'alpha_pattern' has the key {described(pattern)}, expected a regular expression "
+                f"({error})"
+            ) from error
+    return {pattern: float(alpha) for pattern, alpha in patterns.items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.storage.json_reader import read_json
+from qwen_image_engine.reference.storage.json_file import read_json
 from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, TensorInfo, read_header
 
 if TYPE_CHECKING:

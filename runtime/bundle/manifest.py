@@ -6,24 +6,36 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
-from qwen_image_engine.engines.core.contract import FOR_REFERENCES, Contract, Dims
+from qwen_image_engine.engines.core.contract import FOR_REFERENCES, Contract, Dims, TensorSpec
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import whole_file
 from qwen_image_engine.engines.cuda.compute_capability import least_compute_capability
 from qwen_image_engine.engines.plans.entry import PlanEntry, Profile, Shape
 from qwen_image_engine.runtime.bundle.manifest_entries import checkpoint_flags
-from qwen_image_engine.runtime.model.facts import ModelFacts
+from qwen_image_engine.runtime.model.facts import FACTS_SCHEMA, ModelFacts
+from qwen_image_engine.runtime.system.json_schema import (
+    OBJECT,
+    TEXT,
+    SchemaError,
+    described,
+    fields_of,
+    is_count,
+    is_list_of,
+    is_whole,
+    leaf,
+    many,
+    named,
+    optional,
+)
 
 MANIFEST = "manifest.json"
 FORMAT = "qwen-image-bundle"
 SCHEMA = 6
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -228,24 +240,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    temporary = folder / f".{MANIFEST}.partial"
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(manifest.to_json(), file, indent=1, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / MANIFEST)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n"
+    with whole_file(folder / MANIFEST, temporary=folder / f".{MANIFEST}.partial", durable=True) as file:
+        file.write(text.encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the bundle in `folder`, checked in form. Files are checked by `bundle_files`.
+    """Read the manifest of the bundle in `folder` and check its format. `runtime.bundle.files` checks the files.
 
     Raises:
-        QwenImageError: there is none, it is no JSON, of another schema version, or has missing or misshapen values.
+        QwenImageError: there is none, or it is no JSON, of another schema version or not in the expected format.
     """
     path = folder / MANIFEST
     try:
@@ -269,9 +273,8 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         return _manifest(data)
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise QwenImageError(f"{path}: misshapen: {what}; export the bundle again") from error
+    except SchemaError as error:
+        raise QwenImageError(f"{path}: not in the expected format: {error}; export the bundle again") from error
 
 
 def record_verification(folder: Path, result: Mapping[str, Any]) -> None:
@@ -287,122 +290,111 @@ def record_verification(folder: Path, result: Mapping[str, Any]) -> None:
         raise QwenImageError(f"{folder / MANIFEST}: cannot be written ({error.strerror or error})") from error
 
 
-def _manifest(data: Mapping[str, Any]) -> Manifest:
-    files = {_path(name): _entry(FileEntry, entry) for name, entry in _mapping(data["files"], "files").items()}
-    components = {
-        str(name): _component(entry, files) for name, entry in _mapping(data["components"], "components").items()
-    }
-    embeddings, facts = _mapping(data["embeddings"], "embeddings"), _mapping(data["facts"], "facts")
-    rows, hidden = (int(size) for size in embeddings["shape"])
-    verify, calibration = data["verify"], data["calibration"]
-    plans = {str(name): _plan(entry, files) for name, entry in _mapping(data["plans"], "plans").items()}
+def _manifest(document: Mapping[str, Any]) -> Manifest:
+    data = {key: value for key, value in document.items() if key not in ("format", "schema")}
+    _MANIFEST(data, "")
+    files = {name: FileEntry(**entry) for name, entry in data["files"].items()}
+    components = {name: _component(name, entry, files) for name, entry in data["components"].items()}
+    plans = {name: _plan(name, entry, files) for name, entry in data.get("plans", {}).items()}
     if strange := set(plans) - set(components):
-        raise ValueError(f"plans of {', '.join(sorted(strange))}, which are no components of it")
+        raise SchemaError(f"plans of {', '.join(sorted(strange))}, which are no components of it")
+    embeddings, calibration = data["embeddings"], data.get("calibration")
+    _check_listed("embeddings.file", embeddings["file"], files)
     return Manifest(
-        tool=_entry(Tool, data["tool"]),
-        target=str(data["target"]),
-        precision=str(data["precision"]),
-        weights=str(data["weights"]),
-        checkpoint=_entry(CheckpointEntry, data["checkpoint"]),
-        dims=_entry(Dims, data["dims"]),
-        facts=ModelFacts.from_json(facts),
-        embeddings=EmbeddingsEntry(
-            _listed(embeddings["file"], files), int(embeddings["offset"]), str(embeddings["dtype"]), (rows, hidden)
-        ),
-        components=components,
-        files=files,
-        origins={str(name): str(value) for name, value in _mapping(data["origins"], "origins").items()},
-        loras=tuple(_entry(LoraEntry, entry) for entry in data.get("loras", ())),
-        calibration=None if calibration is None else _calibration(calibration),
-        plans=plans,
-        verify=None if verify is None else _mapping(verify, "verify"),
+        **{
+            **data,
+            "tool": Tool(**data["tool"]),
+            "checkpoint": CheckpointEntry(**data["checkpoint"]),
+            "dims": Dims(**data["dims"]),
+            "facts": ModelFacts.from_json(data["facts"]),
+            "embeddings": EmbeddingsEntry(**{**embeddings, "shape": tuple(embeddings["shape"])}),
+            "components": components,
+            "files": files,
+            "loras": tuple(LoraEntry(**entry) for entry in data.get("loras", ())),
+            "calibration": None if calibration is None else CalibrationEntry(**calibration),
+            "plans": plans,
+        }
     )
 
 
-def _calibration(data: Any) -> CalibrationEntry:
-    entry = _mapping(data, "calibration")
-    return CalibrationEntry(str(entry["sha256"]), _mapping(entry["settings"], "the calibration's settings"))
-
-
-def _component(data: Any, files: Mapping[str, FileEntry]) -> ComponentEntry:
-    entry = _mapping(data, "a component")
+def _component(name: str, entry: Mapping[str, Any], files: Mapping[str, FileEntry]) -> ComponentEntry:
     fused = entry.get("fused_attentions")
+    _check_listed(f"components.{name}.model", entry["model"], files)
+    for index, weights in enumerate(entry["weights"]):
+        _check_listed(f"components.{name}.weights[{index}]", weights, files)
     return ComponentEntry(
-        model=_listed(entry["model"], files),
-        weights=tuple(_listed(name, files) for name in entry["weights"]),
-        precision=str(entry["precision"]),
-        excluded_layers=tuple(str(name) for name in entry["excluded_layers"]),
-        quantised_layers={
-            str(name): _entry(QuantisedLayer, layer)
-            for name, layer in _mapping(entry["quantised_layers"], "quantised_layers").items()
-        },
-        opset=int(entry["opset"]),
-        ir_version=int(entry["ir_version"]),
-        contract=Contract.from_json(entry["contract"]),
-        fp8_attention={
-            str(block): _entry(Fp8Scales, scales)
-            for block, scales in _mapping(entry["fp8_attention"], "fp8_attention").items()
-        },
-        fused_attentions=None if fused is None else tuple(str(name) for name in fused),
+        **{
+            **entry,
+            "weights": tuple(entry["weights"]),
+            "excluded_layers": tuple(entry["excluded_layers"]),
+            "quantised_layers": {key: QuantisedLayer(**layer) for key, layer in entry["quantised_layers"].items()},
+            "contract": Contract.from_json(entry["contract"]),
+            "fp8_attention": {key: Fp8Scales(**scales) for key, scales in entry.get("fp8_attention", {}).items()},
+            "fused_attentions": None if fused is None else tuple(fused),
+        }
     )
 
 
-def _plan(data: Any, files: Mapping[str, FileEntry]) -> PlanEntry:
-    entry = _mapping(data, "a plan")
-    return PlanEntry(
-        file=_listed(entry["file"], files),
-        key=str(entry["key"]),
-        tensorrt=str(entry["tensorrt"]),
-        gpu=str(entry["gpu"]),
-        compute_capability=str(entry["compute_capability"]),
-        driver=int(entry["driver"]),
-        profiles=tuple(_profile(item) for item in entry["profiles"]),
-        stripped=bool(entry["stripped"]),
-        weight_streaming=bool(entry["weight_streaming"]),
-        scratch_bytes=tuple(int(size) for size in entry["scratch_bytes"]),
-        fused_attentions=int(entry["fused_attentions"]),
-        fp8_products=int(entry["fp8_products"]),
-        int8_products=int(entry["int8_products"]),
+def _plan(name: str, entry: Mapping[str, Any], files: Mapping[str, FileEntry]) -> PlanEntry:
+    _check_listed(f"plans.{name}.file", entry["file"], files)
+    profiles = tuple(
+        Profile(item["name"], {key: _extents(shapes) for key, shapes in item["shapes"].items()})
+        for item in entry["profiles"]
     )
+    return PlanEntry(**{**entry, "profiles": profiles, "scratch_bytes": tuple(entry.get("scratch_bytes", ()))})
 
 
-def _profile(data: Any) -> Profile:
-    entry = _mapping(data, "a profile")
-    shapes = {str(name): _extents(name, value) for name, value in _mapping(entry["shapes"], "shapes").items()}
-    return Profile(str(entry["name"]), shapes)
-
-
-def _extents(name: object, value: Any) -> tuple[Shape, Shape, Shape]:
-    least, best, largest = (tuple(int(size) for size in shape) for shape in value)
-    if not len(least) == len(best) == len(largest) or any(
-        not 0 < low <= middle <= high for low, middle, high in zip(least, best, largest, strict=True)
-    ):
-        raise ValueError(f"a profile's shapes of {name!r} are {value!r}, expected least, best and largest in order")
+def _extents(shapes: Sequence[Sequence[int]]) -> tuple[Shape, Shape, Shape]:
+    least, best, largest = map(tuple, shapes)
     return least, best, largest
 
 
-def _entry(kind: type[T], data: Any) -> T:
-    """A flat dataclass of strings, numbers and None; its fields' annotations are not interpreted."""
-    values = _mapping(data, kind.__name__)
-    if not all(value is None or isinstance(value, str | int | float) for value in values.values()):
-        raise TypeError(f"{kind.__name__} holds {values!r}")
-    return kind(**values)
-
-
-def _mapping(data: Any, what: str) -> Mapping[str, Any]:
-    if not isinstance(data, Mapping):
-        raise TypeError(f"{what} is {data!r}, expected an object")
-    return data
-
-
-def _path(name: Any) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ValueError(f"the path {name!r} leaves the bundle")
-    return str(name)
-
-
-def _listed(name: Any, files: Mapping[str, FileEntry]) -> str:
+def _check_listed(place: str, name: str, files: Mapping[str, FileEntry]) -> None:
     if name not in files:
-        raise ValueError(f"the file {name!r} is not listed")
-    return str(name)
+        raise SchemaError(f"{place} is {described(name)}, which is not listed in files")
+
+
+def _are_extents(value: Any) -> bool:
+    if not is_list_of(value, lambda shape: isinstance(shape, list) and all(map(is_count, shape)), 3):
+        return False
+    least, best, largest = value
+    return len(least) == len(best) == len(largest) and all(
+        low <= middle <= high for low, middle, high in zip(least, best, largest, strict=True)
+    )
+
+
+def _check_files(value: Any, place: str) -> None:
+    OBJECT(value, place)
+    for name in value:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise SchemaError(f"{place} has the path {described(name)}, which leaves the bundle")
+    named(fields_of(FileEntry))(value, place)
+
+
+_EXTENTS = leaf("the least, best and largest shape, as lists of sizes above 0, in order", _are_extents)
+_PROFILE = fields_of(Profile, shapes=named(_EXTENTS))
+_AXIS = leaf("the name or the size of an axis", lambda value: isinstance(value, str) or is_whole(value))
+_TENSORS = many(fields_of(TensorSpec, shape=many(_AXIS, least=0)), least=0)
+_COMPONENT = fields_of(
+    ComponentEntry,
+    quantised_layers=named(fields_of(QuantisedLayer)),
+    contract=fields_of(Contract, inputs=_TENSORS, outputs=_TENSORS),
+    fp8_attention=named(fields_of(Fp8Scales)),
+    fused_attentions=optional(many(TEXT, least=0)),
+)
+_MANIFEST = fields_of(
+    Manifest,
+    tool=fields_of(Tool),
+    checkpoint=fields_of(CheckpointEntry),
+    dims=fields_of(Dims),
+    facts=FACTS_SCHEMA,
+    embeddings=fields_of(EmbeddingsEntry, shape=leaf("two sizes", lambda value: is_list_of(value, is_whole, 2))),
+    components=named(_COMPONENT),
+    files=_check_files,
+    origins=named(TEXT),
+    loras=many(fields_of(LoraEntry), least=0),
+    calibration=optional(fields_of(CalibrationEntry, settings=OBJECT)),
+    plans=named(fields_of(PlanEntry, profiles=many(_PROFILE, least=0))),
+    verify=optional(OBJECT),
+)

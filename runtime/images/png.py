@@ -1,9 +1,7 @@
 """Pictures: from the decoder's output to RGBA bytes, and to PNG files that carry their parameters."""
 
 import io
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.files import whole_file
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
 
 
@@ -60,17 +59,12 @@ def save_png(path: Path, rgba: NDArray[np.uint8], parameters: Mapping[str, str])
     for key, value in parameters.items():
         # iTXt is UTF-8 for every script; tEXt would be Latin-1 for some values and iTXt for others.
         chunks.add_itxt(key, value)
-    temporary = path.parent / f".{secrets.token_hex(8)}.png.tmp"
     try:
-        with temporary.open("xb") as file:
+        with whole_file(path) as file:
             Image.fromarray(rgba, "RGBA").save(file, "PNG", pnginfo=chunks)
-        check_cancelled()
-        temporary.replace(path)
+            check_cancelled()
     except OSError as error:
         raise QwenImageError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # renamed already, or never made
-            temporary.unlink()
 
 
 def png_bytes(picture: Image.Image | NDArray[np.uint8]) -> bytes:

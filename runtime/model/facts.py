@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from qwen_image_engine.runtime.system.json_schema import fields_of
+
 ATTENTION = ("causal", "bidirectional")
 """How tokens of the transformer see each other: as in 2.1, block-causal, or as the report describes 2.0, all of all."""
 
@@ -74,34 +76,23 @@ class ModelFacts:
         """The component that runs every step."""
         return "joint" if self.bidirectional else "step"
 
+    def cache_bytes(self, tokens: int, item_bytes: int = 4) -> int:
+        """Return the bytes of the keys and values of `tokens` prefix tokens in all layers, in items of `item_bytes`."""
+        return tokens * self.cache_token_bytes * item_bytes // 4
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """What `dataclasses.asdict` made of one, read back from JSON.
+        """Read what `dataclasses.asdict` wrote.
 
         Raises:
-            KeyError: a value is missing.
-            TypeError: one has another form.
-            ValueError: likewise.
+            SchemaError: a value is missing or not in the expected format.
         """
-        vision = data["vision"]
-        return cls(
-            channels=int(data["channels"]),
-            axes_dims_rope=tuple(int(size) for size in data["axes_dims_rope"]),
-            encoder_heads=int(data["encoder_heads"]),
-            encoder_head_dim=int(data["encoder_head_dim"]),
-            encoder_rope_theta=float(data["encoder_rope_theta"]),
-            encoder_mrope_section=tuple(int(size) for size in data["encoder_mrope_section"]),
-            deepstack=int(data["deepstack"]),
-            decoder_halo=int(data["decoder_halo"]),
-            cache_token_bytes=int(data["cache_token_bytes"]),
-            bidirectional=bool(data["bidirectional"]),
-            vision=VisionFacts(
-                head_dim=int(vision["head_dim"]),
-                rope_theta=float(vision["rope_theta"]),
-                position_side=int(vision["position_side"]),
-                image_mean=tuple(float(value) for value in vision["image_mean"]),
-                image_std=tuple(float(value) for value in vision["image_std"]),
-                min_pixels=int(vision["min_pixels"]),
-                max_pixels=int(vision["max_pixels"]),
-            ),
+        FACTS_SCHEMA(data, "facts")
+        vision = VisionFacts(
+            **{**data["vision"], **{name: tuple(data["vision"][name]) for name in ("image_mean", "image_std")}}
         )
+        sizes = {name: tuple(data[name]) for name in ("axes_dims_rope", "encoder_mrope_section")}
+        return cls(**{**data, **sizes, "vision": vision})
+
+
+FACTS_SCHEMA = fields_of(ModelFacts, vision=fields_of(VisionFacts))

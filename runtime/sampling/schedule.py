@@ -4,15 +4,16 @@ The formulas are those of diffusers' `FlowMatchEulerDiscreteScheduler.set_timest
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self, TypeGuard
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.runtime.system.json_schema import MISSING, NUMBER, TRUTH, Reader, is_list_of, is_number, leaf
 
 DEFAULT_STEPS = 40
 MAX_STEPS = 1000
@@ -20,6 +21,18 @@ MAX_STEPS = 1000
 
 _LARGEST_EXPONENT = 15
 """e^15: float32 has no level between noise and 1 beyond it. The released schedule gets there at 8,600 pixels a side."""
+
+
+_TRAINED_LEVELS = leaf(
+    f"{MAX_STEPS} (no other number is implemented)", lambda value: is_number(value) and value == MAX_STEPS
+)
+_TERMINAL = leaf(
+    "null or a number from 0 to below 1", lambda value: value is None or (is_number(value) and 0.0 <= value < 1.0)
+)
+_GRID = leaf(
+    "a list of numbers or null",
+    lambda value: value is None or (isinstance(value, list | tuple) and is_list_of([*value], is_number)),
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class ScheduleConfig:
     sample_sigmas: tuple[float, ...] | None
 
     @classmethod
-    def from_json(cls, scheduler: Mapping[str, object], sample_sigmas: object, where: str) -> Self:
+    def from_json(cls, scheduler: Mapping[str, object], sample_sigmas: Any, where: str) -> Self:
         """Read and check the configuration.
 
         Args:
@@ -58,50 +71,20 @@ class ScheduleConfig:
         Raises:
             QwenImageError: a key is missing, or holds a value that is not implemented here.
         """
-        remaining = {key: value for key, value in scheduler.items() if not key.startswith("_")}
-
-        def take(key: str) -> object:
-            if key not in remaining:
-                raise QwenImageError(f"{where}: key {key!r} is missing")
-            return remaining.pop(key)
-
-        def number(key: str) -> float:
-            value = take(key)
-            if not _is_number(value):
-                raise QwenImageError(f"{where}: {key} is {value!r}, expected a number")
-            return float(value)
-
-        def positive(key: str) -> float:
-            value = number(key)
-            if value <= 0:
-                raise QwenImageError(f"{where}: {key} is {value:g}, expected a positive number")
-            return value
-
-        def only(key: str, expected: object) -> None:
-            value = take(key)
-            if value != expected:
-                raise QwenImageError(f"{where}: {key} is {value!r}, only {expected!r} is implemented")
-
-        scheduler_class = scheduler.get("_class_name", "FlowMatchEulerDiscreteScheduler")
-        if scheduler_class != "FlowMatchEulerDiscreteScheduler":
-            raise QwenImageError(
-                f"{where}: _class_name is {scheduler_class!r}, only 'FlowMatchEulerDiscreteScheduler' is implemented"
-            )
-        only("num_train_timesteps", 1000)
-        only("time_shift_type", "exponential")
-        dynamic = take("use_dynamic_shifting")
-        if not isinstance(dynamic, bool):
-            raise QwenImageError(f"{where}: use_dynamic_shifting is {dynamic!r}, expected true or false")
-        terminal = take("shift_terminal")
-        if terminal is not None and not (_is_number(terminal) and 0.0 <= terminal < 1.0):
-            raise QwenImageError(f"{where}: shift_terminal is {terminal!r}, expected null or a number below 1")
+        reader = Reader(scheduler, where)
+        if reader.get("_class_name") is not MISSING:
+            reader.expect("_class_name", "FlowMatchEulerDiscreteScheduler", why="no other is implemented")
+        reader.take("num_train_timesteps", _TRAINED_LEVELS)
+        reader.expect("time_shift_type", "exponential", why="no other is implemented")
+        terminal = reader.take("shift_terminal", _TERMINAL)
+        _GRID(sample_sigmas, f"{where}: sample_sigmas")
         config = cls(
-            use_dynamic_shifting=dynamic,
-            shift=positive("shift"),
-            base_shift=number("base_shift"),
-            max_shift=number("max_shift"),
-            base_image_seq_len=int(positive("base_image_seq_len")),
-            max_image_seq_len=int(positive("max_image_seq_len")),
+            use_dynamic_shifting=reader.take("use_dynamic_shifting", TRUTH),
+            shift=reader.number("shift"),
+            base_shift=float(reader.take("base_shift", NUMBER)),
+            max_shift=float(reader.take("max_shift", NUMBER)),
+            base_image_seq_len=int(reader.number("base_image_seq_len")),
+            max_image_seq_len=int(reader.number("max_image_seq_len")),
             shift_terminal=float(terminal) if terminal else None,  # diffusers reads 0 as "no stretch"
             sample_sigmas=_fixed_grid(sample_sigmas, where),
         )
@@ -112,10 +95,10 @@ class ScheduleConfig:
             )
         if config.shift_terminal is not None and config.sample_sigmas is not None and len(config.sample_sigmas) < 2:
             raise QwenImageError(f"{where}: shift_terminal stretches a grid of at least 2 steps, sample_sigmas has 1")
-        for key, value in remaining.items():
+        for key in reader.ignored():
             # Karras, beta, inverted or stochastic sampling and whatever comes after them: harmless only when off.
-            if value is not None and value is not False:
-                raise QwenImageError(f"{where}: {key} is {value!r}, which is not implemented")
+            if not key.startswith("_") and scheduler[key] is not None and scheduler[key] is not False:
+                reader.refuse(key, "false or null: it is not implemented")
         return config
 
 
@@ -169,15 +152,9 @@ def shift_exponent(config: ScheduleConfig, target_tokens: int) -> float:
     return target_tokens * slope + (config.base_shift - slope * config.base_image_seq_len)
 
 
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _fixed_grid(values: object, where: str) -> tuple[float, ...] | None:
+def _fixed_grid(values: Sequence[float] | None, where: str) -> tuple[float, ...] | None:
     if values is None:
         return None
-    if not isinstance(values, list | tuple) or not values or not all(_is_number(value) for value in values):
-        raise QwenImageError(f"{where}: sample_sigmas is {values!r}, expected a list of numbers or null")
     grid = tuple(float(value) for value in values)
     falling = all(a > b for a, b in pairwise(grid))
     if not falling or grid[0] > 1.0 or grid[-1] <= 0.0:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import whole_file
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
 
 
@@ -78,16 +78,11 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 def _write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
     check_cancelled()
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        with temporary.open("xb") as file:
+        with whole_file(path) as file:
             fill(file)
-        temporary.replace(path)
     except OSError as error:
         raise QwenImageError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # renamed already, or never made
-            temporary.unlink()
 
 
 # A block is hashed without the interpreter's lock. Beside a thread that computes, taking the lock again waits up to

@@ -1,56 +1,104 @@
-"""The form that a JSON document has to have: small checks that combine, and name the place that is otherwise.
+"""The schema of a JSON document: small checks that combine, and errors that name place, found and expected.
 
-A check takes a value and its place, such as "cases[0].runs[1].rounds", and raises `Misshapen` in words.
+A check takes a value and its place, such as "cases[0].runs[1].rounds", and raises `SchemaError` if the value is not in
+the expected format. Whatever JSON value it is given, it raises nothing else.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import fields
+from itertools import islice
+from typing import Any, NoReturn, TypeGuard, get_type_hints
+
+from qwen_image_engine.engines.core.errors import QwenImageError
 
 Check = Callable[[Any, str], None]
 
+MISSING = object()
+"""The value of a key that an object does not have."""
+
 _SHOWN = 60
+_LISTED = 8
 
 
-class Misshapen(ValueError):
-    """A place in a document, what stands there and what is expected."""
+class SchemaError(QwenImageError):
+    """A value that is not in the expected format. The text has its place, the value and what is expected."""
 
 
 def described(value: object) -> str:
-    """A value in JSON's words, short."""
+    """Return a value as JSON spells it, cut to one short line."""
+    if value is MISSING:
+        return "missing"
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return "an object" if value else "an empty object"
-    if isinstance(value, list):
-        return "a list" if value else "an empty list"
+    if isinstance(value, list | tuple):
+        return _cut(f"[{', '.join(map(_described_item, islice(value, _LISTED + 1)))}]") if value else "an empty list"
     if isinstance(value, str):
-        return f'"{value}"' if len(value) <= _SHOWN else f'"{value[:_SHOWN]}…"'
-    return str(value)
+        return json.dumps(value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…", ensure_ascii=not value.isprintable())
+    try:
+        return _cut(str(value))
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
+def _described_item(value: object) -> str:
+    return "[…]" if isinstance(value, list | tuple) and value else described(value)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value is a number that a float can hold; JSON's true and false are none, nor NaN."""
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, int):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer; JSON's true and 3.0 are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer, 0 or more."""
+    return is_integer(value) and value >= 0
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer above 0."""
+    return is_integer(value) and value > 0
+
+
+def is_list_of(value: object, test: Callable[[Any], bool], length: int | None = None) -> bool:
+    """Return whether a value is a list of `length` items, or of any number but none, that all pass `test`."""
+    return (
+        isinstance(value, list)
+        and (len(value) > 0 if length is None else len(value) == length)
+        and all(test(item) for item in value)
+    )
 
 
 def leaf(expected: str, test: Callable[[Any], bool]) -> Check:
-    """A value that passes `test`."""
+    """Return the check of a value that passes `test`."""
 
     def check(value: Any, place: str) -> None:
         if not test(value):
-            raise Misshapen(f"{place} is {described(value)}, expected {expected}")
+            raise SchemaError(f"{place} is {described(value)}, expected {expected}")
 
     return check
-
-
-def is_number(value: object) -> bool:
-    """A finite number; JSON's true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def is_whole(value: object) -> bool:
-    """A whole number that is not negative."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 ANYTHING = leaf("anything", lambda value: True)
@@ -60,12 +108,13 @@ NUMBER = leaf("a finite number", is_number)
 POSITIVE = leaf("a finite number above 0", lambda value: is_number(value) and value > 0)
 NOT_NEGATIVE = leaf("a finite number, 0 or more", lambda value: is_number(value) and value >= 0)
 WHOLE = leaf("a whole number, 0 or more", is_whole)
-COUNT = leaf("a whole number above 0", lambda value: is_whole(value) and value > 0)
+COUNT = leaf("a whole number above 0", is_count)
 SHARE = leaf("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
+OBJECT = leaf("an object", lambda value: isinstance(value, dict))
 
 
 def optional(check: Check) -> Check:
-    """What `check` takes, or null."""
+    """Return the check of a value that passes `check` or is null."""
 
     def either(value: Any, place: str) -> None:
         if value is not None:
@@ -75,11 +124,11 @@ def optional(check: Check) -> Check:
 
 
 def many(item: Check, least: int = 1) -> Check:
-    """A list of at least `least`."""
+    """Return the check of a list of at least `least` items that pass `item`."""
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, list) or len(value) < least:
-            raise Misshapen(f"{place} is {described(value)}, expected a list{' of one or more' if least else ''}")
+            raise SchemaError(f"{place} is {described(value)}, expected a list{' of one or more' if least else ''}")
         for index, found in enumerate(value):
             item(found, f"{place}[{index}]")
 
@@ -87,37 +136,166 @@ def many(item: Check, least: int = 1) -> Check:
 
 
 def named(item: Check, names: tuple[str, ...] | None = None) -> Check:
-    """An object with any keys, or any of `names`, and one kind of value."""
+    """Return the check of an object with any keys, or any of `names`, whose values pass `item`."""
 
     def check(value: Any, place: str) -> None:
         for key, found in _object(value, place).items():
             if names is not None and key not in names:
-                raise Misshapen(f'{place} has the unknown key "{key}", expected some of {", ".join(names)}')
-            item(found, f"{place}.{key}")
+                raise SchemaError(f"{place} has the unknown key {described(key)}, expected some of {', '.join(names)}")
+            item(found, _within(place, key))
 
     return check
 
 
-def record(fields: Mapping[str, Check], extra: Mapping[str, Check] | None = None, *, closed: bool = False) -> Check:
-    """An object with the keys of `fields`, perhaps those of `extra`, and where it is `closed` no others."""
+def record(required: Mapping[str, Check], extra: Mapping[str, Check] | None = None, *, closed: bool = False) -> Check:
+    """Return the check of an object with the keys of `required`, perhaps of `extra`, and if `closed` no others."""
 
     def check(value: Any, place: str) -> None:
         found = _object(value, place)
-        prefix = f"{place}." if place else ""
-        for key in fields:
+        for key in required:
             if key not in found:
-                raise Misshapen(f"{prefix}{key} is missing")
-        known = {**fields, **(extra or {})}
+                raise SchemaError(f"{_within(place, key)} is missing")
+        known = {**required, **(extra or {})}
         for key, own in found.items():
             if key in known:
-                known[key](own, f"{prefix}{key}")
+                known[key](own, _within(place, key))
             elif closed:
-                raise Misshapen(f"{prefix}{key} is no key that this version knows")
+                raise SchemaError(f"{_within(place, key)} is no key that this version knows")
 
     return check
 
 
-def _object(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise Misshapen(f"{place or 'it'} is {described(value)}, expected an object")
+_BY_TYPE: Mapping[Any, Check] = {
+    str: TEXT,
+    int: WHOLE,
+    float: NUMBER,
+    bool: TRUTH,
+    str | None: optional(TEXT),
+    float | None: optional(NUMBER),
+    tuple[int, ...]: many(WHOLE, least=0),
+    tuple[float, ...]: many(NUMBER, least=0),
+    tuple[str, ...]: many(TEXT, least=0),
+}
+
+
+def fields_of(kind: type, **nested: Check) -> Check:
+    """Return the check of what `dataclasses.asdict` made of a `kind`, whose integers are not negative.
+
+    Fields with a default may be absent. There are no other keys.
+
+    Args:
+        kind: the dataclass.
+        nested: checks of fields that are neither texts, numbers nor lists of them.
+    """
+    types = get_type_hints(kind)
+    checks = {item.name: nested.get(item.name) or _BY_TYPE[types[item.name]] for item in fields(kind)}
+    absent = {item.name for item in fields(kind) if (item.default, item.default_factory) != (NO_DEFAULT, NO_DEFAULT)}
+    return record(
+        {name: check for name, check in checks.items() if name not in absent},
+        {name: check for name, check in checks.items() if name in absent},
+        closed=True,
+    )
+
+
+def _object(value: Any, place: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SchemaError(f"{place or 'it'} is {described(value)}, expected an object")
     return value
+
+
+def _within(place: str, key: str) -> str:
+    shown = key if key.isprintable() else described(key)
+    return f"{place}.{shown}" if place else shown
+
+
+class Reader:
+    """Reads checked values out of one JSON object and remembers which keys were read.
+
+    Args:
+        values: the parsed object.
+        where: the file, for error messages.
+        prefix: path of the object inside the file, such as `text_config.`.
+
+    Raises:
+        QwenImageError: `values` is no object.
+    """
+
+    def __init__(self, values: Any, where: str, prefix: str = "") -> None:
+        if not isinstance(values, Mapping):
+            raise QwenImageError(
+                f"{where}: {prefix[:-1] or 'the file'} holds {described(values)}, expected a JSON object"
+            )
+        self.values: Mapping[str, Any] = values
+        self.where = where
+        self.prefix = prefix
+        self.read: set[str] = set()
+
+    def refuse(self, key: str, expected: str) -> NoReturn:
+        """Raise the error of a missing or unacceptable key."""
+        found = described(self.values.get(key, MISSING))
+        raise QwenImageError(f"{self._place(key)} is {found}, expected {expected}")
+
+    def get(self, key: str) -> Any:
+        """Return the value, unchecked, or `MISSING`."""
+        self.read.add(key)
+        return self.values.get(key, MISSING)
+
+    def take(self, key: str, check: Check) -> Any:
+        """Return the value of a key that has to be there and to pass `check`.
+
+        Raises:
+            QwenImageError: the key is missing or does not pass.
+        """
+        value = self.get(key)
+        check(value, self._place(key))
+        return value
+
+    def expect(self, key: str, *accepted: Any, why: str = "") -> None:
+        """Require one of the values that are implemented."""
+        found = self.get(key)
+        if not any(type(found) is type(value) and found == value for value in accepted):
+            choices = " or ".join(described(value) for value in accepted)
+            self.refuse(key, choices + (f" ({why})" if why else ""))
+
+    def integer(self, key: str) -> int:
+        """Return a positive integer; JSON's true and 3.0 are none."""
+        return int(self.take(key, leaf("a positive integer", is_count)))
+
+    def number(self, key: str) -> float:
+        """Return a positive finite number."""
+        return float(self.take(key, leaf("a positive number", lambda value: is_number(value) and value > 0)))
+
+    def integers(self, key: str, length: int | None = None) -> tuple[int, ...]:
+        """Return a list of positive integers, which is not empty."""
+        expected = f"a list of {length or 'one or more'} positive integers"
+        return tuple(self.take(key, leaf(expected, lambda value: is_list_of(value, is_count, length))))
+
+    def places(self, key: str) -> tuple[int, ...]:
+        """Return a list of rising indices from 0, which may be empty."""
+        rising = leaf(
+            "a list of rising whole numbers from 0",
+            lambda value: value == [] or (is_list_of(value, is_whole) and sorted(set(value)) == value),
+        )
+        return tuple(self.take(key, rising))
+
+    def numbers(self, key: str, length: int, expected: str) -> tuple[float, ...]:
+        """Return a list of `length` finite numbers."""
+        found = self.take(key, leaf(expected, lambda value: is_list_of(value, is_number, length)))
+        return tuple(float(value) for value in found)
+
+    def booleans(self, key: str, length: int, expected: str) -> tuple[bool, ...]:
+        """Return a list of `length` booleans."""
+        is_truth = leaf(expected, lambda value: is_list_of(value, lambda item: isinstance(item, bool), length))
+        return tuple(self.take(key, is_truth))
+
+    def section(self, key: str) -> Reader:
+        """Return the reader of a nested object."""
+        values = self.take(key, leaf("a JSON object", lambda value: isinstance(value, Mapping)))
+        return Reader(values, self.where, f"{self.prefix}{key}.")
+
+    def ignored(self) -> tuple[str, ...]:
+        """Return the paths of the keys that were never read, sorted."""
+        return tuple(sorted(self.prefix + key for key in self.values if key not in self.read))
+
+    def _place(self, key: str) -> str:
+        return f"{self.where}: key {self.prefix + key!r}"

@@ -68,4 +68,4 @@ def use_clock(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     monkeypatch.setattr(timing, "perf_counter", clock.read)
     monkeypatch.setattr(contender, "perf_counter", clock.read)
     monkeypatch.setattr(contender, "waited_s", dict)
-    monkeypatch.setattr("numpy_engines.NumpyEngine", ClockedEngine)
+    monkeypatch.setattr("tests.support.numpy_engines.NumpyEngine", ClockedEngine)

@@ -62,7 +62,7 @@ def audit(inspected: str, network: Network) -> Audit:
     Where no layer names a node of a kind, layers are counted in the place of nodes.
 
     Raises:
-        QwenImageError: it is not of the known form.
+        QwenImageError: `inspected` is not in the expected format.
     """
     layers = [*engine_layers(inspected, {*network.attentions, *network.products, *network.nodes})]
     attentions = _attentions(layers, network.attentions)

@@ -65,7 +65,7 @@ def engine_layers(inspected: str, nodes: Collection[str]) -> Iterator[EngineLaye
     """Those of the inspector's JSON `inspected`, copies aside; `nodes` are the names of all nodes of the graph.
 
     Raises:
-        QwenImageError: it is not of the known form.
+        QwenImageError: `inspected` is not in the expected format.
     """
     known = _any_of(nodes)
     for layer in _listed(inspected):

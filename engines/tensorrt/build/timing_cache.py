@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import cast
 
 import tensorrt as trt
+
+from qwen_image_engine.engines.core.files import whole_file
 
 
 def read_timings(config: trt.IBuilderConfig, path: Path, warnings: list[str]) -> trt.ITimingCache | None:
@@ -37,16 +37,9 @@ def keep_timings(cache: trt.ITimingCache | None, path: Path, warnings: list[str]
     if serialized is None:
         warnings.append(f"{path}: timings of kernels are not kept (TensorRT gives none)")
         return
-    partial: Path | None = None
     try:
-        descriptor, name = tempfile.mkstemp(".partial", f".{path.name}.", path.parent)
-        partial = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
+        with whole_file(path) as file:
             # It has the buffer protocol, which the stub does not say.
             file.write(cast(bytes, serialized))
-        partial.replace(path)
     except OSError as error:
         warnings.append(f"{path}: timings of kernels are not kept ({error.strerror or error})")
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from qwen_image_engine.export.verify.result import side_by_side
 from qwen_image_engine.runtime.tools.report.html import Content, Html, table, tag
 from qwen_image_engine.runtime.tools.report.plot import Line, curves
 from qwen_image_engine.runtime.tools.report.sections import legend, marked, more, plots, section, short_names
@@ -53,20 +54,7 @@ def _worst(rows: list[Row]) -> Row:
 
 
 def _cells(row: Row) -> list[Content]:
-    limit = row.threshold
-    share = row.judged.relative_l2 / limit.relative_l2
-    return [
-        _mark(row),
-        row.component,
-        row.case,
-        f"{row.judged.relative_l2:.1e}",
-        f"{limit.relative_l2:.0e}",
-        f"{share:.0%}" if math.isfinite(share) and share < 100 else f"{share:.0f}x",
-        f"{row.worst.relative_l2:.1e}" if len(row.runs) > 1 else "",
-        f"{row.judged.cosine:.9f}",
-        "" if limit.cosine is None else f"{limit.cosine:g}",
-        f"{row.judged.max_abs:.1e}",
-    ]
+    return [_mark(row), *row.cells().values()]
 
 
 def _mark(row: Row, figure: str = "") -> Html:
@@ -74,13 +62,10 @@ def _mark(row: Row, figure: str = "") -> Html:
 
 
 def _side_by_side(bundles: tuple[Verification, ...]) -> Html:
-    found = [{(row.component, row.case): row for row in bundle.rows} for bundle in bundles]
-    rows: list[list[Content]] = []
-    for key in dict.fromkeys(key for rows in found for key in rows):
-        rows.append([*key])
-        for own in found:
-            row = own.get(key)
-            rows[-1].append("" if row is None else _mark(row, f" {row.judged.relative_l2:.1e}"))
+    rows = [
+        (*key, *("" if row is None else _mark(row, f" {row.cells()['relative L2']}") for row in found))
+        for key, found in side_by_side(bundles).items()
+    ]
     names = short_names([bundle.bundle for bundle in bundles])
     about = (f"{name} ({item.target} {item.precision})" for name, item in zip(names, bundles, strict=True))
     head = ("component", "request", *about)
@@ -103,25 +88,15 @@ def layers_section(bundles: tuple[Verification, ...]) -> Html | str:
         found = {layer.name: layer.worst.relative_l2 for layer in layers.layers}
         lines.append(Line(names[index], [found.get(name, math.nan) for name in order], index))
         most = layers.grows_most_at
-        rows = [
-            (
-                str(number),
-                layer.name,
-                f"{layer.worst.relative_l2:.1e}",
-                f"{layer.growth:.1f}x" if layer.growth > 1 else "",
-                f"{layer.worst.cosine:.9f}",
-                f"{layer.worst.max_abs:.1e}",
-            )
-            for number, layer in enumerate(layers.layers, 1)
-        ]
+        rows = [(str(number), *layer.cells().values()) for number, layer in enumerate(layers.layers, 1)]
         words = (
             "No layer is beyond the component's threshold."
             if most is None
             else f"The error grows most at {most.name}, {most.growth:.1f} times."
         )
-        if layers.scaled:
-            words += f" {len(layers.scaled)} linears have no row: their channels are scaled for the linear after them."
-        head = ("", "layer", "relative L2", "growth", "cosine", "max abs")
+        if layers.note:
+            words += f" {layers.note}."
+        head = ("", *layers.layers[0].cells())
         details.append(tag("p", f"{names[index]}, {layers.component}: {words}"))
         details.append(more(f"{len(rows)} layers of {names[index]}", table(head, rows, numbers=(0, 2, 3, 4, 5))))
         if layers.scaled:

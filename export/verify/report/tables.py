@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from qwen_image_engine.export.verify.result import verdict_text
+from qwen_image_engine.export.verify.result import side_by_side, verdict_text
 from qwen_image_engine.runtime.system.text import table
 
 if TYPE_CHECKING:
     from qwen_image_engine.export.verify.layers import Layers
-    from qwen_image_engine.export.verify.result import Row, Verification
+    from qwen_image_engine.export.verify.result import Verification
+
+_COLUMNS = ("component", "case", "relative L2", "threshold", "worst step", "cosine", "max abs")
 
 
 def tables(bundles: Sequence[Verification]) -> Iterator[str]:
@@ -42,44 +44,19 @@ def _mark(passed: bool) -> str:
 
 
 def _components(bundle: Verification) -> list[str]:
-    # A quantised bundle's steps are judged by their mean; the worst stands beside it.
-    rows = [("", "component", "case", "relative L2", "threshold", "worst step", "cosine", "max abs")]
-    rows += [
-        (
-            _mark(row.passed),
-            row.component,
-            row.case,
-            f"{row.judged.relative_l2:.1e}",
-            f"{row.threshold.relative_l2:.0e}",
-            f"{row.worst.relative_l2:.1e}" if len(row.runs) > 1 else "",
-            f"{row.judged.cosine:.9f}",
-            f"{row.judged.max_abs:.1e}",
-        )
-        for row in bundle.rows
-    ]
-    return table(rows, right=(3, 4, 5, 6, 7))
+    rows = [(_mark(row.passed), *map(row.cells().__getitem__, _COLUMNS)) for row in bundle.rows]
+    return table([("", *_COLUMNS), *rows], right=(3, 4, 5, 6, 7))
 
 
 def _side_by_side(bundles: Sequence[Verification]) -> list[str]:
     """Relative L2 as thresholds are for it, a column a bundle; empty where a bundle cannot do the case."""
-    found: list[dict[tuple[str, str], Row]] = [
-        {(row.component, row.case): row for row in item.rows} for item in bundles
-    ]
-    names = dict.fromkeys(key for rows in found for key in rows)
     head = ("component", "case", *(item.bundle for item in bundles))
     about = ("", "", *(f"{item.target} {item.precision}" for item in bundles))
     body = [
-        (
-            *key,
-            *(f"{_mark(rows[key].passed)} {rows[key].judged.relative_l2:.1e}" if key in rows else "" for rows in found),
-        )
-        for key in names
+        (*key, *("" if row is None else f"{_mark(row.passed)} {row.cells()['relative L2']}" for row in rows))
+        for key, rows in side_by_side(bundles).items()
     ]
     return table([head, about, *body], right=tuple(range(2, len(head))))
-
-
-def _by_name(bundle: Verification) -> dict[tuple[str, str], Row]:
-    return {(row.component, row.case): row for row in bundle.rows}
 
 
 def _steps(bundle: Verification) -> list[str]:
@@ -104,21 +81,9 @@ def _steps(bundle: Verification) -> list[str]:
 
 
 def _layers(layers: Layers) -> list[str]:
-    rows = [("layer", "relative L2", "growth", "cosine", "max abs")]
-    rows += [
-        (
-            layer.name,
-            f"{layer.worst.relative_l2:.1e}",
-            f"{layer.growth:.1f}x" if layer.growth > 1 else "",
-            f"{layer.worst.cosine:.9f}",
-            f"{layer.worst.max_abs:.1e}",
-        )
-        for layer in layers.layers
-    ]
-    lines = table(rows, right=(1, 2, 3, 4))
-    if layers.scaled:
-        lines.append(f"{len(layers.scaled)} linears have no row: their channels are scaled for the linear after them")
-    return lines
+    cells = [layer.cells() for layer in layers.layers]
+    lines = table([tuple(cells[0]), *(tuple(row.values()) for row in cells)], right=(1, 2, 3, 4))
+    return [*lines, layers.note] if layers.note else lines
 
 
 def _judged(bundles: Sequence[Verification]) -> list[str]:

@@ -1,7 +1,7 @@
 """`qwen-image bench`: how fast a bundle is, stage by stage, beside other ways of drawing."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +12,10 @@ from qwen_image_engine.runtime.cli.shared.output_files import add_report_argumen
 from qwen_image_engine.runtime.cli.shared.result import Report
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.system.files import check_writable, write_json
-from qwen_image_engine.runtime.system.text import size_text, table
+from qwen_image_engine.runtime.system.text import table
 
 if TYPE_CHECKING:
     from qwen_image_engine.runtime.tools.bench.result import Benchmark
-    from qwen_image_engine.runtime.tools.bench.runs import CaseRuns
 
 SUMMARY = "how fast a bundle is, beside other ways of drawing"
 
@@ -98,58 +97,23 @@ def execute(options: argparse.Namespace) -> Report:
 
 
 def _lines(found: "Benchmark") -> Iterator[str]:
-    head = ("way", "version", "precision", "load", "peak memory", "on disk")
-    rows = [
-        (
-            way.name,
-            way.version,
-            way.precision,
-            f"{way.load_s:.2f} s",
-            "" if way.peak_bytes is None else size_text(way.peak_bytes),
-            size_text(way.disk_bytes),
-        )
-        for way in found.ways
-        if way.missing is None
-    ]
-    yield from table([head, *rows], right=(3, 4, 5))
+    ways = [way.cells(lambda seconds: f"{seconds:.2f} s") for way in found.ways if way.missing is None]
+    yield from _table(("way", "version", "precision", "load", "peak memory", "on disk"), ways, right=(3, 4, 5))
     yield from (f"✗ {way.name}: {way.missing}" for way in found.ways if way.missing is not None)
     for case in found.cases:
         yield from ("", str(case.case))
-        yield from _times(case)
-        yield from _ratios(case)
+        times = case.times(lambda seconds: f"{1000 * seconds:.2f} ms")
+        head = ("way", "stage", "p50", "p90", "p99", "samples", "peak memory")
+        yield from _table(head, times, right=(2, 3, 4, 5, 6))
+        yield from (f"{run.way}: the machine was noisy: {run.noise.describe()}" for run in case.runs if run.noise.noisy)
+        ratios = [ratio.cells() for ratio in case.ratios()]
+        if ratios:
+            head = ("engine", "against", "stage", "ratio", "interval", "covers", "verdict")
+            yield from _table(head, ratios, right=(3, 5))
 
 
-def _times(case: "CaseRuns") -> Iterator[str]:
-    head = ("way", "stage", "p50", "p90", "p99", "samples", "peak memory")
-    rows = [
-        (
-            run.way,
-            stage,
-            *(f"{1000 * seconds:.2f} ms" for seconds in quantiles.values()),
-            str(len(run.all_seconds(stage))),
-            size_text(run.peaks[stage].resident_bytes) if stage in run.peaks else "",
-        )
-        for run in case.runs
-        for stage, quantiles in run.quantiles.items()
-    ]
-    yield from table([head, *rows], right=(2, 3, 4, 5, 6))
-    for run in case.runs:
-        if run.noise.noisy:
-            yield f"{run.way}: the machine was noisy: {run.noise.describe()}"
-
-
-def _ratios(case: "CaseRuns") -> Iterator[str]:
-    rows = [("engine", "against", "stage", "ratio", "interval", "covers", "verdict")]
-    for ratio in case.ratios():
-        judged, at = ratio.judged, ratio.judged.interval
-        numbers = (
-            ("", "", "")
-            if at is None
-            else (f"{at.median:.2f}x", f"{at.low:.2f} to {at.high:.2f}", f"{at.coverage:.1%}")
-        )
-        rows.append((ratio.engine, ratio.baseline, ratio.stage, *numbers, judged.words))
-    if len(rows) > 1:
-        yield from table(rows, right=(3, 5))
+def _table(head: Sequence[str], rows: Sequence[Mapping[str, str]], right: Sequence[int]) -> list[str]:
+    return table([head, *([row[name] for name in head] for row in rows)], right=right)
 
 
 def _names(text: str) -> tuple[str, ...]:

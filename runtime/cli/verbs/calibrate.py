@@ -3,7 +3,6 @@
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,13 @@ from qwen_image_engine.runtime.cli.shared.arguments import picture_size
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import add_checkpoint_arguments, open_checkpoint
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
 from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.stage_progress import Bar, StageProgress
 from qwen_image_engine.runtime.cli.verbs.sensitivity import (
     add_sensitivity_arguments,
     chosen_sensitivity,
     sensitivity_lines,
 )
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
-from qwen_image_engine.runtime.system.progress import ProgressBar, Unit
 from qwen_image_engine.runtime.system.text import table
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def execute(options: argparse.Namespace) -> Report:
     checkpoint = open_checkpoint(options.model, options)
     reused = (options.output.expanduser() / RECORD).is_file()
     began = time.perf_counter()
-    with _Progress() as progress:
+    with StageProgress(_BARS.__getitem__) as progress:
         calibration = calibrate(
             checkpoint,
             options.output,
@@ -203,30 +202,9 @@ def _largest(values: Mapping[str, float]) -> dict[str, Any]:
     return {"activation": name, "value": values[name]}
 
 
-_LABELS = {
-    "hashing": "hashing the checkpoint",
-    "sampling": "calibrating",
-    "measuring": "quantising each linear alone",
-    "searching": "searching for the recipe",
+_BARS = {
+    "hashing": Bar("hashing the checkpoint", "bytes"),
+    "sampling": Bar("calibrating", "steps", resumes=True),
+    "measuring": Bar("quantising each linear alone", "steps", resumes=True),
+    "searching": Bar("searching for the recipe", "steps"),
 }
-
-
-class _Progress(ExitStack):
-    """A bar for each stage, of what this run has to do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._stage = ""
-        self._shown = 0
-        self._bar: ProgressBar | None = None
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if self._bar is None or stage != self._stage or done < self._shown:
-            self.close()
-            self._stage = stage
-            # What goes on begins its bar at nothing: the time left is that of its own steps.
-            self._shown = done if stage in ("sampling", "measuring") else 0
-            unit: Unit = "bytes" if stage == "hashing" else "steps"
-            self._bar = self.enter_context(ProgressBar(_LABELS[stage], total - self._shown, unit))
-        self._bar.advance(done - self._shown)
-        self._shown = done

@@ -2,15 +2,14 @@
 
 import argparse
 import time
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import open_checkpoint
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
 from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.stage_progress import Bar, StageProgress
 from qwen_image_engine.runtime.cli.verbs.plan import add_recipe_arguments, chosen_recipe
-from qwen_image_engine.runtime.system.progress import ProgressBar
 from qwen_image_engine.runtime.system.text import size_text
 
 SUMMARY = "turn a checkpoint into a bundle that the runtime draws with"
@@ -35,7 +34,7 @@ def execute(options: argparse.Namespace) -> Report:
     checkpoint = open_checkpoint(options.model, options)
     check_checkpoint(checkpoint, selected(checkpoint, options.without))
     began = time.perf_counter()
-    with _Progress(f"exporting {checkpoint.name}") as progress:
+    with StageProgress(lambda _: Bar(f"exporting {checkpoint.name}", "bytes")) as progress:
         manifest = export_bundle(
             checkpoint,
             options.bundle,
@@ -72,33 +71,3 @@ def execute(options: argparse.Namespace) -> Report:
         *(f"merged: {lora.name} at {lora.scale:g}, sha256 {lora.sha256}" for lora in manifest.loras),
     ]
     return Report(document, lines)
-
-
-class _Progress(ExitStack):
-    """The exporter's progress on a bar, which begins when the exporter knows how many bytes there are.
-
-    `seconds` are those from the first word of a stage ("graph of step") to that of the next, or to the end.
-    """
-
-    def __init__(self, label: str) -> None:
-        super().__init__()
-        self.seconds: dict[str, float] = {}
-        self._stage: str | None = None
-        self._since = 0.0
-        self._label = label
-        self._bar: ProgressBar | None = None
-        self._shown = 0
-        self.callback(self._enter, None)
-
-    def _enter(self, stage: str | None) -> None:
-        now = time.perf_counter()
-        if self._stage is not None:
-            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._since
-        self._stage, self._since = stage, now
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        self._enter(what)
-        if self._bar is None:
-            self._bar = self.enter_context(ProgressBar(self._label, total, "bytes"))
-        self._bar.advance(done - self._shown)
-        self._shown = done

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from qwen_image_engine.runtime.system.memory_use import MemoryUse
+from qwen_image_engine.runtime.system.text import size_text
 from qwen_image_engine.runtime.tools.bench.case import Case
 from qwen_image_engine.runtime.tools.bench.runs import CaseRuns, WayRuns
 from qwen_image_engine.runtime.tools.bench.settings import Settings
@@ -41,6 +42,18 @@ class WayFacts:
     load_peak: MemoryUse | None = None
     peak_bytes: int | None = None
     disk_bytes: int = 0
+
+    def cells(self, seconds: Callable[[float], str]) -> dict[str, str]:
+        """Return the texts by column of a way with figures, for tables of the terminal and of pages."""
+        return {
+            "way": self.name,
+            "role": self.role,
+            "version": self.version,
+            "precision": self.precision,
+            "load": seconds(self.load_s),
+            "peak memory": "" if self.peak_bytes is None else size_text(self.peak_bytes),
+            "on disk": size_text(self.disk_bytes),
+        }
 
 
 @dataclass(frozen=True)

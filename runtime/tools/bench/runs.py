@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -11,6 +11,7 @@ from statistics import median
 import numpy as np
 
 from qwen_image_engine.runtime.system.memory_use import MemoryUse
+from qwen_image_engine.runtime.system.text import size_text
 from qwen_image_engine.runtime.tools.bench.case import Case
 from qwen_image_engine.runtime.tools.bench.confidence import median_interval
 from qwen_image_engine.runtime.tools.bench.stages import COMPARED, STAGES, STEADY_STEP, Sample
@@ -86,6 +87,21 @@ class Ratio:
     stage: str
     judged: Judged
 
+    def cells(self) -> dict[str, str]:
+        """Return the ratio's texts by column, for tables of the terminal and of pages."""
+        at = self.judged.interval
+        return {
+            "engine": self.engine,
+            "against": self.baseline,
+            "stage": self.stage,
+            "ratio": "" if at is None else f"{at.median:.2f}x",
+            "interval": "" if at is None else f"{at.low:.2f} to {at.high:.2f}",
+            "covers": "" if at is None else f"{at.coverage:.1%}",
+            "pairs": "" if at is None else str(at.count),
+            "margin": f"{self.judged.margin:.1%}",
+            "verdict": self.judged.words,
+        }
+
 
 @dataclass(frozen=True)
 class CaseRuns:
@@ -93,6 +109,20 @@ class CaseRuns:
 
     case: Case
     runs: tuple[WayRuns, ...]
+
+    def times(self, seconds: Callable[[float], str]) -> list[dict[str, str]]:
+        """Return the texts by column of each way and stage, for tables of the terminal and of pages."""
+        return [
+            {
+                "way": run.way,
+                "stage": stage,
+                **{name: seconds(value) for name, value in quantiles.items()},
+                "samples": str(len(run.all_seconds(stage))),
+                "peak memory": size_text(run.peaks[stage].resident_bytes) if stage in run.peaks else "",
+            }
+            for run in self.runs
+            for stage, quantiles in run.quantiles.items()
+        ]
 
     def ratios(self) -> tuple[Ratio, ...]:
         """Of every engine to every baseline, in each stage that both have."""

@@ -1,15 +1,13 @@
-"""The folder of a bundle's engines: one build at a time, and no file in it that is half or nobody's."""
+"""The plans folder of a bundle: locked during a build, and cleared of unfinished and unlisted files."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.system.folder_lock import locked
 
 PLANS = "plans"
 """Folder of a bundle with its engines, and what the manifest does not list: timings of kernels, `LAYERS`."""
@@ -20,14 +18,13 @@ LAYERS = ".layers.json"
 
 @contextmanager
 def plans_folder(folder: Path) -> Iterator[Path]:
-    """The folder of plans, held by one build at a time; what an interrupted one left is removed before and after.
+    """Lock the plans folder during the block; remove what an interrupted build left, before and after.
 
     Raises:
-        QwenImageError: another build holds it.
+        FolderBusyError: another build holds the lock.
     """
     plans = folder / PLANS
-    descriptor = _held(plans)
-    try:
+    with locked(plans, "another build is writing it; wait for that to end"):
         _sweep(folder, plans)
         try:
             yield plans
@@ -35,30 +32,6 @@ def plans_folder(folder: Path) -> Iterator[Path]:
             _sweep(folder, plans)
             with suppress(OSError):
                 plans.rmdir()  # where nothing came of it
-    finally:
-        os.close(descriptor)
-
-
-def _held(plans: Path) -> int:
-    """A descriptor that locks the folder, made where it is not there.
-
-    A build that made nothing removes the folder: one opened just before that is nobody's any more, and is made again.
-    """
-    while True:
-        plans.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):
-            descriptor = os.open(plans, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(descriptor), plans.stat()):
-                    return descriptor
-            except BlockingIOError:
-                os.close(descriptor)
-                raise QwenImageError(f"{plans}: another build is writing it; wait for that to end") from None
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
 
 
 def _sweep(folder: Path, plans: Path) -> None:

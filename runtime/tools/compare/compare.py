@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.runtime.system.json_schema import Misshapen
+from qwen_image_engine.runtime.system.json_schema import SchemaError
 from qwen_image_engine.runtime.tools.bench.result import FORMAT as BENCH
 from qwen_image_engine.runtime.tools.bench.result import SCHEMA as BENCH_SCHEMA
 from qwen_image_engine.runtime.tools.compare.result import VERIFY, VERIFY_SCHEMA, Comparison
@@ -18,8 +18,9 @@ def compare(first: Path, second: Path) -> Comparison:
     """Compare two files that `--output` wrote, the older one first.
 
     Raises:
-        UsageError: a file cannot be read, is neither, is of another schema version or misshapen; one is of `bench` and
-            the other of `verify`; or the two have nothing in common. A script tells that from a regression.
+        UsageError: a file cannot be read, is neither, is of another schema version or not in the expected format; one
+            is of `bench` and the other of `verify`; or the two have nothing in common. A script tells that from a
+            regression.
     """
     from qwen_image_engine.runtime.tools.compare.bench import compare_bench
     from qwen_image_engine.runtime.tools.compare.schemas import FORMS
@@ -31,8 +32,8 @@ def compare(first: Path, second: Path) -> Comparison:
     for path, document in ((first, before), (second, after)):
         try:
             FORMS[kind](document, "")
-        except Misshapen as error:
-            raise UsageError(f"{path}: misshapen: {error}; run qwen-image {kind} again") from None
+        except SchemaError as error:
+            raise UsageError(f"{path}: not in the expected format: {error}; run qwen-image {kind} again") from None
     found = (compare_bench if kind == "bench" else compare_verify)(before, after)
     if not found.rows:
         notes = "".join(f"; {note}" for note in found.notes)

@@ -16,8 +16,9 @@ from qwen_image_engine.runtime.system.json_schema import (
     TRUTH,
     WHOLE,
     Check,
-    Misshapen,
-    is_whole,
+    SchemaError,
+    is_count,
+    is_list_of,
     leaf,
     many,
     named,
@@ -29,7 +30,7 @@ from qwen_image_engine.runtime.tools.bench.stages import COMPARED, STAGES
 _ROLE = leaf("engine or baseline", lambda value: value in ("engine", "baseline"))
 _SIZE = leaf(
     "a width and a height in pixels",
-    lambda value: isinstance(value, list) and len(value) == 2 and all(is_whole(side) and side > 0 for side in value),
+    lambda value: is_list_of(value, is_count, 2),
 )
 _MEMORY = record(dict.fromkeys(("resident_bytes", "anonymous_bytes", "file_bytes"), WHOLE), closed=True)
 
@@ -76,7 +77,7 @@ def _sample(value: Any, place: str) -> None:
     for stage, seconds in value.items():
         many(POSITIVE if stage in COMPARED else NUMBER)(seconds, f"{place}.{stage}")
     if "total" not in value:
-        raise Misshapen(f"{place}.total is missing")
+        raise SchemaError(f"{place}.total is missing")
 
 
 def _run(value: Any, place: str) -> None:
@@ -92,11 +93,11 @@ def _run(value: Any, place: str) -> None:
     )(value, place)
     rounds, waiting = value["rounds"], value["waiting"]
     if len(rounds) != len(waiting):
-        raise Misshapen(f"{place} has {len(rounds)} rounds and {len(waiting)} of waiting, expected as many")
+        raise SchemaError(f"{place} has {len(rounds)} rounds and {len(waiting)} of waiting, expected as many")
     for index, found in enumerate(rounds):
         if found.keys() != rounds[0].keys():
             stage = min(found.keys() ^ rounds[0].keys())
-            raise Misshapen(f"{place}: of rounds[0] and rounds[{index}] only one has {stage}")
+            raise SchemaError(f"{place}: of rounds[0] and rounds[{index}] only one has {stage}")
 
 
 _BENCH = record(

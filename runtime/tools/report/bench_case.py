@@ -30,7 +30,7 @@ def case_section(case: CaseRuns, index: int, series: Mapping[str, int]) -> Html:
 
 
 def seconds_text(seconds: float) -> str:
-    """Milliseconds below ten seconds."""
+    """Return seconds as a text, in milliseconds below one second."""
     return f"{1000 * seconds:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
@@ -40,14 +40,7 @@ def ratio_text(ratio: Ratio) -> str:
     if at is None:
         return ratio.judged.reason
     interval = f"{at.median:.2f}x, {at.low:.2f} to {at.high:.2f} with {at.coverage:.1%} in {at.count} pairs"
-    return f"{interval}: {verdict_word(ratio)}"
-
-
-def verdict_word(ratio: Ratio) -> str:
-    """The verdict in a word or two; what made the machine noisy stands on the page once."""
-    if ratio.judged.interval is None:
-        return ratio.judged.reason
-    return "too noisy to tell" if ratio.judged.verdict == "unclear" else ratio.judged.verdict
+    return f"{interval}: {ratio.judged.words}"
 
 
 def _times(case: CaseRuns, index: int, series: Mapping[str, int]) -> list[Content]:
@@ -65,12 +58,8 @@ def _times(case: CaseRuns, index: int, series: Mapping[str, int]) -> list[Conten
         "Bars end at the median (p50) of all samples, which stands above them; the thin line runs on to p90 and p99. "
         "Each panel has a scale of its own, from 0: compare bars within a panel."
     )
-    rows = [
-        (run.way, stage, *map(seconds_text, at.values()), str(len(run.all_seconds(stage))))
-        for run in case.runs
-        for stage, at in run.quantiles.items()
-    ]
     head = ("way", "stage", "p50", "p90", "p99", "samples")
+    rows = [[row[name] for name in head] for row in case.times(seconds_text)]
     warm = [(run.way, stage, seconds_text(sum(seconds))) for run in case.runs for stage, seconds in run.warm_up.items()]
     warm_table = table(("way", "stage", "seconds"), warm, numbers=(2,))
     return [
@@ -102,17 +91,12 @@ def _ratios(case: CaseRuns, index: int) -> list[Content]:
         spans(f"ratio-{index}-{number}", title, items, margin, limits)
         for number, (title, (items, margin)) in enumerate(drawn.items())
     ]
-    rows = []
+    rows: list[list[Content]] = []
     for ratio in ratios:
-        at = ratio.judged.interval
-        numbers = ("", "", "", "")
-        if at is not None:
-            numbers = (f"{at.median:.2f}x", f"{at.low:.2f} to {at.high:.2f}", f"{at.coverage:.1%}", str(at.count))
         mark = _MARKS.get(ratio.judged.verdict, "unclear" if ratio.judged.verdict == "unclear" else "same")
-        beyond = f"{ratio.judged.margin:.1%}"
-        words = marked(mark, verdict_word(ratio))
-        rows.append((ratio.engine, ratio.baseline, ratio.stage, *numbers, beyond, words))
-    head = ("engine", "against", "stage", "ratio", "interval", "covers", "pairs", "margin", "verdict")
+        *numbers, words = ratio.cells().values()
+        rows.append([*numbers, marked(mark, words)])
+    head = tuple(ratios[0].cells())
     keys = legend(
         [("faster", "good", False), ("slower", "bad", False), ("the same, or too noisy to tell", "muted", False)]
     )

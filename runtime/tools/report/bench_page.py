@@ -20,6 +20,8 @@ from qwen_image_engine.runtime.tools.report.sections import (
     short_names,
 )
 
+_WAY_COLUMNS = ("way", "role", "version", "precision", "load", "peak memory", "on disk")
+
 
 def bench_page(found: Benchmark) -> str:
     """One page: what it comes to, then each case, memory, the ways, and how to repeat it."""
@@ -142,15 +144,12 @@ def _ways(ways: tuple[WayFacts, ...]) -> Html:
         if way.missing is not None:
             rows.append((way.name, way.role, tag("span", way.missing, class_="wrap"), "", "", "", ""))
             continue
-        peak = "" if way.peak_bytes is None else size_text(way.peak_bytes)
-        numbers = (seconds_text(way.load_s), peak, size_text(way.disk_bytes))
-        rows.append((way.name, way.role, way.version, way.precision, *numbers))
-    head = ("way", "role", "version", "precision", "load", "peak memory", "on disk")
+        rows.append(tuple(map(way.cells(seconds_text).__getitem__, _WAY_COLUMNS)))
     note = (
         "Each way was loaded in a process of its own, and all drew in turn. Load is from a process that has imported "
         "nothing to one that can draw, once."
     )
-    return section("Ways", table(head, rows, numbers=(4, 5, 6)), tag("p", note, class_="note"))
+    return section("Ways", table(_WAY_COLUMNS, rows, numbers=(4, 5, 6)), tag("p", note, class_="note"))
 
 
 def _settings(found: Benchmark) -> list[tuple[str, str]]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import secrets
-import shutil
-from contextlib import suppress
 from pathlib import Path
 
 from qwen_image_engine.engines.core.entries import load_entry
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, one_line, pass_interruption
+from qwen_image_engine.engines.core.files import whole_file, whole_folder
 from qwen_image_engine.runtime.system.files import check_writable
 from qwen_image_engine.runtime.tools.report.sections import GENERATOR
 
@@ -65,9 +63,11 @@ def write_report(result: object, folder: str | Path) -> Path:
     text = _page(result).encode("utf-8", errors="backslashreplace")
     try:
         if folder.is_dir():
-            _write_whole(folder / PAGE, text)
+            with whole_file(folder / PAGE) as file:
+                file.write(text)
         else:
-            _write_folder(folder, text)
+            with whole_folder(folder) as written:
+                (written / PAGE).write_bytes(text)
     except OSError as error:
         raise QwenImageError(
             f"cannot write {folder}: {error.strerror or error}; choose a folder that can be written to"
@@ -106,23 +106,3 @@ def _check_replaceable(folder: Path) -> None:
 def _head(page: Path) -> str:
     with page.open("rb") as file:
         return file.read(_HEAD_BYTES).decode("utf-8", errors="replace")
-
-
-def _write_whole(page: Path, text: bytes) -> None:
-    temporary = page.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        temporary.write_bytes(text)
-        temporary.replace(page)
-    finally:
-        with suppress(OSError):  # renamed already, or never made
-            temporary.unlink()
-
-
-def _write_folder(folder: Path, text: bytes) -> None:
-    temporary = folder.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        temporary.mkdir()
-        (temporary / PAGE).write_bytes(text)
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -273,9 +273,15 @@ def test_refusals(random_checkpoint: Callable[..., Path], lora: Path, name: str)
         ('{"transformer.r": 4}', "key 'lora_alpha' is missing"),
         ('{"lora_alpha": -2}', "key 'lora_alpha' is -2, expected a positive number"),
         ('{"lora_alpha": 2, "use_dora": true}', "cannot be merged here"),
-        ('{"lora_alpha": 2, "alpha_pattern": {"(": 2}}', "key 'alpha_pattern' is misshapen"),
-        ('{"lora_alpha": 2, "alpha_pattern": [2]}', "key 'alpha_pattern' is misshapen"),
-        ('{"lora_alpha": 2, "alpha_pattern": {"to_q": NaN}}', "a number that is not finite"),
+        (
+            '{"lora_alpha": 2, "alpha_pattern": {"(": 2}}',
+            'has the key "(", expected a regular expression',
+        ),
+        ('{"lora_alpha": 2, "alpha_pattern": [2]}', "key 'alpha_pattern' is [2], expected an object"),
+        (
+            '{"lora_alpha": 2, "alpha_pattern": {"to_q": NaN}}',
+            "'alpha_pattern'.to_q is nan, expected a finite number",
+        ),
     ],
 )
 def test_misshapen_settings(random_checkpoint: Callable[..., Path], tmp_path: Path, metadata: str, word: str) -> None:

@@ -28,6 +28,7 @@ from qwen_image_engine.runtime.bundle.manifest import (
 )
 from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts
 from qwen_image_engine.runtime.system.files import file_sha256
+from tests.support.json_values import changed
 
 DIMS = Dims(
     encoder_hidden=12,
@@ -181,15 +182,15 @@ def test_built_engines_are_kept(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda plan: plan.pop("key"), "'key' is missing"),
+        (lambda plan: plan.pop("key"), "plans.step.key is missing"),
         (lambda plan: plan.update(file="plans/other.plan"), "not listed"),
-        (lambda plan: plan.update(profiles=[{"name": "512x512"}]), "'shapes' is missing"),
-        (lambda plan: plan["profiles"][0]["shapes"].update(cos=[[1, 2], [1, 2]]), "misshapen"),
+        (lambda plan: plan.update(profiles=[{"name": "512x512"}]), r"plans.step.profiles\[0\].shapes is missing"),
+        (lambda plan: plan["profiles"][0]["shapes"].update(cos=[[1, 2], [1, 2]]), "not in the expected format"),
         (lambda plan: plan["profiles"][0]["shapes"].update(cos=[[1, 2], [1], [1, 2]]), "least, best and largest"),
         (lambda plan: plan["profiles"][0]["shapes"].update(cos=[[1, 3], [1, 2], [1, 4]]), "least, best and largest"),
     ],
 )
-def test_misshapen_plans_are_refused_in_words(bundle: Path, change: Callable[[Any], object], words: str) -> None:
+def test_unexpected_plans_are_refused_in_words(bundle: Path, change: Callable[[Any], object], words: str) -> None:
     build(bundle)
     edit(bundle, lambda document: change(document["plans"]["step"]))
     with pytest.raises(QwenImageError, match=words):
@@ -229,25 +230,46 @@ def test_another_schema_version_says_what_to_do(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda document: document.pop("dims"), "'dims' is missing"),
+        (lambda document: document.pop("dims"), "format: dims is missing"),
         (lambda document: document["dims"].pop("heads"), "heads"),
         (lambda document: document["dims"].update(colour="red"), "colour"),
         (lambda document: document.update(components=[]), "components"),
         (lambda document: document["components"]["step"].update(model="absent.onnx"), "not listed"),
-        (lambda document: document["components"]["step"].update(opset=None), "misshapen"),
+        (lambda document: document["components"]["step"].update(opset=None), "not in the expected format"),
         (lambda document: document["components"]["step"]["contract"].pop("inputs"), "export the bundle again"),
         (lambda document: document["files"].update({"../outside": {}}), "leaves the bundle"),
         (lambda document: document["files"].update({"/etc/passwd": {}}), "leaves the bundle"),
-        (lambda document: document["embeddings"].update(shape=[3]), "misshapen"),
-        (lambda document: document["checkpoint"].update(path={}), "CheckpointEntry"),
+        (lambda document: document["embeddings"].update(shape=[3]), "not in the expected format"),
+        (lambda document: document["facts"].update(channels=float("inf")), "facts.channels is inf"),
+        (lambda document: document["facts"]["vision"].update(image_mean=[10**400]), "facts.vision.image_mean"),
+        (lambda document: document.update(loras=[{"name": 1}]), r"loras\[0\].path is missing"),
+        (
+            lambda document: document["checkpoint"].update(path={}),
+            "checkpoint.path is an empty object",
+        ),
     ],
 )
-def test_misshapen_manifests_are_refused_in_words(
+def test_unexpected_manifests_are_refused_in_words(
     bundle: Path, change: Callable[[dict[str, Any]], object], words: str
 ) -> None:
     edit(bundle, change)
     with pytest.raises(QwenImageError, match=words):
         read_manifest(bundle)
+
+
+def test_no_value_is_refused_without_words(bundle: Path) -> None:
+    build(bundle)
+    document = json.loads((bundle / MANIFEST).read_text())
+    contract = document["components"]["step"]["contract"]
+    contract.update(inputs=contract["inputs"][:1], outputs=contract["outputs"][:1])  # the others are like these
+    for change, other in changed(document, every=5):
+        (bundle / MANIFEST).write_text(json.dumps(other))
+        try:
+            read_manifest(bundle)
+        except QwenImageError:
+            continue
+        except Exception as error:
+            pytest.fail(f"{change}: {error!r}")
 
 
 def test_an_interrupted_write_keeps_the_old_manifest(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

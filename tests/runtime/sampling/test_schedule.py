@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.model.time import time_features
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig, sigmas
+from tests.support.json_values import changed
 
 BASE = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
@@ -158,6 +159,16 @@ def test_unknown_value_is_refused_by_name(key: str, value: object) -> None:
 def test_bad_fixed_grid_is_refused(grid: object) -> None:
     with pytest.raises(QwenImageError, match="sample_sigmas"):
         read(TURBO, grid)
+
+
+def test_no_value_is_refused_without_words() -> None:
+    for change, other in changed({"scheduler": TURBO, "grid": TURBO_SIGMAS}):
+        try:
+            read(other.get("scheduler"), other.get("grid"))
+        except QwenImageError:
+            continue
+        except Exception as error:
+            pytest.fail(f"{change}: {error!r}")
 
 
 def test_fixed_grid_of_one_step_cannot_be_stretched() -> None:

@@ -176,7 +176,7 @@ def test_damaged_values_are_named(
     good, bad = written(benchmark().to_json(), "good"), written(damaged(place, value), "bad")
     for files in ((good, bad), (bad, good)):
         message = fails(2, "compare", *files)
-        assert message.startswith(f"{bad}: misshapen: ")
+        assert message.startswith(f"{bad}: not in the expected format: ")
         assert words in message
 
 
@@ -272,7 +272,7 @@ class TestVerify:
     ) -> None:
         bad = written(damaged(place, value, demo), "bad")
         message = fails(2, "compare", written(demo), bad)
-        assert message.startswith(f"{bad}: misshapen: ")
+        assert message.startswith(f"{bad}: not in the expected format: ")
         assert words in message
 
     def test_one_that_fails_now_is_worse(self, written: Callable[..., Path], demo: Any) -> None:
@@ -321,12 +321,21 @@ def without(document: dict[str, Any], key: str) -> dict[str, Any]:
         ({"format": "qwen-image-verify", "schema": None}, "schema version None, this version reads 1"),
         ({"format": "qwen-image-bundle"}, "no result of bench or verify"),
         ([1, 2], "no result of bench or verify"),
-        (without(benchmark().to_json(), "cases"), "b.json: misshapen: cases is missing; run qwen-image bench again"),
-        (benchmark().to_json() | {"ways": [{"name": 1}]}, "b.json: misshapen: ways[0].role is missing"),
-        (benchmark().to_json() | {"ways": 7}, "misshapen: ways is 7, expected a list of one or more"),
-        (benchmark().to_json() | {"ways": []}, "misshapen: ways is an empty list"),
-        (benchmark().to_json() | {"cases": []}, "misshapen: cases is an empty list"),
-        (benchmark().to_json() | {"bundle": []}, "misshapen: bundle is an empty list, expected an object"),
+        (
+            without(benchmark().to_json(), "cases"),
+            "expected format: cases is missing; run qwen-image bench again",
+        ),
+        (
+            benchmark().to_json() | {"ways": [{"name": 1}]},
+            "b.json: not in the expected format: ways[0].role is missing",
+        ),
+        (benchmark().to_json() | {"ways": 7}, "expected format: ways is 7, expected a list of one or more"),
+        (benchmark().to_json() | {"ways": []}, "expected format: ways is an empty list"),
+        (benchmark().to_json() | {"cases": []}, "expected format: cases is an empty list"),
+        (
+            benchmark().to_json() | {"bundle": []},
+            "not in the expected format: bundle is an empty list, expected an object",
+        ),
         (json.loads(DEMO.read_text(encoding="utf-8")), "compare two of one kind"),
     ],
 )

@@ -1,0 +1,101 @@
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from qwen_image_engine.engines.core.files import whole_file, whole_folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fail(file: BinaryIO, failure: type[BaseException]) -> None:
+    file.write(b"half")
+    raise failure
+
+
+@pytest.mark.parametrize("temporary", [None, ".out.tmp"])
+def test_a_file_appears_at_the_end_of_the_block(tmp_path: Path, temporary: str | None) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    with whole_file(path, temporary=tmp_path / temporary if temporary else None, durable=True) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+        assert len(names(tmp_path)) == 2
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("failure", [ValueError, OSError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure: type[BaseException]) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    with pytest.raises(failure), whole_file(path) as file:
+        fail(file, failure)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_file_that_a_killed_process_left_under_the_fixed_name_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / ".out.tmp").write_bytes(b"a longer half")
+    with whole_file(tmp_path / "out", temporary=tmp_path / ".out.tmp") as file:
+        file.write(b"new")
+    assert (tmp_path / "out").read_bytes() == b"new"
+    assert names(tmp_path) == ["out"]
+
+
+def test_two_writers_under_random_names_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with whole_file(path) as first:
+        with whole_file(path) as second:
+            second.write(b"second")
+        first.write(b"first")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+    assert names(tmp_path) == ["out"]
+
+
+def test_contents_are_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: events.append(f"fsync of {os.fstat(descriptor).st_size}"))
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, to: (events.append("rename"), replace(self, to))[1])
+    with whole_file(tmp_path / "out", durable=True) as file:
+        file.write(b"new")
+    assert events == ["fsync of 3", "rename"]
+
+
+def test_a_file_that_cannot_be_renamed_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(IsADirectoryError), whole_file(tmp_path / "out") as file:
+        file.write(b"new")
+    assert names(tmp_path) == ["out"]
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "absent" / "out"):
+        pytest.fail("the block ran")
+
+
+def test_a_folder_appears_at_the_end_of_the_block(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()  # an empty one may be there
+    with whole_folder(folder) as written:
+        (written / "page").write_bytes(b"new")
+        assert names(folder) == []
+    assert (folder / "page").read_bytes() == b"new"
+    assert names(tmp_path) == ["out"]
+
+
+def test_an_exception_leaves_no_folder(tmp_path: Path) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        whole_folder(tmp_path / "out") as written,
+        (written / "page").open("wb") as page,
+    ):
+        fail(page, KeyboardInterrupt)
+    assert names(tmp_path) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "other").touch()
+    with pytest.raises(OSError, match="not empty"), whole_folder(tmp_path / "out") as written:
+        (written / "page").write_bytes(b"new")
+    assert names(tmp_path) == ["out"]
