@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class Layer:
         """Plain JSON; a value that is not finite is null."""
         return {
             "layer": self.name,
-            **{name: finite(value) for name, value in asdict(self.worst).items()},
+            **self.worst.to_json(),
             "growth": finite(self.growth),
             "relative_l2_by_run": [finite(run.relative_l2) for run in self.runs],
         }

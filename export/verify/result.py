@@ -60,8 +60,8 @@ class Row:
         return {
             "case": self.case,
             "passed": self.passed,
-            **_measures(self.judged),
-            **({"worst_step": _measures(self.worst)} if self.threshold.over == "mean" else {}),
+            **self.judged.to_json(),
+            **({"worst_step": self.worst.to_json()} if self.threshold.over == "mean" else {}),
             **({"sigma_by_step": list(self.sigmas)} if self.sigmas else {}),
             **({"relative_l2_by_step": [finite(run.relative_l2) for run in self.runs]} if len(self.runs) > 1 else {}),
         }
@@ -173,7 +173,7 @@ class Verification:
             "threshold": rows[0].threshold.relative_l2,
             "least_cosine": rows[0].threshold.cosine,
             "judged_by": rows[0].threshold.over,
-            **_measures(worst(row.judged for row in rows)),
+            **worst(row.judged for row in rows).to_json(),
             "cases": [row.to_json() for row in rows],
         }
 
@@ -204,10 +204,6 @@ class Verifications:
         if len(documents) == 1:
             return documents[0]
         return {"format": FORMAT, "schema": SCHEMA, "passed": self.passed, "bundles": documents}
-
-
-def _measures(difference: Difference) -> dict[str, float | None]:
-    return {name: finite(value) for name, value in asdict(difference).items()}
 
 
 def verdict_text(bundle: Verification) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from qwen_image_engine.runtime.tools.compare.measures import COSINE, RELATIVE_L2, other_measures
 from qwen_image_engine.runtime.tools.report.html import Content, Html, table, tag
 from qwen_image_engine.runtime.tools.report.plot import Line, curves
 from qwen_image_engine.runtime.tools.report.sections import legend, marked, more, plots, section, short_names
 
 if TYPE_CHECKING:
     from qwen_image_engine.export.verify.result import Row, Verification
-
-_HEAD = ("", "component", "request", "relative L2", "threshold", "of it", "worst step", "cosine", "least", "max abs")
 
 
 def components_section(bundles: tuple[Verification, ...]) -> Html:
@@ -28,18 +27,17 @@ def components_section(bundles: tuple[Verification, ...]) -> Html:
     ]
     if len(bundles) > 1:
         content.append(_side_by_side(bundles))
+    head = _head()
     for name, bundle in zip(short_names([bundle.bundle for bundle in bundles]), bundles, strict=True):
         components = dict.fromkeys(row.component for row in bundle.rows)
         worst = [_worst([row for row in bundle.rows if row.component == own]) for own in components]
         if len(bundles) > 1:
             content.append(tag("h3", name))
         content.append(
-            table(
-                _HEAD, map(_cells, worst), numbers=range(3, len(_HEAD)), caption="The worst request of each component"
-            )
+            table(head, map(_cells, worst), numbers=range(3, len(head)), caption="The worst request of each component")
         )
         content.append(
-            more(f"All {len(bundle.rows)} rows", table(_HEAD, map(_cells, bundle.rows), numbers=range(3, len(_HEAD))))
+            more(f"All {len(bundle.rows)} rows", table(head, map(_cells, bundle.rows), numbers=range(3, len(head))))
         )
         reasons = [
             (row.component, row.threshold.over, tag("span", row.threshold.reason, class_="wrap")) for row in worst
@@ -52,21 +50,30 @@ def _worst(rows: list[Row]) -> Row:
     return max(rows, key=lambda row: (not row.passed, row.judged.relative_l2))
 
 
+def _head() -> list[str]:
+    head = ["", "component", "request", RELATIVE_L2.heading, "threshold", "of it", "worst step"]
+    for measure in other_measures():
+        head += [measure.heading, "least"] if measure is COSINE else [measure.heading]
+    return head
+
+
 def _cells(row: Row) -> list[Content]:
     limit = row.threshold
     share = row.judged.relative_l2 / limit.relative_l2
-    return [
+    cells: list[Content] = [
         _mark(row),
         row.component,
         row.case,
-        f"{row.judged.relative_l2:.1e}",
+        RELATIVE_L2.text(row.judged.relative_l2),
         f"{limit.relative_l2:.0e}",
         f"{share:.0%}" if math.isfinite(share) and share < 100 else f"{share:.0f}x",
-        f"{row.worst.relative_l2:.1e}" if len(row.runs) > 1 else "",
-        f"{row.judged.cosine:.9f}",
-        "" if limit.cosine is None else f"{limit.cosine:g}",
-        f"{row.judged.max_abs:.1e}",
+        RELATIVE_L2.text(row.worst.relative_l2) if len(row.runs) > 1 else "",
     ]
+    for measure in other_measures():
+        cells += row.judged.texts([measure])
+        if measure is COSINE:
+            cells.append("" if limit.cosine is None else f"{limit.cosine:g}")
+    return cells
 
 
 def _mark(row: Row, figure: str = "") -> Html:
@@ -92,7 +99,7 @@ def layers_section(bundles: tuple[Verification, ...]) -> Html | str:
     asked = [bundle for bundle in bundles if bundle.layers is not None]
     if not asked:
         return ""
-    lines, details = [], []
+    lines, details, others = [], [], other_measures()
     # A quantised bundle has no rows for some; the others stand below each other.
     order = max(([layer.name for layer in bundle.layers.layers] for bundle in asked if bundle.layers), key=len)
     names = short_names([bundle.bundle for bundle in bundles])
@@ -107,10 +114,9 @@ def layers_section(bundles: tuple[Verification, ...]) -> Html | str:
             (
                 str(number),
                 layer.name,
-                f"{layer.worst.relative_l2:.1e}",
+                RELATIVE_L2.text(layer.worst.relative_l2),
                 f"{layer.growth:.1f}x" if layer.growth > 1 else "",
-                f"{layer.worst.cosine:.9f}",
-                f"{layer.worst.max_abs:.1e}",
+                *layer.worst.texts(others),
             )
             for number, layer in enumerate(layers.layers, 1)
         ]
@@ -121,9 +127,10 @@ def layers_section(bundles: tuple[Verification, ...]) -> Html | str:
         )
         if layers.scaled:
             words += f" {len(layers.scaled)} linears have no row: their channels are scaled for the linear after them."
-        head = ("", "layer", "relative L2", "growth", "cosine", "max abs")
+        head = ("", "layer", RELATIVE_L2.heading, "growth", *(measure.heading for measure in others))
+        numbers = (0, *range(2, len(head)))
         details.append(tag("p", f"{names[index]}, {layers.component}: {words}"))
-        details.append(more(f"{len(rows)} layers of {names[index]}", table(head, rows, numbers=(0, 2, 3, 4, 5))))
+        details.append(more(f"{len(rows)} layers of {names[index]}", table(head, rows, numbers=numbers)))
         if layers.scaled:
             details.append(more(f"Linears of {names[index]} without a row", tag("p", ", ".join(layers.scaled))))
     keys = legend([(line.label, line.series, False) for line in lines])

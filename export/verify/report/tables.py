@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qwen_image_engine.export.verify.result import verdict_text
 from qwen_image_engine.runtime.system.text import table
+from qwen_image_engine.runtime.tools.compare.measures import RELATIVE_L2, other_measures
 
 if TYPE_CHECKING:
     from qwen_image_engine.export.verify.layers import Layers
@@ -43,21 +44,22 @@ def _mark(passed: bool) -> str:
 
 def _components(bundle: Verification) -> list[str]:
     # A quantised bundle's steps are judged by their mean; the worst stands beside it.
-    rows = [("", "component", "case", "relative L2", "threshold", "worst step", "cosine", "max abs")]
+    others = other_measures()
+    heads = (RELATIVE_L2.heading, "threshold", "worst step", *(measure.heading for measure in others))
+    rows = [("", "component", "case", *heads)]
     rows += [
         (
             _mark(row.passed),
             row.component,
             row.case,
-            f"{row.judged.relative_l2:.1e}",
+            RELATIVE_L2.text(row.judged.relative_l2),
             f"{row.threshold.relative_l2:.0e}",
-            f"{row.worst.relative_l2:.1e}" if len(row.runs) > 1 else "",
-            f"{row.judged.cosine:.9f}",
-            f"{row.judged.max_abs:.1e}",
+            RELATIVE_L2.text(row.worst.relative_l2) if len(row.runs) > 1 else "",
+            *row.judged.texts(others),
         )
         for row in bundle.rows
     ]
-    return table(rows, right=(3, 4, 5, 6, 7))
+    return table(rows, right=range(3, len(rows[0])))
 
 
 def _side_by_side(bundles: Sequence[Verification]) -> list[str]:
@@ -104,18 +106,18 @@ def _steps(bundle: Verification) -> list[str]:
 
 
 def _layers(layers: Layers) -> list[str]:
-    rows = [("layer", "relative L2", "growth", "cosine", "max abs")]
+    others = other_measures()
+    rows = [("layer", RELATIVE_L2.heading, "growth", *(measure.heading for measure in others))]
     rows += [
         (
             layer.name,
-            f"{layer.worst.relative_l2:.1e}",
+            RELATIVE_L2.text(layer.worst.relative_l2),
             f"{layer.growth:.1f}x" if layer.growth > 1 else "",
-            f"{layer.worst.cosine:.9f}",
-            f"{layer.worst.max_abs:.1e}",
+            *layer.worst.texts(others),
         )
         for layer in layers.layers
     ]
-    lines = table(rows, right=(1, 2, 3, 4))
+    lines = table(rows, right=range(1, len(rows[0])))
     if layers.scaled:
         lines.append(f"{len(layers.scaled)} linears have no row: their channels are scaled for the linear after them")
     return lines
