@@ -6,10 +6,11 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 
 PLANS = "plans"
 """Folder of a bundle with its engines, and what the manifest does not list: timings of kernels, `LAYERS`."""
@@ -18,23 +19,39 @@ LAYERS = ".layers.json"
 """Behind a component's name: what TensorRT's inspector said of the last engine built of it, refused or not."""
 
 
+@dataclass
+class PlansFolder:
+    """The folder of a bundle's plans, which this process has locked.
+
+    Attributes:
+        bundle: the bundle's folder.
+        path: the folder of plans in it.
+        manifest: the bundle's, as it was read under the lock, or written since.
+    """
+
+    bundle: Path
+    path: Path
+    manifest: Manifest
+
+
 @contextmanager
-def plans_folder(folder: Path) -> Iterator[Path]:
-    """The folder of plans, held by one build at a time; what an interrupted one left is removed before and after.
+def plans_folder(folder: Path) -> Iterator[PlansFolder]:
+    """Lock the folder of plans for one build, and remove before and after what an interrupted one left.
 
     Raises:
         QwenImageError: another build holds it.
     """
-    plans = folder / PLANS
-    descriptor = _held(plans)
+    path = folder / PLANS
+    descriptor = _held(path)
     try:
-        _sweep(folder, plans)
+        plans = PlansFolder(folder, path, read_manifest(folder))  # another build may have written it before the lock
+        _sweep(plans)
         try:
             yield plans
         finally:
-            _sweep(folder, plans)
+            _sweep(plans)
             with suppress(OSError):
-                plans.rmdir()  # where nothing came of it
+                path.rmdir()  # where nothing came of it
     finally:
         os.close(descriptor)
 
@@ -61,9 +78,9 @@ def _held(plans: Path) -> int:
             os.close(descriptor)
 
 
-def _sweep(folder: Path, plans: Path) -> None:
+def _sweep(plans: PlansFolder) -> None:
     """Remove partial files, and plans that the manifest does not list."""
-    listed = {Path(entry.file).name for entry in read_manifest(folder).plans.values()}
-    for path in plans.iterdir():
+    listed = {Path(entry.file).name for entry in plans.manifest.plans.values()}
+    for path in plans.path.iterdir():
         if path.suffix == ".partial" or (path.suffix == ".plan" and path.name not in listed):
             path.unlink(missing_ok=True)
