@@ -24,7 +24,7 @@ class Difference:
 
     @property
     def relative_l2(self) -> float:
-        """||found - expected|| / ||expected||; infinite if a value is not finite."""
+        """Relative L2, ||found - expected|| / ||expected||; infinite if a value is not finite."""
         return self.values[RELATIVE_L2.name]
 
     @property

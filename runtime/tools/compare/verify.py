@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qwen_image_engine.runtime.tools.compare.measures import Measure, compared_measures
+from qwen_image_engine.runtime.tools.compare.measures import RELATIVE_L2, Measure, compared_measures
 from qwen_image_engine.runtime.tools.compare.result import Change, ChangedRow, Comparison
 
 MARGIN = 0.1
@@ -55,7 +55,8 @@ def _rows(prefix: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> I
             before, after = own[measure.name], other[measure.name]
             ratio = before / after if before and after else None
             change = _change(measure, own, other)
-            yield ChangedRow(f"{prefix}{component}", case, before, after, measure.heading, ratio, None, None, change)
+            what = case if measure is RELATIVE_L2 else f"{case}, {measure.heading}"
+            yield ChangedRow(f"{prefix}{component}", what, before, after, measure.heading, ratio, None, None, change)
 
 
 def _passed(prefix: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[ChangedRow]:
