@@ -14,14 +14,18 @@ from qwen_image_engine.reference.networks.vision import Vision
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 
-def read_tensors(checkpoint: Checkpoint, network: str) -> list[TensorInfo]:
-    """The stored tensors that a network's graphs read, in the network's order.
+def read_tensors(checkpoint: Checkpoint, network: str) -> tuple[TensorInfo, ...]:
+    """Return the stored tensors that a network's graphs read, in the network's order.
+
+    The network is built on "meta" for its shapes, once for each opened checkpoint.
 
     Raises:
         QwenImageError: the tensors are not those of the network.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in empty_network(checkpoint, network).state_dict().items()}
-    return list(checkpoint.stored(network).match(shapes).values())
+    if network not in checkpoint.read_by:
+        shapes = {name: tuple(tensor.shape) for name, tensor in empty_network(checkpoint, network).state_dict().items()}
+        checkpoint.read_by[network] = tuple(checkpoint.stored(network).match(shapes).values())
+    return checkpoint.read_by[network]
 
 
 def empty_network(checkpoint: Checkpoint, name: str) -> nn.Module:

@@ -50,7 +50,7 @@ def reference_pipeline(
 
 def pipeline_on(
     checkpoint: Checkpoint,
-    components: Components,
+    components: ComponentPool,
     precision: str = "fp32",
     tokenizer: Tokenizer | None = None,
     embeddings: EmbeddingTable | None = None,

@@ -143,7 +143,7 @@ class TensorRt:
         Raises:
             TimeoutError: the time is up.
         """
-        from qwen_image_engine.runtime.tools.build.build import promise
+        from qwen_image_engine.runtime.tools.build.request import promise
         from qwen_image_engine.runtime.tools.build.shapes import Template, build_profiles
 
         entry = self.exported[component]

@@ -25,6 +25,7 @@ from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.reference.pipeline import pipeline_on
 from qwen_image_engine.reference.torch_engine import TorchEngine
+from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import Layout, text_positions
 from qwen_image_engine.runtime.model.time import time_features
@@ -71,7 +72,7 @@ def record(request: Request, network: Transformer) -> tuple[Trajectory, ...]:
     def engine(component: str) -> Engine:
         return TorchEngine(contract(component, sizes), networks[NETWORK[component]])
 
-    pipeline = pipeline_on(request.checkpoint, Components(engine), request.dtype, request.tokenizer)
+    pipeline = pipeline_on(request.checkpoint, ComponentPool(engine), request.dtype, request.tokenizer)
     return tuple(_draw(request, pipeline, index) for index in range(len(request.prompts)))
 
 

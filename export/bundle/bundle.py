@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from qwen_image_engine.calibration.observe.record import Calibration, calibrate_command
-from qwen_image_engine.calibration.quantise.network import QuantisedNetwork, check_rules, quantised_networks
 from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
-from qwen_image_engine.engines.backends import require
-from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, is_memory
+from qwen_image_engine.engines.core.errors import QwenImageError, is_memory
 from qwen_image_engine.export.bundle.cache_key import origin, tool
 from qwen_image_engine.export.bundle.network_folder import NetworkFolder, reuse_network, write_network
+from qwen_image_engine.export.bundle.request import ExportRequest
 from qwen_image_engine.export.bundle.reuse_plans import keep_plans
 from qwen_image_engine.export.bundle.staging import check_output, staged
-from qwen_image_engine.export.estimate.plan import ExportPlan, check_disk, check_memory, plan_export
-from qwen_image_engine.export.targets import Recipe, networks, recipe, selected
+from qwen_image_engine.export.estimate.plan import NetworkPlan, Weights, check_disk
+from qwen_image_engine.export.targets import recipe
 from qwen_image_engine.export.weights.file_hashes import FileHashes
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
-from qwen_image_engine.reference.components import NETWORK, dims
-from qwen_image_engine.reference.load import read_tensors
-from qwen_image_engine.reference.pipeline import model_facts, schedule_config
+from qwen_image_engine.reference.components import dims
+from qwen_image_engine.reference.pipeline import model_facts
 from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import (
     CalibrationEntry,
@@ -35,7 +31,6 @@ from qwen_image_engine.runtime.bundle.manifest import (
     read_manifest,
     write_manifest,
 )
-from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 Progress = Callable[[str, int, int], None]
 """Told what is being worked on, bytes done so far, and bytes in all.
@@ -55,7 +50,7 @@ def export_bundle(
     *,
     target: str = "cpu",
     precision: str | None = None,
-    weights: Literal["copy", "link"] = "copy",
+    weights: Weights = "copy",
     calibration: str | Path | None = None,
     rules: str | Path | None = None,
     exclude: Sequence[str] = (),
@@ -102,158 +97,41 @@ def export_bundle(
     )
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
+    request = ExportRequest.of(checkpoint, chosen, weights=weights, calibration=calibration, without=without)
+    return write_bundle(request, output, progress)
+
+
+def write_bundle(request: ExportRequest, output: str | Path, progress: Progress | None = None) -> Manifest:
+    """Write the bundle of a request; see `export_bundle`.
+
+    Raises:
+        QwenImageError: `output` cannot be written or is no bundle, no link is possible, disk or memory are too small,
+            or a quantised linear does not run as one.
+    """
     output = Path(output).expanduser().absolute()
-    components = selected(checkpoint, without)
-    check_checkpoint(checkpoint, components)
-    check_rules(checkpoint, chosen.quantisation, chosen.precision)
-    if chosen.audited:
-        require("onnxruntime")  # missing, better told now than after minutes of work
-    calibrated = open_calibration(checkpoint, chosen, calibration)
-    quantised = quantised_networks(checkpoint, chosen.quantisation, calibrated)
-    _check_calibrated(calibrated, components)
-    plan = plan_export(checkpoint, chosen, quantised, weights, components)
-    check_memory(plan)
-    files = checkpoint.weight_files
-    meter = _Meter(progress, sum(file.stat().st_size for file in files) + plan.bundle_bytes)
+    files = request.checkpoint.weight_files
+    meter = _Meter(progress, sum(file.stat().st_size for file in files) + request.plan.bundle_bytes)
     try:
         check_output(output)
         previous = _previous(output)
         if previous is None:
-            check_disk(plan, output)
+            check_disk(request.plan, output)
         with staged(output) as folder, FileHashes(files, lambda: meter.add("checkpoint", 0)) as hashes:
             meter.hashes = hashes
-            manifest = _write(checkpoint, chosen, calibrated, quantised, plan, folder, output, previous, hashes, meter)
+            manifest = _Writer(request, folder, output, previous, hashes, meter).write()
             write_manifest(folder, manifest)
     except OSError as error:
         raise QwenImageError(
             f"{output}: cannot be written ({error.strerror or error}) at {meter.stage}; "
-            f"the whole bundle takes {plan.bundle_bytes} bytes"
+            f"the whole bundle takes {request.plan.bundle_bytes} bytes"
         ) from error
     except (MemoryError, RuntimeError) as error:
         if not is_memory(error):
             raise
         raise QwenImageError(
-            f"{output}: memory ran out at {meter.stage}; an export takes about {plan.export_memory_bytes} bytes"
+            f"{output}: memory ran out at {meter.stage}; an export takes about {request.plan.export_memory_bytes} bytes"
         ) from error
     return manifest
-
-
-def open_calibration(checkpoint: Checkpoint, chosen: Recipe, folder: str | Path | None) -> Calibration | None:
-    """What static scales come from, None where the recipe has none.
-
-    Raises:
-        UsageError: the recipe needs one and none is named, or one is named that it does not need.
-        QwenImageError: it is damaged, or of another checkpoint.
-    """
-    wanted = chosen.quantisation is not None and chosen.quantisation.static
-    if folder is None:
-        if wanted:
-            raise UsageError(
-                f"--target {chosen.target} --precision {chosen.precision} needs --calibration FOLDER; make one with: "
-                f"{calibrate_command(checkpoint.flags, 'FOLDER')}"
-            )
-        return None
-    if not wanted:
-        raise UsageError(
-            f"--calibration with --target {chosen.target} --precision {chosen.precision}: not needed there"
-        )
-    return Calibration.open(Path(folder), checkpoint)
-
-
-def _check_calibrated(calibration: Calibration | None, components: Collection[str]) -> None:
-    """Refuse a bundle for reference images whose scales none were seen for.
-
-    Raises:
-        QwenImageError: not so.
-    """
-    if calibration is not None and "vision" in components and not calibration.settings.images:
-        raise QwenImageError(
-            "the calibration saw no reference images; calibrate again with --images, or export with --without vision "
-            "for a bundle that takes none"
-        )
-
-
-def _write(
-    checkpoint: Checkpoint,
-    chosen: Recipe,
-    calibration: Calibration | None,
-    quantised: Mapping[str, QuantisedNetwork],
-    plan: ExportPlan,
-    folder: Path,
-    output: Path,
-    previous: Manifest | None,
-    hashes: FileHashes,
-    meter: _Meter,
-) -> Manifest:
-    copied = _copy_host_files(checkpoint.folder, folder)
-    names = networks(plan.components)
-    used = {network: calibration.sha256 if calibration and quantised[network].layers else None for network in names}
-    graphs = {network: [name for name in plan.components if NETWORK[name] == network] for network in names}
-
-    def made_from(network: str) -> str:
-        return origin(checkpoint, network, graphs[network], chosen, used[network], plan.weights, hashes)
-
-    # Waits for the hashes, and only where something might be reused.
-    kept = previous.origins if previous is not None else {}
-    new = tuple(
-        item for item in plan.networks if item.network not in kept or kept[item.network] != made_from(item.network)
-    )
-    check_disk(replace(plan, networks=new), output)
-    parts = []
-    for item in plan.networks:
-        part: NetworkFolder | None = None
-        if previous is not None and item not in new:
-            part = reuse_network(previous, output, item.network, folder, hashes)
-        if part is None:
-            part = write_network(
-                checkpoint,
-                graphs[item.network],
-                chosen,
-                quantised[item.network],
-                plan.weights,
-                folder,
-                hashes,
-                meter.add,
-            )
-        else:
-            meter.add(f"weights of {item.network}", item.bundle_bytes)
-        parts.append(part)
-    (embeddings,) = (part.embeddings for part in parts if part.embeddings is not None)
-    manifest = Manifest(
-        tool=tool(),
-        target=chosen.target,
-        precision=chosen.precision,
-        weights=plan.weights,
-        checkpoint=CheckpointEntry(
-            name=checkpoint.name,
-            path=str(checkpoint.folder.resolve()),
-            licence=checkpoint.licence(),
-            config_sha256=checkpoint.config_sha256(),
-            weights_sha256=checkpoint.combined_weights_sha256(hashes),
-            transformer_file=None
-            if checkpoint.transformer_file is None
-            else str(checkpoint.transformer_file.absolute()),
-            attention=checkpoint.attention,
-        ),
-        dims=dims(checkpoint),
-        facts=model_facts(checkpoint),
-        embeddings=embeddings,
-        components={name: entry for part in parts for name, entry in part.components.items()},
-        files={**copied, **{name: entry for part in parts for name, entry in part.describe_files().items()}},
-        origins={network: made_from(network) for network in names},
-        loras=tuple(
-            LoraEntry(lora.path.name, str(lora.path.absolute()), hashes[lora.path], lora.scale)
-            for lora in checkpoint.loras
-        ),
-        calibration=None
-        if calibration is None
-        else CalibrationEntry(calibration.sha256, calibration.settings.to_json()),
-    )
-    if previous is not None:
-        manifest = keep_plans(previous, output, manifest, folder)
-    # What was verified is still the same bundle where nothing has changed.
-    unchanged = previous is not None and replace(previous, verify=None) == manifest
-    return previous if previous is not None and unchanged else manifest
 
 
 class _Meter:
@@ -271,8 +149,120 @@ class _Meter:
             self.progress(what, self.done + (self.hashes.bytes_read if self.hashes else 0), self.total)
 
 
+@dataclass(frozen=True)
+class _Writer:
+    """The export of a request into a staged folder.
+
+    Attributes:
+        request: the checked one.
+        folder: the staged folder, empty.
+        output: the folder that it replaces; need not exist.
+        previous: the manifest of the bundle in `output`; None if nothing of it can be reused.
+        hashes: SHA-256 of the checkpoint's weight files, which threads are computing.
+        meter: counts the bytes.
+    """
+
+    request: ExportRequest
+    folder: Path
+    output: Path
+    previous: Manifest | None
+    hashes: FileHashes
+    meter: _Meter
+
+    def write(self) -> Manifest:
+        """Write every file but the manifest, and return the manifest."""
+        copied = _copy_host_files(self.request.checkpoint.folder, self.folder)
+        new = self._new_networks()
+        check_disk(replace(self.request.plan, networks=new), self.output)
+        parts = [self._network(item, new=item in new) for item in self.request.plan.networks]
+        manifest = self._manifest(copied, parts)
+        if self.previous is None:
+            return manifest
+        manifest = keep_plans(self.previous, self.output, manifest, self.folder)
+        # What was verified is still the same bundle where nothing has changed.
+        return self.previous if replace(self.previous, verify=None) == manifest else manifest
+
+    def _new_networks(self) -> tuple[NetworkPlan, ...]:
+        """Return the networks that the previous bundle has not; wait for the hashes only if it may have one."""
+        kept = self.previous.origins if self.previous is not None else {}
+        return tuple(
+            item
+            for item in self.request.plan.networks
+            if item.network not in kept or kept[item.network] != self._origin(item.network)
+        )
+
+    def _origin(self, network: str) -> str:
+        request = self.request
+        calibrated = request.calibration is not None and bool(request.quantised[network].layers)
+        return origin(
+            request.checkpoint,
+            network,
+            request.components(network),
+            request.recipe,
+            request.calibration.sha256 if request.calibration is not None and calibrated else None,
+            request.plan.weights,
+            self.hashes,
+        )
+
+    def _network(self, item: NetworkPlan, *, new: bool) -> NetworkFolder:
+        """Reuse a network's folder of the previous bundle if it is unchanged and whole, else write it."""
+        request, network = self.request, item.network
+        if self.previous is not None and not new:
+            part = reuse_network(self.previous, self.output, network, self.folder, self.hashes)
+            if part is not None:
+                self.meter.add(f"weights of {network}", item.bundle_bytes)
+                return part
+        return write_network(
+            request.checkpoint,
+            request.components(network),
+            request.recipe,
+            request.quantised[network],
+            request.plan.weights,
+            self.folder,
+            self.hashes,
+            self.meter.add,
+        )
+
+    def _manifest(self, copied: Mapping[str, FileEntry], parts: Sequence[NetworkFolder]) -> Manifest:
+        request, calibration = self.request, self.request.calibration
+        (embeddings,) = (part.embeddings for part in parts if part.embeddings is not None)
+        return Manifest(
+            tool=tool(),
+            target=request.recipe.target,
+            precision=request.recipe.precision,
+            weights=request.plan.weights,
+            checkpoint=self._checkpoint(),
+            dims=dims(request.checkpoint),
+            facts=model_facts(request.checkpoint),
+            embeddings=embeddings,
+            components={name: entry for part in parts for name, entry in part.components.items()},
+            files={**copied, **{name: entry for part in parts for name, entry in part.describe_files().items()}},
+            origins={network: self._origin(network) for network in request.networks},
+            loras=tuple(
+                LoraEntry(lora.path.name, str(lora.path.absolute()), self.hashes[lora.path], lora.scale)
+                for lora in request.checkpoint.loras
+            ),
+            calibration=None
+            if calibration is None
+            else CalibrationEntry(calibration.sha256, calibration.settings.to_json()),
+        )
+
+    def _checkpoint(self) -> CheckpointEntry:
+        checkpoint = self.request.checkpoint
+        single = checkpoint.transformer_file
+        return CheckpointEntry(
+            name=checkpoint.name,
+            path=str(checkpoint.folder.resolve()),
+            licence=checkpoint.licence(),
+            config_sha256=checkpoint.config_sha256(),
+            weights_sha256=checkpoint.combined_weights_sha256(self.hashes),
+            transformer_file=None if single is None else str(single.absolute()),
+            attention=checkpoint.attention,
+        )
+
+
 def _previous(output: Path) -> Manifest | None:
-    """The manifest of the bundle to replace, None where nothing of it can be reused."""
+    """Return the manifest of the bundle to replace; None if nothing of it can be reused."""
     if not is_bundle(output):
         return None
     try:
@@ -282,7 +272,7 @@ def _previous(output: Path) -> Manifest | None:
 
 
 def _copy_host_files(source: Path, folder: Path) -> Mapping[str, FileEntry]:
-    """What the runtime reads besides networks, under the same names."""
+    """Copy the files that the runtime reads besides networks, under the same names."""
     names = list(_COPIED_FILES)
     for name in _COPIED_FOLDERS:
         (folder / name).mkdir()
@@ -294,16 +284,3 @@ def _copy_host_files(source: Path, folder: Path) -> Mapping[str, FileEntry]:
     for name in names:
         shutil.copyfile(source / name, folder / name)
     return {name: describe_file(folder / name) for name in names}
-
-
-def check_checkpoint(checkpoint: Checkpoint, components: Collection[str] | None = None) -> None:
-    """Check the tokenizer, the schedule, and name, shape and dtype of every tensor that `components` (all) read.
-
-    Raises:
-        QwenImageError: one of them is not what the runtime or a network needs.
-    """
-    load_tokenizer(checkpoint.folder)
-    schedule_config(checkpoint)
-    checkpoint.token_embeddings()
-    for network in networks(selected(checkpoint) if components is None else components):
-        read_tensors(checkpoint, network)

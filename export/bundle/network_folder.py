@@ -15,7 +15,7 @@ import onnx_ir as ir
 from qwen_image_engine.calibration.quantise.fp8 import SOFTMAX
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.calibration.rules.linears import WEIGHT
-from qwen_image_engine.engines.core.contract import contract
+from qwen_image_engine.engines.core.contract import Dims, contract
 from qwen_image_engine.export.checks.onnxruntime_audit import audit
 from qwen_image_engine.export.graph.fused_attention import fused_attentions
 from qwen_image_engine.export.passes.quantised.fp8_attention import fp8_scale_name
@@ -23,11 +23,11 @@ from qwen_image_engine.export.targets import Recipe, networks
 from qwen_image_engine.export.trace import IR_VERSION, OPSET, trace
 from qwen_image_engine.export.weights.external_data import link_weights, place_weights
 from qwen_image_engine.export.weights.network import network_weights
-from qwen_image_engine.export.weights.weight_file import Stored, WeightFile
+from qwen_image_engine.export.weights.weight_file import Entry, Place, Stored, WeightFile
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import NETWORK, dims
 from qwen_image_engine.reference.load import read_tensors
-from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES
+from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, TensorInfo
 from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import (
     ComponentEntry,
@@ -92,8 +92,7 @@ def write_network(
         OSError: the bundle cannot be written.
     """
     (network,) = networks(components)
-    dtype = recipe.dtype_of(network)
-    entries = network_weights(checkpoint, network, dtype, quantised)
+    entries = network_weights(checkpoint, network, recipe.dtype_of(network), quantised)
     graphs = {}
     for component in components:
         progress(f"graph of {component}", 0)
@@ -104,68 +103,113 @@ def write_network(
     stage = f"weights of {network}"
     progress(stage, 0)
     table = checkpoint.token_embeddings() if network == "text_encoder" else None
-    known: dict[str, str] = {}
     if weights == "link":
-        tensors = read_tensors(checkpoint, network)
-        places = link_weights(checkpoint.stored(network), [*tensors, *([table] if table else [])], folder)
+        files = _linked(checkpoint, network, table, folder)
     else:
-        read = {name for graph in graphs.values() for name in graph.graph.initializers}
-        copies = [WeightFile("weights.safetensors", [entry for entry in entries if entry.name in read])]
-        if table is not None:
-            copies.append(WeightFile("embeddings.safetensors", [Stored(table, table.dtype)]))
-        places = {}
-        for file in copies:
-            known[file.name] = file.write(folder, lambda count: progress(stage, count))
-            places.update(file.places())
+        files = _copied(entries, graphs, table, folder, lambda count: progress(stage, count))
 
-    sizes = dims(checkpoint)
-    described = {}
+    sizes, described = dims(checkpoint), {}
     for component, graph in graphs.items():
-        used = place_weights(graph, places)
-        _number(graph.graph)
-        ir.save(graph, bundle / MODEL_FILES[component])
-        layers = {
-            name: _described(name, layer, component, quantised)
-            for name, layer in quantised.layers.items()
-            if name + WEIGHT in graph.graph.initializers
-        }
-        attention = {
-            block: Fp8Scales(*item.scales(), softmax=SOFTMAX)
-            for block, item in quantised.attention.items()
-            if fp8_scale_name(block, "query") in graph.graph.initializers
-        }
+        weights_read = [f"{network}/{name}" for name in _saved(graph, files.places, bundle / MODEL_FILES[component])]
+        described[component] = _entry(component, graph, recipe, quantised, weights_read, sizes)
+        layers = described[component].quantised_layers
         if layers and recipe.audited:
             progress(f"audit of {component}", 0)
             audit(bundle / MODEL_FILES[component], [name + WEIGHT for name in layers])
-        in_8_bits = bool(layers or attention)
-        described[component] = ComponentEntry(
-            model=MODEL_FILES[component],
-            weights=tuple(f"{network}/{name}" for name in used),
-            precision=recipe.precision if in_8_bits else _PRECISION[dtype],
-            excluded_layers=_linears(graph) if layers else (),
-            quantised_layers=layers,
-            opset=OPSET,
-            ir_version=IR_VERSION,
-            contract=contract(component, sizes, dtype),
-            fp8_attention=attention,
-            fused_attentions=fused_attentions(graph.graph) if recipe.target == "tensorrt" else None,
-        )
-    embeddings = None
-    if table is not None:
-        place = places[table.name]
-        rows, hidden = table.shape
-        embeddings = EmbeddingsEntry(f"{network}/{place.file}", place.offset, FLOAT_DTYPES[table.dtype], (rows, hidden))
 
     def describe_files() -> dict[str, FileEntry]:
-        linked = {file.name: file for file in checkpoint.stored(network).files} if weights == "link" else {}
         return {
             f"{network}/{path.name}": describe_file(
-                path, hashes[linked[path.name]] if path.name in linked else known.get(path.name)
+                path, hashes[files.linked[path.name]] if path.name in files.linked else files.written.get(path.name)
             )
             for path in sorted(folder.iterdir())
         }
 
-    return NetworkFolder(described, describe_files, embeddings)
+    return NetworkFolder(described, describe_files, None if table is None else _embeddings(network, table, files))
+
+
+@dataclass(frozen=True)
+class _WeightFiles:
+    """The weight files of a network's folder.
+
+    Attributes:
+        places: of each tensor, by its stored name.
+        written: SHA-256 of new files, by name.
+        linked: the checkpoint's files that may be linked here, by name.
+    """
+
+    places: Mapping[str, Place]
+    written: Mapping[str, str]
+    linked: Mapping[str, Path]
+
+
+def _linked(checkpoint: Checkpoint, network: str, table: TensorInfo | None, folder: Path) -> _WeightFiles:
+    """Link the checkpoint's files that hold what the network reads."""
+    stored = checkpoint.stored(network)
+    tensors = [*read_tensors(checkpoint, network), *([table] if table else [])]
+    return _WeightFiles(link_weights(stored, tensors, folder), {}, {file.name: file for file in stored.files})
+
+
+def _copied(
+    entries: Sequence[Entry],
+    graphs: Mapping[str, ir.Model],
+    table: TensorInfo | None,
+    folder: Path,
+    advance: Callable[[int], None],
+) -> _WeightFiles:
+    """Write the weights that the graphs read, and the table that the host gathers from."""
+    read = {name for graph in graphs.values() for name in graph.graph.initializers}
+    copies = [WeightFile("weights.safetensors", [entry for entry in entries if entry.name in read])]
+    if table is not None:
+        copies.append(WeightFile("embeddings.safetensors", [Stored(table, table.dtype)]))
+    places: dict[str, Place] = {}
+    written: dict[str, str] = {}
+    for file in copies:
+        written[file.name] = file.write(folder, advance)
+        places.update(file.places())
+    return _WeightFiles(places, written, {})
+
+
+def _saved(graph: ir.Model, places: Mapping[str, Place], path: Path) -> tuple[str, ...]:
+    """Save a graph that reads its weights where they were placed, and return the names of their files."""
+    used = place_weights(graph, places)
+    _number(graph.graph)
+    ir.save(graph, path)
+    return used
+
+
+def _entry(
+    component: str, graph: ir.Model, recipe: Recipe, quantised: QuantisedNetwork, weights: Sequence[str], sizes: Dims
+) -> ComponentEntry:
+    """Return the manifest's entry of a graph that reads `weights`."""
+    dtype, initializers = recipe.dtype_of(NETWORK[component]), graph.graph.initializers
+    layers = {
+        name: _described(name, layer, component, quantised)
+        for name, layer in quantised.layers.items()
+        if name + WEIGHT in initializers
+    }
+    attention = {
+        block: Fp8Scales(*item.scales(), softmax=SOFTMAX)
+        for block, item in quantised.attention.items()
+        if fp8_scale_name(block, "query") in initializers
+    }
+    return ComponentEntry(
+        model=MODEL_FILES[component],
+        weights=tuple(weights),
+        precision=recipe.precision if layers or attention else _PRECISION[dtype],
+        excluded_layers=_linears(graph) if layers else (),
+        quantised_layers=layers,
+        opset=OPSET,
+        ir_version=IR_VERSION,
+        contract=contract(component, sizes, dtype),
+        fp8_attention=attention,
+        fused_attentions=fused_attentions(graph.graph) if recipe.target == "tensorrt" else None,
+    )
+
+
+def _embeddings(network: str, table: TensorInfo, files: _WeightFiles) -> EmbeddingsEntry:
+    place, (rows, hidden) = files.places[table.name], table.shape
+    return EmbeddingsEntry(f"{network}/{place.file}", place.offset, FLOAT_DTYPES[table.dtype], (rows, hidden))
 
 
 def reuse_network(

@@ -1,67 +1,68 @@
-"""How far one array is from another: relative L2, cosine, max-abs, in float64."""
+"""The difference between two arrays by every measure of `runtime/tools/compare/measures.py`, in float64."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from qwen_image_engine.engines.core.engine import Array
+from qwen_image_engine.runtime.tools.compare.measures import COSINE, MEASURES, RELATIVE_L2, Measure
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Found against expected.
+    """The difference of an array found from an array expected.
 
     Attributes:
-        relative_l2: ||found - expected|| / ||expected||; infinite where a value is not finite.
-        cosine: of the angle between the two; 0 where a value is not finite.
-        max_abs: largest difference of one value, in the tensor's own units.
+        values: by the names of `MEASURES`, in their order.
     """
 
-    relative_l2: float
-    cosine: float
-    max_abs: float
+    values: Mapping[str, float]
+
+    @property
+    def relative_l2(self) -> float:
+        """Relative L2, ||found - expected|| / ||expected||; infinite if a value is not finite."""
+        return self.values[RELATIVE_L2.name]
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between the two; 0 if a value is not finite."""
+        return self.values[COSINE.name]
+
+    def texts(self, measures: Iterable[Measure]) -> list[str]:
+        """Return the text of each measure for a person."""
+        return [measure.text(self.values[measure.name]) for measure in measures]
+
+    def to_json(self) -> dict[str, float | None]:
+        """Return plain JSON; a value that is not finite is null."""
+        return {name: finite(value) for name, value in self.values.items()}
 
 
 def difference(found: Array, expected: Array) -> Difference:
     """Compare two arrays of one shape; two arrays of zeros are equal."""
     a, b = np.asarray(found, np.float64).ravel(), np.asarray(expected, np.float64).ravel()
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return Difference(math.inf, 0.0, math.inf)
+        return Difference({name: measure.not_finite for name, measure in MEASURES.items()})
     if np.array_equal(a, b):
-        return Difference(0.0, 1.0, 0.0)
-    delta = a - b
-    norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-    return Difference(
-        relative_l2=float(np.linalg.norm(delta)) / norms[1] if norms[1] else math.inf,
-        cosine=float(a @ b) / (norms[0] * norms[1]) if all(norms) else 0.0,
-        max_abs=float(np.abs(delta).max()),
-    )
+        return Difference({name: measure.equal for name, measure in MEASURES.items()})
+    return Difference({name: measure.compute(a, b) for name, measure in MEASURES.items()})
 
 
 def mean(differences: Iterable[Difference]) -> Difference:
-    """The mean of each measure."""
-    found = list(differences)
-    return Difference(
-        relative_l2=sum(item.relative_l2 for item in found) / len(found),
-        cosine=sum(item.cosine for item in found) / len(found),
-        max_abs=sum(item.max_abs for item in found) / len(found),
-    )
+    """Return the mean of each measure."""
+    items = list(differences)
+    return Difference({name: sum(item.values[name] for item in items) / len(items) for name in MEASURES})
 
 
 def worst(differences: Iterable[Difference]) -> Difference:
-    """The worst of each measure."""
-    found = list(differences)
-    return Difference(
-        relative_l2=max(item.relative_l2 for item in found),
-        cosine=min(item.cosine for item in found),
-        max_abs=max(item.max_abs for item in found),
-    )
+    """Return the worst of each measure."""
+    items = list(differences)
+    return Difference({name: measure.worst(item.values[name] for item in items) for name, measure in MEASURES.items()})
 
 
 def finite(value: float) -> float | None:
-    """A value as JSON has it: null where it is not finite."""
+    """Return a value as JSON has it: null if it is not finite."""
     return value if math.isfinite(value) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from qwen_image_engine.reference.components import NETWORK
 from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.bundle.manifest import Manifest
+from qwen_image_engine.runtime.tools.compare.measures import RELATIVE_L2, other_measures
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,19 @@ class Layer:
 
     def cells(self) -> dict[str, str]:
         """Return the layer's texts by column, for tables of the terminal and of pages."""
+        others = other_measures()
         return {
             "layer": self.name,
-            "relative L2": f"{self.worst.relative_l2:.1e}",
+            RELATIVE_L2.heading: RELATIVE_L2.text(self.worst.relative_l2),
             "growth": f"{self.growth:.1f}x" if self.growth > 1 else "",
-            "cosine": f"{self.worst.cosine:.9f}",
-            "max abs": f"{self.worst.max_abs:.1e}",
+            **dict(zip((measure.heading for measure in others), self.worst.texts(others), strict=True)),
         }
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; a value that is not finite is null."""
         return {
             "layer": self.name,
-            **{name: finite(value) for name, value in asdict(self.worst).items()},
+            **self.worst.to_json(),
             "growth": finite(self.growth),
             "relative_l2_by_run": [finite(run.relative_l2) for run in self.runs],
         }

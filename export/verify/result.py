@@ -15,6 +15,7 @@ from qwen_image_engine.export.verify.limits import Limit
 from qwen_image_engine.export.verify.pictures import DrawnCase
 from qwen_image_engine.export.verify.recording import Recording
 from qwen_image_engine.export.verify.thresholds import Threshold
+from qwen_image_engine.runtime.tools.compare.measures import COSINE, RELATIVE_L2, other_measures
 
 FORMAT = "qwen-image-verify"
 SCHEMA = 1
@@ -62,25 +63,27 @@ class Row:
         """
         limit = self.threshold
         share = self.judged.relative_l2 / limit.relative_l2
-        return {
+        cells = {
             "component": self.component,
             "case": self.case,
-            "relative L2": f"{self.judged.relative_l2:.1e}",
+            RELATIVE_L2.heading: RELATIVE_L2.text(self.judged.relative_l2),
             "threshold": f"{limit.relative_l2:.0e}",
             "of it": f"{share:.0%}" if math.isfinite(share) and share < 100 else f"{share:.0f}x",
-            "worst step": f"{self.worst.relative_l2:.1e}" if len(self.runs) > 1 else "",
-            "cosine": f"{self.judged.cosine:.9f}",
-            "least": "" if limit.cosine is None else f"{limit.cosine:g}",
-            "max abs": f"{self.judged.max_abs:.1e}",
+            "worst step": RELATIVE_L2.text(self.worst.relative_l2) if len(self.runs) > 1 else "",
         }
+        for measure in other_measures():
+            (cells[measure.heading],) = self.judged.texts([measure])
+            if measure is COSINE:
+                cells["least"] = "" if limit.cosine is None else f"{limit.cosine:g}"
+        return cells
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; a value that is not finite is null."""
         return {
             "case": self.case,
             "passed": self.passed,
-            **_measures(self.judged),
-            **({"worst_step": _measures(self.worst)} if self.threshold.over == "mean" else {}),
+            **self.judged.to_json(),
+            **({"worst_step": self.worst.to_json()} if self.threshold.over == "mean" else {}),
             **({"sigma_by_step": list(self.sigmas)} if self.sigmas else {}),
             **({"relative_l2_by_step": [finite(run.relative_l2) for run in self.runs]} if len(self.runs) > 1 else {}),
         }
@@ -192,7 +195,7 @@ class Verification:
             "threshold": rows[0].threshold.relative_l2,
             "least_cosine": rows[0].threshold.cosine,
             "judged_by": rows[0].threshold.over,
-            **_measures(worst(row.judged for row in rows)),
+            **worst(row.judged for row in rows).to_json(),
             "cases": [row.to_json() for row in rows],
         }
 
@@ -223,10 +226,6 @@ class Verifications:
         if len(documents) == 1:
             return documents[0]
         return {"format": FORMAT, "schema": SCHEMA, "passed": self.passed, "bundles": documents}
-
-
-def _measures(difference: Difference) -> dict[str, float | None]:
-    return {name: finite(value) for name, value in asdict(difference).items()}
 
 
 def side_by_side(bundles: Sequence[Verification]) -> dict[tuple[str, str], list[Row | None]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ class Checkpoint:
     `name` is the hub name or the folder's name, with what its weights are changed by; `index` and `scheduler` are the
     parsed model_index.json and scheduler_config.json; `components` has the keys of `LAYOUT`; `transformer_file` is the
     single file that the transformer comes from, None where it comes from the folder; `loras` are merged into it;
-    `attention` is what was asked for where the configuration says otherwise, else None.
+    `attention` is what was asked for where the configuration says otherwise, else None; `read_by` has the tensors that
+    each network reads, once `reference.load.read_tensors` has matched them.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Checkpoint:
     transformer_file: Path | None = None
     loras: tuple[LoraFile, ...] = ()
     attention: str | None = None
+    read_by: dict[str, tuple[TensorInfo, ...]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
     def open(

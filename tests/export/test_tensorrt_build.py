@@ -53,7 +53,7 @@ def build(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Buil
     fake = FakeTensorRT(tensorrt_stub)
     played = PlayedBuilder(fake)
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.build.tensorrt_version", lambda: "11.4.0.106")
+    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.request.tensorrt_version", lambda: "11.4.0.106")
     forget_modules()
     builder = importlib.import_module("qwen_image_engine.engines.tensorrt.build.builder")
 

@@ -6,14 +6,13 @@ import math
 from typing import TYPE_CHECKING
 
 from qwen_image_engine.export.verify.result import side_by_side
+from qwen_image_engine.runtime.tools.compare.measures import other_measures
 from qwen_image_engine.runtime.tools.report.html import Content, Html, table, tag
 from qwen_image_engine.runtime.tools.report.plot import Line, curves
 from qwen_image_engine.runtime.tools.report.sections import legend, marked, more, plots, section, short_names
 
 if TYPE_CHECKING:
     from qwen_image_engine.export.verify.result import Row, Verification
-
-_HEAD = ("", "component", "request", "relative L2", "threshold", "of it", "worst step", "cosine", "least", "max abs")
 
 
 def components_section(bundles: tuple[Verification, ...]) -> Html:
@@ -29,18 +28,17 @@ def components_section(bundles: tuple[Verification, ...]) -> Html:
     ]
     if len(bundles) > 1:
         content.append(_side_by_side(bundles))
+    head = _head(bundles[0])
     for name, bundle in zip(short_names([bundle.bundle for bundle in bundles]), bundles, strict=True):
         components = dict.fromkeys(row.component for row in bundle.rows)
         worst = [_worst([row for row in bundle.rows if row.component == own]) for own in components]
         if len(bundles) > 1:
             content.append(tag("h3", name))
         content.append(
-            table(
-                _HEAD, map(_cells, worst), numbers=range(3, len(_HEAD)), caption="The worst request of each component"
-            )
+            table(head, map(_cells, worst), numbers=range(3, len(head)), caption="The worst request of each component")
         )
         content.append(
-            more(f"All {len(bundle.rows)} rows", table(_HEAD, map(_cells, bundle.rows), numbers=range(3, len(_HEAD))))
+            more(f"All {len(bundle.rows)} rows", table(head, map(_cells, bundle.rows), numbers=range(3, len(head))))
         )
         reasons = [
             (row.component, row.threshold.over, tag("span", row.threshold.reason, class_="wrap")) for row in worst
@@ -51,6 +49,10 @@ def components_section(bundles: tuple[Verification, ...]) -> Html:
 
 def _worst(rows: list[Row]) -> Row:
     return max(rows, key=lambda row: (not row.passed, row.judged.relative_l2))
+
+
+def _head(bundle: Verification) -> list[str]:
+    return ["", *("request" if name == "case" else name for name in bundle.rows[0].cells())]
 
 
 def _cells(row: Row) -> list[Content]:
@@ -77,7 +79,7 @@ def layers_section(bundles: tuple[Verification, ...]) -> Html | str:
     asked = [bundle for bundle in bundles if bundle.layers is not None]
     if not asked:
         return ""
-    lines, details = [], []
+    lines, details, others = [], [], other_measures()
     # A quantised bundle has no rows for some; the others stand below each other.
     order = max(([layer.name for layer in bundle.layers.layers] for bundle in asked if bundle.layers), key=len)
     names = short_names([bundle.bundle for bundle in bundles])
@@ -97,8 +99,9 @@ def layers_section(bundles: tuple[Verification, ...]) -> Html | str:
         if layers.note:
             words += f" {layers.note}."
         head = ("", *layers.layers[0].cells())
+        numbers = (0, *range(2, len(head)))
         details.append(tag("p", f"{names[index]}, {layers.component}: {words}"))
-        details.append(more(f"{len(rows)} layers of {names[index]}", table(head, rows, numbers=(0, 2, 3, 4, 5))))
+        details.append(more(f"{len(rows)} layers of {names[index]}", table(head, rows, numbers=numbers)))
         if layers.scaled:
             details.append(more(f"Linears of {names[index]} without a row", tag("p", ", ".join(layers.scaled))))
     keys = legend([(line.label, line.series, False) for line in lines])

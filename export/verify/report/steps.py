@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from qwen_image_engine.runtime.tools.compare.measures import RELATIVE_L2, other_measures
 from qwen_image_engine.runtime.tools.report.html import Html, table
 from qwen_image_engine.runtime.tools.report.plot import Line, curves
 from qwen_image_engine.runtime.tools.report.sections import legend, more, plots, section, short_names
@@ -19,7 +20,7 @@ def teacher_forced_section(bundles: tuple[Verification, ...]) -> Html:
     """One panel a request, one curve a bundle."""
     names = short_names([bundle.bundle for bundle in bundles])
     rows = [{row.case: row for row in bundle.rows if row.component == TEACHER_FORCED} for bundle in bundles]
-    panels, figures = [], []
+    panels, figures, others = [], [], other_measures()
     for number, case in enumerate(dict.fromkeys(case for found in rows for case in found)):
         lines: list[Line] = []
         sigmas: Sequence[float] = ()
@@ -38,8 +39,7 @@ def teacher_forced_section(bundles: tuple[Verification, ...]) -> Html:
                     str(step),
                     f"{sigma:.4f}",
                     f"{run.relative_l2:.2e}",
-                    f"{run.cosine:.9f}",
-                    f"{run.max_abs:.1e}",
+                    *run.texts(others),
                 )
                 for step, (sigma, run) in enumerate(zip(row.sigmas, row.runs, strict=True), 1)
             ]
@@ -52,7 +52,7 @@ def teacher_forced_section(bundles: tuple[Verification, ...]) -> Html:
     held = ""
     if by_mean:
         held = f" The threshold of {', '.join(by_mean)} is for the mean over steps: a single step may lie above it."
-    head = ("request", "bundle", "step", "sigma", "relative L2", "cosine", "max abs")
+    head = ("request", "bundle", "step", "sigma", RELATIVE_L2.heading, *(measure.heading for measure in others))
     keys = legend([*_keys(names), ("threshold, in the colour of its bundle", "muted", True)])
     return section(
         "Teacher-forced steps",
@@ -63,7 +63,7 @@ def teacher_forced_section(bundles: tuple[Verification, ...]) -> Html:
             f"small difference of large terms.{held}",
             keys=keys,
         ),
-        more("Figures", table(head, figures, numbers=(2, 3, 4, 5, 6))),
+        more("Figures", table(head, figures, numbers=range(2, len(head)))),
     )
 
 

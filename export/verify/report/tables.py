@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from qwen_image_engine.export.verify.layers import Layers
     from qwen_image_engine.export.verify.result import Verification
 
-_COLUMNS = ("component", "case", "relative L2", "threshold", "worst step", "cosine", "max abs")
+_PAGE_ALONE = ("of it", "least")
+"""Columns that have room on a page alone."""
 
 
 def tables(bundles: Sequence[Verification]) -> Iterator[str]:
@@ -44,8 +45,9 @@ def _mark(passed: bool) -> str:
 
 
 def _components(bundle: Verification) -> list[str]:
-    rows = [(_mark(row.passed), *map(row.cells().__getitem__, _COLUMNS)) for row in bundle.rows]
-    return table([("", *_COLUMNS), *rows], right=(3, 4, 5, 6, 7))
+    columns = [name for name in bundle.rows[0].cells() if name not in _PAGE_ALONE]
+    rows = [(_mark(row.passed), *map(row.cells().__getitem__, columns)) for row in bundle.rows]
+    return table([("", *columns), *rows], right=range(3, len(columns) + 1))
 
 
 def _side_by_side(bundles: Sequence[Verification]) -> list[str]:
@@ -82,7 +84,7 @@ def _steps(bundle: Verification) -> list[str]:
 
 def _layers(layers: Layers) -> list[str]:
     cells = [layer.cells() for layer in layers.layers]
-    lines = table([tuple(cells[0]), *(tuple(row.values()) for row in cells)], right=(1, 2, 3, 4))
+    lines = table([tuple(cells[0]), *(tuple(row.values()) for row in cells)], right=range(1, len(cells[0])))
     return [*lines, layers.note] if layers.note else lines
 
 

@@ -2,15 +2,16 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.engines.plans.profile import Range
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
 from qwen_image_engine.engines.tensorrt.build.launch import Watch
-from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size
 from qwen_image_engine.runtime.cli.shared.result import Report
 from qwen_image_engine.runtime.cli.shared.text import plan_text
@@ -24,6 +25,9 @@ from qwen_image_engine.runtime.tools.build.shapes import (
     ONE_PICTURE,
     BuildShapes,
 )
+
+if TYPE_CHECKING:
+    from qwen_image_engine.runtime.tools.build.build import Built
 
 SUMMARY = "build TensorRT engines for a bundle, on the GPU that is to run them"
 
@@ -84,7 +88,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> Report:
     """Build what is not built already, one component after the other."""
     from qwen_image_engine.runtime.tools.build.build import build_bundle  # its folder's lock is of POSIX alone
-    from qwen_image_engine.runtime.tools.build.checks import ROOM
 
     if options.workspace is not None and options.workspace < 1:
         raise UsageError(f"--workspace {options.workspace}: expected a number of bytes")
@@ -112,16 +115,20 @@ def execute(options: argparse.Namespace) -> Report:
             source=options.source,
             announce=announce,
         )
-    seconds = time.perf_counter() - began
-    files = read_manifest(options.bundle).files
+    return _report(options.bundle, built, time.perf_counter() - began)
+
+
+def _report(bundle: Path, built: "Sequence[Built]", seconds: float) -> Report:
+    from qwen_image_engine.runtime.tools.build.checks import ROOM
+
     document = {
-        "bundle": str(options.bundle),
+        "bundle": str(bundle),
         "seconds": seconds,
         "components": [
             {
                 "component": item.component,
                 "reused": item.reused,
-                "bytes": files[item.entry.file].bytes,
+                "bytes": item.file.bytes,
                 "missing_bytes": dict(item.missing),
                 "warnings": list(item.warnings),
                 **asdict(item.entry),
@@ -131,13 +138,14 @@ def execute(options: argparse.Namespace) -> Report:
     }
     lines = []
     for item in built:
-        lines.append(f"{item.component}: {plan_text(item.entry, files)}{', there already' if item.reused else ''}")
+        text = plan_text(item.entry, {item.entry.file: item.file})
+        lines.append(f"{item.component}: {text}{', there already' if item.reused else ''}")
         lines += [
             f"  {profile} takes up to {more} bytes more than the GPU has; for all of it {ROOM}"
             for profile, more in item.missing.items()
         ]
         lines += [f"  {warning}" for warning in item.warnings]
-    return Report(document, [*lines, f"{options.bundle}: {len(built)} engines, {duration_text(seconds)}"])
+    return Report(document, [*lines, f"{bundle}: {len(built)} engines, {duration_text(seconds)}"])
 
 
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:

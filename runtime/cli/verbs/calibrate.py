@@ -21,7 +21,9 @@ from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.system.text import table
 
 if TYPE_CHECKING:
+    from qwen_image_engine.calibration.observe.record import Calibration
     from qwen_image_engine.calibration.observe.statistics import InputStatistics
+    from qwen_image_engine.calibration.sensitivity.analysis import Analysis
 
 SUMMARY = "observe a checkpoint's activations over whole pictures, for static scales"
 
@@ -114,16 +116,37 @@ def execute(options: argparse.Namespace) -> Report:
                 device=options.device,
                 progress=progress,
             )
+    return _report(options.output, calibration, analysis, seconds, reused=reused)
+
+
+def _report(
+    output: Path, calibration: "Calibration", analysis: "Analysis | None", seconds: float, *, reused: bool
+) -> Report:
     settings = calibration.settings
     components = {name: _summary(statistics) for name, statistics in calibration.components.items()}
     document: dict[str, Any] = {
-        "calibration": str(options.output),
+        "calibration": str(output),
         **settings.to_json(),
         "sha256": calibration.sha256,
         "reused": reused,
         "components": components,
         "seconds": seconds,
     }
+    sizes = ", ".join(f"{width}x{height}" for width, height in settings.sizes)
+    pictures = "1 picture" if settings.prompts == 1 else f"{settings.prompts} pictures"
+    lines = [
+        f"{output}: {pictures} of {settings.steps} steps at {sizes}, guidance "
+        f"{settings.guidance:g}, {settings.dtype} on {settings.device}, "
+        f"{'there already' if reused else f'{seconds:.1f} s'}",
+        *_component_table(components),
+    ]
+    if analysis is not None:
+        document["sensitivity"] = analysis.to_json()
+        lines += sensitivity_lines(analysis)
+    return Report(document, lines)
+
+
+def _component_table(components: Mapping[str, Mapping[str, Any]]) -> list[str]:
     rows = [("component", "activations", "largest magnitude", "in", "channel to mean", "in")]
     rows += [
         (
@@ -136,18 +159,7 @@ def execute(options: argparse.Namespace) -> Report:
         )
         for name, found in components.items()
     ]
-    sizes = ", ".join(f"{width}x{height}" for width, height in settings.sizes)
-    pictures = "1 picture" if settings.prompts == 1 else f"{settings.prompts} pictures"
-    lines = [
-        f"{options.output}: {pictures} of {settings.steps} steps at {sizes}, guidance "
-        f"{settings.guidance:g}, {settings.dtype} on {settings.device}, "
-        f"{'there already' if reused else f'{seconds:.1f} s'}",
-        *table(rows, right=(1, 2, 4)),
-    ]
-    if analysis is not None:
-        document["sensitivity"] = analysis.to_json()
-        lines += sensitivity_lines(analysis)
-    return Report(document, lines)
+    return table(rows, right=(1, 2, 4))
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -2,9 +2,11 @@
 
 import argparse
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import open_checkpoint
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
 from qwen_image_engine.runtime.cli.shared.result import Report
@@ -27,32 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> Report:
     """Export; the bundle appears whole or not at all."""
     with export_packages():
-        from qwen_image_engine.export.bundle.bundle import check_checkpoint, export_bundle
-        from qwen_image_engine.export.targets import selected
+        from qwen_image_engine.export.bundle.bundle import write_bundle
+        from qwen_image_engine.export.bundle.request import ExportRequest
 
-        chosen_recipe(options)  # a usage error comes before the checkpoint's
+        chosen = chosen_recipe(options)  # a usage error comes before the checkpoint's
     checkpoint = open_checkpoint(options.model, options)
-    check_checkpoint(checkpoint, selected(checkpoint, options.without))
     began = time.perf_counter()
+    request = ExportRequest.of(
+        checkpoint, chosen, weights=options.weights, calibration=options.calibration, without=options.without
+    )
     with StageProgress(lambda _: Bar(f"exporting {checkpoint.name}", "bytes")) as progress:
-        manifest = export_bundle(
-            checkpoint,
-            options.bundle,
-            target=options.target,
-            precision=options.precision,
-            weights=options.weights,
-            calibration=options.calibration,
-            rules=options.recipe,
-            exclude=options.exclude,
-            skip_blocks=options.skip_blocks,
-            fp8_attention=options.fp8_attention,
-            without=options.without,
-            progress=progress,
-        )
-    seconds = time.perf_counter() - began
+        manifest = write_bundle(request, options.bundle, progress)
+    return _report(options.bundle, manifest, time.perf_counter() - began, progress.seconds)
+
+
+def _report(bundle: Path, manifest: Manifest, seconds: float, stages: Mapping[str, float]) -> Report:
     size = sum(file.bytes for file in manifest.files.values())
     document = {
-        "bundle": str(options.bundle),
+        "bundle": str(bundle),
         "files": len(manifest.files),
         "bytes": size,
         "components": list(manifest.components),
@@ -62,10 +56,10 @@ def execute(options: argparse.Namespace) -> Report:
         "checkpoint": {"name": manifest.checkpoint.name, "licence": manifest.checkpoint.licence},
         "loras": [asdict(lora) for lora in manifest.loras],
         "seconds": seconds,
-        "stages": progress.seconds,
+        "stages": stages,
     }
     lines = [
-        f"{options.bundle}: {', '.join(manifest.components)} for {manifest.target} in {manifest.precision}, "
+        f"{bundle}: {', '.join(manifest.components)} for {manifest.target} in {manifest.precision}, "
         f"{len(manifest.files)} files, {size_text(size)}, {seconds:.1f} s",
         f"weights: {manifest.weights}, under the checkpoint's licence ({manifest.checkpoint.licence})",
         *(f"merged: {lora.name} at {lora.scale:g}, sha256 {lora.sha256}" for lora in manifest.loras),

@@ -7,9 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen_image_engine.engines.core.contract import describe_shape
 from qwen_image_engine.engines.core.contract_check import check_model_file
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, one_line
-from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer
+from qwen_image_engine.runtime.bundle.manifest import (
+    ComponentEntry,
+    Manifest,
+    QuantisedLayer,
+    is_bundle,
+    read_manifest,
+)
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
     add_weight_arguments,
     open_checkpoint,
@@ -41,8 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> Report:
     """Read JSON and headers."""
-    from qwen_image_engine.runtime.bundle.manifest import is_bundle
-
     folder = Path(options.subject).expanduser()
     if not is_bundle(folder):
         if options.check:
@@ -54,8 +59,6 @@ def execute(options: argparse.Namespace) -> Report:
 
 def _checked(folder: Path) -> Report:
     """Every graph against `tensorrt_rules`, for CUDA those that it shares; exit code 1 where one breaks a rule."""
-    from qwen_image_engine.runtime.bundle.manifest import read_manifest
-
     with export_packages():
         import onnx_ir as ir
 
@@ -151,18 +154,23 @@ def _checkpoint(checkpoint: "Checkpoint") -> Report:
 
 
 def _bundle(folder: Path) -> Report:
-    from qwen_image_engine.engines.core.contract import describe_shape
-    from qwen_image_engine.runtime.bundle.manifest import read_manifest
-
     manifest = read_manifest(folder)
-    source = manifest.checkpoint
     document = {
         "kind": "bundle",
         "path": str(folder),
         "bytes": sum(file.bytes for file in manifest.files.values()),
         **manifest.to_json(),
     }
-    lines = [
+    lines = _bundle_lines(folder, manifest)
+    for name, entry in manifest.components.items():
+        lines += ["", *_component_lines(name, entry), *_engine_lines(folder, manifest, name)]
+    return Report(document, lines)
+
+
+def _bundle_lines(folder: Path, manifest: Manifest) -> list[str]:
+    source = manifest.checkpoint
+    files = [(name, size_text(file.bytes), file.sha256) for name, file in manifest.files.items()]
+    return [
         f"bundle {folder} for {manifest.target} in {manifest.precision}, weights {manifest.weights}",
         f"made by qwen-image {manifest.tool.version} from {source.name} in {source.path}",
         *([f"transformer {source.transformer_file}"] if source.transformer_file else []),
@@ -174,44 +182,44 @@ def _bundle(folder: Path) -> Report:
         *([f"calibration sha256 {manifest.calibration.sha256}"] if manifest.calibration is not None else []),
         _verified(manifest.verify),
         "",
-        *table(
-            [
-                ("file", "bytes", "sha256"),
-                *((name, size_text(file.bytes), file.sha256) for name, file in manifest.files.items()),
-            ],
-            right=(1,),
-        ),
+        *table([("file", "bytes", "sha256"), *files], right=(1,)),
     ]
-    for name, entry in manifest.components.items():
-        lines += ["", f"{name} ({entry.precision}, opset {entry.opset}): {entry.contract.purpose}"]
-        rows = [
-            (f"  {side}", spec.name, spec.dtype, describe_shape(spec.shape), spec.meaning)
-            for side, specs in (("in", entry.contract.inputs), ("out", entry.contract.outputs))
-            for spec in specs
-            if not _LATER_BLOCK.search(spec.name)
+
+
+def _component_lines(name: str, entry: ComponentEntry) -> list[str]:
+    """Describe a component's inputs, outputs and quantised layers; of numbered ones, the first alone."""
+    lines = [f"{name} ({entry.precision}, opset {entry.opset}): {entry.contract.purpose}"]
+    rows = [
+        (f"  {side}", spec.name, spec.dtype, describe_shape(spec.shape), spec.meaning)
+        for side, specs in (("in", entry.contract.inputs), ("out", entry.contract.outputs))
+        for spec in specs
+        if not _LATER_BLOCK.search(spec.name)
+    ]
+    lines += table(rows)
+    hidden = len(entry.contract.inputs) + len(entry.contract.outputs) - len(rows)
+    if hidden:
+        lines.append(f"  and {hidden} more of the same form, numbered on")
+    for precision in dict.fromkeys(layer.precision for layer in entry.quantised_layers.values()):
+        layers = [layer for layer in entry.quantised_layers.values() if layer.precision == precision]
+        lines.append(f"  in {precision}: {len(layers)} linears{_prepared(layers)}")
+    if entry.fp8_attention:
+        lines.append(f"  attention in fp8: {', '.join(entry.fp8_attention)}")
+    if entry.excluded_layers:
+        lines.append(f"  in higher precision: {', '.join(entry.excluded_layers)}")
+    return lines
+
+
+def _engine_lines(folder: Path, manifest: Manifest, name: str) -> list[str]:
+    plan = manifest.plans.get(name)
+    if plan is not None:
+        return [
+            f"  engine: {plan_text(plan, manifest.files)}",
+            f"  of TensorRT {plan.tensorrt} on {plan.gpu}, compute capability {plan.compute_capability}, "
+            f"sha256 {manifest.files[plan.file].sha256}",
         ]
-        lines += table(rows)
-        hidden = len(entry.contract.inputs) + len(entry.contract.outputs) - len(rows)
-        if hidden:
-            lines.append(f"  and {hidden} more of the same form, numbered on")
-        for precision in dict.fromkeys(layer.precision for layer in entry.quantised_layers.values()):
-            layers = [layer for layer in entry.quantised_layers.values() if layer.precision == precision]
-            lines.append(f"  in {precision}: {len(layers)} linears{_prepared(layers)}")
-        if entry.fp8_attention:
-            lines.append(f"  attention in fp8: {', '.join(entry.fp8_attention)}")
-        if entry.excluded_layers:
-            lines.append(f"  in higher precision: {', '.join(entry.excluded_layers)}")
-        plan = manifest.plans.get(name)
-        if plan is not None:
-            lines.append(f"  engine: {plan_text(plan, manifest.files)}")
-            sha256 = manifest.files[plan.file].sha256
-            lines.append(
-                f"  of TensorRT {plan.tensorrt} on {plan.gpu}, compute capability {plan.compute_capability}, "
-                f"sha256 {sha256}"
-            )
-        elif manifest.target == "tensorrt":
-            lines.append(f"  engine: none yet; build one with: qwen-image build {folder}")
-    return Report(document, lines)
+    if manifest.target == "tensorrt":
+        return [f"  engine: none yet; build one with: qwen-image build {folder}"]
+    return []
 
 
 def _prepared(layers: Sequence[QuantisedLayer]) -> str:

@@ -1,7 +1,6 @@
 """`qwen-image plan`: what an export would read, write and need, before anything is written."""
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +14,13 @@ from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
 )
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
 from qwen_image_engine.runtime.cli.shared.result import Report
-from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, MAX_REFERENCES, latent_size
+from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, MAX_REFERENCES
 from qwen_image_engine.runtime.system.text import duration_text, size_text, table
 
 if TYPE_CHECKING:
+    from qwen_image_engine.export.estimate.estimate import Estimate
     from qwen_image_engine.export.targets import Recipe
+    from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 SUMMARY = "what an export would read, write and need, before anything is written"
 
@@ -116,19 +117,9 @@ def chosen_recipe(options: argparse.Namespace) -> "Recipe":
 
 def execute(options: argparse.Namespace) -> Report:
     """Read headers, add up."""
-    from qwen_image_engine.runtime.images.fit import reference_size  # Pillow, which other verbs do not need
-
     with export_packages():
-        from qwen_image_engine.calibration.quantise.network import check_rules, quantised_networks
-        from qwen_image_engine.export.bundle.bundle import check_checkpoint
-        from qwen_image_engine.export.estimate.plan import (
-            check_disk,
-            check_memory,
-            plan_cache,
-            plan_export,
-            plan_seconds,
-            plan_stages,
-        )
+        from qwen_image_engine.export.bundle.request import check_checkpoint
+        from qwen_image_engine.export.estimate.estimate import PictureRequest, estimate
         from qwen_image_engine.export.targets import selected
 
         chosen = chosen_recipe(options)
@@ -137,26 +128,22 @@ def execute(options: argparse.Namespace) -> Report:
     checkpoint = open_checkpoint(options.model, options)
     components = selected(checkpoint, options.without)
     check_checkpoint(checkpoint, components)
-    check_rules(checkpoint, chosen.quantisation, chosen.precision)
-    quantised = quantised_networks(checkpoint, chosen.quantisation)
-    plan = plan_export(checkpoint, chosen, quantised, options.weights, components)
-    check_memory(plan)
-    free_bytes = None if options.bundle is None else check_disk(plan, options.bundle)
-    width, height = options.size
-    latent_size(width, height)
-    facts = checkpoint.image_processor
-    side, _ = reference_size(
-        *(options.reference_resolution,) * 3,
-        name="a square",
-        min_pixels=facts.min_pixels,
-        max_pixels=facts.max_pixels,
-    )
-    references = [(side, side)] * options.references
-    stages = {} if plan.target in ("cuda", "tensorrt") else plan_stages(checkpoint, plan, width, height, references)
-    tokens, cache_bytes = plan_cache(checkpoint, plan, references)
-    seconds = plan_seconds(checkpoint, chosen, quantised, plan)
+    picture = PictureRequest(options.size, options.references, options.reference_resolution)
+    found = estimate(checkpoint, chosen, picture, weights=options.weights, components=components, bundle=options.bundle)
+    document = {
+        "checkpoint": {
+            "name": checkpoint.name,
+            "path": str(checkpoint.folder),
+            "licence": checkpoint.licence(),
+            **weight_sources(checkpoint),
+        },
+        **found.to_json(),
+    }
+    return Report(document, [*_export_lines(checkpoint, found), *_picture_lines(checkpoint, found)])
 
-    resident = plan.resident_bytes + (plan.reference_bytes if references else 0)
+
+def _export_lines(checkpoint: "Checkpoint", found: "Estimate") -> list[str]:
+    plan, free_bytes = found.plan, found.free_bytes
     rows = [("network", "stored as", "parameters", "bytes", "exported", "bundle", "in an engine")]
     rows += [
         (
@@ -170,7 +157,7 @@ def execute(options: argparse.Namespace) -> Report:
         )
         for item in plan.networks
     ]
-    lines = [
+    return [
         f"{checkpoint.name} ({checkpoint.licence()}) for {plan.target} in {plan.precision}, weights {plan.weights}",
         "",
         *table(rows, right=(2, 3, 4, 5, 6)),
@@ -179,44 +166,36 @@ def execute(options: argparse.Namespace) -> Report:
         f"writes   {size_text(plan.bundle_bytes)}"
         + ("" if free_bytes is None else f", {size_text(free_bytes)} free")
         + (" (hard links need the checkpoint's own disk)" if plan.weights == "link" else ""),
-        f"time     about {duration_text(seconds)} to export",
+        f"time     about {duration_text(found.export_seconds)} to export",
         f"memory   about {size_text(plan.export_memory_bytes)} to export",
-        f"         weights when run: {size_text(resident)} resident, "
+    ]
+
+
+def _picture_lines(checkpoint: "Checkpoint", found: "Estimate") -> list[str]:
+    plan = found.plan
+    lines = [
+        f"         weights when run: {size_text(found.resident_bytes)} resident, "
         f"{size_text(plan.sequential_bytes)} sequential; activations come on top",
     ]
     if plan.target == "tensorrt" and not checkpoint.transformer.bidirectional:
-        once = sum(item.engine_bytes for item in plan.networks if references or item.network != "vision")
         lines += [
-            f"         on a GPU without room for prefix and step at once they take turns: {size_text(once)} resident, "
+            "         on a GPU without room for prefix and step at once they take turns: "
+            f"{size_text(found.taking_turns_bytes)} resident, "
             "and a new prompt loads both again; built with --weight-streaming, the step's alone stay there"
         ]
-    if tokens:
-        given = f"{options.references} reference images of {side}x{side}" if references else "no reference image"
+    if found.prefix_tokens:
+        given = "no reference image"
+        if found.references:
+            width, height = found.references[0]
+            given = f"{len(found.references)} reference images of {width}x{height}"
         lines += [
-            f"         keys and values of {tokens:,} tokens before the target ({given}, a prompt of usual length): "
-            f"{size_text(cache_bytes)}, twice that with --guidance"
+            f"         keys and values of {found.prefix_tokens:,} tokens before the target ({given}, a prompt of usual "
+            f"length): {size_text(found.cache_bytes)}, twice that with --guidance"
         ]
-    if stages:
+    if found.stages:
+        width, height = found.size
         lines += [
             f"         a picture of {width}x{height} with --engine onnxruntime --memory sequential: "
-            + ", ".join(f"{stage} {size_text(size)}" for stage, size in stages.items())
+            + ", ".join(f"{stage} {size_text(size)}" for stage, size in found.stages.items())
         ]
-    document = {
-        "checkpoint": {
-            "name": checkpoint.name,
-            "path": str(checkpoint.folder),
-            "licence": checkpoint.licence(),
-            **weight_sources(checkpoint),
-        },
-        **asdict(plan),
-        "stored_bytes": plan.stored_bytes,
-        "bundle_bytes": plan.bundle_bytes,
-        "export_seconds": seconds,
-        "size": options.size,
-        "references": references,
-        "prefix_tokens": tokens,
-        "cache_bytes": cache_bytes,
-        "stages": stages,
-        "free_bytes": free_bytes,
-    }
-    return Report(document, lines)
+    return lines

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.system.folder_lock import locked
 
 PLANS = "plans"
@@ -16,27 +17,43 @@ LAYERS = ".layers.json"
 """Behind a component's name: what TensorRT's inspector said of the last engine built of it, refused or not."""
 
 
+@dataclass
+class PlansFolder:
+    """The folder of a bundle's plans, which this process has locked.
+
+    Attributes:
+        bundle: the bundle's folder.
+        path: the folder of plans in it.
+        manifest: the bundle's, as it was read under the lock, or written since.
+    """
+
+    bundle: Path
+    path: Path
+    manifest: Manifest
+
+
 @contextmanager
-def plans_folder(folder: Path) -> Iterator[Path]:
-    """Lock the plans folder during the block; remove what an interrupted build left, before and after.
+def plans_folder(folder: Path) -> Iterator[PlansFolder]:
+    """Lock the folder of plans for one build, and remove before and after what an interrupted one left.
 
     Raises:
         FolderBusyError: another build holds the lock.
     """
-    plans = folder / PLANS
-    with locked(plans, "another build is writing it; wait for that to end"):
-        _sweep(folder, plans)
+    path = folder / PLANS
+    with locked(path, "another build is writing it; wait for that to end"):
+        plans = PlansFolder(folder, path, read_manifest(folder))  # another build may have written it before the lock
+        _sweep(plans)
         try:
             yield plans
         finally:
-            _sweep(folder, plans)
+            _sweep(plans)
             with suppress(OSError):
-                plans.rmdir()  # where nothing came of it
+                path.rmdir()  # where nothing came of it
 
 
-def _sweep(folder: Path, plans: Path) -> None:
+def _sweep(plans: PlansFolder) -> None:
     """Remove partial files, and plans that the manifest does not list."""
-    listed = {Path(entry.file).name for entry in read_manifest(folder).plans.values()}
-    for path in plans.iterdir():
+    listed = {Path(entry.file).name for entry in plans.manifest.plans.values()}
+    for path in plans.path.iterdir():
         if path.suffix == ".partial" or (path.suffix == ".plan" and path.name not in listed):
             path.unlink(missing_ok=True)

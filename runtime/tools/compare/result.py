@@ -31,9 +31,9 @@ class ChangedRow:
     Attributes:
         where: case and way, or bundle and component.
         what: a stage, "peak memory", "disk", the case of a component, or a limit.
-        before: seconds, bytes or relative L2 of the first result; None where that was not finite.
+        before: seconds, bytes or a measure of the first result; None if that was not finite.
         after: of the second.
-        unit: "s", "bytes", "relative L2", or "passed" of 1.0 and 0.0.
+        unit: "s", "bytes", the heading of a measure ("relative L2"), or "passed" of 1.0 and 0.0.
         ratio: how many times better the second is, above 1 where it is faster, smaller or closer; None where too few
             samples or a zero allow none.
         low: end of the ratio's interval, of times with what two runs of one code differ by in it; None of what has no

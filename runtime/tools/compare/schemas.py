@@ -26,6 +26,7 @@ from qwen_image_engine.runtime.system.json_schema import (
     record,
 )
 from qwen_image_engine.runtime.tools.bench.stages import COMPARED, STAGES
+from qwen_image_engine.runtime.tools.compare.measures import RELATIVE_L2, compared_measures
 
 _ROLE = leaf("engine or baseline", lambda value: value in ("engine", "baseline"))
 _SIZE = leaf(
@@ -110,12 +111,18 @@ _BENCH = record(
     }
 )
 
-_VERIFIED_CASE = record({"case": TEXT, "passed": TRUTH, "relative_l2": optional(NOT_NEGATIVE)})
+
+def _verified_case(value: Any, place: str) -> None:
+    """Check what `compare` reads; a measure that is newer than the document is not in it."""
+    measures = {measure.name: optional(NOT_NEGATIVE) for measure in compared_measures()}
+    always = {RELATIVE_L2.name: measures.pop(RELATIVE_L2.name)}
+    record({"case": TEXT, "passed": TRUTH} | always, measures)(value, place)
+
 
 _BUNDLE = record(
     {
         "passed": TRUTH,
-        "components": many(record({"component": TEXT, "cases": many(_VERIFIED_CASE)})),
+        "components": many(record({"component": TEXT, "cases": many(_verified_case)})),
         **dict.fromkeys(
             ("checkpoint", "config_sha256", "weights_sha256", "precision", "engine", "engine_version"), TEXT
         ),

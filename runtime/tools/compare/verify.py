@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qwen_image_engine.runtime.tools.compare.measures import RELATIVE_L2, Measure, compared_measures
 from qwen_image_engine.runtime.tools.compare.result import Change, ChangedRow, Comparison
 
 MARGIN = 0.1
 """Two runs of one bundle on one engine give the same numbers but for the order of sums among threads, which moves an
 error of quantisation by far less than a tenth; a scale or a rotation that is wrong multiplies it."""
-
-ROUNDING = 1e-6
-"""Relative L2 of fp32 arithmetic in another order: what is below differs by factors from version to version, and says
-nothing (`export/thresholds.py` holds fp32 to 1e-5)."""
-
-TEST = (
-    f"errors are no samples: the same bundle has the same ones; a row is worse where its relative L2 grew by more than "
-    f"{MARGIN:.0%} and is above {ROUNDING:.0e}, where rounding ends, or where it passed before and fails now, the "
-    "verdict on the whole bundle and limits of --fail-on included"
-)
 
 
 def compare_verify(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
@@ -29,7 +20,7 @@ def compare_verify(before: Mapping[str, Any], after: Mapping[str, Any]) -> Compa
     """
     own, other = before.get("bundles", [before]), after.get("bundles", [after])
     if len(own) != len(other):
-        return Comparison("verify", TEST, (), (f"{len(own)} bundles before, {len(other)} now",))
+        return Comparison("verify", _test(), (), (f"{len(own)} bundles before, {len(other)} now",))
     rows: list[ChangedRow] = []
     notes: list[str] = []
     lost: list[str] = []
@@ -39,18 +30,33 @@ def compare_verify(before: Mapping[str, Any], after: Mapping[str, Any]) -> Compa
         notes += _notes(prefix, first, second)
         theirs = _cases(second)
         lost += [f"{prefix}{component}, {case}" for component, case in _cases(first) if (component, case) not in theirs]
-    return Comparison("verify", TEST, tuple(rows), tuple(notes), tuple(lost))
+    return Comparison("verify", _test(), tuple(rows), tuple(notes), tuple(lost))
+
+
+def _test() -> str:
+    """Return in words what decides."""
+    grown = " or ".join(
+        f"its {measure.heading} grew by more than {MARGIN:.0%} and is above {measure.rounding:.0e}, where rounding ends"
+        for measure in compared_measures()
+    )
+    return (
+        f"errors are no samples: the same bundle has the same ones; a row is worse where {grown}, or where it passed "
+        "before and fails now, the verdict on the whole bundle and limits of --fail-on included"
+    )
 
 
 def _rows(prefix: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[ChangedRow]:
     theirs = _cases(second)
     for (component, case), own in _cases(first).items():
         other = theirs.get((component, case))
-        if other is not None:
-            before, after = own["relative_l2"], other["relative_l2"]
+        for measure in compared_measures() if other is not None else ():
+            if measure.name not in own or measure.name not in other:
+                continue  # a document that is older than the measure
+            before, after = own[measure.name], other[measure.name]
             ratio = before / after if before and after else None
-            change = _change(own, other)
-            yield ChangedRow(f"{prefix}{component}", case, before, after, "relative L2", ratio, None, None, change)
+            change = _change(measure, own, other)
+            what = case if measure is RELATIVE_L2 else f"{case}, {measure.heading}"
+            yield ChangedRow(f"{prefix}{component}", what, before, after, measure.heading, ratio, None, None, change)
 
 
 def _passed(prefix: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[ChangedRow]:
@@ -70,13 +76,14 @@ def _passed(prefix: str, first: Mapping[str, Any], second: Mapping[str, Any]) ->
         yield ChangedRow(f"{prefix}{where}", what, float(own), float(other), "passed", None, None, None, change)
 
 
-def _change(own: Mapping[str, Any], other: Mapping[str, Any]) -> Change:
-    before, after = own["relative_l2"], other["relative_l2"]
+def _change(measure: Measure, own: Mapping[str, Any], other: Mapping[str, Any]) -> Change:
+    assert measure.rounding is not None
+    before, after = own[measure.name], other[measure.name]
     if own["passed"] != other["passed"]:
         return "closer" if other["passed"] else "worse"
     if before is None or after is None:  # not finite
         return "same" if before is after else "closer" if before is None else "worse"
-    low, high = sorted((max(before, ROUNDING), max(after, ROUNDING)))
+    low, high = sorted((max(before, measure.rounding), max(after, measure.rounding)))
     if high <= low * (1 + MARGIN):
         return "same"
     return "worse" if after > before else "closer"

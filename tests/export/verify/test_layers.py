@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from torch import nn
 
-from qwen_image_engine.export.verify.difference import Difference
 from qwen_image_engine.export.verify.layer_outputs import scaled_layers
 from qwen_image_engine.export.verify.layers import Layer, Layers
 from qwen_image_engine.export.verify.parity import verify_bundle
@@ -21,6 +20,7 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.load import empty_network
 from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer, read_manifest
 from qwen_image_engine.runtime.system.files import file_sha256
+from tests.support.differences import planted
 
 QUICK = (Case("quick", "a red circle", 64, 32),)
 PLANTED = "transformer_blocks.1.attn.to_out.0"
@@ -129,8 +129,8 @@ def test_scaled_linears_are_the_first_of_a_pair() -> None:
 
 
 def test_growth_that_is_not_finite() -> None:
-    broken = Layer("b", (Difference(np.inf, 0, np.inf),), np.inf)
-    found = Layers("step", (("quick", 1.0),), (Layer("a", (Difference(0, 1, 0),), 0.0), broken), ())
+    broken = Layer("b", (planted(np.inf, 0, np.inf),), np.inf)
+    found = Layers("step", (("quick", 1.0),), (Layer("a", (planted(0, 1, 0),), 0.0), broken), ())
     assert found.grows_most_at == broken
     row = found.to_json()["rows"][1]
     assert (row["growth"], row["relative_l2"], row["relative_l2_by_run"]) == (None, None, [None])

@@ -11,7 +11,7 @@ import pytest
 
 from qwen_image_engine.engines.core.contract import COMPONENTS
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.export.verify.difference import Difference, difference
+from qwen_image_engine.export.verify.difference import difference
 from qwen_image_engine.export.verify.parity import verify_bundle
 from qwen_image_engine.export.verify.recording import STEPS, Case
 from qwen_image_engine.export.verify.result import Row
@@ -19,6 +19,7 @@ from qwen_image_engine.export.verify.thresholds import TEACHER_FORCED, THRESHOLD
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.system.files import file_sha256
+from tests.support.differences import planted
 
 QUICK = (Case("quick", "a red circle", 64, 32),)
 
@@ -32,7 +33,7 @@ def test_differences_of_known_arrays() -> None:
     expected = np.array([3.0, 4.0], np.float32)
     found = difference(np.array([3.0, 4.5], np.float32), expected)
     assert found.relative_l2 == pytest.approx(0.1)
-    assert found.max_abs == pytest.approx(0.5)
+    assert found.values["max_abs"] == pytest.approx(0.5)
     assert found.cosine == pytest.approx(27 / (5 * math.hypot(3, 4.5)))
     assert difference(expected, expected).relative_l2 == 0
     assert difference(np.zeros(2), np.zeros(2)).cosine == 1
@@ -107,7 +108,7 @@ def test_an_engine_in_bf16_has_thresholds_of_its_own() -> None:
 
 
 def test_means_and_cosines_are_judged_where_a_threshold_says_so() -> None:
-    near, far = Difference(0.01, 0.9999, 0.1), Difference(0.03, 0.9995, 0.2)
+    near, far = planted(0.01, 0.9999, 0.1), planted(0.03, 0.9995, 0.2)
     by_worst = Row("step", "case", (near, far), Threshold(0.02, "reason"))
     assert by_worst.judged == far
     assert not by_worst.passed

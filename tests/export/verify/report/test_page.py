@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen_image_engine.export.verify.difference import Difference
 from qwen_image_engine.export.verify.free_running import FreeRunning
 from qwen_image_engine.export.verify.judge import Judged
 from qwen_image_engine.export.verify.layers import Layer, Layers
@@ -23,13 +22,14 @@ from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.shapes.judge.evaluate import Score
 from qwen_image_engine.runtime.images.png import png_bytes
 from qwen_image_engine.runtime.tools.report.folder import write_report
+from tests.support.differences import planted
 from tests.support.report_page import BROWSER, check_in_browser, check_page
 
 ATTACK = '"><script>alert(1)</script>'
 
 
 def verification(bundle: str, error: float) -> Verification:
-    steps = tuple(Difference(error * factor, 1 - error, 2 * error) for factor in (1.0, 0.5, 2.25))
+    steps = tuple(planted(error * factor, 1 - error, 2 * error) for factor in (1.0, 0.5, 2.25))
     sigmas = (1.0, 0.75, 0.25)
     rows = (
         Row("prefix", "one", steps[:1], Threshold(0.01, f"a reason {ATTACK}")),
@@ -38,7 +38,7 @@ def verification(bundle: str, error: float) -> Verification:
     )
     grey = png_bytes(np.full((32, 64, 4), 128, np.uint8))
     black = png_bytes(np.zeros((32, 64, 4), np.uint8))
-    layers = (Layer("blocks.0", (Difference(3.25e-4, 0.5, 0.125),), 0.1), Layer("blocks.1", steps[:1], 7.5))
+    layers = (Layer("blocks.0", (planted(3.25e-4, 0.5, 0.125),), 0.1), Layer("blocks.1", steps[:1], 7.5))
     return Verification(
         bundle=bundle,
         target="cpu",
@@ -69,7 +69,7 @@ def check_figures(text: str, bundle: Verification) -> None:
             f"{row.judged.relative_l2:.1e}",
             f"{row.threshold.relative_l2:.0e}",
             f"{row.judged.cosine:.9f}",
-            f"{row.judged.max_abs:.1e}",
+            f"{row.judged.values['max_abs']:.1e}",
             row.threshold.reason,
         ):
             assert figure in text

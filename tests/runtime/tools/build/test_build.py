@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from qwen_image_engine.runtime.bundle.manifest import (
     ComponentEntry,
     EmbeddingsEntry,
     Fp8Scales,
+    Manifest,
     QuantisedLayer,
     read_manifest,
     record_verification,
@@ -44,7 +46,7 @@ COMPONENTS = ("text_encoder", "vision", "prefix", "prefix_image", "step", "vae_e
 @pytest.fixture
 def bundle(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """For TensorRT, with graphs that are no graphs."""
-    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.build.tensorrt_version", lambda: "11.4.0.106")
+    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.request.tensorrt_version", lambda: "11.4.0.106")
     folder = tmp_path / "bundle"
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.bin"))
     components = {}
@@ -165,7 +167,7 @@ def test_another_graph_weight_or_tensorrt_builds_again(bundle: Path, monkeypatch
     for name in ("step.onnx", "weights.safetensors", "tensorrt"):
         build(bundle, Fake(), only=("step",))
         if name == "tensorrt":
-            monkeypatch.setattr("qwen_image_engine.runtime.tools.build.build.tensorrt_version", lambda: "11.4.1.2")
+            monkeypatch.setattr("qwen_image_engine.runtime.tools.build.request.tensorrt_version", lambda: "11.4.1.2")
         else:
             (bundle / name).write_bytes(b"another")
             manifest = read_manifest(bundle)
@@ -341,6 +343,23 @@ def test_what_verify_writes_meanwhile_stays(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     assert manifest.verify == {"passed": True}
     assert set(manifest.plans) == {"step"}
+
+
+def test_the_manifest_is_read_before_the_lock_under_it_and_for_each_record(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers: list[str] = []
+
+    def reading(name: str) -> Callable[[Path], Manifest]:
+        return lambda folder: (readers.append(name), read_manifest(folder))[1]
+
+    for name in ("request", "plans_folder", "plan_record"):
+        monkeypatch.setattr(f"qwen_image_engine.runtime.tools.build.{name}.read_manifest", reading(name))
+    build(bundle, Fake(), only=("step", "prefix"))
+    assert readers == ["request", "plans_folder", "plan_record", "plan_record"]
+    readers.clear()
+    build(bundle, Fake(), only=("step", "prefix"))
+    assert readers == ["request", "plans_folder"]
 
 
 def test_without_reference_images_their_components_are_left_out(bundle: Path) -> None:

@@ -1,0 +1,138 @@
+"""The estimate of an export, and of the memory for a picture that its bundle draws, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_image_engine.calibration.quantise.network import check_rules, quantised_networks
+from qwen_image_engine.export.estimate.plan import (
+    ExportPlan,
+    Weights,
+    check_disk,
+    check_memory,
+    plan_cache,
+    plan_export,
+    plan_seconds,
+    plan_stages,
+)
+from qwen_image_engine.export.targets import Recipe
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.runtime.images.fit import reference_size
+from qwen_image_engine.runtime.model.size import latent_size
+
+
+@dataclass(frozen=True)
+class PictureRequest:
+    """The picture whose memory is estimated.
+
+    Attributes:
+        size: width and height in pixels.
+        references: number of reference images.
+        reference_resolution: side in pixels of the square that each of them is.
+    """
+
+    size: tuple[int, int]
+    references: int
+    reference_resolution: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An export, and a picture of its bundle.
+
+    Attributes:
+        plan: bytes by network.
+        free_bytes: of the disk of the bundle; None if no folder is named.
+        export_seconds: duration of the export on this machine.
+        size: width and height of the picture in pixels.
+        references: width and height of each reference image, as it is fitted.
+        prefix_tokens: tokens before the target with a prompt of usual length.
+        cache_bytes: bytes of their keys and values.
+        stages: bytes of a process on a CPU in each stage of the picture; empty for a GPU.
+    """
+
+    plan: ExportPlan
+    free_bytes: int | None
+    export_seconds: float
+    size: tuple[int, int]
+    references: tuple[tuple[int, int], ...]
+    prefix_tokens: int
+    cache_bytes: int
+    stages: dict[str, int]
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the weights that `run --memory resident` holds for the picture."""
+        return self.plan.resident_bytes + (self.plan.reference_bytes if self.references else 0)
+
+    @property
+    def taking_turns_bytes(self) -> int:
+        """Bytes of the weights on a GPU that holds prefix or step, not both."""
+        networks = self.plan.networks
+        return sum(item.engine_bytes for item in networks if self.references or item.network != "vision")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON, the plan's keys first."""
+        return {
+            **asdict(self.plan),
+            "stored_bytes": self.plan.stored_bytes,
+            "bundle_bytes": self.plan.bundle_bytes,
+            "export_seconds": self.export_seconds,
+            "size": self.size,
+            "references": self.references,
+            "prefix_tokens": self.prefix_tokens,
+            "cache_bytes": self.cache_bytes,
+            "stages": self.stages,
+            "free_bytes": self.free_bytes,
+        }
+
+
+def estimate(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    picture: PictureRequest,
+    *,
+    weights: Weights = "copy",
+    components: Sequence[str] | None = None,
+    bundle: Path | None = None,
+) -> Estimate:
+    """Estimate the export of `components` (all) of a checked checkpoint, and a picture that they draw.
+
+    Args:
+        checkpoint: the opened one.
+        recipe: target, precision and passes.
+        picture: size and reference images.
+        weights: "copy" them into the bundle, or "link" to the checkpoint's files.
+        components: the bundle's.
+        bundle: its folder, for the free disk.
+
+    Raises:
+        UsageError: a pattern of the recipe matches nothing, a block is not there, weights that adapters are merged into
+            are to be linked, or no picture has that size.
+        QwenImageError: memory or disk are too small for the export.
+    """
+    check_rules(checkpoint, recipe.quantisation, recipe.precision)
+    quantised = quantised_networks(checkpoint, recipe.quantisation)
+    plan = plan_export(checkpoint, recipe, quantised, weights, components)
+    check_memory(plan)
+    free_bytes = None if bundle is None else check_disk(plan, bundle)
+    width, height = picture.size
+    latent_size(width, height)
+    references = [_fitted(checkpoint, picture.reference_resolution)] * picture.references
+    on_gpu = plan.target in ("cuda", "tensorrt")
+    stages = {} if on_gpu else plan_stages(checkpoint, plan, width, height, references)
+    tokens, cache_bytes = plan_cache(checkpoint, plan, references)
+    seconds = plan_seconds(checkpoint, recipe, quantised, plan)
+    return Estimate(plan, free_bytes, seconds, picture.size, tuple(references), tokens, cache_bytes, stages)
+
+
+def _fitted(checkpoint: Checkpoint, resolution: int) -> tuple[int, int]:
+    """Return the width and height of a square reference image as the runtime fits it."""
+    facts = checkpoint.image_processor
+    side, _ = reference_size(
+        resolution, resolution, resolution, name="a square", min_pixels=facts.min_pixels, max_pixels=facts.max_pixels
+    )
+    return side, side

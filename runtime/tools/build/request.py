@@ -1,0 +1,174 @@
+"""The request for a bundle's engines: everything that a build needs, read and checked before it starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Self
+
+from qwen_image_engine.engines.core.contract import FOR_REFERENCES
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.plans.entry import Profile
+from qwen_image_engine.engines.tensorrt.build.job import BuildOptions, Promise
+from qwen_image_engine.runtime.bundle.files import check_files
+from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, Manifest, read_manifest
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.tools.build.checks import check_gpu, check_timing_cache
+from qwen_image_engine.runtime.tools.build.plan_record import PlanSource
+from qwen_image_engine.runtime.tools.build.shapes import DEFAULT_REFERENCES, BuildShapes, Template, build_profiles
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The TensorRT and the GPU that a plan is for; it runs with no others."""
+
+    tensorrt: str
+    gpu: str
+    compute_capability: str
+    driver: int
+
+    @property
+    def slug(self) -> str:
+        """The platform as a file's name."""
+        words = (f"tensorrt {self.tensorrt}", self.gpu, f"sm {self.compute_capability}", str(self.driver))
+        return re.sub(r"[^a-z0-9.]+", "-", " ".join(words).lower())
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """The engines to build for a sound bundle on a GPU that can run them.
+
+    Attributes:
+        folder: the bundle's.
+        options: of every engine.
+        profiles: of each component to build, in the order of the manifest.
+        promises: of the graph of each of these components.
+        platform: TensorRT and GPU.
+        device: facts of the GPU.
+        timing_cache: file for timings of kernels; None for one beside the plans.
+        source: another bundle's plans; None to build all.
+    """
+
+    folder: Path
+    options: BuildOptions
+    profiles: Mapping[str, tuple[Profile, ...]]
+    promises: Mapping[str, Promise]
+    platform: Platform
+    device: DeviceFacts
+    timing_cache: Path | None
+    source: PlanSource | None
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        shapes: BuildShapes,
+        options: BuildOptions,
+        *,
+        only: Sequence[str],
+        timing_cache: Path | None,
+        source: Path | None,
+        device: Callable[[], DeviceFacts],
+    ) -> Self:
+        """Read the manifest, and make every check that a build can make before it starts; see `build_bundle`.
+
+        Raises:
+            UsageError: the bundle is not for TensorRT or has no such component, or takes no reference images and they
+                are asked for; or `timing_cache` can be no file; or `source` has no plans, or goes without
+                `options.strip_weights`.
+            QwenImageError: a file of the bundle is not what its manifest says, TensorRT, driver or GPU are missing or
+                too old, or the GPU's memory is too small.
+        """
+        manifest = read_manifest(folder)
+        shapes = _without_absent(folder, manifest, shapes)
+        names = _components(folder, manifest, shapes, only)
+        if timing_cache is not None:
+            check_timing_cache(timing_cache)
+        plans = None if source is None else _plan_source(source, options)
+        promises = {name: promise(manifest.components[name]) for name in names}
+        # A damaged plan is no reason to refuse: it is built again.
+        engines = {plan.file for plan in manifest.plans.values()}
+        check_files(folder, manifest, [name for name in manifest.files if name not in engines])
+        template = Template.of(load_tokenizer(folder), shapes.references.largest)
+        tensorrt = tensorrt_version()
+        facts = device()
+        platform = Platform(tensorrt, facts.name, facts.compute_capability, facts.driver)
+        halo = manifest.facts.decoder_halo
+        profiles = {name: build_profiles(manifest.components[name].contract, shapes, template, halo) for name in names}
+        for name in names:
+            check_gpu(name, manifest, profiles[name], options, facts)
+        return cls(folder, options, profiles, promises, platform, facts, timing_cache, plans)
+
+
+def tensorrt_version() -> str:
+    """Return the version of the installed package; it is not imported, which loads gigabytes of libraries.
+
+    Raises:
+        QwenImageError: it is not installed.
+    """
+    try:
+        return version("tensorrt")
+    except PackageNotFoundError:
+        raise QwenImageError(
+            "tensorrt is not installed; install it with: pip install 'qwen-image-engine[tensorrt]'"
+        ) from None
+
+
+def promise(entry: ComponentEntry) -> Promise:
+    """Return what the graph of a component promises of its engine.
+
+    Raises:
+        QwenImageError: the manifest does not say which attentions must be fused.
+    """
+    if entry.fused_attentions is None:
+        raise QwenImageError(
+            f"{entry.contract.component}: the manifest does not name the attentions that its engine must fuse, so an "
+            "older version made it; export the bundle again"
+        )
+    precisions = [layer.precision for layer in entry.quantised_layers.values()]
+    return Promise(precisions.count("fp8"), precisions.count("int8"), len(entry.fp8_attention), entry.fused_attentions)
+
+
+def _without_absent(folder: Path, manifest: Manifest, shapes: BuildShapes) -> BuildShapes:
+    """Return the shapes, without reference images for a bundle that takes none."""
+    if manifest.target != "tensorrt":
+        raise UsageError(
+            f"{folder} is for {manifest.target}, and engines are built from graphs for TensorRT; export them with: "
+            f"qwen-image export {manifest.flags} BUNDLE --target tensorrt --precision bf16"
+        )
+    if not manifest.absent_for_references or shapes.references.largest == 0:
+        return shapes
+    if shapes.references != DEFAULT_REFERENCES:
+        raise UsageError(
+            f"--references {shapes.references}: the bundle has no {' and no '.join(manifest.absent_for_references)}; "
+            "export it again without --without, or build with --references 0"
+        )
+    return replace(shapes, references=replace(shapes.references, best=0, largest=0))
+
+
+def _plan_source(source: Path, options: BuildOptions) -> PlanSource:
+    if not options.strip_weights:
+        raise UsageError(f"--from {source} without --strip-weights: plans with weights are a bundle's own")
+    manifest = read_manifest(source)
+    if not manifest.plans:
+        raise UsageError(
+            f"--from {source}: its manifest lists no plans; expected a bundle, or its manifest and plans, that was "
+            "built with --strip-weights"
+        )
+    return PlanSource(source, manifest)
+
+
+def _components(folder: Path, manifest: Manifest, shapes: BuildShapes, only: Sequence[str]) -> list[str]:
+    """Return the components to build."""
+    unknown = [name for name in only if name not in manifest.components]
+    if unknown:
+        raise UsageError(f"--only {','.join(unknown)}: {folder} has {', '.join(manifest.components)}")
+    idle = (*FOR_REFERENCES, "prefix_image") if shapes.references.largest == 0 else ()
+    refused = [name for name in only if name in idle]
+    if refused:
+        raise UsageError(f"--only {','.join(refused)} with --references 0: that reads reference images")
+    return [name for name in manifest.components if name not in idle and (not only or name in only)]
