@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING
 
 from qwen_image_engine.export.verify.result import side_by_side
-from qwen_image_engine.runtime.tools.compare.measures import other_measures
 from qwen_image_engine.runtime.tools.report.html import Content, Html, table, tag
 from qwen_image_engine.runtime.tools.report.plot import Line, curves
 from qwen_image_engine.runtime.tools.report.sections import legend, marked, more, plots, section, short_names
@@ -79,7 +78,7 @@ def layers_section(bundles: tuple[Verification, ...]) -> Html | str:
     asked = [bundle for bundle in bundles if bundle.layers is not None]
     if not asked:
         return ""
-    lines, details, others = [], [], other_measures()
+    lines, details = [], []
     # A quantised bundle has no rows for some; the others stand below each other.
     order = max(([layer.name for layer in bundle.layers.layers] for bundle in asked if bundle.layers), key=len)
     names = short_names([bundle.bundle for bundle in bundles])
