@@ -10,7 +10,7 @@ from onnx_ir.passes import InPlacePass
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.calibration.rules.quantisation import HIGH, QUANTISATIONS, Quantisation, Rule
 from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
-from qwen_image_engine.engines.core.contract import FOR_REFERENCES
+from qwen_image_engine.engines.core.components import COMPONENTS, FOR_REFERENCE_IMAGES
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.export.passes.attention import AttentionToMultiHeadAttention, AttentionWithoutTransposes
 from qwen_image_engine.export.passes.cleanup import Cleanup, MergeReshapes
@@ -31,7 +31,7 @@ from qwen_image_engine.export.passes.scale_into_queries import ScaleIntoQueries
 from qwen_image_engine.export.passes.sequence_to_split import SequenceToSplit
 from qwen_image_engine.export.passes.sum_of_squares import SumOfSquares
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, components
+from qwen_image_engine.reference.components import components
 
 Passes = tuple[Callable[[], InPlacePass], ...]
 QuantisingPasses = tuple[Callable[[QuantisedNetwork], InPlacePass], ...]
@@ -62,7 +62,7 @@ class Recipe:
     in_float32: frozenset[str] = frozenset()
 
     def dtype_of(self, network: str) -> str:
-        """That of a network, one of `reference.engine.NETWORK`, where it is not quantised."""
+        """That of a network, one of `NETWORKS`, where it is not quantised."""
         return "float32" if network in self.in_float32 else self.dtype
 
 
@@ -170,19 +170,21 @@ def recipe(
 
 
 def selected(checkpoint: Checkpoint, without: Collection[str] = ()) -> tuple[str, ...]:
-    """Components in the order they run.
+    """Return the names of a bundle's components, in the order of the table.
+
+    Without an optional one no reference image can be read, so all components that reference images need are left out.
 
     Raises:
-        UsageError: what is to be left out is none of `FOR_REFERENCES`; without one no reference image can be read, so
-            all that they need goes with it.
+        UsageError: a component of `without` is not optional.
     """
-    wrong = [name for name in without if name not in FOR_REFERENCES]
+    optional = [row.name for row in COMPONENTS.values() if row.optional]
+    wrong = [name for name in without if name not in optional]
     if wrong:
-        raise UsageError(f"--without {wrong[0]}: only {' and '.join(FOR_REFERENCES)} can be left out")
-    absent = (*FOR_REFERENCES, "prefix_image") if without else ()
+        raise UsageError(f"--without {wrong[0]}: only {' and '.join(optional)} can be left out")
+    absent = FOR_REFERENCE_IMAGES if without else ()
     return tuple(name for name in components(checkpoint) if name not in absent)
 
 
 def networks(names: Collection[str]) -> tuple[str, ...]:
     """The networks of components."""
-    return tuple(dict.fromkeys(NETWORK[name] for name in names))
+    return tuple(dict.fromkeys(COMPONENTS[name].network for name in names))

@@ -6,10 +6,11 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
-from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.vae import up_halo
 from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES
@@ -43,7 +44,7 @@ def reference_pipeline(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
     components = Components(engine_loader(checkpoint, prepare=prepare), memory, watch)
-    components.preload(*preloaded(checkpoint.transformer.bidirectional))
+    components.preload(*preloaded(checkpoint.transformer.attention))
     return QwenImage(
         components,
         load_tokenizer(checkpoint.folder),
@@ -68,7 +69,7 @@ def engine_loader(
     networks: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
 
     def load(component: str) -> Engine:
-        name = NETWORK[component]
+        name = COMPONENTS[component].network
         network = networks.get(name)
         if network is None:
             network = networks[name] = load_network(checkpoint, name, dtype).to(device)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from qwen_image_engine.engines.core.components import Attention, components_with
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.components import Components, Memory
@@ -39,10 +40,9 @@ from qwen_image_engine.runtime.timing import Timings
 NO_REFERENCES = ReferenceImages()
 
 
-def preloaded(bidirectional: bool) -> tuple[str, ...]:
-    """What text-to-image runs, in this order."""
-    transformer = ("joint",) if bidirectional else ("prefix", "step")
-    return ("text_encoder", *transformer, "vae_decoder_mid", "vae_decoder_up")
+def preloaded(attention: Attention) -> tuple[str, ...]:
+    """Return the names of the components that run without reference images, in the order in which they run."""
+    return tuple(row.name for row in components_with(attention) if not row.needs_reference_images)
 
 
 class QwenImage:
@@ -112,7 +112,7 @@ class QwenImage:
             kept_bytes,
             absent=opened.manifest.absent_for_references,
         )
-        components.preload(*preloaded(facts.bidirectional))  # last, for it takes the longest
+        components.preload(*preloaded(facts.attention))  # last, for it takes the longest
         return pipeline
 
     @property

@@ -11,7 +11,8 @@ import numpy as np
 
 from qwen_image_engine.engines.core import contract_check, errors
 from qwen_image_engine.engines.core.bfloat16 import to_bfloat16
-from qwen_image_engine.engines.core.contract import EVERY_STEP, Contract, TensorSpec, split_axis
+from qwen_image_engine.engines.core.components import EVERY_STEP
+from qwen_image_engine.engines.core.contract import Contract, TensorSpec, split_axis
 from qwen_image_engine.engines.core.device_array import DeviceArray, DeviceMemory, Values
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.cuda.memory import CudaContext, CudaMemory

@@ -12,6 +12,7 @@ from qwen_image_engine.calibration.observe.record import Calibration, calibrate_
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork, check_rules, quantised_networks
 from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
 from qwen_image_engine.engines.backends import require
+from qwen_image_engine.engines.core.components import COMPONENTS, FOR_REFERENCE_IMAGES
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, is_memory
 from qwen_image_engine.export.bundle.cache_key import origin, tool
 from qwen_image_engine.export.bundle.network_folder import NetworkFolder, reuse_network, write_network
@@ -21,7 +22,7 @@ from qwen_image_engine.export.estimate.plan import ExportPlan, check_disk, check
 from qwen_image_engine.export.targets import Recipe, networks, recipe, selected
 from qwen_image_engine.export.weights.file_hashes import FileHashes
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
-from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.reference.pipeline import model_facts, schedule_config
 from qwen_image_engine.runtime.bundle.files import describe_file
@@ -81,7 +82,7 @@ def export_bundle(
         exclude: glob patterns of linears that a quantised precision leaves as they are.
         skip_blocks: blocks of the transformer that it leaves as they are.
         fp8_attention: whether the transformer's attention is FP8 too.
-        without: of `contract.FOR_REFERENCES`; a bundle without one of them takes no reference images.
+        without: names of optional components; a bundle without one of them takes no reference images.
         progress: called as the work goes on.
 
     Raises:
@@ -166,7 +167,7 @@ def _check_calibrated(calibration: Calibration | None, components: Collection[st
     Raises:
         QwenImageError: not so.
     """
-    if calibration is not None and "vision" in components and not calibration.settings.images:
+    if calibration is not None and {*FOR_REFERENCE_IMAGES} & {*components} and not calibration.settings.images:
         raise QwenImageError(
             "the calibration saw no reference images; calibrate again with --images, or export with --without vision "
             "for a bundle that takes none"
@@ -188,7 +189,7 @@ def _write(
     copied = _copy_host_files(checkpoint.folder, folder)
     names = networks(plan.components)
     used = {network: calibration.sha256 if calibration and quantised[network].layers else None for network in names}
-    graphs = {network: [name for name in plan.components if NETWORK[name] == network] for network in names}
+    graphs = {network: [name for name in plan.components if COMPONENTS[name].network == network] for network in names}
 
     def made_from(network: str) -> str:
         return origin(checkpoint, network, graphs[network], chosen, used[network], plan.weights, hashes)

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from qwen_image_engine.calibration.quantise.fp8 import SOFTMAX
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.calibration.rules.linears import WEIGHT
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.export.checks.onnxruntime_audit import audit
 from qwen_image_engine.export.graph.fused_attention import fused_attentions
@@ -25,7 +26,7 @@ from qwen_image_engine.export.weights.external_data import link_weights, place_w
 from qwen_image_engine.export.weights.network import network_weights
 from qwen_image_engine.export.weights.weight_file import Stored, WeightFile
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES
 from qwen_image_engine.runtime.bundle.files import describe_file
@@ -40,16 +41,10 @@ from qwen_image_engine.runtime.bundle.manifest import (
 from qwen_image_engine.runtime.system.files import file_sha256
 
 MODEL_FILES = {
-    "text_encoder": "text_encoder/model.onnx",
-    "vision": "vision/model.onnx",
-    "prefix": "transformer/prefix.onnx",
-    "prefix_image": "transformer/prefix_image.onnx",
-    "step": "transformer/step.onnx",
-    "joint": "transformer/joint.onnx",
-    "vae_decoder_mid": "vae/decoder_mid.onnx",
-    "vae_decoder_up": "vae/decoder_up.onnx",
-    "vae_encoder": "vae/encoder.onnx",
+    row.name: f"{row.network}/{row.name.removeprefix(f'{row.network}_') if row.name != row.network else 'model'}.onnx"
+    for row in COMPONENTS.values()
 }
+"""Graph files in a bundle by component: "transformer/step.onnx", "vae/decoder_up.onnx", "vision/model.onnx"."""
 
 _PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -187,7 +182,11 @@ def reuse_network(
             os.link(old / name, bundle / name)
         except OSError:
             shutil.copyfile(old / name, bundle / name)
-    components = {name: entry for name, entry in previous.components.items() if NETWORK.get(name) == network}
+    components = {
+        name: entry
+        for name, entry in previous.components.items()
+        if name in COMPONENTS and COMPONENTS[name].network == network
+    }
     return NetworkFolder(components, lambda: files, previous.embeddings if network == "text_encoder" else None)
 
 
@@ -198,7 +197,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 def lowered(checkpoint: Checkpoint, component: str, recipe: Recipe, quantised: QuantisedNetwork) -> ir.Model:
     """The graph of `component` after the recipe's passes, its weights not placed yet."""
-    model = trace(checkpoint, component, recipe.dtype_of(NETWORK[component]))
+    model = trace(checkpoint, component, recipe.dtype_of(COMPONENTS[component].network))
     for lowering in recipe.passes:
         lowering()(model)
     for quantising in recipe.quantising:

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_image_engine.engines.core.contract import EVERY_STEP
+from qwen_image_engine.engines.core.components import EVERY_STEP
 from qwen_image_engine.engines.core.device_array import Values, on_host
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.verify.difference import Difference, difference, worst

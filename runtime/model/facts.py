@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-ATTENTION = ("causal", "bidirectional")
+from qwen_image_engine.engines.core.components import Attention, components_with
+
+ATTENTION: tuple[Attention, Attention] = ("causal", "bidirectional")
 """How tokens of the transformer see each other: as in 2.1, block-causal, or as the report describes 2.0, all of all."""
 
 
@@ -65,14 +67,14 @@ class ModelFacts:
     vision: VisionFacts
 
     @property
-    def attention(self) -> str:
+    def attention(self) -> Attention:
         """One of `ATTENTION`."""
         return ATTENTION[self.bidirectional]
 
     @property
     def step(self) -> str:
-        """The component that runs every step."""
-        return "joint" if self.bidirectional else "step"
+        """Name of the component that runs every step."""
+        return next(row.name for row in components_with(self.attention) if row.runs == "step")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

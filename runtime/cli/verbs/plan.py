@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen_image_engine.engines.core.contract import FOR_REFERENCES
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size, whole_numbers
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
@@ -86,7 +86,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--without",
         action="append",
-        choices=FOR_REFERENCES,
+        choices=[row.name for row in COMPONENTS.values() if row.optional],
         default=[],
         help="leave out all that reference images alone need; the bundle then takes none",
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen_image_engine.engines.core.contract import COMPONENTS
+from qwen_image_engine.engines.core.contract import CONTRACTS
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.verify.difference import Difference, difference
 from qwen_image_engine.export.verify.parity import verify_bundle
@@ -43,7 +43,7 @@ def test_differences_of_known_arrays() -> None:
 
 def test_every_row_has_a_threshold_with_a_reason() -> None:
     for rows in THRESHOLDS.values():
-        assert set(rows) == {*COMPONENTS, TEACHER_FORCED}
+        assert set(rows) == {*CONTRACTS, TEACHER_FORCED}
         assert all(row.reason for row in rows.values())
 
 
