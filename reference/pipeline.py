@@ -8,12 +8,12 @@ from torch import nn
 
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import contract
+from qwen_image_engine.engines.core.dtypes import STORED_FLOATS
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.vae import up_halo
-from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES
 from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.components import Components, Memory
 from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts
@@ -88,7 +88,7 @@ def embedding_table(checkpoint: Checkpoint) -> EmbeddingTable:
     """
     info = checkpoint.token_embeddings()
     rows, width = info.shape
-    return EmbeddingTable.open(info.file, info.offset, FLOAT_DTYPES[info.dtype], (rows, width))
+    return EmbeddingTable.open(info.file, info.offset, STORED_FLOATS[info.dtype].name, (rows, width))
 
 
 def schedule_config(checkpoint: Checkpoint) -> ScheduleConfig:

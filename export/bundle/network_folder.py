@@ -17,6 +17,7 @@ from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.calibration.rules.linears import WEIGHT
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import contract
+from qwen_image_engine.engines.core.dtypes import DTYPES, STORED_FLOATS
 from qwen_image_engine.export.checks.onnxruntime_audit import audit
 from qwen_image_engine.export.graph.fused_attention import fused_attentions
 from qwen_image_engine.export.passes.quantised.fp8_attention import fp8_scale_name
@@ -28,7 +29,6 @@ from qwen_image_engine.export.weights.weight_file import Stored, WeightFile
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import read_tensors
-from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES
 from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import (
     ComponentEntry,
@@ -45,8 +45,6 @@ MODEL_FILES = {
     for row in COMPONENTS.values()
 }
 """Graph files in a bundle by component: "transformer/step.onnx", "vae/decoder_up.onnx", "vision/model.onnx"."""
-
-_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 Progress = Callable[[str, int], None]
 """Told what is being worked on, and the bytes just done."""
@@ -136,7 +134,7 @@ def write_network(
         described[component] = ComponentEntry(
             model=MODEL_FILES[component],
             weights=tuple(f"{network}/{name}" for name in used),
-            precision=recipe.precision if in_8_bits else _PRECISION[dtype],
+            precision=recipe.precision if in_8_bits else DTYPES[dtype].precision,
             excluded_layers=_linears(graph) if layers else (),
             quantised_layers=layers,
             opset=OPSET,
@@ -149,7 +147,9 @@ def write_network(
     if table is not None:
         place = places[table.name]
         rows, hidden = table.shape
-        embeddings = EmbeddingsEntry(f"{network}/{place.file}", place.offset, FLOAT_DTYPES[table.dtype], (rows, hidden))
+        embeddings = EmbeddingsEntry(
+            f"{network}/{place.file}", place.offset, STORED_FLOATS[table.dtype].name, (rows, hidden)
+        )
 
     def describe_files() -> dict[str, FileEntry]:
         linked = {file.name: file for file in checkpoint.stored(network).files} if weights == "link" else {}

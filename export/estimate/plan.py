@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
+from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.estimate.duration import export_seconds
 from qwen_image_engine.export.estimate.stage_memory import PROMPT_TOKENS, StageWidths, cache_bytes, stage_memory
@@ -165,7 +166,7 @@ def plan_cache(checkpoint: Checkpoint, plan: ExportPlan, references: Sequence[tu
     if checkpoint.transformer.bidirectional:
         return 0, 0
     tokens = PROMPT_TOKENS + sum(width // 16 * (height // 16) for width, height in references)
-    return tokens, cache_bytes(dims(checkpoint), tokens, 4 if plan.dtype == "float32" else 2)
+    return tokens, cache_bytes(dims(checkpoint), tokens, DTYPES[plan.dtype].bytes)
 
 
 def check_memory(plan: ExportPlan) -> None:
