@@ -229,10 +229,10 @@ def unsmoothed(inputs: Sequence[InputStatistics]) -> Smoothing:
 @contextmanager
 def recipe_with(target: str, precision: str, **changes: Any) -> Iterator[None]:
     """The recipe of a pair with other settings of its quantisation."""
-    plain = targets.RECIPES[target, precision]
+    plain = targets.TARGETS[target, precision]
     assert plain.quantisation is not None
     changed = replace(plain, quantisation=replace(plain.quantisation, **changes))
-    with mock.patch.object(targets, "RECIPES", {(target, precision): changed}):
+    with mock.patch.object(targets, "TARGETS", {(target, precision): changed}):
         yield
 
 

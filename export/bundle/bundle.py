@@ -19,7 +19,7 @@ from qwen_image_engine.export.bundle.network_folder import NetworkFolder, reuse_
 from qwen_image_engine.export.bundle.reuse_plans import keep_plans
 from qwen_image_engine.export.bundle.staging import check_output, staged
 from qwen_image_engine.export.estimate.plan import ExportPlan, check_disk, check_memory, plan_export
-from qwen_image_engine.export.targets import Recipe, networks, recipe, selected
+from qwen_image_engine.export.targets import Target, choose_target, networks, selected
 from qwen_image_engine.export.weights.file_hashes import FileHashes
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.components import dims
@@ -92,7 +92,7 @@ def export_bundle(
         QwenImageError: the checkpoint is unsound, `output` cannot be written or is no bundle, no link is possible, or
             a quantised linear does not run as one.
     """
-    chosen = recipe(
+    chosen = choose_target(
         target,
         precision,
         weights=weights,
@@ -139,7 +139,7 @@ def export_bundle(
     return manifest
 
 
-def open_calibration(checkpoint: Checkpoint, chosen: Recipe, folder: str | Path | None) -> Calibration | None:
+def open_calibration(checkpoint: Checkpoint, chosen: Target, folder: str | Path | None) -> Calibration | None:
     """What static scales come from, None where the recipe has none.
 
     Raises:
@@ -150,14 +150,12 @@ def open_calibration(checkpoint: Checkpoint, chosen: Recipe, folder: str | Path 
     if folder is None:
         if wanted:
             raise UsageError(
-                f"--target {chosen.target} --precision {chosen.precision} needs --calibration FOLDER; make one with: "
+                f"--target {chosen.name} --precision {chosen.precision} needs --calibration FOLDER; make one with: "
                 f"{calibrate_command(checkpoint.flags, 'FOLDER')}"
             )
         return None
     if not wanted:
-        raise UsageError(
-            f"--calibration with --target {chosen.target} --precision {chosen.precision}: not needed there"
-        )
+        raise UsageError(f"--calibration with --target {chosen.name} --precision {chosen.precision}: not needed there")
     return Calibration.open(Path(folder), checkpoint)
 
 
@@ -176,7 +174,7 @@ def _check_calibrated(calibration: Calibration | None, components: Collection[st
 
 def _write(
     checkpoint: Checkpoint,
-    chosen: Recipe,
+    chosen: Target,
     calibration: Calibration | None,
     quantised: Mapping[str, QuantisedNetwork],
     plan: ExportPlan,
@@ -222,7 +220,7 @@ def _write(
     (embeddings,) = (part.embeddings for part in parts if part.embeddings is not None)
     manifest = Manifest(
         tool=tool(),
-        target=chosen.target,
+        target=chosen.name,
         precision=chosen.precision,
         weights=plan.weights,
         checkpoint=CheckpointEntry(

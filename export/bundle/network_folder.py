@@ -21,7 +21,7 @@ from qwen_image_engine.engines.core.dtypes import DTYPES, STORED_FLOATS
 from qwen_image_engine.export.checks.onnxruntime_audit import audit
 from qwen_image_engine.export.graph.fused_attention import fused_attentions
 from qwen_image_engine.export.passes.quantised.fp8_attention import fp8_scale_name
-from qwen_image_engine.export.targets import Recipe, networks
+from qwen_image_engine.export.targets import Target, networks
 from qwen_image_engine.export.trace import IR_VERSION, OPSET, trace
 from qwen_image_engine.export.weights.external_data import link_weights, place_weights
 from qwen_image_engine.export.weights.network import network_weights
@@ -68,7 +68,7 @@ class NetworkFolder:
 def write_network(
     checkpoint: Checkpoint,
     components: Sequence[str],
-    recipe: Recipe,
+    target: Target,
     quantised: QuantisedNetwork,
     weights: str,
     bundle: Path,
@@ -85,12 +85,12 @@ def write_network(
         OSError: the bundle cannot be written.
     """
     (network,) = networks(components)
-    dtype = recipe.dtype_of(network)
+    dtype = target.dtype_of(network)
     entries = network_weights(checkpoint, network, dtype, quantised)
     graphs = {}
     for component in components:
         progress(f"graph of {component}", 0)
-        graphs[component] = lowered(checkpoint, component, recipe, quantised)
+        graphs[component] = lowered(checkpoint, component, target, quantised)
 
     folder = bundle / network
     folder.mkdir()
@@ -127,21 +127,21 @@ def write_network(
             for block, item in quantised.attention.items()
             if fp8_scale_name(block, "query") in graph.graph.initializers
         }
-        if layers and recipe.audited:
+        if layers and target.audited:
             progress(f"audit of {component}", 0)
             audit(bundle / MODEL_FILES[component], [name + WEIGHT for name in layers])
         in_8_bits = bool(layers or attention)
         described[component] = ComponentEntry(
             model=MODEL_FILES[component],
             weights=tuple(f"{network}/{name}" for name in used),
-            precision=recipe.precision if in_8_bits else DTYPES[dtype].precision,
+            precision=target.precision if in_8_bits else DTYPES[dtype].precision,
             excluded_layers=_linears(graph) if layers else (),
             quantised_layers=layers,
             opset=OPSET,
             ir_version=IR_VERSION,
             contract=contract(component, sizes, dtype),
             fp8_attention=attention,
-            fused_attentions=fused_attentions(graph.graph) if recipe.target == "tensorrt" else None,
+            fused_attentions=fused_attentions(graph.graph) if target.runs_plans else None,
         )
     embeddings = None
     if table is not None:
@@ -195,12 +195,12 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def lowered(checkpoint: Checkpoint, component: str, recipe: Recipe, quantised: QuantisedNetwork) -> ir.Model:
-    """The graph of `component` after the recipe's passes, its weights not placed yet."""
-    model = trace(checkpoint, component, recipe.dtype_of(COMPONENTS[component].network))
-    for lowering in recipe.passes:
+def lowered(checkpoint: Checkpoint, component: str, target: Target, quantised: QuantisedNetwork) -> ir.Model:
+    """Return the graph of `component` after the target's passes, its weights not placed yet."""
+    model = trace(checkpoint, component, target.dtype_of(COMPONENTS[component].network))
+    for lowering in target.passes():
         lowering()(model)
-    for quantising in recipe.quantising:
+    for quantising in target.quantising():
         quantising(quantised)(model)  # no clean-up after it: that would merge zero points that must stay apart
     return model
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.dtypes import DTYPES
-from qwen_image_engine.export.targets import RECIPES
+from qwen_image_engine.export.targets import TARGETS
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 
 Finding = tuple[str, str]
@@ -36,7 +36,7 @@ class Expected:
     def of(cls, manifest: Manifest, component: str) -> Expected:
         """That of a component of a bundle."""
         entry = manifest.components[component]
-        dtype = RECIPES[manifest.target, manifest.precision].dtype_of(COMPONENTS[component].network)
+        dtype = TARGETS[manifest.target, manifest.precision].dtype_of(COMPONENTS[component].network)
         return cls(
             manifest.dims.layers,
             ir.DataType(DTYPES[dtype].onnx),

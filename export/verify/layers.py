@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qwen_image_engine.engines.backends import load_engine
+from qwen_image_engine.engines.backends import find_backend, load_engine
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.device_array import on_host
 from qwen_image_engine.engines.core.engine import Array
@@ -136,15 +136,15 @@ def compare_layers(
 
 
 def check_layers(engine: str) -> None:
-    """Refuse what gives the outputs that it was built with alone.
+    """Raise if an engine gives no outputs but those that its plans were built with.
 
     Raises:
-        UsageError: so does the engine.
+        UsageError: the engine runs plans.
     """
-    if engine == "tensorrt":
+    if find_backend(engine).create is None:
         raise UsageError(
-            "--layers with --engine tensorrt: a built engine gives its outputs alone; see layers of the same graphs on "
-            "a CPU, exported with --target tensorrt-twin"
+            f"--layers with --engine {engine}: a built engine gives its outputs alone; see layers of the same graphs "
+            "on a CPU, exported with --target tensorrt-twin"
         )
 
 

@@ -58,10 +58,10 @@ def cuda_bundle(random_checkpoint: Callable[..., Path], tmp_path_factory: pytest
         checkpoint = random_checkpoint("narrow")
         if precision not in made:
             made[precision] = tmp_path_factory.mktemp(precision) / "bundle"
-            plain = targets.RECIPES["cuda", "bf16" if precision == "fp32" else precision]
+            plain = targets.TARGETS["cuda", "bf16" if precision == "fp32" else precision]
             chosen = replace(plain, dtype="float32") if precision == "fp32" else plain
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(targets, "RECIPES", {("cuda", plain.precision): chosen})
+                patch.setattr(targets, "TARGETS", {("cuda", plain.precision): chosen})
                 export_bundle(checkpoint, made[precision], target="cuda", precision=plain.precision)
         return checkpoint, made[precision]
 
@@ -149,7 +149,7 @@ def test_keys_and_values_are_planned_in_two_bytes(random_checkpoint: Callable[..
     checkpoint = Checkpoint.open(random_checkpoint("narrow"))
     plans = {}
     for target, precision in (("cuda", "fp16"), ("cuda", "bf16"), ("cpu", "fp32")):
-        chosen = targets.recipe(target, precision)
+        chosen = targets.choose_target(target, precision)
         plans[precision] = plan_export(checkpoint, chosen, quantised_networks(checkpoint, None), "copy")
     assert plans["fp16"].bundle_bytes == plans["bf16"].bundle_bytes < plans["fp32"].bundle_bytes
     vae = {name: plan.networks[-1] for name, plan in plans.items()}
@@ -285,4 +285,4 @@ class TestFp8:
 
     def test_fp8_attention_is_refused(self) -> None:
         with pytest.raises(UsageError, match="FP8 attention with --target cuda"):
-            targets.recipe("cuda", "fp8", fp8_attention=True)
+            targets.choose_target("cuda", "fp8", fp8_attention=True)

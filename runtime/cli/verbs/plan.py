@@ -19,7 +19,7 @@ from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, MAX_REFEREN
 from qwen_image_engine.runtime.system.text import duration_text, size_text, table
 
 if TYPE_CHECKING:
-    from qwen_image_engine.export.targets import Recipe
+    from qwen_image_engine.export.targets import Target
 
 SUMMARY = "what an export would read, write and need, before anything is written"
 
@@ -56,12 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `plan` and `export` both take."""
+    from qwen_image_engine.export.targets import TARGETS
+
+    precisions: dict[str, list[str]] = {}
+    for target, precision in TARGETS:
+        precisions.setdefault(target, []).append(precision)
     add_checkpoint_arguments(parser)
+    parser.add_argument("--target", default="cpu", help=f"what runs the graphs: {', '.join(precisions)} (cpu)")
     parser.add_argument(
-        "--target", default="cpu", help="what runs the graphs: cpu, cuda, tensorrt or tensorrt-twin (cpu)"
-    )
-    parser.add_argument(
-        "--precision", help="of weights and arithmetic: fp32, bf16, fp16, fp8, int8 (fp32 on a CPU, bf16 on a GPU)"
+        "--precision",
+        help="of weights and arithmetic, by default the first: "
+        + "; ".join(f"{', '.join(found)} for {target}" for target, found in precisions.items()),
     )
     parser.add_argument(
         "--weights",
@@ -94,16 +99,16 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fp8-attention", action="store_true", help="with fp8: the transformer's attention as well")
 
 
-def chosen_recipe(options: argparse.Namespace) -> "Recipe":
+def chosen_recipe(options: argparse.Namespace) -> "Target":
     """The recipe that the flags of `add_recipe_arguments` ask for.
 
     Raises:
         UsageError: there is none, or flags do not go together.
     """
     from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
-    from qwen_image_engine.export.targets import recipe
+    from qwen_image_engine.export.targets import choose_target
 
-    return recipe(
+    return choose_target(
         options.target,
         options.precision,
         weights=options.weights,
@@ -152,7 +157,7 @@ def execute(options: argparse.Namespace) -> Report:
         max_pixels=facts.max_pixels,
     )
     references = [(side, side)] * options.references
-    stages = {} if plan.target in ("cuda", "tensorrt") else plan_stages(checkpoint, plan, width, height, references)
+    stages = {} if chosen.on_gpu else plan_stages(checkpoint, plan, width, height, references)
     tokens, cache_bytes = plan_cache(checkpoint, plan, references)
     seconds = plan_seconds(checkpoint, chosen, quantised, plan)
 
@@ -184,7 +189,7 @@ def execute(options: argparse.Namespace) -> Report:
         f"         weights when run: {size_text(resident)} resident, "
         f"{size_text(plan.sequential_bytes)} sequential; activations come on top",
     ]
-    if plan.target == "tensorrt" and not checkpoint.transformer.bidirectional:
+    if chosen.runs_plans and not checkpoint.transformer.bidirectional:
         once = sum(item.engine_bytes for item in plan.networks if references or item.network != "vision")
         lines += [
             f"         on a GPU without room for prefix and step at once they take turns: {size_text(once)} resident, "
