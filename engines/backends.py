@@ -29,6 +29,7 @@ class Backend:
         distribution: name of the package as pip installs it.
         device: where it computes, and keeps keys and values.
         computes: precision of everything that is not quantised, if it is another than the graph's.
+        target: the one target whose graphs it runs; None if it runs those of every target that no backend is named for.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Backend:
     distribution: str
     device: Literal["cpu", "gpu"] = "cpu"
     computes: str | None = None
+    target: str | None = None
 
 
 _OPENVINO = "engines.openvino.package:openvino"
@@ -53,10 +55,11 @@ BACKENDS: Mapping[str, Backend] = {
             "engines.onnxruntime.cuda:create",
             "onnxruntime-gpu",
             device="gpu",
+            target="cuda",
         ),
         Backend("openvino", _OPENVINO, "engines.openvino.cpu:create", "openvino"),
         Backend("openvino-bf16", _OPENVINO, "engines.openvino.cpu:create_bf16", "openvino", computes="bf16"),
-        Backend("tensorrt", "engines.tensorrt.package:tensorrt", None, "tensorrt", device="gpu"),
+        Backend("tensorrt", "engines.tensorrt.package:tensorrt", None, "tensorrt", device="gpu", target="tensorrt"),
     )
 }
 
@@ -65,6 +68,23 @@ ENGINES = tuple(BACKENDS)
 
 ON_GPU = tuple(row.name for row in BACKENDS.values() if row.device == "gpu")
 """Names of the backends that keep keys and values on a GPU, in 16 bits."""
+
+
+def find_backend(name: str) -> Backend:
+    """Return the row of a backend.
+
+    Raises:
+        UsageError: the table has no such row.
+    """
+    if name not in BACKENDS:
+        raise UsageError(f"unknown engine {name!r}; known: {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def backends_for(target: str) -> tuple[str, ...]:
+    """Return the names of the backends that run graphs for a target."""
+    named = any(row.target == target for row in BACKENDS.values())
+    return tuple(row.name for row in BACKENDS.values() if row.target == (target if named else None))
 
 
 @dataclass(frozen=True)
@@ -99,9 +119,7 @@ def load_engine(backend: str, model: Path, contract: Contract, threads: int | No
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"{threads} threads: expected 1 to {MAX_THREADS}")
-    if backend not in BACKENDS:
-        raise UsageError(f"unknown engine {backend!r}; known: {', '.join(BACKENDS)}")
-    create = BACKENDS[backend].create
+    create = find_backend(backend).create
     if create is None:
         raise UsageError(f"{backend} runs what qwen-image build made of a bundle's graphs, not a graph; load a bundle")
     engine: Engine = load_entry(create)(model, contract, threads)

@@ -1,114 +1,177 @@
-"""What each target and precision means: the dtype to trace in and the passes that lower the graphs, as data."""
+"""The table of targets: everything that depends on a target with a precision, one row for each pair.
+
+This module imports neither torch nor onnx-ir: the command reads its flags from the table. Passes and rules are entries,
+imported when they are called.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from onnx_ir.passes import InPlacePass
-
-from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
-from qwen_image_engine.calibration.rules.quantisation import HIGH, QUANTISATIONS, Quantisation, Rule
+from qwen_image_engine.calibration.rules.quantisation import (
+    FP8_STATIC,
+    HIGH,
+    INT8_PER_TOKEN,
+    INT8_STATIC,
+    Quantisation,
+    Rule,
+)
 from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
-from qwen_image_engine.engines.core.contract import FOR_REFERENCES
+from qwen_image_engine.engines.backends import BACKENDS, backends_for
+from qwen_image_engine.engines.core.components import COMPONENTS, FOR_REFERENCE_IMAGES, components_with
+from qwen_image_engine.engines.core.entries import load_entry
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.export.passes.attention import AttentionToMultiHeadAttention, AttentionWithoutTransposes
-from qwen_image_engine.export.passes.cleanup import Cleanup, MergeReshapes
-from qwen_image_engine.export.passes.constant_shapes import ConstantShapes
-from qwen_image_engine.export.passes.drop_round_trips import DropRoundTrips
-from qwen_image_engine.export.passes.fold_constants import FoldConstants
-from qwen_image_engine.export.passes.keep_rows import KeepRows
-from qwen_image_engine.export.passes.layer_norm_in_float32 import LayerNormInFloat32
-from qwen_image_engine.export.passes.linear_to_gemm import LinearToGemm
-from qwen_image_engine.export.passes.quantised.fp8_attention import DecomposeFp8Attention, Fp8Attention
-from qwen_image_engine.export.passes.quantised.gemm_float8 import GemmFloat8
-from qwen_image_engine.export.passes.quantised.linear_to_int8 import LinearToInt8
-from qwen_image_engine.export.passes.quantised.linear_to_static import LinearToStatic
-from qwen_image_engine.export.passes.quantised.smooth_modulation import SmoothModulation
-from qwen_image_engine.export.passes.quantised.value_scales import ScaleValues
-from qwen_image_engine.export.passes.scale_into_layer_norm import ScaleIntoLayerNorm
-from qwen_image_engine.export.passes.scale_into_queries import ScaleIntoQueries
-from qwen_image_engine.export.passes.sequence_to_split import SequenceToSplit
-from qwen_image_engine.export.passes.sum_of_squares import SumOfSquares
-from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, components
+from qwen_image_engine.export.thresholds import (
+    CPU_FP32,
+    CPU_INT8,
+    CUDA_BF16,
+    CUDA_FP8,
+    CUDA_FP16,
+    TENSORRT_BF16,
+    TENSORRT_FP8,
+    TENSORRT_INT8,
+    TWIN_FP8,
+    TWIN_INT8,
+    Thresholds,
+    on_engine,
+)
 
-Passes = tuple[Callable[[], InPlacePass], ...]
-QuantisingPasses = tuple[Callable[[QuantisedNetwork], InPlacePass], ...]
+if TYPE_CHECKING:
+    from qwen_image_engine.export.lowering import Passes, QuantisingPasses
+    from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How graphs for one target and precision are made.
+class Target:
+    """One row of the table: how graphs for a target are made in a precision, and what they must keep.
 
     Attributes:
-        target: what runs them.
+        name: the word that `--target` takes.
         precision: of the bundle, by the manifest.
-        dtype: of weights and arithmetic that are not quantised, and of keys and values, by torch's name.
-        passes: run in order on every component.
-        quantisation: which linears are quantised, and to what.
-        quantising: passes that run after the others where any are.
+        dtype: torch's name of the dtype of weights and arithmetic that are not quantised, and of keys and values.
+        thresholds: limits of `verify` by row.
+        passes: loads the passes that run in order on every component.
+        quantisation: rules of which linears are quantised, and to what; None if none is.
+        quantising: loads the passes that run after the others if anything is quantised.
+        rules: loads the names of the structural rules that `inspect --check` holds graphs to; None if it has none.
         audited: whether ONNX Runtime has to run every quantised linear as a product of integers.
         in_float32: networks that are in float32 all the same.
+        may_quantise_attention: whether `--fp8-attention` goes with it.
+        twin: whether it only shows on a CPU what another target's quantisation costs.
     """
 
-    target: str
+    name: str
     precision: str
     dtype: str
-    passes: Passes
+    thresholds: Thresholds
+    passes: Callable[[], Passes]
     quantisation: Quantisation | None = None
-    quantising: QuantisingPasses = ()
+    quantising: Callable[[], QuantisingPasses] = tuple
+    rules: Callable[[], Collection[str]] | None = None
     audited: bool = False
     in_float32: frozenset[str] = frozenset()
+    may_quantise_attention: bool = False
+    twin: bool = False
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Names of the backends that run its graphs."""
+        return backends_for(self.name)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its graphs run on a GPU."""
+        return any(BACKENDS[name].device == "gpu" for name in self.engines)
+
+    @property
+    def runs_plans(self) -> bool:
+        """Whether `build` makes plans of its graphs."""
+        return any(BACKENDS[name].create is None for name in self.engines)
 
     def dtype_of(self, network: str) -> str:
-        """That of a network, one of `reference.engine.NETWORK`, where it is not quantised."""
+        """Return torch's name of the dtype of a network, one of `NETWORKS`, where it is not quantised."""
         return "float32" if network in self.in_float32 else self.dtype
 
 
-_SIMPLIFY: Passes = (FoldConstants, SequenceToSplit, ConstantShapes, SumOfSquares, Cleanup)
-_GPU: Passes = (*_SIMPLIFY, DropRoundTrips, ScaleIntoQueries)
-_ROWS: Passes = (LinearToGemm, KeepRows, MergeReshapes, Cleanup)
+def _entry(entry: str) -> Callable[[], Any]:
+    return partial(load_entry, entry)
 
-_CPU: Passes = (
-    *_SIMPLIFY,
-    AttentionToMultiHeadAttention,
-    AttentionWithoutTransposes,
-    *_ROWS,
-    ScaleIntoLayerNorm,
-    Cleanup,
-)
-_CUDA: Passes = (*_GPU, AttentionWithoutTransposes, *_ROWS)
-_TENSORRT: Passes = (*_GPU, LayerNormInFloat32, *_ROWS)
 
 # ONNX Runtime has bf16 kernels of Pad, ReduceMean and DepthToSpace neither on CUDA nor on the CPU, where it would put
 # them; in fp16 the released VAE is said to give values that are not finite.
 _CUDA_FLOAT32 = frozenset({"vae"})
 
-_STATIC: QuantisingPasses = (SmoothModulation, ScaleValues, LinearToStatic, Fp8Attention)
-_STATIC_CUDA: QuantisingPasses = (SmoothModulation, ScaleValues, LinearToStatic, GemmFloat8)
-_STATIC_TWIN: QuantisingPasses = (*_STATIC, DecomposeFp8Attention)
+_cpu = partial(Target, "cpu", dtype="float32", passes=_entry("export.lowering:CPU"))
+_cuda = partial(
+    Target,
+    "cuda",
+    passes=_entry("export.lowering:CUDA"),
+    rules=_entry("export.checks.tensorrt_rules:SHARED_WITH_CUDA"),
+    in_float32=_CUDA_FLOAT32,
+)
+_tensorrt = partial(
+    Target,
+    "tensorrt",
+    dtype="bfloat16",
+    passes=_entry("export.lowering:TENSORRT"),
+    rules=_entry("export.checks.tensorrt_rules:RULES"),
+)
+_static = partial(_tensorrt, quantising=_entry("export.lowering:STATIC"), may_quantise_attention=True)
+_twin = partial(
+    Target,
+    "tensorrt-twin",
+    dtype="float32",
+    passes=_entry("export.lowering:TENSORRT"),
+    quantising=_entry("export.lowering:STATIC_TWIN"),
+    may_quantise_attention=True,
+    twin=True,
+)
 
-RECIPES: Mapping[tuple[str, str], Recipe] = {
-    (item.target, item.precision): item
-    for item in (
-        Recipe("cpu", "fp32", "float32", _CPU),
-        Recipe("cpu", "int8", "float32", _CPU, QUANTISATIONS["cpu", "int8"], (LinearToInt8, ScaleValues), audited=True),
-        Recipe("cuda", "bf16", "bfloat16", _CUDA, in_float32=_CUDA_FLOAT32),
-        Recipe("cuda", "fp16", "float16", _CUDA, in_float32=_CUDA_FLOAT32),
-        Recipe("cuda", "fp8", "float16", _CUDA, QUANTISATIONS["cuda", "fp8"], _STATIC_CUDA, in_float32=_CUDA_FLOAT32),
-        Recipe("tensorrt", "bf16", "bfloat16", _TENSORRT),
-        Recipe("tensorrt", "fp8", "bfloat16", _TENSORRT, QUANTISATIONS["tensorrt", "fp8"], _STATIC),
-        Recipe("tensorrt", "int8", "bfloat16", _TENSORRT, QUANTISATIONS["tensorrt", "int8"], _STATIC),
-        Recipe("tensorrt-twin", "fp8", "float32", _TENSORRT, QUANTISATIONS["tensorrt", "fp8"], _STATIC_TWIN),
-        Recipe("tensorrt-twin", "int8", "float32", _TENSORRT, QUANTISATIONS["tensorrt", "int8"], _STATIC_TWIN),
+TARGETS: Mapping[tuple[str, str], Target] = {
+    (row.name, row.precision): row
+    for row in (
+        _cpu("fp32", thresholds=CPU_FP32),
+        _cpu(
+            "int8",
+            thresholds=CPU_INT8,
+            quantisation=INT8_PER_TOKEN,
+            quantising=_entry("export.lowering:INT8_PER_TOKEN"),
+            audited=True,
+        ),
+        _cuda("bf16", dtype="bfloat16", thresholds=CUDA_BF16),
+        _cuda("fp16", dtype="float16", thresholds=CUDA_FP16),
+        _cuda(
+            "fp8",
+            dtype="float16",
+            thresholds=CUDA_FP8,
+            quantisation=FP8_STATIC,
+            quantising=_entry("export.lowering:STATIC_CUDA"),
+        ),
+        _tensorrt("bf16", thresholds=TENSORRT_BF16),
+        _static("fp8", thresholds=TENSORRT_FP8, quantisation=FP8_STATIC),
+        _static("int8", thresholds=TENSORRT_INT8, quantisation=INT8_STATIC),
+        _twin("fp8", thresholds=TWIN_FP8, quantisation=FP8_STATIC),
+        _twin("int8", thresholds=TWIN_INT8, quantisation=INT8_STATIC),
     )
 }
-"""By target and precision. The twin is TensorRT's graph in float32, which ONNX Runtime runs on a CPU: its scales, its
-codes, its passes; what it shows of accuracy is what TensorRT's products of 8 bits give before bf16 rounds the rest."""
+"""Rows by target and precision; a target's first row is its default. The twin is TensorRT's graph in float32, which
+ONNX Runtime runs on a CPU: its scales, its codes, its passes; what it shows of accuracy is what TensorRT's products of
+8 bits give before bf16 rounds the rest."""
+
+TARGET_NAMES = tuple(dict.fromkeys(row.name for row in TARGETS.values()))
+"""Words that `--target` takes."""
 
 
-def recipe(
+def thresholds(target: str, precision: str, engine: str) -> Thresholds | None:
+    """Return the thresholds of a bundle on an engine; None if the table has no row for it."""
+    row = TARGETS.get((target, precision))
+    return None if row is None else on_engine(row.thresholds, engine)
+
+
+def choose_target(
     target: str,
     precision: str | None,
     *,
@@ -117,26 +180,27 @@ def recipe(
     exclude: Sequence[str] = (),
     skip_blocks: Sequence[int] = (),
     fp8_attention: bool = False,
-) -> Recipe:
-    """The recipe of a pair, with what the caller wants otherwise.
+) -> Target:
+    """Return the row of a target and precision, changed as the caller asks.
 
     Args:
-        target: what the graphs are lowered for.
-        precision: of weights and arithmetic.
+        target: name of the target that the graphs are lowered for.
+        precision: of weights and arithmetic; None for the target's first.
         weights: "copy" or "link".
-        rules: in the place of the recipe's own.
+        rules: recipe file whose rules are taken in the place of the row's own.
         exclude: glob patterns of linears that are not quantised, before any rule.
         skip_blocks: blocks of the transformer that are not quantised.
         fp8_attention: whether attention of the transformer is FP8.
 
     Raises:
-        UsageError: no such pair or way of placing weights, or one that does not go with the others.
+        UsageError: the table has no such row, there is no such way of placing weights, or the arguments do not go
+            together.
     """
-    if precision is None:  # the first of the target's, which needs no calibration; of one that is not known, an error
-        precision = next((item.precision for item in RECIPES.values() if item.target == target), "fp32")
-    found = RECIPES.get((target, precision))
+    if precision is None:  # an unknown target is refused below
+        precision = next((row.precision for row in TARGETS.values() if row.name == target), "fp32")
+    found = TARGETS.get((target, precision))
     if found is None:
-        known = ", ".join(f"--target {target} --precision {precision}" for target, precision in RECIPES)
+        known = ", ".join(f"--target {target} --precision {precision}" for target, precision in TARGETS)
         raise UsageError(f"cannot export for target {target!r} in precision {precision!r}; known: {known}")
     if weights not in ("copy", "link"):
         raise UsageError(f"weights {weights!r}: expected copy or link")
@@ -153,12 +217,12 @@ def recipe(
             "use --weights copy"
         )
     if rules is not None:
-        rules.check(found.quantisation.precisions(), found.quantisation.static, for_gpu=target == "tensorrt")
+        rules.check(found.quantisation.precisions(), found.quantisation.static, for_gpu=found.runs_plans)
     fp8_attention |= rules is not None and rules.fp8_attention
     if fp8_attention and precision != "fp8":
         raise UsageError(f"FP8 attention in a bundle of precision {precision}: it goes with --precision fp8")
-    if fp8_attention and target == "cuda":
-        raise UsageError("FP8 attention with --target cuda: ONNX Runtime has none; it goes with --target tensorrt")
+    if fp8_attention and not found.may_quantise_attention:
+        raise UsageError(f"FP8 attention with --target {target}: ONNX Runtime has none; it goes with --target tensorrt")
     skipped = {*skip_blocks, *(rules.skip_blocks if rules is not None else ())}
     chosen = replace(
         found.quantisation,
@@ -170,19 +234,21 @@ def recipe(
 
 
 def selected(checkpoint: Checkpoint, without: Collection[str] = ()) -> tuple[str, ...]:
-    """Components in the order they run.
+    """Return the names of a bundle's components, in the order of the table.
+
+    Without an optional one no reference image can be read, so all components that reference images need are left out.
 
     Raises:
-        UsageError: what is to be left out is none of `FOR_REFERENCES`; without one no reference image can be read, so
-            all that they need goes with it.
+        UsageError: a component of `without` is not optional.
     """
-    wrong = [name for name in without if name not in FOR_REFERENCES]
+    optional = [row.name for row in COMPONENTS.values() if row.optional]
+    wrong = [name for name in without if name not in optional]
     if wrong:
-        raise UsageError(f"--without {wrong[0]}: only {' and '.join(FOR_REFERENCES)} can be left out")
-    absent = (*FOR_REFERENCES, "prefix_image") if without else ()
-    return tuple(name for name in components(checkpoint) if name not in absent)
+        raise UsageError(f"--without {wrong[0]}: only {' and '.join(optional)} can be left out")
+    absent = FOR_REFERENCE_IMAGES if without else ()
+    return tuple(row.name for row in components_with(checkpoint.transformer.attention) if row.name not in absent)
 
 
 def networks(names: Collection[str]) -> tuple[str, ...]:
-    """The networks of components."""
-    return tuple(dict.fromkeys(NETWORK[name] for name in names))
+    """Return the networks of components, in the order of the components."""
+    return tuple(dict.fromkeys(COMPONENTS[name].network for name in names))

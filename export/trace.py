@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import Contract, contract, split_axis
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.graph.external_weights import set_unplaced
 from qwen_image_engine.export.graph.shapes import axes
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, dims, forward
+from qwen_image_engine.reference.components import dims, forward
 from qwen_image_engine.reference.load import empty_network
 
 OPSET = 23
@@ -59,7 +60,7 @@ def trace(checkpoint: Checkpoint, component: str, dtype: str) -> ir.Model:
     """
     spec = contract(component, dims(checkpoint), dtype)
     mode = FakeTensorMode()
-    network = _fake_weights(empty_network(checkpoint, NETWORK[component]), mode, getattr(torch, dtype))
+    network = _fake_weights(empty_network(checkpoint, COMPONENTS[component].network), mode, getattr(torch, dtype))
     symbols = {name: torch.export.Dim(name) for name in spec.symbols()}
     with mode:
         example = tuple(
@@ -85,7 +86,7 @@ def trace(checkpoint: Checkpoint, component: str, dtype: str) -> ir.Model:
     model: ir.Model = program.model
     model.ir_version = IR_VERSION
     model.graph.name = component
-    _forget_values(model, set(network.state_dict()), checkpoint.stored(NETWORK[component]).layout.prefix)
+    _forget_values(model, set(network.state_dict()), checkpoint.stored(COMPONENTS[component].network).layout.prefix)
     _name_axes(model, spec)
     return model
 

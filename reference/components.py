@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from qwen_image_engine.engines.core.components import components_with
 from qwen_image_engine.engines.core.contract import Contract, Dims
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.networks.text_encoder import TextEncoder
@@ -17,24 +18,10 @@ from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.reference.networks.vae import Vae
 from qwen_image_engine.reference.networks.vision import Vision
 
-NETWORK = {
-    "text_encoder": "text_encoder",
-    "vision": "vision",
-    "prefix": "transformer",
-    "prefix_image": "transformer",
-    "step": "transformer",
-    "joint": "transformer",
-    "vae_decoder_mid": "vae",
-    "vae_decoder_up": "vae",
-    "vae_encoder": "vae",
-}
-"""The network of each component."""
-
 
 def components(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The components of a checkpoint, by its attention: prefix passes and step, or joint."""
-    absent = ("prefix", "prefix_image", "step") if checkpoint.transformer.bidirectional else ("joint",)
-    return tuple(name for name in NETWORK if name not in absent)
+    """Return the names of a checkpoint's components by its attention: prefix passes and step, or joint."""
+    return tuple(row.name for row in components_with(checkpoint.transformer.attention))
 
 
 def dims(checkpoint: Checkpoint) -> Dims:

@@ -29,7 +29,7 @@ def read_tensors(checkpoint: Checkpoint, network: str) -> tuple[TensorInfo, ...]
 
 
 def empty_network(checkpoint: Checkpoint, name: str) -> nn.Module:
-    """One of the networks of `NETWORK` with parameters on "meta" and derived buffers real.
+    """Build one of `NETWORKS` with parameters on "meta" and derived buffers real.
 
     Raises:
         QwenImageError: config.json asks for more blocks than are stored, or for widths that no tensor can have.

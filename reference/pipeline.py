@@ -7,13 +7,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import contract
+from qwen_image_engine.engines.core.dtypes import STORED_FLOATS
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
-from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.vae import up_halo
-from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES
 from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.components import ComponentPool, Memory
 from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts
@@ -44,7 +45,7 @@ def reference_pipeline(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
     components = ComponentPool(engine_loader(checkpoint, prepare=prepare), memory, watch)
-    components.preload(*preloaded(checkpoint.transformer.bidirectional))
+    components.preload(*preloaded(checkpoint.transformer.attention))
     return pipeline_on(checkpoint, components)
 
 
@@ -91,7 +92,7 @@ def engine_loader(
     networks: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
 
     def load(component: str) -> Engine:
-        name = NETWORK[component]
+        name = COMPONENTS[component].network
         network = networks.get(name)
         if network is None:
             network = networks[name] = load_network(checkpoint, name, dtype).to(device)
@@ -110,7 +111,7 @@ def embedding_table(checkpoint: Checkpoint) -> EmbeddingTable:
     """
     info = checkpoint.token_embeddings()
     rows, width = info.shape
-    return EmbeddingTable.open(info.file, info.offset, FLOAT_DTYPES[info.dtype], (rows, width))
+    return EmbeddingTable.open(info.file, info.offset, STORED_FLOATS[info.dtype].name, (rows, width))
 
 
 def schedule_config(checkpoint: Checkpoint) -> ScheduleConfig:

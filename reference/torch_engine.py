@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from qwen_image_engine.engines.core import contract_check
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import Contract, contract
 from qwen_image_engine.engines.core.contract_check import Array
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, components, dims, forward
+from qwen_image_engine.reference.components import components, dims, forward
 from qwen_image_engine.reference.load import load_network
 
 
@@ -58,5 +59,7 @@ def reference_engines(checkpoint: Checkpoint) -> dict[str, Engine]:
     """
     sizes = dims(checkpoint)
     names = components(checkpoint)
-    networks = {name: load_network(checkpoint, name) for name in dict.fromkeys(NETWORK[item] for item in names)}
-    return {name: TorchEngine(contract(name, sizes), networks[NETWORK[name]]) for name in names}
+    networks = {
+        name: load_network(checkpoint, name) for name in dict.fromkeys(COMPONENTS[item].network for item in names)
+    }
+    return {name: TorchEngine(contract(name, sizes), networks[COMPONENTS[name].network]) for name in names}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar, get_args
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.engine import CancellableEngine, Engine
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, UsageError
 from qwen_image_engine.engines.core.loop import Loop, LoopingEngine, LoopInputs
@@ -15,7 +16,7 @@ Memory = Literal["resident", "sequential"]
 
 Allocated = TypeVar("Allocated")
 
-_TRANSFORMER = ("prefix", "prefix_image", "step")
+_TRANSFORMER = tuple(row.name for row in COMPONENTS.values() if row.network == "transformer")
 """Graphs of one network, whose weights each engine holds for itself."""
 
 

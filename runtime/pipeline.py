@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from qwen_image_engine.engines.backends import BACKENDS
+from qwen_image_engine.engines.core.components import Attention, components_with
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.components import ComponentPool, Memory
@@ -46,10 +47,9 @@ _QUARTER = 4
 """Latents that a preview at a quarter of the size averages, along each side."""
 
 
-def preloaded(bidirectional: bool) -> tuple[str, ...]:
-    """Return the components that text-to-image runs, in order."""
-    transformer = ("joint",) if bidirectional else ("prefix", "step")
-    return ("text_encoder", *transformer, "vae_decoder_mid", "vae_decoder_up")
+def preloaded(attention: Attention) -> tuple[str, ...]:
+    """Return the names of the components that run without reference images, in the order in which they run."""
+    return tuple(row.name for row in components_with(attention) if not row.needs_reference_images)
 
 
 class QwenImage:
@@ -147,7 +147,7 @@ class QwenImage:
             QwenImageError: an engine's package is not installed, its file is damaged, or memory does not suffice.
         """
         with self._turn():
-            self._components.preload(*preloaded(self.facts.bidirectional))
+            self._components.preload(*preloaded(self.facts.attention))
 
     @property
     def timings(self) -> Timings:

@@ -4,14 +4,8 @@ from pathlib import Path
 
 import onnx
 
+from qwen_image_engine.engines.core.dtypes import STORED
 from qwen_image_engine.reference.storage.tensor_file import read_header
-
-_DTYPES = {
-    "F32": onnx.TensorProto.FLOAT,
-    "BF16": onnx.TensorProto.BFLOAT16,
-    "F16": onnx.TensorProto.FLOAT16,
-    "I8": onnx.TensorProto.INT8,
-}
 
 
 def check_linked_graph(model: Path) -> int:
@@ -31,7 +25,7 @@ def check_linked_graph(model: Path) -> int:
             headers[file] = read_header(file)
         stored = headers[file][item.name]
         said = (int(entries["offset"]), int(entries["length"]), tuple(item.dims), item.data_type)
-        found = (stored.offset, stored.nbytes, stored.shape, _DTYPES[stored.dtype])
+        found = (stored.offset, stored.nbytes, stored.shape, STORED[stored.dtype].onnx)
         assert said == found, f"{model}: {item.name} is at {said}, in {file} at {found}"
         proto.graph.initializer.remove(item)
         proto.graph.input.append(onnx.helper.make_tensor_value_info(item.name, item.data_type, item.dims))

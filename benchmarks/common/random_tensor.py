@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES
+from qwen_image_engine.engines.core.dtypes import STORED_FLOATS
 
 # Odd, so that the rows of a matrix, whose length is even, do not come again.
 POOL = 2**24 - 3
@@ -32,7 +32,7 @@ class RandomTensor:
     def blocks(self) -> Iterator[memoryview]:
         """At most 16 MB of bf16, 32 MB of fp32 at once."""
         mean, std = distribution(self.name, self.shape)
-        dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[self.dtype])
+        dtype: torch.dtype = getattr(torch, STORED_FLOATS[self.dtype].name)
         start, rest = zlib.crc32(self.name.encode()) % POOL, math.prod(self.shape)
         while rest:
             count = min(rest, BLOCK, POOL - start)

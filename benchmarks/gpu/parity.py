@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from benchmarks.gpu.timings import guarded
 from benchmarks.gpu.work import relative_l2
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import Contract, contract, split_axis
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, components, dims, forward
+from qwen_image_engine.reference.components import components, dims, forward
 from qwen_image_engine.reference.load import load_network
 
 SIZES = {"batch": 1, "text": 77, "prefix": 60, "tokens": 256, "height": 16, "width": 16, "image": 64, "slots": 16}
@@ -93,7 +94,7 @@ def _distance(found: Any, expected: Any) -> dict[str, Any]:
 
 
 def _network(checkpoint: Checkpoint, component: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    return load_network(checkpoint, NETWORK[component], dtype).to(device)
+    return load_network(checkpoint, COMPONENTS[component].network, dtype).to(device)
 
 
 def _tensor(values: Any, device: torch.device) -> Tensor:

@@ -167,12 +167,12 @@ class Exported:
     def _export(self) -> Any:
         from qwen_image_engine.calibration.quantise.network import quantised_networks
         from qwen_image_engine.export.bundle.network_folder import write_network
-        from qwen_image_engine.export.targets import recipe
+        from qwen_image_engine.export.targets import choose_target
 
         bundle = self.folder
         bundle.mkdir()
         checkpoint = Checkpoint.open(written_checkpoint(self.network, self.values, self.work))
-        chosen = recipe(self.target, self.precision)
+        chosen = choose_target(self.target, self.precision)
         calibration = None if chosen.quantisation is None else synthetic_calibration(self.network)
         quantised = quantised_networks(checkpoint, chosen.quantisation, calibration)["transformer"]
         # Weights in the dtype of the graph are linked: 14 GB less to write.

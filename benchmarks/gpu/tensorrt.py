@@ -111,10 +111,10 @@ class TensorRt:
         """Graphs of prefix and step in a folder of their own."""
         from qwen_image_engine.calibration.quantise.network import quantised_networks
         from qwen_image_engine.export.bundle.network_folder import write_network
-        from qwen_image_engine.export.targets import recipe
+        from qwen_image_engine.export.targets import choose_target
 
         checkpoint = Checkpoint.open(written_checkpoint(self.network, self.values, self.work))
-        chosen = recipe("tensorrt", self.precision)
+        chosen = choose_target("tensorrt", self.precision)
         calibration = None if chosen.quantisation is None else synthetic_calibration(self.network)
         quantised = quantised_networks(checkpoint, chosen.quantisation, calibration)["transformer"]
         linked = chosen.quantisation is None and self.network.img_in.weight.dtype == torch.bfloat16

@@ -40,6 +40,7 @@ from qwen_image_engine.calibration.quantise.smoothing import Smoothing
 from qwen_image_engine.calibration.rules.linears import LINEARS
 from qwen_image_engine.calibration.rules.quantisation import Quantisation, Rule
 from qwen_image_engine.engines.backends import load_engine
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.export import targets
@@ -49,7 +50,7 @@ from qwen_image_engine.export.verify.bundle import compare_bundle
 from qwen_image_engine.export.verify.difference import Difference, difference, mean, worst
 from qwen_image_engine.export.verify.recording import Recording, default_cases, record
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts, schedule_config
 from qwen_image_engine.reference.torch_engine import TorchEngine
@@ -115,7 +116,7 @@ def in_torch(
         network = load_network(checkpoint, name)
         prefix = checkpoint.components[name].layout.prefix
         quantised = quantised_network.quantised_network(checkpoint, name, ALL_LINEARS)
-        components = [component for component in QUANTISED if NETWORK[component] == name]
+        components = [component for component in QUANTISED if COMPONENTS[component].network == name]
 
         def run(network: torch.nn.Module = network, components: Sequence[str] = components) -> None:
             for component in components:
@@ -179,7 +180,7 @@ def quantize_static(checkpoint: Checkpoint, recordings: Sequence[Recording], wor
     engines: dict[str, Engine] = {}
     for component in QUANTISED:
         entry = manifest.components[component]
-        layers = quantised_network.quantised_network(checkpoint, NETWORK[component], ALL_LINEARS).layers
+        layers = quantised_network.quantised_network(checkpoint, COMPONENTS[component].network, ALL_LINEARS).layers
         model = onnx.load(str(bundle / entry.model))
         names = []
         for index, node in enumerate(model.graph.node):
@@ -228,10 +229,10 @@ def unsmoothed(inputs: Sequence[InputStatistics]) -> Smoothing:
 @contextmanager
 def recipe_with(target: str, precision: str, **changes: Any) -> Iterator[None]:
     """The recipe of a pair with other settings of its quantisation."""
-    plain = targets.RECIPES[target, precision]
+    plain = targets.TARGETS[target, precision]
     assert plain.quantisation is not None
     changed = replace(plain, quantisation=replace(plain.quantisation, **changes))
-    with mock.patch.object(targets, "RECIPES", {(target, precision): changed}):
+    with mock.patch.object(targets, "TARGETS", {(target, precision): changed}):
         yield
 
 
@@ -340,7 +341,7 @@ def traced_once() -> Iterator[None]:
     trace, traced = network_folder.trace, {}
 
     def once(checkpoint: Checkpoint, component: str, dtype: Any) -> Any:
-        key = (getattr(checkpoint, NETWORK[component]), component, dtype)
+        key = (getattr(checkpoint, COMPONENTS[component].network), component, dtype)
         if key not in traced:
             traced[key] = trace(checkpoint, component, dtype)
         return traced[key].clone()

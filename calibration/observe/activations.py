@@ -10,16 +10,20 @@ from torch import nn
 
 from qwen_image_engine.calibration.rules.blocks import block_size
 from qwen_image_engine.calibration.rules.linears import LINEARS
+from qwen_image_engine.engines.core.components import COMPONENTS, components_with
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK
 from qwen_image_engine.reference.load import empty_network
 
 
 def observed_components(checkpoint: Checkpoint, *, references: bool) -> tuple[str, ...]:
-    """Those with linears to quantise, in the order they run; with `references` those of reference images too."""
-    if checkpoint.transformer.bidirectional:
-        return ("text_encoder", "joint")
-    return ("text_encoder", "prefix", *(["prefix_image"] if references else []), "step")
+    """Return the names of the components with linears to quantise, in the order in which they run.
+
+    Args:
+        checkpoint: their checkpoint.
+        references: whether components that run for reference images alone are among them.
+    """
+    rows = (row for row in components_with(checkpoint.transformer.attention) if row.network in LINEARS)
+    return tuple(row.name for row in rows if references or not row.needs_reference_images)
 
 
 OUTPUT = ".output"
@@ -59,14 +63,14 @@ def observed_tensors(checkpoint: Checkpoint, component: str) -> Mapping[str, Obs
     Raises:
         QwenImageError: config.json asks for more blocks than are stored, or for widths that no tensor can have.
     """
-    name = NETWORK[component]
+    name = COMPONENTS[component].network
     linears, prefix = LINEARS[name], checkpoint.components[name].layout.prefix
     network = empty_network(checkpoint, name)
     blocks = linears.blocks.removeprefix(prefix)
     depth = len(network.get_submodule(blocks))  # type: ignore[arg-type]
     observed = {}
     for block in range(depth):
-        last_of_prefix = component in ("prefix", "prefix_image") and block == depth - 1
+        last_of_prefix = COMPONENTS[component].returns_cache and block == depth - 1
         for end in [group[0] for group in linears.inputs] + ([_VALUES] if name == "transformer" else []):
             if last_of_prefix and end not in _READ_IN_LAST_PREFIX_BLOCK:
                 continue

@@ -13,7 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from qwen_image_engine.calibration.observe.activations import ObservedTensor
 from qwen_image_engine.calibration.observe.statistics import InputSums
-from qwen_image_engine.engines.core.contract import EVERY_STEP, Contract
+from qwen_image_engine.engines.core.components import EVERY_STEP
+from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.contract_check import Array
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.errors import QwenImageError

@@ -16,7 +16,7 @@ from qwen_image_engine.calibration.observe.partial import PARTIAL
 from qwen_image_engine.calibration.observe.settings import CheckpointIdentity, Settings
 from qwen_image_engine.calibration.observe.statistics import PERCENTILES, InputStatistics
 from qwen_image_engine.calibration.observe.tensor_file import pack, read, write_whole
-from qwen_image_engine.engines.core.contract import EVERY_STEP
+from qwen_image_engine.engines.core.components import EVERY_STEP
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.system.files import file_sha256

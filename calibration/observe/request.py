@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from qwen_image_engine.calibration.observe.settings import CheckpointIdentity, Settings
+from qwen_image_engine.engines.core.dtypes import PRECISIONS
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import model_facts, schedule_config
@@ -30,7 +31,7 @@ DEFAULT_SIZES = ((1024, 1024), (1344, 768), (768, 1344))
 DEFAULT_GUIDANCE = 3.0
 """Where the schedule is free; a checkpoint with fixed sigmas is distilled to draw without guidance."""
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, row.name) for name, row in PRECISIONS.items()}
 DEVICES = ("cpu", "cuda")
 
 

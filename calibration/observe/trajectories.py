@@ -12,9 +12,10 @@ from qwen_image_engine.calibration.observe.partial import Sums
 from qwen_image_engine.calibration.observe.request import DTYPES, Request
 from qwen_image_engine.calibration.observe.statistics import InputSums
 from qwen_image_engine.calibration.rules.linears import LINEARS
-from qwen_image_engine.engines.core.contract import EVERY_STEP, contract
+from qwen_image_engine.engines.core.components import COMPONENTS, EVERY_STEP
+from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.engines.core.engine import Engine
-from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.pipeline import embedding_table, pipeline_on
 from qwen_image_engine.reference.torch_engine import TorchEngine
@@ -53,7 +54,7 @@ class Trajectories:
         networks = {name: load_network(request.checkpoint, name, dtype).to(request.device) for name in names}
 
         def engine(component: str) -> Engine:
-            network = networks[NETWORK[component]]
+            network = networks[COMPONENTS[component].network]
             if component not in sums:
                 return TorchEngine(contract(component, sizes), network)
             observed = observed_tensors(request.checkpoint, component)

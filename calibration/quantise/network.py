@@ -13,9 +13,9 @@ from qwen_image_engine.calibration.rules.blocks import block_size
 from qwen_image_engine.calibration.rules.linears import LINEARS, WEIGHT, block_index
 from qwen_image_engine.calibration.rules.pairs import Pair, linear_pairs
 from qwen_image_engine.calibration.rules.quantisation import HIGH, Quantisation
+from qwen_image_engine.engines.core.components import COMPONENTS, NETWORKS
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK
 from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer
@@ -62,7 +62,7 @@ def quantised_network(
                 statistics = {
                     component: found[readers[0]]
                     for component, found in calibration.components.items()
-                    if NETWORK[component] == network and readers[0] in found
+                    if COMPONENTS[component].network == network and readers[0] in found
                 }
                 item = StaticInput([weights[name] for name in readers], "int8" in wanted, statistics)
                 inputs |= dict.fromkeys(readers, item)
@@ -87,8 +87,7 @@ def quantised_networks(
     checkpoint: Checkpoint, quantisation: Quantisation | None, calibration: Calibration | None = None
 ) -> Mapping[str, QuantisedNetwork]:
     """`quantised_network` of every network by name."""
-    networks = dict.fromkeys(NETWORK.values())
-    return {name: quantised_network(checkpoint, name, quantisation, calibration) for name in networks}
+    return {name: quantised_network(checkpoint, name, quantisation, calibration) for name in NETWORKS}
 
 
 def check_rules(checkpoint: Checkpoint, quantisation: Quantisation | None, precision: str) -> None:
@@ -169,7 +168,7 @@ def _attention(
 ) -> Iterator[tuple[str, StaticAttention]]:
     """Of every block that is not skipped."""
     tensors = {tensor.name: tensor for tensor in read_tensors(checkpoint, network)}
-    components = [found for name, found in calibration.components.items() if NETWORK[name] == network]
+    components = [found for name, found in calibration.components.items() if COMPONENTS[name].network == network]
     for index in range(checkpoint.transformer.num_layers):
         block = f"{LINEARS[network].blocks}.{index}"
         out = inputs.get(f"{block}.attn.to_out.0")

@@ -10,8 +10,9 @@ import torch
 from qwen_image_engine.calibration.observe.statistics import InputStatistics
 from qwen_image_engine.calibration.quantise import fp8
 from qwen_image_engine.calibration.quantise.static_input import StaticInput, stored_scale
+from qwen_image_engine.engines.core.dtypes import STORED_FLOATS
 from qwen_image_engine.reference.storage.tensor_blocks import tensor_blocks
-from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, TensorInfo
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -47,5 +48,5 @@ class StaticAttention:
 
 
 def _largest(weight: TensorInfo) -> float:
-    dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[weight.dtype])
+    dtype: torch.dtype = getattr(torch, STORED_FLOATS[weight.dtype].name)
     return max(float(torch.frombuffer(block, dtype=dtype).float().abs().max()) for block in tensor_blocks(weight))

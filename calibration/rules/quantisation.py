@@ -1,9 +1,9 @@
-"""What a recipe says of quantisation: rules that give linears a precision, as data; and what each target's says."""
+"""Rules that give linears a precision, as data, and the named sets of them that targets have."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 HIGH = "high"
@@ -59,19 +59,17 @@ class Quantisation:
 _LARGEST_ROTATION = 64
 
 
-def _per_token() -> Quantisation:
-    return Quantisation(("transformer", "text_encoder"), (Rule("*", "int8"),), largest_rotation=_LARGEST_ROTATION)
+INT8_PER_TOKEN = Quantisation(("transformer", "text_encoder"), (Rule("*", "int8"),), largest_rotation=_LARGEST_ROTATION)
+"""Every linear of both networks in INT8, with one scale a token that is found as the graph runs."""
 
 
 def _static(precision: str) -> Quantisation:
-    """The text encoder stays as it is: FP8 costs it 17% to 20%, and it runs once a prompt."""
+    """Return the rules for static scales; the text encoder stays as it is: FP8 costs it 17% to 20%."""
     return Quantisation(("transformer",), (Rule("*", precision),), static=True)
 
 
-QUANTISATIONS: Mapping[tuple[str, str], Quantisation] = {
-    ("cpu", "int8"): _per_token(),
-    ("cuda", "fp8"): _static("fp8"),
-    ("tensorrt", "fp8"): _static("fp8"),
-    ("tensorrt", "int8"): _static("int8"),
-}
-"""By target and precision, of those that quantise."""
+FP8_STATIC = _static("fp8")
+"""Every linear of the transformer in FP8, with scales from calibration."""
+
+INT8_STATIC = _static("int8")
+"""Every linear of the transformer in INT8, with scales from calibration."""

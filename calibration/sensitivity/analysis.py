@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from qwen_image_engine.calibration.observe.request import DTYPES, Request, promp
 from qwen_image_engine.calibration.observe.settings import Settings
 from qwen_image_engine.calibration.observe.tensor_file import write_whole
 from qwen_image_engine.calibration.quantise.network import quantised_network
-from qwen_image_engine.calibration.rules.quantisation import QUANTISATIONS
+from qwen_image_engine.calibration.rules.quantisation import Quantisation
 from qwen_image_engine.calibration.sensitivity.partial import PartialSensitivity
 from qwen_image_engine.calibration.sensitivity.plot import plot
 from qwen_image_engine.calibration.sensitivity.search import FoundRecipe, fewest_high
 from qwen_image_engine.calibration.sensitivity.sensitivity import Picture, Sensitivity
 from qwen_image_engine.calibration.sensitivity.simulation import TRANSFORMER, Simulation
 from qwen_image_engine.calibration.sensitivity.teacher_forcing import Errors, TeacherForcing, record
+from qwen_image_engine.engines.core.entries import load_entry
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.load import load_network
@@ -60,14 +61,21 @@ class Analysis:
         return self.sensitivity.to_json() | ({} if self.found is None else {"search": self.found.to_json()})
 
 
+def _quantisations() -> Mapping[tuple[str, str], Quantisation]:
+    """Read the rules of every target and precision with any from the table of targets, which is above this room."""
+    rows = load_entry("export.targets:TARGETS").items()
+    return {pair: row.quantisation for pair, row in rows if row.quantisation is not None and not row.twin}
+
+
 def check_analysis(target: str, precision: str, target_error: float | None) -> None:
     """Refuse what no checkpoint could be analysed for.
 
     Raises:
         UsageError: nothing is quantised for that target and precision, or the error is no positive number.
     """
-    if (target, precision) not in QUANTISATIONS:
-        known = ", ".join(f"--target {target} --precision {precision}" for target, precision in QUANTISATIONS)
+    quantisations = _quantisations()
+    if (target, precision) not in quantisations:
+        known = ", ".join(f"--target {target} --precision {precision}" for target, precision in quantisations)
         raise UsageError(f"no sensitivity for target {target!r} in precision {precision!r}; known: {known}")
     if target_error is not None and not (math.isfinite(target_error) and target_error > 0):
         raise UsageError(f"--target-error {target_error:g}: expected a relative error above 0, such as 0.01 for 1%")
@@ -169,7 +177,7 @@ def _prepare(
     )
     network = load_network(checkpoint, TRANSFORMER, DTYPES[settings.dtype]).to(settings.device)
     assert isinstance(network, Transformer)
-    quantised = quantised_network(checkpoint, TRANSFORMER, QUANTISATIONS[target, precision], calibration)
+    quantised = quantised_network(checkpoint, TRANSFORMER, _quantisations()[target, precision], calibration)
     trajectories = record(request, network)
     forcing = TeacherForcing(Simulation(checkpoint, network, quantised), trajectories)
     pictures = tuple(Picture(item.prompt, item.size, item.seed, item.sigmas) for item in trajectories)

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from qwen_image_engine.calibration.observe.request import DTYPES, Request
 from qwen_image_engine.calibration.sensitivity.simulation import Simulation
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.reference.pipeline import pipeline_on
@@ -70,7 +71,7 @@ def record(request: Request, network: Transformer) -> tuple[Trajectory, ...]:
     networks = {"text_encoder": encoder, "transformer": network}
 
     def engine(component: str) -> Engine:
-        return TorchEngine(contract(component, sizes), networks[NETWORK[component]])
+        return TorchEngine(contract(component, sizes), networks[COMPONENTS[component].network])
 
     pipeline = pipeline_on(request.checkpoint, ComponentPool(engine), request.dtype, request.tokenizer)
     return tuple(_draw(request, pipeline, index) for index in range(len(request.prompts)))

@@ -1,6 +1,6 @@
 """The contract of every component: the tensors that go in and come out, as data.
 
-Export (dynamic axes), optimisation profiles, binding, the manifest and the table in the docs derive from `COMPONENTS`.
+Export (dynamic axes), optimisation profiles, binding, the manifest and the table in the docs derive from `CONTRACTS`.
 An axis is an integer, the name of a size of `Dims` ("heads", "head_dim/2"), or symbolic: "batch" (images at once),
 "text" (tokens of text), "prefix" (tokens before those of the call), "tokens" (target tokens = height * width),
 "height" and "width" (rows and columns of the latents), "2*height" (rows of the decoder's features), "16*height" (rows
@@ -135,7 +135,7 @@ _FEATURES = _f32(
 )
 _IMAGE = _f32("image", "batch", 4, "16*height", "16*width", meaning="RGBA, each channel in [-1, 1]")
 
-COMPONENTS: Mapping[str, Contract] = {
+CONTRACTS: Mapping[str, Contract] = {
     item.component: item
     for item in (
         Contract(
@@ -251,13 +251,6 @@ COMPONENTS: Mapping[str, Contract] = {
 of the text encoder after which features are added."""
 
 
-FOR_REFERENCES = ("vision", "vae_encoder")
-"""Components that read reference images and do nothing else."""
-
-EVERY_STEP = ("step", "joint")
-"""Components that run once a step; the others run once a prompt, image or picture."""
-
-
 def contract(component: str, dims: Dims, cache: str = "float32") -> Contract:
     """The contract of `component` with a checkpoint's sizes filled in and a pair `key_i`, `value_i` for each block.
 
@@ -266,9 +259,9 @@ def contract(component: str, dims: Dims, cache: str = "float32") -> Contract:
     Raises:
         QwenImageError: no component of that name.
     """
-    named = COMPONENTS.get(component)
+    named = CONTRACTS.get(component)
     if named is None:
-        raise QwenImageError(f"no component {component!r}; known: {', '.join(COMPONENTS)}")
+        raise QwenImageError(f"no component {component!r}; known: {', '.join(CONTRACTS)}")
     return replace(
         named,
         inputs=tuple(_filled(named.inputs, dims, cache)),
@@ -289,7 +282,7 @@ def describe_shape(shape: tuple[str | int | None, ...]) -> str:
 
 def markdown() -> str:
     """The contracts as Markdown, one table for each component, for the docs."""
-    return "\n".join(line for item in COMPONENTS.values() for line in _section(item))
+    return "\n".join(line for item in CONTRACTS.values() for line in _section(item))
 
 
 def _section(item: Contract) -> Iterator[str]:

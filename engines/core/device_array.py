@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.bfloat16 import from_bfloat16, to_bfloat16
-
-_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int64": 8}
+from qwen_image_engine.engines.core.dtypes import DTYPES
 
 
 def size_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Of an array's elements."""
-    return prod(shape) * _ITEM_BYTES[dtype]
+    """Return the bytes that an array of this shape and dtype takes."""
+    return prod(shape) * DTYPES[dtype].bytes
 
 
 class DeviceMemory(Protocol):

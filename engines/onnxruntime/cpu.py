@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from qwen_image_engine.engines.core import contract_check, errors
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.contract_check import Array, PortFacts
 from qwen_image_engine.engines.onnxruntime.package import onnxruntime
 from qwen_image_engine.engines.onnxruntime.saturation import products_saturate
 
-_ONCE_A_PROMPT = frozenset({"text_encoder", "vision", "prefix", "prefix_image"})
-"""What runs once for many pictures. Laying 7 GB of int8 weights out for the kernels takes 22 s of one core and 7 GB of
-memory; on the mapped file a run takes 9 s more and 0.5 GB (`benchmarks/results/full-size-run-*`). With every memory
-policy alike: fp32 products of the two kinds of kernel differ in their last bits."""
+_WITHOUT_PREPACKING = frozenset(
+    row.name for row in COMPONENTS.values() if row.runs in ("prompt", "image") and row.network != "vae"
+)
+"""Components that run once for many pictures, the VAE's aside. Laying 7 GB of int8 weights out for the kernels takes
+22 s of one core and 7 GB of memory; on the mapped file a run takes 9 s more and 0.5 GB
+(`benchmarks/results/full-size-run-*`). With every memory policy alike: fp32 products of the two kinds of kernel differ
+in their last bits."""
 
-_WITHOUT_ARENA = frozenset({"prefix_image", "step", "joint", "vae_decoder_mid", "vae_decoder_up", "vae_encoder"})
-"""The arena keeps whatever it took and fits large tensors of many sizes badly. At the released widths a step of
-1024x1024 takes 3.3 GB beside its weights with it and 1.9 without, in the same time. Tensors below 32 MB glibc's heap
-fits worse: a prefix of 1,000 tokens takes 1.6 GB with the arena and 3.7 without."""
+_WITHOUT_ARENA = frozenset(row.name for row in COMPONENTS.values() if row.on_latents)
+"""Components with large tensors of many sizes. The arena keeps whatever it took and fits these badly: at the released
+widths a step of 1024x1024 takes 3.3 GB beside its weights with it and 1.9 without, in the same time. Tensors below
+32 MB glibc's heap fits worse: a prefix of 1,000 tokens takes 1.6 GB with the arena and 3.7 without."""
 
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 
@@ -43,7 +47,7 @@ class OnnxRuntimeEngine:
         contract_check.check_model_file(contract, model)
         options = session_options(package, threads)
         options.enable_cpu_mem_arena = contract.component not in _WITHOUT_ARENA
-        if contract.component in _ONCE_A_PROMPT:
+        if contract.component in _WITHOUT_PREPACKING:
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             session = package.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])

@@ -11,17 +11,16 @@ import numpy as np
 
 from qwen_image_engine.engines.core import contract_check, errors
 from qwen_image_engine.engines.core.bfloat16 import to_bfloat16
-from qwen_image_engine.engines.core.contract import EVERY_STEP, Contract, TensorSpec, split_axis
+from qwen_image_engine.engines.core.components import EVERY_STEP
+from qwen_image_engine.engines.core.contract import Contract, TensorSpec, split_axis
 from qwen_image_engine.engines.core.device_array import DeviceArray, DeviceMemory, Values
+from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.cuda.memory import CudaContext, CudaMemory
 from qwen_image_engine.engines.onnxruntime.cpu import port_facts, return_freed_memory, session_options
 from qwen_image_engine.engines.onnxruntime.package import CUDA_PROVIDER, INSTALL_CUDA, onnxruntime, onnxruntime_cuda
 
 _NAME = "ONNX Runtime CUDA"
-
-# https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, TensorProto.DataType
-_ONNX_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
 
 _WORK = frozenset(
     {
@@ -173,13 +172,13 @@ class OnnxRuntimeCudaEngine:
             binding.bind_input(spec.name, *self._place(values))
         elif spec.dtype == "bfloat16":
             rounded = to_bfloat16(values)
-            value = self._package.OrtValue.ortvalue_from_numpy_with_onnx_type(rounded, _ONNX_TYPES[spec.dtype])
+            value = self._package.OrtValue.ortvalue_from_numpy_with_onnx_type(rounded, DTYPES[spec.dtype].onnx)
             binding.bind_ortvalue_input(spec.name, value)
         else:
             binding.bind_cpu_input(spec.name, np.ascontiguousarray(values, spec.dtype))
 
     def _place(self, array: DeviceArray) -> tuple[str, int, int, tuple[int, ...], int]:
-        return self._device.kind, 0, _ONNX_TYPES[array.dtype], array.shape, array.address
+        return self._device.kind, 0, DTYPES[array.dtype].onnx, array.shape, array.address
 
 
 def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -12,7 +12,8 @@ from typing import TypeVar
 import tensorrt as trt
 
 from qwen_image_engine.engines.core import contract_check, errors
-from qwen_image_engine.engines.core.contract import EVERY_STEP, Contract
+from qwen_image_engine.engines.core.components import EVERY_STEP
+from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.contract_check import PortFacts
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError

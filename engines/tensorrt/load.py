@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import tensorrt as trt
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError, is_memory, one_line
 from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.engines.tensorrt.refit import refit
@@ -20,8 +21,11 @@ _CHUNK_BYTES = 64 << 20
 _SPARE = 20
 """A twentieth of the device is left to inputs, outputs, keys and values."""
 
-_ONCE_A_PROMPT = ("prefix", "prefix_image")
-"""The transformer once more: where its plan can stream weights it keeps none on the device beside the step's."""
+_WITHOUT_WEIGHTS = frozenset(
+    row.name for row in COMPONENTS.values() if row.network == "transformer" and row.runs != "step"
+)
+"""Components with the same weights as the step, which runs more often: if their plans can stream weights, they keep
+none on the device beside the step's."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def _stream_weights(session: TensorRtSession, component: str, source: PlanSource
     """
     engine.weight_streaming_budget_v2 = 0  # so that the sizes below have room for weights on their way
     budget = 0
-    if component not in _ONCE_A_PROMPT:
+    if component not in _WITHOUT_WEIGHTS:
         profiles = range(engine.num_optimization_profiles)
         sizes = (engine.get_device_memory_size_for_profile_v2(index) for index in profiles)
         scratch = max(source.scratch_bytes, *sizes)

@@ -15,7 +15,7 @@ from qwen_image_engine.export.bundle.request import ExportRequest
 from qwen_image_engine.export.bundle.reuse_plans import keep_plans
 from qwen_image_engine.export.bundle.staging import check_output, staged
 from qwen_image_engine.export.estimate.plan import NetworkPlan, Weights, check_disk
-from qwen_image_engine.export.targets import recipe
+from qwen_image_engine.export.targets import choose_target
 from qwen_image_engine.export.weights.file_hashes import FileHashes
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.components import dims
@@ -76,7 +76,7 @@ def export_bundle(
         exclude: glob patterns of linears that a quantised precision leaves as they are.
         skip_blocks: blocks of the transformer that it leaves as they are.
         fp8_attention: whether the transformer's attention is FP8 too.
-        without: of `contract.FOR_REFERENCES`; a bundle without one of them takes no reference images.
+        without: names of optional components; a bundle without one of them takes no reference images.
         progress: called as the work goes on.
 
     Raises:
@@ -86,7 +86,7 @@ def export_bundle(
         QwenImageError: the checkpoint is unsound, `output` cannot be written or is no bundle, no link is possible, or
             a quantised linear does not run as one.
     """
-    chosen = recipe(
+    chosen = choose_target(
         target,
         precision,
         weights=weights,
@@ -198,7 +198,7 @@ class _Writer:
             request.checkpoint,
             network,
             request.components(network),
-            request.recipe,
+            request.target,
             request.calibration.sha256 if request.calibration is not None and calibrated else None,
             request.plan.weights,
             self.hashes,
@@ -215,7 +215,7 @@ class _Writer:
         return write_network(
             request.checkpoint,
             request.components(network),
-            request.recipe,
+            request.target,
             request.quantised[network],
             request.plan.weights,
             self.folder,
@@ -228,8 +228,8 @@ class _Writer:
         (embeddings,) = (part.embeddings for part in parts if part.embeddings is not None)
         return Manifest(
             tool=tool(),
-            target=request.recipe.target,
-            precision=request.recipe.precision,
+            target=request.target.name,
+            precision=request.target.precision,
             weights=request.plan.weights,
             checkpoint=self._checkpoint(),
             dims=dims(request.checkpoint),

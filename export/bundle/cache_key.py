@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from qwen_image_engine.export.targets import Recipe
+from qwen_image_engine.export.targets import Target
 from qwen_image_engine.reference.checkpoint.checkpoint import TRANSFORMER, Checkpoint
 from qwen_image_engine.runtime.bundle.manifest import Tool
 
@@ -47,7 +47,7 @@ def origin(
     checkpoint: Checkpoint,
     network: str,
     components: Sequence[str],
-    recipe: Recipe,
+    target: Target,
     calibration: str | None,
     weights: str,
     hashes: Mapping[Path, str],
@@ -58,10 +58,10 @@ def origin(
         "network": network,
         "components": list(components),
         "config": [repr(getattr(checkpoint, name)) for name in ("transformer", "text_encoder", "vision", "vae")],
-        "target": recipe.target,
-        "precision": recipe.precision,
+        "target": target.name,
+        "precision": target.precision,
         "weights": weights,
-        "quantisation": repr(recipe.quantisation),
+        "quantisation": repr(target.quantisation),
         "calibration": calibration,
         "files": {file.name: hashes[file] for file in checkpoint.stored(network).files},
         "loras": [(hashes[lora.path], lora.scale) for lora in checkpoint.loras] if network == TRANSFORMER else [],

@@ -15,19 +15,21 @@ import onnx_ir as ir
 from qwen_image_engine.calibration.quantise.fp8 import SOFTMAX
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.calibration.rules.linears import WEIGHT
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import Dims, contract
+from qwen_image_engine.engines.core.dtypes import DTYPES, STORED_FLOATS
 from qwen_image_engine.export.checks.onnxruntime_audit import audit
 from qwen_image_engine.export.graph.fused_attention import fused_attentions
 from qwen_image_engine.export.passes.quantised.fp8_attention import fp8_scale_name
-from qwen_image_engine.export.targets import Recipe, networks
+from qwen_image_engine.export.targets import Target, networks
 from qwen_image_engine.export.trace import IR_VERSION, OPSET, trace
 from qwen_image_engine.export.weights.external_data import link_weights, place_weights
 from qwen_image_engine.export.weights.network import network_weights
 from qwen_image_engine.export.weights.weight_file import Entry, Place, Stored, WeightFile
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import read_tensors
-from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, TensorInfo
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import (
     ComponentEntry,
@@ -40,18 +42,10 @@ from qwen_image_engine.runtime.bundle.manifest import (
 from qwen_image_engine.runtime.system.files import file_sha256
 
 MODEL_FILES = {
-    "text_encoder": "text_encoder/model.onnx",
-    "vision": "vision/model.onnx",
-    "prefix": "transformer/prefix.onnx",
-    "prefix_image": "transformer/prefix_image.onnx",
-    "step": "transformer/step.onnx",
-    "joint": "transformer/joint.onnx",
-    "vae_decoder_mid": "vae/decoder_mid.onnx",
-    "vae_decoder_up": "vae/decoder_up.onnx",
-    "vae_encoder": "vae/encoder.onnx",
+    row.name: f"{row.network}/{row.name.removeprefix(f'{row.network}_') if row.name != row.network else 'model'}.onnx"
+    for row in COMPONENTS.values()
 }
-
-_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""Graph files in a bundle by component: "transformer/step.onnx", "vae/decoder_up.onnx", "vision/model.onnx"."""
 
 Progress = Callable[[str, int], None]
 """Told what is being worked on, and the bytes just done."""
@@ -75,7 +69,7 @@ class NetworkFolder:
 def write_network(
     checkpoint: Checkpoint,
     components: Sequence[str],
-    recipe: Recipe,
+    target: Target,
     quantised: QuantisedNetwork,
     weights: str,
     bundle: Path,
@@ -92,11 +86,11 @@ def write_network(
         OSError: the bundle cannot be written.
     """
     (network,) = networks(components)
-    entries = network_weights(checkpoint, network, recipe.dtype_of(network), quantised)
+    entries = network_weights(checkpoint, network, target.dtype_of(network), quantised)
     graphs = {}
     for component in components:
         progress(f"graph of {component}", 0)
-        graphs[component] = lowered(checkpoint, component, recipe, quantised)
+        graphs[component] = lowered(checkpoint, component, target, quantised)
 
     folder = bundle / network
     folder.mkdir()
@@ -111,9 +105,9 @@ def write_network(
     sizes, described = dims(checkpoint), {}
     for component, graph in graphs.items():
         weights_read = [f"{network}/{name}" for name in _saved(graph, files.places, bundle / MODEL_FILES[component])]
-        described[component] = _entry(component, graph, recipe, quantised, weights_read, sizes)
+        described[component] = _entry(component, graph, target, quantised, weights_read, sizes)
         layers = described[component].quantised_layers
-        if layers and recipe.audited:
+        if layers and target.audited:
             progress(f"audit of {component}", 0)
             audit(bundle / MODEL_FILES[component], [name + WEIGHT for name in layers])
 
@@ -179,10 +173,10 @@ def _saved(graph: ir.Model, places: Mapping[str, Place], path: Path) -> tuple[st
 
 
 def _entry(
-    component: str, graph: ir.Model, recipe: Recipe, quantised: QuantisedNetwork, weights: Sequence[str], sizes: Dims
+    component: str, graph: ir.Model, target: Target, quantised: QuantisedNetwork, weights: Sequence[str], sizes: Dims
 ) -> ComponentEntry:
     """Return the manifest's entry of a graph that reads `weights`."""
-    dtype, initializers = recipe.dtype_of(NETWORK[component]), graph.graph.initializers
+    dtype, initializers = target.dtype_of(COMPONENTS[component].network), graph.graph.initializers
     layers = {
         name: _described(name, layer, component, quantised)
         for name, layer in quantised.layers.items()
@@ -196,20 +190,20 @@ def _entry(
     return ComponentEntry(
         model=MODEL_FILES[component],
         weights=tuple(weights),
-        precision=recipe.precision if layers or attention else _PRECISION[dtype],
+        precision=target.precision if layers or attention else DTYPES[dtype].precision,
         excluded_layers=_linears(graph) if layers else (),
         quantised_layers=layers,
         opset=OPSET,
         ir_version=IR_VERSION,
         contract=contract(component, sizes, dtype),
         fp8_attention=attention,
-        fused_attentions=fused_attentions(graph.graph) if recipe.target == "tensorrt" else None,
+        fused_attentions=fused_attentions(graph.graph) if target.runs_plans else None,
     )
 
 
 def _embeddings(network: str, table: TensorInfo, files: _WeightFiles) -> EmbeddingsEntry:
     place, (rows, hidden) = files.places[table.name], table.shape
-    return EmbeddingsEntry(f"{network}/{place.file}", place.offset, FLOAT_DTYPES[table.dtype], (rows, hidden))
+    return EmbeddingsEntry(f"{network}/{place.file}", place.offset, STORED_FLOATS[table.dtype].name, (rows, hidden))
 
 
 def reuse_network(
@@ -231,7 +225,11 @@ def reuse_network(
             os.link(old / name, bundle / name)
         except OSError:
             shutil.copyfile(old / name, bundle / name)
-    components = {name: entry for name, entry in previous.components.items() if NETWORK.get(name) == network}
+    components = {
+        name: entry
+        for name, entry in previous.components.items()
+        if name in COMPONENTS and COMPONENTS[name].network == network
+    }
     return NetworkFolder(components, lambda: files, previous.embeddings if network == "text_encoder" else None)
 
 
@@ -240,12 +238,12 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def lowered(checkpoint: Checkpoint, component: str, recipe: Recipe, quantised: QuantisedNetwork) -> ir.Model:
-    """The graph of `component` after the recipe's passes, its weights not placed yet."""
-    model = trace(checkpoint, component, recipe.dtype_of(NETWORK[component]))
-    for lowering in recipe.passes:
+def lowered(checkpoint: Checkpoint, component: str, target: Target, quantised: QuantisedNetwork) -> ir.Model:
+    """Return the graph of `component` after the target's passes, its weights not placed yet."""
+    model = trace(checkpoint, component, target.dtype_of(COMPONENTS[component].network))
+    for lowering in target.passes():
         lowering()(model)
-    for quantising in recipe.quantising:
+    for quantising in target.quantising():
         quantising(quantised)(model)  # no clean-up after it: that would merge zero points that must stay apart
     return model
 

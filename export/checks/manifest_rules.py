@@ -13,16 +13,12 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 
 from qwen_image_engine.calibration.rules.linears import WEIGHT
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.export.checks.rule import Expected, Finding, Rule, node_name, operators, rank
 
 CODES = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
 
 _QUERIES = re.compile(r"\.(?:to_q|q_proj|qkv|to_qkv)\.weight$")
-_CAUSAL = ("text_encoder", "prefix")
-_TRANSFORMER = ("prefix", "prefix_image", "step", "joint")
-_WITHOUT_LAST = ("prefix", "prefix_image")
-"""Whose last block gives keys and values alone."""
-
 _OPERANDS = {"Gemm": 2, "MatMul": 2, "Conv": 2, "Attention": 3}
 
 
@@ -33,7 +29,8 @@ def _blocks(model: ir.Model) -> int:
 
 def _attention_count(model: ir.Model, expected: Expected) -> Iterator[Finding]:
     component, blocks = str(model.graph.name), _blocks(model)
-    if component in _TRANSFORMER and blocks != expected.blocks - (component in _WITHOUT_LAST):
+    row = COMPONENTS[component]
+    if row.network == "transformer" and blocks != expected.blocks - row.returns_cache:
         yield component, f"queries of {blocks} blocks, the transformer has {expected.blocks}"
     found = sum(1 for _ in operators(model, "Attention"))
     wanted = blocks * (2 if component == "prefix_image" else 1)  # the image's, and that of the text behind it
@@ -42,7 +39,7 @@ def _attention_count(model: ir.Model, expected: Expected) -> Iterator[Finding]:
 
 
 def _attention_form(model: ir.Model, _: Expected) -> Iterator[Finding]:
-    causal = int(model.graph.name in _CAUSAL)
+    causal = int(COMPONENTS[str(model.graph.name)].causal_mask)
     for node in operators(model, "Attention"):
         found = node.attributes
         if found.get_int("is_causal", 0) != causal:
@@ -53,10 +50,11 @@ def _attention_form(model: ir.Model, _: Expected) -> Iterator[Finding]:
 
 def _rope(model: ir.Model, expected: Expected) -> Iterator[Finding]:
     component = str(model.graph.name)
-    if component in _TRANSFORMER:
-        wanted = 2 * expected.blocks - (component in _WITHOUT_LAST)
+    row = COMPONENTS[component]
+    if row.network == "transformer":
+        wanted = 2 * expected.blocks - row.returns_cache
     else:
-        wanted = 0 if component.startswith("vae") else 2 * _blocks(model)
+        wanted = 0 if row.network == "vae" else 2 * _blocks(model)
     found = [*operators(model, "RotaryEmbedding")]
     if len(found) != wanted:
         yield component, f"{len(found)} RotaryEmbedding nodes for {wanted}"

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qwen_image_engine.export.targets import RECIPES
-from qwen_image_engine.reference.components import NETWORK
+from qwen_image_engine.engines.core.components import COMPONENTS
+from qwen_image_engine.engines.core.dtypes import DTYPES
+from qwen_image_engine.export.targets import TARGETS
 from qwen_image_engine.runtime.bundle.manifest import Manifest
-
-_DTYPES = {"bfloat16": ir.DataType.BFLOAT16, "float16": ir.DataType.FLOAT16, "float32": ir.DataType.FLOAT}
 
 Finding = tuple[str, str]
 """The node or value, and what was found there."""
@@ -37,8 +36,13 @@ class Expected:
     def of(cls, manifest: Manifest, component: str) -> Expected:
         """That of a component of a bundle."""
         entry = manifest.components[component]
-        dtype = RECIPES[manifest.target, manifest.precision].dtype_of(NETWORK[component])
-        return cls(manifest.dims.layers, _DTYPES[dtype], tuple(entry.quantised_layers), len(entry.fp8_attention))
+        dtype = TARGETS[manifest.target, manifest.precision].dtype_of(COMPONENTS[component].network)
+        return cls(
+            manifest.dims.layers,
+            ir.DataType(DTYPES[dtype].onnx),
+            tuple(entry.quantised_layers),
+            len(entry.fp8_attention),
+        )
 
 
 @dataclass(frozen=True)

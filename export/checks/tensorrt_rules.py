@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 
 import onnx_ir as ir
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.export.checks.manifest_rules import CODES, MANIFEST_RULES, reads_codes
 from qwen_image_engine.export.checks.rule import Expected, Finding, Rule, node_name, operators, rank
 from qwen_image_engine.export.graph.attention import query_norm
@@ -32,9 +33,6 @@ _OPERATORS = frozenset(
 
 _PRODUCTS = ("Gemm", "MatMul", "Conv", "Attention")
 _CACHE = ("key_", "value_", "own_key_", "own_value_")
-_QUERY_NORMS = ("text_encoder", "prefix", "prefix_image", "step", "joint")
-"""Whose queries come from an RMS norm; the vision tower's and the VAE's do not."""
-
 _IN_FLOAT32 = ("RotaryEmbedding", "Resize", "ReduceSumSquare", "Reciprocal", "Sqrt")
 _SUMS = ("ReduceMean", "ReduceSum")
 """Of a norm that was taken apart; the VAE's encoder averages pixels with them."""
@@ -115,7 +113,7 @@ def _mask(model: ir.Model, _: Expected) -> Iterator[Finding]:
 def _scale(model: ir.Model, _: Expected) -> Iterator[Finding]:
     for node in operators(model, "Attention"):
         norm, factor = query_norm(node), node.attributes.get("scale")
-        if norm is None and model.graph.name in _QUERY_NORMS:
+        if norm is None and COMPONENTS[str(model.graph.name)].query_norms:
             yield node_name(node), "queries that come from no norm, or that others read on the way"
             continue
         scaled = norm.inputs[1] if norm is not None else _scaled_queries(node)
@@ -169,7 +167,7 @@ def _weight_files(model: ir.Model, _: Expected) -> Iterator[Finding]:
 
 
 def _float32(model: ir.Model, _: Expected) -> Iterator[Finding]:
-    sums = () if str(model.graph.name).startswith("vae") else _SUMS
+    sums = () if COMPONENTS[str(model.graph.name)].network == "vae" else _SUMS
     for node in operators(model, *_IN_FLOAT32, *sums):
         value = node.inputs[0]
         if value is not None and value.dtype not in (ir.DataType.FLOAT, ir.DataType.INT64):

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.export.weights.file_hashes import hashing_threads
 from qwen_image_engine.export.weights.weight_file import Entry, Stored, entry_bytes
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK
 
 # Tracing is Python: seconds of a graph to begin with and for each layer, fitted to exports of `shapes` (3 and 7 layers)
 # and of the released sizes (36 and 32), where `_interpreter_seconds` were `_PACE`. The VAE has one depth.
@@ -56,7 +56,7 @@ def export_seconds(
         "transformer": checkpoint.transformer.num_layers,
         "vae": 0,
     }
-    tracing = sum(_TRACING[name][0] + _TRACING[name][1] * layers[NETWORK[name]] for name in components)
+    tracing = sum(_TRACING[name][0] + _TRACING[name][1] * layers[COMPONENTS[name].network] for name in components)
     working = _START_S + tracing * _interpreter_seconds() / _PACE + (0.0 if linked else _writing_seconds(entries))
     stored = sum(component.nbytes for component in checkpoint.components.values())
     hashing = stored * _hashing_seconds_per_byte() / hashing_threads()

@@ -18,7 +18,7 @@ from qwen_image_engine.export.estimate.plan import (
     plan_seconds,
     plan_stages,
 )
-from qwen_image_engine.export.targets import Recipe
+from qwen_image_engine.export.targets import Target
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.images.fit import reference_size
 from qwen_image_engine.runtime.model.size import latent_size
@@ -92,7 +92,7 @@ class Estimate:
 
 def estimate(
     checkpoint: Checkpoint,
-    recipe: Recipe,
+    target: Target,
     picture: PictureRequest,
     *,
     weights: Weights = "copy",
@@ -103,29 +103,28 @@ def estimate(
 
     Args:
         checkpoint: the opened one.
-        recipe: target, precision and passes.
+        target: row of the target and precision, as chosen.
         picture: size and reference images.
         weights: "copy" them into the bundle, or "link" to the checkpoint's files.
         components: the bundle's.
         bundle: its folder, for the free disk.
 
     Raises:
-        UsageError: a pattern of the recipe matches nothing, a block is not there, weights that adapters are merged into
+        UsageError: a pattern of a recipe matches nothing, a block is not there, weights that adapters are merged into
             are to be linked, or no picture has that size.
         QwenImageError: memory or disk are too small for the export.
     """
-    check_rules(checkpoint, recipe.quantisation, recipe.precision)
-    quantised = quantised_networks(checkpoint, recipe.quantisation)
-    plan = plan_export(checkpoint, recipe, quantised, weights, components)
+    check_rules(checkpoint, target.quantisation, target.precision)
+    quantised = quantised_networks(checkpoint, target.quantisation)
+    plan = plan_export(checkpoint, target, quantised, weights, components)
     check_memory(plan)
     free_bytes = None if bundle is None else check_disk(plan, bundle)
     width, height = picture.size
     latent_size(width, height)
     references = [_fitted(checkpoint, picture.reference_resolution)] * picture.references
-    on_gpu = plan.target in ("cuda", "tensorrt")
-    stages = {} if on_gpu else plan_stages(checkpoint, plan, width, height, references)
+    stages = {} if target.on_gpu else plan_stages(checkpoint, plan, width, height, references)
     tokens, cache_bytes = plan_cache(checkpoint, plan, references)
-    seconds = plan_seconds(checkpoint, recipe, quantised, plan)
+    seconds = plan_seconds(checkpoint, target, quantised, plan)
     return Estimate(plan, free_bytes, seconds, picture.size, tuple(references), tokens, cache_bytes, stages)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
+from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.estimate.duration import export_seconds
 from qwen_image_engine.export.estimate.stage_memory import PROMPT_TOKENS, StageWidths, stage_memory
-from qwen_image_engine.export.targets import Recipe, networks, selected
+from qwen_image_engine.export.targets import Target, networks, selected
 from qwen_image_engine.export.weights.network import network_weights
 from qwen_image_engine.export.weights.weight_file import entry_bytes
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
@@ -96,12 +97,12 @@ class ExportPlan:
 
 def plan_export(
     checkpoint: Checkpoint,
-    recipe: Recipe,
+    target: Target,
     quantised: Mapping[str, QuantisedNetwork],
     weights: Weights,
     components: Sequence[str] | None = None,
 ) -> ExportPlan:
-    """The plan of exporting `components` of `checkpoint`, by default all, networks `quantised` as `recipe` says.
+    """The plan of exporting `components` of `checkpoint`, by default all, networks `quantised` as `target` says.
 
     Raises:
         UsageError: weights that adapters are merged into are to be linked.
@@ -111,13 +112,13 @@ def plan_export(
             "--weights link with --lora: merged weights are no bytes of the checkpoint's files; use --weights copy"
         )
     chosen = selected(checkpoint) if components is None else tuple(components)
-    plans = tuple(_network(checkpoint, name, recipe, quantised[name], weights, chosen) for name in networks(chosen))
+    plans = tuple(_network(checkpoint, name, target, quantised[name], weights, chosen) for name in networks(chosen))
     engines = {network.network: network.engine_bytes for network in plans}
     passes = 1 if checkpoint.transformer.bidirectional else 2
     return ExportPlan(
-        target=recipe.target,
-        precision=recipe.precision,
-        dtype=recipe.dtype,
+        target=target.name,
+        precision=target.precision,
+        dtype=target.dtype,
         weights=weights,
         components=chosen,
         networks=plans,
@@ -130,13 +131,13 @@ def plan_export(
 
 
 def plan_seconds(
-    checkpoint: Checkpoint, recipe: Recipe, quantised: Mapping[str, QuantisedNetwork], plan: ExportPlan
+    checkpoint: Checkpoint, target: Target, quantised: Mapping[str, QuantisedNetwork], plan: ExportPlan
 ) -> float:
     """How long that export takes here; tries for a second or two, see `duration.export_seconds`."""
     entries = [
         entry
         for name in networks(plan.components)
-        for entry in network_weights(checkpoint, name, recipe.dtype_of(name), quantised[name])
+        for entry in network_weights(checkpoint, name, target.dtype_of(name), quantised[name])
     ]
     return export_seconds(checkpoint, plan.components, entries, linked=plan.weights == "link")
 
@@ -159,7 +160,7 @@ def plan_cache(checkpoint: Checkpoint, plan: ExportPlan, references: Sequence[tu
     if checkpoint.transformer.bidirectional:
         return 0, 0
     tokens = PROMPT_TOKENS + sum(width // 16 * (height // 16) for width, height in references)
-    return tokens, model_facts(checkpoint).cache_bytes(tokens, 4 if plan.dtype == "float32" else 2)
+    return tokens, model_facts(checkpoint).cache_bytes(tokens, DTYPES[plan.dtype].bytes)
 
 
 def check_memory(plan: ExportPlan) -> None:
@@ -213,15 +214,15 @@ def _table(checkpoint: Checkpoint, network: str) -> list[TensorInfo]:
 def _network(
     checkpoint: Checkpoint,
     name: str,
-    recipe: Recipe,
+    target: Target,
     quantised: QuantisedNetwork,
     weights: Weights,
     components: Collection[str],
 ) -> NetworkPlan:
     stored, read = checkpoint.stored(name), _read(checkpoint, name, components)
     names = {tensor.name for tensor in read}
-    # What a recipe adds, such as scales, is named after what it belongs to and is always read.
-    entries = network_weights(checkpoint, name, recipe.dtype_of(name), quantised)
+    # What quantisation adds, such as scales, is named after what it belongs to and is always read.
+    entries = network_weights(checkpoint, name, target.dtype_of(name), quantised)
     graphs = sum(entry_bytes(entry) for entry in entries if entry.name in names or entry.name not in stored.tensors)
     table = sum(tensor.nbytes for tensor in _table(checkpoint, name))
     return NetworkPlan(

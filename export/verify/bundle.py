@@ -7,15 +7,16 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_image_engine.engines.core.contract import EVERY_STEP
+from qwen_image_engine.engines.core.components import EVERY_STEP
 from qwen_image_engine.engines.core.device_array import Values, on_host
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.export.targets import thresholds
+from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold
 from qwen_image_engine.export.verify.difference import Difference, difference, worst
 from qwen_image_engine.export.verify.free_running import Trajectory, divergence
 from qwen_image_engine.export.verify.pictures import DrawnCase
 from qwen_image_engine.export.verify.recording import REFERENCE_RESOLUTION, Call, Recording
 from qwen_image_engine.export.verify.result import Row
-from qwen_image_engine.export.verify.thresholds import TEACHER_FORCED, Threshold, thresholds
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.images.png import png_bytes

@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qwen_image_engine.engines.backends import load_engine
+from qwen_image_engine.engines.backends import find_backend, load_engine
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.device_array import on_host
 from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.engines.core.errors import UsageError
@@ -24,7 +25,6 @@ from qwen_image_engine.export.verify.difference import Difference, difference, f
 from qwen_image_engine.export.verify.layer_outputs import layer_graph, scaled_layers
 from qwen_image_engine.export.verify.recording import Recording, ends
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK
 from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.bundle.manifest import Manifest
@@ -129,8 +129,8 @@ def compare_layers(
         OSError: the copy of the graph cannot be written.
     """
     component = manifest.facts.step
-    entry, prefix = manifest.components[component], checkpoint.stored(NETWORK[component]).layout.prefix
-    network = load_network(checkpoint, NETWORK[component])
+    entry, prefix = manifest.components[component], checkpoint.stored(COMPONENTS[component].network).layout.prefix
+    network = load_network(checkpoint, COMPONENTS[component].network)
     reference = TorchEngine(entry.contract, network)
     found: dict[str, list[Difference]] = {}
     runs = []
@@ -153,15 +153,15 @@ def compare_layers(
 
 
 def check_layers(engine: str) -> None:
-    """Refuse what gives the outputs that it was built with alone.
+    """Raise if an engine gives no outputs but those that its plans were built with.
 
     Raises:
-        UsageError: so does the engine.
+        UsageError: the engine runs plans.
     """
-    if engine == "tensorrt":
+    if find_backend(engine).create is None:
         raise UsageError(
-            "--layers with --engine tensorrt: a built engine gives its outputs alone; see layers of the same graphs on "
-            "a CPU, exported with --target tensorrt-twin"
+            f"--layers with --engine {engine}: a built engine gives its outputs alone; see layers of the same graphs "
+            "on a CPU, exported with --target tensorrt-twin"
         )
 
 

@@ -12,6 +12,8 @@ from typing import Unpack
 
 from qwen_image_engine.engines.backends import BACKENDS, require
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.export.targets import TARGETS, thresholds
+from qwen_image_engine.export.thresholds import TEACHER_FORCED
 from qwen_image_engine.export.verify.bundle import BundleRows, compare_bundle
 from qwen_image_engine.export.verify.checkpoint import check_hashes, check_same_checkpoint, open_checkpoint
 from qwen_image_engine.export.verify.free_running import FreeRunning, free_running
@@ -21,7 +23,6 @@ from qwen_image_engine.export.verify.options import Options, command
 from qwen_image_engine.export.verify.polygraphy import check_polygraphy, write_polygraphy
 from qwen_image_engine.export.verify.recording import Recording, default_cases, record
 from qwen_image_engine.export.verify.result import RecordedCase, Verification, Verifications
-from qwen_image_engine.export.verify.thresholds import TEACHER_FORCED, THRESHOLDS, thresholds
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.pipeline import engine_loader, reference_pipeline
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest, record_verification
@@ -124,8 +125,8 @@ def _manifests(bundles: Sequence[Path]) -> dict[Path, Manifest]:
     """
     manifests = {bundle: read_manifest(bundle) for bundle in bundles}
     for bundle, manifest in manifests.items():
-        if (manifest.target, manifest.precision) not in THRESHOLDS:
-            known = ", ".join(f"{target} {precision}" for target, precision in THRESHOLDS)
+        if (manifest.target, manifest.precision) not in TARGETS:
+            known = ", ".join(f"{target} {precision}" for target, precision in TARGETS)
             raise QwenImageError(
                 f"{bundle}: no thresholds for {manifest.target!r} in precision {manifest.precision!r}; known: {known}"
             )

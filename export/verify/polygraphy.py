@@ -14,8 +14,9 @@ from typing import Any
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import whole_folder
+from qwen_image_engine.export.targets import thresholds
+from qwen_image_engine.export.thresholds import Threshold
 from qwen_image_engine.export.verify.recording import Call, Recording, ends
-from qwen_image_engine.export.verify.thresholds import Threshold, thresholds
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 
 SCRIPT = "run.sh"

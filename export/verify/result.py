@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from qwen_image_engine.export.thresholds import Threshold
 from qwen_image_engine.export.verify.difference import Difference, finite, mean, worst
 from qwen_image_engine.export.verify.free_running import FreeRunning
 from qwen_image_engine.export.verify.judge import Judged
@@ -14,7 +15,6 @@ from qwen_image_engine.export.verify.layers import Layers
 from qwen_image_engine.export.verify.limits import Limit
 from qwen_image_engine.export.verify.pictures import DrawnCase
 from qwen_image_engine.export.verify.recording import Recording
-from qwen_image_engine.export.verify.thresholds import Threshold
 from qwen_image_engine.runtime.tools.compare.measures import COSINE, RELATIVE_L2, other_measures
 
 FORMAT = "qwen-image-verify"

@@ -9,19 +9,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from qwen_image_engine.engines.core.dtypes import STORED
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.graph.nodes import cast
 from qwen_image_engine.export.weights.weight_file import Place
 from qwen_image_engine.reference.storage.stored_network import Component
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
-
-_DTYPES = {
-    "F32": ir.DataType.FLOAT,
-    "BF16": ir.DataType.BFLOAT16,
-    "F16": ir.DataType.FLOAT16,
-    "I8": ir.DataType.INT8,
-    "F8_E4M3": ir.DataType.FLOAT8E4M3FN,
-}
 
 # EXDEV: another filesystem. The others: one that knows no hard links, one that forbids them to this user, too many.
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES, errno.ENOSYS)
@@ -59,7 +52,7 @@ def place_weights(model: ir.Model, places: Mapping[str, Place]) -> tuple[str, ..
             continue
         place = places[name]
         files[place.file] = None
-        stored = _DTYPES[place.dtype]
+        stored = ir.DataType(STORED[place.dtype].onnx)
         wanted = tensor.dtype
         value.const_value = ir.ExternalTensor(
             place.file, place.offset, place.nbytes, stored, shape=ir.Shape(tensor.shape), name=name

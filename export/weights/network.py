@@ -5,6 +5,7 @@ from __future__ import annotations
 from qwen_image_engine.calibration.quantise.channel_scales import channel_scales
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.calibration.rules.linears import WEIGHT
+from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.export.passes.quantised.smooth_modulation import factors_name, smoothed_by_modulation
 from qwen_image_engine.export.passes.quantised.value_scales import crosses_components, scales_name
 from qwen_image_engine.export.weights.quantised import (
@@ -21,7 +22,6 @@ from qwen_image_engine.export.weights.weight_file import Entry, Stored
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import read_tensors
-from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES
 
 _FP8_SCALE = {"F16": "F32"}
 """A weight's scale where the graph computes in fp16, which has no normal number for a weight that is below 0.03
@@ -34,7 +34,7 @@ def network_weights(checkpoint: Checkpoint, network: str, dtype: str, quantised:
     Raises:
         QwenImageError: the tensors are not those of the network.
     """
-    stored_dtype = next(name for name, torch_name in FLOAT_DTYPES.items() if torch_name == dtype)
+    stored_dtype = DTYPES[dtype].safetensors
     tensors = {tensor.name: tensor for tensor in read_tensors(checkpoint, network)}
     rows, columns = channel_scales(tensors, quantised)
     sizes = dims(checkpoint)

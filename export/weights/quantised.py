@@ -18,8 +18,9 @@ from qwen_image_engine.calibration.quantise.channel_scales import ChannelScales
 from qwen_image_engine.calibration.quantise.error_feedback import ErrorFeedback
 from qwen_image_engine.calibration.quantise.hadamard import rotate
 from qwen_image_engine.calibration.quantise.static_input import SCALE_DTYPE, StaticInput, stored_scale
+from qwen_image_engine.engines.core.dtypes import STORED_FLOATS
 from qwen_image_engine.reference.storage.tensor_blocks import row_blocks
-from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, TensorInfo
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def _feedback(channels: StaticInput | None) -> ErrorFeedback | None:
 
 
 def _torch(dtype: str) -> torch.dtype:
-    found: torch.dtype = getattr(torch, FLOAT_DTYPES[dtype])
+    found: torch.dtype = getattr(torch, STORED_FLOATS[dtype].name)
     return found
 
 

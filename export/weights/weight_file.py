@@ -16,8 +16,9 @@ from typing import Protocol
 
 import torch
 
+from qwen_image_engine.engines.core.dtypes import STORED, STORED_FLOATS
 from qwen_image_engine.reference.storage.tensor_blocks import tensor_blocks
-from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, ITEM_BYTES, TensorInfo
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 # Tensors start at a multiple of 64 bytes after a padded header, so that engines can use mapped ones in place.
 _ALIGNMENT = 64
@@ -56,7 +57,7 @@ class Entry(Protocol):
 
 def entry_bytes(entry: Entry) -> int:
     """Bytes in the new file."""
-    return math.prod(entry.shape) * ITEM_BYTES[entry.dtype]
+    return math.prod(entry.shape) * STORED[entry.dtype].bytes
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class Stored:
 
     def blocks(self) -> Iterator[memoryview]:
         """As stored, or converted block by block."""
-        stored: torch.dtype = getattr(torch, FLOAT_DTYPES[self.source.dtype])
-        wanted: torch.dtype = getattr(torch, FLOAT_DTYPES[self.dtype])
+        stored: torch.dtype = getattr(torch, STORED_FLOATS[self.source.dtype].name)
+        wanted: torch.dtype = getattr(torch, STORED_FLOATS[self.dtype].name)
         for block in tensor_blocks(self.source):
             if stored == wanted:
                 yield block

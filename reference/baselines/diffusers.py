@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.reference.baselines.checkpoint import open_checkpoint, stored_bytes
 from qwen_image_engine.reference.baselines.cpu_torchvision import leave_out_operators
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
@@ -16,8 +17,6 @@ from qwen_image_engine.runtime.timing import Timing, Timings
 from qwen_image_engine.runtime.tools.bench.case import Request
 from qwen_image_engine.runtime.tools.bench.contender import Drawer, Unavailable
 from qwen_image_engine.runtime.tools.bench.spec import INSTALL_DIFFUSERS, WaySpec
-
-PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
@@ -66,7 +65,8 @@ def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
         picture: Image.Image = drawn.images[0]
         return picture
 
-    precision = PRECISIONS[pipeline.transformer.dtype]  # what it is in, not what it was asked for
+    loaded = str(pipeline.transformer.dtype).removeprefix("torch.")  # what it is in, not what it was asked for
+    precision = DTYPES[loaded].precision
     return Drawer(draw, timings, diffusers.__version__, precision, stored_bytes(checkpoint), prefix_in_first_step=True)
 
 

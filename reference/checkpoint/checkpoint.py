@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qwen_image_engine.engines.core.dtypes import STORED_FLOATS
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.config import (
     TextEncoderConfig,
@@ -31,7 +32,7 @@ from qwen_image_engine.reference.lora.merge import merge
 from qwen_image_engine.reference.storage.json_file import read_json
 from qwen_image_engine.reference.storage.single_file import open_single_file
 from qwen_image_engine.reference.storage.stored_network import LAYOUT, VISION, Component, open_component
-from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, TensorInfo
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle.manifest import MANIFEST
 from qwen_image_engine.runtime.bundle.manifest_entries import checkpoint_flags
 from qwen_image_engine.runtime.system.files import file_sha256
@@ -162,7 +163,7 @@ class Checkpoint:
         name = component.layout.prefix + "embed_tokens.weight"
         shape = (self.text_encoder.vocab_size, self.text_encoder.hidden_size)
         tensor = component.tensors.get(name)
-        if tensor is None or tensor.shape != shape or tensor.dtype not in FLOAT_DTYPES:
+        if tensor is None or tensor.shape != shape or tensor.dtype not in STORED_FLOATS:
             found = "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
             raise QwenImageError(f"{component.location}: tensor {name} is {found}, expected BF16, F16 or F32 {shape}")
         return tensor

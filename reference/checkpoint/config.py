@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qwen_image_engine.engines.core.components import Attention
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.model.facts import ATTENTION
 from qwen_image_engine.runtime.system.json_schema import MISSING, Reader
@@ -43,7 +44,7 @@ class TransformerConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     @property
-    def attention(self) -> str:
+    def attention(self) -> Attention:
         """One of `ATTENTION`."""
         return ATTENTION[self.bidirectional]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen_image_engine.engines.core.dtypes import STORED, STORED_FLOATS
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.lora.keys import Part, linear_names, split_key
@@ -20,11 +21,12 @@ from qwen_image_engine.reference.lora.scaling import METADATA, AdapterConfig
 from qwen_image_engine.reference.storage.merged_tensor import LowRank, MergedTensor
 from qwen_image_engine.reference.storage.single_file import halves
 from qwen_image_engine.reference.storage.stored_network import Component, counted
-from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, TensorInfo, read_header, read_metadata
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_header, read_metadata
 
 Parts = Mapping[Part, TensorInfo]
 
-_NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+_NUMBERS = ("F64", "F32", "F16", "BF16", "I64", "I32")
+"""Dtypes that a scalar of a LoRA file may have."""
 
 
 def merge(component: Component, files: Sequence[LoraFile]) -> Component:
@@ -112,7 +114,7 @@ def _targets(
                 f"{path}: tensor {entry.name!r} is {entry.shape}, expected "
                 f"({'rank' if entry is down else rows}, {columns if entry is down else rank or 'rank'})"
             )
-        if entry.dtype not in FLOAT_DTYPES:
+        if entry.dtype not in STORED_FLOATS:
             raise QwenImageError(f"{path}: tensor {entry.name!r} has dtype {entry.dtype}, expected BF16, F16 or F32")
     first, targets = 0, []
     for weight, (count, _) in zip(weights, shapes, strict=True):
@@ -137,7 +139,7 @@ def _number(path: Path, entry: TensorInfo) -> float:
     try:
         with entry.file.open("rb") as file:
             file.seek(entry.offset)
-            value = np.frombuffer(file.read(entry.nbytes), _NUMBERS[entry.dtype])
+            value = np.frombuffer(file.read(entry.nbytes), STORED[entry.dtype].numpy)
     except OSError as error:
         raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
     if entry.dtype == "BF16":

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from qwen_image_engine.reference.storage.tensor_file import ITEM_BYTES, TensorInfo
+from qwen_image_engine.engines.core.dtypes import STORED
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class MergedTensor(TensorInfo):
     @classmethod
     def of(cls, base: TensorInfo, updates: tuple[LowRank, ...]) -> Self:
         """Of a weight (N, K)."""
-        nbytes = base.elements * ITEM_BYTES["F32"]
+        nbytes = base.elements * STORED["F32"].bytes
         return cls(base.name, "F32", base.shape, base.file, base.offset, nbytes, base, updates)
 
     @property

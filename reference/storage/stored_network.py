@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen_image_engine.engines.core.dtypes import STORED_FLOATS
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.storage.json_file import read_json
-from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, TensorInfo, read_header
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +120,7 @@ class Component:
             raise QwenImageError(f"{self.location}: no tensor {name!r} among its {len(self.tensors)}")
         info = self.tensors[name]
         self._check_dtypes([info])
-        dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[info.dtype])
+        dtype: torch.dtype = getattr(torch, STORED_FLOATS[info.dtype].name)
         if info.elements == 0:
             return torch.empty(info.shape, dtype=dtype)
         if copy or info.stored is not info:
@@ -177,7 +178,7 @@ class Component:
     def _check_dtypes(self, tensors: Iterable[TensorInfo]) -> None:
         for tensor in tensors:
             dtype = tensor.stored.dtype
-            if dtype not in FLOAT_DTYPES:
+            if dtype not in STORED_FLOATS:
                 raise QwenImageError(
                     f"{self.location}: tensor {tensor.name!r} has dtype {dtype}, expected BF16, F16 or F32"
                 )

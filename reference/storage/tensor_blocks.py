@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from qwen_image_engine.engines.core.dtypes import STORED, STORED_FLOATS
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.storage.merged_tensor import MergedTensor
-from qwen_image_engine.reference.storage.tensor_file import FLOAT_DTYPES, ITEM_BYTES, TensorInfo
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 BLOCK_BYTES = 4 << 20
 # Rows are worked on in float32, several copies of a block at a time, and the allocator keeps what these leave over.
@@ -49,8 +50,8 @@ def row_blocks(source: TensorInfo) -> Iterator[Tensor]:
         QwenImageError: the file cannot be read, or ends early, or a value is not finite.
     """
     columns = source.shape[1]
-    row_bytes = columns * ITEM_BYTES[source.dtype]
-    dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[source.dtype])
+    row_bytes = columns * STORED[source.dtype].bytes
+    dtype: torch.dtype = getattr(torch, STORED_FLOATS[source.dtype].name)
     for block in tensor_blocks(source, max(1, ROW_BLOCK_BYTES // row_bytes) * row_bytes):
         rows = torch.frombuffer(block, dtype=dtype).reshape(-1, columns).float()
         if not torch.isfinite(rows).all():
@@ -59,7 +60,7 @@ def row_blocks(source: TensorInfo) -> Iterator[Tensor]:
 
 
 def read_tensor(source: TensorInfo) -> Tensor:
-    """A tensor of one of `FLOAT_DTYPES` in memory of its own.
+    """A tensor of one of `STORED_FLOATS` in memory of its own.
 
     Raises:
         QwenImageError: the file cannot be read, or ends early.
@@ -68,7 +69,7 @@ def read_tensor(source: TensorInfo) -> Tensor:
     for block in tensor_blocks(source):
         memory[done : done + len(block)] = torch.frombuffer(block, dtype=torch.uint8)
         done += len(block)
-    dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[source.dtype])
+    dtype: torch.dtype = getattr(torch, STORED_FLOATS[source.dtype].name)
     return memory.view(dtype).reshape(source.shape)
 
 

@@ -13,25 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qwen_image_engine.engines.core.dtypes import STORED
 from qwen_image_engine.engines.core.errors import QwenImageError
 
-ITEM_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U64": 8,
-    "U32": 4,
-    "U16": 2,
-    "U8": 1,
-    "BOOL": 1,
-}
 # The library's own limit (MAX_HEADER_SIZE): a larger length is damage, not a header.
 MAX_HEADER_BYTES = 100_000_000
 _METADATA = "__metadata__"
@@ -63,7 +47,7 @@ class TensorInfo:
 
     def rows(self, name: str, first: int, count: int) -> TensorInfo:
         """Some rows of the first axis, which are a contiguous range of the bytes, as a tensor of their own."""
-        row_bytes = math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
+        row_bytes = math.prod(self.shape[1:]) * STORED[self.dtype].bytes
         return replace(
             self,
             name=name,
@@ -143,12 +127,9 @@ def _entry(path: Path, name: str, entry: Any, first_byte: int) -> TensorInfo:
         sound = False
     if not sound:
         raise QwenImageError(f"{path}: bad header: tensor {name!r} has no sound dtype, shape and data_offsets")
-    if dtype not in ITEM_BYTES:
+    if dtype not in STORED:
         raise QwenImageError(f"{path}: tensor {name!r} has dtype {dtype!r}, expected BF16, F16 or F32")
-    expected = math.prod(shape) * ITEM_BYTES[dtype]
+    expected = math.prod(shape) * STORED[dtype].bytes
     if end - begin != expected:
         raise QwenImageError(f"{path}: bad header: tensor {name!r} takes {end - begin} bytes, its shape {expected}")
     return TensorInfo(name, dtype, tuple(shape), path.resolve(), first_byte + begin, expected)
-
-
-FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tokenizers import Tokenizer
 
-from qwen_image_engine.engines.backends import load_engine, require
+from qwen_image_engine.engines.backends import Backend, backends_for, find_backend, load_engine, require
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.cuda.driver import device_facts
@@ -27,9 +27,6 @@ from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from qwen_image_engine.engines.tensorrt.session import TensorRtSession
-
-_ENGINE_OF_TARGET = {"cuda": "onnxruntime-cuda", "tensorrt": "tensorrt"}
-"""The one engine that runs graphs for a target; every other engine runs those for any other target."""
 
 
 @dataclass(frozen=True)
@@ -69,23 +66,27 @@ class Bundle:
         entry = self.manifest.components.get(component)
         if entry is None:
             raise QwenImageError(f"{self.folder} has no component {component}; {self._again()}")
-        self._check_backend(backend)
-        if backend == "tensorrt":
+        row = find_backend(backend)
+        self._check_backend(row)
+        if row.create is None:
             return self._load_plan(component, entry)
-        self._check_memory(component, entry, backend)
+        self._check_memory(component, entry, row)
         return load_engine(backend, self.folder / entry.model, entry.contract, threads)
 
-    def _check_backend(self, backend: str) -> None:
-        """Refuse graphs on what cannot run them."""
+    def _check_backend(self, backend: Backend) -> None:
+        """Raise if a backend does not run graphs for the bundle's target.
+
+        Raises:
+            UsageError: it does not.
+        """
         target = self.manifest.target
-        own = _ENGINE_OF_TARGET.get(target)
-        if backend == own or (own is None and backend not in _ENGINE_OF_TARGET.values()):
+        able = backends_for(target)
+        if backend.name in able:
             return
-        wanted = "another --engine" if own is None else f"--engine {own}"
-        others = (name for name, engine in _ENGINE_OF_TARGET.items() if engine == backend)
+        wanted = f"--engine {able[0]}" if len(able) == 1 else "another --engine"
         raise UsageError(
-            f"{self.folder} holds graphs for {target}, which {backend} does not run; run it with {wanted}, or export "
-            f"with --target {next(others, 'cpu')}"
+            f"{self.folder} holds graphs for {target}, which {backend.name} does not run; run it with {wanted}, or "
+            f"export with --target {backend.target or 'cpu'}"
         )
 
     def _load_plan(self, component: str, entry: ComponentEntry) -> Engine:
@@ -128,11 +129,11 @@ class Bundle:
 
         return TensorRtSession.open(device)
 
-    def _check_memory(self, component: str, entry: ComponentEntry, backend: str) -> None:
+    def _check_memory(self, component: str, entry: ComponentEntry, backend: Backend) -> None:
         """Refuse what cannot end well: a system that lends out more memory than it has kills who asks for it."""
-        on_gpu = backend == "onnxruntime-cuda"
+        on_gpu = backend.device == "gpu"
         if on_gpu:
-            require(backend)
+            require(backend.name)
             device = device_facts()
             check_capability(component, entry, device, "bf16")
         needed = sum(self.manifest.files[name].bytes for name in entry.weights)

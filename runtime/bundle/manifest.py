@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from qwen_image_engine.engines.core.contract import FOR_REFERENCES, Contract, Dims, TensorSpec
+from qwen_image_engine.engines.core.components import components_with
+from qwen_image_engine.engines.core.contract import Contract, Dims, TensorSpec
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import whole_file
 from qwen_image_engine.engines.cuda.compute_capability import least_compute_capability
@@ -216,9 +217,10 @@ class Manifest:
 
     @property
     def absent_for_references(self) -> tuple[str, ...]:
-        """Components that reference images need and that it was exported without."""
-        prefix = () if self.facts.bidirectional else ("prefix_image",)
-        return tuple(name for name in (*FOR_REFERENCES, *prefix) if name not in self.components)
+        """Names of the components that reference images need and the bundle is without, optional ones first."""
+        needed = [row for row in components_with(self.facts.attention) if row.needs_reference_images]
+        needed.sort(key=lambda row: not row.optional)
+        return tuple(row.name for row in needed if row.name not in self.components)
 
     def to_json(self) -> dict[str, Any]:
         """The object that manifest.json holds."""

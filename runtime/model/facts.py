@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from qwen_image_engine.engines.core.components import Attention, components_with
 from qwen_image_engine.runtime.system.json_schema import fields_of
 
-ATTENTION = ("causal", "bidirectional")
+ATTENTION: tuple[Attention, Attention] = ("causal", "bidirectional")
 """How tokens of the transformer see each other: as in 2.1, block-causal, or as the report describes 2.0, all of all."""
 
 
@@ -67,14 +68,14 @@ class ModelFacts:
     vision: VisionFacts
 
     @property
-    def attention(self) -> str:
+    def attention(self) -> Attention:
         """One of `ATTENTION`."""
         return ATTENTION[self.bidirectional]
 
     @property
     def step(self) -> str:
-        """The component that runs every step."""
-        return "joint" if self.bidirectional else "step"
+        """Name of the component that runs every step."""
+        return next(row.name for row in components_with(self.attention) if row.runs == "step")
 
     def cache_bytes(self, tokens: int, item_bytes: int = 4) -> int:
         """Return the bytes of the keys and values of `tokens` prefix tokens in all layers, in items of `item_bytes`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Protocol
 
@@ -101,8 +102,12 @@ def integrate(
     for index in range(steps):
         began = perf_counter()
         latents, slope = method.step(_checked(velocity, index, sigmas), latents, index)
-        taken = latents, slope
-        yield Step(index, steps, float(sigmas[index + 1]), perf_counter() - began, lambda taken=taken: taken)
+        seconds = perf_counter() - began
+        yield Step(index, steps, float(sigmas[index + 1]), seconds, partial(_pair, latents, slope))
+
+
+def _pair(latents: Latents, slope: Latents) -> tuple[Latents, Latents]:
+    return latents, slope
 
 
 def _checked(velocity: Velocity, index: int, sigmas: NDArray[np.float32]) -> Velocity:

@@ -8,13 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.bfloat16 import from_bfloat16
+from qwen_image_engine.engines.core.device_array import size_bytes
+from qwen_image_engine.engines.core.dtypes import DTYPES, PRECISIONS
 from qwen_image_engine.engines.core.errors import QwenImageError
-
-_STORED: dict[str, np.dtype[Any]] = {
-    "bfloat16": np.dtype("<u2"),
-    "float16": np.dtype("<f2"),
-    "float32": np.dtype("<f4"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +34,15 @@ class EmbeddingTable:
         Raises:
             QwenImageError: the dtype is another, or the file is missing or ends before the table does.
         """
-        if dtype not in _STORED:
-            raise QwenImageError(f"{file}: the token embeddings are {dtype}, expected {', '.join(_STORED)}")
-        end = offset + shape[0] * shape[1] * _STORED[dtype].itemsize
+        names = [row.name for row in PRECISIONS.values()]
+        if dtype not in names:
+            raise QwenImageError(f"{file}: the token embeddings are {dtype}, expected {', '.join(names)}")
+        end = offset + size_bytes(shape, dtype)
         try:
             size = file.stat().st_size
             if size < end:
                 raise QwenImageError(f"{file} has {size} bytes, the token embeddings end at byte {end}; copy it again")
-            stored = np.memmap(file, _STORED[dtype], "r", offset, shape)
+            stored = np.memmap(file, DTYPES[dtype].numpy, "r", offset, shape)
         except OSError as error:
             raise QwenImageError(f"cannot read {file}: {error.strerror or error}") from error
         return cls(stored, dtype, file)

@@ -11,13 +11,11 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from qwen_image_engine.engines.backends import load_engine
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.engine import Array, Engine
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK
 from qwen_image_engine.reference.torch_engine import reference_engines
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
-
-COMPONENTS = tuple(NETWORK)
 
 # Batch 1 and 4, square and not, prompts of one token, of a few and of many; the smallest picture is 32x32. An image
 # has 4 tokens for each of its slots.

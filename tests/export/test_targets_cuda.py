@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from qwen_image_engine.calibration.quantise.network import quantised_networks
 from qwen_image_engine.engines.backends import load_engine
+from qwen_image_engine.engines.core.components import COMPONENTS, components_with
 from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.cuda.driver import DeviceFacts
@@ -29,7 +30,6 @@ from qwen_image_engine.export.verify.layer_outputs import layer_graph
 from qwen_image_engine.export.verify.parity import verify_bundle
 from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK
 from qwen_image_engine.reference.torch_engine import reference_engines
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
@@ -37,7 +37,7 @@ from tests.support.images import patches
 from tests.support.numpy_memory import NumpyMemory
 
 Export = Callable[[str], tuple[Path, Path]]
-COMPONENTS = tuple(name for name in MODEL_FILES if name != "joint")
+CAUSAL = tuple(row.name for row in components_with("causal"))
 HALF = {"bf16": ir.DataType.BFLOAT16, "fp16": ir.DataType.FLOAT16}
 
 # With a kernel for bfloat16 and float16 on CUDA, by docs/OperatorKernels.md of ONNX Runtime; Pad, DepthToSpace,
@@ -58,10 +58,10 @@ def cuda_bundle(random_checkpoint: Callable[..., Path], tmp_path_factory: pytest
         checkpoint = random_checkpoint("narrow")
         if precision not in made:
             made[precision] = tmp_path_factory.mktemp(precision) / "bundle"
-            plain = targets.RECIPES["cuda", "bf16" if precision == "fp32" else precision]
+            plain = targets.TARGETS["cuda", "bf16" if precision == "fp32" else precision]
             chosen = replace(plain, dtype="float32") if precision == "fp32" else plain
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(targets, "RECIPES", {("cuda", plain.precision): chosen})
+                patch.setattr(targets, "TARGETS", {("cuda", plain.precision): chosen})
                 export_bundle(checkpoint, made[precision], target="cuda", precision=plain.precision)
         return checkpoint, made[precision]
 
@@ -77,11 +77,11 @@ def test_graphs_are_sound_and_keep_the_rules(cuda_bundle: Export, precision: str
         onnx.checker.check_model(str(folder / entry.model), full_check=True)
         rules = set(RULES) - {"layer-norm"}
         assert broken_rules(ir.load(folder / entry.model), Expected.of(manifest, name), rules) == [], name
-        assert entry.precision == ("fp32" if NETWORK[name] == "vae" else precision)
+        assert entry.precision == ("fp32" if COMPONENTS[name].network == "vae" else precision)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", CAUSAL)
 def test_what_is_rounded_has_a_kernel_on_cuda(cuda_bundle: Export, component: str, precision: str) -> None:
     model = ir.load(cuda_bundle(precision)[1] / MODEL_FILES[component])
     half = HALF[precision]
@@ -92,7 +92,7 @@ def test_what_is_rounded_has_a_kernel_on_cuda(cuda_bundle: Export, component: st
         if value is not None and value.dtype == half
     }
     assert rounded <= KERNELS
-    assert bool(rounded) == (NETWORK[component] != "vae")
+    assert bool(rounded) == (COMPONENTS[component].network != "vae")
     attention = [node for node in model.graph if node.op_type == "Attention"]
     assert all(node.inputs[0] is not None and node.inputs[0].dtype == half for node in attention) or "vae" in component
     for spec, value in zip(
@@ -125,7 +125,7 @@ def test_attention_has_the_form_that_flash_attention_takes(cuda_bundle: Export, 
             assert {value.dtype for value in node.inputs[:3] if value is not None} == {HALF[precision]}
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", CAUSAL)
 def test_in_float32_they_compute_what_torch_does(
     cuda_bundle: Export,
     random_inputs: Callable[..., dict[str, Array]],
@@ -149,7 +149,7 @@ def test_keys_and_values_are_planned_in_two_bytes(random_checkpoint: Callable[..
     checkpoint = Checkpoint.open(random_checkpoint("narrow"))
     plans = {}
     for target, precision in (("cuda", "fp16"), ("cuda", "bf16"), ("cpu", "fp32")):
-        chosen = targets.recipe(target, precision)
+        chosen = targets.choose_target(target, precision)
         plans[precision] = plan_export(checkpoint, chosen, quantised_networks(checkpoint, None), "copy")
     assert plans["fp16"].bundle_bytes == plans["bf16"].bundle_bytes < plans["fp32"].bundle_bytes
     vae = {name: plan.networks[-1] for name, plan in plans.items()}
@@ -185,7 +185,7 @@ def test_verify_of_an_engine_on_a_device(
     case = Case("edit", "make it blue", 64, 32, references=(patches(60, 50),))
     result = verify_bundle(folder, cases=[case], engine="onnxruntime-cuda", layers=True)
     assert result.passed
-    assert {row.component for row in result.rows} == {*COMPONENTS, "teacher_forced"}
+    assert {row.component for row in result.rows} == {*CAUSAL, "teacher_forced"}
     assert all(row.worst.relative_l2 < 1e-4 for row in result.rows)
     assert len(result.free_running[0].engine) == 8
     assert result.layers is not None
@@ -285,4 +285,4 @@ class TestFp8:
 
     def test_fp8_attention_is_refused(self) -> None:
         with pytest.raises(UsageError, match="FP8 attention with --target cuda"):
-            targets.recipe("cuda", "fp8", fp8_attention=True)
+            targets.choose_target("cuda", "fp8", fp8_attention=True)

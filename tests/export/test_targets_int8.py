@@ -15,7 +15,7 @@ from qwen_image_engine.engines.backends import load_engine
 from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.export.estimate.plan import plan_export
-from qwen_image_engine.export.targets import recipe
+from qwen_image_engine.export.targets import choose_target
 from qwen_image_engine.export.verify.difference import Difference, difference
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.storage.tensor_file import read_header
@@ -154,7 +154,7 @@ def test_what_is_excluded_stays_in_fp32(
 
 def test_plan_knows_the_bytes_before_they_are_written(int8_bundle: Bundles) -> None:
     checkpoint, folder = int8_bundle("odd")
-    chosen = recipe("cpu", "int8")
+    chosen = choose_target("cpu", "int8")
     opened = Checkpoint.open(checkpoint)
     plan = plan_export(opened, chosen, quantised_networks(opened, chosen.quantisation), "copy")
     for item in plan.networks:

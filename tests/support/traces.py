@@ -44,10 +44,10 @@ class KeptTraces:
         self.fresh = 0
 
     def __call__(self, checkpoint: Any, component: str, dtype: Any) -> ir.Model:
-        from qwen_image_engine.reference.components import NETWORK
+        from qwen_image_engine.engines.core.components import COMPONENTS
 
-        config = repr(getattr(checkpoint, NETWORK[component]))
-        stored = checkpoint.stored(NETWORK[component]).layout.prefix
+        config = repr(getattr(checkpoint, COMPONENTS[component].network))
+        stored = checkpoint.stored(COMPONENTS[component].network).layout.prefix
         words = "\n".join((self._source, config, stored, component, str(dtype)))
         key = hashlib.sha256(words.encode()).hexdigest()
         if key not in self._traced:

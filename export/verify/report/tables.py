@@ -63,7 +63,7 @@ def _side_by_side(bundles: Sequence[Verification]) -> list[str]:
 
 def _steps(bundle: Verification) -> list[str]:
     """Cases differ in their sigmas (the schedule depends on the size), so a step has a range of them."""
-    from qwen_image_engine.export.verify.thresholds import TEACHER_FORCED
+    from qwen_image_engine.export.thresholds import TEACHER_FORCED
 
     forced = [row for row in bundle.rows if row.component == TEACHER_FORCED]
     rows = [("step", "sigma", "teacher-forced", "free-running", "control")]

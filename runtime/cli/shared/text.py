@@ -3,20 +3,11 @@
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.runtime.bundle.manifest import FileEntry
 from qwen_image_engine.runtime.system.text import size_text
 from qwen_image_engine.runtime.timing import Timing
-
-_STAGES = {
-    "vision": "references_s",
-    "vae_encoder": "references_s",
-    "text_encoder": "encode_s",
-    "prefix": "prefix_s",
-    "prefix_image": "prefix_s",
-    "vae_decoder_mid": "decode_s",
-    "vae_decoder_up": "decode_s",
-}
 
 
 def stage_seconds(entries: Sequence[Timing], steps: int) -> dict[str, float]:
@@ -33,10 +24,10 @@ def stage_seconds(entries: Sequence[Timing], steps: int) -> dict[str, float]:
             totals["load_s"] += entry.seconds
         elif entry.kind == "preview":
             totals["preview_s"] = totals.get("preview_s", 0.0) + entry.seconds
-        elif entry.component in ("step", "joint"):
+        elif (stage := COMPONENTS[entry.component].stage) == "step":
             runs.append(entry.seconds)
         else:
-            totals[_STAGES[entry.component]] += entry.seconds
+            totals[f"{stage}_s"] += entry.seconds
     if runs:
         passes = len(runs) // steps
         taken = [sum(runs[index : index + passes]) for index in range(0, len(runs), passes)]

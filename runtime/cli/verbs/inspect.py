@@ -63,11 +63,13 @@ def _checked(folder: Path) -> Report:
         import onnx_ir as ir
 
         from qwen_image_engine.export.checks.rule import Expected
-        from qwen_image_engine.export.checks.tensorrt_rules import RULES, SHARED_WITH_CUDA, broken_rules
+        from qwen_image_engine.export.checks.tensorrt_rules import broken_rules
+        from qwen_image_engine.export.targets import TARGETS
     manifest = read_manifest(folder)
-    rules = {"tensorrt": tuple(RULES), "cuda": SHARED_WITH_CUDA}.get(manifest.target)
-    if rules is None:
+    target = TARGETS.get((manifest.target, manifest.precision))
+    if target is None or target.rules is None:
         raise UsageError(f"--check: {folder} is for {manifest.target}, and the rules are those of TensorRT and CUDA")
+    rules = tuple(target.rules())
     broken = {}
     for name, entry in manifest.components.items():
         model = folder / entry.model

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen_image_engine.engines.core.contract import FOR_REFERENCES
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size, whole_numbers
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
@@ -19,7 +19,7 @@ from qwen_image_engine.runtime.system.text import duration_text, size_text, tabl
 
 if TYPE_CHECKING:
     from qwen_image_engine.export.estimate.estimate import Estimate
-    from qwen_image_engine.export.targets import Recipe
+    from qwen_image_engine.export.targets import Target
     from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 SUMMARY = "what an export would read, write and need, before anything is written"
@@ -57,12 +57,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `plan` and `export` both take."""
+    from qwen_image_engine.export.targets import TARGETS
+
+    precisions: dict[str, list[str]] = {}
+    for target, precision in TARGETS:
+        precisions.setdefault(target, []).append(precision)
     add_checkpoint_arguments(parser)
+    parser.add_argument("--target", default="cpu", help=f"what runs the graphs: {', '.join(precisions)} (cpu)")
     parser.add_argument(
-        "--target", default="cpu", help="what runs the graphs: cpu, cuda, tensorrt or tensorrt-twin (cpu)"
-    )
-    parser.add_argument(
-        "--precision", help="of weights and arithmetic: fp32, bf16, fp16, fp8, int8 (fp32 on a CPU, bf16 on a GPU)"
+        "--precision",
+        help="of weights and arithmetic, by default the first: "
+        + "; ".join(f"{', '.join(found)} for {target}" for target, found in precisions.items()),
     )
     parser.add_argument(
         "--weights",
@@ -87,7 +92,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--without",
         action="append",
-        choices=FOR_REFERENCES,
+        choices=[row.name for row in COMPONENTS.values() if row.optional],
         default=[],
         help="leave out all that reference images alone need; the bundle then takes none",
     )
@@ -95,16 +100,16 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fp8-attention", action="store_true", help="with fp8: the transformer's attention as well")
 
 
-def chosen_recipe(options: argparse.Namespace) -> "Recipe":
+def chosen_recipe(options: argparse.Namespace) -> "Target":
     """The recipe that the flags of `add_recipe_arguments` ask for.
 
     Raises:
         UsageError: there is none, or flags do not go together.
     """
     from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
-    from qwen_image_engine.export.targets import recipe
+    from qwen_image_engine.export.targets import choose_target
 
-    return recipe(
+    return choose_target(
         options.target,
         options.precision,
         weights=options.weights,

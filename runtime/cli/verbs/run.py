@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_image_engine.engines.backends import ENGINES
+from qwen_image_engine.engines.backends import BACKENDS, ENGINES
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.cli.shared.arguments import whole_numbers
 from qwen_image_engine.runtime.cli.shared.output_files import picture_paths, read_latents
@@ -82,9 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what every verb that runs engines takes."""
-    parser.add_argument(
-        "--engine", choices=ENGINES, default="onnxruntime", help="openvino-bf16 needs bf16 instructions (onnxruntime)"
-    )
+    needs = [f"{row.name} needs {row.computes} instructions" for row in BACKENDS.values() if row.computes]
+    parser.add_argument("--engine", choices=ENGINES, default="onnxruntime", help=f"{'; '.join(needs)} (onnxruntime)")
     parser.add_argument("--threads", type=int, help="of one engine (every core)")
 
 

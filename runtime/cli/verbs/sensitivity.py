@@ -17,13 +17,18 @@ _TARGET, _PRECISION = "tensorrt", "fp8"
 
 def add_sensitivity_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
+    from qwen_image_engine.export.targets import TARGETS
+
+    rows = [row for row in TARGETS.values() if row.quantisation is not None and not row.twin]
+    targets = " or ".join(dict.fromkeys(row.name for row in rows))
+    precisions = " or ".join(dict.fromkeys(row.precision for row in rows))
     parser.add_argument(
         "--sensitivity",
         action="store_true",
         help="then quantise each linear of the transformer alone, and write what that does to the step's output",
     )
-    parser.add_argument("--target", help=f"with --sensitivity: what runs the graphs, tensorrt or cpu ({_TARGET})")
-    parser.add_argument("--precision", help=f"with --sensitivity: to quantise to, fp8 or int8 ({_PRECISION})")
+    parser.add_argument("--target", help=f"with --sensitivity: what runs the graphs, {targets} ({_TARGET})")
+    parser.add_argument("--precision", help=f"with --sensitivity: to quantise to, {precisions} ({_PRECISION})")
     parser.add_argument(
         "--target-error",
         type=float,

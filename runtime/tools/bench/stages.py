@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.runtime.system.memory_use import MemoryUse
 from qwen_image_engine.runtime.timing import Timing
 
@@ -30,18 +31,11 @@ COMPARED = tuple(stage for stage in STAGES if stage != "rest")
 STEADY_STEP = "step"
 """Every step but the first, in which a backend settles its memory."""
 
-_STAGE = {
-    "vision": "vision",
-    "vae_encoder": "vae_encoder",
-    "text_encoder": "encode",
-    "prefix": "prefix",
-    "prefix_image": "prefix_image",
-    "step": STEADY_STEP,
-    "joint": STEADY_STEP,
-    "vae_decoder": "decode",
-    "vae_decoder_mid": "decode",
-    "vae_decoder_up": "decode",
+_STAGE = {row.name: row.name if row.needs_reference_images else row.stage for row in COMPONENTS.values()} | {
+    "vae_decoder": "decode"
 }
+"""Stages by component. Components for reference images are stages of their own; `vae_decoder` is the whole decoder of
+contenders that do not divide it."""
 
 Sample = Mapping[str, tuple[float, ...]]
 """Seconds of one picture by stage: one number each, but for "step", which has one for every steady step."""

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
 
-from qwen_image_engine.engines.core.contract import FOR_REFERENCES
+from qwen_image_engine.engines.core.components import FOR_REFERENCE_IMAGES
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.cuda.driver import DeviceFacts
 from qwen_image_engine.engines.plans.entry import Profile
@@ -167,7 +167,7 @@ def _components(folder: Path, manifest: Manifest, shapes: BuildShapes, only: Seq
     unknown = [name for name in only if name not in manifest.components]
     if unknown:
         raise UsageError(f"--only {','.join(unknown)}: {folder} has {', '.join(manifest.components)}")
-    idle = (*FOR_REFERENCES, "prefix_image") if shapes.references.largest == 0 else ()
+    idle = FOR_REFERENCE_IMAGES if shapes.references.largest == 0 else ()
     refused = [name for name in only if name in idle]
     if refused:
         raise UsageError(f"--only {','.join(refused)} with --references 0: that reads reference images")

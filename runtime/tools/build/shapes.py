@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.engines.plans.entry import Profile
@@ -46,11 +47,8 @@ _SIDE = SIDE_MULTIPLE // PIXELS_PER_LATENT
 _BORDER = 8
 """Tokens to spare where the prompt's words meet the template's, whose pieces may part otherwise than alone."""
 
-_SIZED = ("step", "joint", "vae_decoder_mid", "vae_decoder_up")
-"""What a picture's size changes the inputs of."""
-
-_BATCHED = ("step", "joint")
-"""What runs for all images of a batch at once; the rest runs for one prompt or image at a time."""
+_SIZED = tuple(row.name for row in COMPONENTS.values() if row.on_latents and not row.needs_reference_images)
+"""Components whose inputs a picture's size changes."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +232,7 @@ def _axes(component: str, shapes: BuildShapes, template: Template) -> dict[str, 
     text = _from_one(Range(*map(template.text, (count.least, count.best, count.largest))) + prompt + spare)
     sides = Range(1, round(units), round(units * math.sqrt(WIDEST))) * Range.of(_SIDE)
     axes = {
-        "batch": shapes.batch if component in _BATCHED else Range.of(1),
+        "batch": shapes.batch if COMPONENTS[component].batched else Range.of(1),
         "image": image,
         "slots": slots,
         "height": sides,

@@ -61,7 +61,7 @@ RELATIVE_L2 = Measure(
 )
 """||found - expected|| / ||expected||: the measure of thresholds, limits and curves. fp32 arithmetic in another order
 stays below `rounding`: such numbers differ by factors from version to version, and say nothing
-(`export/verify/thresholds.py` holds fp32 to 1e-5)."""
+(`export/thresholds.py` holds fp32 to 1e-5)."""
 
 COSINE = Measure("cosine", "cosine", _cosine, min, not_finite=0.0, equal=1.0, format=".9f")
 """Cosine of the angle between the two. A threshold may name the least one."""

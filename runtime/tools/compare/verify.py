@@ -49,7 +49,9 @@ def _rows(prefix: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> I
     theirs = _cases(second)
     for (component, case), own in _cases(first).items():
         other = theirs.get((component, case))
-        for measure in compared_measures() if other is not None else ():
+        if other is None:
+            continue
+        for measure in compared_measures():
             if measure.name not in own or measure.name not in other:
                 continue  # a document that is older than the measure
             before, after = own[measure.name], other[measure.name]

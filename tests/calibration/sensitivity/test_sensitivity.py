@@ -11,7 +11,7 @@ import pytest
 
 from qwen_image_engine.calibration.observe.calibrate import calibrate
 from qwen_image_engine.calibration.observe.record import RECORD, TENSORS, Calibration
-from qwen_image_engine.calibration.rules.quantisation import QUANTISATIONS, Quantisation
+from qwen_image_engine.calibration.rules.quantisation import FP8_STATIC, Quantisation
 from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
 from qwen_image_engine.calibration.sensitivity.analysis import Analysis, analyse
 from qwen_image_engine.calibration.sensitivity.sensitivity import GROUPS, judged
@@ -105,7 +105,7 @@ def test_recipe(analysed: tuple[Analysis, list[tuple[str, int, int]]]) -> None:
     assert next(probe.error for probe in search.probes if probe.high == len(search.high) - 1) > 0.02
     recipe = RecipeFile.read(recipe_path := found.recipe)
     assert recipe_path.name == "recipe-tensorrt-fp8.json"
-    recipe.check(QUANTISATIONS["tensorrt", "fp8"].precisions(), static=True)
+    recipe.check(FP8_STATIC.precisions(), static=True)
     quantisation = Quantisation(("transformer",), recipe.rules, static=True)
     precisions = {name: quantisation.precision(name) for name in found.sensitivity.alone}
     assert {name for name, precision in precisions.items() if precision == "high"} == set(search.high)

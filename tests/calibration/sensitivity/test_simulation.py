@@ -13,12 +13,12 @@ from qwen_image_engine.calibration.observe.record import Calibration
 from qwen_image_engine.calibration.observe.request import Request
 from qwen_image_engine.calibration.quantise.network import quantised_network
 from qwen_image_engine.calibration.quantise.static_input import StaticInput
-from qwen_image_engine.calibration.rules.quantisation import QUANTISATIONS
 from qwen_image_engine.calibration.sensitivity.simulation import Simulation
 from qwen_image_engine.calibration.sensitivity.teacher_forcing import Trajectory, record
 from qwen_image_engine.engines.backends import load_engine
 from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.export.bundle.bundle import export_bundle
+from qwen_image_engine.export.targets import TARGETS
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.transformer import Transformer
@@ -51,7 +51,7 @@ def simulation(planted: Path, calibration: Path) -> Callable[..., tuple[Simulati
         network = load_network(checkpoint, "transformer", dtype)
         assert isinstance(network, Transformer)
         found = Calibration.open(calibration, checkpoint)
-        quantised = quantised_network(checkpoint, "transformer", QUANTISATIONS[target, precision], found)
+        quantised = quantised_network(checkpoint, "transformer", TARGETS[target, precision].quantisation, found)
         return Simulation(checkpoint, network, quantised), list(quantised.layers)
 
     return make

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qwen_image_engine.engines.core.contract import COMPONENTS, contract
+from qwen_image_engine.engines.core.contract import CONTRACTS, contract
 from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.files import describe_file
@@ -34,7 +34,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
 @pytest.fixture
 def make_bundle(driver: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeBundle]:
     """A bundle of the toy networks, with what its plan entries are to say."""
-    contracts = {name: contract(name, DIMS) for name in COMPONENTS}
+    contracts = {name: contract(name, DIMS) for name in CONTRACTS}
     known = {
         name: Known(item, (profile(item, "all"), *([profile(item, "small", tokens=16)] if name == "step" else ())))
         for name, item in contracts.items()

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from qwen_image_engine.engines.core.contract import COMPONENTS, Contract, Dims, contract, markdown
+from qwen_image_engine.engines.core.contract import CONTRACTS, Contract, Dims, contract, markdown
 from qwen_image_engine.engines.core.errors import QwenImageError
 
 DIMS = Dims(
@@ -94,7 +94,7 @@ def test_symbols_have_no_factors() -> None:
     assert contract("vae_decoder_up", DIMS).symbols() == ("batch", "height", "width")
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", CONTRACTS)
 def test_json_round_trip(component: str) -> None:
     wanted = contract(component, DIMS)
     assert Contract.from_json(json.loads(json.dumps(wanted.to_json()))) == wanted
@@ -115,5 +115,5 @@ def test_unknown_component_names_the_known() -> None:
 
 def test_markdown_has_a_row_for_each_tensor() -> None:
     rows = [line for line in markdown().splitlines() if line.startswith(("| in |", "| out |"))]
-    assert len(rows) == sum(len(item.inputs) + len(item.outputs) for item in COMPONENTS.values())
+    assert len(rows) == sum(len(item.inputs) + len(item.outputs) for item in CONTRACTS.values())
     assert "| out | `image` | batch, 4, 16·height, 16·width | float32 | RGBA, each channel in [-1, 1] |" in rows

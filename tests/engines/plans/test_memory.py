@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qwen_image_engine.engines.core.contract import COMPONENTS, contract
+from qwen_image_engine.engines.core.contract import CONTRACTS, contract
 from qwen_image_engine.engines.plans.entry import Profile
 from qwen_image_engine.engines.plans.memory import missing_bytes, port_bytes
 from qwen_image_engine.engines.plans.profile import Range, profile
@@ -17,7 +17,7 @@ def largest(component: str, batch: int = 1) -> Profile:
     return profile(contract(component, DIMS), "largest", sizes)
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", CONTRACTS)
 def test_inputs_and_outputs(component: str) -> None:
     spec, item = contract(component, DIMS), largest(component)
     arrays = {port.name: np.ones(item.shapes[port.name][2], port.dtype) for port in spec.inputs}

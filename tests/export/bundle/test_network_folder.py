@@ -8,10 +8,11 @@ import onnx
 import pytest
 from safetensors import safe_open
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.export.bundle.network_folder import MODEL_FILES
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK, dims
+from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 
@@ -77,7 +78,7 @@ def test_weights_have_the_checkpoints_names_and_nothing_is_forgotten(bundle: Bun
     checkpoint = Checkpoint.open(source)
     stored = {tensor.name: tensor.shape for tensor in read_tensors(checkpoint, network)}
     found: dict[str, tuple[int, ...]] = {}
-    for component, owner in NETWORK.items():
+    for component, owner in ((row.name, row.network) for row in COMPONENTS.values()):
         if owner == network and component != "joint":
             found |= {name: tuple(item.dims) for name, item in weights(load(folder, component)).items()}
     assert found == stored

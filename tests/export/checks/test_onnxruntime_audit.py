@@ -51,9 +51,9 @@ def test_every_linear_of_a_bundle_is_found(int8_bundle: Callable[..., tuple[Path
 def test_a_linear_that_is_not_fused_stops_the_export(
     random_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = targets.RECIPES["cpu", "int8"]
-    spoiled = replace(plain, quantising=(*plain.quantising, DropZeroPoint))
-    monkeypatch.setattr(targets, "RECIPES", {("cpu", "int8"): spoiled})
+    plain = targets.TARGETS["cpu", "int8"]
+    spoiled = replace(plain, quantising=lambda: (*plain.quantising(), DropZeroPoint))
+    monkeypatch.setattr(targets, "TARGETS", {("cpu", "int8"): spoiled})
     with pytest.raises(QwenImageError, match=rf"step.onnx: 1 of 14 quantised linears .*{SPOILED}.*--exclude"):
         export_bundle(random_checkpoint("narrow"), tmp_path / "bundle", precision="int8")
     assert list(tmp_path.iterdir()) == []

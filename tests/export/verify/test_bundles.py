@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.export.targets import RECIPES
+from qwen_image_engine.export.targets import TARGETS
 from qwen_image_engine.export.verify import parity as module
 from qwen_image_engine.export.verify.judge import check_judged, judge_pictures
 from qwen_image_engine.export.verify.limits import Limit
 from qwen_image_engine.export.verify.parity import verify, verify_bundle
 from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.export.verify.report.tables import tables
-from qwen_image_engine.export.verify.thresholds import THRESHOLDS
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.components import NETWORK
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from tests.support.paths import SHAPES
@@ -125,9 +124,9 @@ def test_layers_without_thresholds(exported: Callable[..., Path], tmp_path: Path
     assert "no thresholds for 'tensorrt' in precision 'fp4'" in fails(1, "verify", folder, "--layers")
 
 
-@pytest.mark.parametrize(("target", "precision"), RECIPES)
+@pytest.mark.parametrize(("target", "precision"), TARGETS)
 def test_every_bundle_that_export_makes_has_thresholds(target: str, precision: str) -> None:
-    assert {*NETWORK, "teacher_forced"} == set(THRESHOLDS[target, precision])
+    assert {*COMPONENTS, "teacher_forced"} == set(TARGETS[target, precision].thresholds)
 
 
 def test_the_judge_knows_shapes_alone(exported: Callable[..., Path]) -> None:

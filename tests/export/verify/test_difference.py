@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold
 from qwen_image_engine.export.verify.difference import difference, mean, worst
 from qwen_image_engine.export.verify.free_running import FreeRunning
 from qwen_image_engine.export.verify.layers import Layer, Layers
 from qwen_image_engine.export.verify.report.tables import tables
 from qwen_image_engine.export.verify.result import RecordedCase, Row, Verification, Verifications
-from qwen_image_engine.export.verify.thresholds import TEACHER_FORCED, Threshold
 from qwen_image_engine.runtime.tools.compare.compare import compare
 from qwen_image_engine.runtime.tools.compare.measures import MEASURES, Measure
 from qwen_image_engine.runtime.tools.report.folder import write_report

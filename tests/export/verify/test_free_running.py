@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.core.contract import COMPONENTS
+from qwen_image_engine.engines.core.contract import CONTRACTS
 from qwen_image_engine.export.verify.difference import difference
 from qwen_image_engine.export.verify.free_running import divergence, free_running
 from qwen_image_engine.export.verify.parity import verify_bundle
@@ -27,7 +27,7 @@ class Step:
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
-        self.contract = COMPONENTS["step"]
+        self.contract = CONTRACTS["step"]
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return {"velocity": np.float32(self.rate) * inputs["latents"] + np.float32(1)}

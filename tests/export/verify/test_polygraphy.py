@@ -11,10 +11,10 @@ import pytest
 from polygraphy.json import load_json, save_json
 
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.export.thresholds import Threshold
 from qwen_image_engine.export.verify.parity import verify_bundle
 from qwen_image_engine.export.verify.polygraphy import check_polygraphy, snr_db
 from qwen_image_engine.export.verify.recording import Case
-from qwen_image_engine.export.verify.thresholds import Threshold
 
 QUICK = (Case("quick", "a red circle", 64, 32),)
 

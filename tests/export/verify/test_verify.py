@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen_image_engine.engines.core.contract import COMPONENTS
+from qwen_image_engine.engines.core.contract import CONTRACTS
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.export.targets import TARGETS, thresholds
+from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold
 from qwen_image_engine.export.verify.difference import difference
 from qwen_image_engine.export.verify.parity import verify_bundle
 from qwen_image_engine.export.verify.recording import STEPS, Case
 from qwen_image_engine.export.verify.result import Row
-from qwen_image_engine.export.verify.thresholds import TEACHER_FORCED, THRESHOLDS, Threshold, thresholds
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.system.files import file_sha256
@@ -43,8 +44,8 @@ def test_differences_of_known_arrays() -> None:
 
 
 def test_every_row_has_a_threshold_with_a_reason() -> None:
-    for rows in THRESHOLDS.values():
-        assert set(rows) == {*COMPONENTS, TEACHER_FORCED}
+    for rows in (target.thresholds for target in TARGETS.values()):
+        assert set(rows) == {*CONTRACTS, TEACHER_FORCED}
         assert all(row.reason for row in rows.values())
 
 
@@ -67,9 +68,9 @@ def test_exported_bundle_passes(
     assert document["passed"] is True
     assert document["engine"] == engine
     rows = {row["component"]: row for row in document["components"]}
-    assert set(rows) == set(THRESHOLDS["cpu", "fp32"]) - {"joint"}
+    assert set(rows) == set(TARGETS["cpu", "fp32"].thresholds) - {"joint"}
     for name, row in rows.items():
-        assert row["relative_l2"] <= row["threshold"] == THRESHOLDS["cpu", "fp32"][name].relative_l2
+        assert row["relative_l2"] <= row["threshold"] == TARGETS["cpu", "fp32"].thresholds[name].relative_l2
         plain = [] if name in ("vision", "prefix_image") else ["english", "chinese", "long"]
         assert [case["case"] for case in row["cases"]] == [*plain, "edit"]
     steps = 8 if options else STEPS
@@ -87,23 +88,23 @@ def test_int8_is_held_to_thresholds_of_its_own(
     assert document["precision"] == "int8"
     rows = {row["component"]: row for row in document["components"]}
     for name, row in rows.items():
-        threshold = THRESHOLDS["cpu", "int8"][name]
+        threshold = TARGETS["cpu", "int8"].thresholds[name]
         assert row["threshold"] == threshold.relative_l2
         assert row["least_cosine"] == threshold.cosine
         assert row["judged_by"] == threshold.over
     # VAE and vision tower are not quantised, and what is, is not fp32.
     for name in ("vision", "vae_decoder_mid", "vae_decoder_up", "vae_encoder"):
-        assert rows[name]["relative_l2"] <= THRESHOLDS["cpu", "fp32"][name].relative_l2
-    assert rows["step"]["relative_l2"] > THRESHOLDS["cpu", "fp32"]["step"].relative_l2
+        assert rows[name]["relative_l2"] <= TARGETS["cpu", "fp32"].thresholds[name].relative_l2
+    assert rows["step"]["relative_l2"] > TARGETS["cpu", "fp32"].thresholds["step"].relative_l2
     assert all(case["worst_step"]["relative_l2"] >= case["relative_l2"] for case in rows["step"]["cases"])
 
 
 def test_an_engine_in_bf16_has_thresholds_of_its_own() -> None:
     plain, wider = (thresholds("cpu", "int8", engine) for engine in ("openvino", "openvino-bf16"))
-    assert plain == THRESHOLDS["cpu", "int8"]
+    assert plain == TARGETS["cpu", "int8"].thresholds
     assert wider is not None
-    assert wider.keys() == THRESHOLDS["cpu", "int8"].keys()
-    assert all(wider[row].relative_l2 > THRESHOLDS["cpu", "int8"][row].relative_l2 for row in wider)
+    assert wider.keys() == TARGETS["cpu", "int8"].thresholds.keys()
+    assert all(wider[row].relative_l2 > TARGETS["cpu", "int8"].thresholds[row].relative_l2 for row in wider)
     assert thresholds("tensorrt", "int4", "tensorrt") is None
 
 

@@ -30,7 +30,7 @@ def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
     file.write_bytes(bytes(5 * 6 * 4))
     with pytest.raises(QwenImageError, match="has 120 bytes, the token embeddings end at byte 124"):
         EmbeddingTable.open(file, 4, "float32", (5, 6))
-    with pytest.raises(QwenImageError, match="embeddings are int8, expected bfloat16, float16, float32"):
+    with pytest.raises(QwenImageError, match="embeddings are int8, expected float32, bfloat16, float16"):
         EmbeddingTable.open(file, 0, "int8", (5, 6))
     table = EmbeddingTable.open(file, 0, "float32", (5, 6))
     with pytest.raises(QwenImageError, match="token 5 is beyond the 5 rows"):

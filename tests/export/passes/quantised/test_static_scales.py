@@ -21,7 +21,7 @@ from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.export.bundle.network_folder import MODEL_FILES, write_network
-from qwen_image_engine.export.targets import recipe
+from qwen_image_engine.export.targets import choose_target
 from qwen_image_engine.export.verify.difference import Difference, difference, worst
 from qwen_image_engine.export.verify.recording import Case, Recording, record
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
@@ -231,7 +231,7 @@ def test_smoothing_changes_no_bit(
 ) -> None:
     planted = with_outliers("narrow")[1]
     checkpoint = Checkpoint.open(planted)
-    chosen = recipe("tensorrt-twin", "int8")
+    chosen = choose_target("tensorrt-twin", "int8")
     calibration = Calibration.open(calibrated(planted), checkpoint)
     smoothed = quantised_networks(checkpoint, chosen.quantisation, calibration)["transformer"]
     assert any((item.smoothing.scales != 1).any() for item in smoothed.inputs.values())

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold
 from qwen_image_engine.export.verify.free_running import FreeRunning
 from qwen_image_engine.export.verify.judge import Judged
 from qwen_image_engine.export.verify.layers import Layer, Layers
@@ -17,7 +18,6 @@ from qwen_image_engine.export.verify.parity import verify
 from qwen_image_engine.export.verify.pictures import DrawnCase
 from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.export.verify.result import RecordedCase, Row, Verification, Verifications
-from qwen_image_engine.export.verify.thresholds import TEACHER_FORCED, Threshold
 from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.shapes.judge.evaluate import Score
 from qwen_image_engine.runtime.images.png import png_bytes

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen_image_engine.engines.core.contract import COMPONENTS, contract
+from qwen_image_engine.engines.core.contract import CONTRACTS, contract
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.engines.plans.entry import Profile
 from qwen_image_engine.engines.plans.profile import Range, profile
@@ -33,7 +33,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def every(shapes: BuildShapes, template: Template = TEMPLATE, halo: int = 7) -> dict[str, tuple[Profile, ...]]:
-    return {name: build_profiles(contract(name, DIMS), shapes, template, halo) for name in COMPONENTS}
+    return {name: build_profiles(contract(name, DIMS), shapes, template, halo) for name in CONTRACTS}
 
 
 def fits(shapes: Shapes, item: Profile) -> bool:
