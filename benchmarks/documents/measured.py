@@ -66,13 +66,13 @@ def _measured() -> Iterator[tuple[str, str, str]]:
         yield (
             f"a cached step of two blocks 4096 wide, {tokens} + 128 tokens",
             f"int8 in ONNX Runtime {speed_ratio(tokens, ONNXRUNTIME)} diffusers bf16, in OpenVINO with bf16 "
-            f"{speed_ratio(tokens, OPENVINO)} ([docs/performance.md](docs/performance.md))",
+            f"{speed_ratio(tokens, OPENVINO)} ([performance.md](performance.md))",
             "speed",
         )
     link, int8 = (f"{item['process_s'] / 60:.1f} min" for item in result("full-size-export")["exports"])
     yield (
         "33 GB of random weights: export",
-        f"linked for `tensorrt` bf16 {link}, `cpu` int8 {int8} ([docs/full-size.md](docs/full-size.md))",
+        f"linked for `tensorrt` bf16 {link}, `cpu` int8 {int8} ([full-size.md](full-size.md))",
         "full-size-export",
     )
     pictures = result("full-size-run-onnxruntime")["pictures"]
