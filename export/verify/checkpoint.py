@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
+from qwen_image_engine.reference.checkpoint.recorded import check_recorded, open_recorded
 from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.runtime.bundle.files import verify_files
 from qwen_image_engine.runtime.bundle.manifest import Manifest
@@ -60,36 +61,13 @@ def open_checkpoint(
         QwenImageError: it is not there, or it is another.
     """
     expected = manifest.checkpoint
-    recorded = {
-        "-m": (named, expected.path),
-        "--transformer": (transformer_file, expected.transformer_file),
-        "--lora": (loras, manifest.loras),
-    }
-    unnamed = [flag for flag, (given, then) in recorded.items() if given is None and then]
-    try:
-        checkpoint = Checkpoint.open(
-            expected.path if named is None else named,
-            transformer_file=expected.transformer_file if transformer_file is None else transformer_file,
-            loras=[LoraFile(Path(lora.path), lora.scale) for lora in manifest.loras] if loras is None else loras,
-            attention=expected.attention if attention is None else attention,
-        )
-    except QwenImageError as error:
-        if not unnamed:
-            raise
-        raise QwenImageError(f"{error}; say where the bundle's checkpoint is with {', '.join(unnamed)}") from error
-    _same(bundle, checkpoint, "configuration", checkpoint.config_sha256(), expected.config_sha256)
+    checkpoint = open_recorded(manifest, named, transformer_file, loras, attention)
+    advice = "name the right one with -m and --attention, or export again"
+    check_recorded(bundle, checkpoint, "configuration", checkpoint.config_sha256(), expected.config_sha256, advice)
     with ProgressBar(
         "hashing the checkpoint", sum(file.stat().st_size for file in checkpoint.weight_files), "bytes"
     ) as bar:
         weights = checkpoint.weights_sha256(bar.advance)
-    _same(bundle, checkpoint, "weights", weights, expected.weights_sha256)
+    advice = "name the right one with -m, --transformer and --lora, or export again"
+    check_recorded(bundle, checkpoint, "weights", weights, expected.weights_sha256, advice)
     return checkpoint
-
-
-def _same(bundle: Path, checkpoint: Checkpoint, what: str, found: str, expected: str) -> None:
-    if found != expected:
-        wanted = "-m and --attention" if what == "configuration" else "-m, --transformer and --lora"
-        raise QwenImageError(
-            f"{bundle} was not made from {checkpoint.place}: the checkpoint's {what} has sha256 "
-            f"{found[:12]}…, the bundle's {expected[:12]}…; name the right one with {wanted}, or export again"
-        )

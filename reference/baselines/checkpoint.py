@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.checkpoint.diffusers_pipeline import DiffusersPipeline
-from qwen_image_engine.reference.lora.file import LoraFile
+from qwen_image_engine.reference.checkpoint.recorded import check_recorded, open_recorded
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.tools.bench.spec import WaySpec
+
+_ADVICE = "name the right one with -m"
 
 
 def open_checkpoint(spec: WaySpec) -> Checkpoint:
@@ -18,24 +19,10 @@ def open_checkpoint(spec: WaySpec) -> Checkpoint:
     Raises:
         QwenImageError: it is missing, or its configuration is another than the bundle's.
     """
-    source = (manifest := read_manifest(Path(spec.bundle))).checkpoint
-    try:
-        checkpoint = Checkpoint.open(
-            spec.checkpoint or source.path,
-            transformer_file=source.transformer_file,
-            loras=[LoraFile(Path(lora.path), lora.scale) for lora in manifest.loras],
-            attention=source.attention,
-        )
-    except QwenImageError as error:
-        if spec.checkpoint is not None:
-            raise
-        raise QwenImageError(f"{error}; say where the bundle's checkpoint is with -m") from error
-    found = checkpoint.config_sha256()
-    if found != source.config_sha256:
-        raise QwenImageError(
-            f"{spec.bundle} was not made from {checkpoint.place}: the checkpoint's configuration "
-            f"has sha256 {found[:12]}…, the bundle's {source.config_sha256[:12]}…; name the right one with -m"
-        )
+    manifest = read_manifest(Path(spec.bundle))
+    checkpoint = open_recorded(manifest, spec.checkpoint, flags=("-m",))
+    found, expected = checkpoint.config_sha256(), manifest.checkpoint.config_sha256
+    check_recorded(spec.bundle, checkpoint, "configuration", found, expected, _ADVICE)
     return checkpoint
 
 
@@ -57,12 +44,7 @@ def check_weights(spec: WaySpec) -> None:
         QwenImageError: they are not those that the bundle was made from.
     """
     checkpoint, source = open_checkpoint(spec), read_manifest(Path(spec.bundle)).checkpoint
-    found = checkpoint.weights_sha256()
-    if found != source.weights_sha256:
-        raise QwenImageError(
-            f"{spec.bundle} was not made from {checkpoint.place}: the checkpoint's weights have sha256 {found[:12]}…, "
-            f"the bundle's {source.weights_sha256[:12]}…; name the right one with -m"
-        )
+    check_recorded(spec.bundle, checkpoint, "weights", checkpoint.weights_sha256(), source.weights_sha256, _ADVICE)
 
 
 def stored_bytes(checkpoint: Checkpoint) -> int:
