@@ -103,6 +103,7 @@ def test_without_a_console(exported: Callable[..., Path], monkeypatch: pytest.Mo
     assert picture.rgba.shape == (64, 64, 4)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full here")
 def test_document_that_cannot_be_written() -> None:
     with Path("/dev/full").open("w") as full:
@@ -117,6 +118,7 @@ def test_document_that_cannot_be_written() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.process
 def test_packages_that_do_not_load(tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('a library is missing')")
@@ -230,6 +232,7 @@ EXPORT, VERIFY = ["export", "-m", "model", "bundle"], ["verify", "bundle"]
 CALIBRATE = ["calibrate", "-m", "model", "calibration", "--prompts", "prompts.txt"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("package", "verb"),
     [("torch", EXPORT), ("onnx_ir", EXPORT), ("torch", VERIFY), ("torch", CALIBRATE), ("safetensors", CALIBRATE)],

@@ -55,11 +55,13 @@ def test_the_small_checkpoint_is_not(installed: Path) -> None:
     assert not list(installed.rglob("*.safetensors"))
 
 
+@pytest.mark.process
 def test_the_runtime_is_imported_from_it(installed: Path) -> None:
     code = "import sys, qwen_image_engine.runtime.pipeline as module; print(module.__file__, 'torch' in sys.modules)"
     assert python(code, installed).split() == [str(installed / HOME / "runtime" / "pipeline.py"), "False"]
 
 
+@pytest.mark.process
 def test_the_command_starts_from_it(installed: Path) -> None:
     code = (
         "import sys; sys.argv = ['qwen-image', '--help']; from qwen_image_engine.runtime.cli.entry import main; main()"

@@ -204,6 +204,7 @@ def test_not_enough_memory(backend: str, write_graph: Callable[..., Path]) -> No
     engine.close()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts memory as Linux does")
 def test_close_gives_the_memory_back(backend: str, write_graph: Callable[..., Path]) -> None:
     width, layers = 1024, 16

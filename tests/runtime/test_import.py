@@ -34,12 +34,14 @@ def python(code: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["qwen_image_engine.runtime", "qwen_image_engine.runtime.pipeline"])
 def test_importing_loads_nothing_heavy(name: str) -> None:
     loaded = python(f"import sys, {name}\nprint(*(name for name in {HEAVY} if name in sys.modules))")
     assert loaded.split() == []
 
 
+@pytest.mark.process
 def test_drawing_needs_neither_tools_nor_the_command() -> None:
     loaded = python(
         "import sys, qwen_image_engine.runtime.pipeline\n"
@@ -50,6 +52,7 @@ def test_drawing_needs_neither_tools_nor_the_command() -> None:
     assert not {("runtime", "tools"), ("runtime", "serve"), ("runtime", "cli")} & rooms
 
 
+@pytest.mark.process
 def test_public_names_exist() -> None:
     listed = python(
         "import qwen_image_engine.runtime as runtime\n"
@@ -60,6 +63,7 @@ def test_public_names_exist() -> None:
         python("from qwen_image_engine import runtime\nruntime.Qwen")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_the_whole_path_without_torch(exported: Callable[..., Path], tmp_path: Path, engine: str) -> None:
     pytest.importorskip(engine)

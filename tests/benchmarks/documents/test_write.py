@@ -13,6 +13,7 @@ from tests.support.paths import ROOT
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
+@pytest.mark.process
 def test_figures_are_those_of_the_results() -> None:
     found = subprocess.run(
         [sys.executable, "-m", "benchmarks.documents.write", "--check"],

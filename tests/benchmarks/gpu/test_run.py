@@ -41,6 +41,7 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.process
 def test_a_dry_run_writes_no_result(tmp_path: Path) -> None:
     code = "from benchmarks.gpu import run as gpu; gpu.run_all = lambda *given: None; gpu.main()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -50,6 +51,7 @@ def test_a_dry_run_writes_no_result(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "gpu.json").is_file()
 
 
+@pytest.mark.process
 def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
     """With no second to begin anything in, and none of grace."""
     code = (
@@ -190,6 +192,7 @@ def test_tensorrt_is_asked_for_what_the_graphs_hold(
     forget_modules()
 
 
+@pytest.mark.process
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     if not NO_GPU:
         pytest.skip("there is one")
@@ -357,6 +360,7 @@ def test_an_engines_memory_is_what_came_beside_what_was_held() -> None:
     assert Held(torch.device("cpu")).most is None
 
 
+@pytest.mark.process
 def test_a_python_without_torch_is_told(tmp_path: Path) -> None:
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "$@"\n')
@@ -370,6 +374,7 @@ def test_a_python_without_torch_is_told(tmp_path: Path) -> None:
     assert "there is no" in missing.stderr
 
 
+@pytest.mark.process
 def test_nothing_but_torch_numpy_and_safetensors_is_needed_to_start() -> None:
     code = """
 import sys
@@ -436,6 +441,7 @@ def test_p90_of_ten_is_the_ninth() -> None:
     assert Times(0.0, tuple(map(float, range(20)))).p90_ms == 17
 
 
+@pytest.mark.process
 def test_what_gpu_sh_links_is_a_distribution(tmp_path: Path) -> None:
     """A bundle's manifest asks for its version."""
     python = tmp_path / "python"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import onnx
+import pytest
 
 from tests.support.paths import ROOT
 
@@ -23,6 +24,7 @@ KINDS = {
 WAYS = {"ONNX Runtime int8", "OpenVINO int8, rest fp32", "OpenVINO int8, rest bf16"}
 
 
+@pytest.mark.process
 def test_every_way_is_timed_and_profiled(tmp_path: Path) -> None:
     output = tmp_path / "speed.json"
     small = ("--heads", "2", "--blocks", "1", "--tokens", "64", "--rounds", "1", "--threads", "1", "--profile")

@@ -99,6 +99,7 @@ def test_interrupted_and_gone_on_with(
     assert (output / TENSORS).read_bytes() == (calibrated / TENSORS).read_bytes()
 
 
+@pytest.mark.process
 def test_ctrl_c_keeps_whole_trajectories(prompts: Path, tmp_path: Path) -> None:
     prompts.write_text("a circle\n" * 500, encoding="utf-8")
     output = tmp_path / "calibration"
@@ -118,6 +119,7 @@ def test_ctrl_c_keeps_whole_trajectories(prompts: Path, tmp_path: Path) -> None:
     assert [path.name for path in output.iterdir()] == [PARTIAL]
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo terminal")
 def test_bar_on_a_terminal_only(prompts: Path, tmp_path: Path) -> None:
     arguments = [*COMMAND, "calibrate", "-m", str(SHAPES), str(tmp_path / "calibration"), "--prompts", str(prompts)]

@@ -96,6 +96,7 @@ def test_a_size_outside_every_profile_is_told(make_bundle: MakeBundle, checkpoin
         drawn.generate("a", width=512, height=512, steps=2)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is a driver")
 def test_no_driver_is_told_and_the_process_lives(make_bundle: MakeBundle, tmp_path: Path) -> None:
     """In a process of its own: TensorRT crashes where there is no driver."""

@@ -40,6 +40,7 @@ def driver(folder: Path, driver: int = 13000, init: int = 0, count: int = 1, mem
     return str(library)
 
 
+@pytest.mark.process
 def test_facts_of_the_first_device(tmp_path: Path) -> None:
     expected = DeviceFacts("A GPU", "9.1", 13000, total_bytes=80 << 30, free_bytes=60 << 30)
     assert device_facts(driver(tmp_path)) == expected
@@ -50,6 +51,7 @@ def test_no_driver() -> None:
         device_facts("libabsent.so")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("answers", "words"),
     [

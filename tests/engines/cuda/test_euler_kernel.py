@@ -81,6 +81,7 @@ def test_the_first_step_that_was_not_finite_is_kept(value: float) -> None:
     assert device.read()[3][0] == 4
 
 
+@pytest.mark.process
 @pytest.mark.skipif(PTXAS is None, reason="ptxas is not installed")
 @pytest.mark.parametrize("capability", [75, 80, 86, 89, 90, 100, 120])
 def test_it_assembles_for_every_gpu_that_tensorrt_11_serves(tmp_path: Path, capability: int) -> None:

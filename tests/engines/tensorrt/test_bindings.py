@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CALLS = """
 import tensorrt as trt
 
@@ -30,6 +32,7 @@ def mypy(tensorrt_stub: Path, folder: Path, line: str) -> str:
     return found.stdout
 
 
+@pytest.mark.process
 def test_what_11_removed_is_caught(tensorrt_stub: Path, tmp_path: Path) -> None:
     assert mypy(tensorrt_stub, tmp_path, "builder.reset()").startswith("Success")
     for line, words in (

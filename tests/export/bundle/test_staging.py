@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from qwen_image_engine.export.bundle.staging import staged
 
 KILLED = """
@@ -17,6 +19,7 @@ with staged(Path(sys.argv[1])) as folder:
 """
 
 
+@pytest.mark.process
 def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
     output = tmp_path / "a [bundle]"
     killed = subprocess.run([sys.executable, "-c", KILLED, str(output)], check=False)

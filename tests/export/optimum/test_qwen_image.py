@@ -20,6 +20,7 @@ def optimum(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.process
 def test_exports_the_same_bundle(
     random_checkpoint: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -33,6 +34,7 @@ def test_exports_the_same_bundle(
     assert read_manifest(tmp_path / "theirs") == read_manifest(tmp_path / "ours")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -55,6 +57,7 @@ def test_is_not_taken_for_optimum() -> None:
     assert found["qwen_image_engine"] == ["qwen-image-engine"]
 
 
+@pytest.mark.process
 def test_the_wheel_names_its_own_package_alone(tmp_path: Path) -> None:
     """Without optimum, too, nothing says that `optimum` is there; the register file is."""
     wheel = build_wheel(tmp_path)
@@ -66,6 +69,7 @@ def test_the_wheel_names_its_own_package_alone(tmp_path: Path) -> None:
     assert not {"optimum/__init__.py", "optimum/commands/__init__.py"} & set(names)
 
 
+@pytest.mark.process
 def test_registering_loads_nothing_heavy() -> None:
     code = (
         "import sys, optimum.commands.register.qwen_image\n"

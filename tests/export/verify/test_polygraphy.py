@@ -31,6 +31,7 @@ def polygraphy(folder: Path, component: str) -> int:
     ).returncode
 
 
+@pytest.mark.process
 def test_polygraphy_agrees_and_disagrees(exported: Callable[..., Path], tmp_path: Path) -> None:
     bundle = shutil.copytree(exported(), tmp_path / "the bundle")
     folder = tmp_path / "polygraphy"

@@ -62,6 +62,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("kind", ["int8", "static int8", "fp8"])
 def test_memory_holds_a_block_whatever_the_tensors_size(tmp_path: Path, kind: str) -> None:

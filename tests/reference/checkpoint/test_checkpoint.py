@@ -119,6 +119,7 @@ def test_licence(copied: Callable[..., Path], readme: str | None, licence_file: 
     assert Checkpoint.open(folder).licence() == expected
 
 
+@pytest.mark.process
 def test_opening_a_large_checkpoint_reads_headers_only(copied: Callable[..., Path]) -> None:
     """A sparse 40 GB weight file: opening it takes no memory for its bytes, and no torch."""
     folder = copied()

@@ -142,7 +142,7 @@ def test_missing_folder(copied: Callable[..., Path], part: str) -> None:
 def test_missing_or_broken_config(copied: Callable[..., Path], file: str) -> None:
     folder = copied()
     (folder / file).write_text("[]")
-    with pytest.raises(QwenImageError, match=rf"{file}: holds a list, expected a JSON object"):
+    with pytest.raises(QwenImageError, match=rf"{file}: holds an empty list, expected a JSON object"):
         Checkpoint.open(folder)
     (folder / file).write_bytes(b"\xff{}")
     with pytest.raises(QwenImageError, match=rf"{file}: not JSON"):

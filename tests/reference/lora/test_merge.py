@@ -164,6 +164,7 @@ def test_identity_covers_files_scales_and_their_order(
     assert (changed.nbytes, changed.dtypes, list(changed.tensors)) == (plain.nbytes, plain.dtypes, list(plain.tensors))
 
 
+@pytest.mark.process
 def test_opening_needs_no_torch(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     path = write_lora(tmp_path / "style.safetensors", factors(random_checkpoint()), alpha=2.0)
     script = (

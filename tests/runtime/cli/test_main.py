@@ -250,6 +250,7 @@ def test_latents_that_do_not_fit(
     assert not (tmp_path / "out.png").exists()
 
 
+@pytest.mark.process
 def test_a_reader_that_leaves(random_checkpoint: Callable[..., Path]) -> None:
     line = " ".join([*(f"'{word}'" for word in COMMAND), "inspect", str(random_checkpoint()), "| true"])
     found = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
@@ -275,6 +276,7 @@ def interrupted(arguments: list[str], when: Callable[[], bool]) -> subprocess.Co
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
+@pytest.mark.process
 def test_interrupted_export_leaves_no_bundle(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -284,6 +286,7 @@ def test_interrupted_export_leaves_no_bundle(random_checkpoint: Callable[..., Pa
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.process
 def test_interrupted_run_leaves_no_picture(exported: Callable[..., Path], tmp_path: Path) -> None:
     arguments = ["run", str(exported()), "-p", "a circle", "-o", str(tmp_path / "out.png"), "-s", "1000", "--json"]
     began = time.monotonic()
@@ -294,6 +297,7 @@ def test_interrupted_run_leaves_no_picture(exported: Callable[..., Path], tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo terminal")
 def test_bar_on_a_terminal_only(exported: Callable[..., Path], tmp_path: Path) -> None:
     arguments = [*COMMAND, "run", str(exported()), "-p", "a circle", "-o", str(tmp_path / "out.png"), *SMALL]

@@ -61,6 +61,7 @@ sys.exit(carry_out(work, False, quiet=False))
 """
 
 
+@pytest.mark.process
 def test_a_dropped_one_is_remembered_until_the_end() -> None:
     """In a process of its own: one with hundreds of tests behind it crashed at a signal in a destructor."""
     found = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, check=False, timeout=120)

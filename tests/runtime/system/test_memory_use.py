@@ -40,6 +40,7 @@ def test_a_peak_is_of_its_stage_alone() -> None:
     assert overall == peak.peak(overall)
 
 
+@pytest.mark.process
 def test_the_highest_peak_is_not_missed_between_two_readings() -> None:
     """In a process of its own: what this one held at most was a test of before."""
     program = (
@@ -74,6 +75,7 @@ def test_mapped_files_are_not_anonymous(tmp_path: Path) -> None:
     assert during.anonymous_bytes < before.anonymous_bytes + 0.1 * ROOM
 
 
+@pytest.mark.process
 def test_another_process() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         assert MemoryUse.of(other.pid) is not None

@@ -40,6 +40,7 @@ def test_a_job_survives_its_way() -> None:
     assert BuildJob.from_json(JOB.to_json()) == JOB
 
 
+@pytest.mark.process
 def test_progress_and_result() -> None:
     said: list[str] = []
     found = run_build(
@@ -55,6 +56,7 @@ def test_progress_and_result() -> None:
     assert "step 1/4" in said
 
 
+@pytest.mark.process
 def test_an_error_is_passed_on() -> None:
     with pytest.raises(QwenImageError, match=r"^no parser$"):
         run_build(JOB, lambda words: None, child('print(json.dumps({"error": "no parser"}))', "sys.exit(1)"))
@@ -73,11 +75,13 @@ def test_a_crash_is_told(end: str, words: str) -> None:
         run_build(JOB, lambda words: None, child('print("out of luck", file=sys.stderr, flush=True)', end))
 
 
+@pytest.mark.process
 def test_a_process_that_reads_nothing() -> None:
     with pytest.raises(QwenImageError, match="exit code 0; its last words: nothing"):
         run_build(JOB, lambda words: None, (sys.executable, "-c", "pass"))
 
 
+@pytest.mark.process
 def test_an_interruption_ends_the_process() -> None:
     pids: list[int] = []
 
@@ -93,6 +97,7 @@ def test_an_interruption_ends_the_process() -> None:
         os.kill(pids[0], 0)
 
 
+@pytest.mark.process
 def test_without_a_driver_the_real_process_tells_so() -> None:
     if Path("/dev/nvidia0").exists():
         pytest.skip("this machine has a GPU")

@@ -173,6 +173,7 @@ def test_a_checkpoint_that_nothing_runs_is_refused(exported: Callable[..., Path]
     assert "no baseline that is asked for runs a checkpoint; name one of torch, torch-compile, diffusers" in message
 
 
+@pytest.mark.process
 def test_a_process_that_dies_is_named(exported: Callable[..., Path]) -> None:
     spec = WaySpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
     with ProcessWay(spec) as way:
@@ -182,6 +183,7 @@ def test_a_process_that_dies_is_named(exported: Callable[..., Path]) -> None:
             way.draw(Case(64, 32, 2), 1, watched=False)
 
 
+@pytest.mark.process
 def test_an_error_ends_the_process_at_once(exported: Callable[..., Path]) -> None:
     spec = WaySpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
     with pytest.raises(KeyboardInterrupt), ProcessWay(spec) as way:
@@ -189,6 +191,7 @@ def test_an_error_ends_the_process_at_once(exported: Callable[..., Path]) -> Non
     assert way._process.returncode == -9
 
 
+@pytest.mark.process
 def test_what_a_picture_refuses_is_refused_there_too(exported: Callable[..., Path]) -> None:
     spec = WaySpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
     with ProcessWay(spec) as way, pytest.raises(QwenImageError, match=r"onnxruntime: .*nearest"):
