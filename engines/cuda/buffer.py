@@ -26,7 +26,7 @@ class DeviceBuffer:
         self.device = CudaMemory(context, nbytes, "inputs and outputs")
 
     def upload(self, stream: CudaStream, rows: NDArray[Any]) -> None:
-        """Enqueue a copy of a contiguous array to the device. The upload before it must be done."""
+        """Enqueue a copy of a contiguous array to the device. The previous upload must be done."""
         self.host.bytes[: rows.nbytes] = rows.reshape(-1).view(np.uint8)
         stream.upload(self.device, self.host, rows.nbytes)
 

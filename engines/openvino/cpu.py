@@ -29,8 +29,8 @@ def create_bf16(model: Path, contract: Contract, threads: int | None) -> "OpenVi
 class OpenVinoEngine:
     """A graph compiled by OpenVINO for the CPU, computed in fp32 by default, except for quantised linears.
 
-    One run at a time: a second thread needs an engine of its own. Weights are
-    copied once, in the order that the kernels need. Weights stored in bf16 are in memory twice, in fp32.
+    One run at a time: a second thread needs an engine of its own. Weights are copied once, in the order that the
+    kernels need. Weights stored in bf16 are in memory twice, in fp32.
     """
 
     def __init__(
@@ -43,7 +43,8 @@ class OpenVinoEngine:
         """Load `model`, computing all unquantised parts in `inference_precision`.
 
         Raises:
-            QwenImageError: loading fails as in `load_engine`, or the processor has no instructions for this precision.
+            QwenImageError: the graph cannot be loaded for a reason that `load_engine` lists, or the processor has no
+                instructions for this precision.
         """
         package = openvino()
         contract_check.check_model_file(contract, model)

@@ -18,7 +18,7 @@ def check_plan_fits(component: str, plan: PlanEntry, device: DeviceFacts, tensor
     timed elsewhere, and promises nothing. `rebuild` is the command that builds another plan.
 
     Raises:
-        QwenImageError: TensorRT or the compute capability is another, or the driver is older.
+        QwenImageError: TensorRT or the compute capability here is another, or the driver here is older.
     """
     differences = []
     if plan.tensorrt != tensorrt:

@@ -83,7 +83,8 @@ class TensorRtEngine:
 
         Raises:
             OutOfDeviceMemory: the device has no room for activations of this size.
-            QwenImageError: the run fails as `Engine.run` describes, or no profile holds the shapes.
+            QwenImageError: the inputs do not match the contract, no profile holds their shapes, the run failed, or the
+                engine is closed.
         """
         sizes = contract_check.check_inputs(self._contract, inputs)
         outputs = self._use(inputs, {}, sizes, lambda call, profile: call.run(profile, inputs, self._graphs))

@@ -135,7 +135,7 @@ def check_audit(component: str, found: Audit, network: Network, promise: Promise
 
 
 def _attentions(layers: Collection[EngineLayer], names: Collection[str]) -> dict[str, list[EngineLayer]]:
-    """Return the kernels of each attention: its fused kernels, or its softmax kernels alone."""
+    """Return the kernels of each attention: fused kernels, and kernels of a softmax alone."""
     found = _by_name((layer for layer in layers if layer.kind == "attention"), names, unnamed=True)
     for name, apart in _by_name((layer for layer in layers if layer.kind == "softmax"), names).items():
         found[name] += apart

@@ -1,6 +1,6 @@
 """The build of a plan from one graph: parse, keep attention fused, add profiles, build into a file, inspect.
 
-Imported only by the build process: without a driver TensorRT's objects crash the process that holds them.
+Only the build process imports this module: without a driver TensorRT's objects crash the process that holds them.
 """
 
 from __future__ import annotations
