@@ -1,1 +1,1 @@
-"""Contracts of the components and the engines that run them."""
+"""Contracts of the components and the engines that run the components."""

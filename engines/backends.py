@@ -1,6 +1,7 @@
-"""The table of backends: what `--engine` names, how each is installed, and how a graph is loaded on one.
+"""The table of backends: the names that `--engine` takes, the package of each backend, and the loader of its graphs.
 
-A backend's module and its package are imported when it is asked for, by the entries of its row, never before.
+The module and the package of a backend are imported when the backend is first asked for, through the entries of its
+row.
 """
 
 from collections.abc import Mapping
@@ -14,12 +15,14 @@ from qwen_image_engine.engines.core.entries import load_entry
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 
 MAX_THREADS = 1024
-"""More than any processor here has; OpenVINO starts as many as it is told, and 5,000 took minutes."""
+"""Most threads of one run. It is more than any processor here has.
+
+OpenVINO starts as many threads as it is told, and 5,000 took minutes."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One row of the table.
+    """A row of the table of backends.
 
     Attributes:
         name: the word that `--engine` takes.
@@ -27,9 +30,10 @@ class Backend:
         create: entry of the function that loads a graph, as (model, contract, threads); None if the backend runs plans
             that `build` made of a bundle's graphs.
         distribution: name of the package as pip installs it.
-        device: where it computes, and keeps keys and values.
-        computes: precision of everything that is not quantised, if it is another than the graph's.
-        target: the one target whose graphs it runs; None if it runs those of every target that no backend is named for.
+        device: where the backend computes and where its keys and values are.
+        computes: precision in which the backend computes all unquantised parts; None for the graph's own precision.
+        target: the one target whose graphs the backend runs; None if the backend runs the graphs of every target that
+            no other backend names.
     """
 
     name: str
@@ -67,14 +71,14 @@ ENGINES = tuple(BACKENDS)
 """Names of all backends."""
 
 ON_GPU = tuple(row.name for row in BACKENDS.values() if row.device == "gpu")
-"""Names of the backends that keep keys and values on a GPU, in 16 bits."""
+"""Names of the backends that hold keys and values on a GPU, in 16 bits."""
 
 
 def find_backend(name: str) -> Backend:
-    """Return the row of a backend.
+    """Return the row of the backend `name`.
 
     Raises:
-        UsageError: the table has no such row.
+        UsageError: the table has no backend of this name.
     """
     if name not in BACKENDS:
         raise UsageError(f"unknown engine {name!r}; known: {', '.join(BACKENDS)}")
@@ -92,9 +96,9 @@ class Installation:
     """State of a backend's package on this machine.
 
     Attributes:
-        name: the backend's.
-        version: None if the package is missing or does not work here.
-        missing: why, and what to do; None if it works.
+        name: name of the backend.
+        version: version of the package; None if the package is missing or does not work here.
+        missing: why the package does not work, and what to do; None if the package works.
     """
 
     name: str
@@ -107,15 +111,16 @@ def load_engine(backend: str, model: Path, contract: Contract, threads: int | No
 
     Args:
         backend: name of a row of `BACKENDS`.
-        model: the file.
+        model: path of the ONNX file.
         contract: tensors that the graph takes and returns.
-        threads: number for one run on the CPU; None leaves it to the backend, which takes every core.
+        threads: threads of one run on the CPU; None leaves the number to the backend, which takes every core.
 
     Raises:
-        UsageError: no such backend, or fewer threads than one.
-        QwenImageError: its package is not installed, the processor has no bf16 or the machine no GPU where that is
-            asked for, the file is missing or no ONNX model, the graph is another than its contract's, or memory does
-            not suffice.
+        UsageError: there is no such backend, the backend runs plans and not graphs, or `threads` is not in 1 to
+            `MAX_THREADS`.
+        QwenImageError: the backend's package is not installed, the backend needs bf16 instructions or a GPU that the
+            machine does not have, the file is missing or is no ONNX model, the graph does not match the contract, or
+            there is not enough memory.
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"{threads} threads: expected 1 to {MAX_THREADS}")
@@ -127,16 +132,16 @@ def load_engine(backend: str, model: Path, contract: Contract, threads: int | No
 
 
 def require(backend: str) -> Any:
-    """Import the package of a backend.
+    """Import the package of a backend and return the package.
 
     Raises:
-        QwenImageError: it is not installed, does not load, or cannot work on this machine.
+        QwenImageError: the package is not installed, does not load, or cannot work on this machine.
     """
     return load_entry(BACKENDS[backend].package)()
 
 
 def available() -> tuple[Installation, ...]:
-    """Return the state of each package, which is imported to prove that it loads."""
+    """Return the state of each backend's package. Each package is imported to prove that it loads."""
     names: dict[str, str] = {}
     for row in BACKENDS.values():
         names.setdefault(row.package, row.name)

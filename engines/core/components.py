@@ -1,7 +1,7 @@
-"""The table of components: what each graph of a bundle belongs to, when it runs, and what that asks of an engine.
+"""The table of components: the network of each graph of a bundle, when the graph runs, and what it needs of an engine.
 
-The tensors of a component are its contract in `contract.py`. Everything else that depends on the component alone is a
-column here, and a set of components is a comprehension over the rows at its place of use.
+The tensors of a component are in its contract in `contract.py`. Everything else that depends on the component alone is
+a column here. A set of components is a comprehension over the rows at its place of use.
 """
 
 from collections.abc import Collection, Mapping
@@ -9,26 +9,29 @@ from dataclasses import dataclass
 from typing import Literal
 
 Attention = Literal["causal", "bidirectional"]
-"""How tokens of a transformer attend to each other: block-causal, as in 2.1, or all to all, as 2.0 is described."""
+"""Attention between the tokens of a transformer: block-causal (as in 2.1), or all to all (as 2.0 is described)."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """One row of the table.
+    """A row of the table of components.
 
     Attributes:
-        name: of the component, its contract and its graph.
-        network: the network of the checkpoint whose weights it reads.
-        stage: the stage of a request whose time it counts to.
-        runs: how often it runs: once a prompt, a reference image, a step, a picture or a tile of a picture.
-        attention: the transformer's attention with which a checkpoint has it; None if every checkpoint has it.
-        needs_reference_images: whether it runs for reference images alone.
-        optional: whether `export --without` takes its name; all that reference images need is left out with it.
-        on_latents: whether its inputs grow with the latents of a picture or of a reference image.
-        batched: whether it runs once for all images of a batch; else it runs for one prompt or image at a time.
-        causal_mask: whether its attention is causal within the call.
-        query_norms: whether the queries of its attention come from an RMS norm.
-        returns_cache: whether it returns keys and values alone: its last block ends at the projections of them.
+        name: name of the component, of its contract and of its graph.
+        network: the network of the checkpoint whose weights the component reads.
+        stage: the stage of a request that the component's time is counted in.
+        runs: how often the component runs: once a prompt, a reference image, a step, a picture or a tile of a picture.
+        attention: attention of the transformers that have this component; None if every checkpoint has it.
+        needs_reference_images: whether the component runs only for reference images.
+        optional: whether `export --without` takes the component's name. Every component that needs reference images is
+            left out with it.
+        on_latents: whether the inputs grow with the latents of a picture or of a reference image.
+        batched: whether the component runs once for all images of a batch. If not, it runs for one prompt or image at a
+            time.
+        causal_mask: whether attention is causal within the call.
+        query_norms: whether the queries of the attention come from an RMS norm.
+        returns_cache: whether the component returns keys and values alone. The last block of such a component ends at
+            the projections to keys and values.
     """
 
     name: str
@@ -104,7 +107,7 @@ EVERY_STEP: Collection[str] = tuple(row.name for row in COMPONENTS.values() if r
 """Names of the components that run once a step."""
 
 FOR_REFERENCE_IMAGES: Collection[str] = tuple(row.name for row in COMPONENTS.values() if row.needs_reference_images)
-"""Names of the components that run for reference images alone."""
+"""Names of the components that run only for reference images."""
 
 NETWORKS: Collection[str] = tuple(dict.fromkeys(row.network for row in COMPONENTS.values()))
 """Names of the networks, in the order of their first components."""

@@ -1,11 +1,20 @@
-"""The contract of every component: the tensors that go in and come out, as data.
+"""The contract of every component: its input and output tensors, as data.
 
-Export (dynamic axes), optimisation profiles, binding, the manifest and the table in the docs derive from `CONTRACTS`.
-An axis is an integer, the name of a size of `Dims` ("heads", "head_dim/2"), or symbolic: "batch" (images at once),
-"text" (tokens of text), "prefix" (tokens before those of the call), "tokens" (target tokens = height * width),
-"height" and "width" (rows and columns of the latents), "2*height" (rows of the decoder's features), "16*height" (rows
-of the image), "image" (latents of a reference image), "slots" (its tokens in the text encoder), "image+text" (both, one
-after the other; outputs alone). A symbolic axis has one value in all tensors of a call.
+The dynamic axes of an export, the optimization profiles, the binding, the manifest and the table in the docs derive
+from `CONTRACTS`. An axis is an integer, the name of a size of `Dims` ("heads", "head_dim/2"), or a symbol. The symbols:
+
+- "batch": images at once
+- "text": tokens of text
+- "prefix": tokens before the tokens of the call
+- "tokens": target tokens, height * width
+- "height" and "width": rows and columns of the latents
+- "2*height": rows of the decoder's features
+- "16*height": rows of the image
+- "image": latents of a reference image
+- "slots": tokens of a reference image in the text encoder
+- "image+text": latents of a reference image, then tokens of text; in outputs alone
+
+A symbol has one value in all tensors of a call.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,12 +27,12 @@ TIME_FEATURES = 256
 """Width of the time features: 128 cosines, then 128 sines, of 1000 * sigma."""
 
 PATCH_VALUES = 3 * 2 * 16 * 16
-"""Numbers in a patch of the vision tower: channels, frames, rows, columns."""
+"""Numbers in a patch of the vision tower: channels * frames * rows * columns."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor: its name in the graph, its axes, its dtype by numpy's name, its meaning with units."""
+    """A tensor of a contract: its name in the graph, its axes, its dtype by numpy's name, its meaning with units."""
 
     name: str
     shape: tuple[str | int, ...]
@@ -32,21 +41,21 @@ class TensorSpec:
 
     @property
     def is_cache(self) -> bool:
-        """Whether it is keys or values, which stay on the device between `prefix` and `step`."""
+        """Whether the tensor holds keys or values, which stay on the device between `prefix` and `step`."""
         return self.name.removeprefix("own_").startswith(("key_", "value_"))
 
     def symbols(self) -> Iterator[str]:
-        """Its symbolic axes without their factors; of a sum, each part."""
+        """Return the symbols of the tensor's axes without their factors. A sum gives each of its parts."""
         return (split_axis(part)[1] for axis in self.shape if isinstance(axis, str) for part in axis.split("+"))
 
     def describe(self) -> str:
-        """Dtype and axes as one reads them in an error: `float32 (batch, tokens, 64)`."""
+        """Return dtype and axes as they stand in an error: `float32 (batch, tokens, 64)`."""
         return f"{self.dtype} {describe_shape(self.shape)}"
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What a component takes and gives. The order of the tensors is the order in the graph."""
+    """The input and output tensors of a component, in the order of the graph."""
 
     component: str
     purpose: str
@@ -54,19 +63,19 @@ class Contract:
     outputs: tuple[TensorSpec, ...]
 
     def symbols(self) -> tuple[str, ...]:
-        """The symbolic axes without their factors, in order of appearance: ("batch", "tokens", "prefix")."""
+        """Return the symbols of all axes without factors, in order of appearance: ("batch", "tokens", "prefix")."""
         return tuple(dict.fromkeys(name for spec in (*self.inputs, *self.outputs) for name in spec.symbols()))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists and dicts, as the manifest keeps them; `from_json` reads them back."""
+        """Return plain lists and dicts, as the manifest stores them. `from_json` reads them back."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Contract":
-        """The contract that `to_json` wrote.
+        """Return the contract that `to_json` wrote.
 
         Raises:
-            QwenImageError: a key is missing or a value has another form.
+            QwenImageError: a key is missing, or a value is not in the expected format.
         """
         try:
             inputs, outputs = (tuple(_spec_from_json(item) for item in data[key]) for key in ("inputs", "outputs"))
@@ -79,13 +88,13 @@ class Contract:
 
 @dataclass(frozen=True)
 class Dims:
-    """The sizes of a checkpoint that its contracts name."""
+    """Sizes of a checkpoint that its contracts name."""
 
     encoder_hidden: int
     """Width of the text encoder's hidden states."""
     encoder_head_dim: int
     context: int
-    """Width of the states that the transformer takes from the encoder."""
+    """Width of the hidden states that the transformer takes from the text encoder."""
     layers: int
     """Blocks of the transformer."""
     heads: int
@@ -95,7 +104,7 @@ class Dims:
     z: int
     """Channels of the VAE's latents."""
     features: int
-    """Channels of what the VAE decoder's first part gives to its second."""
+    """Channels of the features between the two parts of the VAE decoder."""
     vision_head_dim: int
     deepstack: int
     """Layers of the text encoder after which features of the reference images are added."""
@@ -247,17 +256,17 @@ CONTRACTS: Mapping[str, Contract] = {
         Contract("vae_encoder", "Latents of a reference image; runs once an image.", (_IMAGE,), (_LATENTS,)),
     )
 }
-"""The contracts with sizes by name; `{layer}` stands for each block of the transformer, `{deepstack}` for each layer
-of the text encoder after which features are added."""
+"""The contracts with sizes by name. `{layer}` stands for each block of the transformer, `{deepstack}` for each layer of
+the text encoder after which features are added."""
 
 
 def contract(component: str, dims: Dims, cache: str = "float32") -> Contract:
-    """The contract of `component` with a checkpoint's sizes filled in and a pair `key_i`, `value_i` for each block.
+    """Return the contract of `component` for the sizes of a checkpoint, with a pair `key_i`, `value_i` for each block.
 
     `cache` is the dtype of keys and values, which stay on the device between `prefix` and `step`.
 
     Raises:
-        QwenImageError: no component of that name.
+        QwenImageError: there is no component of this name.
     """
     named = CONTRACTS.get(component)
     if named is None:
@@ -270,18 +279,18 @@ def contract(component: str, dims: Dims, cache: str = "float32") -> Contract:
 
 
 def split_axis(axis: str) -> tuple[int, str]:
-    """Factor and name of a symbolic axis: "16*height" is (16, "height"), "batch" is (1, "batch")."""
+    """Return factor and name of a symbolic axis: "16*height" is (16, "height"), "batch" is (1, "batch")."""
     factor, star, name = axis.partition("*")
     return (int(factor), name) if star else (1, axis)
 
 
 def describe_shape(shape: tuple[str | int | None, ...]) -> str:
-    """Axes in brackets, `?` where unknown."""
+    """Return the axes in brackets, `?` for an unknown axis."""
     return f"({', '.join('?' if axis is None else str(axis) for axis in shape)})"
 
 
 def markdown() -> str:
-    """The contracts as Markdown, one table for each component, for the docs."""
+    """Return the contracts as Markdown for the docs, one table for each component."""
     return "\n".join(line for item in CONTRACTS.values() for line in _section(item))
 
 

@@ -1,4 +1,4 @@
-"""What a graph and the arrays of a run must be: the contract, compared before a backend sees them."""
+"""Checks of a model file, a loaded graph, and the arrays of a run against the contract of a component."""
 
 import mmap
 from collections.abc import Mapping
@@ -18,16 +18,20 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class PortFacts:
-    """What a loaded graph says of one of its inputs or outputs; None where an axis, or the rank, is not fixed."""
+    """Dtype and shape of an input or output of a loaded graph.
+
+    `shape` is None if the rank is not fixed, an axis is None if its size is not fixed.
+    """
 
     dtype: str
     shape: tuple[int | None, ...] | None
 
 
 def check_model_file(contract: Contract, model: Path) -> None:
-    """Refuse what is no whole ONNX file before a backend sees it.
+    """Raise if `model` is not a complete ONNX file. The check comes before a backend reads the file.
 
-    OpenVINO would offer it to its readers of other formats, which write to stderr. Only the outermost fields are read.
+    OpenVINO would offer such a file to its readers of other formats, which write to stderr. Only the outermost fields
+    are read.
 
     Raises:
         QwenImageError: the file is missing, unreadable, cut short, or no ONNX model.
@@ -46,12 +50,13 @@ def check_model_file(contract: Contract, model: Path) -> None:
 def check_graph(
     contract: Contract, model: Path, inputs: Mapping[str, PortFacts], outputs: Mapping[str, PortFacts]
 ) -> None:
-    """Compare a loaded graph's inputs and outputs with the contract: names, dtypes, ranks, fixed sizes.
+    """Compare inputs and outputs of a loaded graph with the contract: names, dtypes, ranks, fixed sizes.
 
-    An axis that the contract leaves free must not be fixed in the graph; one that it fixes may be unknown there.
+    An axis that is free in the contract must not be fixed in the graph. An axis that is fixed in the contract may be
+    unknown in the graph.
 
     Raises:
-        QwenImageError: they differ.
+        QwenImageError: graph and contract differ.
     """
     for side, specs, ports in (("input", contract.inputs, inputs), ("output", contract.outputs, outputs)):
         where = f"{contract.component}: {model} is another graph than its contract's"
@@ -67,12 +72,12 @@ def check_graph(
 
 
 def check_inputs(contract: Contract, inputs: Mapping[str, Values]) -> dict[str, int]:
-    """The size of every symbolic axis, after checking names, dtypes, ranks and sizes.
+    """Check names, dtypes, ranks and sizes of the inputs, and return the size of every symbolic axis.
 
-    On the host float32 stands for bfloat16 and float16 as well: engines round it.
+    On the host, float32 is accepted for bfloat16 and float16 as well: engines round it.
 
     Raises:
-        QwenImageError: a tensor is missing, not known, or has another dtype or shape; the text says which was expected.
+        QwenImageError: a tensor is missing, not known, or has another dtype or shape. The text says which was expected.
     """
     _check_names(contract.component, "input", contract.inputs, inputs)
     sizes: dict[str, int] = {}
@@ -81,7 +86,7 @@ def check_inputs(contract: Contract, inputs: Mapping[str, Values]) -> dict[str, 
 
 
 def check_outputs(contract: Contract, outputs: Mapping[str, Values], sizes: dict[str, int]) -> None:
-    """Check what a run returned, `sizes` being what `check_inputs` found.
+    """Check the arrays that a run returned. `sizes` is the result of `check_inputs`.
 
     Raises:
         QwenImageError: a tensor has another dtype or shape.
@@ -140,7 +145,7 @@ def _stands_for(array: Values, dtype: str) -> bool:
 
 
 def _binds(axes: tuple[str | int, ...], shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
-    """Whether `shape` has these axes, none of size 0; binds symbolic axes not yet in `sizes`, only if all fit."""
+    """Return whether `shape` has these axes, none of size 0. If all fit, add new symbolic axes to `sizes`."""
     if len(axes) != len(shape):
         return False
     bound = dict(sizes)

@@ -1,4 +1,4 @@
-"""Keys and values that stay on a device between runs, used as the numpy arrays of the engines on the CPU are."""
+"""Arrays of keys and values that stay on a device between runs, with the interface of numpy arrays on the CPU."""
 
 from dataclasses import dataclass
 from math import prod
@@ -12,35 +12,35 @@ from qwen_image_engine.engines.core.dtypes import DTYPES
 
 
 def size_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Return the bytes that an array of this shape and dtype takes."""
+    """Return the size in bytes of an array of this shape and dtype."""
     return prod(shape) * DTYPES[dtype].bytes
 
 
 class DeviceMemory(Protocol):
-    """A stretch of a device's memory; it is freed when nothing refers to it any more.
+    """A block of a device's memory. It is freed when nothing refers to it any more.
 
-    What a call did is finished when it returns, so that engines need not share a stream.
+    Every call is finished when it returns, so engines need not share a stream.
     """
 
     @property
     def address(self) -> int:
-        """Of its first byte, on the device."""
+        """Device address of the first byte."""
         ...
 
     def allocate(self, nbytes: int) -> "DeviceMemory":
-        """Other memory of the same device, not initialised.
+        """Allocate another block on the same device, not initialised.
 
         Raises:
-            QwenImageError: there is not so much.
+            QwenImageError: the device has less than `nbytes` free.
         """
         ...
 
     def copy(self, start: int, source: "DeviceMemory", source_start: int, nbytes: int) -> None:
-        """Copy bytes of `source`, memory of the same device, to byte `start` of this."""
+        """Copy bytes of `source`, a block on the same device, to byte `start` of this block."""
         ...
 
     def read(self, start: int, nbytes: int) -> NDArray[np.uint8]:
-        """Bytes from `start` on, copied to the host."""
+        """Copy `nbytes` bytes from `start` on to the host and return them."""
         ...
 
 
@@ -48,8 +48,8 @@ class DeviceMemory(Protocol):
 class DeviceArray:
     """A contiguous array on a device, row-major from byte `offset` of `memory`; `dtype` is numpy's name, or bfloat16.
 
-    Only what keys and values need is here: shape and sizes, a stretch of tokens of a batch of one as a view, copying
-    into one, and reading it to the host.
+    Only operations that keys and values need are here: shape and sizes, a view of a range of tokens in a batch of one,
+    copying into a view, and reading to the host.
     """
 
     memory: DeviceMemory
@@ -59,10 +59,10 @@ class DeviceArray:
 
     @classmethod
     def empty(cls, memory: DeviceMemory, shape: tuple[int, ...], dtype: str) -> "DeviceArray":
-        """One that is not initialised, in new memory of the device that `memory` is of.
+        """Return an array that is not initialised, in new memory on the device of `memory`.
 
         Raises:
-            QwenImageError: there is not so much.
+            QwenImageError: the device has not enough free memory.
         """
         return cls(memory.allocate(size_bytes(shape, dtype)), shape, dtype)
 
@@ -73,16 +73,16 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the elements."""
+        """Bytes of all elements."""
         return size_bytes(self.shape, self.dtype)
 
     @property
     def address(self) -> int:
-        """Of the first element, on the device."""
+        """Device address of the first element."""
         return self.memory.address + self.offset
 
     def __getitem__(self, key: tuple[slice, slice]) -> "DeviceArray":
-        """A view: `array[:, a:b]` of a batch of one, whose tokens then are one stretch of memory."""
+        """Return the view `array[:, a:b]`. The batch must be one, so that its tokens are contiguous in memory."""
         everything, tokens = key
         assert everything == slice(None)
         assert self.shape[0] == 1
@@ -93,13 +93,13 @@ class DeviceArray:
         return DeviceArray(self.memory, shape, self.dtype, self.offset + start * row)
 
     def __setitem__(self, key: tuple[slice, slice], values: "DeviceArray") -> None:
-        """Copy `values`, an array of the same device, into `array[:, a:b]`."""
+        """Copy `values`, an array on the same device, into `array[:, a:b]`."""
         view = self[key]
         assert (view.shape, view.dtype) == (values.shape, values.dtype)
         self.memory.copy(view.offset, values.memory, values.offset, values.nbytes)
 
     def numpy(self) -> NDArray[Any]:
-        """A copy on the host, bfloat16 as float32."""
+        """Return a copy on the host. bfloat16 becomes float32."""
         read = self.memory.read(self.offset, self.nbytes)
         if self.dtype == "bfloat16":
             return from_bfloat16(read.view(np.uint16)).reshape(self.shape)
@@ -107,29 +107,31 @@ class DeviceArray:
 
 
 Values = NDArray[Any] | DeviceArray
-"""Keys and values, on the host or on a device."""
+"""An array of keys or values, on the host or on a device."""
 
 
 def dtype_name(values: Values) -> str:
-    """Numpy's name of the dtype, or bfloat16."""
+    """Return numpy's name of the dtype, or "bfloat16"."""
     return values.dtype if isinstance(values, DeviceArray) else values.dtype.name
 
 
 def stored(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """The array as a device has it: contiguous and in `dtype`, bfloat16 as its bits."""
+    """Return the array as a device stores it: contiguous and in `dtype`, bfloat16 as its bits in uint16."""
     return to_bfloat16(values) if dtype == "bfloat16" else np.ascontiguousarray(values, dtype)
 
 
 def on_host(values: Values) -> NDArray[Any]:
-    """An array of numpy as it is, one of a device copied."""
+    """Return a numpy array unchanged, or a copy of a device array on the host."""
     return values.numpy() if isinstance(values, DeviceArray) else values
 
 
 def with_room(values: Values, tokens: int) -> Values:
-    """An array (1, tokens, …) of the kind of `values` (1, n, …), which it begins with; the rest is not initialised.
+    """Return an array (1, tokens, …) that begins with `values` (1, n, …), on the same device or host.
+
+    The rest of the array is not initialised.
 
     Raises:
-        QwenImageError: there is no memory for it.
+        QwenImageError: the device has no memory for the array.
     """
     shape = (1, tokens, *values.shape[2:])
     if isinstance(values, DeviceArray):
@@ -142,10 +144,12 @@ def with_room(values: Values, tokens: int) -> Values:
 
 
 def repeat(values: Values, count: int) -> Values:
-    """An array (count, …), `values` (1, …) for each of a batch; `values` itself for one.
+    """Return an array (count, …) that repeats `values` (1, …) for each image of a batch.
+
+    If `count` is 1, return `values` itself.
 
     Raises:
-        QwenImageError: there is no memory for it.
+        QwenImageError: the device has no memory for the array.
     """
     if count == 1:
         return values

@@ -1,6 +1,6 @@
-"""The table of dtypes: what each library calls an element, and how many bytes it takes.
+"""The table of dtypes: the name of each dtype in each library, and the bytes of an element.
 
-Torch's names are numpy's where numpy has the dtype. Libraries with names of their own add a small dict beside their
+Torch's names are numpy's if numpy has the dtype. Libraries with names of their own add a small dict beside their
 import.
 """
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DType:
-    """One row of the table.
+    """A row of the table of dtypes.
 
     Attributes:
-        name: torch's name, as contracts have it.
-        bytes: size of an element.
+        name: torch's name, which contracts use.
+        bytes: size of an element in bytes.
         numpy: little-endian numpy dtype of the stored bytes; unsigned integers if numpy has no such dtype.
         safetensors: name in the header of a .safetensors file.
         onnx: number in `TensorProto.DataType` (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
-        precision: name in flags and manifests; empty if no network has unquantised weights in it.
+        precision: name in flags and manifests; empty if no network has unquantised weights in this dtype.
     """
 
     name: str
@@ -55,7 +55,7 @@ STORED: Mapping[str, DType] = {row.safetensors: row for row in DTYPES.values()}
 """Rows by the name in a .safetensors file."""
 
 STORED_FLOATS: Mapping[str, DType] = {row.safetensors: row for row in DTYPES.values() if row.precision}
-"""Dtypes that unquantised weights may be in, by the name in a .safetensors file."""
+"""Dtypes of unquantised weights, by the name in a .safetensors file."""
 
 PRECISIONS: Mapping[str, DType] = {row.precision: row for row in DTYPES.values() if row.precision}
-"""Dtypes that unquantised weights may be in, by the name in flags and manifests."""
+"""Dtypes of unquantised weights, by the name in flags and manifests."""

@@ -1,6 +1,6 @@
-"""One small interface over every backend: a graph, its contract, `run`, `close`.
+"""The interface of an engine, the same for every backend: `contract`, `run`, `close`.
 
-Backends and their packages are imported when asked for, never before.
+Backends and their packages are imported when they are first asked for.
 """
 
 from collections.abc import Mapping
@@ -11,24 +11,25 @@ from qwen_image_engine.engines.core.contract_check import Array as Array
 
 
 class Engine(Protocol):
-    """A component that is ready to run.
+    """A component that is loaded and ready to run.
 
-    Arrays that `run` returns belong to the caller: a later run does not overwrite them. Whether runs may overlap is
-    each backend's to say; `close` must not overlap with a run.
+    The caller owns the arrays that `run` returns: a later run does not overwrite them. Each backend states whether runs
+    may overlap. `close` must not overlap with a run.
     """
 
     @property
     def contract(self) -> Contract:
-        """The tensors that `run` takes and returns."""
+        """Tensors that `run` takes and returns."""
         ...
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Outputs by name: arrays of numpy, but for keys and values on a GPU, which are a `DeviceArray` each.
+        """Run the component and return the outputs by name.
 
-        An engine on a GPU takes either; one on the CPU takes arrays of numpy alone.
+        Outputs are numpy arrays, except keys and values on a GPU, each of which is a `DeviceArray`. An engine on a GPU
+        takes both kinds as inputs. An engine on the CPU takes numpy arrays alone.
 
         Raises:
-            QwenImageError: inputs that do not match the contract, a run that failed, an engine that is closed.
+            QwenImageError: the inputs do not match the contract, the run failed, or the engine is closed.
         """
         ...
 
@@ -39,8 +40,8 @@ class Engine(Protocol):
 
 @runtime_checkable
 class CancellableEngine(Engine, Protocol):
-    """An engine whose runs end early when another thread asks for it."""
+    """An engine whose runs another thread can cancel."""
 
     def cancel(self) -> None:
-        """End the runs in work as soon as the backend can; each raises `Cancelled`, or ends as usual."""
+        """End the current runs as soon as the backend can. Each run raises `Cancelled`, or ends as usual."""
         ...

@@ -1,6 +1,7 @@
-"""Entries: objects named by module and name in a table, imported when they are first asked for.
+"""Entries: objects that a table names by module and name, imported when they are first asked for.
 
-A table of entries knows everything that it can start and imports none of it, so it may stand below all of them.
+A table of entries names everything that it can start and imports none of it, so the table may stand below all of it
+in the order of imports.
 """
 
 import importlib
@@ -14,7 +15,7 @@ def load_entry(entry: str) -> Any:
     """Import the object that an entry names, as "MODULE:NAME" below this package: "engines.openvino.cpu:create".
 
     Raises:
-        ImportError: the module, or a package that it needs, is not installed or does not load.
+        ImportError: the module, or a package that the module needs, is not installed or does not load.
     """
     module, name = entry.split(":")
     return getattr(importlib.import_module(f"{_HOME}.{module}"), name)

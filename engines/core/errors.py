@@ -1,4 +1,4 @@
-"""The project's errors: every failure that a user can mend is a `QwenImageError` whose text says how."""
+"""The project's errors. Every failure that a user can mend is a `QwenImageError` whose text says how."""
 
 import re
 from collections.abc import Mapping
@@ -10,15 +10,15 @@ class QwenImageError(Exception):
 
 
 class OutOfDeviceMemory(QwenImageError):
-    """A GPU's memory does not suffice; freeing other engines may mend it."""
+    """Error: the memory of a GPU is not enough. Freeing other engines may help."""
 
 
 class Cancelled(QwenImageError):
-    """A request that its caller has cancelled; raised by a caller's `on_step`, it ends the run too."""
+    """Error: the caller cancelled the request. If a caller's `on_step` raises it, the run ends too."""
 
 
 class UsageError(QwenImageError):
-    """A request that can never be carried out as asked (a size, a step count, an unknown option): exit code 2."""
+    """Error: the request can never be carried out as asked (a size, a step count, an unknown option); exit code 2."""
 
 
 _SOURCE_LINES = re.compile(
@@ -27,7 +27,7 @@ _SOURCE_LINES = re.compile(
     r"|/onnxruntime_src/\S+:\d+ .*?\) "
     r"|\[ONNXRuntimeError\] : \d+ : \w+ : "
 )
-"""Where in the backends' C++ an error arose, which tells a user nothing."""
+"""Source locations in the backends' C++ code that an error text contains. They tell a user nothing."""
 
 
 _OUT_OF_MEMORY = (
@@ -44,7 +44,10 @@ _OUT_OF_MEMORY = (
 def load_failure(
     component: str, model: Path, backend: str, error: Exception, on_device: bool = False
 ) -> QwenImageError:
-    """The error of a graph that `backend` could not load, in one line; `on_device` says whose memory it uses."""
+    """Return the error, in one line, of a graph that `backend` could not load.
+
+    `on_device` is whether the backend uses the GPU's memory; running out of it gives `OutOfDeviceMemory`.
+    """
     if is_memory(error):
         return (OutOfDeviceMemory if on_device else QwenImageError)(
             f"{component}: not enough memory to load {model} in {backend} ({one_line(error)}); "
@@ -56,7 +59,10 @@ def load_failure(
 def run_failure(
     component: str, sizes: Mapping[str, int], backend: str, error: Exception, on_device: bool = False
 ) -> QwenImageError:
-    """The error of a run that failed in `backend`, in one line with the sizes of the call; see `load_failure`."""
+    """Return the error, in one line with the sizes of the call, of a run that failed in `backend`.
+
+    `on_device` is whether the backend uses the GPU's memory; running out of it gives `OutOfDeviceMemory`.
+    """
     call = ", ".join(f"{name}={size}" for name, size in sizes.items())
     if is_memory(error):
         return (OutOfDeviceMemory if on_device else QwenImageError)(
@@ -67,17 +73,17 @@ def run_failure(
 
 
 def closed(component: str) -> QwenImageError:
-    """The error of running an engine after `close`."""
+    """Return the error of a run after `close`."""
     return QwenImageError(f"{component}: this engine is closed; load it again")
 
 
 def one_line(error: Exception) -> str:
-    """An error's text without line breaks and without the source lines of the C++ that raised it."""
+    """Return the text of an error without line breaks and without the C++ source locations in it."""
     return " ".join(_SOURCE_LINES.sub(" ", str(error)).split()) or type(error).__name__
 
 
 def pass_interruption(error: BaseException) -> None:
-    """Raise KeyboardInterrupt where `error` is what an extension module made of one."""
+    """Raise KeyboardInterrupt if one is in the chain of causes of `error`, which an extension module raised instead."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, KeyboardInterrupt):
@@ -86,7 +92,7 @@ def pass_interruption(error: BaseException) -> None:
 
 
 def is_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+    """Return whether an error says that memory ran out."""
     return isinstance(error, MemoryError | OutOfDeviceMemory) or any(
         word in str(error).lower() for word in _OUT_OF_MEMORY
     )

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written under another name, then renamed."""
+"""Atomic writes of files and folders: each is written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import BinaryIO
 
 @contextmanager
 def whole_file(path: Path, *, temporary: Path | None = None, durable: bool = False) -> Iterator[BinaryIO]:
-    """Open a file beside `path` that is renamed to `path` if the block ends without an exception, else removed.
+    """Open a file beside `path`. Rename it to `path` if the block ends without an exception, and remove it otherwise.
 
     Args:
         path: the file to write; an existing one is replaced.
-        temporary: the name until then, in the same folder. None for a random name, which two writers cannot share. A
-            killed process leaves this file behind; under a fixed name the next writer overwrites it.
-        durable: flush the contents to the disk before the rename, so that a power cut cannot leave an empty file.
+        temporary: path of the file until it is renamed, in the same folder. None for a random name, which two writers
+            cannot share. A killed process leaves this file behind; under a fixed name the next writer overwrites it.
+        durable: whether to flush the contents to the disk before the rename, so that a power cut cannot leave an empty
+            file.
 
     Raises:
         OSError: the file cannot be written or renamed.
@@ -39,10 +40,10 @@ def whole_file(path: Path, *, temporary: Path | None = None, durable: bool = Fal
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Create a folder beside `folder` that is renamed to `folder` if the block ends without an exception, else removed.
+    """Create a folder beside `folder`. Rename it if the block ends without an exception, and remove it otherwise.
 
     Args:
-        folder: a new folder, or an empty one.
+        folder: path of a new folder, or of an empty one.
 
     Raises:
         OSError: the folder cannot be written, or `folder` exists and is not empty.

@@ -1,4 +1,4 @@
-"""Steps of the sampler taken by an engine itself, where the network runs: inputs, results, interface."""
+"""The interface of a sampling loop that an engine runs on its device, with the inputs and the result of the loop."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +13,15 @@ from qwen_image_engine.engines.core.engine import Engine
 
 @dataclass(frozen=True, eq=False)
 class LoopInputs:
-    """What the steps begin with.
+    """The inputs of a sampling loop.
 
     Attributes:
         latents: (batch, tokens, channels) float32 at sigmas[0]; not modified.
         sigmas: (N + 1,) float32, falling.
-        time_features: (N, features) float32, of the first N of them.
-        branches: all other inputs of a step by name, of the prompt and with guidance of the negative prompt too.
-        guidance: of the first branch over the second; without a second one it is not used.
+        time_features: (N, features) float32, time features of the first N sigmas.
+        branches: all other inputs of a step by name: one mapping for the prompt and, with guidance, one for the
+            negative prompt.
+        guidance: guidance scale of the first branch over the second; not used if there is one branch.
     """
 
     latents: NDArray[np.float32]
@@ -31,18 +32,18 @@ class LoopInputs:
 
     @property
     def steps(self) -> int:
-        """N."""
+        """Number of steps, N."""
         return len(self.sigmas) - 1
 
 
 @dataclass(frozen=True, eq=False)
 class LoopResult:
-    """What the steps came to.
+    """The result of a sampling loop on the device.
 
     Attributes:
-        latents: (batch, tokens, channels), after the last step.
-        seconds: of each run of the network on the device, in order.
-        not_finite: index of the first step whose velocity was not finite, None where all were.
+        latents: (batch, tokens, channels) latents after the last step.
+        seconds: time of each run of the network on the device, in order.
+        not_finite: index of the first step whose velocity was not finite; None if all velocities were finite.
     """
 
     latents: NDArray[np.float32]
@@ -51,52 +52,55 @@ class LoopResult:
 
 
 class Loop(Protocol):
-    """Steps that the device takes while the host goes on. Not to be used after `finish` or an error."""
+    """A sampling loop whose steps run on the device while the host goes on.
+
+    It must not be used after `finish` or an error.
+    """
 
     def step(self) -> None:
-        """Put the next one behind those before; nothing is waited for.
+        """Enqueue the next step behind the earlier ones, without waiting.
 
         Raises:
-            OutOfDeviceMemory: there is no room; the latents are as before, and it may be tried again.
-            QwenImageError: the engine refuses.
+            OutOfDeviceMemory: the device has no room. The latents are unchanged, and the step may be tried again.
+            QwenImageError: the engine cannot run the step.
         """
         ...
 
     def wait(self) -> None:
-        """Wait until the last step that was put is done."""
+        """Wait until the last enqueued step is done."""
         ...
 
     def read(self) -> tuple[NDArray[np.float32], ...]:
-        """Copy what the last step left: latents (batch, tokens, channels), and the velocity of each branch.
+        """Return copies of the latents (batch, tokens, channels) after the last step and of each branch's velocity.
 
         Raises:
-            QwenImageError: some of it failed.
+            QwenImageError: an enqueued step failed.
         """
         ...
 
     def finish(self) -> LoopResult:
-        """Wait for all of them.
+        """Wait for all steps and return the result.
 
         Raises:
-            QwenImageError: some of it failed.
+            QwenImageError: an enqueued step failed.
         """
         ...
 
     def abandon(self) -> None:
-        """Wait for what is on its way, whatever became of it, so that its memory may go."""
+        """Wait until the device has ended all enqueued work, failed or not, so that the memory may be freed."""
         ...
 
 
 @runtime_checkable
 class LoopingEngine(Engine, Protocol):
-    """An engine that takes the sampler's steps itself."""
+    """An engine that runs the sampling loop on its device."""
 
     def loop(self, inputs: LoopInputs) -> Loop:
-        """Copy to the device what the steps need; takes none yet.
+        """Copy the inputs of the loop to the device, and take no step yet.
 
         Raises:
-            OutOfDeviceMemory: there is no room.
-            QwenImageError: inputs that do not match the contract, or shapes that no profile holds; an engine that is
+            OutOfDeviceMemory: the device has no room.
+            QwenImageError: the inputs do not match the contract, no profile holds their shapes, or the engine is
                 closed.
         """
         ...

@@ -1,4 +1,4 @@
-"""A cache limited in bytes or in the number of its values, from which the least recently used are evicted."""
+"""An LRU cache limited in bytes or in the number of its values."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
@@ -9,7 +9,10 @@ Value = TypeVar("Value")
 
 
 class LruCache(Generic[Key, Value]):
-    """Values by key. Each has a size, in bytes or 1; the sizes of all are at most `limit` after `shrink`."""
+    """A cache of values by key. Each value has a size, in bytes or 1.
+
+    `shrink` evicts values until their sizes are at most `limit` in all. It never evicts pinned values.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -28,9 +31,9 @@ class LruCache(Generic[Key, Value]):
         self._values.move_to_end(key)
 
     def get_or_make(self, key: Key, make: Callable[[], Value]) -> Value:
-        """Return the value of `key`; if the cache does not have it, evict for it first, then make and add it.
+        """Return the value of `key`. If the cache does not have it, evict for it first, then make and add it.
 
-        What an evicted value holds, such as memory of a device, may be needed to make the new one.
+        An evicted value may hold a resource, such as device memory, that the new value needs.
         """
         if key not in self._values:
             self.shrink((), room=1)
@@ -39,7 +42,7 @@ class LruCache(Generic[Key, Value]):
         return self._values[key][0]
 
     def shrink(self, pinned: Collection[Key], room: int = 0) -> None:
-        """Evict the least recently used, `pinned` excepted, until all values and `room` are within the limit."""
+        """Evict the least recently used values, except `pinned`, until all values and `room` are within the limit."""
         total = sum(size for _, size in self._values.values()) + room
         for key in [key for key in self._values if key not in pinned]:
             if total <= self._limit:

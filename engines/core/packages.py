@@ -1,4 +1,4 @@
-"""Packages of backends, imported when they are asked for, with the line that installs one that is missing."""
+"""Imports of the backends' packages, with the command that installs a missing package in the error."""
 
 from importlib import import_module
 from typing import Any
@@ -7,10 +7,10 @@ from qwen_image_engine.engines.core.errors import QwenImageError, one_line, pass
 
 
 def import_package(module: str, extra: str) -> Any:
-    """Import the package `module`, which the extra `extra` of this distribution installs.
+    """Import the package `module` and return it. The extra `extra` of this distribution installs it.
 
     Raises:
-        QwenImageError: it is not installed, or installed and does not load.
+        QwenImageError: the package is not installed, or is installed and does not load.
     """
     install = f"pip install 'qwen-image-engine[{extra}]'"
     try:

@@ -1,4 +1,4 @@
-"""Reading and writing of protobuf's wire format, for ONNX files where the package onnx is not installed.
+"""Reading and writing of protobuf's wire format, for ONNX files on machines without the package onnx.
 
 Source: https://protobuf.dev/programming-guides/encoding
 """
@@ -19,7 +19,7 @@ _LONGEST_VARINT = 10
 
 
 class Field(NamedTuple):
-    """One field of a message: its number, its wire type, and its integer or the place of its bytes in the message."""
+    """A field of a message: its number, its wire type, and its integer or the slice of its bytes in the message."""
 
     number: int
     kind: int
@@ -27,10 +27,10 @@ class Field(NamedTuple):
 
 
 def fields(message: Bytes) -> Iterator[Field]:
-    """Read the fields of a message in order; bytes that they hold are not touched.
+    """Yield the fields of a message in order. The bytes of texts and messages inside are not read.
 
     Raises:
-        ValueError: the message is cut short, or is none.
+        ValueError: the message is cut short, or is no message.
     """
     at, end = 0, len(message)
     while at < end:
@@ -53,10 +53,10 @@ def fields(message: Bytes) -> Iterator[Field]:
 
 
 def messages(message: memoryview, number: int) -> Iterator[memoryview]:
-    """Read the fields `number` of a message that are messages, texts or bytes themselves.
+    """Yield the bytes of the fields `number` of a message: texts, bytes or messages.
 
     Raises:
-        ValueError: see `fields`.
+        ValueError: the message is cut short, or is no message.
     """
     for field in fields(message):
         if field.number == number and isinstance(field.value, slice):
@@ -64,17 +64,17 @@ def messages(message: memoryview, number: int) -> Iterator[memoryview]:
 
 
 def integer_field(number: int, value: int) -> bytes:
-    """Write a field that holds an integer, 0 or more."""
+    """Return the bytes of a field that holds an integer, 0 or more."""
     return _varint(number << 3 | VARINT) + _varint(value)
 
 
 def message_field(number: int, payload: bytes) -> bytes:
-    """Write a field that holds a message, a text or bytes."""
+    """Return the bytes of a field that holds a message, a text or bytes."""
     return _varint(number << 3 | MESSAGE) + _varint(len(payload)) + payload
 
 
 def _read_varint(data: Bytes, at: int) -> tuple[int, int]:
-    """Return the integer at `at`, which has seven bits a byte, and its end."""
+    """Return the integer at `at`, which has seven bits a byte, and the position of its end."""
     value = 0
     for index, byte in enumerate(data[at : at + _LONGEST_VARINT]):
         value |= (byte & 0x7F) << 7 * index

@@ -1,4 +1,4 @@
-"""A stretch of device memory with its twin in page-locked memory, for what goes up or comes down."""
+"""A buffer on the device with a page-locked copy on the host, for inputs to upload and outputs to download."""
 
 from typing import Any
 
@@ -10,27 +10,30 @@ from qwen_image_engine.engines.cuda.stream import CudaStream, HostMemory
 
 
 class DeviceBuffer:
-    """Both have `nbytes`; what is put or asked for may be shorter."""
+    """A block of device memory and a block of page-locked host memory, both of `nbytes` bytes.
+
+    Uploaded and downloaded arrays may be shorter.
+    """
 
     def __init__(self, context: CudaContext, nbytes: int) -> None:
-        """Allocate both.
+        """Allocate both blocks of memory.
 
         Raises:
-            OutOfDeviceMemory: there is no room.
+            OutOfDeviceMemory: the device or the host has no room for `nbytes` bytes.
         """
         self.nbytes = nbytes
         self.host = HostMemory(context, nbytes)
         self.device = CudaMemory(context, nbytes, "inputs and outputs")
 
     def upload(self, stream: CudaStream, rows: NDArray[Any]) -> None:
-        """Put a contiguous array's copy to the device into a stream; the one before must be done."""
+        """Enqueue a copy of a contiguous array to the device. The previous upload must be done."""
         self.host.bytes[: rows.nbytes] = rows.reshape(-1).view(np.uint8)
         stream.upload(self.device, self.host, rows.nbytes)
 
     def download(self, stream: CudaStream, nbytes: int) -> None:
-        """Put the copy of the first bytes to the host into a stream."""
+        """Enqueue a copy of the first `nbytes` bytes to the host."""
         stream.download(self.host, self.device, nbytes)
 
     def read(self, target: NDArray[Any]) -> None:
-        """Fill a contiguous array with what was downloaded; that must be done."""
+        """Fill a contiguous array with the downloaded bytes. The download must be done."""
         target.reshape(-1).view(np.uint8)[:] = self.host.bytes[: target.nbytes]

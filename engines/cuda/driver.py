@@ -1,6 +1,6 @@
-"""The CUDA driver, asked through its own library before anything of CUDA or TensorRT is made.
+"""The CUDA driver and the properties of the first device, through the driver's own library, before TensorRT is used.
 
-TensorRT's bindings crash the process where there is no driver; the driver's library answers with an error code.
+TensorRT's bindings crash the process if there is no driver. The driver's library returns an error code.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
 
 LEAST_DRIVER = 13000
-"""CUDA 13.0, which the libraries of TensorRT 11 and of ONNX Runtime's CUDA engine are for."""
+"""CUDA 13.0, the version that the libraries of TensorRT 11 and of ONNX Runtime's CUDA backend are built for."""
 
 LIBRARY = "libcuda.so.1"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
@@ -20,14 +20,14 @@ _NAME_BYTES = 256
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """The first CUDA device.
+    """The properties of the first CUDA device.
 
     Attributes:
-        name: "NVIDIA H100 80GB HBM3".
-        compute_capability: "9.0".
-        driver: the newest CUDA that the driver serves, 13000 for 13.0.
-        total_bytes: its memory.
-        free_bytes: of that, free now.
+        name: name of the device, "NVIDIA H100 80GB HBM3".
+        compute_capability: compute capability of the device, "9.0".
+        driver: newest CUDA version that the driver supports, 13000 for 13.0.
+        total_bytes: size of the device's memory.
+        free_bytes: free memory of the device when it was read.
     """
 
     name: str
@@ -38,11 +38,11 @@ class DeviceFacts:
 
 
 def device_facts(library: str = LIBRARY) -> DeviceFacts:
-    """What the driver says of the first device; a context is made for a moment, since free memory needs one.
+    """Read the properties of the first device. A context is open for a moment, because free memory needs one.
 
     Raises:
-        QwenImageError: there is no driver, no device that this process sees, an older driver than CUDA 13, or a call
-            of it fails.
+        QwenImageError: there is no driver, this process sees no device, the driver is older than CUDA 13, or a call of
+            the driver fails.
     """
     try:
         cuda = ctypes.CDLL(library)
@@ -81,12 +81,12 @@ def device_facts(library: str = LIBRARY) -> DeviceFacts:
 
 
 def version_text(version: int) -> str:
-    """A version in CUDA's terms as one writes it: 13020 is "13.2"."""
+    """Return CUDA's number of a version as text: 13020 is "13.2"."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _memory(cuda: ctypes.CDLL, device: ctypes.c_int) -> tuple[int, int]:
-    """Free and all bytes of the device."""
+    """Return the free and the total bytes of the device."""
     context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
     call(cuda, "cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
     try:
@@ -101,11 +101,11 @@ def _memory(cuda: ctypes.CDLL, device: ctypes.c_int) -> tuple[int, int]:
 
 
 def call(cuda: ctypes.CDLL, function: str, *arguments: object) -> None:
-    """Call one function of the driver.
+    """Call a function of the driver.
 
     Raises:
-        OutOfDeviceMemory: it says that memory ran out.
-        QwenImageError: it answers with another error, or there is no device.
+        OutOfDeviceMemory: the driver returns the error that memory ran out.
+        QwenImageError: the driver returns another error, or there is no device.
     """
     code: int = getattr(cuda, function)(*arguments)
     if code == _NO_DEVICE:

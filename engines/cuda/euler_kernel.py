@@ -1,7 +1,7 @@
-"""The sampler's Euler step on a CUDA device, so that latents need not come to the host between two steps.
+"""The sampler's Euler step as a CUDA kernel, so that latents stay on the device between two steps.
 
-A kernel in PTX, which the driver translates for whatever GPU is there: no compiler of CUDA's is needed. It has not run
-on a GPU yet; ptxas 13.5 assembles it for compute capabilities 7.5 to 12.0, and the tests run its text on numpy.
+The kernel is PTX, which the driver translates for the GPU: no CUDA compiler is needed. It has not run on a GPU yet.
+ptxas 13.5 assembles it for compute capabilities 7.5 to 12.0, and the tests run its text on numpy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageEr
 from qwen_image_engine.engines.cuda.memory import CudaContext
 
 NEVER = 0xFFFFFFFF
-"""What the place of a fault holds before there is one."""
+"""Initial value of the step index at which a non-finite velocity was found ("none")."""
 
 _THREADS = 256
 
@@ -78,19 +78,21 @@ PTX = """\
     ret;
 }
 """
-"""x += delta * (away + guidance * (toward - away)), each operation rounded on its own as numpy does: the sums are those
-of `runtime.sampler`, bit for bit but for the sign of a zero. Without guidance both velocities are one, whose difference
-is 0. The first step whose velocity is not finite is kept."""
+"""The kernel: x += delta * (away + guidance * (toward - away)).
+
+Each operation is rounded on its own, as numpy does. The sums equal the sums of `runtime.sampling.solver` bit for bit,
+except for the sign of a zero. Without guidance `toward` and `away` are the same velocity, whose difference is 0. The
+kernel stores the first step whose velocity is not finite."""
 
 
 class EulerKernel:
-    """The kernel, loaded in a context."""
+    """The Euler kernel, loaded in a context."""
 
     def __init__(self, context: CudaContext) -> None:
-        """Load it.
+        """Load the kernel.
 
         Raises:
-            QwenImageError: the driver refuses it.
+            QwenImageError: the driver does not translate or load the kernel.
         """
         try:
             module = context.make(self, "cuModuleLoadData", "cuModuleUnload", ctypes.c_char_p(PTX.encode()))
@@ -119,21 +121,21 @@ class EulerKernel:
         count: int,
         step: int,
     ) -> None:
-        """Put one step into a stream.
+        """Enqueue one step in a stream.
 
         Args:
-            stream: its handle.
-            latents: address of `count` float32, which are overwritten.
-            toward: address of the velocity of the prompt, likewise.
-            away: that of the negative prompt, or `toward` again.
-            fault: address of a uint32, to be the least `step` whose velocity was not finite.
-            guidance: of `toward` over `away`.
-            delta: the following sigma less this one.
-            count: of elements, fewer than 2^32.
+            stream: handle of the stream.
+            latents: address of `count` float32; the kernel overwrites them.
+            toward: address of the velocity of the prompt, `count` float32.
+            away: address of the velocity of the negative prompt, `count` float32; `toward` again without guidance.
+            fault: address of a uint32, which becomes the least `step` whose velocity was not finite.
+            guidance: guidance scale of `toward` over `away`.
+            delta: following sigma minus current sigma.
+            count: number of elements, less than 2^32.
             step: index of the step.
 
         Raises:
-            QwenImageError: the driver refuses it.
+            QwenImageError: the driver does not launch the kernel.
         """
         values: tuple[ctypes._SimpleCData[Any], ...] = (
             *(ctypes.c_uint64(address) for address in (latents, toward, away, fault)),

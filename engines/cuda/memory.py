@@ -1,4 +1,4 @@
-"""Memory of the first CUDA device, through the driver's own library: no package of CUDA's is needed."""
+"""Memory and context of the first CUDA device, through the driver's own library: no CUDA package is needed."""
 
 import ctypes
 import weakref
@@ -17,14 +17,17 @@ from qwen_image_engine.engines.cuda.driver import LIBRARY, call
 
 @dataclass(frozen=True, eq=False)
 class CudaContext:
-    """The primary context of the first device, which ONNX Runtime and TensorRT work in as well; kept to the end."""
+    """The primary context of the first device, which ONNX Runtime and TensorRT use as well.
+
+    It is retained until the process ends.
+    """
 
     cuda: ctypes.CDLL
     context: ctypes.c_void_p
 
     @classmethod
     def open(cls, library: str = LIBRARY) -> Self:
-        """Retain it, after `device_facts` has found that there is a device.
+        """Retain the primary context. `device_facts` must have found a device before.
 
         Raises:
             QwenImageError: a call of the driver fails.
@@ -36,20 +39,20 @@ class CudaContext:
         return cls(cuda, context)
 
     def call(self, function: str, *arguments: object) -> None:
-        """Call one function of the driver in this context.
+        """Call a function of the driver in this context.
 
         Raises:
-            QwenImageError: it fails.
+            QwenImageError: the function fails.
         """
         with self.current():
             call(self.cuda, function, *arguments)
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Let it be this thread's, for libraries that ask the driver for what it is.
+        """Make this context the current one of the thread, for libraries that ask the driver for the current context.
 
         Raises:
-            QwenImageError: the driver refuses.
+            QwenImageError: the driver does not make the context current.
         """
         call(self.cuda, "cuCtxPushCurrent_v2", self.context)
         try:
@@ -58,10 +61,12 @@ class CudaContext:
             self.cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
     def make(self, owner: object, create: str, destroy: str, *arguments: object) -> ctypes.c_void_p:
-        """What the function `create` puts into its first argument; `destroy` is called on it when `owner` goes.
+        """Return the handle that the function `create` writes to its first argument.
+
+        `destroy` is called on the handle when `owner` is deleted.
 
         Raises:
-            QwenImageError: the driver refuses.
+            QwenImageError: `create` fails.
         """
         handle = ctypes.c_void_p()
         self.call(create, ctypes.byref(handle), *arguments)
@@ -69,20 +74,20 @@ class CudaContext:
         return handle
 
     def free_bytes(self) -> int:
-        """Of the device's memory, free now."""
+        """Return the free bytes of the device's memory."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         self.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
         return free.value
 
 
 class CudaMemory:
-    """A stretch of the device's memory, see `DeviceMemory`."""
+    """A block of the device's memory; see `DeviceMemory`."""
 
     def __init__(self, context: CudaContext, nbytes: int, purpose: str = "keys and values") -> None:
-        """Allocate for `purpose`, not initialised; 0 bytes have no address.
+        """Allocate memory for `purpose`, not initialised. A block of 0 bytes has the address 0.
 
         Raises:
-            OutOfDeviceMemory: there is not so much.
+            OutOfDeviceMemory: the device has less than `nbytes` free in one piece.
         """
         self._context, self._address = context, 0
         if nbytes:
@@ -101,22 +106,26 @@ class CudaMemory:
 
     @property
     def address(self) -> int:
-        """Of its first byte."""
+        """Device address of the first byte."""
         return self._address
 
     def allocate(self, nbytes: int) -> "CudaMemory":
-        """Other memory of the same device; errors as of the constructor."""
+        """Allocate another block on the same device.
+
+        Raises:
+            OutOfDeviceMemory: the device has less than `nbytes` free in one piece.
+        """
         return CudaMemory(self._context, nbytes)
 
     def copy(self, start: int, source: DeviceMemory, source_start: int, nbytes: int) -> None:
-        """Copy bytes of `source` to byte `start` of this, finished on return."""
+        """Copy bytes of `source` to byte `start` of this block. The copy is finished on return."""
         target, origin = ctypes.c_uint64(self.address + start), ctypes.c_uint64(source.address + source_start)
         self._context.call("cuMemcpyDtoD_v2", target, origin, ctypes.c_size_t(nbytes))
         # Between two places of a device the driver returns before it has copied.
         self._context.call("cuCtxSynchronize")
 
     def read(self, start: int, nbytes: int) -> NDArray[np.uint8]:
-        """Bytes from `start` on, copied to the host."""
+        """Copy `nbytes` bytes from `start` on to the host and return them."""
         host = np.empty(nbytes, np.uint8)
         self._context.call(
             "cuMemcpyDtoH_v2",

@@ -1,6 +1,6 @@
-"""A stream of the first CUDA device: copies from and to page-locked memory, work captured as a graph, marks in time.
+"""A stream of the first CUDA device, with page-locked memory for its copies, CUDA graphs captured from it, and events.
 
-Through the driver's own library, as `cuda_memory`; TensorRT takes the stream by its handle.
+The driver is called through its own library, as in `engines.cuda.memory`. TensorRT takes the stream by its handle.
 """
 
 import contextlib
@@ -18,23 +18,25 @@ _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default strea
 _BLOCKING_SYNC = 1  # CU_EVENT_BLOCKING_SYNC: whoever waits for it leaves its core to others
 
 _RELAXED = 2
-"""CU_STREAM_CAPTURE_MODE_RELAXED: what is allocated or freed meanwhile does not break a capture, in this thread either,
-where the garbage collector may run the finalizers of memory at any time (CU_STREAM_CAPTURE_MODE_THREAD_LOCAL forbids
-that). What the capture itself reads and writes is held by whoever captures."""
+"""CU_STREAM_CAPTURE_MODE_RELAXED: memory that is allocated or freed during a capture does not break it.
+
+That holds in the capturing thread too, where the garbage collector may run the finalizers of memory at any time
+(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL forbids that). The caller of the capture holds the memory that the captured work
+reads and writes."""
 
 
 class HostMemory:
-    """Page-locked memory of the host, which the device copies from and to while the host goes on; `bytes` is all of it.
+    """Page-locked memory of the host, from and to which the device copies while the host goes on.
 
-    `bytes` does not keep it: it is freed with this object.
+    The array `bytes` is all of the memory. `bytes` does not keep the memory alive: it is freed with this object.
     """
 
     def __init__(self, context: CudaContext, nbytes: int) -> None:
-        """Allocate.
+        """Allocate page-locked memory.
 
         Raises:
-            OutOfDeviceMemory: the driver has not so much that it can lock.
-            QwenImageError: it refuses otherwise.
+            OutOfDeviceMemory: the driver cannot lock `nbytes` bytes.
+            QwenImageError: the driver returns another error.
         """
         address = context.make(self, "cuMemHostAlloc", "cuMemFreeHost", ctypes.c_size_t(nbytes), ctypes.c_uint(0))
         self.address = address.value or 0
@@ -42,46 +44,46 @@ class HostMemory:
 
 
 class CudaGraph:
-    """Work that was captured, to be launched again with the addresses and sizes that it was captured with."""
+    """A captured CUDA graph. Each launch uses the addresses and sizes of the capture."""
 
     def __init__(self, context: CudaContext, stream: int, executable: ctypes.c_void_p) -> None:
         self._context, self._stream, self._executable = context, stream, executable
         weakref.finalize(self, context.call, "cuGraphExecDestroy", executable)
 
     def launch(self) -> None:
-        """Put it into its stream.
+        """Enqueue the graph in its stream.
 
         Raises:
-            QwenImageError: the driver refuses it.
+            QwenImageError: the driver does not launch the graph.
         """
         self._context.call("cuGraphLaunch", self._executable, ctypes.c_void_p(self._stream))
 
 
 class CudaEvent:
-    """A mark in a stream: when the device came to it, and that it has."""
+    """An event: a mark in a stream that tells whether and when the device reached it."""
 
     def __init__(self, context: CudaContext) -> None:
-        """Make one, in no stream yet.
+        """Create an event, in no stream yet.
 
         Raises:
-            QwenImageError: the driver refuses it.
+            QwenImageError: the driver does not create the event.
         """
         self._context = context
         self.handle = context.make(self, "cuEventCreate", "cuEventDestroy_v2", ctypes.c_uint(_BLOCKING_SYNC))
 
     def wait(self) -> None:
-        """Wait until the device has come to it.
+        """Wait until the device has reached the event.
 
         Raises:
-            QwenImageError: something before it failed.
+            QwenImageError: work before the event failed.
         """
         self._context.call("cuEventSynchronize", self.handle)
 
     def seconds_since(self, earlier: "CudaEvent") -> float:
-        """Between two that the device has come to, with a resolution of half a microsecond.
+        """Return the seconds between `earlier` and this event, with a resolution of half a microsecond.
 
         Raises:
-            QwenImageError: it has not.
+            QwenImageError: the device has not reached both events.
         """
         milliseconds = ctypes.c_float()
         self._context.call("cuEventElapsedTime", ctypes.byref(milliseconds), earlier.handle, self.handle)
@@ -89,40 +91,45 @@ class CudaEvent:
 
 
 class CudaStream:
-    """A stream; what is put into it runs in order, while the host goes on. Every method but the last returns at once.
+    """A stream, whose work runs in order while the host goes on. Every method except `synchronise` returns at once.
 
-    Errors of work that runs later are raised by whichever call comes after it.
+    Errors of work that runs later are raised by the next call, whichever it is.
     """
 
     def __init__(self, context: CudaContext) -> None:
-        """Make one.
+        """Create a stream.
 
         Raises:
-            QwenImageError: the driver refuses it.
+            QwenImageError: the driver does not create the stream.
         """
         stream = context.make(self, "cuStreamCreate", "cuStreamDestroy_v2", ctypes.c_uint(_NON_BLOCKING))
         self.context = context
         self.handle = stream.value or 0
 
     def upload(self, target: CudaMemory, source: HostMemory, nbytes: int, start: int = 0) -> None:
-        """Copy bytes of `source` from `start` on, which must not change before the copy is done, to `target`."""
+        """Enqueue a copy of `nbytes` bytes of `source`, from `start` on, to `target`.
+
+        The bytes of `source` must not change before the copy is done.
+        """
         arguments = ctypes.c_uint64(target.address), ctypes.c_void_p(source.address + start), ctypes.c_size_t(nbytes)
         self.context.call("cuMemcpyHtoDAsync_v2", *arguments, self._handle)
 
     def download(self, target: HostMemory, source: CudaMemory, nbytes: int) -> None:
-        """Copy the first bytes of `source` to `target`."""
+        """Enqueue a copy of the first `nbytes` bytes of `source` to `target`."""
         arguments = ctypes.c_void_p(target.address), ctypes.c_uint64(source.address), ctypes.c_size_t(nbytes)
         self.context.call("cuMemcpyDtoHAsync_v2", *arguments, self._handle)
 
     def record(self, event: CudaEvent) -> None:
-        """Put a mark behind all that was put before."""
+        """Enqueue an event behind all earlier work."""
         self.context.call("cuEventRecord", event.handle, self._handle)
 
     def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
-        """What `enqueue` puts into this stream, as a graph; it does not run yet.
+        """Capture the work that `enqueue` puts into this stream and return the CUDA graph. The work does not run yet.
+
+        An exception of `enqueue` ends the capture and is passed on.
 
         Raises:
-            QwenImageError: `enqueue` did something that cannot be captured, or whatever it raised.
+            QwenImageError: `enqueue` did something that cannot be captured.
         """
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
         try:
@@ -144,10 +151,10 @@ class CudaStream:
         return CudaGraph(self.context, self.handle, executable)
 
     def synchronise(self) -> None:
-        """Wait until all of it is done.
+        """Wait until all work in the stream is done.
 
         Raises:
-            QwenImageError: some of it failed.
+            QwenImageError: some of the work failed.
         """
         self.context.call("cuStreamSynchronize", self._handle)
 

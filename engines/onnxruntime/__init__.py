@@ -1,1 +1,1 @@
-"""ONNX Runtime, on CPUs and on CUDA."""
+"""The ONNX Runtime backends, on CPUs and on CUDA."""

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""The ONNX Runtime backend on the CPU."""
 
 import ctypes
 import sys
@@ -16,15 +16,18 @@ from qwen_image_engine.engines.onnxruntime.saturation import products_saturate
 _WITHOUT_PREPACKING = frozenset(
     row.name for row in COMPONENTS.values() if row.runs in ("prompt", "image") and row.network != "vae"
 )
-"""Components that run once for many pictures, the VAE's aside. Laying 7 GB of int8 weights out for the kernels takes
-22 s of one core and 7 GB of memory; on the mapped file a run takes 9 s more and 0.5 GB
-(`benchmarks/results/full-size-run-*`). With every memory policy alike: fp32 products of the two kinds of kernel differ
-in their last bits."""
+"""Components that run once for many pictures, except the VAE's. Their weights are not prepacked.
+
+Prepacking 7 GB of int8 weights for the kernels takes 22 s of one core and 7 GB of memory. On the mapped file a run
+takes 9 s more and 0.5 GB (`benchmarks/results/full-size-run-*`). The set is the same under every memory policy: fp32
+products of the two kinds of kernel differ in their last bits."""
 
 _WITHOUT_ARENA = frozenset(row.name for row in COMPONENTS.values() if row.on_latents)
-"""Components with large tensors of many sizes. The arena keeps whatever it took and fits these badly: at the released
-widths a step of 1024x1024 takes 3.3 GB beside its weights with it and 1.9 without, in the same time. Tensors below
-32 MB glibc's heap fits worse: a prefix of 1,000 tokens takes 1.6 GB with the arena and 3.7 without."""
+"""Components with large tensors of many sizes. Their sessions use no memory arena.
+
+The arena keeps all memory that it took, and these tensors fit badly into it. At the released widths a step of 1024x1024
+takes 3.3 GB beside its weights with the arena and 1.9 without, in the same time. For tensors below 32 MB glibc's heap
+is worse: a prefix of 1,000 tokens takes 1.6 GB with the arena and 3.7 without."""
 
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 
@@ -37,12 +40,13 @@ def create(model: Path, contract: Contract, threads: int | None) -> "OnnxRuntime
 class OnnxRuntimeEngine:
     """A graph in an ONNX Runtime session on the CPU, computed in the dtypes that the graph states.
 
-    `run` may be called from several threads at once; they share the session's thread pool. Weights are mapped and
-    copied once, in the order the kernels want, but for what runs once a prompt; sessions share no copy.
+    `run` may be called from several threads at once; the runs share the session's thread pool. Weights are mapped and
+    copied once, in the order that the kernels need. Weights of components that run once a prompt are not copied.
+    Sessions share no copy.
     """
 
     def __init__(self, model: Path, contract: Contract, threads: int | None = None) -> None:
-        """Load `model`; errors as in `load_engine`."""
+        """Load `model`; raises as `load_engine` does."""
         package = onnxruntime()
         contract_check.check_model_file(contract, model)
         options = session_options(package, threads)
@@ -63,11 +67,11 @@ class OnnxRuntimeEngine:
 
     @property
     def contract(self) -> Contract:
-        """The tensors that `run` takes and returns."""
+        """Tensors that `run` takes and returns."""
         return self._contract
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name; errors as in `Engine.run`."""
+        """Run the graph and return the outputs by name; raises as `Engine.run` does."""
         session = self._session
         if session is None:
             raise errors.closed(self._contract.component)
@@ -87,7 +91,7 @@ class OnnxRuntimeEngine:
         return outputs
 
     def cancel(self) -> None:
-        """End the runs in work, each before its next operator; see `CancellableEngine.cancel`."""
+        """End the current runs, each before its next operator; see `CancellableEngine.cancel`."""
         for options in tuple(self._runs):
             options.terminate = True
 
@@ -99,7 +103,7 @@ class OnnxRuntimeEngine:
 
 
 def session_options(package: Any, threads: int | None = None) -> Any:
-    """The `onnxruntime.SessionOptions` of every session here."""
+    """Return the `onnxruntime.SessionOptions` that every session of this package uses."""
     options = package.SessionOptions()
     options.intra_op_num_threads = threads or 0
     # 4 = fatal: what fails is raised, and the command prints one line.
@@ -114,16 +118,17 @@ def session_options(package: Any, threads: int | None = None) -> Any:
 
 
 def port_facts(port: Any) -> PortFacts:
-    """What a session says of one of its inputs or outputs."""
+    """Return dtype and shape of an input or output of a session."""
     shape = tuple(axis if isinstance(axis, int) else None for axis in port.shape)
     return PortFacts(_DTYPES.get(port.type, port.type.removeprefix("tensor(").removesuffix(")")), shape)
 
 
 def return_freed_memory() -> None:
-    """Have the C library return what was freed; does nothing where it has no such call (only glibc has).
+    """Make the C library return freed memory to the system, if the library has a call for it (only glibc has).
 
-    ONNX Runtime's copy of the weights lies on glibc's heap, which keeps it: of 256 MiB none came back when the session
-    was freed, and all after this call (0.09 s). Otherwise a stage already freed would count while the next one loads.
+    ONNX Runtime's copy of the weights lies on glibc's heap, which keeps it. After a session was freed, none of 256 MiB
+    was returned; after this call all of it was (0.09 s). Without the call a freed stage would count while the next one
+    loads.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -1,4 +1,7 @@
-"""ONNX Runtime on a CUDA device. Nothing of it has run on a GPU yet; its bindings are tested on the CPU's provider."""
+"""The ONNX Runtime backend on a CUDA device.
+
+It has not run on a GPU yet. Its bindings are tested on the CPU's provider.
+"""
 
 import contextlib
 import io
@@ -35,18 +38,18 @@ _WORK = frozenset(
     }
     | {"RotaryEmbedding"}
 )
-"""What must be on the device; arithmetic on shapes belongs on the host, and ONNX Runtime puts it there."""
+"""Operators that must run on the device. Arithmetic on shapes belongs on the host, and ONNX Runtime puts it there."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where a session runs.
+    """The device that a session runs on.
 
     Attributes:
-        kind: by ONNX Runtime's name.
-        provider: what runs the graph.
-        options: of the provider.
-        memory: some of the device's, which more is allocated from.
+        kind: ONNX Runtime's name of the device type.
+        provider: execution provider that runs the graph.
+        options: options of the provider.
+        memory: a block of the device's memory; more is allocated from it.
     """
 
     kind: str
@@ -56,7 +59,7 @@ class Device:
 
 
 def cuda_device() -> Device:
-    """The first CUDA device.
+    """Return the first CUDA device.
 
     Raises:
         QwenImageError: ONNX Runtime has no CUDA provider here, or there is no driver or device.
@@ -79,14 +82,16 @@ def create(model: Path, contract: Contract, threads: int | None) -> "OnnxRuntime
 
 
 class OnnxRuntimeCudaEngine:
-    """A graph in an ONNX Runtime session on a CUDA device; keys and values stay there, all else comes from the host.
+    """A graph in an ONNX Runtime session on a CUDA device.
 
-    Nothing falls back to the CPU: a product, a convolution, a norm or an attention that has no kernel on the device is
-    an error when the graph is loaded.
+    Keys and values stay on the device. All other inputs come from the host.
+
+    Nothing falls back to the CPU. If the device has no kernel for a product, a convolution, a norm or an attention,
+    loading the graph is an error.
     """
 
     def __init__(self, model: Path, contract: Contract, device: Device | None = None) -> None:
-        """Load `model`; errors as in `load_engine`."""
+        """Load `model`; raises as `load_engine` does."""
         device = device or cuda_device()
         package = onnxruntime()
         contract_check.check_model_file(contract, model)
@@ -120,11 +125,11 @@ class OnnxRuntimeCudaEngine:
 
     @property
     def contract(self) -> Contract:
-        """The tensors that `run` takes and returns."""
+        """Tensors that `run` takes and returns."""
         return self._contract
 
     def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
-        """Outputs by name; errors as in `Engine.run`."""
+        """Run the graph and return the outputs by name; raises as `Engine.run` does."""
         session = self._session
         if session is None:
             raise errors.closed(self._contract.component)
@@ -160,14 +165,17 @@ class OnnxRuntimeCudaEngine:
             return_freed_memory()
 
     def _run_options(self) -> Any:
-        """What runs once a prompt or a picture gives its arena's memory back: the others need it."""
+        """Return options of a run that frees the arena's memory afterwards, unless the component runs every step.
+
+        Other sessions need that memory.
+        """
         options = self._package.RunOptions()
         if self._device.kind == "cuda" and self._contract.component not in EVERY_STEP:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
         return options
 
     def _bind_input(self, binding: Any, spec: TensorSpec, values: Values) -> None:
-        """Name an input's bytes; those on the host are copied to the device by the run."""
+        """Bind an input to its bytes. The run copies bytes on the host to the device."""
         if isinstance(values, DeviceArray):
             binding.bind_input(spec.name, *self._place(values))
         elif spec.dtype == "bfloat16":
@@ -193,6 +201,6 @@ def _length(axis: str, sizes: Mapping[str, int]) -> int:
 
 
 def _elsewhere(session: Any, provider: str) -> set[str]:
-    """Operators of nodes that another provider than `provider` runs."""
+    """Return the operators of the nodes that another provider than `provider` runs."""
     parts: Iterator[Any] = (part for part in session.get_provider_graph_assignment_info() if part.ep_name != provider)
     return {node.op_type for part in parts for node in part.get_nodes()}

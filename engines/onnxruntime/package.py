@@ -13,24 +13,24 @@ INSTALL_CUDA = (
     "onnxruntime and onnxruntime-gpu hold the same package and must not both be installed: "
     "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'qwen-image-engine[cuda]'"
 )
-"""The advice that mends an installation without CUDA."""
+"""Advice to replace an installation without CUDA."""
 
 
 def onnxruntime() -> Any:
-    """Import onnxruntime.
+    """Import the package onnxruntime and return it.
 
     Raises:
-        QwenImageError: it is not installed, or does not load.
+        QwenImageError: the package is not installed, or does not load.
     """
     return import_package("onnxruntime", "cpu")
 
 
 def onnxruntime_cuda() -> Any:
-    """Import onnxruntime, and check that it is built for CUDA and for the GPU in this machine.
+    """Import the package onnxruntime, check that it is built for CUDA and for this machine's GPU, and return it.
 
     Raises:
-        QwenImageError: it is not installed, does not load, or has no CUDA; or there is no GPU or driver, or it has no
-            kernels for the GPU.
+        QwenImageError: the package is not installed, does not load, or is built without CUDA; there is no GPU or
+            driver; or the package has no kernels for the GPU.
     """
     package = import_package("onnxruntime", "cuda")
     if CUDA_PROVIDER not in package.get_available_providers():

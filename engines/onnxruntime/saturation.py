@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime's integer products are exact on this processor."""
+"""A test whether ONNX Runtime's integer products are exact on this processor."""
 
 from functools import cache
 
@@ -14,11 +14,11 @@ _UINT8, _INT8, _INT32 = 2, 3, 6
 
 @cache
 def products_saturate() -> bool:
-    """Try one product of uint8 rows by int8 weights, both at their largest.
+    """Return whether a product of uint8 rows by int8 weights, both at their largest, is wrong.
 
     The kernels for processors without VNNI add pairs of such products in 16 bits: 2 * 255 * 127 becomes 32767, half of
-    what it is. ONNX Runtime does not say which kernel it would take; the product takes a few milliseconds once a
-    process.
+    the exact sum. ONNX Runtime does not say which kernel it would take, so one product is tried. The product takes a
+    few milliseconds once a process.
     """
     package = onnxruntime()
     size = 64
@@ -31,7 +31,7 @@ def products_saturate() -> bool:
 
 
 def _product_model() -> bytes:
-    """A model of one MatMulInteger: product (…) int32 = rows (…) uint8 times weights (…) int8."""
+    """Return a model of one MatMulInteger: product (…) int32 = rows (…) uint8 times weights (…) int8."""
     node = (
         message_field(1, b"rows")
         + message_field(1, b"weights")

@@ -1,1 +1,1 @@
-"""OpenVINO, on CPUs."""
+"""The OpenVINO backends, on CPUs."""

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU."""
+"""The OpenVINO backends on the CPU."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,20 +17,20 @@ InferencePrecision = Literal["f32", "bf16"]
 
 
 def create(model: Path, contract: Contract, threads: int | None) -> "OpenVinoEngine":
-    """Load a graph, computed in fp32; raises as `load_engine` does."""
+    """Load a graph that is computed in fp32; raises as `load_engine` does."""
     return OpenVinoEngine(model, contract, threads)
 
 
 def create_bf16(model: Path, contract: Contract, threads: int | None) -> "OpenVinoEngine":
-    """Load a graph, computed in bf16 but for quantised linears; raises as `load_engine` does."""
+    """Load a graph that is computed in bf16 except for quantised linears; raises as `load_engine` does."""
     return OpenVinoEngine(model, contract, threads, "bf16")
 
 
 class OpenVinoEngine:
-    """A graph compiled by OpenVINO for the CPU, computed in fp32 but for quantised linears, unless asked otherwise.
+    """A graph compiled by OpenVINO for the CPU, computed in fp32 by default, except for quantised linears.
 
-    One run at a time: the engine holds one inference request, and a second thread needs an engine of its own. Weights
-    are copied once, in the order the kernels want; those stored in bf16 stand in memory twice in fp32.
+    One run at a time: a second thread needs an engine of its own. Weights are copied once, in the order that the
+    kernels need. Weights stored in bf16 are in memory twice, in fp32.
     """
 
     def __init__(
@@ -40,10 +40,11 @@ class OpenVinoEngine:
         threads: int | None = None,
         inference_precision: InferencePrecision = "f32",
     ) -> None:
-        """Load `model`, computing in `inference_precision` what is not quantised; errors as in `load_engine`.
+        """Load `model`, computing all unquantised parts in `inference_precision`.
 
         Raises:
-            QwenImageError: also where the processor has no instructions for that precision.
+            QwenImageError: the graph cannot be loaded for a reason that `load_engine` lists, or the processor has no
+                instructions for this precision.
         """
         package = openvino()
         contract_check.check_model_file(contract, model)
@@ -64,11 +65,11 @@ class OpenVinoEngine:
 
     @property
     def contract(self) -> Contract:
-        """The tensors that `run` takes and returns."""
+        """Tensors that `run` takes and returns."""
         return self._contract
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name; errors as in `Engine.run`."""
+        """Run the graph and return the outputs by name; raises as `Engine.run` does."""
         if self._compiled is None:
             raise errors.closed(self._contract.component)
         sizes = contract_check.check_inputs(self._contract, inputs)
@@ -93,7 +94,7 @@ class OpenVinoEngine:
         return outputs
 
     def cancel(self) -> None:
-        """End the runs in work, each before its next operator; see `CancellableEngine.cancel`."""
+        """End the current runs, each before its next operator; see `CancellableEngine.cancel`."""
         for run in tuple(self._runs):
             run.cancel()
 
@@ -103,14 +104,14 @@ class OpenVinoEngine:
 
 
 class _Run:
-    """An inference request in work."""
+    """An inference request that is running."""
 
     def __init__(self, request: Any) -> None:
         self._request = request
         self.cancelled = False
 
     def cancel(self) -> None:
-        """Cancel it; `wait` raises in the thread that waits."""
+        """Cancel the request. `wait` raises in the thread that waits."""
         self.cancelled = True
         self._request.cancel()
 
@@ -118,7 +119,7 @@ class _Run:
 def compile_settings(
     graph: Any, threads: int | None = None, inference_precision: InferencePrecision = "f32"
 ) -> dict[str, Any]:
-    """What every `openvino.Model` is compiled with here."""
+    """Return the settings with which every `openvino.Model` is compiled here."""
     # By default OpenVINO computes in bf16 where the CPU has it (relative L2 2e-3 after one product), and may quantise
     # activations in front of compressed weights.
     settings: dict[str, Any] = {
@@ -134,7 +135,7 @@ def compile_settings(
 
 
 def _check_precision(contract: Contract, core: Any, precision: InferencePrecision) -> None:
-    """OpenVINO would compute in fp32 without a word."""
+    """Raise if the processor has no instructions for `precision`: OpenVINO would compute in fp32 without a warning."""
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise QwenImageError(
             f"{contract.component}: this processor has no bf16 instructions (avx512_bf16 or amx_bf16); "
@@ -143,7 +144,7 @@ def _check_precision(contract: Contract, core: Any, precision: InferencePrecisio
 
 
 def _name(port: Any, expected: set[str]) -> str:
-    """A port may carry several names for one tensor: the contract's where there is one."""
+    """Return the contract's name of a port if it has one; a port may carry several names for one tensor."""
     names: set[str] = port.names
     return min(names & expected or names)
 

@@ -6,9 +6,9 @@ from qwen_image_engine.engines.core.packages import import_package
 
 
 def openvino() -> Any:
-    """Import openvino.
+    """Import the package openvino and return it.
 
     Raises:
-        QwenImageError: it is not installed, or does not load.
+        QwenImageError: the package is not installed, or does not load.
     """
     return import_package("openvino", "openvino")

@@ -1,4 +1,4 @@
-"""Whether OpenVINO's integer products are exact on this processor."""
+"""A test whether OpenVINO's integer products are exact on this processor."""
 
 from functools import cache
 from typing import Any
@@ -9,18 +9,18 @@ from qwen_image_engine.engines.openvino.package import openvino
 
 
 def has_int8_weights(graph: Any) -> bool:
-    """Whether an `openvino.Model` holds int8 constants."""
+    """Return whether an `openvino.Model` holds int8 constants."""
     int8 = openvino().Type.i8
     return any(op.get_type_name() == "Constant" and op.get_output_element_type(0) == int8 for op in graph.get_ops())
 
 
 @cache
 def products_saturate() -> bool:
-    """Try one product of uint8 rows by int8 weights, both at their largest.
+    """Return whether a product of uint8 rows by int8 weights, both at their largest, is wrong.
 
     OpenVINO's kernels for processors without VNNI add pairs of such products in 16 bits: 2 * 255 * 127 becomes 32767,
-    half of what it is. OpenVINO does not say which kernel it would take, and flags of a processor are read differently
-    on every system; the product takes 20 ms once a process.
+    half of the exact sum. OpenVINO does not say which kernel it would take, and a processor's flags are read
+    differently on every system, so one product is tried. The product takes 20 ms once a process.
     """
     package = openvino()
     op = package.opset13

@@ -1,1 +1,4 @@
-"""Facts about TensorRT plans as pure data: entries in the manifest, profiles, memory. Never imports TensorRT."""
+"""Descriptions of TensorRT plans as pure data: entries in the manifest, profiles, memory.
+
+No module here imports TensorRT.
+"""

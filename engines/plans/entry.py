@@ -1,4 +1,4 @@
-"""A built engine as the manifest keeps it: where its file is, what built it, for which GPU and which shapes."""
+"""The manifest's entry of a TensorRT plan: its file, its builder, its GPU and its shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Profile:
-    """One optimization profile: least, best and largest shape of every input by name; `name` is its bucket's."""
+    """An optimization profile: least, best and largest shape of every input by name. `name` is the bucket's name."""
 
     name: str
     shapes: Mapping[str, tuple[Shape, Shape, Shape]]
@@ -16,22 +16,23 @@ class Profile:
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """One component's engine file.
+    """The manifest's entry of a component's plan.
 
     Attributes:
-        file: name in `Manifest.files`, which has its size and SHA-256.
-        key: SHA-256 of all that it was built from: graph, weights, profiles, options, TensorRT, GPU, driver.
+        file: name in `Manifest.files`, which has size and SHA-256 of the plan.
+        key: SHA-256 of everything that the plan was built from: graph, weights, profiles, options, TensorRT, GPU,
+            driver.
         tensorrt: version of the builder, "11.4.0.106".
-        gpu: name of the device that it was built on.
-        compute_capability: of that device, "9.0".
-        driver: its version in CUDA's terms, 13000 for CUDA 13.0.
-        profiles: in the order in which the engine numbers them.
-        stripped: whether weights are missing and come from the bundle's own files by refitting.
+        gpu: name of the device that the plan was built on.
+        compute_capability: compute capability of that device, "9.0".
+        driver: driver version in CUDA's terms, 13000 for CUDA 13.0.
+        profiles: optimization profiles in the order in which the plan numbers them.
+        stripped: whether weights are missing from the plan and come from the bundle's own files by refitting.
         weight_streaming: whether weights may stay on the host.
-        scratch_bytes: by profile, what the engine takes for its activations.
-        fused_attentions: counted in the engine, as are the next two.
-        fp8_products: products in FP8.
-        int8_products: products in INT8.
+        scratch_bytes: bytes of activations, by profile.
+        fused_attentions: fused attentions that the audit counted in the plan.
+        fp8_products: products in FP8 that the audit counted in the plan.
+        int8_products: products in INT8 that the audit counted in the plan.
     """
 
     file: str

@@ -1,6 +1,7 @@
-"""Whether a built engine may be loaded here: the same TensorRT, the same kind of GPU, a driver not older, and memory.
+"""Checks that a plan may be loaded here: the same TensorRT, the same kind of GPU, no older driver, and enough memory.
 
-A plan is machine code for one of each; TensorRT would refuse some of this itself, not all, and never with the command.
+A plan is machine code for one TensorRT and one kind of GPU. TensorRT refuses some mismatches itself, not all, and its
+error never names the command that builds another plan.
 """
 
 import warnings
@@ -11,13 +12,13 @@ from qwen_image_engine.engines.plans.entry import PlanEntry
 
 
 def check_plan_fits(component: str, plan: PlanEntry, device: DeviceFacts, tensorrt: str, rebuild: str) -> None:
-    """Compare what built the plan with what is here; `rebuild` is the command that builds another.
+    """Compare TensorRT, GPU and driver of the plan's build with the ones here.
 
-    Another model of GPU of the same compute capability is a warning: TensorRT takes the plan, whose kernels were timed
-    elsewhere, and promises nothing.
+    Another model of GPU of the same compute capability gives a warning: TensorRT takes the plan, whose kernels were
+    timed elsewhere, and promises nothing. `rebuild` is the command that builds another plan.
 
     Raises:
-        QwenImageError: they differ.
+        QwenImageError: TensorRT or the compute capability here is another, or the driver here is older.
     """
     differences = []
     if plan.tensorrt != tensorrt:
@@ -45,13 +46,14 @@ def check_plan_fits(component: str, plan: PlanEntry, device: DeviceFacts, tensor
 
 
 def check_memory_fits(component: str, weights: int, scratch: int, device: DeviceFacts, rebuild: str) -> None:
-    """Refuse an engine that the device has no room for, before its weights are read.
+    """Raise if the device has no room for a plan, before its weights are read.
 
-    `weights` is what they take on the device, `scratch` what the activations of its smallest profile take beside what
-    engines share already. Inputs and outputs depend on the request and are not counted.
+    `weights` is the bytes of the weights on the device. `scratch` is the bytes that the activations of the smallest
+    profile take beside the scratch memory that engines share already. Inputs and outputs depend on the request and are
+    not counted. `rebuild` is the command that builds another plan.
 
     Raises:
-        OutOfDeviceMemory: so it has.
+        OutOfDeviceMemory: weights and activations are larger than the free memory of the device.
     """
     missing = weights + scratch - device.free_bytes
     if missing > 0:

@@ -1,4 +1,4 @@
-"""What an engine takes of a GPU's memory: its weights, and by profile its scratch memory, inputs and outputs."""
+"""The GPU memory of a plan: its weights and, by profile, its scratch memory, inputs and outputs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from qwen_image_engine.engines.plans.entry import Profile
 
 
 def port_bytes(contract: Contract, profile: Profile) -> int:
-    """Of all inputs and outputs at a profile's largest sizes, keys and values among them."""
+    """Return the bytes of all inputs and outputs at a profile's largest sizes, keys and values among them."""
     sizes: dict[str, int] = {}
     total = 0
     for spec in contract.inputs:
@@ -26,9 +26,9 @@ def port_bytes(contract: Contract, profile: Profile) -> int:
 def missing_bytes(
     contract: Contract, profiles: Sequence[Profile], scratch: Sequence[int], weights: int, there: int
 ) -> dict[str, int]:
-    """By profile what its largest sizes take beyond the bytes that are `there`; profiles that fit are left out.
+    """Return by profile the bytes that its largest sizes need beyond the `there` bytes; profiles that fit are left out.
 
-    `scratch` has a number for each profile, or is empty where it is not known yet.
+    `scratch` has the scratch bytes of each profile, or is empty if they are not known yet.
     """
     known = scratch or [0] * len(profiles)
     needs = {

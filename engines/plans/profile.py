@@ -1,4 +1,4 @@
-"""Optimization profiles out of contracts: the least, best and largest of every axis give those of every input."""
+"""Optimization profiles made from contracts and a range of sizes for every symbolic axis."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,24 +10,27 @@ from qwen_image_engine.engines.plans.entry import Profile, Shape
 
 @dataclass(frozen=True)
 class Range:
-    """The least, best and largest of a size; a plan is tuned for the best and takes everything between the others."""
+    """The least, best and largest value of a size.
+
+    A plan is tuned for the best value and takes every value from least to largest.
+    """
 
     least: int
     best: int
     largest: int
 
     def __post_init__(self) -> None:
-        """Refuse sizes out of order.
+        """Raise if the sizes are not in order.
 
         Raises:
-            ValueError: so they are.
+            ValueError: the sizes are not 0 <= least <= best <= largest.
         """
         if not 0 <= self.least <= self.best <= self.largest:
             raise ValueError(f"{self}: expected least, best and largest in order")
 
     @classmethod
     def of(cls, size: int) -> Self:
-        """One size alone."""
+        """Return the range that holds one size alone."""
         return cls(size, size, size)
 
     def __add__(self, other: "Range") -> "Range":
@@ -41,7 +44,7 @@ class Range:
 
 
 def profile(contract: Contract, name: str, axes: Mapping[str, Range]) -> Profile:
-    """The profile `name` of a component whose symbolic axes have these sizes.
+    """Return the profile `name` of a component whose symbolic axes have these sizes.
 
     Raises:
         KeyError: an axis of an input has no size.
@@ -59,7 +62,7 @@ def _extents(spec: TensorSpec, axes: Mapping[str, Range]) -> tuple[Shape, Shape,
 
 
 def _size(axis: str | int, axes: Mapping[str, Range]) -> Range:
-    """Of an axis as contracts write them: 64, "tokens", "16*height", "image+text"."""
+    """Return the range of an axis as contracts write it: 64, "tokens", "16*height", "image+text"."""
     if isinstance(axis, int):
         return Range.of(axis)
     total = Range.of(0)

@@ -1,4 +1,4 @@
-"""Which optimization profile of an engine serves a call: by the shapes of its inputs alone."""
+"""The choice of the optimization profile that serves a call, by the shapes of the inputs alone."""
 
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -17,20 +17,21 @@ _FLAGS = {
     "height": "--profile",
     "width": "--profile",
 }
-"""What `qwen-image build` makes room for a symbolic axis with."""
+"""Options of `qwen-image build` that make room for a symbolic axis."""
 
 
 def choose_profile(contract: Contract, profiles: Sequence[Profile], shapes: Mapping[str, Shape], rebuild: str) -> int:
-    """The index of the tightest profile that holds every shape, the first of equals.
+    """Return the index of the tightest profile that holds every shape. Of equally tight profiles, return the first.
 
     Args:
-        contract: of the component.
-        profiles: in the engine's order.
-        shapes: of the call's inputs by name.
-        rebuild: the command that builds the engine.
+        contract: contract of the component.
+        profiles: optimization profiles in the plan's order.
+        shapes: shape of each input of the call, by name.
+        rebuild: the command that builds the plan.
 
     Raises:
-        QwenImageError: none does; the text names the nearest, the inputs that are beyond it, and what to build with.
+        QwenImageError: no profile holds every shape. The text names the nearest profile, the inputs that exceed it, and
+            the build options to change.
     """
     fitting = [index for index, profile in enumerate(profiles) if not _beyond(contract, profile, shapes)]
     if fitting:
@@ -56,7 +57,7 @@ def choose_profile(contract: Contract, profiles: Sequence[Profile], shapes: Mapp
 
 
 def _beyond(contract: Contract, profile: Profile, shapes: Mapping[str, Shape]) -> list[TensorSpec]:
-    """The inputs that a profile has no room for."""
+    """Return the inputs that a profile has no room for."""
     return [spec for spec in contract.inputs if not _holds(profile, spec.name, shapes[spec.name])]
 
 
@@ -66,7 +67,7 @@ def _holds(profile: Profile, name: str, shape: Shape) -> bool:
 
 
 def _flags(spec: TensorSpec, profile: Profile, shapes: Mapping[str, Shape]) -> list[str]:
-    """Those of the axes along which an input is beyond a profile."""
+    """Return the build options of the axes along which an input exceeds a profile."""
     least, _, largest = profile.shapes[spec.name]
     sizes = zip(spec.shape, least, shapes[spec.name], largest, strict=True)
     wrong = [axis for axis, low, size, high in sizes if not low <= size <= high]
@@ -79,7 +80,7 @@ def _volume(profile: Profile) -> int:
 
 
 def _distance(profile: Profile, shapes: Mapping[str, Shape]) -> int:
-    """How many numbers the inputs have beyond a profile's most, or short of its least."""
+    """Return how many numbers the inputs hold beyond a profile's largest, or short of its least."""
     return sum(
         max(prod(shapes[name]) - prod(largest), prod(least) - prod(shapes[name]), 0)
         for name, (least, _, largest) in profile.shapes.items()

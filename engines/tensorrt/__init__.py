@@ -1,1 +1,1 @@
-"""TensorRT plans at run time: loading, refitting, binding, execution, the loop on the device."""
+"""The TensorRT backend at run time: loading, refitting, binding and execution of plans, and the loop on the device."""

@@ -1,4 +1,4 @@
-"""What TensorRT has to say: warnings on standard error, errors kept for the exception that names them."""
+"""TensorRT's messages: warnings go to standard error, errors into the exception that names them."""
 
 import functools
 import sys
@@ -16,46 +16,49 @@ _Made = TypeVar("_Made")
 
 @functools.cache
 def process_log() -> "Log":
-    """That of this process: TensorRT keeps the first logger that it is given, and lets no other have some messages."""
+    """Return the logger of this process.
+
+    TensorRT keeps the first logger that it is given and sends some messages to no other.
+    """
     return Log()
 
 
 class Log(trt.ILogger):
-    """A logger for everything of one process."""
+    """The logger for all TensorRT objects of a process."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
         self._errors: list[str] = []
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        """Called by TensorRT, from any thread."""
+        """Log a message. TensorRT calls this from any thread."""
         if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
             self._errors = [*self._errors, msg][-_MOST_KEPT:]
         if severity not in (trt.ILogger.Severity.INFO, trt.ILogger.Severity.VERBOSE):
             print(f"TensorRT: {msg}", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        """Forget earlier errors, before a call whose own are wanted."""
+        """Forget earlier errors, before a call whose own errors matter."""
         self._errors = []
 
     @property
     def failed(self) -> bool:
-        """Whether there was an error since `clear`."""
+        """Whether TensorRT logged an error since `clear`."""
         return bool(self._errors)
 
     def errors(self) -> str:
-        """The last errors in one line."""
+        """Return the last errors in one line."""
         return " ".join("; ".join(self._errors).split()) or "it gives no reason"
 
 
 def made(what: str, log: Log, make: Callable[[], _Made | None]) -> _Made:
-    """What `make` gives.
+    """Call `make` and return the object that it makes; `what` names the object in the error.
 
-    A constructor of the bindings raises a TypeError where TensorRT gives it nothing ("pybind11::init(): factory
-    function returned nullptr"); a method gives None.
+    If TensorRT makes nothing, a constructor of the bindings raises a TypeError ("pybind11::init(): factory function
+    returned nullptr") and a method returns None.
 
     Raises:
-        QwenImageError: so it was; the text has what TensorRT logged.
+        QwenImageError: TensorRT made nothing. The text has the errors that TensorRT logged.
     """
     log.clear()
     try:

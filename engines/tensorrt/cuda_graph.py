@@ -1,4 +1,4 @@
-"""CUDA graphs: when work that repeats is captured, when it is replayed, and when a capture no longer holds."""
+"""The decision when repeating work is captured as a CUDA graph, when it is replayed, and when a capture is void."""
 
 from collections.abc import Hashable
 from typing import Literal
@@ -7,10 +7,10 @@ Action = Literal["run", "capture", "replay"]
 
 
 class Replay:
-    """Of one execution context: the first call runs, the second is captured, those after it are replayed.
+    """The replay of one execution context: the first call runs, the second is captured, all later calls are replayed.
 
-    TensorRT sets itself up in the first call of a shape, which therefore must not be captured. A graph holds the sizes
-    and addresses that it was captured with: where any of them changes all begins again.
+    TensorRT sets itself up in the first call of a shape, so that call must not be captured. A graph holds the sizes and
+    addresses that it was captured with. If any of them changes, the sequence begins again.
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class Replay:
         self._calls = 0
 
     def next(self, held: Hashable) -> Action:
-        """What to do with a call of which a graph would hold `held`."""
+        """Return the action for a call whose graph would hold `held`."""
         self._calls = self._calls + 1 if held == self._held else 1
         self._held = held
         if self._calls == 1:
@@ -26,5 +26,5 @@ class Replay:
         return "capture" if self._calls == 2 else "replay"
 
     def forget(self) -> None:
-        """Begin again, after a call that failed."""
+        """Restart the sequence after a call that failed."""
         self._calls = 0

@@ -1,4 +1,4 @@
-"""Where the sampler's latents lie on a device, with what its steps take and give beside keys and values."""
+"""Buffers of a sampling loop on a device: latents, velocities, and the inputs of a step that are not keys or values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ _FAULT_BYTES = 4
 
 @dataclass(frozen=True, eq=False)
 class DeviceLatents:
-    """For pictures of one size, one after the other: graphs hold these addresses.
+    """The buffers for pictures of one size, used for one picture after the other: CUDA graphs hold their addresses.
 
     Attributes:
-        latents: before each step, and then after it.
-        time_features: of the step.
-        fixed: of each branch what comes from the host once a picture, by name.
-        velocities: of each branch.
-        fault: one uint32, the first step whose velocity was not finite.
+        latents: latents before each step, overwritten with the latents after it.
+        time_features: time features of the step.
+        fixed: buffers by name, for each branch, of the inputs that come from the host once a picture.
+        velocities: velocity of each branch.
+        fault: one uint32, the index of the first step whose velocity was not finite.
     """
 
     latents: DeviceBuffer
@@ -33,10 +33,10 @@ class DeviceLatents:
 
     @classmethod
     def like(cls, context: CudaContext, contract: Contract, inputs: LoopInputs) -> "DeviceLatents":
-        """Room for steps of these sizes; nothing is copied yet.
+        """Allocate buffers for steps of these sizes. Nothing is copied yet.
 
         Raises:
-            OutOfDeviceMemory: there is none.
+            OutOfDeviceMemory: the device has no room for the buffers.
         """
         dtypes = {spec.name: spec.dtype for spec in contract.inputs}
 
@@ -56,7 +56,7 @@ class DeviceLatents:
         )
 
     def fill(self, stream: CudaStream, contract: Contract, inputs: LoopInputs) -> list[dict[str, DeviceArray]]:
-        """Put what a picture begins with into a stream, in which nothing uses this any more.
+        """Enqueue the uploads of a picture's inputs in a stream. Earlier work in the stream must not use these buffers.
 
         Returns:
             All inputs of a step, for each branch.

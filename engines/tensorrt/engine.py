@@ -1,6 +1,6 @@
-"""TensorRT 11 on the first CUDA device, from plans that `qwen-image build` made.
+"""The TensorRT 11 engine on the first CUDA device, from plans that `qwen-image build` made.
 
-Nothing of it has run on a GPU yet; every call is checked against the types of TensorRT 11.4's own bindings.
+It has not run on a GPU yet. Every call is checked against the types of TensorRT 11.4's own bindings.
 """
 
 import warnings
@@ -31,7 +31,7 @@ from qwen_image_engine.engines.tensorrt.loop import TensorRtLoop
 from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 
 _CALLS = 4
-"""Graphs that are kept: both branches of guidance, and those of the picture before. Each has a context of its own."""
+"""Limit of cached contexts with CUDA graphs: both branches of guidance, of this picture and of the one before."""
 
 _PLACES = 2
 """Sizes of pictures whose latents keep their place on the device, for the graphs that hold its addresses."""
@@ -42,17 +42,19 @@ _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "
 
 
 class TensorRtEngine:
-    """A plan in TensorRT. Keys and values stay on the device; whatever else `run` takes or gives is on the host.
+    """A plan loaded in TensorRT.
 
-    One engine of a session runs at a time: they share its stream and its scratch buffer.
+    Keys and values stay on the device. All other inputs and outputs of `run` are on the host.
+
+    Engines of a session run one at a time: they share its stream and its scratch buffer.
     """
 
     def __init__(self, session: TensorRtSession, source: PlanSource, contract: Contract) -> None:
-        """Load a plan that fits this machine and its checksum.
+        """Load a plan whose checksum and fit to this machine were checked before.
 
         Raises:
-            OutOfDeviceMemory: its weights have no room.
-            QwenImageError: TensorRT refuses it, or it is another graph's than the contract's.
+            OutOfDeviceMemory: the device has no room for the weights.
+            QwenImageError: TensorRT refuses the plan, or the plan does not match the contract.
         """
         entry = source.entry
         weights = 0 if entry.weight_streaming else source.weights_bytes
@@ -73,15 +75,16 @@ class TensorRtEngine:
 
     @property
     def contract(self) -> Contract:
-        """The tensors that `run` takes and returns."""
+        """Tensors that `run` takes and returns."""
         return self._contract
 
     def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
-        """Outputs by name; errors as in `Engine.run`.
+        """Run the component and return the outputs by name.
 
         Raises:
             OutOfDeviceMemory: the device has no room for activations of this size.
-            QwenImageError: also where the shapes fit no profile.
+            QwenImageError: the inputs do not match the contract, no profile holds their shapes, the run failed, or the
+                engine is closed.
         """
         sizes = contract_check.check_inputs(self._contract, inputs)
         outputs = self._use(inputs, {}, sizes, lambda call, profile: call.run(profile, inputs, self._graphs))
@@ -89,18 +92,18 @@ class TensorRtEngine:
         return outputs
 
     def enqueue(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
-        """Put a run into the session's stream without waiting for it; errors as of `run`.
+        """Enqueue a run in the session's stream, without waiting; raises as `run` does.
 
         Args:
-            inputs: by name, on the device; they must stay until the run is done.
-            outputs: where each of them goes, likewise.
+            inputs: arrays by name, on the device. The caller must hold them until the run is done.
+            outputs: array for each output, by name, on the device. The caller must hold them until the run is done.
         """
         sizes = contract_check.check_inputs(self._contract, inputs)
         contract_check.check_outputs(self._contract, outputs, sizes)
         self._use(inputs, outputs, sizes, lambda call, profile: call.enqueue(profile, inputs, outputs, self._graphs))
 
     def loop(self, inputs: LoopInputs) -> TensorRtLoop:
-        """The sampler's steps on the device; errors as in `LoopingEngine.loop`."""
+        """Return the sampler's steps on the device; raises as `LoopingEngine.loop` does."""
         if self._engine is None:
             raise errors.closed(self._contract.component)
         for branch in inputs.branches:
@@ -132,7 +135,7 @@ class TensorRtEngine:
         sizes: dict[str, int],
         use: Callable[[TensorRtCall, int], _Result],
     ) -> _Result:
-        """What `use` makes of the context and the profile for a call, its errors in words."""
+        """Call `use` with the context and the profile for a call, and return its result. Errors name the call."""
         engine = self._engine
         if engine is None:
             raise errors.closed(self._contract.component)
@@ -152,7 +155,7 @@ class TensorRtEngine:
             raise OutOfDeviceMemory(f"{self._contract.component}, profile {name}: {words}") from error
 
     def close(self) -> None:
-        """Free contexts, then weights, and the scratch buffer if nothing else uses it; see `Engine.close`."""
+        """Free the contexts, the weights, and the scratch buffer if no other engine uses it; see `Engine.close`."""
         if self._engine is not None:
             with suppress(QwenImageError):  # nothing is on its way, unless a run was interrupted
                 self._session.stream.synchronise()
@@ -162,14 +165,14 @@ class TensorRtEngine:
             self._engine = None
 
     def _profile(self, shapes: Mapping[str, Shape]) -> int:
-        """The index of the optimization profile that serves a call; errors as of `choose_profile`."""
+        """Return the index of the optimization profile that serves a call; raises as `choose_profile` does."""
         return choose_profile(self._contract, self._source.entry.profiles, shapes, self._source.rebuild)
 
     def _call(self, engine: trt.ICudaEngine) -> TensorRtCall:
         return TensorRtCall(self._session, engine, self._contract, self._streams, self._without_graphs)
 
     def _without_graphs(self, error: QwenImageError) -> None:
-        """Run as it is from now on: slower, and the same picture."""
+        """Switch CUDA graphs off from now on. Runs are slower and give the same picture."""
         self._session.stream.synchronise()  # contexts that go may be at work
         self._graphs, self._calls = False, LruCache(1)
         warnings.warn(
@@ -189,7 +192,7 @@ def _addresses(inputs: Mapping[str, Values]) -> list[int]:
 
 
 def _ports(engine: trt.ICudaEngine) -> tuple[dict[str, PortFacts], dict[str, PortFacts]]:
-    """Inputs and outputs; -1 stands for an axis that is free."""
+    """Return dtype and shape of inputs and outputs; None stands for a free axis."""
     sides: tuple[dict[str, PortFacts], dict[str, PortFacts]] = ({}, {})
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)

@@ -1,6 +1,6 @@
-"""One execution context with buffers of its own: inputs go up, the network runs or is replayed, outputs come down.
+"""An execution context with its own buffers: uploads the inputs, runs or replays the network, downloads the outputs.
 
-Nothing of it has run on a GPU yet; every call is checked against the types of TensorRT 11.4's own bindings.
+It has not run on a GPU yet. Every call is checked against the types of TensorRT 11.4's own bindings.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,15 +22,15 @@ from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 
 
 def axes(shape: trt.Dims) -> Shape:
-    """Sizes as a tuple; -1 stands for one that is not known."""
+    """Return the sizes of a shape as a tuple; -1 stands for an unknown size."""
     return tuple(shape[index] for index in range(len(shape)))
 
 
 class TensorRtCall:
-    """A context; `run` after `run` with the same shapes and addresses allocates nothing on the device.
+    """An execution context. `run` with the same shapes and addresses as before allocates nothing on the device.
 
-    A context that a graph was captured from must not serve another shape, so the engine keeps one for each that it
-    replays. Its own activations are in the session's scratch buffer, which every context is given in turn.
+    A context that a CUDA graph was captured from must not serve another shape, so the engine keeps one context for each
+    graph that it replays. Activations are in the session's scratch buffer, which every context is given in turn.
     """
 
     def __init__(
@@ -41,17 +41,18 @@ class TensorRtCall:
         streams: bool,
         not_captured: Callable[[QwenImageError], None],
     ) -> None:
-        """Make a context.
+        """Create an execution context.
 
         Args:
-            session: what it shares with others.
-            engine: of which it is one.
-            contract: the engine's.
+            session: runtime, stream and scratch buffer that all contexts share.
+            engine: the engine that the context is created from.
+            contract: contract of the engine's component.
             streams: whether some weights come from the host in every run.
-            not_captured: told why a run could not become a graph; it runs as it is instead.
+            not_captured: called with the error if a run cannot be captured as a CUDA graph; the run is then launched
+                directly.
 
         Raises:
-            QwenImageError: TensorRT refuses.
+            QwenImageError: TensorRT does not create the context.
         """
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = made("execution context", session.log, lambda: engine.create_execution_context(strategy))
@@ -71,18 +72,18 @@ class TensorRtCall:
         self._pending = False
 
     def run(self, profile: int, inputs: Mapping[str, Values], graphs: bool) -> dict[str, Values]:
-        """Outputs by name; keys and values in memory of their own on the device, what else there is on the host.
+        """Run the network and return the outputs by name.
 
-        Waits once, at the end.
+        Keys and values are in new memory on the device, all other outputs on the host. The host waits once, at the end.
 
         Args:
             profile: index of the optimization profile that holds the shapes.
-            inputs: by name, checked.
-            graphs: whether calls that repeat are replayed.
+            inputs: arrays by name, checked.
+            graphs: whether repeated calls are replayed as CUDA graphs.
 
         Raises:
-            QwenImageError: TensorRT or the driver refuses.
-            OutOfDeviceMemory: the device has no room for it.
+            QwenImageError: TensorRT or the driver returns an error.
+            OutOfDeviceMemory: the device has no room for scratch memory, buffers, keys or values.
         """
         try:
             self._settle()
@@ -98,15 +99,15 @@ class TensorRtCall:
     def enqueue(
         self, profile: int, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray], graphs: bool
     ) -> None:
-        """Put a run into the session's stream, from the device to the device; nothing is waited for.
+        """Enqueue a run from the device to the device in the session's stream, without waiting; raises as `run` does.
 
-        It waits for what was put there before only where the context has to change.
+        The call waits for earlier work only if the context has to change.
 
         Args:
-            profile: as of `run`, whose errors are those of this.
-            inputs: by name, checked; they must stay until the run is done.
-            outputs: where all of them go, checked, likewise.
-            graphs: as of `run`.
+            profile: index of the optimization profile that holds the shapes.
+            inputs: arrays by name, checked. The caller must hold them until the run is done.
+            outputs: array for each output, by name, checked. The caller must hold them until the run is done.
+            graphs: whether repeated calls are replayed as CUDA graphs.
         """
         try:
             self._prepare(profile, inputs, outputs)
@@ -117,7 +118,7 @@ class TensorRtCall:
             raise
 
     def _settle(self) -> None:
-        """Wait for what is on its way, before the context that does it changes or its buffers are filled again."""
+        """Wait for enqueued work of this context, before the context changes or its buffers are filled again."""
         if self._pending:
             self._session.stream.synchronise()
             self._pending = False
@@ -125,10 +126,10 @@ class TensorRtCall:
     def _prepare(
         self, profile: int, inputs: Mapping[str, Values], outputs: Mapping[str, DeviceArray]
     ) -> tuple[dict[str, DeviceArray], dict[str, Shape]]:
-        """Give the context shapes, scratch and addresses, where they are others than before.
+        """Set shapes, scratch memory and addresses of the context if they differ from the call before.
 
         Returns:
-            New arrays for the keys and values, and the shapes of the other outputs that have no place in `outputs`.
+            New arrays for the keys and values, and the shapes of the other outputs that have no array in `outputs`.
         """
         self._session.log.clear()
         self._set_shapes(profile, {name: tuple(values.shape) for name, values in inputs.items()})
@@ -228,7 +229,7 @@ class TensorRtCall:
         self._graph.launch()
 
     def _capture(self) -> bool:
-        """Whether this run is a graph now; where memory ran out it is not the graph that is at fault."""
+        """Capture this run as a CUDA graph and return whether that worked. Raise if memory ran out meanwhile."""
         try:
             self._graph = self._session.stream.capture(self._enqueue)
         except QwenImageError as error:
@@ -255,7 +256,7 @@ class TensorRtCall:
         return {spec.name: kept[spec.name] if spec.is_cache else arrays[spec.name] for spec in self._contract.outputs}
 
     def _buffer(self, spec: TensorSpec, shape: Shape) -> DeviceBuffer:
-        """That of a tensor, as large as the largest shape so far."""
+        """Return the buffer of a tensor, allocated again if it is too small for `shape`."""
         nbytes = size_bytes(shape, spec.dtype)
         found = self._buffers.get(spec.name)
         if found is None or found.nbytes < nbytes:

@@ -1,6 +1,6 @@
-"""A plan read into an engine: as a stream, refitted where it has no weights, with its weights where they are to be.
+"""Loading of a plan: streamed from its file, refitted if it has no weights, with its weights on the device or the host.
 
-Nothing of it has run on a GPU yet; every call is checked against the types of TensorRT 11.4's own bindings.
+It has not run on a GPU yet. Every call is checked against the types of TensorRT 11.4's own bindings.
 """
 
 import os
@@ -19,26 +19,26 @@ from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 _CHUNK_BYTES = 64 << 20
 
 _SPARE = 20
-"""A twentieth of the device is left to inputs, outputs, keys and values."""
+"""Divisor of the device's memory: one twentieth is left for inputs, outputs, keys and values."""
 
 _WITHOUT_WEIGHTS = frozenset(
     row.name for row in COMPONENTS.values() if row.network == "transformer" and row.runs != "step"
 )
-"""Components with the same weights as the step, which runs more often: if their plans can stream weights, they keep
-none on the device beside the step's."""
+"""Components with the same weights as the step, which runs more often. If their plans can stream weights, they keep no
+weights on the device beside the step's."""
 
 
 @dataclass(frozen=True)
 class PlanSource:
-    """A component's plan, already compared with its checksum.
+    """A component's plan whose checksum has been checked.
 
     Attributes:
-        path: of the plan.
-        entry: what the manifest says of it.
-        weights_bytes: what its weights take on the device.
-        scratch_bytes: the most that activations of any plan of the bundle take, which share one buffer.
-        graph: the ONNX file that it was built from, which a plan without weights takes them from.
-        rebuild: the command that builds it.
+        path: path of the plan.
+        entry: manifest entry of the plan.
+        weights_bytes: bytes of the plan's weights on the device.
+        scratch_bytes: most bytes that activations of any plan of the bundle take; all plans share one buffer.
+        graph: path of the ONNX file that the plan was built from; a stripped plan takes its weights from it.
+        rebuild: the command that builds the plan.
     """
 
     path: Path
@@ -50,9 +50,9 @@ class PlanSource:
 
 
 class _Reader(trt.IStreamReaderV2):
-    """The plan's file, in pieces: a plan of 14 GB never lies in the host's memory as a whole.
+    """A reader of the plan's file in pieces: a plan of 14 GB is never in the host's memory as a whole.
 
-    TensorRT calls it from C++, which prints exceptions and goes on; so `fault` keeps one.
+    TensorRT calls the reader from C++, which prints exceptions and goes on, so `fault` stores an exception.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -78,10 +78,11 @@ class _Reader(trt.IStreamReaderV2):
 
 
 def read_plan(session: TensorRtSession, component: str, source: PlanSource) -> trt.ICudaEngine:
-    """The engine, with its weights, ready for contexts.
+    """Return the engine of the plan, with its weights, ready to create contexts from.
 
     Raises:
-        QwenImageError: the file cannot be read, or TensorRT refuses it, its weights, or where they are to be.
+        QwenImageError: the file cannot be read, or TensorRT refuses the plan, its weights, or the placement of its
+            weights.
     """
     session.log.clear()
     try:
@@ -108,14 +109,14 @@ def read_plan(session: TensorRtSession, component: str, source: PlanSource) -> t
 
 
 def streams(engine: trt.ICudaEngine) -> bool:
-    """Whether some weights come from the host in every run."""
+    """Return whether some weights come from the host in every run."""
     return engine.weight_streaming_budget_v2 < engine.streamable_weights_size
 
 
 def _stream_weights(session: TensorRtSession, component: str, source: PlanSource, engine: trt.ICudaEngine) -> None:
-    """Keep on the device what fits, and of what runs once a prompt nothing.
+    """Set the most weights that stay on the device: as many as fit, and none for components in `_WITHOUT_WEIGHTS`.
 
-    TensorRT's own proposal is of no use: the bindings give `get_weight_streaming_automatic_budget` as 32 bits.
+    TensorRT's own proposal is of no use: the bindings return `get_weight_streaming_automatic_budget` as 32 bits.
     """
     engine.weight_streaming_budget_v2 = 0  # so that the sizes below have room for weights on their way
     budget = 0

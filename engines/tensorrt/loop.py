@@ -1,6 +1,6 @@
-"""The sampler's steps in a stream: the host puts them there one by one and waits once, for the latents at the end.
+"""The sampling loop in a stream: the host enqueues step after step and waits once, for the latents at the end.
 
-Nothing of it has run on a GPU yet; `docs/tensorrt-runtime.md` says what has been checked.
+It has not run on a GPU yet; `docs/tensorrt-runtime.md` says what has been checked.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,11 +19,11 @@ from qwen_image_engine.engines.cuda.stream import CudaEvent, CudaStream, HostMem
 from qwen_image_engine.engines.tensorrt.device_latents import DeviceLatents
 
 Enqueue = Callable[[Mapping[str, DeviceArray], Mapping[str, DeviceArray]], None]
-"""A run of the network from its inputs to its outputs, put into the stream."""
+"""Function that enqueues a run of the network, from its inputs to its outputs, in the stream."""
 
 
 class TensorRtLoop:
-    """See `Loop`. Everything that the steps need is allocated when this is made."""
+    """The loop of a TensorRT engine; see `Loop`. Everything that the steps need is allocated by the constructor."""
 
     def __init__(
         self,
@@ -34,19 +34,19 @@ class TensorRtLoop:
         inputs: LoopInputs,
         enqueue: Enqueue,
     ) -> None:
-        """Put the first latents, and what stays the same in all steps, into the stream.
+        """Enqueue the first latents, and the inputs that stay the same in all steps.
 
         Args:
-            stream: of the engine; nothing in it uses `place` any more.
-            euler: what adds a velocity to the latents.
-            place: of the arrays.
-            contract: the step's.
-            inputs: of the loop.
-            enqueue: of the engine.
+            stream: stream of the engine; nothing in it uses `place` any more.
+            euler: kernel that adds a velocity to the latents.
+            place: buffers of the loop.
+            contract: contract of the step.
+            inputs: inputs of the loop.
+            enqueue: function of the engine that enqueues a run.
 
         Raises:
-            OutOfDeviceMemory: there is no room.
-            QwenImageError: the driver refuses.
+            OutOfDeviceMemory: the device has no room.
+            QwenImageError: the driver returns an error.
         """
         self._stream, self._euler, self._place, self._loop, self._enqueue = stream, euler, place, inputs, enqueue
         table = np.ascontiguousarray(inputs.time_features)
@@ -74,7 +74,7 @@ class TensorRtLoop:
         stream.record(self._marks[0])
 
     def step(self) -> None:
-        """See `Loop.step`."""
+        """Enqueue the next step; see `Loop.step`."""
         if self.superseded:
             raise QwenImageError("step: another run has begun on this engine; take all steps of one before the next")
         index, place, loop = self._taken, self._place, self._loop
@@ -96,11 +96,11 @@ class TensorRtLoop:
         self._taken += 1
 
     def wait(self) -> None:
-        """See `Loop.wait`; the kernel that adds the velocity may still be on its way."""
+        """Wait for the last step; see `Loop.wait`. The kernel that adds the velocity may still be running."""
         self._marks[self._taken * len(self._branches)].wait()
 
     def read(self) -> tuple[NDArray[np.float32], ...]:
-        """See `Loop.read`."""
+        """Return copies of the latents and velocities; see `Loop.read`."""
         buffers = (self._place.latents, *self._place.velocities)
         arrays = tuple(np.empty_like(self._loop.latents) for _ in buffers)
         for buffer, array in zip(buffers, arrays, strict=True):
@@ -111,7 +111,7 @@ class TensorRtLoop:
         return arrays
 
     def finish(self) -> LoopResult:
-        """See `Loop.finish`."""
+        """Wait for all steps and return the result; see `Loop.finish`."""
         latents, fault = np.empty_like(self._loop.latents), np.empty(1, np.uint32)
         for buffer, array in ((self._place.latents, latents), (self._place.fault, fault)):
             buffer.download(self._stream, array.nbytes)
@@ -123,6 +123,6 @@ class TensorRtLoop:
         return LoopResult(latents, seconds, None if fault[0] == NEVER else int(fault[0]))
 
     def abandon(self) -> None:
-        """See `Loop.abandon`."""
+        """Wait until the device has ended all enqueued work; see `Loop.abandon`."""
         with suppress(QwenImageError):
             self._stream.synchronise()

@@ -7,10 +7,12 @@ from qwen_image_engine.engines.cuda.driver import device_facts
 
 
 def tensorrt() -> Any:
-    """Import tensorrt, and check that there is a GPU: without a driver its objects end the process at their first use.
+    """Import the package tensorrt, check that there is a GPU, and return it.
+
+    Without a driver TensorRT's objects end the process at their first use.
 
     Raises:
-        QwenImageError: it is not installed, or does not load; or there is no GPU or driver.
+        QwenImageError: the package is not installed or does not load, or there is no GPU or driver.
     """
     package = import_package("tensorrt", "tensorrt")
     device_facts()

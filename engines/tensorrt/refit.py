@@ -1,4 +1,4 @@
-"""Weights for a plan that was built without them, from the bundle's own graph and weight files."""
+"""Weights for a plan that was built without them, read from the bundle's own graph and weight files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One buffer for the activations of all engines: no two of them run together, so each needs it whole, but in turn."""
+"""A buffer for the activations of all engines. Engines run one at a time, so each uses the whole buffer in turn."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,10 @@ from qwen_image_engine.engines.core.device_array import DeviceMemory
 
 
 class Scratch:
-    """Device memory as large as the largest call so far; it goes when the last engine that used it is closed.
+    """Device memory as large as the largest call so far. It is freed when the last engine that used it is closed.
 
-    Its address changes where it grows: an execution context has to be told, and its graph captured again.
+    The address changes if the buffer grows. The execution contexts must then be given the new address, and their CUDA
+    graphs must be captured again.
     """
 
     def __init__(self, allocate: Callable[[int], DeviceMemory]) -> None:
@@ -19,14 +20,14 @@ class Scratch:
 
     @property
     def nbytes(self) -> int:
-        """That are allocated now."""
+        """Bytes allocated."""
         return self._bytes
 
     def address(self, user: object, nbytes: int) -> int:
-        """Where `user`, an engine, finds so many bytes. Nothing may be running.
+        """Return the address of at least `nbytes` of scratch memory for `user`, an engine. Nothing may be running.
 
         Raises:
-            OutOfDeviceMemory: there are not so many.
+            OutOfDeviceMemory: the device has not enough free memory.
         """
         self._users.add(id(user))
         if self._memory is None or nbytes > self._bytes:
@@ -36,7 +37,7 @@ class Scratch:
         return self._memory.address
 
     def release(self, user: object) -> None:
-        """Say that `user` will not run any more."""
+        """Mark `user` as closed: it runs no more. The buffer is freed if no other user is left."""
         self._users.discard(id(user))
         if not self._users:
             self._memory, self._bytes = None, 0

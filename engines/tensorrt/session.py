@@ -1,6 +1,7 @@
-"""What all TensorRT engines of a process share: the runtime, one stream, one scratch buffer. Imports TensorRT.
+"""The objects that all TensorRT engines of a process share: the runtime, a stream, a scratch buffer.
 
-Nothing of it has run on a GPU yet; every call is checked against the types of TensorRT 11.4's own bindings.
+This module imports TensorRT. It has not run on a GPU yet. Every call is checked against the types of TensorRT 11.4's
+own bindings.
 """
 
 from dataclasses import dataclass
@@ -17,16 +18,16 @@ from qwen_image_engine.engines.tensorrt.scratch import Scratch
 
 @dataclass(frozen=True, eq=False)
 class TensorRtSession:
-    """The first device with a runtime on it. One engine runs at a time.
+    """The first device with a TensorRT runtime. Engines run one at a time.
 
     Attributes:
-        device: its facts when this was opened.
-        version: of TensorRT.
-        log: of the runtime and everything that it makes.
-        runtime: what reads plans.
-        context: of the device.
-        stream: everything here runs in it.
-        scratch: activations of whichever engine runs.
+        device: properties of the device when the session was opened.
+        version: version of TensorRT.
+        log: logger of the runtime and of everything that it creates.
+        runtime: runtime that reads plans.
+        context: primary CUDA context of the device.
+        stream: stream that all work runs in.
+        scratch: buffer for the activations of the engine that runs.
     """
 
     device: DeviceFacts
@@ -39,10 +40,10 @@ class TensorRtSession:
 
     @classmethod
     def open(cls, device: DeviceFacts) -> "TensorRtSession":
-        """Make the runtime on `device`; that there are a driver and a device must be known, or TensorRT crashes.
+        """Create the runtime on `device`. A driver and a device must be known to exist, or TensorRT crashes.
 
         Raises:
-            QwenImageError: the driver or TensorRT refuses.
+            QwenImageError: the driver or TensorRT returns an error.
         """
         version = str(tensorrt().__version__)
         context = CudaContext.open()

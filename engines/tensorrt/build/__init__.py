@@ -1,1 +1,1 @@
-"""Builds of TensorRT plans, each in a process of its own, and the audit of each plan."""
+"""Builds of TensorRT plans, each in its own process, and the audit of each plan."""

@@ -1,8 +1,8 @@
-"""A built engine against what its graph promises: attentions that are fused, products and attentions in 8 bits.
+"""Checks that a built plan has the fused attention and the 8-bit products that its graph asks for.
 
-TensorRT says in a log at most where it fell back to 16 bits, and a picture does not show it; its inspector does
-(`engine_layers`). Several layers may have the name of one node, of several profiles or beside the kernel that computes
-it: all of a product's kernels must be in 8 bits, and of an attention no kernel may be a softmax alone.
+TensorRT reports a fallback to 16 bits at most in a log, and a picture does not show it. The inspector does
+(`engine_layers`). Several layers may name one node: layers of several profiles, or layers beside the kernel that
+computes the node. All kernels of a product must be in 8 bits. No kernel of an attention may be a softmax alone.
 """
 
 from collections import defaultdict
@@ -20,12 +20,12 @@ _FP8_ATTENTION = "attentions in FP8"
 
 @dataclass(frozen=True)
 class Network:
-    """What the parser made of a graph.
+    """The nodes of a graph as the parser made them.
 
     Attributes:
-        attentions: names of those that must be fused.
+        attentions: names of the attentions that must be fused.
         products: names of all matrix products.
-        nodes: names of all other nodes that it made layers of.
+        nodes: names of all nodes that the parser made layers of.
     """
 
     attentions: Collection[str]
@@ -35,16 +35,16 @@ class Network:
 
 @dataclass(frozen=True)
 class Audit:
-    """What an engine has.
+    """The fused attentions and 8-bit products counted in a plan.
 
     Attributes:
-        fused_attentions: attentions of the graph in fused kernels.
-        fp8_attentions: those of them whose kernels read FP8.
-        fp8_products: products of the graph with both operands in FP8.
-        int8_products: products with both operands in INT8.
-        unfused: attentions that no fused kernel has.
-        wide_attentions: fused attentions with a kernel that reads no FP8.
-        wide: layers that hold a product with an operand that is not in 8 bits.
+        fused_attentions: number of the graph's attentions in fused kernels.
+        fp8_attentions: number of fused attentions whose kernels read FP8.
+        fp8_products: number of the graph's products with both operands in FP8.
+        int8_products: number of the graph's products with both operands in INT8.
+        unfused: names of attentions without a fused kernel.
+        wide_attentions: names of fused attentions with a kernel that reads no FP8.
+        wide: names of layers that hold a product with an operand that is not in 8 bits.
     """
 
     fused_attentions: int
@@ -57,9 +57,9 @@ class Audit:
 
 
 def audit(inspected: str, network: Network) -> Audit:
-    """Count in the inspector's JSON `inspected` of a whole engine.
+    """Count attentions and products in the inspector's JSON `inspected` of a whole engine.
 
-    Where no layer names a node of a kind, layers are counted in the place of nodes.
+    If no layer names a node of a kind, layers are counted instead of nodes.
 
     Raises:
         QwenImageError: `inspected` is not in the expected format.
@@ -88,10 +88,10 @@ def audit(inspected: str, network: Network) -> Audit:
 
 
 def check_parsed(component: str, network: Network, promise: Promise) -> None:
-    """Refuse a parsed graph without the attentions that its engine is to fuse, before the long build.
+    """Raise if the parsed graph lacks attentions that its plan must fuse. The check comes before the long build.
 
     Raises:
-        QwenImageError: some were parsed as other layers; the text lists them.
+        QwenImageError: some attentions were parsed as other layers. The text lists them.
     """
     missing = sorted(set(promise.attentions).difference(network.attentions))
     if missing:
@@ -103,17 +103,17 @@ def check_parsed(component: str, network: Network, promise: Promise) -> None:
 
 
 def check_audit(component: str, found: Audit, network: Network, promise: Promise, layers: Path | None = None) -> None:
-    """Refuse an engine that has less than its graph promises.
+    """Raise if a plan has fewer fused attentions or 8-bit products than its graph promises.
 
     Args:
-        component: its name.
-        found: in the engine.
-        network: as parsed.
-        promise: of the graph.
-        layers: file with the inspector's JSON, None where there is none.
+        component: name of the component.
+        found: counts of the plan.
+        network: nodes of the parsed graph.
+        promise: counts that the graph promises.
+        layers: file with the inspector's JSON; None if there is none.
 
     Raises:
-        QwenImageError: so it has; the text lists the layers.
+        QwenImageError: a count of the plan is less than promised. The text lists the layers.
     """
     wider = "in a higher precision"
     faults = {
@@ -135,7 +135,7 @@ def check_audit(component: str, found: Audit, network: Network, promise: Promise
 
 
 def _attentions(layers: Collection[EngineLayer], names: Collection[str]) -> dict[str, list[EngineLayer]]:
-    """The kernels of each attention, fused or its softmax alone."""
+    """Return the kernels of each attention: fused kernels, and kernels of a softmax alone."""
     found = _by_name((layer for layer in layers if layer.kind == "attention"), names, unnamed=True)
     for name, apart in _by_name((layer for layer in layers if layer.kind == "softmax"), names).items():
         found[name] += apart
@@ -143,9 +143,9 @@ def _attentions(layers: Collection[EngineLayer], names: Collection[str]) -> dict
 
 
 def _products(layers: Collection[EngineLayer], names: Collection[str]) -> dict[str, list[EngineLayer]]:
-    """The kernels of each product; of one that no kernel of products names, the layers that do.
+    """Return the kernels of each product. If no product kernel names a product, return the other layers that name it.
 
-    Of those the ones in 8 bits count, if any: others quantise or widen.
+    Of these other layers only the ones in 8 bits count, if there are any: the rest quantise or widen.
     """
     found = _by_name((layer for layer in layers if layer.kind == "product"), names, unnamed=True)
     for name, others in _by_name((layer for layer in layers if layer.kind != "product"), names).items():
@@ -157,7 +157,10 @@ def _products(layers: Collection[EngineLayer], names: Collection[str]) -> dict[s
 def _by_name(
     layers: Iterable[EngineLayer], names: Collection[str], *, unnamed: bool = False
 ) -> defaultdict[str, list[EngineLayer]]:
-    """Layers by those of `names` that they name; with `unnamed` one that names no node stands under its own name."""
+    """Group layers by the names in `names` that they name.
+
+    With `unnamed`, a layer that names no node is grouped under its own name.
+    """
     found = defaultdict(list)
     for layer in layers:
         for name in layer.nodes.intersection(names) if layer.nodes or not unnamed else (layer.name,):
@@ -166,7 +169,10 @@ def _by_name(
 
 
 def _named(found: dict[str, list[EngineLayer]], names: Collection[str]) -> dict[str, list[EngineLayer]]:
-    """Of nodes where any is named: a layer without one then is a part of theirs."""
+    """Return the groups under names of nodes if there are any, and all groups otherwise.
+
+    If any layer names a node, a layer that names none is a part of such a node.
+    """
     of_nodes = {name: layers for name, layers in found.items() if name in names}
     return of_nodes or found
 

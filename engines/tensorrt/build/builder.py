@@ -1,6 +1,6 @@
-"""TensorRT's builder on one graph: parse, keep attention fused, profiles, build into a file, inspect.
+"""The build of a plan from one graph: parse, keep attention fused, add profiles, build into a file, inspect.
 
-Imported only by the process that builds: without a driver TensorRT's objects crash whoever holds them.
+Only the build process imports this module: without a driver TensorRT's objects crash the process that holds them.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from qwen_image_engine.engines.tensorrt.build.progress import Monitor, Progress
 from qwen_image_engine.engines.tensorrt.build.timing_cache import keep_timings, read_timings
 
 _VALUES = 2
-"""Index among an attention's inputs."""
+"""Index of the values among an attention's inputs."""
 
 
 def build(job: BuildJob, progress: Progress) -> BuildResult:
-    """Build the engine, write its plan, and hold what the inspector says of it against the graph's promise.
+    """Build the engine, write its plan, and compare the plan's inspection with the graph's promise.
 
     Args:
-        job: what to build.
-        progress: told phase, steps done and steps; gives whether to go on.
+        job: the job to build.
+        progress: called with phase, steps done and steps; returns whether to go on.
 
     Raises:
-        QwenImageError: the graph cannot be parsed or built, or the engine has less than the graph promises.
+        QwenImageError: the graph cannot be parsed or built, or the plan has less than the graph promises.
         OSError: a file cannot be written.
     """
     log = process_log()
@@ -93,10 +93,10 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
 def _prepare_attention(
     network: trt.INetworkDefinition, fused: Collection[str], softmax: SoftmaxScale | None
 ) -> tuple[Network, int]:
-    """Keep the attentions `fused` whole, give those that read FP8 their softmax scale.
+    """Mark the attentions `fused` as not decomposable, and give attentions that read FP8 their softmax scale.
 
     Returns:
-        Those of them that are there, all products and nodes; and how many attentions read FP8.
+        Names of the marked attentions, all products and all nodes; and the number of attentions that read FP8.
     """
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     from_codes = {layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE}
@@ -178,7 +178,7 @@ def _profile(
 
 
 def _keep_layers(job: BuildJob, inspected: str, warnings: list[str]) -> Path | None:
-    """Write what the inspector says, for whoever asks why an engine was refused; None where it cannot be written."""
+    """Write the inspector's JSON for later reports, and return its path, or None if it cannot be written."""
     if job.layers is None:
         return None
     path = Path(job.layers)
@@ -191,7 +191,7 @@ def _keep_layers(job: BuildJob, inspected: str, warnings: list[str]) -> Path | N
 
 
 def _inspected(plan: Path, log: Log) -> tuple[str, tuple[int, ...]]:
-    """The inspector's JSON of the engine in a file, and by profile its scratch bytes, mapped and never read."""
+    """Return the inspector's JSON and the scratch bytes by profile of the plan in a file, mapped and never read."""
     log.clear()
     with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         runtime = made("runtime", log, lambda: trt.Runtime(log))
@@ -212,21 +212,21 @@ def _parse_errors(parser: trt.OnnxParser, log: Log) -> str:
 
 
 def _node(metadata: str, name: str) -> str:
-    """The ONNX node that a layer was made from."""
+    """Return the ONNX node that a layer was made from."""
     return next(iter(node_names(metadata or "")), name)
 
 
 class SoftmaxScale:
-    """One number in bfloat16; TensorRT refers to its bytes, so it lives until the engine is built."""
+    """A bfloat16 number whose bytes TensorRT refers to, so the object must live until the engine is built."""
 
     def __init__(self, scale: float) -> None:
         self.bits = to_bfloat16(np.array([scale], np.float32))
         self.weights = trt.Weights(trt.bfloat16, self.bits.ctypes.data, 1)
 
     def give_to(self, attention: trt.IAttention, network: trt.INetworkDefinition) -> bool:
-        """Let an attention of `network` quantise its probabilities to FP8 by it; whether TensorRT takes that.
+        """Set this scale and FP8 on the probabilities of an attention of `network`; return whether TensorRT takes both.
 
-        Its setters refuse in silence.
+        TensorRT's setters refuse without an error.
         """
         attention.normalization_quantize_scale = network.add_constant(trt.Dims(()), self.weights).get_output(0)
         attention.normalization_quantize_to_type = trt.fp8

@@ -1,15 +1,15 @@
-"""The layers of a built engine, as TensorRT's inspector lists them: what each computes, and in how many bits.
+"""The layers of a built engine, from TensorRT's inspector: operation and number of bits of each layer.
 
-The form is that of published JSON of TensorRT 10 at DETAILED verbosity: {"Layers": [{"Name", "LayerType",
-"TacticName", "Metadata", "Inputs": [{"Name", "Dimensions", "Format/Datatype"}], …}]}. 11 documents format and datatype
-as two keys; no JSON of 11 for such graphs has been seen. The layers of all profiles are in one list. "Metadata" holds
-"[ONNX Layer: name]" of nodes of the graph, also of some that the layer does not compute but quantises, widens or
-transposes for.
+The expected format is the published JSON of TensorRT 10 at DETAILED verbosity: {"Layers": [{"Name", "LayerType",
+"TacticName", "Metadata", "Inputs": [{"Name", "Dimensions", "Format/Datatype"}], …}]}. TensorRT 11 documents format and
+datatype as two keys; no JSON of 11 for such graphs has been seen. The layers of all profiles are in one list.
+"Metadata" holds "[ONNX Layer: name]" of nodes of the graph, including nodes that the layer does not compute but
+quantises, widens or transposes for.
 
-Seen there: fused attention is `_gemm_mha_v2_myl4_4` of type "kgen"; attention that is not fused has a kernel with
-`MaxSubExpSum` in its name; a product is of type "gemm", or of "fusion" with `Fc` in its name (`__myl_FcCastAdd`) where
-more is computed with it. Weights are among the inputs or are not listed at all. Outside Myelin an input's type may be
-"N/A due to dynamic shapes".
+In the published JSON, fused attention is `_gemm_mha_v2_myl4_4` of type "kgen". Unfused attention has a kernel with
+`MaxSubExpSum` in its name. A product is of type "gemm", or of type "fusion" with `Fc` in its name (`__myl_FcCastAdd`)
+if more is computed with it. Weights are among the inputs or are not listed at all. Outside Myelin an input's type may
+be "N/A due to dynamic shapes".
 """
 
 import json
@@ -43,14 +43,14 @@ _NO_OPERAND = re.compile(r"\bu?int(?:32|64)\b|\bbool", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """One.
+    """A layer of a built plan, from TensorRT's engine inspector.
 
     Attributes:
-        name: as the inspector has it.
-        nodes: of the graph, that it names.
-        kind: "attention" for a kernel of fused attention, "softmax" for one of a softmax alone, "product" for one of a
-            matrix product, "other".
-        bits: that both operands of a product have, None where one has more or it is not known.
+        name: name of the layer in the inspector's JSON.
+        nodes: names of the graph nodes that the layer names.
+        kind: "attention" for a kernel of fused attention, "softmax" for a kernel of a softmax alone, "product" for a
+            kernel of a matrix product, "other".
+        bits: 8-bit format of both operands of a product; None if an operand has more bits or the format is not known.
         reads_fp8: whether any input is in FP8.
     """
 
@@ -62,7 +62,9 @@ class EngineLayer:
 
 
 def engine_layers(inspected: str, nodes: Collection[str]) -> Iterator[EngineLayer]:
-    """Those of the inspector's JSON `inspected`, copies aside; `nodes` are the names of all nodes of the graph.
+    """Yield the layers in the inspector's JSON `inspected`, except layers that only copy.
+
+    `nodes` are the names of all nodes of the graph.
 
     Raises:
         QwenImageError: `inspected` is not in the expected format.
@@ -85,13 +87,13 @@ def engine_layers(inspected: str, nodes: Collection[str]) -> Iterator[EngineLaye
 
 
 def node_names(metadata: str) -> list[str]:
-    """Of nodes of the graph, in what TensorRT keeps with a layer: of a network's, or of an engine's."""
+    """Return the names of graph nodes in `metadata`, which TensorRT stores with a layer of a network or engine."""
     return _NODE.findall(metadata)
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """An input or output: its dimensions, None where they are not listed, and what is said of its type."""
+    """An input or output of a layer: its dimensions, None if they are not listed, and the words on its type."""
 
     dimensions: Dimensions | None
     type: str
@@ -103,20 +105,23 @@ class _Tensor:
         return cls(tuple(dimensions) if isinstance(dimensions, list) else None, said)
 
     def may_be_activation(self, outputs: Collection[Dimensions | None]) -> bool:
-        """Whether it can have a row for each of the output's, as a weight has not."""
+        """Return whether the tensor can have a row for each row of an output. A weight cannot."""
         if self.dimensions is None or not outputs or None in outputs:
             return True
         return len(self.dimensions) > 1 and any(self.dimensions[-2] in output[:-1] for output in outputs if output)
 
     def is_row(self) -> bool:
-        """Whether it is the same for all rows, or one number for each: a bias, a scale, a gate."""
+        """Return whether the tensor is the same for all rows or is one number for each row: a bias, a scale, a gate."""
         if self.dimensions is None:
             return False
         return sum(axis != 1 for axis in self.dimensions) <= 1 or self.dimensions[-2] == 1
 
 
 def _kind(words: str, kernel: str) -> Literal["attention", "softmax", "product", "other"]:
-    """By type and tactic (`kernel`), and by these with what is left of the name without names of nodes (`words`)."""
+    """Return the kind of a layer.
+
+    `kernel` is its type and tactic. `words` is `kernel` with the layer's name, without the names of nodes in it.
+    """
     if _ATTENTION.search(words) or "attention" in kernel.lower():
         return "attention"
     if _SOFTMAX.search(words):
@@ -125,10 +130,11 @@ def _kind(words: str, kernel: str) -> Literal["attention", "softmax", "product",
 
 
 def _bits(tactic: str, inputs: Collection[_Tensor], outputs: Collection[Dimensions | None]) -> Bits | None:
-    """Of both operands: by the tactic's name where it says so.
+    """Return the 8-bit format of both operands of a product, or None if they differ, are wider or are not known.
 
-    Else an input with the output's rows has to have 8 bits, and no input may have more but rows and what has the shape
-    of an output, which is added to the product or gates it.
+    The tactic's name decides if it names the operands. Otherwise, an input with the rows of an output must be in 8
+    bits, and no input may be wider, except rows and inputs with the shape of an output, which is added to the product
+    or gates it.
     """
     operands = _OPERANDS.search(tactic)
     if operands:
@@ -157,6 +163,6 @@ def _listed(inspected: str) -> list[Mapping[str, Any]]:
 
 
 def _any_of(names: Collection[str]) -> re.Pattern[str]:
-    """Any of the names, whole: "Gemm_5" is not in "Gemm_50"."""
+    """Return a pattern that matches any of the names as a whole: "Gemm_5" does not match in "Gemm_50"."""
     longest = sorted(filter(None, names), key=len, reverse=True)
     return re.compile(rf"(?:{'|'.join(map(re.escape, longest))})(?!\d)" if longest else r"(?!)")

@@ -1,4 +1,4 @@
-"""What one component's engine is built from, as it goes to the process that builds it, and what comes back."""
+"""The request to build one TensorRT plan, and the reply. Both are sent to or from the build process as JSON."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from qwen_image_engine.engines.plans.entry import Profile
 
 BUILDER_REVISION = 2
-"""Part of every plan's key: raise it where `tensorrt_builder` makes another engine of the same job, or audits it by
-other rules, so that plans which an older version made are built again."""
+"""A part of every plan's key. Raise it if the builder makes another engine of the same job, or audits the engine by
+other rules. Plans of an older version are then built again."""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a user may choose of an engine.
+    """The options of a plan that a user may choose.
 
     Attributes:
-        strip_weights: leave the weights out of the plan; they come from the bundle's graph when it is loaded.
-        weight_streaming: let weights stay on the host.
-        workspace_bytes: of scratch memory that a kernel may take, None for all there is.
+        strip_weights: whether to leave the weights out of the plan; they come from the bundle's graph at load time.
+        weight_streaming: whether weights may stay on the host.
+        workspace_bytes: bytes of scratch memory that a kernel may take; None for all there is.
     """
 
     strip_weights: bool = False
@@ -30,13 +30,13 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Promise:
-    """What the graph promises of its engine.
+    """The fused attentions and 8-bit products that a graph promises of its plan.
 
     Attributes:
-        fp8_products: products in FP8.
-        int8_products: products in INT8.
-        fp8_attention: blocks whose attention is FP8.
-        attentions: nodes of the graph that a fused kernel must run each.
+        fp8_products: number of products in FP8.
+        int8_products: number of products in INT8.
+        fp8_attention: number of blocks whose attention is FP8.
+        attentions: names of the graph nodes that must each run in a fused kernel.
     """
 
     fp8_products: int
@@ -46,24 +46,24 @@ class Promise:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Promise:
-        """What `dataclasses.asdict` made of one, through JSON."""
+        """Return the promise that `dataclasses.asdict` wrote, read from JSON."""
         return cls(**{**data, "attentions": tuple(data["attentions"])})
 
 
 @dataclass(frozen=True)
 class BuildJob:
-    """One component.
+    """The request to build the plan of one component.
 
     Attributes:
-        component: its name.
-        model: file of its graph; the weights are where the graph says.
-        plan: file to write the engine to.
-        timing_cache: file to read and write timings of kernels.
-        profiles: in the order in which the engine is to number them.
-        options: chosen by the user.
-        promise: what the finished engine is held against.
-        softmax_scale: of FP8 attention's probabilities, None where no attention is FP8.
-        layers: file for what TensorRT's inspector says of the engine, None for none.
+        component: name of the component.
+        model: path of the graph; the weights are where the graph says.
+        plan: path to write the plan to.
+        timing_cache: path to read and write timings of kernels.
+        profiles: optimization profiles in the order in which the plan numbers them.
+        options: options chosen by the user.
+        promise: counts that the finished plan is checked against.
+        softmax_scale: scale of the probabilities of FP8 attention; None if no attention is FP8.
+        layers: path for the inspector's JSON of the plan; None to write none.
     """
 
     component: str
@@ -77,12 +77,12 @@ class BuildJob:
     layers: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; `from_json` reads it back."""
+        """Return plain JSON. `from_json` reads it back."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> BuildJob:
-        """The job that `to_json` wrote."""
+        """Return the job that `to_json` wrote."""
         profiles = tuple(
             Profile(
                 item["name"],
@@ -105,9 +105,9 @@ class BuildJob:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A written plan: its size and SHA-256, what the audit counted in the engine, its scratch memory by profile.
+    """The result of a build: size and SHA-256 of the plan, counts of the audit, scratch memory by profile.
 
-    `warnings` are what went wrong beside it.
+    `warnings` are problems that did not fail the build.
     """
 
     bytes: int
@@ -120,6 +120,6 @@ class BuildResult:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> BuildResult:
-        """What `dataclasses.asdict` made of one, through JSON."""
+        """Return the result that `dataclasses.asdict` wrote, read from JSON."""
         tuples = {name: tuple(data[name]) for name in ("scratch_bytes", "warnings") if name in data}
         return cls(**{**data, **tuples})

@@ -1,4 +1,4 @@
-"""Building one engine in a process of its own, and what became of it."""
+"""The start of a build in its own process, and the wait for its result."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _WAIT_S = 0.1
 _LAST_WORDS = 300
 
 Watch = Callable[[str], None]
-"""Told what the builder is doing, ten times a second."""
+"""Function that is called with the current work of the builder, ten times a second."""
 
 
 def run_build(job: BuildJob, watch: Watch, command: Sequence[str] = COMMAND) -> BuildResult:
-    """Build `job` and wait for it.
+    """Build `job` in a process and wait for the result.
 
     Raises:
-        QwenImageError: the build failed, or its process ended without a word.
+        QwenImageError: the build failed, or its process ended without an answer.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
@@ -48,7 +48,7 @@ def run_build(job: BuildJob, watch: Watch, command: Sequence[str] = COMMAND) -> 
 
 
 def _converse(process: subprocess.Popen[str], job: BuildJob, watch: Watch) -> Mapping[str, Any]:
-    """Tell the process its job and give the last thing that it says, {} where that is no result."""
+    """Send the job to the process and return its last message, {} if the process ended without one."""
     assert process.stdin is not None
     assert process.stdout is not None
     lines: queue.Queue[str | None] = queue.Queue()

@@ -1,6 +1,6 @@
-"""The names of the weights that a plan without weights lacks, from the ONNX file: a build needs no onnx.
+"""The names of the weights that a stripped plan lacks, read from the ONNX file without the package onnx.
 
-Numbers of fields are from onnx.proto. The file is small: weights that it names are in other files.
+The numbers of fields are from onnx.proto. The file is small: the weights that it names are in other files.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _EXTERNAL = 1
 
 _SCALED = (b"QuantizeLinear", b"DequantizeLinear")
 _SCALE = 1
-"""Index among their inputs."""
+"""Index of the scale among the operator's inputs."""
 
 
 def weights_left_out(model: Path) -> list[str]:
     """Return the names of the weights that are in other files.
 
-    Scales of quantisation are not among them: TensorRT has to know them when it builds.
+    Scales of quantisation are not among them: TensorRT needs them when it builds.
     """
     weights: list[str] = []
     scales: set[str] = set()

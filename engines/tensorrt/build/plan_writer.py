@@ -1,4 +1,4 @@
-"""A plan's bytes on their way to a file."""
+"""A writer of a plan into a file, which hashes the bytes."""
 
 import hashlib
 import os
@@ -8,16 +8,17 @@ import tensorrt as trt
 
 
 class PlanWriter(trt.IStreamWriter):
-    """Writes what TensorRT gives it, hashing it meanwhile: a plan of 14 GB is never whole in host memory.
+    """A stream writer that hashes the bytes as it writes: a plan of 14 GB is never whole in host memory.
 
-    TensorRT calls `write` from C++, which prints exceptions and goes on; so one is kept, and `close` raises it.
+    TensorRT calls `write` from C++, which prints exceptions and goes on. The writer stores an exception, and `close`
+    raises it.
     """
 
     def __init__(self, path: Path) -> None:
         """Open `path` for writing.
 
         Raises:
-            OSError: it cannot be opened.
+            OSError: the file cannot be opened.
         """
         trt.IStreamWriter.__init__(self)
         self._file = path.open("wb")
@@ -27,7 +28,7 @@ class PlanWriter(trt.IStreamWriter):
 
     # The stub has the C++ signature; the bindings call it with one argument, as the class's docstring says.
     def write(self, data: bytes) -> int:  # type: ignore[override]
-        """Append `data` and give its length, 0 where the file takes no more."""
+        """Append `data` and return its length, or 0 if the write failed."""
         try:
             self._file.write(data)
         except OSError as error:
@@ -38,10 +39,10 @@ class PlanWriter(trt.IStreamWriter):
         return len(data)
 
     def close(self) -> str:
-        """Put everything on the disk and give the SHA-256.
+        """Flush everything to the disk and return the SHA-256.
 
         Raises:
-            OSError: a write failed, this one or an earlier one.
+            OSError: this flush or an earlier write failed.
         """
         with self._file:
             if self._fault is not None:

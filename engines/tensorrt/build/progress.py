@@ -1,4 +1,4 @@
-"""TensorRT's account of its own progress."""
+"""Progress of a build, as TensorRT reports it."""
 
 import threading
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from collections.abc import Callable
 import tensorrt as trt
 
 Progress = Callable[[str, int, int], bool]
-"""Told a phase of the build, its steps done and its steps; gives whether to go on."""
+"""Function that is called with a phase of the build, its steps done and its steps. It returns whether to go on."""
 
 
 class Monitor(trt.IProgressMonitor):
-    """Passes finished steps on; TensorRT calls it from several threads."""
+    """A progress monitor that passes on the finished steps. TensorRT calls it from several threads."""
 
     def __init__(self, progress: Progress) -> None:
         trt.IProgressMonitor.__init__(self)
@@ -19,12 +19,12 @@ class Monitor(trt.IProgressMonitor):
         self._lock = threading.Lock()
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:  # type: ignore[override]
-        """Note the phase's steps."""
+        """Store the number of steps of the phase."""
         with self._lock:
             self._steps[phase_name] = num_steps
 
     def step_complete(self, phase_name: str, step: int) -> bool:  # type: ignore[override]
-        """Give whether to go on building."""
+        """Return whether to go on building."""
         with self._lock:
             return self._progress(phase_name, step + 1, self._steps.get(phase_name, 0))
 

@@ -1,4 +1,4 @@
-"""Timings of kernels in a file: what they save is minutes, and nothing about them may cost a finished engine."""
+"""The timing cache of kernels in a file. It saves minutes, and no error of the file may cost a finished engine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from qwen_image_engine.engines.core.files import whole_file
 
 
 def read_timings(config: trt.IBuilderConfig, path: Path, warnings: list[str]) -> trt.ITimingCache | None:
-    """Give the builder the timings in the file, where they are of this GPU and this TensorRT; else none.
+    """Give the builder the timings in the file if they are from this GPU and this TensorRT; otherwise an empty cache.
 
     Returns:
-        The builder's timings, None where TensorRT keeps none.
+        The builder's timing cache; None if TensorRT makes none.
     """
     try:
         data = path.read_bytes() if path.exists() else b""
@@ -30,7 +30,7 @@ def read_timings(config: trt.IBuilderConfig, path: Path, warnings: list[str]) ->
 
 
 def keep_timings(cache: trt.ITimingCache | None, path: Path, warnings: list[str]) -> None:
-    """Write them, whole or not at all; another build may be writing the same file."""
+    """Write the timings atomically: another build may be writing the same file."""
     if cache is None:
         return
     serialized = cast("trt.IHostMemory | None", cache.serialize())

@@ -1,7 +1,7 @@
 """The process that builds one engine: a job as JSON on standard input, progress and the result as lines of JSON.
 
-A process of its own gives all memory back, and takes a crash inside TensorRT with it. `build_process.run_build` starts
-it and reads it.
+A separate process gives all memory back, and a crash inside TensorRT ends it alone. `launch.run_build` starts it and
+reads its output.
 """
 
 import json
@@ -19,7 +19,7 @@ _SAID_EVERY_S = 0.1
 
 
 def main() -> int:
-    """Build what standard input asks for."""
+    """Build the job on standard input and return the exit code."""
     # Libraries that print must not mix with the lines.
     lines = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
