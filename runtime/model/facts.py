@@ -80,7 +80,7 @@ class ModelFacts:
         return next(row.name for row in components_with(self.attention) if row.runs == "step")
 
     def cache_bytes(self, tokens: int, item_bytes: int = 4) -> int:
-        """Return the bytes of the keys and values of `tokens` prefix tokens in all layers, for items of `item_bytes`."""
+        """Return the bytes of all layers' keys and values of `tokens` prefix tokens, in items of `item_bytes`."""
         return tokens * self.cache_token_bytes * item_bytes // 4
 
     @classmethod
