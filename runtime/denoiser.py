@@ -105,7 +105,8 @@ def denoiser(
         num_images: batch size of the latents.
 
     Raises:
-        UsageError: guidance and negative prompt do not go together, see `check_guidance`.
+        UsageError: guidance is above 1 without a negative prompt, a negative prompt is given without guidance above 1,
+            or guidance is below 1.
         QwenImageError: there is no memory for a batch's copies of the keys and values.
     """
     check_guidance(guidance, negative is not None)

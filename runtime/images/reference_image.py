@@ -59,8 +59,8 @@ class ReferenceImages:
             absent: names of components that reference images need and that the bundle does not have.
 
         Raises:
-            UsageError: there are too many images, an image cannot be read or fitted (see `read_reference`,
-                `reference_size`), or there are images and a component is absent.
+            UsageError: there are too many images, an image cannot be read or fitted, or there are images and a
+                component is absent.
         """
         check_references(sources)
         if not sources:

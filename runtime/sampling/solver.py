@@ -62,7 +62,7 @@ class Euler:
         self._sigmas = sigmas
 
     def step(self, velocity: Velocity, latents: Latents, index: int) -> tuple[Latents, Latents]:
-        """Take one step; see `Solver.step`."""
+        """Take one Euler step from sigmas[index] to sigmas[index + 1]. `Solver.step` describes the arguments."""
         sigma, following = self._sigmas[index], self._sigmas[index + 1]
         slope = velocity(latents, float(sigma))
         return euler_step(latents, slope, sigma, following), slope
