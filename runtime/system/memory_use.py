@@ -18,7 +18,7 @@ class MemoryUse:
     """The memory use of a process.
 
     Attributes:
-        anonymous_bytes: memory that the process allocated; the system cannot reclaim these pages.
+        anonymous_bytes: memory that the process allocated; no file exists from which the system could restore it.
         file_bytes: pages of mapped files, which the system reclaims when it needs them.
         resident_bytes: both together, and shared memory.
     """
