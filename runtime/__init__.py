@@ -1,11 +1,13 @@
-"""Everything a picture needs except the networks: numpy, tokenizers and pillow, never torch.
+"""The lean runtime: everything that a picture needs except the networks. It imports numpy, tokenizers and pillow.
+
+It never imports torch.
 
     from qwen_image_engine.runtime import QwenImage
 
     with QwenImage.load("bundle") as pipeline:
         pipeline.generate("a red circle", width=256, height=256, steps=20, seed=7)[0].save("circle.png")
 
-The public names are below; each is imported when it is first used, so that importing this package costs nothing.
+The public names are below. Each is imported when it is first used, so that the import of this package costs nothing.
 """
 
 from typing import TYPE_CHECKING

@@ -17,26 +17,26 @@ Memory = Literal["resident", "sequential"]
 Allocated = TypeVar("Allocated")
 
 _TRANSFORMER = tuple(row.name for row in COMPONENTS.values() if row.network == "transformer")
-"""Graphs of one network, whose weights each engine holds for itself."""
+"""Components of the transformer. Each of their engines holds a copy of the weights."""
 
 
 class ComponentPool:
-    """Engines by component, loaded by `load` and held as the policy says.
+    """A pool of engines by component, loaded by `load` and held as the memory policy says.
 
-    "resident" keeps every engine once it is loaded, but where a GPU has no room for prefix and step, one network in
-    several graphs: then each frees the others, and a new prompt loads both again. "sequential" holds one at a time, and
-    frees it before it loads the next: the transformer never takes its memory twice.
+    "resident" keeps every loaded engine. The exception is a GPU without room for prefix and step, which are graphs of
+    one network: then each frees the others, and a new prompt loads both again. "sequential" holds one engine at a time
+    and frees it before it loads the next. The weights of the transformer are then never in memory twice.
     """
 
     def __init__(
         self, load: Callable[[str], Engine], memory: Memory = "resident", watch: MemoryWatch | None = None
     ) -> None:
-        """Take the policy.
+        """Check the policy and create an empty pool.
 
         Args:
-            load: component name, as in `engines.contract`, to its engine.
-            memory: the policy.
-            watch: of this process, for `timings` to hold peaks too.
+            load: function from a component name, as in `engines.core.components`, to a new engine.
+            memory: the memory policy.
+            watch: watch of this process's memory, so that `timings` holds peaks too; None for seconds alone.
 
         Raises:
             UsageError: the policy is unknown.
@@ -49,21 +49,29 @@ class ComponentPool:
         self._held: dict[str, Engine] = {}
 
     def preload(self, *components: str) -> None:
-        """Load these now if they are to stay; "sequential" loads each when its turn comes."""
+        """Load `components` now if the policy is "resident". "sequential" loads each engine when it first runs."""
         if self.memory == "resident":
             for component in components:
                 self.allocate(component, partial(self._get, component))
 
     def run(self, component: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Run one component, loading it first where it is not held; outputs and errors as of `Engine.run`."""
+        """Run one component and return its outputs. Load its engine first if it is not held.
+
+        Raises:
+            QwenImageError: the engine cannot be loaded, the inputs do not match the contract, or the run failed.
+        """
         return self.allocate(component, lambda: self._run(component, inputs))
 
     def loops(self, component: str) -> bool:
-        """Whether its engine takes the sampler's steps itself; loads it where it is not held."""
+        """Return whether the engine of `component` takes the sampler's steps itself. Load it if it is not held."""
         return isinstance(self.allocate(component, lambda: self._get(component)), LoopingEngine)
 
     def loop(self, component: str, inputs: LoopInputs) -> Loop:
-        """The sampler's steps on the device of an engine that takes them; errors as of `LoopingEngine.loop`."""
+        """Return the sampler's loop on the device of the engine of `component`, which must be a `LoopingEngine`.
+
+        Raises:
+            QwenImageError: the engine cannot be loaded, or refuses the inputs of the loop.
+        """
 
         def make() -> Loop:
             engine = self._get(component)
@@ -73,10 +81,14 @@ class ComponentPool:
         return self.allocate(component, make)
 
     def allocate(self, component: str, make: Callable[[], Allocated]) -> Allocated:
-        """What `make` allocates for the next run of `component`, other graphs of its network freed where it must be.
+        """Call `make`. If the device is out of memory, free other engines of the network and call it once more.
+
+        Args:
+            component: component whose next run needs the allocation.
+            make: function that allocates.
 
         Raises:
-            OutOfDeviceMemory: there is no room for it then either.
+            OutOfDeviceMemory: there is no room, and no other engine of the network was held or freeing did not suffice.
         """
         try:
             return make()
@@ -86,7 +98,7 @@ class ComponentPool:
         return make()
 
     def close(self) -> None:
-        """Free every engine; running one afterwards loads it again."""
+        """Free every engine. A later run loads its engine again."""
         while self._held:
             self._held.popitem()[1].close()
 
@@ -99,7 +111,7 @@ class ComponentPool:
                 return engine.run(inputs)
 
     def _free_other_graphs(self, component: str) -> bool:
-        """Free what else is held of the transformer, if `component` is of it; whether anything was."""
+        """Free the transformer's other engines if `component` belongs to it. Return whether any was freed."""
         if component not in _TRANSFORMER:
             return False
         others = [name for name in _TRANSFORMER if name in self._held and name != component]

@@ -1,4 +1,4 @@
-"""From a prompt and reference images to what conditions the picture: the same for every step, size and seed."""
+"""The encoding of a prompt and reference images. Every step uses the result, which does not depend on size or seed."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,27 +34,28 @@ from qwen_image_engine.runtime.text.embedding import EmbeddingTable
 from qwen_image_engine.runtime.text.prompt import PromptTokens, tokenize
 
 KEPT_BYTES = 1 << 30
-"""Of encodings, keys and values of earlier requests. Those of the last one stay besides: in fp32 the released model has
-1 MiB of them a token, 4 GiB a reference image of 1024x1024."""
+"""Default limit of the cache of encodings, keys and values [bytes]. Values of the last request are never evicted: in
+fp32 the released model has 1 MiB of keys and values a token, 4 GiB a reference image of 1024x1024."""
 
 _SCORE_BYTES = 2 * 4
-"""Of each pair of tokens in each head, in float32: scores, and probabilities beside them."""
+"""Bytes for each pair of tokens in each head: one score and one probability, both float32."""
 
 Tables = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """An encoded prompt with its reference images; independent of size, seed and steps: one serves many pictures.
+    """An encoded prompt with its reference images. It does not depend on size, seed or steps and serves many pictures.
 
     Attributes:
-        prompt: as given.
+        prompt: the prompt, as given.
         references: the SHA-256 of each reference image.
-        segments: text and reference images in order, from behind the system turn on.
-        text_states: (1, T, context) float32, the encoder's states of the text in all segments.
-        latents: (1, h * w, channels) float32 of each reference image.
-        cache: `key_0`, `value_0`, … of every layer of the transformer, each (1, tokens, heads, head_dim), on the CPU
-            float32, on a GPU in its memory; empty where its attention is bidirectional.
+        segments: text and reference images in order, after the system turn.
+        text_states: (1, T, context) float32, the text encoder's states of the text in all segments.
+        latents: latents of each reference image, (1, h * w, channels) float32.
+        cache: prefix cache: `key_0`, `value_0`, … of every layer of the transformer, each (1, tokens, heads, head_dim).
+            On the CPU they are float32; on a GPU they are in device memory. Empty if the transformer's attention is
+            bidirectional.
     """
 
     prompt: str
@@ -71,13 +72,13 @@ class Conditioning:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """Bytes of all arrays together."""
         return sum(array.nbytes for array in (self.text_states, *self.latents, *self.cache.values()))
 
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """A reference image as the networks see it: for the text encoder's slots, and as latents (1, h * w, channels)."""
+    """An encoded reference image: features for the text encoder's image slots, and latents (1, h * w, channels)."""
 
     embeddings: NDArray[np.float32]
     deepstack: tuple[NDArray[np.float32], ...]
@@ -92,7 +93,7 @@ _Key = tuple[str, tuple[str, ...]]
 
 
 class PromptEncoder:
-    """Vision tower, VAE encoder, text encoder and prefix passes, with the results of earlier requests kept."""
+    """The encoder of requests: vision tower, VAE encoder, text encoder and prefix passes, with a cache of results."""
 
     def __init__(
         self,
@@ -112,10 +113,11 @@ class PromptEncoder:
         self._seen: LruCache[str, _Seen] = LruCache(kept_bytes // 2)
 
     def prefix_tokens(self, prompt: str, references: Sequence[ReferenceImage]) -> int:
-        """See `prefix_tokens`; no network runs.
+        """Return the number of prefix tokens that the target attends to. No network runs.
 
         Raises:
-            UsageError: see `tokenize`.
+            UsageError: the prompt is too long, is not valid Unicode, or contains an image slot.
+            QwenImageError: there are reference images, and the tokenizer has no tokens for them.
         """
         return prefix_tokens(self._tokens(prompt, references))
 
@@ -123,10 +125,10 @@ class PromptEncoder:
         """Check prompts without running a network.
 
         Returns:
-            Tokens of the first prompt's prefix, and bytes of the keys and values of all prompts.
+            The number of tokens of the first prompt's prefix, and the bytes of the keys and values of all prompts.
 
         Raises:
-            UsageError: a prompt is too long, no valid Unicode, or holds an image's slot.
+            UsageError: a prompt is too long, is not valid Unicode, or contains an image slot.
             QwenImageError: there is no memory for the keys and values.
         """
         tokens = [self._tokens(prompt, references) for prompt in prompts]
@@ -135,12 +137,12 @@ class PromptEncoder:
         return lengths[0], cache_bytes(sum(lengths), self._facts, self._engine)
 
     def encode(self, prompts: Sequence[str], references: Sequence[ReferenceImage] = ()) -> list[Conditioning]:
-        """Encode prompts, each component running for all of them before the next, so that it is loaded once.
+        """Encode prompts. Each component runs for all prompts before the next one runs, so that it is loaded once.
 
         Raises:
-            UsageError: a prompt is too long, no valid Unicode, or holds an image's slot.
-            QwenImageError: there is no memory for the keys and values, an engine failed, or gave values that are not
-                finite.
+            UsageError: a prompt is too long, is not valid Unicode, or contains an image slot.
+            QwenImageError: there is no memory for the keys and values, an engine failed, or an engine returned values
+                that are not finite.
         """
         hashes = tuple(image.sha256 for image in references)
         wanted = [(prompt, hashes) for prompt in dict.fromkeys(prompts)]
@@ -162,7 +164,7 @@ class PromptEncoder:
         return tokenize(self._tokenizer, prompt, [image.block for image in references])
 
     def _see(self, references: Sequence[ReferenceImage]) -> list[_Seen]:
-        """Each distinct image once, the vision tower for all of them before the VAE."""
+        """Encode each distinct image once. The vision tower runs for all images before the VAE encoder does."""
         images = {image.sha256: image for image in references}
         found = {name: value for name in images if (value := self._seen.get(name)) is not None}
         new = {name: image for name, image in images.items() if name not in found}
@@ -186,7 +188,7 @@ class PromptEncoder:
         return [outputs["embeddings"], *(outputs[f"deepstack_{index}"] for index in range(self._facts.deepstack))]
 
     def _text_states(self, tokens: PromptTokens, seen: Sequence[_Seen]) -> NDArray[np.float32]:
-        """States of the text behind the system turn, (1, T, context); those of image slots reach nothing."""
+        """Return the states of the text after the system turn, (1, T, context). States of image slots are dropped."""
         facts = self._facts
         positions = encoder_positions(tokens.segments)
         cos, sin = encoder_rotary_tables(
@@ -211,7 +213,7 @@ class PromptEncoder:
         states: Mapping[_Key, NDArray[np.float32]],
         seen: Sequence[_Seen],
     ) -> dict[_Key, Conditioning]:
-        """The first pass for all prompts, then those of the images."""
+        """Run the first prefix pass for all prompts, then the passes of the images. Return the conditionings."""
         latents = tuple(image.latents for image in seen)
         segments = {key: _after_system_turn(item) for key, item in tokens.items()}
         caches: dict[_Key, dict[str, Values]] = {key: {} for key in tokens}
@@ -224,7 +226,7 @@ class PromptEncoder:
         return {key: Conditioning(*key, segments[key], states[key], latents, caches[key]) for key in tokens}
 
     def _first_run(self, segments: Sequence[Segment], states: NDArray[np.float32], tables: Tables) -> dict[str, Values]:
-        """Keys and values of the text before the first image, with room behind them for all that follows."""
+        """Return the keys and values of the text before the first image, with room for all tokens after it."""
         first = segments[0]
         assert isinstance(first, TextRun)
         cos, sin = tables
@@ -246,7 +248,10 @@ class PromptEncoder:
         tables: Tables,
         cache: Mapping[str, Values],
     ) -> None:
-        """Fill `cache` with each image and the text behind it, which see what stands before them."""
+        """Write the keys and values of each image and of the text after it into `cache`.
+
+        Both attend to everything before them.
+        """
         cos, sin = tables
         past = read = prefix_length(segments[:1])
         for image, text in zip(latents, segments[2::2], strict=True):
@@ -277,12 +282,12 @@ class PromptEncoder:
 
 
 def check_memory(tokens: Collection[PromptTokens], facts: ModelFacts, engine: str) -> None:
-    """Refuse what grows beyond the memory that there is, the GPU's where the engine is on one.
+    """Raise if the keys and values, or on a CPU the text encoder's attention scores, do not fit into free memory.
 
-    That is keys and values, and on a CPU the text encoder's scores, which a GPU never holds.
+    If the engine is on a GPU, its memory counts. A GPU never holds the attention scores.
 
     Raises:
-        QwenImageError: so it does; or there is no GPU for an engine on one.
+        QwenImageError: they do not fit, or the engine needs a GPU and there is none.
     """
     on_gpu = engine in ON_GPU
     free, where = (device_facts().free_bytes, "the GPU") if on_gpu else (reachable_memory_bytes(), "memory and swap")
@@ -300,17 +305,17 @@ def check_memory(tokens: Collection[PromptTokens], facts: ModelFacts, engine: st
 
 
 def cache_bytes(tokens: int, facts: ModelFacts, engine: str) -> int:
-    """Return the bytes of the keys and values of so many tokens: float32 on a CPU, 16 bits on a GPU."""
+    """Return the bytes of the keys and values of `tokens` tokens: float32 on a CPU, 16 bits on a GPU."""
     return facts.cache_bytes(tokens, 2 if engine in ON_GPU else 4)
 
 
 def prefix_tokens(tokens: PromptTokens) -> int:
-    """How many tokens the target attends to beside its own."""
+    """Return the number of prefix tokens that the target attends to."""
     return prefix_length(_after_system_turn(tokens))
 
 
 def prefix_length(segments: Sequence[Segment]) -> int:
-    """Tokens of the transformer's prefix, four for a slot of the text encoder."""
+    """Return the number of tokens of the transformer's prefix: four for each image slot of the text encoder."""
     return len(text_mask(segments))
 
 
@@ -321,7 +326,7 @@ def _after_system_turn(tokens: PromptTokens) -> tuple[Segment, ...]:
 
 
 def _slots(segments: Sequence[Segment]) -> Iterator[slice]:
-    """Where the text encoder has the slots of each image."""
+    """Yield the range of the text encoder's slots of each image."""
     start = 0
     for segment in segments:
         if isinstance(segment, ImageBlock):
@@ -333,10 +338,10 @@ def _slots(segments: Sequence[Segment]) -> Iterator[slice]:
 
 
 def check_finite(component: str, name: str, values: NDArray[np.float32]) -> None:
-    """Stop where values went wrong, not where they show.
+    """Raise if an output of a component is not finite, at the component itself and not where the picture shows it.
 
     Raises:
-        QwenImageError: a value is infinite or not a number; the text names component and tensor.
+        QwenImageError: a value is infinite or not a number; the text names the component and the tensor.
     """
     wrong = values.size - int(np.count_nonzero(np.isfinite(values)))
     if wrong:

@@ -1,4 +1,4 @@
-"""The network as the sampler sees it: velocity of the latents at a noise level, with or without guidance."""
+"""The network as a function for the sampler: the velocity of latents at a noise level, with or without guidance."""
 
 import math
 from functools import partial
@@ -19,10 +19,13 @@ from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
 
 
 def check_guidance(guidance: float, has_negative: bool) -> None:
-    """Refuse guidance that would change nothing: diffusers warns and draws without it, and the picture is another.
+    """Raise if guidance and negative prompt do not go together.
+
+    diffusers only warns and draws without guidance, and the picture is not the picture that was asked for.
 
     Raises:
-        UsageError: guidance above 1 without a negative prompt, one without such guidance, or guidance below 1.
+        UsageError: guidance is above 1 without a negative prompt, a negative prompt is given without guidance above 1,
+            or guidance is below 1.
     """
     if not (math.isfinite(guidance) and guidance >= 1.0):
         raise UsageError(f"guidance is {guidance:g}, expected 1 (none) or more")
@@ -33,12 +36,12 @@ def check_guidance(guidance: float, has_negative: bool) -> None:
 
 
 def _check_memory(conditioning: Conditioning, num_images: int) -> None:
-    """Refuse a batch whose copies of the keys and values there is no memory for on the host.
+    """Raise if a batch's copies of the keys and values do not fit into free host memory.
 
-    Those on a device are refused where they are allocated: its memory is never lent out twice.
+    Copies on a device need no check here: the device never overcommits memory, so their allocation fails.
 
     Raises:
-        QwenImageError: so it is.
+        QwenImageError: the copies need more memory and swap than are free.
     """
     needed = sum(item.nbytes for item in conditioning.cache.values() if not isinstance(item, DeviceArray))
     needed *= num_images
@@ -59,7 +62,7 @@ def step_inputs(
     columns: int,
     num_images: int,
 ) -> dict[str, Values]:
-    """What all steps of a picture have in common: rotary tables of its tokens, keys and values of its prefix.
+    """Return the inputs that all steps of a picture share: rotary tables of its tokens, keys and values of its prefix.
 
     Raises:
         QwenImageError: there is no memory for a batch's copies of the keys and values.
@@ -86,23 +89,24 @@ def denoiser(
     columns: int,
     num_images: int,
 ) -> Velocity:
-    """Bind the step to a prompt and a size.
+    """Return the velocity function of one prompt and one size.
 
-    With guidance both branches run one after the other at the batch's own size, not as one batch of twice that: their
-    prefixes differ in length.
+    With guidance, both branches run one after the other at the batch's own size. They cannot run as one batch of twice
+    the size, because their prefixes differ in length.
 
     Args:
-        components: "step" is run, or "joint" where attention is bidirectional.
-        facts: of the model.
-        conditioning: of the prompt.
-        negative: of the negative prompt.
+        components: pool that runs "step", or "joint" if attention is bidirectional.
+        facts: facts of the model.
+        conditioning: conditioning of the prompt.
+        negative: conditioning of the negative prompt; None without guidance.
         guidance: above 1 with `negative`, else 1.
-        rows: of latents.
-        columns: of latents.
-        num_images: batch of the latents.
+        rows: rows of latents.
+        columns: columns of latents.
+        num_images: batch size of the latents.
 
     Raises:
-        UsageError: see `check_guidance`.
+        UsageError: guidance is above 1 without a negative prompt, a negative prompt is given without guidance above 1,
+            or guidance is below 1.
         QwenImageError: there is no memory for a batch's copies of the keys and values.
     """
     check_guidance(guidance, negative is not None)

@@ -1,4 +1,4 @@
-"""The steps of a run where the network runs, on engines that take them: latents come to the host when asked for."""
+"""Sampling on the device, for engines that take the steps themselves. Latents are read back only on request."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from qwen_image_engine.runtime.system.cancellation import check_cancelled
 
 
 def takes_steps(pool: ComponentPool, facts: ModelFacts, solver: SolverRow) -> bool:
-    """Whether the engine of the step takes a solver's steps itself; loads it if it is not held.
+    """Return whether the engine of the component "step" takes a solver's steps itself. Load it if it is not held.
 
-    Bidirectional networks have no such component and are drawn on the host.
+    Bidirectional networks have no component "step", so the host takes their steps.
     """
     return solver.on_device and not facts.bidirectional and pool.loops("step")
 
@@ -36,15 +36,15 @@ def device_steps(
     guidance: float,
     inputs: SamplingInputs,
 ) -> Iterator[Step]:
-    """Take all steps as `solver.integrate` does, bit for bit, on the device.
+    """Take all steps on the device, with the same bits as `solver.integrate`.
 
-    The host waits for each step, so that a run can be cancelled within one. It has nothing to allocate between two.
+    The host waits for each step, so that a run can be cancelled within one step. It allocates nothing between steps.
 
     Args:
-        pool: holds the engine of the component "step", which takes steps itself.
+        pool: pool with the engine of the component "step", which takes steps itself.
         facts: facts of the model.
-        conditionings: of the prompt, and with guidance of the negative prompt.
-        guidance: weight of the first over the second, checked.
+        conditionings: conditioning of the prompt, and with guidance also of the negative prompt.
+        guidance: weight of the first conditioning over the second, checked.
         inputs: latents and noise levels.
 
     Raises:
@@ -95,7 +95,7 @@ class _State:
         self.taken = 0
 
     def reader(self, index: int) -> Read:
-        """Return the function that reads what step `index` left, as long as it is there."""
+        """Return the function that reads latents and velocity of step `index`, until the next step overwrites them."""
 
         def read() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
             if self.taken != index + 1:

@@ -1,4 +1,4 @@
-"""The pipeline: prompt to picture on any engines, the bundle's or the reference's torch ones."""
+"""The pipeline: prompt to picture on any engines, either a bundle's or the reference's PyTorch engines."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,7 +44,7 @@ from qwen_image_engine.runtime.timing import Timings
 NO_REFERENCES = ReferenceImages()
 
 _QUARTER = 4
-"""Latents that a preview at a quarter of the size averages, along each side."""
+"""Side of the square of latents that a preview at a quarter of the size averages."""
 
 
 def preloaded(attention: Attention) -> tuple[str, ...]:
@@ -55,12 +55,12 @@ def preloaded(attention: Attention) -> tuple[str, ...]:
 class QwenImage:
     """A pipeline that draws pictures from prompts.
 
-    `generate` does everything; `prepare` checks a request before it. Their stages are open to callers who own the loop:
-    `encode`, `sample` (an iterator, so that timing and cancelling are the caller's), `denoiser` (the bare velocity, for
-    teacher forcing) and `decode`.
+    `generate` does everything; `prepare` checks a request before that. Callers who own the loop can use the stages:
+    `encode`, `sample` (an iterator, so that the caller controls timing and cancelling), `denoiser` (the bare velocity,
+    for teacher forcing) and `decode`.
 
-    Threads may share a pipeline: their calls wait for one another, and a loop over `sample` is one call. Nothing of a
-    run that failed or was cancelled stays, and the next one may begin.
+    Threads may share a pipeline: their calls wait for one another, and a loop over `sample` is one call. A run that
+    failed or was cancelled leaves nothing behind, and the next one may begin.
     """
 
     def __init__(
@@ -96,17 +96,19 @@ class QwenImage:
         """Open a bundle and load its engines.
 
         Args:
-            bundle: its folder, or one that is open.
+            bundle: the bundle's folder, or an open bundle.
             engine: name of a backend, a key of `engines.backends.BACKENDS`.
-            memory: "resident" loads every engine now and keeps it, those of reference images when the first one comes;
-                "sequential" loads each when it runs and frees it before the next.
+            memory: memory policy. "resident" loads every engine now and keeps it; engines that only reference images
+                need are loaded with the first reference image. "sequential" loads each engine when it runs and frees it
+                before the next.
             threads: threads of one engine; None for every core.
-            watch: watch of this process's memory, for `timings` to hold peaks too; the caller closes it.
-            kept_bytes: bytes of encodings, keys and values of earlier requests that are kept beside the last one's: the
-                same prompt with the same reference images then costs steps and decoding alone.
+            watch: watch of this process's memory, so that `timings` holds peaks too; the caller closes it.
+            kept_bytes: limit of the cache of encodings, keys and values [bytes]. Values of the last request are never
+                evicted. A request with a cached prompt and reference images costs steps and decoding alone.
 
         Raises:
-            UsageError: no such engine or memory policy, or no thread.
+            UsageError: the engine or the memory policy is unknown, the engine does not run the bundle's graphs, or the
+                number of threads is out of range.
             QwenImageError: the bundle is missing, changed, incomplete or of another schema version, the engine's
                 package is not installed, or memory does not suffice.
         """
@@ -126,7 +128,11 @@ class QwenImage:
     ) -> Self:
         """Open a bundle without loading an engine, so that a request can be prepared before gigabytes are read.
 
-        Arguments and errors are those of `load`; each engine is loaded by `preload` or when it first runs.
+        `preload`, or the first run of a component, loads its engine. `load` describes the arguments.
+
+        Raises:
+            UsageError: the memory policy is unknown.
+            QwenImageError: the bundle is missing, changed, incomplete or of another schema version.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         return cls(
@@ -141,9 +147,11 @@ class QwenImage:
         )
 
     def preload(self) -> None:
-        """Load the engines of text-to-image, if the memory policy keeps them.
+        """Load the engines of text-to-image, if the memory policy is "resident".
 
         Raises:
+            UsageError: the engine is unknown or does not run the bundle's graphs, or the number of threads is out of
+                range.
             QwenImageError: an engine's package is not installed, its file is damaged, or memory does not suffice.
         """
         with self._turn():
@@ -151,7 +159,7 @@ class QwenImage:
 
     @property
     def timings(self) -> Timings:
-        """Seconds (and peaks, if watched) of engines' loads and runs, and of previews; grows with every call."""
+        """Seconds (and peaks, if watched) of engines' loads and runs, and of previews. Every call adds entries."""
         return self._components.timings
 
     def prepare(
@@ -169,25 +177,29 @@ class QwenImage:
         num_images: int = 1,
         latents: NDArray[np.float32] | None = None,
     ) -> Request:
-        """Check a request. No network runs and none is loaded; what `generate` could refuse is refused here.
+        """Check a request and return it. No network runs or is loaded.
+
+        Everything that `generate` could refuse is refused here.
 
         Args:
-            prompt: at most 1,100 tokens; may be empty.
+            prompt: text of at most 1,100 tokens; may be empty.
             negative_prompt: prompt to steer away from; needs `guidance` above 1 and may be empty.
             references: at most 10 image files or Pillow images, in the order in which the prompt may number them, or
                 the result of `read_references`.
-            reference_resolution: side in pixels of a square of the area that each of them is fitted to.
-            guidance: 1 for none; above 1 each step runs twice.
-            width: pixels, a multiple of 32; None for 1024, or as the last reference's aspect ratio at that resolution.
-            height: pixels, as `width`.
-            steps: None for 40, or for those of a checkpoint with a fixed grid.
+            reference_resolution: side in pixels of a square of the area that each reference image is fitted to.
+            guidance: guidance weight. 1 for none; above 1 each step runs twice.
+            width: width in pixels, a multiple of 32. None for the fitted width of the last reference image, or for 1024
+                without reference images.
+            height: height in pixels, a multiple of 32. None for the fitted height of the last reference image, or for
+                1024 without reference images.
+            steps: number of steps. None for 40, or for the length of the checkpoint's fixed grid if it has one.
             seed: seed of the noise, the same on every engine.
-            num_images: 1 to 4, drawn as one batch from one seed.
-            latents: initial noise in place of the seed's, float32 (num_images, tokens, channels).
+            num_images: number of pictures, 1 to 4, drawn as one batch from one seed.
+            latents: initial noise instead of noise from the seed, float32 (num_images, tokens, channels).
 
         Raises:
-            UsageError: a request that cannot be drawn.
-            QwenImageError: there is no memory for its keys and values, or the pipeline is closed.
+            UsageError: the request cannot be drawn.
+            QwenImageError: there is no memory for the request's keys and values, or the pipeline is closed.
         """
         self._check_open()
         check_guidance(guidance, negative_prompt is not None)
@@ -214,19 +226,20 @@ class QwenImage:
         on_step: Callable[[Step], None] | None = None,
         **options: Unpack[RequestOptions],
     ) -> list[Picture]:
-        """Draw pictures of one prompt, after reference images if there are any.
+        """Draw pictures of one prompt, conditioned on reference images if there are any.
 
         The same request gives the same pictures.
 
         Args:
             prompt: the text, or the result of `prepare`.
-            on_step: called after each step. Raising `Cancelled` there, or anything else, ends the run.
-            options: the other arguments of `prepare`, beside a text.
+            on_step: function to call after each step. If it raises `Cancelled` or any other error, the run ends.
+            options: other arguments of `prepare`; allowed only if `prompt` is a text.
 
         Raises:
-            UsageError: a request that cannot be drawn, before any network runs.
+            UsageError: the request cannot be drawn, or options are given besides a prepared request; raised before any
+                network runs.
             Cancelled: `request.cancel()` was called, or `on_step` raised it.
-            QwenImageError: an engine failed, or gave values that are not finite; or the pipeline is closed.
+            QwenImageError: an engine failed or returned values that are not finite, or the pipeline is closed.
         """
         if isinstance(prompt, Request):
             if options:
@@ -269,7 +282,7 @@ class QwenImage:
         ]
 
     def _steps(self, conditionings: Sequence[Conditioning], guidance: float, inputs: SamplingInputs) -> Iterator[Step]:
-        """Take the steps, on the device if the engine does that."""
+        """Take the steps, on the device if the engine supports it."""
         solver = SOLVERS["euler"]
         if takes_steps(self._components, self.facts, solver):
             return device_steps(self._components, self.facts, conditionings, guidance, inputs)
@@ -287,7 +300,7 @@ class QwenImage:
         return integrate(velocity, inputs.latents, inputs.sigmas, solver)
 
     def _preview(self, latents: NDArray[np.float32], scale: float, *, width: int, height: int) -> NDArray[np.uint8]:
-        """Decode clean latents (batch, tokens, channels), whole or averaged; see `Step.preview`."""
+        """Decode clean latents (batch, tokens, channels), whole or averaged, for `Step.preview`."""
         rows, columns = latent_size(width, height)
         with self.timings.measure_preview():
             grids = unpack_latents(latents, rows, columns)
@@ -300,7 +313,7 @@ class QwenImage:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Wait for other threads, and use the engines inside.
+        """Wait for other threads, then hold the engines for the block.
 
         Raises:
             QwenImageError: the pipeline is closed.
@@ -317,28 +330,29 @@ class QwenImage:
     def read_references(
         self, sources: Sequence[ReferenceSource], resolution: int = DEFAULT_RESOLUTION
     ) -> ReferenceImages:
-        """Read and fit reference images, before any network runs.
+        """Read and fit reference images. No network runs.
 
         Raises:
-            UsageError: see `ReferenceImages.read`; or the bundle was exported without what reads them.
+            UsageError: there are too many, one of them cannot be read or fitted, or the bundle was exported without the
+                components that read them.
         """
         return ReferenceImages.read(sources, resolution, self.facts.vision, self._absent)
 
     def prefix_tokens(self, prompt: str, references: ReferenceImages = NO_REFERENCES) -> int:
-        """Count the tokens that the target attends to beside its own; each has `facts.cache_token_bytes` in the cache.
+        """Return the number of prefix tokens that the target attends to. Each takes `facts.cache_token_bytes` in fp32.
 
         Raises:
-            UsageError: the prompt is too long, no valid Unicode, or holds an image's slot.
+            UsageError: the prompt is too long, is not valid Unicode, or contains an image slot.
         """
         return self._encoder.prefix_tokens(prompt, references.images)
 
     def encode(self, prompt: str, references: ReferenceImages = NO_REFERENCES) -> Conditioning:
-        """Encode one prompt with what `read_references` read; the last requests' results are kept and given again.
+        """Encode one prompt with the reference images of `read_references`. Reuse cached results of earlier requests.
 
         Raises:
-            UsageError: the prompt is too long, no valid Unicode, or holds an image's slot.
-            QwenImageError: there is no memory for the keys and values, an engine failed, or gave values that are not
-                finite.
+            UsageError: the prompt is too long, is not valid Unicode, or contains an image slot.
+            QwenImageError: there is no memory for the keys and values, an engine failed, or an engine returned values
+                that are not finite.
         """
         with self._turn():
             return self._encoder.encode([prompt], references.images)[0]
@@ -356,14 +370,15 @@ class QwenImage:
         num_images: int = 1,
         latents: NDArray[np.float32] | None = None,
     ) -> Iterator[Step]:
-        """Take the steps one by one; leaving the loop cancels, `step.preview()` shows the picture so far.
+        """Take the steps one by one. Leaving the loop cancels; `step.preview()` shows the picture so far.
 
-        Other threads wait until the loop has ended. Arguments are those of `prepare`, with the results of `encode` in
-        place of the prompts.
+        Other threads wait until the loop has ended. `prepare` describes the arguments; the results of `encode` replace
+        the prompts.
 
         Raises:
-            UsageError: as in `prepare`; raised by this call, before the first step.
-            QwenImageError: raised at a step: an engine failed, or its velocity is not finite.
+            UsageError: the picture cannot be drawn as asked for; raised by this call, before the first step.
+            QwenImageError: the pipeline is closed (raised by this call), or at a step an engine failed or the velocity
+                is not finite.
         """
         self._check_open()
         inputs = SamplingInputs.prepare(
@@ -391,10 +406,11 @@ class QwenImage:
         height: int = 1024,
         num_images: int = 1,
     ) -> Velocity:
-        """Give the velocity alone, a function of latents (num_images, tokens, channels) and sigma.
+        """Return the velocity alone, as a function of latents (num_images, tokens, channels) and sigma.
 
         Raises:
-            UsageError: as in `prepare`.
+            UsageError: the size is invalid, or guidance and negative prompt do not go together.
+            QwenImageError: there is no memory for a batch's copies of the keys and values.
         """
         rows, columns = latent_size(width, height)
         return denoiser(
@@ -409,11 +425,12 @@ class QwenImage:
         )
 
     def decode(self, latents: NDArray[np.float32], width: int, height: int) -> NDArray[np.uint8]:
-        """Turn latents (batch, tokens, channels) into pictures (batch, height, width, 4), one after the other.
+        """Decode latents (batch, tokens, channels) to pictures (batch, height, width, 4), one after the other.
 
         Raises:
-            UsageError: they are not the latents of pictures of this size.
-            QwenImageError: the decoder failed, or gave values that are not finite.
+            UsageError: the size is invalid, or the latents do not have the shape of this size.
+            QwenImageError: the latents are not finite, the decoder failed or returned values that are not finite, or
+                the pipeline is closed.
         """
         rows, columns = latent_size(width, height)
         expected = (rows * columns, self.facts.channels)
@@ -426,7 +443,7 @@ class QwenImage:
             return self._decode(unpack_latents(latents, rows, columns))
 
     def _decode(self, grids: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Decode latents (batch, channels, rows, columns)."""
+        """Decode latents (batch, channels, rows, columns) to pictures (batch, height, width, 4)."""
         # One at a time: at 2048x2048 the decoder needs gigabytes for each. Each part for all, so that it loads once.
         features = [self._components.run("vae_decoder_mid", {"latents": grid[None]})["features"] for grid in grids]
         for item in features:
@@ -435,7 +452,7 @@ class QwenImage:
         return np.stack([self._draw(item, 16 * columns, 16 * rows) for item in features])
 
     def _draw(self, features: NDArray[np.float32], width: int, height: int) -> NDArray[np.uint8]:
-        """Draw the picture (height, width, 4) of the decoder's features."""
+        """Draw the picture (height, width, 4) from the decoder's features."""
 
         def draw(part: NDArray[np.float32]) -> NDArray[np.float32]:
             return self._components.run("vae_decoder_up", {"features": part})["image"]
@@ -446,7 +463,7 @@ class QwenImage:
         return picture
 
     def close(self) -> None:
-        """Free the engines, after the calls of other threads. Closing twice is allowed; any other call is an error."""
+        """Free the engines, after the calls of other threads end. Closing twice is allowed; any other call raises."""
         with self._turns.take():
             self._closed = True
             self._components.close()
@@ -461,7 +478,7 @@ class QwenImage:
 
 
 def _averaged(grids: NDArray[np.float32], by: int) -> NDArray[np.float32]:
-    """Average latents (batch, channels, rows, columns) over squares of `by`; the last ones repeat what is there."""
+    """Average latents (batch, channels, rows, columns) over squares of side `by`. The last ones repeat the edge."""
     batch, channels, rows, columns = grids.shape
     padded = np.pad(grids, ((0, 0), (0, 0), (0, -rows % by), (0, -columns % by)), mode="edge")
     squares = padded.reshape(batch, channels, padded.shape[2] // by, by, padded.shape[3] // by, by)

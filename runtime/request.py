@@ -1,4 +1,4 @@
-"""A checked request for pictures, as a queue may hold it: nothing in it can be refused any more but for memory."""
+"""A checked request for pictures, which a queue may hold. After the check, only a lack of memory can refuse it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qwen_image_engine.runtime.system.cancellation import Cancellation
 
 
 class RequestOptions(TypedDict, total=False):
-    """Options of a request beside its prompt, all of which may be left out; see `QwenImage.prepare`."""
+    """Options of a request besides the prompt. All are optional and described at `QwenImage.prepare`."""
 
     negative_prompt: str | None
     references: Sequence[ReferenceSource] | ReferenceImages
@@ -35,17 +35,17 @@ class Request:
     """A request that can be drawn, made by `QwenImage.prepare`.
 
     Attributes:
-        prompt: as given.
-        negative_prompt: None without guidance.
+        prompt: the prompt, as given.
+        negative_prompt: the negative prompt; None without guidance.
         references: reference images, read and fitted.
-        guidance: 1 without guidance.
-        width: pixels.
-        height: pixels.
+        guidance: guidance weight; 1 without guidance.
+        width: width of the picture [pixels].
+        height: height of the picture [pixels].
         inputs: size of the latents, noise levels, seed, number of pictures.
-        prefix_tokens: tokens that the target attends to beside its own.
+        prefix_tokens: number of prefix tokens that the target attends to.
         cache_bytes: bytes of the keys and values of all prompts and of a batch's copies; 0 if the model's attention
             is bidirectional.
-        cancellation: its token.
+        cancellation: cancellation token of the request.
     """
 
     prompt: str
@@ -61,7 +61,7 @@ class Request:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The prompt, and with guidance the negative prompt behind it."""
+        """The prompt, and with guidance the negative prompt after it."""
         return (self.prompt,) if self.negative_prompt is None else (self.prompt, self.negative_prompt)
 
     @property
@@ -70,16 +70,17 @@ class Request:
         return self.cancellation.cancelled
 
     def cancel(self) -> None:
-        """End the run within a step, and a long stage if the engine can; from any thread, also before it starts.
+        """Cancel the run within one step, or within a long stage if the engine supports it.
 
-        `generate` then raises `Cancelled`. A request stays cancelled.
+        Any thread may call this, also before the run starts. `generate` then raises `Cancelled`. A request stays
+        cancelled.
         """
         self.cancellation.cancel()
 
     def with_seed(self, seed: int) -> Self:
-        """Return the same request from another seed, with a cancellation of its own.
+        """Return the same request with another seed and a cancellation token of its own.
 
         Raises:
-            UsageError: no such seed; or the initial latents were given.
+            UsageError: the seed is not a whole number or is out of range, or the initial latents were given.
         """
         return replace(self, inputs=self.inputs.with_seed(seed), cancellation=Cancellation())

@@ -1,4 +1,4 @@
-"""How long each engine took to load and to run, and where it is asked for, how much memory that took."""
+"""Seconds that each engine took to load and to run, and peaks of memory if they are watched."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +12,13 @@ from qwen_image_engine.runtime.system.memory_use import MemoryUse, MemoryWatch
 
 @dataclass(frozen=True)
 class Timing:
-    """A load or a run of a component's engine, or a preview with all that it ran.
+    """The timing of one load or run of a component's engine, or of one preview with everything that it ran.
 
     Attributes:
-        kind: "preview" has the component "preview".
+        kind: kind of work; a "preview" has the component "preview".
         component: name of the component.
-        seconds: time that it took.
-        peak: most memory of the whole process meanwhile; None if it was not watched.
+        seconds: duration [s].
+        peak: peak memory of the whole process meanwhile; None if it was not watched.
     """
 
     kind: Literal["load", "run", "preview"]
@@ -29,17 +29,18 @@ class Timing:
 
 @dataclass
 class Timings:
-    """Everything since the pipeline was made, or since `clear`."""
+    """All timings since the pipeline was created, or since `clear`."""
 
     entries: list[Timing] = field(default_factory=list)
     watch: MemoryWatch | None = None
 
     @contextmanager
     def measure(self, kind: Literal["load", "run"], component: str) -> Iterator[None]:
-        """Record what runs inside, unless it fails.
+        """Record the seconds and the peak of the block, unless it fails.
 
         Raises:
-            KeyboardInterrupt: it came before and got lost.
+            Cancelled: the request was cancelled before the block.
+            KeyboardInterrupt: the command was interrupted before the block.
         """
         check_cancelled()
         if self.watch is not None:
@@ -51,7 +52,7 @@ class Timings:
 
     @contextmanager
     def measure_preview(self) -> Iterator[None]:
-        """Record what runs inside as one preview, in the place of its parts."""
+        """Record the block as one preview, which replaces the runs inside. Loads inside stay recorded as loads."""
         first = len(self.entries)
         start = perf_counter()
         try:
@@ -67,12 +68,13 @@ class Timings:
 
     @contextmanager
     def measure_runs(self, component: str) -> Iterator[list[float]]:
-        """Record the seconds of many runs that were timed elsewhere: what is put into the list inside.
+        """Record the seconds of many runs that the block timed itself and appended to the yielded list.
 
-        Their peak is that of all of them together. Nothing is recorded if it fails.
+        All of them get the peak of the whole block. Nothing is recorded if the block fails.
 
         Raises:
-            KeyboardInterrupt: as of `measure`.
+            Cancelled: the request was cancelled before the block.
+            KeyboardInterrupt: the command was interrupted before the block.
         """
         check_cancelled()
         if self.watch is not None:
@@ -83,7 +85,7 @@ class Timings:
         self.entries += [Timing("run", component, each, peak) for each in seconds]
 
     def stages(self) -> dict[str, float]:
-        """Seconds of all loads ("load_s") and of each component's runs together, in order ("step_s": all steps)."""
+        """Return the seconds of all loads ("load_s") and of each component's runs together ("step_s"), in order."""
         totals: dict[str, float] = {}
         for entry in self.entries:
             stage = "load_s" if entry.kind == "load" else f"{entry.component}_s"
@@ -91,7 +93,7 @@ class Timings:
         return totals
 
     def peaks(self) -> dict[str, MemoryUse]:
-        """The most memory of each stage ("load step", "run step"), in order; empty where none was watched."""
+        """Return the peak memory of each stage ("load step", "run step"), in order; empty if memory was not watched."""
         found: dict[str, MemoryUse] = {}
         for entry in self.entries:
             if entry.peak is not None:
@@ -100,5 +102,5 @@ class Timings:
         return found
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all timings."""
         self.entries.clear()

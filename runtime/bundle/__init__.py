@@ -1,1 +1,1 @@
-"""A bundle on disk: its manifest, its files and hashes, the GPU that it needs."""
+"""A bundle on disk: the manifest, the files and their hashes, and the check of the GPU that it needs."""

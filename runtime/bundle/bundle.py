@@ -1,4 +1,4 @@
-"""A bundle opened: its manifest, and from it everything that the pipeline is made of."""
+"""An open bundle: the manifest, and loaders of every part of the pipeline."""
 
 import json
 from collections.abc import Sequence
@@ -31,37 +31,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A folder whose files are those of its manifest, as far as sizes, headers and small files tell."""
+    """A bundle folder whose files match its manifest in size, header and, if they are small, contents."""
 
     folder: Path
     manifest: Manifest
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Read the manifest and check the files.
+        """Read the manifest of the bundle in `folder` and run the quick check of the files.
 
         Raises:
-            QwenImageError: there is no bundle, it is of another schema version, or a file is missing or changed.
+            QwenImageError: the folder has no bundle, the manifest is damaged or of another schema version, or a file is
+                missing or changed.
         """
         manifest = read_manifest(folder)
         check_files(folder, manifest)
         return cls(folder, manifest)
 
     def read_references(self, sources: Sequence[ReferenceSource], resolution: int) -> ReferenceImages:
-        """Read and fit reference images, before anything is loaded.
+        """Read and fit reference images. Nothing of the bundle is loaded.
 
         Raises:
-            UsageError: see `ReferenceImages.read`.
+            UsageError: there are too many images, an image cannot be read or fitted, or the bundle was exported without
+                the components that read them.
         """
         manifest = self.manifest
         return ReferenceImages.read(sources, resolution, manifest.facts.vision, manifest.absent_for_references)
 
     def load_engine(self, component: str, backend: str, threads: int | None = None) -> Engine:
-        """Load the graph of `component`; errors as of `engines.engine.load_engine`.
+        """Load the engine of `component` on a backend.
 
         Raises:
-            UsageError: its graphs are for another engine.
-            QwenImageError: the bundle has no such component; or its weights alone are more than there is memory for.
+            UsageError: the backend is unknown or does not run the bundle's graphs, or the number of threads is out of
+                range.
+            QwenImageError: the bundle does not have the component, its weights alone need more memory than is free, no
+                plan was built for this GPU, the backend's package or its device is missing, or a file is damaged.
         """
         entry = self.manifest.components.get(component)
         if entry is None:
@@ -77,7 +81,7 @@ class Bundle:
         """Raise if a backend does not run graphs for the bundle's target.
 
         Raises:
-            UsageError: it does not.
+            UsageError: the backend does not run graphs for the bundle's target.
         """
         target = self.manifest.target
         able = backends_for(target)
@@ -90,12 +94,12 @@ class Bundle:
         )
 
     def _load_plan(self, component: str, entry: ComponentEntry) -> Engine:
-        """The TensorRT engine of a component, if what built it and its bytes are right.
+        """Load the TensorRT plan of a component, after a check of its builder and its hash.
 
         Raises:
-            QwenImageError: none was built, it does not fit this machine, it has other bytes than the manifest says; or
-                there is no driver, no GPU, no TensorRT.
-            OutOfDeviceMemory: the GPU has no room for its weights.
+            QwenImageError: no plan was built, the plan does not fit this machine, its SHA-256 is not the manifest's, or
+                there is no driver, no GPU or no TensorRT.
+            OutOfDeviceMemory: the GPU has no room for the plan's weights.
         """
         rebuild = f"qwen-image build {self.folder}"
         plan = self.manifest.plans.get(component)
@@ -118,7 +122,9 @@ class Bundle:
 
     @cached_property
     def _tensorrt(self) -> "TensorRtSession":
-        """What the engines of this bundle share. The driver is asked first: TensorRT crashes where there is none.
+        """TensorRT session that all engines of this bundle share.
+
+        The driver is checked first, because TensorRT crashes if there is none.
 
         Raises:
             QwenImageError: there is no driver, no GPU or no TensorRT.
@@ -130,7 +136,14 @@ class Bundle:
         return TensorRtSession.open(device)
 
     def _check_memory(self, component: str, entry: ComponentEntry, backend: Backend) -> None:
-        """Refuse what cannot end well: a system that lends out more memory than it has kills who asks for it."""
+        """Raise if the weights of a component do not fit into free memory, or the GPU is too old for its graph.
+
+        A system that overcommits memory would kill the process instead.
+
+        Raises:
+            QwenImageError: the weights need more memory than is free, the GPU is too old for the graph, or there is no
+                GPU or no package of the backend.
+        """
         on_gpu = backend.device == "gpu"
         if on_gpu:
             require(backend.name)
@@ -147,27 +160,27 @@ class Bundle:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, loaded once: 150,000 tokens take a while.
+        """Tokenizer of the checkpoint, cached: loading its 150,000 tokens takes a while.
 
         Raises:
-            QwenImageError: see `load_tokenizer`.
+            QwenImageError: the tokenizer's file is missing, unreadable, or lacks the tokens of the prompt template.
         """
         return load_tokenizer(self.folder)
 
     def embeddings(self) -> EmbeddingTable:
-        """Map the token embedding table.
+        """Map the token embedding table into memory.
 
         Raises:
-            QwenImageError: see `EmbeddingTable.open`.
+            QwenImageError: the table's dtype is not supported, or the file is missing or ends before the table does.
         """
         entry = self.manifest.embeddings
         return EmbeddingTable.open(self.folder / entry.file, entry.offset, entry.dtype, entry.shape)
 
     def schedule(self) -> ScheduleConfig:
-        """Read the schedule.
+        """Read the schedule of the noise levels.
 
         Raises:
-            QwenImageError: its files are missing, or hold a value that is not implemented.
+            QwenImageError: a file of the schedule is missing or damaged, or has a value that is not implemented.
         """
         scheduler = self._json("scheduler/scheduler_config.json")
         grid = self._json("model_index.json").get("sample_sigmas")

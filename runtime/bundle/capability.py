@@ -9,10 +9,16 @@ from qwen_image_engine.runtime.bundle.manifest import ComponentEntry
 
 
 def check_capability(name: str, entry: ComponentEntry, facts: DeviceFacts, instead: str) -> None:
-    """Refuse a GPU that is too old for a graph; `instead` are precisions that an export of its target has besides.
+    """Raise if a GPU is too old for a graph.
+
+    Args:
+        name: name of the component.
+        entry: the component's entry in the manifest.
+        facts: facts of the GPU.
+        instead: other precisions of the same target, which the error recommends.
 
     Raises:
-        QwenImageError: so it is.
+        QwenImageError: the GPU's compute capability is below the minimum of the graph's precisions.
     """
     least, has = entry.least_compute_capability, float(facts.compute_capability)
     if least is not None and has < least:

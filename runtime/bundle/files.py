@@ -1,8 +1,8 @@
-"""A bundle's files against its manifest: a quick check before every run, and the full one of `verify`.
+"""Checks of a bundle's files against its manifest: a quick check before every run, and the full check of `verify`.
 
-The quick check reads sizes, hashes small files (graphs, configs, the tokenizer) and of large ones, which are weights,
-the safetensors header: a bundle of 33 GB is checked in milliseconds. It does not see a changed weight; the full check
-does.
+The quick check reads sizes and hashes small files (graphs, configs, the tokenizer). Large files are weights; it hashes
+only their safetensors header. A bundle of 33 GB is checked in milliseconds. The quick check does not detect a changed
+weight; the full check does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ _MAX_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class FileFault:
-    """A file that is not what the manifest says: its SHA-256 there and on disk, None where it is missing."""
+    """A mismatch between a file and the manifest.
+
+    Attributes:
+        path: name of the file in the manifest.
+        expected: SHA-256 in the manifest.
+        found: SHA-256 of the file on disk; None if the file is missing.
+    """
 
     path: str
     expected: str
@@ -31,10 +37,11 @@ class FileFault:
 
 
 def check_files(folder: Path, manifest: Manifest, names: Iterable[str] | None = None) -> None:
-    """The quick check of the files `names`, or of all.
+    """Run the quick check of the files `names`, or of all files if `names` is None.
 
     Raises:
-        QwenImageError: a file is missing, or has another size, or other contents where these are read.
+        QwenImageError: a file is missing or cannot be read, or its size, the contents of a small file or the header of
+            a large file do not match the manifest.
     """
     for name in manifest.files if names is None else names:
         path, expected = folder / name, manifest.files[name]
@@ -48,10 +55,10 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str] | None = 
 
 
 def verify_files(folder: Path, manifest: Manifest, progress: Callable[[int], None] | None = None) -> list[FileFault]:
-    """Hash every file and return those that differ; `progress` is told the bytes of each block.
+    """Hash every file and return the mismatches. `progress` is called with the bytes of each block.
 
     Raises:
-        QwenImageError: a file is there and cannot be read.
+        QwenImageError: a file exists and cannot be read.
     """
     faults = []
     for name, expected in manifest.files.items():
@@ -63,20 +70,20 @@ def verify_files(folder: Path, manifest: Manifest, progress: Callable[[int], Non
 
 
 def describe_file(path: Path, sha256: str | None = None) -> FileEntry:
-    """The manifest's entry for the file at `path`, `sha256` being its hash where that is known.
+    """Return the manifest's entry for the file at `path`. Compute the SHA-256 if `sha256` is None.
 
     Raises:
-        QwenImageError: it cannot be read.
+        QwenImageError: the file cannot be read.
     """
     header = header_sha256(path) if path.suffix == ".safetensors" else None
     return FileEntry(path.stat().st_size, sha256 or file_sha256(path), header)
 
 
 def header_sha256(path: Path) -> str:
-    """SHA-256 of a safetensors file up to its first tensor: 8 bytes of length, then that many of JSON.
+    """Return the SHA-256 of a safetensors file's header: 8 bytes of length, then that many bytes of JSON.
 
     Raises:
-        QwenImageError: it cannot be read.
+        QwenImageError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:

@@ -1,6 +1,7 @@
-"""The bundle's manifest: what is in a bundle, what it was made from, and the hash of every file.
+"""The bundle's manifest: the contents of a bundle, its sources, and the hash of every file.
 
-`manifest.json` is written last, so a folder without one is no bundle; a file that it does not list is not loaded.
+`manifest.json` is written last, so a folder without a manifest is no bundle. A file that the manifest does not list is
+not loaded.
 """
 
 from __future__ import annotations
@@ -41,7 +42,13 @@ SCHEMA = 6
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file: its size, the SHA-256 of its bytes, and of a safetensors file the SHA-256 of its header alone."""
+    """The entry of a file.
+
+    Attributes:
+        bytes: size of the file [bytes].
+        sha256: SHA-256 of the file.
+        header_sha256: SHA-256 of the header of a safetensors file; None for other files.
+    """
 
     bytes: int
     sha256: str
@@ -50,10 +57,16 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """The checkpoint that the bundle was made from; `path` is where it was then.
+    """The checkpoint from which the bundle was made.
 
-    `transformer_file` is the single file that its transformer came from, None where that was in the folder; `attention`
-    is what was asked for, None where it is the configuration's.
+    Attributes:
+        name: name of the checkpoint.
+        path: folder of the checkpoint at the time of the export.
+        licence: the checkpoint's licence.
+        config_sha256: SHA-256 of the configuration files.
+        weights_sha256: SHA-256 of the weights.
+        transformer_file: single file of the transformer; None if the transformer came from the folder.
+        attention: kind of attention that was asked for; None if it came from the configuration.
     """
 
     name: str
@@ -67,7 +80,14 @@ class CheckpointEntry:
 
 @dataclass(frozen=True)
 class LoraEntry:
-    """An adapter that is merged into the transformer: its file's name, where that was then, its hash, how strongly."""
+    """An adapter that is merged into the transformer.
+
+    Attributes:
+        name: name of the adapter's file.
+        path: path of the file at the time of the export.
+        sha256: SHA-256 of the file.
+        scale: factor of the adapter's weights.
+    """
 
     name: str
     path: str
@@ -80,16 +100,17 @@ class LoraEntry:
 
 @dataclass(frozen=True)
 class QuantisedLayer:
-    """How one linear is quantised.
+    """The quantisation of one linear.
 
     Attributes:
         precision: "int8" or "fp8".
-        rotation: input channels that are rotated together, 1 where none are.
-        equalised_with: the linear before or after it that shares its channels and was scaled with it.
-        smoothing: alpha of SmoothQuant, None where its input is not smoothed.
-        input_scale: the value of code 1 of its input, None where each token has a scale of its own.
-        error_feedback: input channels within which the error of rounding a weight is fed back to those not yet rounded,
-            0 where weights go to the nearest code.
+        rotation: number of input channels that are rotated together; 1 without rotation.
+        equalised_with: the previous or next linear, which shares the channels and was scaled together with this linear;
+            None without equalisation.
+        smoothing: alpha of SmoothQuant; None if the input is not smoothed.
+        input_scale: scale of the input: the value of code 1; None if each token has a scale of its own.
+        error_feedback: number of input channels in a block of error feedback: the rounding error of a weight is fed
+            back to the weights of the block that are not yet rounded; 0 if weights are rounded to the nearest code.
     """
 
     precision: str
@@ -102,9 +123,15 @@ class QuantisedLayer:
 
 @dataclass(frozen=True)
 class Fp8Scales:
-    """FP8 attention of one block: the value of code 1 of queries over sqrt(d), keys, values and probabilities.
+    """The scales of one block's FP8 attention: the value of code 1 of each input.
 
-    The last stands in no graph: whoever builds an engine gives it to the attention as its own.
+    The graph does not contain the scale of the probabilities: the build gives it to the attention layer.
+
+    Attributes:
+        query: scale of the queries over sqrt(d).
+        key: scale of the keys.
+        value: scale of the values.
+        softmax: scale of the probabilities.
     """
 
     query: float
@@ -115,7 +142,7 @@ class Fp8Scales:
 
 @dataclass(frozen=True)
 class CalibrationEntry:
-    """The calibration that static scales come from: the SHA-256 of its tensors, and its settings."""
+    """The calibration of the static scales: the SHA-256 of its tensors, and its settings."""
 
     sha256: str
     settings: Mapping[str, Any]
@@ -123,11 +150,20 @@ class CalibrationEntry:
 
 @dataclass(frozen=True)
 class ComponentEntry:
-    """One graph. `model` and the `weights` that it reads are names in `Manifest.files`.
+    """The entry of a component.
 
-    `quantised_layers` are the linears that run in 8 bits; `excluded_layers` those that keep a higher precision;
-    `fp8_attention` are the blocks whose attention is FP8. `fused_attentions` are the nodes that a TensorRT engine must
-    fuse; None where the exporter did not say, as for other targets.
+    Attributes:
+        model: name of the graph in `Manifest.files`.
+        weights: names in `Manifest.files` of the weight files that the graph reads.
+        precision: precision of the weights and arithmetic that are not quantised.
+        excluded_layers: linears that keep a higher precision.
+        quantised_layers: quantisation of the linears that run in 8 bits, by name.
+        opset: ONNX opset of the graph.
+        ir_version: ONNX IR version of the graph.
+        contract: tensors that the graph takes and returns.
+        fp8_attention: scales of the blocks whose attention is FP8, by name.
+        fused_attentions: nodes that a TensorRT plan must fuse; None if the exporter did not record them, for example
+            for other targets.
     """
 
     model: str
@@ -143,10 +179,10 @@ class ComponentEntry:
 
     @property
     def softmax_scale(self) -> float | None:
-        """Of the probabilities of its FP8 attentions, None where none is FP8.
+        """Scale of the probabilities of the FP8 attentions; None if no attention is FP8.
 
         Raises:
-            QwenImageError: they have more than one.
+            QwenImageError: the blocks have different scales.
         """
         scales = {item.softmax for item in self.fp8_attention.values()}
         if len(scales) > 1:
@@ -157,16 +193,20 @@ class ComponentEntry:
 
     @property
     def least_compute_capability(self) -> float | None:
-        """Of a GPU that can run this graph; None where any can."""
+        """Minimum compute capability of a GPU that can run this graph; None if any GPU can."""
         precisions = {self.precision, *(layer.precision for layer in self.quantised_layers.values())}
         return least_compute_capability(precisions | ({"fp8"} if self.fp8_attention else set()))
 
 
 @dataclass(frozen=True)
 class EmbeddingsEntry:
-    """The token embedding table: `shape` (vocabulary, hidden) row-major at byte `offset` of `file`, never loaded whole.
+    """The place of the token embedding table, which is never loaded whole.
 
-    `dtype` is "bfloat16", "float16" or "float32", as the checkpoint stores it.
+    Attributes:
+        file: name of the file that holds the table.
+        offset: offset of the table's first byte in the file.
+        dtype: dtype in the checkpoint: "bfloat16", "float16" or "float32".
+        shape: shape of the table, (vocabulary, hidden), row-major.
     """
 
     file: str
@@ -177,7 +217,7 @@ class EmbeddingsEntry:
 
 @dataclass(frozen=True)
 class Tool:
-    """What wrote the bundle: the version, and a hash of the exporter's own source and of the packages it used."""
+    """The tool that wrote the bundle: its version, and a hash of the exporter's source and of the packages it used."""
 
     version: str
     source_sha256: str
@@ -185,12 +225,24 @@ class Tool:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A bundle's contents. Paths are relative to the bundle, with slashes.
+    """The contents of a bundle. Paths are relative to the bundle, with slashes.
 
-    `weights` is "copy" or "link". `origins` maps each network's folder to a hash of all that it was made from: equal
-    hashes make equal folders. `loras` are in the order in which they were merged. `calibration` is None where no scale
-    comes from one. `plans` are the engines that `qwen-image build` made, by component. `verify` is the last result of
-    `qwen-image verify`, None before the first.
+    Attributes:
+        tool: tool that wrote the bundle.
+        target: target of the export, which decides the backends that run the graphs.
+        precision: precision of the export.
+        weights: "copy" or "link".
+        checkpoint: checkpoint from which the bundle was made.
+        dims: sizes of the checkpoint that the contracts name.
+        facts: facts of the model.
+        embeddings: place of the token embedding table.
+        components: entries of the components, by name.
+        files: entries of all files, by path.
+        origins: cache key of each network's folder, a hash of all its sources: equal keys make equal folders.
+        loras: merged adapters, in the order of merging.
+        calibration: calibration of the static scales; None if no scale comes from a calibration.
+        plans: TensorRT plans of `qwen-image build`, by component.
+        verify: last result of `qwen-image verify`; None before the first.
     """
 
     tool: Tool
@@ -211,24 +263,24 @@ class Manifest:
 
     @property
     def flags(self) -> str:
-        """How the command is told to open the checkpoint."""
+        """Flags with which the command opens the checkpoint."""
         source = self.checkpoint
         return checkpoint_flags(source.path, source.transformer_file, map(str, self.loras), source.attention)
 
     @property
     def absent_for_references(self) -> tuple[str, ...]:
-        """Names of the components that reference images need and the bundle is without, optional ones first."""
+        """Names of the components that reference images need and the bundle does not have, optional ones first."""
         needed = [row for row in components_with(self.facts.attention) if row.needs_reference_images]
         needed.sort(key=lambda row: not row.optional)
         return tuple(row.name for row in needed if row.name not in self.components)
 
     def to_json(self) -> dict[str, Any]:
-        """The object that manifest.json holds."""
+        """Return the object that manifest.json holds."""
         return {"format": FORMAT, "schema": SCHEMA, **asdict(self)}
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether `folder` has a manifest of any schema version."""
+    """Return whether `folder` has a manifest of any schema version."""
     try:
         data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -237,10 +289,10 @@ def is_bundle(folder: Path) -> bool:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json atomically: under a temporary name, then renamed.
+    """Write manifest.json atomically: to a temporary file that is renamed.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written or renamed.
     """
     text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n"
     with whole_file(folder / MANIFEST, temporary=folder / f".{MANIFEST}.partial", durable=True) as file:
@@ -251,7 +303,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of the bundle in `folder` and check its format. `runtime.bundle.files` checks the files.
 
     Raises:
-        QwenImageError: there is none, or it is no JSON, of another schema version or not in the expected format.
+        QwenImageError: there is no manifest, it cannot be read, or it is not JSON, not a bundle's manifest, of another
+            schema version or not in the expected format.
     """
     path = folder / MANIFEST
     try:
@@ -280,10 +333,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def record_verification(folder: Path, result: Mapping[str, Any]) -> None:
-    """Keep the result of `verify` in the manifest of the bundle in `folder`, atomically.
+    """Record the result of `verify` in the manifest of the bundle in `folder`, atomically.
 
     Raises:
-        QwenImageError: the folder is no bundle, or its manifest cannot be written.
+        QwenImageError: the folder is not a bundle, or its manifest cannot be read or written.
     """
     manifest = replace(read_manifest(folder), verify=result)
     try:

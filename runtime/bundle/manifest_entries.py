@@ -1,4 +1,4 @@
-"""A checkpoint as the command's flags name it: what a bundle records, and what an error's advice repeats."""
+"""The command's flags that name a checkpoint. A bundle records them, and the advice of errors repeats them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 def checkpoint_flags(
     folder: str | Path, transformer_file: str | Path | None, loras: Iterable[str], attention: str | None
 ) -> str:
-    """The flags, with spaces between; `loras` are each FILE or FILE:SCALE."""
+    """Return the flags, with spaces between. Each item of `loras` is FILE or FILE:SCALE."""
     flags = [f"-m {folder}"]
     if transformer_file is not None:
         flags.append(f"--transformer {transformer_file}")

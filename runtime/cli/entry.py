@@ -1,10 +1,10 @@
-"""Where the command starts: Ctrl-C is one line even while its modules are being imported."""
+"""The entry point of the command. Ctrl-C prints one line, even during the import of the command's modules."""
 
 import sys
 
 
 def main() -> int:
-    """Run the command and give its exit code."""
+    """Run the command and return its exit code."""
     try:
         from qwen_image_engine.runtime.cli.main import main as command
 

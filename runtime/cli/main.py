@@ -1,7 +1,7 @@
 """The command `qwen-image`: parse, call one verb, print its report.
 
 Exit codes: 0 done, 1 failed, 2 a request that cannot be carried out as asked, 130 interrupted. With `--json` standard
-output is exactly one JSON document, `{"error": …}` where it fails.
+output is exactly one JSON document, `{"error": …}` if the command fails.
 """
 
 import argparse
@@ -34,7 +34,7 @@ INTERRUPTED = 130
 
 
 class Verb(Protocol):
-    """A module of `runtime.commands`."""
+    """The interface of a module of `runtime.cli.verbs`."""
 
     SUMMARY: str
 
@@ -42,10 +42,11 @@ class Verb(Protocol):
         """Declare the verb's own flags."""
 
     def execute(self, options: argparse.Namespace) -> Report:
-        """Do it.
+        """Execute the verb and return its report.
 
         Raises:
-            QwenImageError: it cannot be done.
+            UsageError: the request cannot be carried out as asked.
+            QwenImageError: the verb failed.
         """
         ...
 
@@ -65,14 +66,14 @@ VERBS: Mapping[str, Verb] = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Usage errors as `UsageError`, so that they end like every other error."""
+    """A parser that raises usage errors as `UsageError`, so that they end like every other error."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with `arguments` (those of the process unless given) and give its exit code."""
+    """Run the command with `arguments` and return its exit code. None stands for the arguments of the process."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     wants_json = "--json" in given
 
@@ -84,12 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def carry_out(work: Callable[[], Report], wants_json: bool, *, quiet: bool) -> int:
-    """Print what `work` reports, or how it failed, and give the exit code.
+    """Call `work`, print its report or its error, and return the exit code.
 
     Args:
-        work: parses and executes.
+        work: function that parses and executes.
         wants_json: whether standard output is one JSON document.
-        quiet: whether what libraries print goes to standard error, so as not to mix with the document.
+        quiet: whether the output of libraries goes to standard error, so that it does not mix with the document.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

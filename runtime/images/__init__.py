@@ -1,1 +1,1 @@
-"""Pictures in and out: reference images read and fitted, PNG files with their parameters."""
+"""Input and output of pictures: reading and fitting of reference images, and PNG files with parameters."""

@@ -1,4 +1,4 @@
-"""The size rule of reference images: what they are fitted to."""
+"""The size rule of reference images: the size that each one is fitted to."""
 
 import math
 from numbers import Integral
@@ -8,31 +8,31 @@ from qwen_image_engine.runtime.images.read import MAX_ASPECT_RATIO
 from qwen_image_engine.runtime.model.size import SIDE_MULTIPLE
 
 MAX_RESOLUTION = 4096
-"""65,536 latents, and as many patches for the vision tower."""
+"""Largest reference resolution [pixels]: 65,536 latents, and as many patches for the vision tower."""
 
 
 def reference_size(
     width: int, height: int, resolution: int, *, name: str, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """Fit a reference image's sides: about `resolution` squared in area, in its aspect ratio, multiples of 32.
+    """Return the fitted size of a reference image: its aspect ratio, an area of about `resolution` squared.
 
-    The processor in front of the vision tower would resize a copy outside its own bounds once more, and its image
-    slots would no longer match the latents; so that is refused.
+    Both sides are multiples of 32. The processor in front of the vision tower resizes an image outside its own bounds.
+    The image slots would then no longer match the latents, so such a size is refused.
 
     Args:
-        width: pixels of the image.
-        height: pixels of the image.
-        resolution: pixels of the side of a square of that area.
-        name: names the image in messages.
-        min_pixels: the least area that the processor leaves alone (`size.shortest_edge` of its settings).
-        max_pixels: the largest (`size.longest_edge`).
+        width: width of the image [pixels].
+        height: height of the image [pixels].
+        resolution: side of a square of the fitted area [pixels].
+        name: name of the image in messages.
+        min_pixels: smallest area that the processor does not resize (`size.shortest_edge` of its settings).
+        max_pixels: largest area that the processor does not resize (`size.longest_edge` of its settings).
 
     Returns:
         (width, height) in pixels.
 
     Raises:
-        UsageError: the resolution is no whole number from 32 to 4096, or the fitted image is too small, too large or
-            too long; the text names a resolution that works.
+        UsageError: the resolution is not a whole number from 32 to 4096, or the fitted image is too small, too large or
+            too long; the text names a resolution that works, if there is one.
     """
     check_resolution(resolution)
     size = _fitted(width, height, resolution)
@@ -53,10 +53,10 @@ def reference_size(
 
 
 def check_resolution(resolution: int) -> None:
-    """Refuse what is no reference resolution.
+    """Raise if a reference resolution is invalid.
 
     Raises:
-        UsageError: it is no whole number from 32 to 4096.
+        UsageError: the resolution is not a whole number from 32 to 4096.
     """
     if not isinstance(resolution, Integral) or not SIDE_MULTIPLE <= resolution <= MAX_RESOLUTION:
         raise UsageError(
@@ -66,7 +66,7 @@ def check_resolution(resolution: int) -> None:
 
 
 def _fitted(width: int, height: int, resolution: int) -> tuple[int, int]:
-    """diffusers' `calculate_dimensions`, rounded half to even."""
+    """Return the size by diffusers' `calculate_dimensions`, rounded half to even."""
     ratio = width / height
     wide = math.sqrt(resolution * resolution * ratio)
     return round(wide / SIDE_MULTIPLE) * SIDE_MULTIPLE, round(wide / ratio / SIDE_MULTIPLE) * SIDE_MULTIPLE

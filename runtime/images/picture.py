@@ -1,4 +1,4 @@
-"""A drawn picture with everything that decided it."""
+"""A drawn picture with all parameters that determine it."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,7 +12,7 @@ from qwen_image_engine.runtime.images.png import check_png_name, save_png
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a pipeline's networks come from: the backend, its networks' precision, the checkpoint's name."""
+    """The origin of a pipeline's networks: the backend, the precision and the checkpoint's name."""
 
     engine: str
     precision: str
@@ -21,23 +21,24 @@ class Origin:
 
 @dataclass(frozen=True)
 class PictureParameters:
-    """What decided a picture; written into its PNG file, one text chunk each.
+    """The parameters that determine a picture. The PNG file holds each of them in one text chunk.
 
     Attributes:
-        prompt: as given.
-        negative_prompt: None without guidance.
-        references: the SHA-256 of each reference image's fitted pixels, with spaces between; None without.
-        guidance: 1 without guidance.
-        seed: of the initial noise; None where the caller gave the noise itself.
-        num_images: size of the batch, which the noise was drawn for at once.
-        image: place of this picture in the batch, from 0.
-        steps: of the sampler.
-        width: pixels.
-        height: pixels.
-        engine: the backend that computed it.
-        precision: of its networks.
+        prompt: the prompt, as given.
+        negative_prompt: the negative prompt; None without guidance.
+        references: the SHA-256 of each reference image's fitted pixels, with spaces between; None without reference
+            images.
+        guidance: guidance weight; 1 without guidance.
+        seed: seed of the initial noise; None if the caller gave the noise itself.
+        num_images: size of the batch, whose noise is drawn at once.
+        image: index of this picture in the batch, from 0.
+        steps: number of steps of the sampler.
+        width: width of the picture [pixels].
+        height: height of the picture [pixels].
+        engine: name of the backend that drew the picture.
+        precision: precision of the networks.
         checkpoint: name of the checkpoint.
-        version: of this package.
+        version: version of this package.
     """
 
     prompt: str
@@ -56,19 +57,19 @@ class PictureParameters:
     version: str
 
     def to_text(self) -> dict[str, str]:
-        """Every parameter that is not None as text, by name; numbers as Python reads them back."""
+        """Return every parameter that is not None as text, by name. Python reads the numbers back exactly."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: str(value) for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture.
+    """A drawn picture.
 
     Attributes:
-        rgba: (height, width, 4) uint8, alpha not premultiplied.
-        latents: (tokens, channels) float32, the final latents it was decoded from.
-        parameters: what decided it.
+        rgba: pixels (height, width, 4) uint8, alpha not premultiplied.
+        latents: the final latents from which the picture was decoded, (tokens, channels) float32.
+        parameters: parameters that determine the picture.
     """
 
     rgba: NDArray[np.uint8]
@@ -76,11 +77,11 @@ class Picture:
     parameters: PictureParameters
 
     def to_pil(self) -> Image.Image:
-        """Give it as a Pillow image of mode RGBA."""
+        """Return the picture as a Pillow image of mode RGBA."""
         return Image.fromarray(self.rgba, "RGBA")
 
     def save(self, path: str | Path) -> None:
-        """Write a PNG that carries the parameters; the file appears whole or not at all.
+        """Write a PNG file that contains the parameters. The file appears whole or not at all.
 
         Raises:
             UsageError: the name does not end in .png.

@@ -1,4 +1,4 @@
-"""Pictures: from the decoder's output to RGBA bytes, and to PNG files that carry their parameters."""
+"""The conversion of the decoder's output to RGBA bytes, and PNG files that contain the picture's parameters."""
 
 import io
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from qwen_image_engine.runtime.system.cancellation import check_cancelled
 
 
 def to_rgba8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Turn a decoded image into bytes, rounded half to even as diffusers' `VaeImageProcessor.postprocess` does.
+    """Convert a decoded image to bytes, rounded half to even like diffusers' `VaeImageProcessor.postprocess`.
 
     Args:
-        image: (batch, 4, height, width) in [-1, 1]; values outside are clamped.
+        image: decoded image (batch, 4, height, width) in [-1, 1]; values outside are clamped.
 
     Returns:
-        (batch, height, width, 4) uint8.
+        Pixels (batch, height, width, 4) uint8.
 
     Raises:
         QwenImageError: a value is not finite.
@@ -35,21 +35,21 @@ def to_rgba8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def check_png_name(path: Path) -> None:
-    """Refuse a name that would not say what is written.
+    """Raise if a file name does not match the format that is written.
 
     Raises:
-        UsageError: it does not end in .png.
+        UsageError: the name does not end in .png.
     """
     if path.suffix.lower() != ".png":
         raise UsageError(f"{path}: pictures are written as PNG, expected a name that ends in .png")
 
 
 def save_png(path: Path, rgba: NDArray[np.uint8], parameters: Mapping[str, str]) -> None:
-    """Write a PNG with one text chunk a parameter; the file appears whole or not at all.
+    """Write a PNG file with one text chunk for each parameter. The file appears whole or not at all.
 
     Args:
-        path: the file; an existing one is replaced.
-        rgba: (height, width, 4) uint8.
+        path: the file; an existing file is replaced.
+        rgba: pixels (height, width, 4) uint8.
         parameters: text of any script under Latin-1 keys of 1 to 79 characters.
 
     Raises:
@@ -68,7 +68,7 @@ def save_png(path: Path, rgba: NDArray[np.uint8], parameters: Mapping[str, str])
 
 
 def png_bytes(picture: Image.Image | NDArray[np.uint8]) -> bytes:
-    """A picture, (height, width, 4) uint8 if it is an array, as a PNG without parameters."""
+    """Return a picture as a PNG without parameters. An array is (height, width, 4) uint8."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture, "RGBA")
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -76,10 +76,10 @@ def png_bytes(picture: Image.Image | NDArray[np.uint8]) -> bytes:
 
 
 def read_png_parameters(path: Path) -> dict[str, str]:
-    """Read the text chunks of a PNG.
+    """Read the text chunks of a PNG file.
 
     Raises:
-        QwenImageError: the file cannot be read or is no PNG.
+        QwenImageError: the file cannot be read or is not a PNG.
     """
     try:
         with Image.open(path, formats=["PNG"]) as image:

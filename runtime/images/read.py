@@ -1,4 +1,4 @@
-"""Reference images from files: opened, judged before they are decoded, and turned into upright RGBA."""
+"""The reader of reference images: opens a file, checks size and mode before decoding, and returns upright RGBA."""
 
 import struct
 import warnings
@@ -14,13 +14,14 @@ from qwen_image_engine.runtime.model.size import MAX_REFERENCES, SIDE_MULTIPLE
 MAX_SIDE = 16_384
 
 MAX_PIXELS = 2**27
-"""134 million, 512 MiB as RGBA: a 108-megapixel photograph is read, a picture of 16,384 squared is not."""
+"""Most pixels of a reference image: 134 million, 512 MiB as RGBA. A 108-megapixel photograph is accepted, a picture of
+16,384 squared is not."""
 
 MAX_ASPECT_RATIO = 200
-"""transformers' `smart_resize`, in front of the vision tower, refuses a longer picture."""
+"""Largest aspect ratio. transformers' `smart_resize`, in front of the vision tower, refuses a longer picture."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-"""Decoded inside this process; Pillow hands others (EPS) to external programs."""
+"""Formats that Pillow decodes inside this process. Pillow gives others (EPS) to external programs."""
 
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
 """Pillow's modes that mean one RGBA picture. The range of I and F is the writer's choice; CMYK needs a profile."""
@@ -32,10 +33,10 @@ ReferenceSource = str | Path | Image.Image
 
 
 def check_references(sources: Sequence[ReferenceSource]) -> None:
-    """Refuse more reference images than the model reads.
+    """Raise if `sources` is not a list of at most `MAX_REFERENCES` reference images.
 
     Raises:
-        UsageError: more than `MAX_REFERENCES`, or one where a list of them is expected.
+        UsageError: there are more than `MAX_REFERENCES`, or a single image is given instead of a list.
     """
     if isinstance(sources, ReferenceSource):
         raise UsageError(f"the references are one {type(sources).__name__}, expected a list of them")
@@ -44,7 +45,7 @@ def check_references(sources: Sequence[ReferenceSource]) -> None:
 
 
 def reference_name(source: ReferenceSource) -> str:
-    """Give the words by which messages name a reference image: its file, if it has one."""
+    """Return the name of a reference image in messages: the file if there is one."""
     name = getattr(source, "filename", "") if isinstance(source, Image.Image) else source
     return f"reference image {str(name) or '(from memory)'}"
 
@@ -52,15 +53,16 @@ def reference_name(source: ReferenceSource) -> str:
 def read_reference(source: ReferenceSource) -> Image.Image:
     """Read a reference image, upright as its EXIF orientation says (diffusers' `load_image`), in mode RGBA.
 
-    Sizes and modes are judged from the file's header, before its pixels are decoded. 16-bit grey is scaled to 8 bits,
-    where Pillow's own conversion clips it. Colour profiles are not applied, as in diffusers.
+    Size and mode are checked from the file's header, before the pixels are decoded. 16-bit grey is scaled to 8 bits;
+    Pillow's own conversion would clip it. Colour profiles are not applied, as in diffusers.
 
     Args:
-        source: a file of one of `FORMATS`, or an image, which stays as it is.
+        source: a file in one of `FORMATS`, or an image, which is not modified.
 
     Raises:
-        UsageError: neither path nor image, no such file, no image, damaged, animated, of a mode without one meaning, or
-            with a side or a number of pixels that no picture can be conditioned on.
+        UsageError: the source is neither a path nor an image, the file does not exist, cannot be opened, is no image or
+            is damaged, or the image is animated, has an ambiguous mode, or has a side, an area or an aspect ratio
+            outside the accepted range.
     """
     if not isinstance(source, ReferenceSource):
         raise UsageError(f"a reference image is {type(source).__name__}, expected a path or a PIL image")

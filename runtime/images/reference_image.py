@@ -1,4 +1,4 @@
-"""A reference image as a request holds it: fitted pixels under the hash that its latents and states are kept by."""
+"""The reference images of a request: fitted pixels, and a hash that is the cache key of their latents and states."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, PIXELS_PER_
 
 @dataclass(frozen=True, eq=False)
 class ReferenceImage:
-    """One image, fitted.
+    """A fitted reference image.
 
     Attributes:
-        rgba: (height, width, 4) uint8, sides multiples of 32.
-        sha256: of size and pixels.
+        rgba: pixels (height, width, 4) uint8, with sides that are multiples of 32.
+        sha256: SHA-256 of size and pixels.
     """
 
     rgba: NDArray[np.uint8]
@@ -28,16 +28,19 @@ class ReferenceImage:
 
     @property
     def block(self) -> ImageBlock:
-        """Its latents in the sequence."""
+        """Block of the image's latents in the token sequence."""
         height, width = (side // PIXELS_PER_LATENT for side in self.rgba.shape[:2])
         return ImageBlock(height, width)
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceImages:
-    """Those of a request, in order, and (width, height) of a picture for which none is asked: the last's.
+    """The reference images of a request, in order, and the default size of a picture.
 
-    Without any that is a square of `DEFAULT_RESOLUTION`.
+    Attributes:
+        images: fitted reference images.
+        size: default (width, height) of a picture [pixels]: the size of the last reference image, or a square of
+            `DEFAULT_RESOLUTION` without reference images.
     """
 
     images: tuple[ReferenceImage, ...] = ()
@@ -47,17 +50,17 @@ class ReferenceImages:
     def read(
         cls, sources: Sequence[ReferenceSource], resolution: int, facts: VisionFacts, absent: Collection[str] = ()
     ) -> "ReferenceImages":
-        """Read and fit them, every one before any network runs.
+        """Read and fit all reference images. No network runs.
 
         Args:
             sources: files or Pillow images.
-            resolution: side of a square of the area that each is fitted to, in pixels.
-            facts: of the vision tower.
-            absent: components that would have to read them and that the bundle has not.
+            resolution: side of a square of the area that each image is fitted to [pixels].
+            facts: facts of the vision tower.
+            absent: names of components that reference images need and that the bundle does not have.
 
         Raises:
-            UsageError: there are too many, one cannot be read or fitted (see `read_reference`, `reference_size`), or
-                there are some and a component is absent.
+            UsageError: there are too many images, an image cannot be read or fitted, or there are images and a
+                component is absent.
         """
         check_references(sources)
         if not sources:
@@ -72,12 +75,12 @@ class ReferenceImages:
         return cls(images, (width, height))
 
     def picture_size(self, width: int | None, height: int | None) -> tuple[int, int]:
-        """(width, height) as asked for, `size` where they are not."""
+        """Return (width, height) of a picture. A side that is None is taken from `size`."""
         return self.size[0] if width is None else width, self.size[1] if height is None else height
 
     @staticmethod
     def _fitted(source: ReferenceSource, resolution: int, facts: VisionFacts) -> ReferenceImage:
-        """One at a time: the largest take half a gigabyte before they are fitted."""
+        """Read and fit one image. The caller fits one at a time: the largest take half a gigabyte before fitting."""
         rgba = fit_reference(
             read_reference(source),
             resolution,

@@ -1,6 +1,7 @@
-"""The facts of a model that the host side needs: sizes of heads, rotary axes, channels, the decoder's reach.
+"""The facts of a model that the host needs: sizes of heads, rotary axes, channels, the decoder's receptive field.
 
-The base of the transformer's rotary frequencies is no fact of a checkpoint: the released line has 10000 in its code.
+The base of the transformer's rotary frequencies is not stored in a checkpoint: the released models have 10000 in their
+code.
 """
 
 from collections.abc import Mapping
@@ -11,21 +12,22 @@ from qwen_image_engine.engines.core.components import Attention, components_with
 from qwen_image_engine.runtime.system.json_schema import fields_of
 
 ATTENTION: tuple[Attention, Attention] = ("causal", "bidirectional")
-"""How tokens of the transformer see each other: as in 2.1, block-causal, or as the report describes 2.0, all of all."""
+"""Kinds of the transformer's attention: block-causal in 2.1, and bidirectional over all tokens in 2.0, as the technical
+report describes it."""
 
 
 @dataclass(frozen=True)
 class VisionFacts:
-    """What a reference image has to be for the vision tower.
+    """The vision tower's facts and its requirements on a reference image.
 
     Attributes:
         head_dim: channels of a head.
-        rope_theta: base of its rotary frequencies.
-        position_side: of the square table of learned positions.
-        image_mean: of R, G, B in 0..1.
-        image_std: likewise.
-        min_pixels: the processor would enlarge an image of less.
-        max_pixels: and shrink one of more.
+        rope_theta: base of the vision tower's rotary frequencies.
+        position_side: side of the square table of learned positions.
+        image_mean: mean of R, G, B, in 0..1.
+        image_std: standard deviation of R, G, B, in 0..1.
+        min_pixels: smallest area of an image; the processor would enlarge a smaller one [pixels].
+        max_pixels: largest area of an image; the processor would shrink a larger one [pixels].
     """
 
     head_dim: int
@@ -39,20 +41,20 @@ class VisionFacts:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Sizes and bases read from the checkpoint.
+    """The sizes of a model and the bases of its rotary frequencies, read from the checkpoint.
 
     Attributes:
-        channels: of a latent, equal in transformer and VAE.
+        channels: channels of a latent, equal in transformer and VAE.
         axes_dims_rope: channels of a transformer head given to (frame, row, column).
         encoder_heads: heads of the text encoder's queries.
         encoder_head_dim: channels of a head of the text encoder.
         encoder_rope_theta: base of the text encoder's rotary frequencies.
-        encoder_mrope_section: pairs of channels of a head that turn with (frame, row, column).
-        deepstack: layers of the text encoder after which features of reference images are added.
+        encoder_mrope_section: pairs of channels of a head that rotate with (frame, row, column).
+        deepstack: number of text encoder layers after which features of reference images are added.
         decoder_halo: latents on each side of a tile that its pixels depend on.
-        cache_token_bytes: of a prefix token's keys and values in all layers, in float32; half of it on a GPU.
-        bidirectional: whether the transformer has the component "joint" in place of prefix and step.
-        vision: of the vision tower.
+        cache_token_bytes: bytes of a prefix token's keys and values in all layers, in float32; half as many on a GPU.
+        bidirectional: whether the transformer has the component "joint" instead of prefix and step.
+        vision: facts of the vision tower.
     """
 
     channels: int
@@ -69,7 +71,7 @@ class ModelFacts:
 
     @property
     def attention(self) -> Attention:
-        """One of `ATTENTION`."""
+        """Kind of the transformer's attention, an item of `ATTENTION`."""
         return ATTENTION[self.bidirectional]
 
     @property
@@ -78,12 +80,12 @@ class ModelFacts:
         return next(row.name for row in components_with(self.attention) if row.runs == "step")
 
     def cache_bytes(self, tokens: int, item_bytes: int = 4) -> int:
-        """Return the bytes of the keys and values of `tokens` prefix tokens in all layers, in items of `item_bytes`."""
+        """Return the bytes of all layers' keys and values of `tokens` prefix tokens, in items of `item_bytes`."""
         return tokens * self.cache_token_bytes * item_bytes // 4
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `dataclasses.asdict` wrote.
+        """Read the facts from the object that `dataclasses.asdict` wrote.
 
         Raises:
             SchemaError: a value is missing or not in the expected format.

@@ -1,4 +1,4 @@
-"""Latents as the transformer's tokens and as the VAE's grid. The patch size is 1: packing only flattens."""
+"""Conversion of latents between the transformer's tokens and the VAE's grid. The patch size is 1: packing flattens."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,6 @@ def pack_latents(latents: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def unpack_latents(tokens: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """Lay tokens (batch, height*width, channels) out as (batch, channels, height, width), in raster order."""
+    """Reshape tokens (batch, height*width, channels), in raster order, to a grid (batch, channels, height, width)."""
     batch, _, channels = tokens.shape
     return np.ascontiguousarray(tokens.transpose(0, 2, 1)).reshape(batch, channels, height, width)

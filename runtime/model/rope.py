@@ -1,7 +1,7 @@
 """Rotary tables of the transformer (each axis has channels of its own) and of the text encoder (the axes interleave).
 
-An angle reaches thousands of radians, where one last bit of a float32 frequency moves the cosine by 1e-4. So frequency
-and angle are rounded to float32 where diffusers and transformers round them; only cosine and sine are taken in float64.
+An angle reaches thousands of radians. There, the last bit of a float32 frequency moves the cosine by 1e-4. So frequency
+and angle are rounded to float32 where diffusers and transformers round them; only cosine and sine are in float64.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 def rotary_tables(
     positions: NDArray[np.int32], axes_dims: Sequence[int], theta: float = 10000.0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Tables for the transformer, which rotates interleaved pairs (2i, 2i+1) of a head (diffusers `QwenImage21Rope`).
+    """Return the transformer's tables for interleaved pairs (2i, 2i+1) of a head (diffusers `QwenImage21Rope`).
 
     Args:
-        positions: (n, axes) int32, from `layout`.
+        positions: (n, axes) int32, from `model.sequence`.
         axes_dims: channels of a head given to each axis; their sum is head_dim.
         theta: base of the frequencies.
 
@@ -33,13 +33,13 @@ def rotary_tables(
 def encoder_rotary_tables(
     positions: NDArray[np.int32], head_dim: int, theta: float, section: Sequence[int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Tables for the text encoder on text and images: interleaved mRoPE (transformers `Qwen3VLTextRotaryEmbedding`).
+    """Return the text encoder's tables: interleaved mRoPE (transformers `Qwen3VLTextRotaryEmbedding`).
 
-    Pair i turns with the row for i = 1, 4, 7, … and with the column for i = 2, 5, 8, …, as many as `section` gives
-    each, and with time for all others.
+    Pair i rotates with the row for i = 1, 4, 7, … and with the column for i = 2, 5, 8, …. `section` has the number of
+    pairs of each. All other pairs rotate with time.
 
     Args:
-        positions: (T, 3) int32, from `layout.encoder_positions`.
+        positions: (T, 3) int32, from `sequence.encoder_positions`.
         head_dim: channels of a head.
         theta: base of the frequencies.
         section: pairs for time, row and column; their sum is head_dim/2.
@@ -54,7 +54,7 @@ def encoder_rotary_tables(
 
 
 def inverse_frequencies(dim: int, theta: float) -> NDArray[np.float32]:
-    """Give theta^(-2i/dim) for i in 0 .. dim/2-1, (dim/2,) float32."""
+    """Return theta^(-2i/dim) for i in 0 .. dim/2-1, (dim/2,) float32."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     powers = np.power(np.float64(theta), exponents.astype(np.float64))
     return np.float32(1) / powers.astype(np.float32)

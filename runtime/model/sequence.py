@@ -1,7 +1,8 @@
-"""The sequences that transformer and text encoder see, as positions on three axes (frame or time, row, column).
+"""The token sequences of transformer and text encoder, as positions on three axes (frame or time, row, column).
 
-Shared by text, reference images and the target: the counterpart of the index part of diffusers' `QwenImage21Rope`, and
-of transformers' `Qwen3VLModel.get_rope_index`. The text encoder has one image slot for 2x2 latents.
+Text, reference images and the target share them. This module is the counterpart of the index part of diffusers'
+`QwenImage21Rope`, and of transformers' `Qwen3VLModel.get_rope_index`. The text encoder has one image slot for 2x2
+latents.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,14 +15,17 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TextRun:
-    """`length` text tokens in a row."""
+    """A run of `length` consecutive text tokens."""
 
     length: int
 
 
 @dataclass(frozen=True)
 class ImageBlock:
-    """One image of `height` x `width` latents, in raster order; bidirectional inside, so never merged with another."""
+    """An image of `height` x `width` latents, in raster order.
+
+    Attention inside a block is bidirectional, so two blocks are never merged.
+    """
 
     height: int
     width: int
@@ -35,8 +39,8 @@ class Layout:
     """Positions of one sequence: the prefix (text and reference images), then the target image.
 
     Attributes:
-        prefix: (T, 3) int32.
-        target: (h*w, 3) int32.
+        prefix: positions of the prefix, (T, 3) int32.
+        target: positions of the target image, (h*w, 3) int32.
     """
 
     prefix: NDArray[np.int32]
@@ -58,12 +62,12 @@ class Layout:
 
 
 def prefix_positions(segments: Sequence[Segment]) -> NDArray[np.int32]:
-    """Give (T, 3) int32, those of a prefix whatever target follows."""
+    """Return the positions of a prefix, (T, 3) int32. They do not depend on the target that follows."""
     return _laid_out(segments, _latents)[0]
 
 
 def text_mask(segments: Sequence[Segment]) -> NDArray[np.bool_]:
-    """Give (T,) bool: which tokens of a prefix are text."""
+    """Return the mask of a prefix's text tokens, (T,) bool."""
     parts = [
         np.ones(segment.length, bool)
         if isinstance(segment, TextRun)
@@ -76,7 +80,10 @@ def text_mask(segments: Sequence[Segment]) -> NDArray[np.bool_]:
 def _laid_out(
     segments: Sequence[Segment], image: Callable[[ImageBlock, int], tuple[NDArray[np.int32], int]]
 ) -> tuple[NDArray[np.int32], int]:
-    """Positions of segments in order, and the one behind them; `image` gives those of a block, and how far it goes."""
+    """Return the positions of segments in order, and the next position after them.
+
+    `image` returns the positions of a block and the number by which it advances.
+    """
     start, blocks = 0, [np.empty((0, 3), np.int32)]
     for segment in segments:
         if isinstance(segment, TextRun):
@@ -98,15 +105,15 @@ def _slots(block: ImageBlock, start: int) -> tuple[NDArray[np.int32], int]:
 
 
 def text_positions(length: int, start: int = 0) -> NDArray[np.int32]:
-    """Give (length, 3) int32: token i sits at start + i on every axis."""
+    """Return the positions of a text run, (length, 3) int32: token i is at start + i on every axis."""
     return np.repeat(np.arange(start, start + length, dtype=np.int32)[:, None], 3, axis=1)
 
 
 def image_positions(height: int, width: int, start: int) -> NDArray[np.int32]:
-    """Give (height*width, 3) int32 in raster order.
+    """Return the positions of an image's latents, (height*width, 3) int32, in raster order.
 
-    The frame axis stands at `start`; rows run -(h - h//2) .. h//2 - 1 and columns alike, centred on zero wherever the
-    image stands in the sequence.
+    The frame axis is `start`. Rows run -(h - h//2) .. h//2 - 1 and columns -(w - w//2) .. w//2 - 1: both are centred on
+    zero wherever the image stands in the sequence.
     """
     positions = np.empty((height, width, 3), np.int32)
     positions[..., 0] = start
@@ -116,10 +123,10 @@ def image_positions(height: int, width: int, start: int) -> NDArray[np.int32]:
 
 
 def encoder_positions(segments: Sequence[Segment]) -> NDArray[np.int32]:
-    """Give (T, 3) int32, the text encoder's positions (time, row, column) of text and image slots in order.
+    """Return the text encoder's positions (time, row, column) of text and image slots in order, (T, 3) int32.
 
     A text token advances the position by 1 on every axis. An image block of h x w latents, both even, is h/2 x w/2
-    slots in raster order: time stands still, rows and columns count from the position on, which then advances by
-    max(h, w)/2.
+    slots in raster order. Inside it, time is constant, and rows and columns count from the current position. After it,
+    the position advances by max(h, w)/2.
     """
     return _laid_out(segments, _slots)[0]

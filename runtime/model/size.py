@@ -1,33 +1,34 @@
-"""The size rule: which picture sizes the model can draw, and how many latents they have."""
+"""The size rule: the picture sizes that the model can draw, and the number of latents of each."""
 
 from numbers import Integral
 
 from qwen_image_engine.engines.core.errors import UsageError
 
 SIDE_MULTIPLE = 32
-"""Sides are whole multiples of this many pixels: 16 of the VAE times the 2x2 latents of one encoder image slot."""
+"""Divisor of every side in pixels: 16 pixels a latent times the 2x2 latents of one image slot of the text encoder."""
 
 PIXELS_PER_LATENT = 16
 
 DEFAULT_RESOLUTION = 1024
-"""Side in pixels of a picture, and of a square of a reference image's area, where none is asked for."""
+"""Default side in pixels of a picture, and of a square of a reference image's area."""
 
 MAX_REFERENCES = 10
-"""Reference images that the released model was trained for."""
+"""Most reference images of a request: the number that the released model was trained for."""
 
 
 def latent_size(width: int, height: int) -> tuple[int, int]:
-    """Check a picture size and give its latents.
+    """Check a picture size and return the size of its latents.
 
     Args:
-        width: pixels.
-        height: pixels.
+        width: width of the picture [pixels].
+        height: height of the picture [pixels].
 
     Returns:
         (rows, columns) of latents: height / 16, width / 16.
 
     Raises:
-        UsageError: a side is not a positive multiple of 32; the text names the nearest valid sides.
+        UsageError: a side is not a whole number or not a positive multiple of 32; for the latter the text names the
+            nearest valid sides.
     """
     if not (isinstance(width, Integral) and isinstance(height, Integral)):
         raise UsageError(f"size {width!r} by {height!r}: expected whole numbers of pixels")
@@ -43,7 +44,7 @@ def latent_size(width: int, height: int) -> tuple[int, int]:
 
 
 def nearest_sides(side: int) -> tuple[int, ...]:
-    """Give the valid sides around `side` in pixels: itself, or the ones below and above, never less than 32."""
+    """Return the valid sides nearest to `side` in pixels: `side` itself, or the next below and above, at least 32."""
     if _is_valid(side):
         return (side,)
     below = side // SIDE_MULTIPLE * SIDE_MULTIPLE
@@ -55,4 +56,4 @@ def _is_valid(side: int) -> bool:
 
 
 MAX_IMAGES = 4
-"""Most images of one batch."""
+"""Most pictures of one batch."""

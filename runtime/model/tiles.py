@@ -1,9 +1,10 @@
-"""The decoder's second part in tiles, so that its memory does not grow with the picture.
+"""The tiling of the decoder's second part, so that its memory does not grow with the picture.
 
-Activations of the last levels are the decoder's largest: 4.8 GB each at 2048x2048 and the released widths, of which a
-run holds three at once, about 15 GB in all; its largest tile, 71 latents a side with the halo, takes 6.3 GB, weights
-included. A tile reads its own latents' features and a halo around them as wide as its pixels see, and draws what the
-whole would; at the picture's edges there is no halo, for the zeros that convolutions pad with are the same.
+Activations of the last levels are the decoder's largest: 4.8 GB each at 2048x2048 and the released widths. A run holds
+three of them at once, about 15 GB in all. The largest tile, 71 latents a side with the halo, takes 6.3 GB, weights
+included. A tile reads the features of its own latents and of a halo around them. The halo is as wide as the receptive
+field, so a tile has the same pixels as the whole picture. At the picture's edges there is no halo: there, convolutions
+pad with the same zeros.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,15 +17,15 @@ from numpy.typing import NDArray
 from qwen_image_engine.runtime.model.size import PIXELS_PER_LATENT
 
 FEATURES_PER_LATENT = 2
-"""Rows of features to one of latents."""
+"""Rows of features for each row of latents."""
 
 TILE_LATENTS = 64
-"""Most latents along a side of a tile, its halo aside: 1024 pixels, and a picture of up to that is one tile."""
+"""Most latents along a side of a tile without halo: 1024 pixels. A picture of up to that size is one tile."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """What a tile draws along one side, and what it reads for that, in latents; stops are not included."""
+    """The range of latents that a tile draws along one side, and the range that it reads. Stops are exclusive."""
 
     start: int
     stop: int
@@ -34,7 +35,7 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """A part of the picture: its rows and columns there, and its pixels (1, 4, height, width) in [-1, 1]."""
+    """A part of the picture: rows and columns of the picture, and pixels (1, 4, height, width) in [-1, 1]."""
 
     rows: slice
     columns: slice
@@ -42,7 +43,7 @@ class Tile:
 
 
 def spans(size: int, halo: int, most: int = TILE_LATENTS) -> Iterator[Span]:
-    """Cut a side of `size` latents into as few spans of at most `most` as there can be, as equal as can be."""
+    """Cut a side of `size` latents into the fewest spans of at most `most` latents, as equal as possible."""
     count = -(-size // most)
     for start, stop in pairwise(size * index // count for index in range(count + 1)):
         yield Span(start, stop, max(start - halo, 0), min(stop + halo, size))
@@ -57,10 +58,11 @@ def draw_tiles(
     """Draw a picture tile by tile.
 
     Args:
-        draw: features (1, channels, 2 * rows, 2 * columns) to image (1, 4, 16 * rows, 16 * columns) in [-1, 1].
-        features: of the whole picture.
+        draw: function from features (1, channels, 2 * rows, 2 * columns) to an image (1, 4, 16 * rows, 16 * columns) in
+            [-1, 1].
+        features: features of the whole picture.
         halo: latents on each side of a tile that its pixels depend on.
-        most: latents along a side of a tile, its halo aside.
+        most: most latents along a side of a tile without halo.
     """
     rows, columns = (size // FEATURES_PER_LATENT for size in features.shape[2:])
     for row, column in product(spans(rows, halo, most), spans(columns, halo, most)):
@@ -73,10 +75,10 @@ def draw_tiles(
 
 
 def _read(span: Span) -> slice:
-    """Rows or columns of the features."""
+    """Return the rows or columns of features that a tile reads."""
     return slice(span.read_start * FEATURES_PER_LATENT, span.read_stop * FEATURES_PER_LATENT)
 
 
 def _drawn(span: Span, origin: int) -> slice:
-    """Rows or columns of pixels, counted from the latent `origin`."""
+    """Return the rows or columns of pixels that a tile draws, counted from the latent `origin`."""
     return slice((span.start - origin) * PIXELS_PER_LATENT, (span.stop - origin) * PIXELS_PER_LATENT)

@@ -9,10 +9,10 @@ TIME_FEATURES = 256
 
 
 def time_features(sigma: float) -> NDArray[np.float32]:
-    """Give the sinusoid of 1000*sigma that the transformer's time embedding reads.
+    """Return the sinusoid of 1000*sigma that the transformer's time embedding reads.
 
-    Frequencies are exp(-ln(10000) * i/128); every step rounds to float32 as diffusers'
-    `QwenImage21TemporalTimesteps` does, because a last bit of the angle is worth 6e-5.
+    Frequencies are exp(-ln(10000) * i/128). Every operation rounds to float32 like diffusers'
+    `QwenImage21TemporalTimesteps`, because the last bit of the angle changes the features by 6e-5.
 
     Returns:
         (256,) float32, 128 cosines then 128 sines.

@@ -1,7 +1,7 @@
-"""What the vision tower takes beside its weights: patches, taps of its position table, and rotary tables.
+"""The inputs of the vision tower: patches, taps of its position table, and rotary tables.
 
-Patches stand in the order in which they are merged: 2x2 blocks in raster order, and inside a block again in raster
-order. The maths is that of transformers' `Qwen2VLImageProcessor` and `vision_utils`.
+Patches are in the order in which they are merged: 2x2 blocks in raster order, and inside a block again in raster order.
+The arithmetic follows transformers' `Qwen2VLImageProcessor` and `vision_utils`.
 """
 
 from collections.abc import Sequence
@@ -12,25 +12,25 @@ from numpy.typing import NDArray
 from qwen_image_engine.runtime.model.rope import rotary_tables
 
 PATCH = 16
-"""Pixels a side."""
+"""Side of a patch [pixels]."""
 
 MERGE = 2
-"""Patches a side of one of the text encoder's image slots."""
+"""Side of an image slot of the text encoder [patches]."""
 
 FRAMES = 2
-"""Frames a patch spans: a still image is one frame, twice."""
+"""Frames of a patch. A still image is the same frame twice."""
 
 
 def vision_patches(rgb: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
     """Normalise an image and cut it into patches.
 
     Args:
-        rgb: (height, width, 3) uint8, with sides that are multiples of 32.
-        mean: of each channel, in [0, 1].
-        std: of each channel, in [0, 1].
+        rgb: image (height, width, 3) uint8, with sides that are multiples of 32.
+        mean: mean of each channel, in [0, 1].
+        std: standard deviation of each channel, in [0, 1].
 
     Returns:
-        (N, 1536) float32, N = height/16 * width/16; a patch is laid out as channel, frame, row, column.
+        Patches (N, 1536) float32, N = height/16 * width/16. The order in a patch is channel, frame, row, column.
     """
     height, width, channels = rgb.shape
     # Rescaling is fused into mean and std, and so rounded, as in transformers.
@@ -43,12 +43,12 @@ def vision_patches(rgb: NDArray[np.uint8], mean: Sequence[float], std: Sequence[
 
 
 def interpolation(rows: int, columns: int, side: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Give bilinear taps into the learned table of positions, whose corners fall on the image's corners.
+    """Return bilinear taps into the learned table of positions. The table's corners fall on the image's corners.
 
     Args:
-        rows: patches of the image.
-        columns: patches of the image.
-        side: the table has side * side rows.
+        rows: rows of patches of the image.
+        columns: columns of patches of the image.
+        side: side of the table, which has side * side rows.
 
     Returns:
         indices, (N, 4) int64 rows of the table, and weights, (N, 4) float32.
@@ -64,14 +64,14 @@ def interpolation(rows: int, columns: int, side: int) -> tuple[NDArray[np.int64]
 def vision_rotary_tables(
     rows: int, columns: int, head_dim: int, theta: float = 10000.0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Tables for the vision tower, which rotates the half-split pairs (i, i + head_dim/2) of a head.
+    """Return the vision tower's rotary tables, for the half-split pairs (i, i + head_dim/2) of a head.
 
-    The first head_dim/4 pairs turn with the row, the others with the column, at the same frequencies (transformers
+    The first head_dim/4 pairs rotate with the row, the others with the column, at the same frequencies (transformers
     `Qwen3VLVisionRotaryEmbedding`).
 
     Args:
-        rows: patches of the image.
-        columns: patches of the image.
+        rows: rows of patches of the image.
+        columns: columns of patches of the image.
         head_dim: channels of a head.
         theta: base of the frequencies.
 
@@ -83,7 +83,7 @@ def vision_rotary_tables(
 
 
 def _merge_order(rows: int, columns: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row and column of every patch, each (N,)."""
+    """Return row and column of every patch in merge order, each (N,)."""
     raster = np.indices((rows, columns))  # (2, rows, columns)
     blocks = raster.reshape(2, rows // MERGE, MERGE, columns // MERGE, MERGE).transpose(0, 1, 3, 2, 4)
     row, column = blocks.reshape(2, -1)
@@ -91,7 +91,7 @@ def _merge_order(rows: int, columns: int) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def _axis_taps(index: NDArray[np.int64], size: int, side: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The two neighbours of `index` of `size` in a table of `side`, and their weights, each (N, 2)."""
+    """Return the two neighbours of `index` of `size` in a table of `side`, and their weights, each (N, 2)."""
     place = index.astype(np.float32) * np.float32(side - 1) / np.float32(max(size - 1, 1))
     below = np.floor(place)
     neighbours = np.arange(2)

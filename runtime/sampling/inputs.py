@@ -1,4 +1,4 @@
-"""The inputs of a sampling run: size, noise levels and noise, all checked before any network runs."""
+"""The inputs of a sampling run: size, noise levels and noise. All are checked before any network runs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig, sigmas
 
 @dataclass(frozen=True, eq=False)
 class SamplingInputs:
-    """Size, noise levels and initial latents of a run.
+    """The size, noise levels and initial latents of a run.
 
     Attributes:
         rows: rows of latents, height / 16.
         columns: columns of latents, width / 16.
         channels: channels of latents.
         sigmas: noise levels (N + 1,) float32, falling to 0.
-        seed: of the noise; not used if the caller gave latents.
-        num_images: pictures of the batch.
+        seed: seed of the noise; not used if the caller gave latents.
+        num_images: number of pictures of the batch.
         given: the caller's own initial latents (num_images, rows * columns, channels) float32, or None.
     """
 
@@ -51,10 +51,11 @@ class SamplingInputs:
         num_images: int,
         latents: NDArray[np.float32] | None,
     ) -> Self:
-        """Check a request. Its noise is drawn when it is first used.
+        """Check a request and return its inputs. The noise is drawn when it is first used.
 
         Raises:
-            UsageError: size, steps, seed, number of images or the given latents are not ones that can be drawn.
+            UsageError: size, steps, seed or number of images is not a whole number or is out of range, or the given
+                latents have another dtype or shape or are not finite.
         """
         for name, value in (("steps", 0 if steps is None else steps), ("seed", seed), ("num_images", num_images)):
             _check_whole(name, value)
@@ -80,24 +81,24 @@ class SamplingInputs:
 
     @property
     def steps(self) -> int:
-        """Steps of the solver."""
+        """Number of steps of the solver."""
         return len(self.sigmas) - 1
 
     @cached_property
     def latents(self) -> NDArray[np.float32]:
         """Initial latents (num_images, rows * columns, channels) float32 at sigmas[0].
 
-        Noise of all images is drawn at once from the seed, as diffusers does.
+        The noise of all images is drawn at once from the seed, as in diffusers.
         """
         if self.given is not None:
             return self.given
         return pack_latents(draw_noise((self.num_images, 1, self.channels, self.rows, self.columns), self.seed))
 
     def with_seed(self, seed: int) -> Self:
-        """Return the same run from another seed.
+        """Return the same inputs with another seed.
 
         Raises:
-            UsageError: no such seed; or the latents were given.
+            UsageError: the seed is not a whole number or is out of range, or the initial latents were given.
         """
         if self.given is not None:
             raise UsageError(f"seed {seed} of a run whose latents were given: noise is drawn without them only")

@@ -1,8 +1,8 @@
 """Initial noise, drawn on the host and equal to torch's CPU generator for the same seed.
 
-The algorithm is that of torch 2.13's `ATen/native/cpu/DistributionTemplates.h` (`normal_fill`) over mt19937, the same
-generator as numpy's frozen `RandomState`. Transcendentals are taken in float64, so the noise does not depend on this
-machine's vector library; what differs from torch (at most 5e-7) is the error of torch's own float32 polynomials.
+The algorithm is `normal_fill` of torch 2.13's `ATen/native/cpu/DistributionTemplates.h` over mt19937, the same
+generator as numpy's frozen `RandomState`. Transcendentals are computed in float64, so the noise does not depend on this
+machine's vector library. The difference from torch (at most 5e-7) is the error of torch's own float32 polynomials.
 """
 
 import math
@@ -20,16 +20,16 @@ _BLOCK = 16
 
 
 def draw_noise(shape: tuple[int, ...], seed: int, dtype: NoiseDtype = "float32") -> NDArray[np.float32]:
-    """Draw what `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=dtype)` draws.
+    """Draw the noise of `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=dtype)`.
 
     Args:
-        shape: for latents (batch, 1, channels, height/16, width/16), as the diffusers pipeline draws them.
-        seed: as torch takes it, -2^63 .. 2^64-1; only its low 32 bits matter.
-        dtype: the dtype torch draws in. bfloat16 holds the same values rounded, except for the last 16, which torch
-            redraws from another place of the stream when the count is not a multiple of 16.
+        shape: shape of the noise; for latents (batch, 1, channels, height/16, width/16), as in the diffusers pipeline.
+        seed: seed in torch's range, -2^63 .. 2^64-1; only the low 32 bits matter.
+        dtype: the dtype in which torch draws. bfloat16 has the same values rounded, except for the last 16: if the
+            count is not a multiple of 16, torch redraws them from another place of the stream.
 
     Returns:
-        float32 of `shape`; for "float32" within 1e-6 of torch, for "bfloat16" within one bfloat16 step.
+        Noise, float32 of `shape`; for "float32" within 1e-6 of torch, for "bfloat16" within one bfloat16 step.
 
     Raises:
         UsageError: the seed is out of range.
@@ -44,7 +44,7 @@ def draw_noise(shape: tuple[int, ...], seed: int, dtype: NoiseDtype = "float32")
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that torch would not take.
+    """Raise if torch would not accept a seed.
 
     Raises:
         UsageError: the seed is out of range.
@@ -54,7 +54,7 @@ def check_seed(seed: int) -> None:
 
 
 def _block_normals(stream: np.random.RandomState, count: int, dtype: NoiseDtype) -> NDArray[np.float32]:
-    """Draw `count` >= 16 values in blocks of 16; a remainder makes torch redraw the whole last 16."""
+    """Draw `count` >= 16 values in blocks of 16. If there is a remainder, torch redraws all of the last 16."""
     whole = count // _BLOCK * _BLOCK
     # In float32 torch first fills all `count` uniforms, in bfloat16 it draws block by block: the redraw of the last 16
     # then reads the stream from `count` or from `whole`.
@@ -81,7 +81,7 @@ def _box_muller(words: NDArray[np.uint32]) -> NDArray[np.float32]:
 
 
 def _scalar_normals(stream: np.random.RandomState, count: int) -> NDArray[np.float32]:
-    """Draw fewer than 16 values: torch then takes pairs in float64, each from two 64-bit words."""
+    """Draw fewer than 16 values. torch then draws pairs in float64, each from two 64-bit words."""
     pairs = (count + 1) // 2
     words = _words(stream, 4 * pairs).astype(np.uint64).reshape(pairs, 2, 2)
     wide = (words[..., 0] << np.uint64(32)) | words[..., 1]  # (pairs, 2)

@@ -1,6 +1,7 @@
 """The noise levels of a run: sigmas with dynamic shift and terminal stretch, or a fixed (Turbo) grid.
 
-The formulas are those of diffusers' `FlowMatchEulerDiscreteScheduler.set_timesteps` as `QwenImage21Pipeline` calls it.
+The formulas follow diffusers' `FlowMatchEulerDiscreteScheduler.set_timesteps` with the arguments that
+`QwenImage21Pipeline` gives.
 """
 
 import math
@@ -17,10 +18,11 @@ from qwen_image_engine.runtime.system.json_schema import MISSING, NUMBER, TRUTH,
 
 DEFAULT_STEPS = 40
 MAX_STEPS = 1000
-"""The schedule's num_train_timesteps: levels that training told apart."""
+"""The schedule's num_train_timesteps: the number of noise levels in training."""
 
 _LARGEST_EXPONENT = 15
-"""e^15: float32 has no level between noise and 1 beyond it. The released schedule gets there at 8,600 pixels a side."""
+"""Largest mu. Beyond e^15, float32 has no level between noise and 1. The released schedule reaches it at 8,600 pixels a
+side."""
 
 
 _TRAINED_LEVELS = leaf(
@@ -37,17 +39,18 @@ _GRID = leaf(
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """What decides the sigmas: `scheduler/scheduler_config.json` and `sample_sigmas` of `model_index.json`.
+    """The configuration of the sigmas: `scheduler/scheduler_config.json` and `sample_sigmas` of `model_index.json`.
 
     Attributes:
-        use_dynamic_shifting: shift by the number of target tokens; otherwise by the constant `shift`.
+        use_dynamic_shifting: whether the number of target tokens decides the shift; otherwise it is the constant
+            `shift`.
         shift: the constant shift.
         base_shift: mu at `base_image_seq_len` tokens.
-        max_shift: mu at `max_image_seq_len` tokens; the line between them is not clamped.
-        base_image_seq_len: target tokens.
-        max_image_seq_len: target tokens.
+        max_shift: mu at `max_image_seq_len` tokens; the line between the two points is not clamped.
+        base_image_seq_len: number of target tokens at `base_shift`.
+        max_image_seq_len: number of target tokens at `max_shift`.
         shift_terminal: the last sigma before 0, to which the others are stretched; None for no stretch.
-        sample_sigmas: the checkpoint's own grid without its final 0; None for an even grid of any length.
+        sample_sigmas: the checkpoint's own grid without the final 0; None for an even grid of any length.
     """
 
     use_dynamic_shifting: bool
@@ -65,11 +68,11 @@ class ScheduleConfig:
 
         Args:
             scheduler: the object in `scheduler_config.json`.
-            sample_sigmas: the value of that key in `model_index.json`, None where it has none.
+            sample_sigmas: the value of `sample_sigmas` in `model_index.json`; None if there is none.
             where: the file's name, for errors.
 
         Raises:
-            QwenImageError: a key is missing, or holds a value that is not implemented here.
+            QwenImageError: a key is missing or has a value that is invalid or not implemented here.
         """
         reader = Reader(scheduler, where)
         if reader.get("_class_name") is not MISSING:
@@ -103,21 +106,22 @@ class ScheduleConfig:
 
 
 def sigmas(config: ScheduleConfig, num_steps: int | None, target_tokens: int) -> NDArray[np.float32]:
-    """Give the noise levels of a run, from 1 (noise) down to 0 (picture).
+    """Return the noise levels of a run, from 1 (noise) down to 0 (picture).
 
-    s' = e^mu / (e^mu + 1/s - 1), with mu linear in the number of target tokens, then stretched so that the last is
-    `shift_terminal`.
+    The formula is s' = e^mu / (e^mu + 1/s - 1), with mu linear in the number of target tokens. The result is stretched
+    so that the last level is `shift_terminal`.
 
     Args:
         config: the schedule.
-        num_steps: N; None for the length of the fixed grid, or 40 where there is none.
-        target_tokens: latents of the target, height/16 * width/16.
+        num_steps: number of steps N; None for the length of the fixed grid, or 40 if there is none.
+        target_tokens: number of latents of the target, height/16 * width/16.
 
     Returns:
-        (N + 1,) float32, the last 0.
+        Noise levels (N + 1,) float32, the last 0.
 
     Raises:
-        UsageError: fewer steps than the formula allows, or another number than a fixed grid has.
+        UsageError: there are fewer steps than the formula needs, more than `MAX_STEPS`, or another number than the
+            fixed grid has; or the picture is so large that every level is noise.
     """
     fixed = config.sample_sigmas
     if fixed is not None and num_steps is not None and num_steps != len(fixed):
@@ -147,7 +151,7 @@ def sigmas(config: ScheduleConfig, num_steps: int | None, target_tokens: int) ->
 
 
 def shift_exponent(config: ScheduleConfig, target_tokens: int) -> float:
-    """Give mu, the line through the config's two (tokens, shift) pairs, not clamped (diffusers `calculate_shift`)."""
+    """Return mu on the line through the two (tokens, shift) points, not clamped (diffusers `calculate_shift`)."""
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
     return target_tokens * slope + (config.base_shift - slope * config.base_image_seq_len)
 

@@ -1,4 +1,4 @@
-"""Solvers of the sampling equation dx/dsigma = velocity, and the table of those that a request can name."""
+"""Solvers of the sampling equation dx/dsigma = velocity, and the table of solvers by name."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from qwen_image_engine.runtime.sampling.step import Step
 Latents = NDArray[np.float32]
 
 Velocity = Callable[[Latents, float], Latents]
-"""The network: (latents (batch, tokens, channels), sigma) -> velocity of the same shape."""
+"""The network as a function: (latents (batch, tokens, channels), sigma) -> velocity of the same shape."""
 
 
 class Solver(Protocol):
-    """One integration of dx/dsigma = velocity over a falling grid of noise levels, with the state that it needs."""
+    """An integration of dx/dsigma = velocity over a falling grid of noise levels, with the state of the method."""
 
     def step(self, velocity: Velocity, latents: Latents, index: int) -> tuple[Latents, Latents]:
         """Take step `index`, from sigmas[index] to sigmas[index + 1]. Steps are taken in order, each once.
 
         Args:
-            velocity: the network, evaluated as often as `SolverRow.evaluations` says.
-            latents: (batch, tokens, channels) at sigmas[index]; not modified.
-            index: 0 for the first step.
+            velocity: the network, evaluated `SolverRow.evaluations` times.
+            latents: latents (batch, tokens, channels) at sigmas[index]; not modified.
+            index: index of the step, 0 for the first.
 
         Returns:
-            The latents after the step, and the velocity at its beginning.
+            The latents after the step, and the velocity at the beginning of the step.
         """
         ...
 
 
 @dataclass(frozen=True)
 class SolverRow:
-    """One row of the table of solvers.
+    """A row of the table of solvers.
 
     Attributes:
-        name: the word that a request takes.
-        begin: makes the solver of one integration over sigmas (N + 1,) float32.
-        evaluations: runs of the network in a step, without guidance.
+        name: name of the solver in a request.
+        begin: function that creates the solver of one integration over sigmas (N + 1,) float32.
+        evaluations: number of runs of the network in a step, without guidance.
         on_device: whether an engine that takes the steps itself (`engines.core.loop`) has a kernel of the same
             arithmetic.
     """
@@ -56,22 +56,22 @@ class SolverRow:
 
 
 class Euler:
-    """Euler's method, x + (sigma' - sigma) * velocity, as diffusers' `FlowMatchEulerDiscreteScheduler` takes it."""
+    """Euler's method, x + (sigma' - sigma) * velocity, as in diffusers' `FlowMatchEulerDiscreteScheduler`."""
 
     def __init__(self, sigmas: NDArray[np.float32]) -> None:
         self._sigmas = sigmas
 
     def step(self, velocity: Velocity, latents: Latents, index: int) -> tuple[Latents, Latents]:
-        """Take one step; see `Solver.step`."""
+        """Take one Euler step from sigmas[index] to sigmas[index + 1]. `Solver.step` describes the arguments."""
         sigma, following = self._sigmas[index], self._sigmas[index + 1]
         slope = velocity(latents, float(sigma))
         return euler_step(latents, slope, sigma, following), slope
 
 
 def euler_step(latents: Latents, velocity: Latents, sigma: np.float32, following: np.float32) -> Latents:
-    """Return the latents at `following`, by one step of Euler's method from `sigma`, in float32.
+    """Return the latents at the noise level `following` after one Euler step from `sigma`, in float32.
 
-    `engines/cuda/euler_kernel.py` does the same on a GPU, bit for bit.
+    `engines/cuda/euler_kernel.py` computes the same on a GPU, bit for bit.
     """
     return latents + (following - sigma) * velocity
 
@@ -87,15 +87,15 @@ def integrate(
 
     Args:
         velocity: the network.
-        latents: (batch, tokens, channels) at sigmas[0]; not modified.
-        sigmas: (N + 1,) float32, falling.
+        latents: latents (batch, tokens, channels) at sigmas[0]; not modified.
+        sigmas: noise levels (N + 1,) float32, falling.
         solver: row of `SOLVERS`.
 
     Yields:
-        N steps; step k after its update, with the latents at sigmas[k+1].
+        N steps. Step k comes after its update, with the latents at sigmas[k+1].
 
     Raises:
-        QwenImageError: the velocity is not finite or of another shape than the latents.
+        QwenImageError: the velocity is not finite or does not have the shape of the latents.
     """
     steps = len(sigmas) - 1
     method = solver.begin(sigmas)
@@ -123,7 +123,7 @@ def _checked(velocity: Velocity, index: int, sigmas: NDArray[np.float32]) -> Vel
 
 
 def not_finite(index: int, sigmas: NDArray[np.float32]) -> QwenImageError:
-    """Return the error of step `index` of a grid (N + 1,) whose velocity holds an infinity or no number."""
+    """Return the error for step `index` of a grid (N + 1,) whose velocity is not finite."""
     return QwenImageError(
         f"step {index + 1} of {len(sigmas) - 1} (sigma {sigmas[index]:.4f}): the velocity is not finite; "
         "run the transformer in bf16 or fp32"

@@ -1,4 +1,4 @@
-"""One step of a sampling run, as its caller sees it."""
+"""The step of a sampling run, in the caller's view."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Decode = Callable[[NDArray[np.float32], float], NDArray[np.uint8]]
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step taken.
+    """A step of a sampling run that has been taken.
 
-    On an engine that takes the steps on a GPU, latents are read back when they are asked for: before the next step, or
-    after the last one.
+    If the engine takes the steps on a GPU, latents are read back only on request. The request must come before the next
+    step, except after the last one.
 
     Attributes:
-        index: 0 for the first step.
+        index: index of the step, 0 for the first.
         steps: number of all steps.
-        sigma: the noise level after the step; 0 after the last.
-        seconds: time that the step took.
+        sigma: noise level after the step; 0 after the last.
+        seconds: duration of the step [s].
     """
 
     index: int
@@ -46,7 +46,7 @@ class Step:
 
     @property
     def predicted(self) -> NDArray[np.float32]:
-        """Clean latents (batch, tokens, channels) that the step's velocity points at: latents - sigma * velocity.
+        """Clean latents (batch, tokens, channels) predicted from the step's velocity: latents - sigma * velocity.
 
         Raises:
             QwenImageError: the device has taken another step meanwhile.
@@ -55,13 +55,14 @@ class Step:
         return latents - np.float32(self.sigma) * velocity
 
     def preview(self, scale: float = 1 / 4) -> NDArray[np.uint8]:
-        """Decode the predicted clean pictures, (batch, height * scale, width * scale, 4); timed as `preview`.
+        """Decode the predicted clean pictures, (batch, height * scale, width * scale, 4). Its timing is "preview".
 
         Args:
-            scale: 1 decodes the whole; 1/4 decodes latents averaged over 4x4, in a sixteenth of the time.
+            scale: scale of the sides. 1 decodes all latents; 1/4 decodes latents averaged over 4x4, in a sixteenth of
+                the time.
 
         Raises:
-            UsageError: another scale, or a step of a run without a decoder.
+            UsageError: the scale is neither 1 nor 1/4, or the run has no decoder.
             QwenImageError: the decoder failed, or the device has taken another step meanwhile.
         """
         if scale not in (1, 1 / 4):

@@ -1,1 +1,1 @@
-"""The operating system: files written whole, Ctrl-C, progress lines, facts of memory and machine."""
+"""The layer over the operating system: atomic file writes, Ctrl-C, progress lines, facts of memory and machine."""

@@ -1,7 +1,7 @@
-"""Cancellation of work by whoever asked for it, from any thread.
+"""Cancellation of work from any thread.
 
-A token belongs to one piece of work: a request, or a command. The code that does the work finds the tokens that it is
-done for in its context, so that two requests in two threads are cancelled apart.
+A token belongs to one piece of work: a request, or a command. The code that does the work finds its tokens in its
+context, so that two requests in two threads are cancelled separately.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from qwen_image_engine.engines.core.errors import Cancelled
 
 
 class Cancellation:
-    """A token that is cancelled once and for all.
+    """A cancellation token. A cancelled token stays cancelled.
 
     Args:
-        error: raised where the work finds that it is cancelled.
+        error: error to raise when the work finds that it is cancelled.
     """
 
     def __init__(self, error: type[BaseException] = Cancelled) -> None:
@@ -33,7 +33,7 @@ class Cancellation:
         return self._cancelled
 
     def cancel(self) -> None:
-        """Cancel, and call what `on_cancel` registered; a second call does nothing."""
+        """Cancel the work and call the actions that `on_cancel` registered. A second call does nothing."""
         with self._lock:
             actions = [] if self._cancelled else list(self._actions)
             self._cancelled = True
@@ -41,20 +41,20 @@ class Cancellation:
             action()
 
     def check(self) -> None:
-        """Raise the token's error if it is cancelled.
+        """Raise the token's error if the token is cancelled.
 
         Raises:
-            Cancelled: or the error that the token was made with.
+            Cancelled: the token is cancelled. A token with another error raises that error instead.
         """
         if self._cancelled:
             raise self._error("the request was cancelled")
 
     @contextmanager
     def on_cancel(self, action: Callable[[], None]) -> Iterator[None]:
-        """Call `action` if the token is cancelled inside, from the thread that cancels.
+        """Call `action` if the token is cancelled during the block. The thread that cancels makes the call.
 
         Raises:
-            Cancelled: the token is cancelled already.
+            Cancelled: the token is already cancelled. A token with another error raises that error instead.
         """
         with self._lock:
             self._actions.append(action)
@@ -71,7 +71,11 @@ _tokens: ContextVar[tuple[Cancellation, ...]] = ContextVar("cancellations", defa
 
 @contextmanager
 def cancellable(token: Cancellation) -> Iterator[None]:
-    """Do the work inside for `token`, beside the tokens that the caller's own work is done for."""
+    """Add `token` to the tokens of this context for the block.
+
+    Raises:
+        Cancelled: the token is already cancelled. A token with another error raises that error instead.
+    """
     before = _tokens.set((*_tokens.get(), token))
     try:
         token.check()
@@ -81,7 +85,7 @@ def cancellable(token: Cancellation) -> Iterator[None]:
 
 
 def check_cancelled() -> None:
-    """Raise if the work of this context is cancelled: between stages, and before anything is written.
+    """Raise if the work of this context is cancelled. Call this between stages and before anything is written.
 
     Raises:
         Cancelled: the request was cancelled.
@@ -93,11 +97,11 @@ def check_cancelled() -> None:
 
 @contextmanager
 def on_cancel(action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` if the work of this context is cancelled inside, from the thread that cancels.
+    """Call `action` if the work of this context is cancelled during the block. The thread that cancels makes the call.
 
     Raises:
-        Cancelled: it is cancelled already.
-        KeyboardInterrupt: the command was interrupted already.
+        Cancelled: the request was already cancelled.
+        KeyboardInterrupt: the command was already interrupted.
     """
     tokens = _tokens.get()
     if not tokens:

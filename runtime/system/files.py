@@ -1,4 +1,4 @@
-"""Files: hashed, checked before they are written, written whole or not at all."""
+"""Files: hashing, a check before writing, and writing that leaves a file whole or absent."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from qwen_image_engine.runtime.system.cancellation import check_cancelled
 
 
 def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a file's bytes, read in blocks.
+    """Return the SHA-256 of a file's bytes, read in blocks. `progress` is called with the bytes of each block.
 
     Raises:
-        QwenImageError: it cannot be read.
+        QwenImageError: the file cannot be read.
     """
     digest = hashlib.sha256()
     try:
@@ -37,10 +37,12 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
 
 
 def check_writable(*paths: Path) -> None:
-    """Try each folder with a file that is removed at once: permissions alone do not tell of read-only disks.
+    """Raise if a path could not be written. Try each folder with a probe file that is removed at once.
+
+    Permissions alone do not show read-only disks.
 
     Raises:
-        QwenImageError: a file could not be written there.
+        QwenImageError: a path is a folder, or its folder does not exist or is not writable.
     """
     for path in paths:
         if path.is_dir():
@@ -61,7 +63,7 @@ def write_array(path: Path, array: NDArray[np.float32]) -> None:
     """Write a .npy file.
 
     Raises:
-        QwenImageError: it cannot be written.
+        QwenImageError: the file cannot be written.
     """
     _write(path, lambda file: np.save(file, array))
 
@@ -70,7 +72,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON file.
 
     Raises:
-        QwenImageError: it cannot be written.
+        QwenImageError: the file cannot be written.
     """
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     _write(path, lambda file: file.write(text.encode()))

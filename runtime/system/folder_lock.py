@@ -1,4 +1,4 @@
-"""The lock of a folder, which one process holds at a time."""
+"""The lock of a folder. One process holds it at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 
 
 class FolderBusyError(QwenImageError):
-    """Another process holds the lock of the folder."""
+    """The error that another process holds the lock of a folder."""
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
 
     Args:
         folder: the folder, whose parent exists.
-        busy: text of the error, after the folder's name: who writes there, and what to do.
+        busy: text of the error after the folder's name: the writer, and the remedy.
 
     Raises:
         FolderBusyError: another process holds the lock.

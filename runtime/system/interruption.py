@@ -1,8 +1,8 @@
-"""Ctrl-C that cannot get lost, for the command.
+"""Handling of Ctrl-C for the command, so that an interruption is never lost.
 
-Python raises KeyboardInterrupt where the main thread is. In a weak reference's callback or in `__del__` it is printed
-and dropped, and compiled code may drop it too; the work would go on to its end. So the signal also cancels a token of
-the command, which all work that comes in many pieces checks between two of them.
+Python raises KeyboardInterrupt wherever the main thread is. In a weak reference's callback or in `__del__` the error is
+printed and dropped, and compiled code may drop it too. The work would then continue to its end. So the signal also
+cancels a token of the command. All work in many pieces checks this token between two pieces.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from qwen_image_engine.runtime.system.cancellation import Cancellation, cancella
 
 @contextmanager
 def remembered_interruption() -> Iterator[None]:
-    """Do the work inside so that SIGINT ends it, wherever the signal comes.
+    """Make SIGINT end the block, wherever the signal arrives.
 
-    Nothing changes outside of the main thread, or if a caller has a handler of its own or ignores the signal.
+    This does nothing outside the main thread, or if a caller has its own handler or ignores the signal.
     """
     ours = threading.current_thread() is threading.main_thread()
     if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

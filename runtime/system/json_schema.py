@@ -1,7 +1,7 @@
-"""The schema of a JSON document: small checks that combine, and errors that name place, found and expected.
+"""The schema of a JSON document: small checks that combine, and errors that name place, value and expected format.
 
-A check takes a value and its place, such as "cases[0].runs[1].rounds", and raises `SchemaError` if the value is not in
-the expected format. Whatever JSON value it is given, it raises nothing else.
+A check takes a value and a place, such as "cases[0].runs[1].rounds". It raises `SchemaError` if the value is not in the
+expected format, and no other error for any JSON value.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 Check = Callable[[Any, str], None]
 
 MISSING = object()
-"""The value of a key that an object does not have."""
+"""Placeholder for the value of a missing key."""
 
 _SHOWN = 60
 _LISTED = 8
 
 
 class SchemaError(QwenImageError):
-    """A value that is not in the expected format. The text has its place, the value and what is expected."""
+    """The error that a value is not in the expected format. The text names the place, the value and the expectation."""
 
 
 def described(value: object) -> str:
-    """Return a value as JSON spells it, cut to one short line."""
+    """Return a value in JSON notation, cut to one short line."""
     if value is MISSING:
         return "missing"
     if value is None:
@@ -59,7 +59,7 @@ def _cut(text: str) -> str:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Return whether a value is a number that a float can hold; JSON's true and false are none, nor NaN."""
+    """Return whether a value is a number that a float can hold. JSON's true and false, NaN and infinities are not."""
     if isinstance(value, bool):
         return False
     if isinstance(value, int):
@@ -68,7 +68,7 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Return whether a value is an integer; JSON's true and 3.0 are none."""
+    """Return whether a value is an integer. JSON's true and 3.0 are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -83,7 +83,7 @@ def is_count(value: object) -> TypeGuard[int]:
 
 
 def is_list_of(value: object, test: Callable[[Any], bool], length: int | None = None) -> bool:
-    """Return whether a value is a list of `length` items, or of any number but none, that all pass `test`."""
+    """Return whether a value is a list of `length` items, or of one or more if None, that all pass `test`."""
     return (
         isinstance(value, list)
         and (len(value) > 0 if length is None else len(value) == length)
@@ -136,7 +136,7 @@ def many(item: Check, least: int = 1) -> Check:
 
 
 def named(item: Check, names: tuple[str, ...] | None = None) -> Check:
-    """Return the check of an object with any keys, or any of `names`, whose values pass `item`."""
+    """Return the check of an object with any keys, or only keys of `names`, whose values pass `item`."""
 
     def check(value: Any, place: str) -> None:
         for key, found in _object(value, place).items():
@@ -148,7 +148,7 @@ def named(item: Check, names: tuple[str, ...] | None = None) -> Check:
 
 
 def record(required: Mapping[str, Check], extra: Mapping[str, Check] | None = None, *, closed: bool = False) -> Check:
-    """Return the check of an object with the keys of `required`, perhaps of `extra`, and if `closed` no others."""
+    """Return the check of an object with the keys of `required`, optionally of `extra`, and if `closed` no others."""
 
     def check(value: Any, place: str) -> None:
         found = _object(value, place)
@@ -179,13 +179,13 @@ _BY_TYPE: Mapping[Any, Check] = {
 
 
 def fields_of(kind: type, **nested: Check) -> Check:
-    """Return the check of what `dataclasses.asdict` made of a `kind`, whose integers are not negative.
+    """Return the check of an object that `dataclasses.asdict` made from a `kind`. Integers are not negative.
 
-    Fields with a default may be absent. There are no other keys.
+    Fields with a default may be absent. Other keys are errors.
 
     Args:
         kind: the dataclass.
-        nested: checks of fields that are neither texts, numbers nor lists of them.
+        nested: checks of fields that are neither texts, numbers nor lists of texts or numbers.
     """
     types = get_type_hints(kind)
     checks = {item.name: nested.get(item.name) or _BY_TYPE[types[item.name]] for item in fields(kind)}
@@ -209,15 +209,15 @@ def _within(place: str, key: str) -> str:
 
 
 class Reader:
-    """Reads checked values out of one JSON object and remembers which keys were read.
+    """A reader of checked values from one JSON object, which remembers the keys that were read.
 
     Args:
         values: the parsed object.
-        where: the file, for error messages.
+        where: name of the file, for error messages.
         prefix: path of the object inside the file, such as `text_config.`.
 
     Raises:
-        QwenImageError: `values` is no object.
+        QwenImageError: `values` is not an object.
     """
 
     def __init__(self, values: Any, where: str, prefix: str = "") -> None:
@@ -231,34 +231,42 @@ class Reader:
         self.read: set[str] = set()
 
     def refuse(self, key: str, expected: str) -> NoReturn:
-        """Raise the error of a missing or unacceptable key."""
+        """Raise the error of a missing key or an unacceptable value.
+
+        Raises:
+            QwenImageError: always.
+        """
         found = described(self.values.get(key, MISSING))
         raise QwenImageError(f"{self._place(key)} is {found}, expected {expected}")
 
     def get(self, key: str) -> Any:
-        """Return the value, unchecked, or `MISSING`."""
+        """Return the unchecked value of a key, or `MISSING`."""
         self.read.add(key)
         return self.values.get(key, MISSING)
 
     def take(self, key: str, check: Check) -> Any:
-        """Return the value of a key that has to be there and to pass `check`.
+        """Return the value of a required key after `check`.
 
         Raises:
-            QwenImageError: the key is missing or does not pass.
+            QwenImageError: the key is missing, or the value does not pass `check`.
         """
         value = self.get(key)
         check(value, self._place(key))
         return value
 
     def expect(self, key: str, *accepted: Any, why: str = "") -> None:
-        """Require one of the values that are implemented."""
+        """Raise if the value of a key is not one of `accepted`.
+
+        Raises:
+            QwenImageError: the key is missing or has another value.
+        """
         found = self.get(key)
         if not any(type(found) is type(value) and found == value for value in accepted):
             choices = " or ".join(described(value) for value in accepted)
             self.refuse(key, choices + (f" ({why})" if why else ""))
 
     def integer(self, key: str) -> int:
-        """Return a positive integer; JSON's true and 3.0 are none."""
+        """Return a positive integer. JSON's true and 3.0 are refused."""
         return int(self.take(key, leaf("a positive integer", is_count)))
 
     def number(self, key: str) -> float:
@@ -266,12 +274,12 @@ class Reader:
         return float(self.take(key, leaf("a positive number", lambda value: is_number(value) and value > 0)))
 
     def integers(self, key: str, length: int | None = None) -> tuple[int, ...]:
-        """Return a list of positive integers, which is not empty."""
+        """Return a non-empty list of positive integers, of `length` items if given."""
         expected = f"a list of {length or 'one or more'} positive integers"
         return tuple(self.take(key, leaf(expected, lambda value: is_list_of(value, is_count, length))))
 
     def places(self, key: str) -> tuple[int, ...]:
-        """Return a list of rising indices from 0, which may be empty."""
+        """Return a list of rising indices, 0 or more. The list may be empty."""
         rising = leaf(
             "a list of rising whole numbers from 0",
             lambda value: value == [] or (is_list_of(value, is_whole) and sorted(set(value)) == value),

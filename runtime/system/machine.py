@@ -1,4 +1,4 @@
-"""Facts of the machine that decide what fits and what is fast; None where this system does not tell."""
+"""Facts of the machine that decide what fits and what is fast. A fact is None if the system does not report it."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ CPU_FLAGS: Mapping[str, str] = {
     "amx_bf16": "bf16, several times faster",
     "amx_int8": "int8, several times faster",
 }
-"""What the engines' fast paths need, by the kernel's name of the flag."""
+"""CPU features of the engines' fast paths, by the kernel's name of the flag."""
 
 PACKAGES = (
     "qwen-image-engine",
@@ -40,16 +40,17 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine.
+    """The facts of this machine.
 
     Attributes:
-        python: its version.
+        python: version of Python.
         system: kernel and architecture.
-        cpu: the processor's name.
-        cores: those this process may use.
-        cpu_flags: of `CPU_FLAGS`, whether the processor has it.
-        memory_bytes: of the machine or of the container this runs in, whichever is less.
-        free_memory_bytes: what a new process could take now.
+        cpu: name of the processor.
+        cores: number of cores that this process may use.
+        cpu_flags: whether the processor has each flag of `CPU_FLAGS`; None if the system does not report them.
+        memory_bytes: memory of the machine or of this container, whichever is less; None if the system does not report
+            it.
+        free_memory_bytes: memory that a new process could take now; None if the system does not report it.
     """
 
     python: str
@@ -62,7 +63,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Self:
-        """Read them."""
+        """Read the facts of this machine."""
         flags = _proc("/proc/cpuinfo", "flags")
         total, free = _proc("/proc/meminfo", "MemTotal"), _proc("/proc/meminfo", "MemAvailable")
         limit = _number("/sys/fs/cgroup/memory.max")
@@ -79,9 +80,12 @@ class Machine:
 
 
 def reachable_memory_bytes() -> int | None:
-    """The most that this process could yet take, caches emptied and swap filled; None where the system does not tell.
+    """Return the most bytes that this process could still take, with caches emptied and swap filled.
 
-    An upper bound: what needs more cannot end well.
+    This is an upper bound: work that needs more is sure to fail.
+
+    Returns:
+        Bytes; None if the system does not report them.
     """
     free = _kibibytes(_proc("/proc/meminfo", "MemAvailable"))
     swap = _kibibytes(_proc("/proc/meminfo", "SwapFree")) or 0
@@ -91,10 +95,10 @@ def reachable_memory_bytes() -> int | None:
 
 
 def int8_expectation(flags: Mapping[str, bool] | None) -> str:
-    """What an int8 bundle is good for on a processor with `flags` (of `CPU_FLAGS`).
+    """Describe the benefit of an int8 bundle on a processor with `flags` (of `CPU_FLAGS`).
 
-    A step's time is that of 2 blocks at the released width on Zen 4 and Zen 5, which have VNNI and no AMX, against
-    torch in fp32: benchmarks/results/speed*.json, docs/performance.md.
+    The times of a step were measured with 2 blocks at the released width on Zen 4 and Zen 5, which have VNNI and no
+    AMX, and are relative to torch in fp32: benchmarks/results/speed*.json, docs/performance.md.
     """
     memory = "linears take a quarter of fp32's memory"
     if flags is None:
@@ -112,7 +116,7 @@ def int8_expectation(flags: Mapping[str, bool] | None) -> str:
 
 
 def package_versions() -> dict[str, str | None]:
-    """The installed version of every package that matters here, None where there is none."""
+    """Return the installed version of every package of `PACKAGES`; None if it is not installed."""
     return {name: _version(name) for name in PACKAGES}
 
 
@@ -145,7 +149,7 @@ def _number(file: str) -> int | None:
 
 
 def _cgroup_anonymous_bytes() -> int | None:
-    """What the container's processes allocated; its memory.current counts file caches too."""
+    """Return the bytes that the container's processes allocated. memory.current would count file caches too."""
     try:
         lines = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a process holds in memory, and the most it held while something ran; from proc(5), so on Linux alone."""
+"""The memory use of a process and its peaks, read from proc(5) and therefore on Linux only."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 SAMPLE_S = 0.02
-"""Time between two readings: an engine takes longer to fill the smallest buffer that matters."""
+"""Time between two samples [s]. An engine takes longer to fill the smallest buffer that matters."""
 
 _FIELDS = {"RssAnon": "anonymous_bytes", "RssFile": "file_bytes", "VmRSS": "resident_bytes"}
 _HIGHEST = "VmHWM"
@@ -15,12 +15,12 @@ _HIGHEST = "VmHWM"
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes of a process.
+    """The memory use of a process.
 
     Attributes:
-        anonymous_bytes: what it allocated; no other process and no file can give these pages back.
-        file_bytes: pages of mapped files, which the system takes when it needs them.
-        resident_bytes: both, and shared memory.
+        anonymous_bytes: memory that the process allocated; no file exists from which the system could restore it.
+        file_bytes: pages of mapped files, which the system reclaims when it needs them.
+        resident_bytes: both together, and shared memory.
     """
 
     anonymous_bytes: int
@@ -29,12 +29,12 @@ class MemoryUse:
 
     @classmethod
     def of(cls, process: int | str = "self") -> Self | None:
-        """Read that of a process, given by its id; None where the system or the process does not tell."""
+        """Read the memory use of a process by its id. Return None if the system does not report it."""
         told = _status(process)
         return cls(**{field: told[name] for name, field in _FIELDS.items()}) if told.keys() >= _FIELDS.keys() else None
 
     def peak(self, other: Self | None) -> Self:
-        """The larger of each number, which need not be of one moment."""
+        """Return the larger of each number. The numbers need not be from the same moment."""
         if other is None:
             return self
         return type(self)(
@@ -45,10 +45,10 @@ class MemoryUse:
 
 
 class MemoryWatch:
-    """Reads a process's memory in a thread until it is closed, and keeps the peak since the last `restart`.
+    """A thread that samples a process's memory until it is closed, and records the peak since the last `restart`.
 
-    What is given back between two readings is missed, unless it made the most that was ever resident: the kernel counts
-    that on its own, so the highest stage of a process has the process's peak.
+    Memory that is allocated and freed between two samples is missed, except in the largest peak of the process. The
+    kernel counts that one itself, so the stage with the largest peak has the exact value.
     """
 
     def __init__(self, process: int | str = "self") -> None:
@@ -63,19 +63,19 @@ class MemoryWatch:
         self._thread.start()
 
     def restart(self) -> None:
-        """Forget the peak; `overall` stays."""
+        """Reset the peak. `overall` is not reset."""
         with self._lock:
             self._peak = None
         self._highest_before = highest_resident_bytes(self._process) or 0
         self._sample()
 
     def peak(self) -> MemoryUse | None:
-        """The peak since the last `restart`, None where the system does not tell."""
+        """Return the peak since the last `restart`; None if the system does not report memory."""
         self._sample()
         return self._raised(self._peak, self._highest_before)
 
     def overall(self) -> MemoryUse | None:
-        """The peak since this was made."""
+        """Return the peak since the watch was created; None if the system does not report memory."""
         self._sample()
         return self._raised(self._overall, self._highest_at_first)
 
@@ -86,7 +86,7 @@ class MemoryWatch:
         return replace(sampled, resident_bytes=max(sampled.resident_bytes, highest))
 
     def close(self) -> None:
-        """Stop reading; peaks stay."""
+        """Stop sampling. The peaks remain readable."""
         self._closed.set()
         self._thread.join()
 
@@ -110,15 +110,15 @@ class MemoryWatch:
 
 
 def highest_resident_bytes(process: int | str = "self") -> int | None:
-    """The most that was ever resident in a process, as the kernel counted it; None where it does not tell.
+    """Return the peak resident bytes of a process, counted by the kernel; None if the system does not report them.
 
-    `getrusage` would also count what the process that started this one held then.
+    `getrusage` would also count the memory that the parent process held when it started this one.
     """
     return _status(process).get(_HIGHEST)
 
 
 def _status(process: int | str) -> dict[str, int]:
-    """Bytes by field, of those that are asked for here; empty where the system or the process does not tell."""
+    """Return the bytes of each field that this module reads; empty if the system does not report them."""
     try:
         lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

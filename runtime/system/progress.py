@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, and nothing anywhere else."""
+"""Progress lines on a terminal: a bar and a spinner. Both write nothing if the stream is not a terminal."""
 
 import io
 import itertools
@@ -16,22 +16,23 @@ Unit = Literal["steps", "bytes"]
 
 
 class ProgressBar:
-    """One line that is redrawn in place: label, bar, count, seconds gone and seconds left.
+    """A line that is redrawn in place: label, bar, count, elapsed seconds and remaining seconds.
 
-    It is written to `stream` (standard error) only where that is a terminal, and erased when it is closed.
+    The line is written only if `stream` (standard error) is a terminal, and erased when the bar is closed.
     """
 
     def __init__(self, label: str, total: int, unit: Unit = "steps", stream: TextIO | None = None) -> None:
         """Draw an empty bar.
 
         Args:
-            label: what is being done.
-            total: steps or bytes at the end; 0 for a stage that cannot tell, which shows its label alone.
-            unit: of `total`.
-            stream: standard error unless given.
+            label: text before the bar.
+            total: number of steps or bytes at the end; 0 if the stage does not know it and shows the label alone.
+            unit: unit of `total`.
+            stream: stream to write to; None for standard error.
 
         Raises:
-            KeyboardInterrupt: it came before and got lost; likewise of `advance`.
+            Cancelled: the request was cancelled.
+            KeyboardInterrupt: the command was interrupted.
         """
         check_cancelled()
         # A process without a console (a service, pythonw) has no standard error at all.
@@ -44,7 +45,12 @@ class ProgressBar:
         self._draw()
 
     def advance(self, amount: int = 1) -> None:
-        """Count `amount` more steps or bytes."""
+        """Count `amount` more steps or bytes.
+
+        Raises:
+            Cancelled: the request was cancelled.
+            KeyboardInterrupt: the command was interrupted.
+        """
         check_cancelled()
         self._done += amount
         if self._done >= self._total or time.monotonic() - self._drawn >= REDRAW_S:
@@ -87,9 +93,9 @@ _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
 class Spinner:
-    """One line that is redrawn in place whenever `show` is called: a turning sign, seconds gone, and words.
+    """A line that each call of `show` redraws in place: a rotating sign, label, elapsed seconds and words.
 
-    It is written to `stream` (standard error) only where that is a terminal, and erased when it is closed.
+    The line is written only if `stream` (standard error) is a terminal, and erased at the end of the block.
     """
 
     def __init__(self, label: str, stream: TextIO | None = None) -> None:
@@ -100,7 +106,7 @@ class Spinner:
         self._start = time.monotonic()
 
     def show(self, words: str) -> None:
-        """Draw the next frame."""
+        """Draw the next frame with `words`."""
         if self._shown:
             gone_s = time.monotonic() - self._start
             self._stream.write(f"\r\x1b[K{next(self._frames)} {self._label} {gone_s:.0f} s: {words}")

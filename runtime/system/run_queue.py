@@ -1,4 +1,7 @@
-"""How long this process's threads were ready to run and had no core: what other processes took; Linux alone tells."""
+"""The run queue wait of this process's threads: the time that they were ready and had no core. Linux only.
+
+The wait shows how much CPU time other processes took.
+"""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -6,9 +9,10 @@ from pathlib import Path
 
 
 def waited_s() -> dict[str, float]:
-    """Seconds that each thread has waited on a run queue since it began, by its id; empty where the system is silent.
+    """Return the seconds that each thread has waited on a run queue since it began, by thread id.
 
-    The second field of /proc/self/task/*/schedstat, in nanoseconds (Documentation/scheduler/sched-stats.rst).
+    The source is the second field of /proc/self/task/*/schedstat, in nanoseconds
+    (Documentation/scheduler/sched-stats.rst). The result is empty if the system does not report it.
     """
     found = {}
     for file in Path("/proc/self/task").glob("*/schedstat"):
@@ -18,8 +22,8 @@ def waited_s() -> dict[str, float]:
 
 
 def longest_wait(before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
-    """Seconds that the thread which waited longest did between two readings, None where there are none.
+    """Return the longest wait of a thread between two readings [s]; None if `after` has no threads.
 
-    Threads that share an operator's work are done when the last of them is.
+    Threads that share an operator's work are done when the last of them is done.
     """
     return max((seconds - before.get(thread, 0.0) for thread, seconds in after.items()), default=None)

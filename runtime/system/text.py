@@ -1,10 +1,10 @@
-"""Sizes, durations and tables as text for a person."""
+"""Text for a person: tables, sizes and durations."""
 
 from collections.abc import Iterable, Sequence
 
 
 def table(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Align columns two spaces apart; the columns numbered in `right` to the right."""
+    """Return rows as lines with aligned columns, two spaces apart. Columns numbered in `right` align to the right."""
     cells = [list(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
@@ -17,7 +17,7 @@ def table(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> list[str]
 
 
 def size_text(count: int) -> str:
-    """Bytes for a person: decimal units, as disks and checkpoints are sold."""
+    """Return a number of bytes for a person, in decimal units like the sizes of disks and checkpoints."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= scale:
             return f"{count / scale:.2f} {unit}"
@@ -25,5 +25,5 @@ def size_text(count: int) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Seconds for a person: "40 s", "3.5 min"."""
+    """Return a number of seconds for a person: "40 s", "3.5 min"."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

@@ -1,4 +1,4 @@
-"""Turns of threads on something that one of them may use at a time."""
+"""A lock for a resource that one thread uses at a time, with cancellation of waiting threads."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from qwen_image_engine.runtime.system.cancellation import check_cancelled, on_ca
 
 
 class Turns:
-    """A lock that its holder may take again, that another thread may give back, and that a cancelled thread leaves.
+    """A re-entrant lock that another thread may release. A cancelled thread stops waiting for it.
 
-    `threading.RLock` must be given back by the thread that took it, and a generator may be closed by another one.
+    Only the thread that acquired a `threading.RLock` may release it, but another thread may close a generator.
     """
 
     def __init__(self) -> None:
@@ -22,10 +22,11 @@ class Turns:
 
     @contextmanager
     def take(self) -> Iterator[None]:
-        """Wait for the other threads, and hold the turn inside.
+        """Wait for the other threads, then hold the lock for the block.
 
         Raises:
-            Cancelled: the work of this context was cancelled meanwhile.
+            Cancelled: the request of this context was cancelled while it waited.
+            KeyboardInterrupt: the command was interrupted while it waited.
         """
         self._acquire()
         try:

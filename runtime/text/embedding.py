@@ -1,4 +1,4 @@
-"""The token embedding table: rows gathered from the mapped file, so that 151,936 rows never enter memory."""
+"""The token embedding table. Rows are gathered from the mapped file, so that 151,936 rows never enter memory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingTable:
-    """Rows of one tensor in a file, read where it stands."""
+    """The rows of one tensor, read from a memory-mapped file."""
 
     stored: NDArray[Any]
     dtype: str
@@ -26,13 +26,13 @@ class EmbeddingTable:
         """Map the table.
 
         Args:
-            file: any file that holds the tensor in row-major order (a .safetensors file does).
-            offset: of its first byte in the file.
-            dtype: "bfloat16", "float16" or "float32", little-endian.
-            shape: (vocabulary, hidden).
+            file: any file that holds the tensor in row-major order, such as a .safetensors file.
+            offset: offset of the tensor's first byte in the file.
+            dtype: dtype of the tensor: "bfloat16", "float16" or "float32", little-endian.
+            shape: shape of the tensor, (vocabulary, hidden).
 
         Raises:
-            QwenImageError: the dtype is another, or the file is missing or ends before the table does.
+            QwenImageError: the dtype is not supported, or the file is missing or ends before the table does.
         """
         names = [row.name for row in PRECISIONS.values()]
         if dtype not in names:
@@ -48,10 +48,10 @@ class EmbeddingTable:
         return cls(stored, dtype, file)
 
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Gather (T,) ids into (T, hidden) float32; every stored dtype converts exactly.
+        """Return the rows of the ids (T,) as (T, hidden) float32. Every stored dtype converts exactly.
 
         Raises:
-            QwenImageError: an id is beyond the table, which then is another model's than the tokenizer.
+            QwenImageError: an id is beyond the table: table and tokenizer belong to different models.
         """
         vocabulary = self.stored.shape[0]
         if ids.size and not 0 <= ids.min() <= ids.max() < vocabulary:

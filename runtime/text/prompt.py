@@ -1,4 +1,4 @@
-"""What the encoder reads: the template around reference images and the user's prompt, as token ids."""
+"""The token ids for the text encoder: a template with reference images and the user's prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ VISION_TOKENS = ("<|vision_start|>", IMAGE_SLOT, "<|vision_end|>")
 NOT_IN_PROMPTS = {IMAGE_SLOT: "a reference image", "<|video_pad|>": "a video"}
 
 MAX_PROMPT_TOKENS = 1100
-"""Longest prompt, in tokens of its own, without the template's."""
+"""Longest prompt [tokens, without the template]."""
 
 
 @dataclass(frozen=True, eq=False)
 class PromptTokens:
-    """A prompt as the encoder takes it.
+    """A tokenized prompt, the input of the text encoder.
 
     Attributes:
-        ids: (T,) int64, the whole templated sequence, system turn included; an image stands as its slots.
-        dropped: leading tokens (the system turn) whose hidden states the transformer does not see.
-        segments: text and images in order, from the system turn on; an image of h x w latents has h/2 x w/2 slots.
+        ids: token ids (T,) int64 of the whole templated sequence, system turn included; each image is its slots.
+        dropped: number of leading tokens (the system turn) whose hidden states the transformer does not see.
+        segments: text and images in order, system turn included; an image of h x w latents has h/2 x w/2 slots.
     """
 
     ids: NDArray[np.int64]
@@ -46,13 +46,14 @@ def tokenize(tokenizer: Tokenizer, prompt: str, references: Sequence[ImageBlock]
     as in transformers.
 
     Args:
-        tokenizer: of the checkpoint.
+        tokenizer: tokenizer of the checkpoint.
         prompt: text of any script.
-        references: latents of the reference images, in order; even sides.
+        references: latent blocks of the reference images, in order, with even sides.
 
     Raises:
-        UsageError: the prompt is longer than `MAX_PROMPT_TOKENS`, no valid Unicode, or holds an image's slot.
-        QwenImageError: there are references, and the tokenizer has no tokens for them.
+        UsageError: the prompt is not a str, is longer than `MAX_PROMPT_TOKENS`, is not valid Unicode, or contains an
+            image slot or a video slot.
+        QwenImageError: there are reference images, and the tokenizer has no tokens for them.
     """
     if not isinstance(prompt, str):
         raise UsageError(f"the prompt is {type(prompt).__name__}, expected str")

@@ -1,4 +1,4 @@
-"""Loading the tokenizer of a checkpoint or a bundle."""
+"""The loader of a checkpoint's or a bundle's tokenizer."""
 
 from pathlib import Path
 
@@ -7,17 +7,17 @@ from tokenizers import Tokenizer
 from qwen_image_engine.engines.core.errors import QwenImageError
 
 TEMPLATE_TOKENS = ("<|im_start|>", "<|im_end|>")
-"""Special tokens the prompt template is made of; without them it would be read as plain text."""
+"""Special tokens of the prompt template. A tokenizer without them would read the template as plain text."""
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Load `processor/tokenizer.json` below `folder`, with truncation and padding off.
 
     Args:
-        folder: the checkpoint (diffusers layout) or the bundle.
+        folder: folder of the checkpoint (diffusers layout) or of the bundle.
 
     Raises:
-        QwenImageError: the file is missing, unreadable, or lacks the tokens of the prompt template.
+        QwenImageError: the file is missing, unreadable or no tokenizer, or lacks the tokens of the prompt template.
     """
     path = folder / "processor" / "tokenizer.json"
     if not path.is_file():

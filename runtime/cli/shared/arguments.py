@@ -1,11 +1,15 @@
-"""Types of flags that several verbs take."""
+"""Argument types of flags that several verbs take."""
 
 import argparse
 import re
 
 
 def picture_size(text: str) -> tuple[int, int]:
-    """The type of a flag: "1024x768" as (width, height) in pixels."""
+    """Parse a flag's value, such as "1024x768", to (width, height) in pixels.
+
+    Raises:
+        ArgumentTypeError: the text is not WIDTHxHEIGHT.
+    """
     found = re.fullmatch(r"(\d+)x(\d+)", text, re.ASCII)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT in pixels, such as 1024x768")
@@ -13,7 +17,11 @@ def picture_size(text: str) -> tuple[int, int]:
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """The type of a flag: "0,1,30" as (0, 1, 30)."""
+    """Parse a flag's value, such as "0,1,30", to (0, 1, 30).
+
+    Raises:
+        ArgumentTypeError: the text is not a list of whole numbers with commas between.
+    """
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:

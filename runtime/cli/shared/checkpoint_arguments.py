@@ -1,4 +1,4 @@
-"""Flags that name a checkpoint, for every verb that reads one."""
+"""Flags that name a checkpoint, for every verb that reads a checkpoint."""
 
 import argparse
 from pathlib import Path
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare -m and what may stand beside it."""
+    """Declare `-m` and the flags of `add_weight_arguments`."""
     parser.add_argument("-m", "--model", required=True, metavar="CHECKPOINT", help="folder, or name in the hub cache")
     add_weight_arguments(parser)
 
 
 def add_weight_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what changes the weights of a checkpoint."""
+    """Declare the flags that change the weights or the attention of a checkpoint."""
     parser.add_argument(
         "--transformer",
         type=Path,
@@ -40,10 +40,10 @@ def add_weight_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def refuse_weight_arguments(options: argparse.Namespace, why: str) -> None:
-    """Refuse the flags of `add_weight_arguments` where they can change nothing.
+    """Raise if a flag of `add_weight_arguments` is given. Call this if the flags have no effect, for the reason `why`.
 
     Raises:
-        UsageError: one is given.
+        UsageError: a flag of `add_weight_arguments` is given.
     """
     given = {"--transformer": options.transformer, "--lora": options.lora or None, "--attention": options.attention}
     flag = next((name for name, value in given.items() if value is not None), None)
@@ -52,7 +52,7 @@ def refuse_weight_arguments(options: argparse.Namespace, why: str) -> None:
 
 
 def weight_sources(checkpoint: "Checkpoint") -> dict[str, Any]:
-    """What changes the weights of `checkpoint`, for a document."""
+    """Return the sources that change the weights of `checkpoint`, for a JSON document."""
     single, tensors = checkpoint.transformer_file, checkpoint.components["transformer"].tensors.values()
     return {
         "transformer_file": None if single is None else str(single),
@@ -63,10 +63,11 @@ def weight_sources(checkpoint: "Checkpoint") -> dict[str, Any]:
 
 
 def open_checkpoint(name: str, options: argparse.Namespace) -> "Checkpoint":
-    """The checkpoint `name`, with what the flags of `add_weight_arguments` ask for.
+    """Open the checkpoint `name` with the changes that the flags of `add_weight_arguments` request.
 
     Raises:
-        QwenImageError: see `Checkpoint.open`.
+        QwenImageError: the checkpoint is missing, incomplete, damaged or of another architecture, its pipeline does not
+            match its files, or an adapter does not fit its transformer.
     """
     from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
     from qwen_image_engine.reference.lora.file import LoraFile

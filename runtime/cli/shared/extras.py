@@ -1,4 +1,4 @@
-"""The packages that only exporting, calibrating and verifying need, and the error of a verb that misses one."""
+"""The packages that only exporting, calibrating and verifying need, and the error of a missing package."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ def export_packages() -> Iterator[None]:
     """Turn a missing package of the extra `export` into an error that names the extra.
 
     Raises:
-        QwenImageError: one is missing where it is imported inside.
+        QwenImageError: a package that the block imports is not installed or cannot be loaded.
     """
     try:
         yield

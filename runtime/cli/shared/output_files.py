@@ -1,4 +1,4 @@
-"""Files that a verb will write: checked before the work starts, written whole or not at all."""
+"""Files of a verb's arguments: names of the output files, the flag `--report`, and given latents."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 
 
 def picture_paths(output: Path, num_images: int) -> list[Path]:
-    """`out.png` for one picture, `out-0.png`, `out-1.png`, … for several.
+    """Return the paths of the pictures: `out.png` for one picture, `out-0.png`, `out-1.png`, … for several.
 
     Raises:
         UsageError: the name does not end in .png.
@@ -24,7 +24,7 @@ def picture_paths(output: Path, num_images: int) -> list[Path]:
 
 
 def add_report_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare `--report`."""
+    """Declare the flag `--report`."""
     parser.add_argument(
         "--report",
         type=Path,
@@ -34,10 +34,10 @@ def add_report_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def read_latents(path: Path) -> NDArray[np.float32]:
-    """The array in a .npy file; its dtype and shape are checked where it is used.
+    """Read the array in a .npy file. The sampler checks its dtype and shape.
 
     Raises:
-        QwenImageError: the file cannot be read or holds no array.
+        QwenImageError: the file cannot be read or does not hold a single array of numbers.
     """
     try:
         array = np.load(path, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""What a verb hands back: the document for `--json`, the lines for a person, the exit code."""
+"""The return value of a verb: the document for `--json`, the lines for a person, the exit code."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ class Report:
     """The result of a verb.
 
     Attributes:
-        document: what `--json` prints, plain JSON.
-        lines: what a person reads.
-        exit_code: 0, or 1 where the verb ran and its finding is a failure.
+        document: document that `--json` prints, plain JSON.
+        lines: lines for a person.
+        exit_code: 0, or 1 if the verb ran and its finding is a failure.
     """
 
     document: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Progress of work in stages, on bars of the terminal."""
+"""Progress of work in stages, shown as bars on the terminal."""
 
 import time
 from collections.abc import Callable
@@ -10,12 +10,13 @@ from qwen_image_engine.runtime.system.progress import ProgressBar, Unit
 
 
 class Bar(NamedTuple):
-    """The bar of a stage; stages with equal bars share one.
+    """The bar of a stage. Stages with equal bars share one bar on the terminal.
 
     Attributes:
         label: text before the bar.
-        unit: of what the stage counts.
-        resumes: whether the bar begins at what the stage had done before, so that the time left is of its own steps.
+        unit: unit of the stage's count.
+        resumes: whether the bar leaves out the work of an earlier run, so that the remaining time is estimated from the
+            steps of this run alone.
     """
 
     label: str
@@ -24,12 +25,12 @@ class Bar(NamedTuple):
 
 
 class StageProgress:
-    """Shows a bar for each stage, and times the stages.
+    """A progress callback that shows a bar for each stage and times the stages.
 
-    Call it with the stage, how much of it is done, and how much there is.
+    Call it with the stage, the amount done and the total.
 
     Attributes:
-        seconds: by stage, from its first call to the first of the next, or to the end.
+        seconds: duration of each stage [s], from its first call to the first call of the next stage or to the end.
     """
 
     def __init__(self, bar_of: Callable[[str], Bar]) -> None:
@@ -43,7 +44,7 @@ class StageProgress:
         self._done = 0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show the state of a stage, on a new bar if the stage has another one or begins again."""
+        """Show the state of a stage. Start a new bar if the stage has another bar or begins again."""
         self._enter(stage)
         shown_as = self._bar_of(stage)
         if self._bar is None or shown_as != self._shown_as or done < self._done:

@@ -1,4 +1,4 @@
-"""One picture's time by stage."""
+"""Texts and figures that several verbs print: a request's time by stage, and a plan's facts."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -11,10 +11,11 @@ from qwen_image_engine.runtime.timing import Timing
 
 
 def stage_seconds(entries: Sequence[Timing], steps: int) -> dict[str, float]:
-    """Seconds of each stage of one request of `steps` steps, in the order they run; 0 where a stage did not run.
+    """Return the seconds of each stage of one request of `steps` steps, in the order of execution.
 
-    The first step stands apart, because a backend settles its memory in it; `step_s` is the median of the others (of
-    all, where there is one). With guidance a step is two runs, and encoder and prefix run twice.
+    A stage that did not run has 0. The first step is separate, because a backend allocates its memory in it. `step_s`
+    is the median of the other steps, or the first step if there is only one. With guidance a step is two runs, and
+    encoder and prefix run twice.
     """
     names = ("load_s", "references_s", "encode_s", "prefix_s", "first_step_s", "step_s", "decode_s")
     totals = dict.fromkeys(names, 0.0)
@@ -37,7 +38,7 @@ def stage_seconds(entries: Sequence[Timing], steps: int) -> dict[str, float]:
 
 
 def plan_text(plan: PlanEntry, files: Mapping[str, FileEntry]) -> str:
-    """Size, profiles, what was counted in it, and how it was built."""
+    """Return the facts of a plan as text: size, profiles, counts of its layers, scratch memory and build options."""
     ways = (("without weights", plan.stripped), ("weights from the host", plan.weight_streaming))
     words = [
         size_text(files[plan.file].bytes),

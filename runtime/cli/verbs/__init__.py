@@ -1,1 +1,1 @@
-"""The verbs of the command, one module each. They alone import every other package, and lazily."""
+"""The verbs of the command, one module each. Only they may import every other package, inside functions."""

@@ -1,4 +1,4 @@
-"""`qwen-image bench`: how fast a bundle is, stage by stage, beside other ways of drawing."""
+"""`qwen-image bench`: the speed of a bundle, stage by stage, compared with baselines."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ SUMMARY = "how fast a bundle is, beside other ways of drawing"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags; ranges are checked in `bench`, so that the API has the same errors."""
+    """Declare the flags. `bench` checks ranges, so that the API has the same errors."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument(
         "-m", "--model", metavar="CHECKPOINT", help="what torch and diffusers run (where the manifest says)"
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> Report:
-    """Measure and print; a baseline that is not installed is a row that says so."""
+    """Run the benchmark and return its report. A baseline that is not installed has a row with the reason."""
     from qwen_image_engine.runtime.tools.bench.measure import ROUNDS, bench
     from qwen_image_engine.runtime.tools.report.folder import check_report, write_report
 

@@ -1,4 +1,4 @@
-"""`qwen-image build`: TensorRT engines for a bundle, on the GPU that is to run them."""
+"""`qwen-image build`: TensorRT plans for a bundle, built on the GPU that will run them."""
 
 import argparse
 import time
@@ -86,7 +86,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> Report:
-    """Build what is not built already, one component after the other."""
+    """Build the plans that do not exist yet, one component after the other.
+
+    Raises:
+        UsageError: the workspace is below 1 byte, or the plans cannot be built as asked.
+        QwenImageError: a build failed.
+    """
     from qwen_image_engine.runtime.tools.build.build import build_bundle  # its folder's lock is of POSIX alone
 
     if options.workspace is not None and options.workspace < 1:
@@ -149,12 +154,12 @@ def _report(bundle: Path, built: "Sequence[Built]", seconds: float) -> Report:
 
 
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:
-    """The type of a flag: "512x512,1024x768"."""
+    """Parse a flag's value, such as "512x512,1024x768"."""
     return tuple(picture_size(part) for part in text.split(","))
 
 
 def _range(text: str) -> Range:
-    """The type of a flag: "1:77:1100", or "1" for that alone."""
+    """Parse a flag's value, such as "1:77:1100", or "1" for a range of one number."""
     try:
         sizes = [int(part) for part in text.split(":")]
         return Range.of(*sizes) if len(sizes) == 1 else Range(*sizes)

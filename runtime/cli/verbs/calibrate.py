@@ -1,4 +1,4 @@
-"""`qwen-image calibrate`: what a checkpoint's linears read while it draws, for static scales."""
+"""`qwen-image calibrate`: statistics of the inputs of a checkpoint's linears over whole pictures, for static scales."""
 
 import argparse
 import time
@@ -29,7 +29,7 @@ SUMMARY = "observe a checkpoint's activations over whole pictures, for static sc
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags; ranges are checked where the values are used, so that the API has the same errors."""
+    """Declare the flags. The code that uses the values checks ranges, so that the API has the same errors."""
     parser.add_argument("output", type=Path, metavar="OUT", help="the folder to write, or to go on in")
     add_checkpoint_arguments(parser)
     parser.add_argument(
@@ -71,9 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> Report:
-    """Calibrate; the result appears whole, and what an interrupted run has found is kept for the next.
+    """Calibrate. The result appears whole, and the next run resumes an interrupted one.
 
-    Sensitivity is measured afterwards, from what was found now or before.
+    Sensitivity is measured afterwards, from the new or the existing calibration.
     """
     with export_packages():
         from qwen_image_engine.calibration.observe.calibrate import calibrate
@@ -163,11 +163,11 @@ def _component_table(components: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a file that are not blank, without the white space around them.
+    """Return the lines of a file that are not blank, stripped of white space.
 
     Raises:
-        UsageError: there are none.
-        QwenImageError: the file cannot be read, or is not UTF-8.
+        UsageError: the file has no such lines.
+        QwenImageError: the file cannot be read or is not UTF-8.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -182,10 +182,10 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are, and of folders every file that is not hidden, in the order of their names.
+    """Return the image files of `paths`. A folder stands for its files that are not hidden, sorted by name.
 
     Raises:
-        UsageError: a folder is empty.
+        UsageError: a folder has no files that are not hidden.
     """
     files = []
     for path in paths:
@@ -199,7 +199,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _summary(statistics: "Mapping[str, InputStatistics]") -> dict[str, Any]:
-    """Of one component: the largest magnitude, and how far the largest channel stands above the mean of channels."""
+    """Return a component's largest magnitude, and the largest ratio of a largest channel to the mean of channels."""
     absmax = {name: float(item.channel_absmax.max()) for name, item in statistics.items()}
     ratios = {name: absmax[name] / float(item.channel_absmax.mean()) for name, item in statistics.items()}
     return {

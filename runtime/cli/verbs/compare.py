@@ -1,4 +1,4 @@
-"""`qwen-image compare`: what changed between two results of bench or verify, beyond the noise."""
+"""`qwen-image compare`: the changes beyond the noise between two results of bench or verify."""
 
 import argparse
 from collections import Counter
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> Report:
-    """Compare; exit code 1 where something is slower or worse beyond the noise, or lost."""
+    """Compare the two results. The exit code is 1 if a figure is slower or worse beyond the noise, or is lost."""
     from qwen_image_engine.runtime.tools.compare.compare import compare
 
     found = compare(options.first, options.second)

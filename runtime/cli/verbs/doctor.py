@@ -1,4 +1,4 @@
-"""`qwen-image doctor`: what this machine has, and what is missing for what."""
+"""`qwen-image doctor`: the packages and devices of this machine, and what is missing for which verb or engine."""
 
 import argparse
 import importlib
@@ -19,11 +19,11 @@ _FITTING = "install torch and torchvision of one build (both for CPUs, or for on
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare no flags of its own."""
+    """Declare nothing: the verb has no flags."""
 
 
 def execute(options: argparse.Namespace) -> Report:
-    """Look around; exit code 1 where no engine could run a bundle."""
+    """Inspect the machine. The exit code is 1 if no engine can run a bundle."""
     from qwen_image_engine.engines.backends import available
     from qwen_image_engine.reference.checkpoint.hub_cache import hub_cache
 
@@ -64,9 +64,12 @@ def execute(options: argparse.Namespace) -> Report:
 
 
 def _diffusers_fault() -> str | None:
-    """Why diffusers' pipelines cannot be imported, "" where nothing says so, None where diffusers is not installed.
+    """Return the reason why diffusers' pipelines cannot be imported.
 
-    Their processor of images imports torchvision, and one that was built for another torch fails there.
+    Their image processor imports torchvision. The import fails if torchvision was built for another torch.
+
+    Returns:
+        The reason; "" if no fault was found; None if diffusers is not installed.
     """
     if find_spec("diffusers") is None:
         return None
@@ -81,7 +84,10 @@ def _diffusers_fault() -> str | None:
 
 
 def _export_fault(packages: Mapping[str, str | None]) -> str | None:
-    """Why the extra `export` does not serve; its packages are imported, which proves that they load."""
+    """Return the reason why the packages of the extra `export` cannot be used, or None if they can.
+
+    The packages are imported, because only an import shows that they load.
+    """
     lacking = [name for name in EXPORT_PACKAGES if packages[name] is None]
     if lacking:
         return f"{', '.join(lacking)} missing; {INSTALL}"

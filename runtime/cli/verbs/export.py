@@ -1,4 +1,4 @@
-"""`qwen-image export`: a checkpoint to a bundle of engine files."""
+"""`qwen-image export`: the export of a checkpoint to a bundle of engine files."""
 
 import argparse
 import time
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> Report:
-    """Export; the bundle appears whole or not at all."""
+    """Export the checkpoint. The bundle appears whole or not at all."""
     with export_packages():
         from qwen_image_engine.export.bundle.bundle import write_bundle
         from qwen_image_engine.export.bundle.request import ExportRequest

@@ -1,4 +1,4 @@
-"""`qwen-image inspect`: what a checkpoint or a bundle is."""
+"""`qwen-image inspect`: a description of a checkpoint or a bundle."""
 
 import argparse
 import re
@@ -47,7 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> Report:
-    """Read JSON and headers."""
+    """Describe a checkpoint or a bundle from its JSON files and headers, or check a bundle's graphs.
+
+    Raises:
+        UsageError: `--check` is given for a checkpoint, or flags that change weights are given for a bundle.
+        QwenImageError: the checkpoint or the bundle cannot be read.
+    """
     folder = Path(options.subject).expanduser()
     if not is_bundle(folder):
         if options.check:
@@ -58,7 +63,14 @@ def execute(options: argparse.Namespace) -> Report:
 
 
 def _checked(folder: Path) -> Report:
-    """Every graph against `tensorrt_rules`, for CUDA those that it shares; exit code 1 where one breaks a rule."""
+    """Check every graph with `tensorrt_rules`; for CUDA, with the rules that both targets share.
+
+    The exit code is 1 if a graph breaks a rule.
+
+    Raises:
+        UsageError: the bundle is for a target without rules.
+        QwenImageError: a package of the extra `export` is missing, or a graph is damaged.
+    """
     with export_packages():
         import onnx_ir as ir
 
@@ -189,7 +201,7 @@ def _bundle_lines(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def _component_lines(name: str, entry: ComponentEntry) -> list[str]:
-    """Describe a component's inputs, outputs and quantised layers; of numbered ones, the first alone."""
+    """Describe a component's inputs, outputs and quantised layers. List only the first of numbered tensors."""
     lines = [f"{name} ({entry.precision}, opset {entry.opset}): {entry.contract.purpose}"]
     rows = [
         (f"  {side}", spec.name, spec.dtype, describe_shape(spec.shape), spec.meaning)
@@ -225,7 +237,7 @@ def _engine_lines(folder: Path, manifest: Manifest, name: str) -> list[str]:
 
 
 def _prepared(layers: Sequence[QuantisedLayer]) -> str:
-    """What was done to the inputs of quantised linears, in words."""
+    """Describe how the inputs of quantised linears were prepared."""
     rotations = sorted({layer.rotation for layer in layers} - {1})
     alphas = sorted({layer.smoothing for layer in layers if layer.smoothing is not None})
     equalised = sum(layer.equalised_with is not None for layer in layers)

@@ -1,4 +1,4 @@
-"""`qwen-image plan`: what an export would read, write and need, before anything is written."""
+"""`qwen-image plan`: an estimate of an export's reads, writes and memory, before anything is written."""
 
 import argparse
 from pathlib import Path
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `plan` and `export` both take."""
+    """Declare the flags that `plan` and `export` share."""
     from qwen_image_engine.export.targets import TARGETS
 
     precisions: dict[str, list[str]] = {}
@@ -101,10 +101,11 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_recipe(options: argparse.Namespace) -> "Target":
-    """The recipe that the flags of `add_recipe_arguments` ask for.
+    """Return the target that the flags of `add_recipe_arguments` choose.
 
     Raises:
-        UsageError: there is none, or flags do not go together.
+        UsageError: there is no such target or precision, flags contradict each other, or the recipe file cannot be read
+            or is not in the expected format.
     """
     from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
     from qwen_image_engine.export.targets import choose_target
@@ -121,7 +122,12 @@ def chosen_recipe(options: argparse.Namespace) -> "Target":
 
 
 def execute(options: argparse.Namespace) -> Report:
-    """Read headers, add up."""
+    """Estimate the export from the headers of the checkpoint's files.
+
+    Raises:
+        UsageError: there is no such target or precision, or flags contradict each other.
+        QwenImageError: the checkpoint cannot be read or exported, or a package of the extra `export` is missing.
+    """
     with export_packages():
         from qwen_image_engine.export.bundle.request import check_checkpoint
         from qwen_image_engine.export.estimate.estimate import PictureRequest, estimate

@@ -1,4 +1,4 @@
-"""`qwen-image run`: draw pictures with a bundle's engines."""
+"""`qwen-image run`: the drawing of pictures with a bundle's engines."""
 
 import argparse
 import sys
@@ -31,7 +31,7 @@ SUMMARY = "draw pictures with a bundle's engines"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags; ranges are checked where the values are used, so that the API has the same errors."""
+    """Declare the flags. The code that uses the values checks ranges, so that the API has the same errors."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("-p", "--prompt", required=True, help="what to draw, at most 1,100 tokens; may be empty")
     parser.add_argument("-o", "--output", type=Path, required=True, help="a .png; several become out-0.png, …")
@@ -81,14 +81,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what every verb that runs engines takes."""
+    """Declare the flags of every verb that runs engines."""
     needs = [f"{row.name} needs {row.computes} instructions" for row in BACKENDS.values() if row.computes]
     parser.add_argument("--engine", choices=ENGINES, default="onnxruntime", help=f"{'; '.join(needs)} (onnxruntime)")
     parser.add_argument("--threads", type=int, help="of one engine (every core)")
 
 
 def execute(options: argparse.Namespace) -> Report:
-    """Draw; nothing is written unless every picture could be drawn."""
+    """Draw the pictures. Nothing is written unless every picture could be drawn."""
     from qwen_image_engine.runtime.pipeline import QwenImage
     from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 
@@ -118,17 +118,17 @@ def execute(options: argparse.Namespace) -> Report:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Pictures of one seed, and seconds of each stage."""
+    """The pictures of one seed, and the seconds of each stage."""
 
     pictures: "list[Picture]"
     timings: dict[str, float]
 
 
 def _output_files(options: argparse.Namespace) -> list[Path]:
-    """Check the names of all files that will be written.
+    """Check the names of all files that will be written, and return the paths of the pictures.
 
     Raises:
-        UsageError: a name has the wrong ending, or several seeds are asked for beside given noise.
+        UsageError: a name has the wrong ending, or initial noise is given together with several seeds.
         QwenImageError: a file could not be written.
     """
     if options.latents and len(options.seed) > 1:
@@ -141,7 +141,12 @@ def _output_files(options: argparse.Namespace) -> list[Path]:
 
 
 def _requests(options: argparse.Namespace, pipeline: "QwenImage") -> "list[Request]":
-    """Prepare the request of each seed."""
+    """Prepare the request of each seed, then load the engines.
+
+    Raises:
+        UsageError: the request cannot be drawn.
+        QwenImageError: the latents cannot be read, or memory does not suffice.
+    """
     first, *others = options.seed
     request = pipeline.prepare(
         options.prompt,
@@ -166,7 +171,7 @@ def _requests(options: argparse.Namespace, pipeline: "QwenImage") -> "list[Reque
 
 
 def _draw(pipeline: "QwenImage", request: "Request") -> _Drawn:
-    """Draw with a progress bar."""
+    """Draw the pictures of one request, with a progress bar."""
     steps = request.inputs.steps
     first = len(pipeline.timings.entries)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The part of `qwen-image calibrate` that tells how sensitive linears are: its flags and its lines."""
+"""The sensitivity part of `qwen-image calibrate`: flags and printed lines."""
 
 import argparse
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _TARGET, _PRECISION = "tensorrt", "fp8"
 
 
 def add_sensitivity_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
+    """Declare the flags of the sensitivity analysis."""
     from qwen_image_engine.export.targets import TARGETS
 
     rows = [row for row in TARGETS.values() if row.quantisation is not None and not row.twin]
@@ -40,7 +40,13 @@ def add_sensitivity_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class SensitivityOptions:
-    """What is to be measured, see `analyse`."""
+    """The options of a sensitivity analysis.
+
+    Attributes:
+        target: target that runs the quantised graphs.
+        precision: precision to quantise to.
+        target_error: largest error of the recipe to search for; None for no search.
+    """
 
     target: str
     precision: str
@@ -48,10 +54,11 @@ class SensitivityOptions:
 
 
 def chosen_sensitivity(options: argparse.Namespace) -> SensitivityOptions | None:
-    """What the flags ask for; None where they do not ask.
+    """Return the options that the flags request; None if they do not request sensitivity.
 
     Raises:
-        UsageError: they do not go together, or can never be carried out.
+        UsageError: `--target` or `--precision` is given without `--sensitivity`, nothing is quantised for the target
+            and precision, or the target error is not a positive number.
     """
     from qwen_image_engine.calibration.sensitivity.analysis import check_analysis
 
@@ -65,7 +72,7 @@ def chosen_sensitivity(options: argparse.Namespace) -> SensitivityOptions | None
 
 
 def sensitivity_lines(analysis: "Analysis") -> list[str]:
-    """A table of the kinds of linears and one of the worst linears; what a search found; the files."""
+    """Return the lines of an analysis: tables of linear groups and worst linears, the found recipe, and the files."""
     sensitivity, document = analysis.sensitivity, analysis.to_json()
     pictures = "1 picture" if len(sensitivity.pictures) == 1 else f"{len(sensitivity.pictures)} pictures"
     together = document["together"]

@@ -1,4 +1,4 @@
-"""`qwen-image verify`: how close bundles are to the fp32 reference, row by row."""
+"""`qwen-image verify`: the distance of bundles from the fp32 reference, row by row."""
 
 import argparse
 import shlex
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> Report:
-    """Hash, record the reference, compare; exit code 1 where a row is beyond its threshold or a limit."""
+    """Hash the files, record the reference, compare. The exit code is 1 if a row exceeds its threshold or a limit."""
     from qwen_image_engine.runtime.tools.report.folder import check_report, write_report
 
     with export_packages():
