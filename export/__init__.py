@@ -1,1 +1,1 @@
-"""From a checkpoint to a bundle: graphs, lowering passes, weights, and how close the result is."""
+"""The export of a checkpoint to a bundle: graphs, lowering passes, weights, and parity with the reference."""

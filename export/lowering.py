@@ -1,4 +1,4 @@
-"""Lowering passes in the orders in which they run: on every graph, then on graphs with quantised linears."""
+"""Sequences of lowering passes: first for every graph, then for graphs with quantised linears."""
 
 from collections.abc import Callable
 

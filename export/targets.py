@@ -1,7 +1,7 @@
 """The table of targets: everything that depends on a target with a precision, one row for each pair.
 
-This module imports neither torch nor onnx-ir: the command reads its flags from the table. Passes and rules are entries,
-imported when they are called.
+This module imports neither torch nor onnx-ir, because the command reads its flags from the table. Passes and rules are
+entry strings, imported when they are called.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """One row of the table: how graphs for a target are made in a precision, and what they must keep.
+    """A row of the table of targets: passes, dtypes, quantisation and limits of a target in a precision.
 
     Attributes:
         name: the word that `--target` takes.
-        precision: of the bundle, by the manifest.
+        precision: precision of the bundle, as the manifest names it.
         dtype: torch's name of the dtype of weights and arithmetic that are not quantised, and of keys and values.
         thresholds: limits of `verify` by row.
-        passes: loads the passes that run in order on every component.
-        quantisation: rules of which linears are quantised, and to what; None if none is.
-        quantising: loads the passes that run after the others if anything is quantised.
-        rules: loads the names of the structural rules that `inspect --check` holds graphs to; None if it has none.
+        passes: loader of the passes that run, in order, on every component.
+        quantisation: rules that choose the quantised linears and their precision; None if no linear is quantised.
+        quantising: loader of the passes that run after the others if anything is quantised.
+        rules: loader of the names of the structural rules that `inspect --check` checks; None if the target has none.
         audited: whether ONNX Runtime has to run every quantised linear as a product of integers.
-        in_float32: networks that are in float32 all the same.
-        may_quantise_attention: whether `--fp8-attention` goes with it.
-        twin: whether it only shows on a CPU what another target's quantisation costs.
+        in_float32: networks that are in float32, whatever `dtype` is.
+        may_quantise_attention: whether `--fp8-attention` is allowed.
+        twin: whether the row only shows, on a CPU, the cost of another target's quantisation.
     """
 
     name: str
@@ -78,21 +78,21 @@ class Target:
 
     @property
     def engines(self) -> tuple[str, ...]:
-        """Names of the backends that run its graphs."""
+        """Names of the backends that run the graphs."""
         return backends_for(self.name)
 
     @property
     def on_gpu(self) -> bool:
-        """Whether its graphs run on a GPU."""
+        """Whether the graphs run on a GPU."""
         return any(BACKENDS[name].device == "gpu" for name in self.engines)
 
     @property
     def runs_plans(self) -> bool:
-        """Whether `build` makes plans of its graphs."""
+        """Whether `build` makes plans of the graphs."""
         return any(BACKENDS[name].create is None for name in self.engines)
 
     def dtype_of(self, network: str) -> str:
-        """Return torch's name of the dtype of a network, one of `NETWORKS`, where it is not quantised."""
+        """Return torch's name of the dtype of the unquantised parts of a network, one of `NETWORKS`."""
         return "float32" if network in self.in_float32 else self.dtype
 
 
@@ -157,9 +157,11 @@ TARGETS: Mapping[tuple[str, str], Target] = {
         _twin("int8", thresholds=TWIN_INT8, quantisation=INT8_STATIC),
     )
 }
-"""Rows by target and precision; a target's first row is its default. The twin is TensorRT's graph in float32, which
-ONNX Runtime runs on a CPU: its scales, its codes, its passes; what it shows of accuracy is what TensorRT's products of
-8 bits give before bf16 rounds the rest."""
+"""Rows by target and precision; the first row of a target is its default.
+
+The twin is TensorRT's graph in float32, with the same scales, codes and passes. ONNX Runtime runs it on a CPU. It shows
+the accuracy of TensorRT's products of 8 bits before bf16 rounds the rest.
+"""
 
 TARGET_NAMES = tuple(dict.fromkeys(row.name for row in TARGETS.values()))
 """Words that `--target` takes."""
@@ -185,16 +187,16 @@ def choose_target(
 
     Args:
         target: name of the target that the graphs are lowered for.
-        precision: of weights and arithmetic; None for the target's first.
+        precision: precision of weights and arithmetic; None for the target's first row.
         weights: "copy" or "link".
-        rules: recipe file whose rules are taken in the place of the row's own.
-        exclude: glob patterns of linears that are not quantised, before any rule.
+        rules: recipe file whose rules replace the row's own; None for the row's own.
+        exclude: glob patterns of linears that are not quantised; they come before any rule.
         skip_blocks: blocks of the transformer that are not quantised.
-        fp8_attention: whether attention of the transformer is FP8.
+        fp8_attention: whether the transformer's attention is FP8.
 
     Raises:
-        UsageError: the table has no such row, there is no such way of placing weights, or the arguments do not go
-            together.
+        UsageError: the table has no row for the target and precision, `weights` is neither "copy" nor "link", or the
+            arguments contradict one another.
     """
     if precision is None:  # an unknown target is refused below
         precision = next((row.precision for row in TARGETS.values() if row.name == target), "fp32")
@@ -236,7 +238,8 @@ def choose_target(
 def selected(checkpoint: Checkpoint, without: Collection[str] = ()) -> tuple[str, ...]:
     """Return the names of a bundle's components, in the order of the table.
 
-    Without an optional one no reference image can be read, so all components that reference images need are left out.
+    Without an optional component no reference image can be read. So all components that reference images need are left
+    out with it.
 
     Raises:
         UsageError: a component of `without` is not optional.

@@ -1,6 +1,6 @@
 """Named sets of thresholds: how far a bundle may be from the fp32 reference in each row of `verify`, and why.
 
-Each set is of one row of the table of targets. Rows are components, and the teacher-forced steps.
+Each set belongs to one row of the table of targets. The rows of a set are the components and the teacher-forced steps.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ TEACHER_FORCED = "teacher_forced"
 
 @dataclass(frozen=True)
 class Threshold:
-    """The limits of one row.
+    """The limits of one row of `verify`.
 
     Attributes:
-        relative_l2: the largest that passes.
-        reason: why it is that.
-        cosine: the least that passes; None if any does.
-        over: whether the worst step of a case or the mean over its steps is compared.
+        relative_l2: largest relative L2 that passes.
+        reason: reason for the number.
+        cosine: least cosine that passes; None if any passes.
+        over: figure that is compared: the worst step of a case, or the mean over the steps.
     """
 
     relative_l2: float
@@ -37,7 +37,7 @@ Thresholds = Mapping[str, Threshold]
 
 
 def _rows(networks: Mapping[str, Threshold], step: Threshold, forced: Threshold) -> Thresholds:
-    """Return thresholds of components by their networks, except that each step has `step`."""
+    """Return the thresholds of components by network, `step` for each step component, and `forced`."""
     rows = {row.name: step if row.runs == "step" else networks[row.network] for row in COMPONENTS.values()}
     return {**rows, TEACHER_FORCED: forced}
 
@@ -88,8 +88,10 @@ def _half(relative_l2: float, reason: str) -> Thresholds:
 
 
 _BF16 = 0.03
-"""What bf16 between the products may add, on an engine that computes so: 0.4% a product, through depth;
-time features and angles come in float32 (rounded, they would cost 37%)."""
+"""Relative L2 that bf16 between the products may add on an engine that computes in bf16.
+
+Each product adds 0.4%, through depth. Time features and angles come in float32. Rounded, they would cost 37%.
+"""
 
 _TENSORRT_BF16 = Threshold(
     0.04,
@@ -102,7 +104,8 @@ _TENSORRT_BF16 = Threshold(
 def _tensorrt(twin: Thresholds) -> Thresholds:
     """Return the thresholds of a bundle with static scales for a GPU.
 
-    They are its float32 twin's, with the rounding of 16 bits added, and 16 bits' own in rows where the twin is exact.
+    They are the thresholds of the float32 twin plus the rounding of 16 bits. A row in which the twin is exact has the
+    threshold of 16 bits alone.
     """
     return {
         row: _TENSORRT_BF16
@@ -179,7 +182,7 @@ TENSORRT_BF16 = _rows(
 
 
 def on_engine(rows: Thresholds, engine: str) -> Thresholds:
-    """Return the thresholds of a bundle on an engine: wider if the engine computes in bf16 what the graphs do not."""
+    """Return the thresholds of a bundle on an engine, wider if the engine computes in bf16 and the graphs do not."""
     if BACKENDS[engine].computes is None:
         return rows
     return {

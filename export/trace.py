@@ -1,6 +1,6 @@
-"""A component's graph from fake weights: torch.onnx.export sees shapes and dtypes, never a value.
+"""The graph of a component, traced from fake weights: torch.onnx.export sees shapes and dtypes, never a value.
 
-The 7B step graph traces in half a minute and half a gigabyte this way.
+The 7B step graph takes half a minute and half a gigabyte this way.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SAME_SHAPE = ("Sigmoid", "Sqrt")
 
 
 class _Named(nn.Module):
-    """Positional inputs in the order of the contract, to the component's outputs."""
+    """A module with positional inputs in the order of the contract, and the component's outputs."""
 
     def __init__(self, component: Contract, network: nn.Module) -> None:
         super().__init__()
@@ -52,9 +52,9 @@ class _Named(nn.Module):
 
 
 def trace(checkpoint: Checkpoint, component: str, dtype: str) -> ir.Model:
-    """The graph of `component` as torch exports it, computing in `dtype` (torch's name) and keeping the cache in it.
+    """Return the graph of `component` as torch exports it.
 
-    Inputs and outputs are as in the contract.
+    The graph computes in `dtype` (torch's name) and keeps the cache in it. Inputs and outputs match the contract.
 
     Initializers have the checkpoint's tensor names and no bytes.
     """
@@ -112,7 +112,7 @@ def _dim(axis: str, symbols: dict[str, Any]) -> Any:
 
 
 def _forget_values(model: ir.Model, parameters: Container[str], prefix: str) -> None:
-    """Give weights the stored names, and replace their fake values."""
+    """Give weights their stored names, and drop their fake values."""
     graph = model.graph
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
@@ -149,7 +149,10 @@ def _name_axes(model: ir.Model, spec: Contract) -> None:
 
 
 def _meaning(found: str, axis: str) -> dict[str, str]:
-    """What torch's own symbol stands for where it calls an `axis` of the contract `found`: "s5", or "2*s5"."""
+    """Return the contract's name for torch's own symbol in `found`; empty if it has none.
+
+    `found` is torch's expression for an `axis` of the contract: "s5", or "2*s5".
+    """
     if found.isidentifier():
         return {found: axis}
     (factor, star, root), (wanted, _, name) = found.partition("*"), axis.partition("*")
@@ -170,7 +173,10 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.onnx reports its progress and warns of its own internals; errors are raised all the same."""
+    """Silence torch.onnx, which reports its progress and warns of its own internals.
+
+    Errors are raised all the same.
+    """
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""`qwen-image export`: from checkpoint to bundle, atomically, reusing each part that is unchanged."""
+"""The export of a checkpoint to a bundle (`qwen-image export`): atomic, and reusing each unchanged part."""
 
 from typing import TYPE_CHECKING
 

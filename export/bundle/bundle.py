@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle."""
+"""The export of a checkpoint to a bundle."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from qwen_image_engine.runtime.bundle.manifest import (
 )
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being worked on, bytes done so far, and bytes in all.
+"""Callback that is told the current stage, bytes done so far, and bytes in all.
 
-That is "graph of " a component, "weights of " a network, "audit of " a component, and "checkpoint" while there is
-nothing to do but wait for its hashes.
+The stage is "graph of " and a component, "weights of " and a network, "audit of " and a component, or "checkpoint" if
+there is nothing left to do but wait for the checkpoint's hashes.
 """
 
 # The host side needs the tokenizer and the schedule; sample_sigmas stand in model_index.json.
@@ -61,30 +61,31 @@ def export_bundle(
 ) -> Manifest:
     """Write the bundle `output` and return its manifest.
 
-    The weights are never in memory: graphs are traced from fake ones, and the real ones are streamed in blocks ("copy")
-    or hard-linked ("link"). `output` appears when it is complete; where it is a bundle already, it is replaced, and
-    folders of it that an export would only make again are kept.
+    The weights are never in memory: graphs are traced from fake weights, and the real weights are streamed in blocks
+    ("copy") or hard-linked ("link"). `output` appears when it is complete. If it is a bundle already, the new bundle
+    replaces it, and the folders of networks that have not changed are reused.
 
     Args:
-        checkpoint: an opened one, or what `Checkpoint.open` takes: folder, hub name, diffusers pipeline.
+        checkpoint: an opened checkpoint, or a source that `Checkpoint.open` takes: folder, hub name, diffusers
+            pipeline.
         output: a new folder, or a bundle to replace.
-        target: what the graphs are lowered for.
-        precision: of weights and arithmetic; None for fp32 on a CPU and bf16 on a GPU.
-        weights: "copy" them in the bundle's dtype, or "link" to the checkpoint's own files.
-        calibration: the folder that `calibrate` wrote, for static scales.
-        rules: a recipe file, in the place of the target's own rules.
-        exclude: glob patterns of linears that a quantised precision leaves as they are.
-        skip_blocks: blocks of the transformer that it leaves as they are.
+        target: name of the target that the graphs are lowered for.
+        precision: precision of weights and arithmetic; None for fp32 on a CPU and bf16 on a GPU.
+        weights: "copy" for copies in the bundle's dtype, or "link" for hard links to the checkpoint's own files.
+        calibration: folder that `calibrate` wrote, for static scales; None for a target without them.
+        rules: recipe file whose rules replace the target's own; None for the target's own.
+        exclude: glob patterns of linears that are not quantised.
+        skip_blocks: blocks of the transformer that are not quantised.
         fp8_attention: whether the transformer's attention is FP8 too.
         without: names of optional components; a bundle without one of them takes no reference images.
-        progress: called as the work goes on.
+        progress: callback for the progress of the export.
 
     Raises:
-        UsageError: no such target and precision, or way of placing weights; a pattern matches nothing, or a block is
-            not there; weights that adapters are merged into are to be linked; or there is nothing of that name to
-            leave out.
-        QwenImageError: the checkpoint is unsound, `output` cannot be written or is no bundle, no link is possible, or
-            a quantised linear does not run as one.
+        UsageError: the table has no such target and precision, `weights` is neither "copy" nor "link", a pattern
+            matches nothing, the transformer has no such block, `weights` is "link" for a checkpoint with merged
+            adapters, or `without` names a component that is not optional.
+        QwenImageError: the checkpoint is unsound, `output` cannot be written or is no bundle, the weights cannot be
+            hard-linked, or ONNX Runtime does not run a quantised linear as a product of integers.
     """
     chosen = choose_target(
         target,
@@ -105,8 +106,8 @@ def write_bundle(request: ExportRequest, output: str | Path, progress: Progress 
     """Write the bundle of a request; see `export_bundle`.
 
     Raises:
-        QwenImageError: `output` cannot be written or is no bundle, no link is possible, disk or memory are too small,
-            or a quantised linear does not run as one.
+        QwenImageError: `output` cannot be written or is no bundle, the weights cannot be hard-linked, disk or memory
+            are too small, or ONNX Runtime does not run a quantised linear as a product of integers.
     """
     output = Path(output).expanduser().absolute()
     files = request.checkpoint.weight_files
@@ -135,7 +136,7 @@ def write_bundle(request: ExportRequest, output: str | Path, progress: Progress 
 
 
 class _Meter:
-    """Adds up bytes for the caller's progress, those that threads of `hashes` have read with them."""
+    """A counter of bytes for the caller's progress; it includes the bytes that the threads of `hashes` have read."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self.progress, self.total, self.done = progress, total, 0
@@ -154,12 +155,12 @@ class _Writer:
     """The export of a request into a staged folder.
 
     Attributes:
-        request: the checked one.
+        request: the checked request.
         folder: the staged folder, empty.
-        output: the folder that it replaces; need not exist.
-        previous: the manifest of the bundle in `output`; None if nothing of it can be reused.
+        output: the folder that the staged one replaces; need not exist.
+        previous: manifest of the bundle in `output`; None if nothing of that bundle can be reused.
         hashes: SHA-256 of the checkpoint's weight files, which threads are computing.
-        meter: counts the bytes.
+        meter: counter of the bytes.
     """
 
     request: ExportRequest
@@ -183,7 +184,10 @@ class _Writer:
         return self.previous if replace(self.previous, verify=None) == manifest else manifest
 
     def _new_networks(self) -> tuple[NetworkPlan, ...]:
-        """Return the networks that the previous bundle has not; wait for the hashes only if it may have one."""
+        """Return the networks that cannot be reused from the previous bundle.
+
+        Wait for the hashes only if the previous bundle may have one.
+        """
         kept = self.previous.origins if self.previous is not None else {}
         return tuple(
             item
@@ -262,7 +266,7 @@ class _Writer:
 
 
 def _previous(output: Path) -> Manifest | None:
-    """Return the manifest of the bundle to replace; None if nothing of it can be reused."""
+    """Return the manifest of the bundle to replace; None if nothing of that bundle can be reused."""
     if not is_bundle(output):
         return None
     try:
@@ -272,7 +276,7 @@ def _previous(output: Path) -> Manifest | None:
 
 
 def _copy_host_files(source: Path, folder: Path) -> Mapping[str, FileEntry]:
-    """Copy the files that the runtime reads besides networks, under the same names."""
+    """Copy the files that the runtime reads besides networks, and return their manifest entries by name."""
     names = list(_COPIED_FILES)
     for name in _COPIED_FOLDERS:
         (folder / name).mkdir()

@@ -1,7 +1,8 @@
-"""What a network's folder in a bundle is made from, as one hash: equal origins make equal folders.
+"""The cache key of a network's folder in a bundle: equal keys make equal folders.
 
-Sizes and times of files prove nothing (a download can be resumed, a copy can keep its time), so the hash covers the
-contents: the weight files' SHA-256, the configuration, the exporter's own source and the packages that trace and write.
+Sizes and times of files prove nothing (a download can be resumed, a copy can keep its time). So the key is a hash of
+the contents: the weight files' SHA-256, the configuration, the exporter's own source, and the versions of the packages
+that trace and write.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _RECIPE = Path("reference/shapes")  # trains a checkpoint; its weights are hashe
 
 @cache
 def tool() -> Tool:
-    """Return this version of the exporter, with a hash of everything that decides its output."""
+    """Return the exporter's version, with a hash of the sources and packages that decide its output."""
     return Tool(importlib.metadata.version("qwen-image-engine"), source_sha256(Path(__file__).parents[2]))
 
 
@@ -32,7 +33,7 @@ def source_sha256(home: Path) -> str:
     """Hash the sources in `home` that decide the output of an export, and the versions of the packages that write it.
 
     Args:
-        home: the folder of the package, in which `export`, `reference`, `calibration` and `engines` are.
+        home: folder of the package, which holds `export`, `reference`, `calibration` and `engines`.
     """
     digest = hashlib.sha256()
     for package in _PACKAGES:
@@ -52,7 +53,17 @@ def origin(
     weights: str,
     hashes: Mapping[Path, str],
 ) -> str:
-    """The hash for one network's folder; `hashes` has the SHA-256 of its weight files, `calibration` is that of its."""
+    """Return the cache key of one network's folder.
+
+    Args:
+        checkpoint: checkpoint that the network is read from.
+        network: name of the network.
+        components: components of the network.
+        target: row of the target and precision.
+        calibration: SHA-256 of the calibration; None if the network uses none.
+        weights: "copy" or "link".
+        hashes: SHA-256 of the network's weight files and of the LoRA files, by file.
+    """
     facts = {
         "tool": tool().source_sha256,
         "network": network,

@@ -1,4 +1,4 @@
-"""One network's folder of a bundle: its graphs and the weights that they share."""
+"""The folder of one network in a bundle: the graphs, and the weights that they share."""
 
 from __future__ import annotations
 
@@ -48,17 +48,18 @@ MODEL_FILES = {
 """Graph files in a bundle by component: "transformer/step.onnx", "vae/decoder_up.onnx", "vision/model.onnx"."""
 
 Progress = Callable[[str, int], None]
-"""Told what is being worked on, and the bytes just done."""
+"""Callback that is told the current stage, and the bytes just done."""
 
 
 @dataclass(frozen=True)
 class NetworkFolder:
-    """What one folder adds to the manifest.
+    """The entries that one network's folder adds to the manifest.
 
     Attributes:
-        components: its graphs.
-        describe_files: its files; waits for the hashes of linked ones, so the manifest asks when all graphs are traced.
-        embeddings: where the token embeddings are, in the text encoder's.
+        components: entries of the graphs, by component.
+        describe_files: function that returns the entries of the files. It waits for the hashes of linked files, so the
+            manifest calls it when all graphs are traced.
+        embeddings: place of the token embeddings in the text encoder's folder; None for any other network.
     """
 
     components: Mapping[str, ComponentEntry]
@@ -76,13 +77,14 @@ def write_network(
     hashes: Mapping[Path, str],
     progress: Progress,
 ) -> NetworkFolder:
-    """Write the folder of a network, quantised as said, into `bundle`: its `components`, and what they read of it.
+    """Write the folder of a network into `bundle`: the graphs of `components`, and the weights that they read.
 
-    `hashes` has the SHA-256 of its weight files in the checkpoint.
+    `quantised` says how the network is quantised. `hashes` has the SHA-256 of the network's weight files in the
+    checkpoint.
 
     Raises:
-        QwenImageError: the tensors are not those of the network, cannot be read, or cannot be linked; or a quantised
-            linear does not run as one.
+        QwenImageError: the checkpoint's tensors do not match the network, cannot be read, or cannot be linked; or ONNX
+            Runtime does not run a quantised linear as a product of integers.
         OSError: the bundle cannot be written.
     """
     (network,) = networks(components)
@@ -127,8 +129,8 @@ class _WeightFiles:
     """The weight files of a network's folder.
 
     Attributes:
-        places: of each tensor, by its stored name.
-        written: SHA-256 of new files, by name.
+        places: place of each tensor, by stored name.
+        written: SHA-256 of each new file, by name.
         linked: the checkpoint's files that may be linked here, by name.
     """
 
@@ -138,7 +140,7 @@ class _WeightFiles:
 
 
 def _linked(checkpoint: Checkpoint, network: str, table: TensorInfo | None, folder: Path) -> _WeightFiles:
-    """Link the checkpoint's files that hold what the network reads."""
+    """Link the checkpoint's files that hold the tensors of the network."""
     stored = checkpoint.stored(network)
     tensors = [*read_tensors(checkpoint, network), *([table] if table else [])]
     return _WeightFiles(link_weights(stored, tensors, folder), {}, {file.name: file for file in stored.files})
@@ -151,7 +153,7 @@ def _copied(
     folder: Path,
     advance: Callable[[int], None],
 ) -> _WeightFiles:
-    """Write the weights that the graphs read, and the table that the host gathers from."""
+    """Write the weights that the graphs read, and the token embeddings that the host gathers from."""
     read = {name for graph in graphs.values() for name in graph.graph.initializers}
     copies = [WeightFile("weights.safetensors", [entry for entry in entries if entry.name in read])]
     if table is not None:
@@ -165,7 +167,7 @@ def _copied(
 
 
 def _saved(graph: ir.Model, places: Mapping[str, Place], path: Path) -> tuple[str, ...]:
-    """Save a graph that reads its weights where they were placed, and return the names of their files."""
+    """Save a graph with its external data at `places`, and return the names of the weight files that it reads."""
     used = place_weights(graph, places)
     _number(graph.graph)
     ir.save(graph, path)
@@ -175,7 +177,7 @@ def _saved(graph: ir.Model, places: Mapping[str, Place], path: Path) -> tuple[st
 def _entry(
     component: str, graph: ir.Model, target: Target, quantised: QuantisedNetwork, weights: Sequence[str], sizes: Dims
 ) -> ComponentEntry:
-    """Return the manifest's entry of a graph that reads `weights`."""
+    """Return the manifest entry of a graph that reads `weights`."""
     dtype, initializers = target.dtype_of(COMPONENTS[component].network), graph.graph.initializers
     layers = {
         name: _described(name, layer, component, quantised)
@@ -209,9 +211,10 @@ def _embeddings(network: str, table: TensorInfo, files: _WeightFiles) -> Embeddi
 def reuse_network(
     previous: Manifest, old: Path, network: str, bundle: Path, hashes: Mapping[Path, str]
 ) -> NetworkFolder | None:
-    """The folder of the bundle `old` in `bundle`, where every file still is what its manifest says; else None.
+    """Reuse a network's folder of the bundle `old` in `bundle`; return None if a file has changed.
 
-    A file that is a link to one of the checkpoint's, whose SHA-256 `hashes` has, is not read again.
+    A file has changed if it differs from the manifest `previous`. A file that is a link to a file of the checkpoint,
+    whose SHA-256 `hashes` has, is not read again.
     """
     linked = {_identity(file): sha256 for file, sha256 in hashes.items()}
     files = {name: entry for name, entry in previous.files.items() if name.startswith(f"{network}/")}
@@ -239,7 +242,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def lowered(checkpoint: Checkpoint, component: str, target: Target, quantised: QuantisedNetwork) -> ir.Model:
-    """Return the graph of `component` after the target's passes, its weights not placed yet."""
+    """Return the graph of `component` after the target's passes; its weights have no external data yet."""
     model = trace(checkpoint, component, target.dtype_of(COMPONENTS[component].network))
     for lowering in target.passes():
         lowering()(model)
@@ -249,9 +252,9 @@ def lowered(checkpoint: Checkpoint, component: str, target: Target, quantised: Q
 
 
 def _number(graph: ir.Graph) -> None:
-    """Count nodes and values without a name of their own from zero.
+    """Number nodes and values without a name of their own from zero.
 
-    torch and onnx-ir count on through a process, so that the hash of a graph would tell which others came before it.
+    torch and onnx-ir count on through a process, so the hash of a graph would depend on the graphs traced before it.
     """
     counted = itertools.count()
     values = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
@@ -263,7 +266,7 @@ def _number(graph: ir.Graph) -> None:
 
 
 def _described(name: str, layer: QuantisedLayer, component: str, quantised: QuantisedNetwork) -> QuantisedLayer:
-    """The layer with what calibration made of its input in a component."""
+    """Return the layer with what calibration computed for its input in a component; unchanged without calibration."""
     item = quantised.inputs.get(name)
     if item is None:
         return layer
@@ -275,7 +278,7 @@ def _described(name: str, layer: QuantisedLayer, component: str, quantised: Quan
 
 
 def _linears(model: ir.Model) -> tuple[str, ...]:
-    """Linears of a graph whose weights are read as they are."""
+    """Return the names of a graph's linears whose weights are not quantised."""
     weights = [node.inputs[1] for node in model.graph if node.op_type == "Gemm"]
     names = [value.name or "" for value in weights if value is not None and value.is_initializer()]
     return tuple(sorted(name.removesuffix(WEIGHT) for name in names))

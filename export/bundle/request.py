@@ -22,14 +22,14 @@ from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """A sound checkpoint, the target of its bundle, and what both come to.
+    """A checked export: a sound checkpoint, the target of its bundle, and the estimate for both.
 
     Attributes:
-        checkpoint: the opened one.
+        checkpoint: the opened checkpoint.
         target: row of the target and precision, as chosen.
-        calibration: source of static scales; None if the target has none.
-        quantised: how each network is quantised.
-        plan: components, and the bytes that are read, written and needed.
+        calibration: calibration that static scales come from; None if the target has no static scales.
+        quantised: quantisation of each network, by name.
+        plan: estimate: the components, and the bytes that are read, written and needed.
     """
 
     checkpoint: Checkpoint
@@ -48,12 +48,14 @@ class ExportRequest:
         calibration: str | Path | None = None,
         without: Sequence[str] = (),
     ) -> Self:
-        """Make every check that an export can make before it writes; see `export_bundle` for the arguments.
+        """Check everything that an export can check before it writes, and return the request.
+
+        See `export_bundle` for the arguments.
 
         Raises:
-            UsageError: a pattern of the recipe matches nothing, a block is not there, weights that adapters are merged
-                into are to be linked, a calibration is missing or not needed, or `without` names another component
-                than those for reference images.
+            UsageError: a pattern of the recipe matches nothing, the transformer has no such block, `weights` is "link"
+                for a checkpoint with merged adapters, a calibration is missing or not needed, or `without` names a
+                component that is not optional.
             QwenImageError: the checkpoint or the calibration is unsound, ONNX Runtime is missing for the target's
                 audit, or memory is too small.
         """
@@ -71,7 +73,7 @@ class ExportRequest:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """The networks of the bundle, in the order in which they run."""
+        """Networks of the bundle, in the order in which they run."""
         return networks(self.plan.components)
 
     def components(self, network: str) -> list[str]:
@@ -80,10 +82,12 @@ class ExportRequest:
 
 
 def check_checkpoint(checkpoint: Checkpoint, components: Collection[str] | None = None) -> None:
-    """Check the tokenizer, the schedule, and name, shape and dtype of every tensor that `components` (all) read.
+    """Check the tokenizer, the schedule, and every tensor that `components` (by default all) read.
+
+    The check of a tensor covers name, shape and dtype.
 
     Raises:
-        QwenImageError: one of them is not what the runtime or a network needs.
+        QwenImageError: the tokenizer, the schedule or a tensor does not match what the runtime or a network needs.
     """
     load_tokenizer(checkpoint.folder)
     schedule_config(checkpoint)
@@ -93,11 +97,11 @@ def check_checkpoint(checkpoint: Checkpoint, components: Collection[str] | None 
 
 
 def open_calibration(checkpoint: Checkpoint, target: Target, folder: str | Path | None) -> Calibration | None:
-    """Open the source of static scales; None if the target has none.
+    """Open the calibration that static scales come from; return None if the target has no static scales.
 
     Raises:
-        UsageError: the target needs a calibration and none is named, or one is named that it does not need.
-        QwenImageError: the calibration is damaged, or of another checkpoint.
+        UsageError: the target needs a calibration and `folder` is None, or it needs none and `folder` is given.
+        QwenImageError: the calibration is damaged, or was made from another checkpoint.
     """
     static = target.quantisation is not None and target.quantisation.static
     if folder is None:

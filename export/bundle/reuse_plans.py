@@ -1,7 +1,7 @@
-"""Engines of the bundle that an export replaces, kept where graph and weights of a component are the same.
+"""Reuse of plans from the bundle that an export replaces, for components with the same graph and weights.
 
-A build takes minutes and a GPU, which the machine that exports may not have. Whether a kept engine still is what a
-build would make (shapes, options, TensorRT, GPU) is `qwen-image build`'s to say, by its key.
+A build takes minutes and a GPU, which the machine that exports may not have. `qwen-image build` compares the key of a
+reused plan to decide whether a build would make the same plan (shapes, options, TensorRT, GPU).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from qwen_image_engine.runtime.bundle.manifest import Manifest
 
 
 def keep_plans(previous: Manifest, old: Path, manifest: Manifest, folder: Path) -> Manifest:
-    """Put the engines of the bundle `old` that `manifest` may keep into `folder`, with timings of kernels.
+    """Link the plans of the bundle `old` that `manifest` may reuse into `folder`, with timings of kernels.
 
-    They are not read: whoever loads an engine compares it with its SHA-256.
+    The files are not read: whoever loads a plan compares it with its SHA-256.
 
     Returns:
-        The manifest with their entries.
+        The manifest with entries for the reused plans.
 
     Raises:
-        OSError: one can neither be linked nor copied.
+        OSError: a file can neither be linked nor copied.
     """
     kept = {
         name: plan
@@ -43,7 +43,7 @@ def keep_plans(previous: Manifest, old: Path, manifest: Manifest, folder: Path) 
 
 
 def _same(name: str, previous: Manifest, manifest: Manifest) -> bool:
-    """Whether a component's entry, graph and weights are what they were."""
+    """Return whether a component's entry, graph and weights are unchanged."""
     entry = manifest.components.get(name)
     if entry is None or entry != previous.components[name]:
         return False

@@ -1,6 +1,7 @@
-"""A folder that appears whole or not at all: built beside its place, then put there in one rename.
+"""A staged folder: built beside its final place, then renamed to it, so that it appears whole or not at all.
 
-What a killed process leaves beside it is removed by the next that writes there: the system let go of its lock.
+A killed process leaves its staged folder behind, but the system releases its lock. The next process that writes to the
+same place removes the folder.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ _BUSY = "another export is writing it; wait for that to end"
 
 
 def check_output(output: Path) -> None:
-    """Refuse to replace what is not a bundle.
+    """Raise if `output` exists and is neither a bundle nor an empty folder.
 
     Raises:
-        QwenImageError: `output` is a file, or a folder with other things in it.
+        QwenImageError: `output` is a file, or a folder that holds other things than a bundle.
     """
     if output.is_dir():
         if any(output.iterdir()) and not is_bundle(output):
@@ -44,10 +45,12 @@ def check_output(output: Path) -> None:
 
 @contextmanager
 def staged(output: Path) -> Iterator[Path]:
-    """A new folder beside `output` that takes its place when the block ends well, and is removed when it does not.
+    """Yield a new folder beside `output`, which takes the place of `output` if the block ends well.
+
+    If the block does not end well, the folder is removed.
 
     Raises:
-        QwenImageError: nothing can be written there.
+        QwenImageError: the folder beside `output` cannot be written.
     """
     made = [folder for folder in output.parents if not folder.exists()]
     folder, lock = output.parent / f".{output.name}.{secrets.token_hex(4)}.partial", ExitStack()
@@ -94,7 +97,7 @@ def _publish(folder: Path, output: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders' names in one step, False where the system or the filesystem cannot."""
+    """Swap the names of two folders in one step; return False if the system or the filesystem cannot."""
     if sys.platform != "linux":
         return False
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

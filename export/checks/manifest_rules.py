@@ -1,8 +1,8 @@
-"""What a graph must have by its bundle's manifest and its own weights: nothing that it should hold has turned into more
-nodes, other nodes or another precision.
+"""Rules that hold a graph against the manifest of its bundle and against its own weights.
 
-A graph that lost its Attention breaks no rule about Attention; so they are counted, against the projections of queries
-among its weights, whose names are the checkpoint's, and against the manifest's number of blocks.
+They find contents of a graph that have turned into more nodes, other nodes or another precision. A graph that lost its
+Attention breaks no rule about Attention. So Attention nodes are counted, against the projections of queries among the
+weights, whose names are the checkpoint's, and against the manifest's number of blocks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OPERANDS = {"Gemm": 2, "MatMul": 2, "Conv": 2, "Attention": 3}
 
 
 def _blocks(model: ir.Model) -> int:
-    """Blocks with queries, by the weights that the graph holds."""
+    """Return the number of blocks with queries, by the weights that the graph holds."""
     return sum(bool(_QUERIES.search(name)) for name in model.graph.initializers)
 
 
@@ -109,7 +109,7 @@ def _quantised(model: ir.Model, expected: Expected) -> Iterator[Finding]:
 
 
 def _float8(model: ir.Model, expected: Expected) -> Iterator[Finding]:
-    """What `gemm_float8` makes, on CUDA alone: no other target's graph has one."""
+    """Yield findings about the nodes that `GemmFloat8` makes, which only graphs for CUDA have."""
     found = list(operators(model, "GemmFloat8"))
     if found and len(found) != len(expected.quantised):
         yield str(model.graph.name), f"{len(found)} GemmFloat8 nodes, the manifest has {len(expected.quantised)}"
@@ -128,7 +128,7 @@ def _float8(model: ir.Model, expected: Expected) -> Iterator[Finding]:
 
 
 def reads_codes(node: ir.Node | None) -> bool:
-    """Whether a node reads a weight that is stored in 8 bits."""
+    """Return whether a node reads a weight that is stored in 8 bits."""
     codes = node.inputs[0] if node is not None else None
     return codes is not None and codes.is_initializer() and codes.dtype in CODES
 
@@ -147,4 +147,4 @@ MANIFEST_RULES: Mapping[str, Rule] = {
     "float8-products": Rule("GemmFloat8 of E4M3 codes, a constant float32 scale an operand, one a linear", _float8),
     "quantised": Rule("every quantised linear of the manifest, and no other; QuantizeLinear in pairs", _quantised),
 }
-"""By name."""
+"""Rules against the manifest, by name."""

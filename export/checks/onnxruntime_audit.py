@@ -1,6 +1,7 @@
-"""Proof that quantised linears run as products of integers: the graph as ONNX Runtime has optimised it, counted.
+"""The audit of an int8 graph: ONNX Runtime must run every quantised linear as a product of integers.
 
-A pattern that ONNX Runtime does not fuse is no error there: it runs in fp32 on dequantised weights, 6 times slower.
+If ONNX Runtime does not fuse a pattern, it reports no error. It runs the linear in fp32 on dequantised weights, 6 times
+slower. So the audit counts the nodes of the graph as ONNX Runtime has optimised it.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ _INTEGER_KERNELS = frozenset({"QGemm", "MatMulIntegerToFloat", "MatMulInteger", 
 
 
 def audit(model: Path, weights: Collection[str]) -> None:
-    """Check that each of `weights` in the graph `model` is read by a kernel for integers.
+    """Check that a kernel for integers reads each of `weights` in the graph `model`.
 
-    The whole graph is optimised as the engine does it, but for `session.x64quantprecision`, which renames weights, and
-    constant folding, which reads some (the prefix's modulation does not depend on its inputs). Not prepacked, they stay
-    in their mapped file unread, so this holds no more than the graph itself.
+    The whole graph is optimised as the engine does it, with two exceptions. `session.x64quantprecision` would rename
+    weights. Constant folding would read some of them, because the prefix's modulation does not depend on its inputs.
+    Weights are not prepacked and stay in their mapped file unread, so the audit holds no more than the graph itself.
 
     Raises:
-        QwenImageError: some are not, or ONNX Runtime is not installed or cannot load the graph.
+        QwenImageError: no kernel for integers reads a weight, or ONNX Runtime is not installed or cannot load the
+            graph.
     """
     package = require("onnxruntime")
     with _beside(model) as optimised:
@@ -52,7 +54,7 @@ def audit(model: Path, weights: Collection[str]) -> None:
 
 @contextmanager
 def _beside(model: Path) -> Iterator[Path]:
-    """A file that does not stay, in the folder that the graph's references to its weights are relative to."""
+    """Yield the path of a temporary file in the graph's folder, which paths of external data are relative to."""
     path = model.with_suffix(".optimised.onnx")
     try:
         yield path

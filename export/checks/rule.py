@@ -1,4 +1,4 @@
-"""A rule that an exported graph keeps, what it is held against, and a place where it is broken."""
+"""Rules for exported graphs, the manifest's values that graphs are held against, and findings."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from qwen_image_engine.export.targets import TARGETS
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 
 Finding = tuple[str, str]
-"""The node or value, and what was found there."""
+"""Name of a node or value, and a text of the fault found there."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the manifest says of a component's graph.
+    """The manifest's values for a component's graph.
 
     Attributes:
-        blocks: of the transformer.
-        dtype: of operands that are not quantised, and of keys and values.
-        quantised: linears in 8 bits.
-        fp8_attention: blocks whose attention is FP8.
+        blocks: number of blocks of the transformer.
+        dtype: dtype of operands that are not quantised, and of keys and values.
+        quantised: names of the linears in 8 bits.
+        fp8_attention: number of blocks whose attention is FP8.
     """
 
     blocks: int
@@ -34,7 +34,7 @@ class Expected:
 
     @classmethod
     def of(cls, manifest: Manifest, component: str) -> Expected:
-        """That of a component of a bundle."""
+        """Return the manifest's values for a component of a bundle."""
         entry = manifest.components[component]
         dtype = TARGETS[manifest.target, manifest.precision].dtype_of(COMPONENTS[component].network)
         return cls(
@@ -47,24 +47,24 @@ class Expected:
 
 @dataclass(frozen=True)
 class Rule:
-    """What is expected, and how the places are found where it is otherwise."""
+    """A rule for graphs: the expected state in words, and a function that finds the violations."""
 
     expected: str
     findings: Callable[[ir.Model, Expected], Iterator[Finding]]
 
 
 def operators(model: ir.Model, *names: str) -> Iterator[ir.Node]:
-    """The nodes of these operators, in the order of the graph."""
+    """Return the nodes of these operators, in the order of the graph."""
     return (node for node in model.graph if node.op_type in names)
 
 
 def rank(value: ir.Value | None) -> int | None:
-    """The number of a value's axes, None where it is not there or the graph does not say."""
+    """Return the number of a value's axes; None if there is no value or the graph does not record the shape."""
     return len(value.shape) if value is not None and value.shape is not None else None
 
 
 def node_name(node: ir.Node) -> str:
-    """Of the first weight that a node reads, or of what it gives."""
+    """Return a node's name for a person: operator and output, with the first weight that the node reads."""
     weights = [value.name for value in node.inputs if value is not None and value.is_initializer() and value.name]
     output = node.outputs[0].name if node.outputs else node.name
     return f"{node.op_type} {output}" + (f" ({weights[0]})" if weights else "")

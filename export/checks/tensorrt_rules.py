@@ -1,8 +1,8 @@
-"""What TensorRT 11 needs of a graph, as rules that a graph keeps or is refused by, by name.
+"""Rules for graphs that TensorRT 11 runs, by name.
 
-TensorRT runs a graph that breaks one, if it runs it at all, in slower kernels or in another precision than it states,
-and says so in a log at most. Sources: the ONNX parser of TensorRT 11.0 (github.com/onnx/onnx-tensorrt), and NVIDIA's
-notes on fused attention and explicit quantisation.
+A graph that breaks a rule is refused. If TensorRT runs such a graph at all, it does so in slower kernels or in another
+precision than the graph states, and says so in a log at most. Sources: the ONNX parser of TensorRT 11.0
+(github.com/onnx/onnx-tensorrt), and NVIDIA's notes on fused attention and explicit quantisation.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ _OPERATORS = frozenset(
         *("Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"),
     )
 )
-"""All that the exported graphs hold; Softmax is Attention's own, and nothing has a graph in it."""
+"""All operators of the exported graphs. Softmax is part of Attention, and no node has a subgraph."""
 
 _PRODUCTS = ("Gemm", "MatMul", "Conv", "Attention")
 _CACHE = ("key_", "value_", "own_key_", "own_value_")
 _IN_FLOAT32 = ("RotaryEmbedding", "Resize", "ReduceSumSquare", "Reciprocal", "Sqrt")
 _SUMS = ("ReduceMean", "ReduceSum")
-"""Of a norm that was taken apart; the VAE's encoder averages pixels with them."""
+"""Sums of a norm that was taken apart. The VAE's encoder averages pixels with them."""
 
 _EDGE = (ir.DataType.FLOAT, ir.DataType.INT64)
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A rule that a graph breaks: its name, where, what was found and what is expected."""
+    """A violation of a rule: the rule's name, the place, the state found there, and the expected state."""
 
     rule: str
     where: str
@@ -54,7 +54,10 @@ class Broken:
 
 
 def broken_rules(model: ir.Model, expected: Expected, names: Collection[str] | None = None) -> list[Broken]:
-    """Every place where `model`, a component's graph by its name, breaks one of `RULES`, or of those with `names`."""
+    """Return every place where `model` breaks one of `RULES`, or one of the rules `names`.
+
+    `model` is a component's graph, and its name is the component.
+    """
     return [
         Broken(name, where, found, rule.expected)
         for name, rule in RULES.items()
@@ -123,7 +126,10 @@ def _scale(model: ir.Model, _: Expected) -> Iterator[Finding]:
 
 
 def _scaled_queries(attention: ir.Node) -> ir.Value | None:
-    """What queries of no norm are before they are rounded, turned and laid out."""
+    """Return the value that queries without a norm come from; None if it is an input of the graph.
+
+    That value stands before the queries are rounded, turned and laid out.
+    """
     value = attention.inputs[0]
     while value is not None and (node := value.producer()) is not None:
         if node.op_type not in ("Cast", "Reshape", "RotaryEmbedding", "Transpose"):
@@ -256,10 +262,13 @@ RULES: Mapping[str, Rule] = {
     "one-kind": Rule("one kind of codes: INT8 and FP8 go together from Blackwell on", _kinds),
     **MANIFEST_RULES,
 }
-"""By name."""
+"""All rules for TensorRT, by name."""
 
 SHARED_WITH_CUDA = (
     *("edge", "attention", "mask", "attention-scale", "norm-statistics", "float32"),
     *("attention-count", "attention-form", "rope", "precision", "time-features", "float8-products"),
 )
-"""Those that `--target cuda` keeps too: its graphs come of the same passes, but for what is quantised."""
+"""Names of the rules that `--target cuda` keeps too.
+
+Except for quantised nodes, graphs for CUDA come from the same passes.
+"""

@@ -1,1 +1,1 @@
-"""`qwen-image plan`: time, memory and disk, before anything runs."""
+"""Estimates of time, memory and disk, before anything runs (`qwen-image plan`)."""

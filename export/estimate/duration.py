@@ -1,4 +1,4 @@
-"""How long an export takes, from the checkpoint's sizes and a trial of a second or two on this machine."""
+"""The duration of an export, from the checkpoint's sizes and a trial of a second or two on this machine."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _HASHED_BYTES = 64 << 20
 def export_seconds(
     checkpoint: Checkpoint, components: Sequence[str], entries: Sequence[Entry], *, linked: bool
 ) -> float:
-    """Seconds of exporting `checkpoint`, reading each kind of weight once on trial.
+    """Estimate the seconds that the export of `checkpoint` takes; read each kind of weight once on trial.
 
     Args:
-        checkpoint: to be exported.
-        components: of it.
-        entries: of all weight files that the export writes.
-        linked: whether the checkpoint's own files are linked in their place.
+        checkpoint: checkpoint to export.
+        components: components of the bundle.
+        entries: entries of all weight files that the export writes.
+        linked: whether the checkpoint's own files are linked instead of written.
 
     Raises:
         QwenImageError: a weight cannot be read.
@@ -64,7 +64,7 @@ def export_seconds(
 
 
 def _writing_seconds(entries: Sequence[Entry]) -> float:
-    """Of all entries, each kind at the pace of one of them."""
+    """Return the seconds of writing all entries, each kind at the pace of one entry."""
     kinds: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
         kinds.setdefault(_kind(entry), []).append(entry)
@@ -76,7 +76,7 @@ def _kind(entry: Entry) -> tuple[object, ...]:
 
 
 def _pace(entries: Sequence[Entry]) -> float:
-    """Seconds a byte of the smallest entry that is large enough to tell; 0 where none is."""
+    """Return the seconds a byte of the smallest entry that is large enough to measure; 0 if none is."""
     large = [entry for entry in entries if entry_bytes(entry) >= _TRIAL_BYTES]
     if not large:
         return 0.0
@@ -101,7 +101,7 @@ def _hashing_seconds_per_byte() -> float:
 
 
 def _interpreter_seconds() -> float:
-    """What a fixed piece of Python takes here."""
+    """Return the seconds that a fixed piece of Python takes on this machine."""
 
     def work() -> None:
         kept: dict[str, int] = {}
@@ -118,7 +118,10 @@ class _Item:
 
 
 def _best_seconds(work: Callable[[], object]) -> float:
-    """The best of three by clock or processor time: the first warms up, and other processes take turns."""
+    """Return the least seconds of three runs, by clock or processor time.
+
+    The first run warms up, and other processes take turns.
+    """
 
     def once() -> float:
         began, used = time.perf_counter(), time.process_time()

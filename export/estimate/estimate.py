@@ -1,4 +1,4 @@
-"""The estimate of an export, and of the memory for a picture that its bundle draws, from headers alone."""
+"""The estimate of an export, and of the memory for a picture of its bundle, from headers alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PictureRequest:
     Attributes:
         size: width and height in pixels.
         references: number of reference images.
-        reference_resolution: side in pixels of the square that each of them is.
+        reference_resolution: side in pixels of the square that each reference image is.
     """
 
     size: tuple[int, int]
@@ -41,16 +41,16 @@ class PictureRequest:
 
 @dataclass(frozen=True)
 class Estimate:
-    """An export, and a picture of its bundle.
+    """An estimate of an export, and of a picture that its bundle draws.
 
     Attributes:
-        plan: bytes by network.
-        free_bytes: of the disk of the bundle; None if no folder is named.
-        export_seconds: duration of the export on this machine.
+        plan: estimate of the export's bytes, by network.
+        free_bytes: free bytes of the bundle's disk; None if no folder is named.
+        export_seconds: seconds that the export takes on this machine.
         size: width and height of the picture in pixels.
-        references: width and height of each reference image, as it is fitted.
-        prefix_tokens: tokens before the target with a prompt of usual length.
-        cache_bytes: bytes of their keys and values.
+        references: width and height of each reference image in pixels, as it is fitted.
+        prefix_tokens: number of tokens before the target with a prompt of usual length.
+        cache_bytes: bytes of the keys and values of the prefix tokens.
         stages: bytes of a process on a CPU in each stage of the picture; empty for a GPU.
     """
 
@@ -75,7 +75,7 @@ class Estimate:
         return sum(item.engine_bytes for item in networks if self.references or item.network != "vision")
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON, the plan's keys first."""
+        """Return plain JSON, the keys of `plan` first."""
         return {
             **asdict(self.plan),
             "stored_bytes": self.plan.stored_bytes,
@@ -99,19 +99,19 @@ def estimate(
     components: Sequence[str] | None = None,
     bundle: Path | None = None,
 ) -> Estimate:
-    """Estimate the export of `components` (all) of a checked checkpoint, and a picture that they draw.
+    """Estimate the export of `components` (by default all) of a checked checkpoint, and a picture that they draw.
 
     Args:
-        checkpoint: the opened one.
+        checkpoint: the opened checkpoint.
         target: row of the target and precision, as chosen.
-        picture: size and reference images.
-        weights: "copy" them into the bundle, or "link" to the checkpoint's files.
-        components: the bundle's.
-        bundle: its folder, for the free disk.
+        picture: size and reference images of the picture.
+        weights: "copy" for copies in the bundle, or "link" for hard links to the checkpoint's files.
+        components: components of the bundle; None for all.
+        bundle: folder of the bundle, for the free disk; None if no folder is named.
 
     Raises:
-        UsageError: a pattern of a recipe matches nothing, a block is not there, weights that adapters are merged into
-            are to be linked, or no picture has that size.
+        UsageError: a pattern of a recipe matches nothing, the transformer has no such block, `weights` is "link" for a
+            checkpoint with merged adapters, or no picture has that size.
         QwenImageError: memory or disk are too small for the export.
     """
     check_rules(checkpoint, target.quantisation, target.precision)

@@ -1,4 +1,4 @@
-"""What an export would read, write and need, from headers alone and before anything is written."""
+"""The estimate of the bytes that an export reads, writes and needs, from headers alone."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _VAE_ENCODER = ("encoder.", "quant_conv.")
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """One network of the checkpoint.
+    """The estimate for one network of the checkpoint.
 
     Attributes:
-        network: its name.
-        dtypes: stored elements by dtype.
-        stored_parameters: everything of it in the checkpoint's files.
-        parameters: those that the graphs read.
-        stored_bytes: of everything of it in the checkpoint's files.
-        bundle_bytes: what its weights add to the bundle's disk.
-        engine_bytes: what its weights take in memory when an engine holds them.
+        network: name of the network.
+        dtypes: number of stored elements, by dtype.
+        stored_parameters: number of the network's parameters in the checkpoint's files.
+        parameters: number of parameters that the bundle reads.
+        stored_bytes: bytes of the network in the checkpoint's files.
+        bundle_bytes: bytes that the weights add to the bundle's disk.
+        engine_bytes: bytes that the weights take in memory if an engine holds them.
     """
 
     network: str
@@ -57,20 +57,21 @@ class NetworkPlan:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """The whole export.
+    """The estimate for a whole export.
 
     Attributes:
-        target: as asked.
-        precision: as asked.
-        dtype: of keys and values, by torch's name.
-        weights: as asked.
-        components: that the bundle has.
-        networks: in the order they run.
-        export_memory_bytes: estimate of the exporter's peak.
-        resident_bytes: weights that `run --memory resident` holds without reference images, prefix and step each with
-            the transformer's.
-        reference_bytes: weights that it holds besides once there are some: vision tower, and the transformer once more.
-        sequential_bytes: weights that `run --memory sequential` holds at once.
+        target: target that was asked for.
+        precision: precision that was asked for.
+        dtype: torch's name of the dtype of keys and values.
+        weights: "copy" or "link", as asked for.
+        components: components of the bundle.
+        networks: estimates for the networks, in the order in which they run.
+        export_memory_bytes: peak bytes of the exporter.
+        resident_bytes: bytes of weights that `run --memory resident` holds without reference images; prefix and step
+            each have the transformer's.
+        reference_bytes: bytes of weights that `run --memory resident` adds for reference images: vision tower, and the
+            transformer once more.
+        sequential_bytes: bytes of weights that `run --memory sequential` holds at once.
     """
 
     target: str
@@ -102,10 +103,12 @@ def plan_export(
     weights: Weights,
     components: Sequence[str] | None = None,
 ) -> ExportPlan:
-    """The plan of exporting `components` of `checkpoint`, by default all, networks `quantised` as `target` says.
+    """Estimate the export of `components` of `checkpoint`, by default all.
+
+    The networks are `quantised` as `target` says.
 
     Raises:
-        UsageError: weights that adapters are merged into are to be linked.
+        UsageError: `weights` is "link" for a checkpoint with merged adapters.
     """
     if weights == "link" and checkpoint.loras:
         raise UsageError(
@@ -133,7 +136,7 @@ def plan_export(
 def plan_seconds(
     checkpoint: Checkpoint, target: Target, quantised: Mapping[str, QuantisedNetwork], plan: ExportPlan
 ) -> float:
-    """How long that export takes here; tries for a second or two, see `duration.export_seconds`."""
+    """Estimate the seconds of an export on this machine, with a trial of a second or two; see `export_seconds`."""
     entries = [
         entry
         for name in networks(plan.components)
@@ -145,7 +148,10 @@ def plan_seconds(
 def plan_stages(
     checkpoint: Checkpoint, plan: ExportPlan, width: int, height: int, references: Sequence[tuple[int, int]] = ()
 ) -> dict[str, int]:
-    """What a process holds in each stage of a picture of that size with reference images, see `stage_memory`."""
+    """Estimate the bytes that a process holds in each stage of a picture with reference images.
+
+    See `stage_memory`.
+    """
     weights = {network.network: network.engine_bytes for network in plan.networks}
     facts = model_facts(checkpoint)
     widths = StageWidths(checkpoint.vision.hidden_size, checkpoint.vae.base_dim, facts)
@@ -153,9 +159,10 @@ def plan_stages(
 
 
 def plan_cache(checkpoint: Checkpoint, plan: ExportPlan, references: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Tokens before the target with a prompt of usual length, and the bytes of their keys and values.
+    """Return the tokens before the target with a prompt of usual length, and the bytes of their keys and values.
 
-    Those are in the dtype of the graphs, float32 on a CPU; a transformer with bidirectional attention keeps none.
+    Keys and values are in the dtype of the graphs, float32 on a CPU. A transformer with bidirectional attention keeps
+    none.
     """
     if checkpoint.transformer.bidirectional:
         return 0, 0
@@ -164,10 +171,10 @@ def plan_cache(checkpoint: Checkpoint, plan: ExportPlan, references: Sequence[tu
 
 
 def check_memory(plan: ExportPlan) -> None:
-    """Refuse an export that there is no memory for.
+    """Raise if there is too little memory for an export.
 
     Raises:
-        QwenImageError: there is too little, swap included.
+        QwenImageError: the export takes more memory than is free, swap included.
     """
     free = reachable_memory_bytes()
     if free is not None and free < plan.export_memory_bytes:
@@ -178,10 +185,10 @@ def check_memory(plan: ExportPlan) -> None:
 
 
 def check_disk(plan: ExportPlan, bundle: Path) -> int:
-    """The free bytes of the disk that `bundle` would be on.
+    """Return the free bytes of the disk that `bundle` would be on.
 
     Raises:
-        QwenImageError: the bundle would not fit.
+        QwenImageError: the bundle does not fit on the disk.
     """
     folder = bundle.expanduser().absolute()
     while not folder.is_dir():
@@ -196,7 +203,7 @@ def check_disk(plan: ExportPlan, bundle: Path) -> int:
 
 
 def _read(checkpoint: Checkpoint, network: str, components: Collection[str]) -> list[TensorInfo]:
-    """The tensors that go into the bundle: the graphs' and the table the host gathers from."""
+    """Return the tensors that the bundle reads: the graphs' weights, and the table that the host gathers from."""
     stored = checkpoint.stored(network)
     unread = () if network != "vae" or "vae_encoder" in components else _VAE_ENCODER
     read = [

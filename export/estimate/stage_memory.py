@@ -1,6 +1,7 @@
-"""Memory of a picture's stages on a CPU, from sizes alone: fitted to what ONNX Runtime takes at the released widths.
+"""Memory of a picture's stages on a CPU, from sizes alone.
 
-The measurements are benchmarks/results/full-size-*.json; docs/full-size.md has them beside these predictions.
+The formulas are fitted to the memory that ONNX Runtime takes at the released widths. The measurements are
+benchmarks/results/full-size-*.json; docs/full-size.md has them beside these predictions.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from qwen_image_engine.runtime.model.facts import ModelFacts
 from qwen_image_engine.runtime.model.tiles import spans
 
 PROMPT_TOKENS = 200
-"""Of a prompt as people write it, its template included."""
+"""Tokens of a prompt as people write it, with the template."""
 
 _F32 = 4
 _PROCESS = 100_000_000  # Python, numpy and the backend
@@ -28,12 +29,12 @@ _DECODER_WIDTHS = 225  # activations that a latent of the largest tile holds at 
 
 @dataclass(frozen=True)
 class StageWidths:
-    """What stages depend on beside the contracts' sizes.
+    """The widths that stages depend on, besides the contracts' sizes.
 
     Attributes:
-        vision: channels of the vision tower.
-        vae: channels of the VAE encoder's first level.
-        facts: facts of the model that the host side has too.
+        vision: number of channels of the vision tower.
+        vae: number of channels of the VAE encoder's first level.
+        facts: facts of the model that the host side knows too.
     """
 
     vision: int
@@ -50,16 +51,18 @@ def stage_memory(
     references: Sequence[tuple[int, int]] = (),
     tokens: int = PROMPT_TOKENS,
 ) -> dict[str, int]:
-    """Bytes that a process holds at most in each stage of one picture, one engine loaded at a time ("sequential").
+    """Return the peak bytes of a process in each stage of one picture.
+
+    One engine is loaded at a time ("sequential").
 
     Args:
-        sizes: of the checkpoint.
-        widths: likewise.
-        weights: bytes of each network's in an engine.
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
-        references: (width, height) of the reference images as they are fitted, in pixels.
-        tokens: of the prompt.
+        sizes: sizes of the checkpoint's contracts.
+        widths: widths of the checkpoint's networks.
+        weights: bytes of each network's weights in an engine.
+        width: width of the picture in pixels.
+        height: height of the picture in pixels.
+        references: (width, height) of the reference images in pixels, as they are fitted.
+        tokens: number of tokens of the prompt.
     """
     facts = widths.facts
     inner, rows, columns = sizes.heads * sizes.head_dim, height // 16, width // 16

@@ -1,1 +1,1 @@
-"""Helpers on onnx-ir graphs. No pass stands here."""
+"""Helpers for onnx-ir graphs. The passes are in `export.passes`."""

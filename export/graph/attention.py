@@ -1,4 +1,4 @@
-"""Attention nodes of a graph: the norms that their queries come from."""
+"""The RMS norm behind the queries of an Attention node."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import onnx_ir as ir
 
 
 def query_norm(attention: ir.Node) -> ir.Node | None:
-    """The RMS norm that an Attention's queries come from, None where they come from none."""
+    """Return the RMS norm that an Attention's queries come from.
+
+    None if they come from no norm, or if another node reads the values on the way.
+    """
     value = attention.inputs[0]
     while value is not None and (len(value.uses()) == 1 or _is_sliced(value)):
         node = value.producer()
@@ -18,10 +21,10 @@ def query_norm(attention: ir.Node) -> ir.Node | None:
     return None
 
 
-# What a factor passes through, and rounding does not change the names of.
+# Operators that a factor passes through. Rounding to codes does not change which norm the queries come from.
 _LINEAR = frozenset({"Transpose", "Reshape", "Cast", "RotaryEmbedding", "Slice", "QuantizeLinear", "DequantizeLinear"})
 
 
 def _is_sliced(value: ir.Value) -> bool:
-    """Whether all that reads it are Slices, each for an attention of its own."""
+    """Return whether only Slices read a value, each for an attention of its own."""
     return all(use.node.op_type == "Slice" for use in value.uses())

@@ -1,15 +1,18 @@
-"""Weights of a graph that have no bytes yet."""
+"""Initializers of a graph whose external data does not exist yet."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 UNPLACED = "unplaced"
-"""Location of a weight that has no bytes yet: reading one before it is placed fails."""
+"""Location of external data that does not exist yet: reading a weight fails until it is placed."""
 
 
 def unplaced(graph: ir.Graph, name: str, shape: ir.Shape, dtype: ir.DataType) -> ir.Value:
-    """A new initializer `name`, to be placed by that name; the graph's own where it has one."""
+    """Return the initializer `name` without bytes; add it if the graph has no initializer of that name.
+
+    `place_weights` finds the external data by that name.
+    """
     if name in graph.initializers:
         return graph.initializers[name]
     value = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
@@ -19,6 +22,6 @@ def unplaced(graph: ir.Graph, name: str, shape: ir.Shape, dtype: ir.DataType) ->
 
 
 def set_unplaced(value: ir.Value, name: str, shape: ir.Shape, dtype: ir.DataType) -> None:
-    """Make `value` a weight of this name, shape and dtype without bytes."""
+    """Turn `value` into a weight of this name, shape and dtype without bytes."""
     value.name, value.type = name, ir.TensorType(dtype)
     value.const_value = ir.ExternalTensor(UNPLACED, None, None, dtype, shape=shape, name=name)

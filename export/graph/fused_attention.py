@@ -1,4 +1,4 @@
-"""Which attentions of a graph a TensorRT engine must run in a fused kernel."""
+"""The attentions of a graph that a TensorRT plan must run in a fused kernel."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 WIDEST_FUSED_HEAD = 256
-"""Channels of a head beyond which TensorRT has no fused attention: the VAE's one head is as wide as its features."""
+"""Channels of the widest head that TensorRT has a fused attention for.
+
+The VAE's one head is as wide as its features.
+"""
 
 
 def fused_attentions(graph: ir.Graph) -> tuple[str, ...]:
-    """Names of the nodes that must be fused: unfused each would hold tokens * tokens * heads numbers.
+    """Return the names of the Attention nodes that a plan must run fused.
 
-    A mask may have no kernel, and is there only on the text behind a reference image, whose rows are few. The VAE's
-    head is too wide, and one: 0.5 GB of scores at 2048x2048. A head of unknown width must be fused.
+    Unfused, each of them would hold tokens * tokens * heads numbers. Two kinds of attention may run unfused. A masked
+    attention may have no fused kernel; the only mask is on the text behind a reference image, whose rows are few. The
+    VAE's attention has one head, which is too wide: 0.5 GB of scores at 2048x2048. A head of unknown width must be
+    fused.
     """
     return tuple(_named(graph))
 
@@ -27,7 +32,10 @@ def _named(graph: ir.Graph) -> Iterator[str]:
 
 
 def head_channels(attention: ir.Node) -> int | None:
-    """Of a head of an Attention's queries: (batch, heads, tokens, channels), or (batch, tokens, heads * channels)."""
+    """Return the channels of one head of an Attention's queries; None if the graph does not record them.
+
+    Queries are (batch, heads, tokens, channels), or (batch, tokens, heads * channels).
+    """
     queries = attention.inputs[0]
     width = queries.shape[-1] if queries is not None and queries.shape is not None else None
     if not isinstance(width, int):

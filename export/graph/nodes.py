@@ -1,6 +1,6 @@
-"""Constants of a graph: reading them, making them, and folding what is computed from them alone.
+"""Constants and Casts of a graph.
 
-Weights have no bytes while a graph is lowered, so nothing that depends on one is ever folded.
+Weights have no bytes while a graph is lowered, so no pass folds a node that depends on a weight.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ Array = NDArray[Any]
 
 
 def constant(value: ir.Value | None) -> Array | None:
-    """The array behind `value`, None where it is computed at run time, or is a weight."""
+    """Return the array behind `value`; None if it is computed at run time, or is a weight."""
     if value is None or value.const_value is None or isinstance(value.const_value, ir.ExternalTensor):
         return None
     return value.const_value.numpy()
 
 
 def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    """A new initializer; where the graph has one of that name and content, that one."""
+    """Return an initializer that holds `array`; add one if the graph has none of that name and content."""
     unique = name
     count = 0
     while unique in graph.initializers:
@@ -38,7 +38,7 @@ def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
 
 
 def cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
-    """A Cast of `value`, in no graph yet, whose output has its type and shape."""
+    """Return a Cast of `value` to `dtype` that is in no graph yet; type and shape of its output are set."""
     node = ir.node("Cast", [value], {"to": dtype})
     node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
     return node

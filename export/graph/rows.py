@@ -1,4 +1,4 @@
-"""Tokens as rows: (batch, tokens, channels) seen as (batch * tokens, channels), which is what a Gemm multiplies."""
+"""Tokens as rows: values (batch, tokens, channels) as (batch * tokens, channels), the shape that a Gemm multiplies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qwen_image_engine.export.graph.shapes import Axes, axes, runtime_shape, wid
 
 
 def to_rows(graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:
-    """`value` (..., channels) as (rows, channels) for `before`; itself where it has two axes."""
+    """Return `value` (..., channels) as (rows, channels) for `before`; `value` itself if it has two axes."""
     channels, shape = width(value), axes(value) or []
     if len(shape) == 2:
         return value
@@ -22,7 +22,10 @@ def to_rows(graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:
 
 
 def from_rows(graph: ir.Graph, before: ir.Node, rows: ir.Value, old: ir.Value) -> None:
-    """Put `rows` (rows, channels), in the shape of `old`, in the place of `old`; they are computed before `before`."""
+    """Replace `old` by `rows` (rows, channels) in the shape of `old`.
+
+    The rows are computed before `before`.
+    """
     shape = axes(old)
     assert shape is not None
     new = rows

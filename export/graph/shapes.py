@@ -1,7 +1,7 @@
-"""Shapes without arithmetic: what torch writes as a chain of Shape, Squeeze, Reshape and Concat for each Reshape.
+"""Shapes as constants, in place of torch's chain of Shape, Squeeze, Reshape and Concat for each Reshape.
 
-torch records the symbolic shape of every value. Where a new shape keeps axes in place, ONNX's own 0 ("as in the input")
-and one -1 say so in a constant; what is left is computed once a graph from the inputs' sizes.
+torch records the symbolic shape of every value. If a new shape keeps axes in place, a constant says so with ONNX's own
+0 ("as in the input") and one -1. The graph computes all other shapes once, from the sizes of its inputs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _FACTORED = re.compile(r"(\d+\*)?[A-Za-z_]\w*")
 
 
 def width(value: ir.Value, axis: int = -1) -> int:
-    """The size of an axis that no input changes, such as the channels.
+    """Return the size of an axis that no input changes, such as the channels.
 
     Raises:
-        ValueError: it is symbolic, or the shape is not known.
+        ValueError: the axis is symbolic, or the shape is not known.
     """
     size = value.shape[axis] if value.shape is not None else None
     if not isinstance(size, int):
@@ -33,14 +33,14 @@ def width(value: ir.Value, axis: int = -1) -> int:
 
 
 def axes(value: ir.Value) -> Axes | None:
-    """Sizes and symbols of a value, None where torch recorded none."""
+    """Return the sizes and symbols of a value's axes; None if torch recorded no shape."""
     if value.shape is None:
         return None
     return [axis if isinstance(axis, int) else str(axis.value) for axis in value.shape]
 
 
 def reshape_target(before: Axes | None, after: Axes | None) -> list[int] | None:
-    """A constant shape that makes `after` of `before` for every size of their symbols, None where there is none."""
+    """Return a constant shape that reshapes `before` to `after` for every size of their symbols; None if none does."""
     if before is None or after is None:
         return None
     target: list[int] = []
@@ -55,7 +55,7 @@ def reshape_target(before: Axes | None, after: Axes | None) -> list[int] | None:
 
 
 def set_reshape_target(node: ir.Node, target: list[int]) -> None:
-    """Make `node` reshape to the constant `target`, 0 meaning the input's size."""
+    """Make `node` reshape to the constant `target`, in which 0 means the input's size."""
     assert node.graph is not None
     name = "shape_" + "_".join("n" if size == -1 else str(size) for size in target)
     assert isinstance(node.graph, ir.Graph)
@@ -64,7 +64,10 @@ def set_reshape_target(node: ir.Node, target: list[int]) -> None:
 
 
 def runtime_shape(graph: ir.Graph, wanted: Axes) -> ir.Value:
-    """A value that holds the sizes `wanted`: constant, or read once a graph from inputs that have its symbols.
+    """Return a value that holds the sizes `wanted`.
+
+    It is a constant if no size is symbolic. Otherwise the graph computes it once, from inputs whose axes have the
+    symbols.
 
     Raises:
         ValueError: no input of the graph has one of the symbols.
@@ -95,18 +98,18 @@ def runtime_shape(graph: ir.Graph, wanted: Axes) -> ir.Value:
 
 
 def readable(graph: ir.Graph, wanted: Axes) -> bool:
-    """Whether the inputs of the graph have all symbols of `wanted`."""
+    """Return whether the inputs of the graph have all symbols of `wanted`."""
     terms = [term for axis in wanted if isinstance(axis, str) for term in _terms(axis)]
     return all(_FACTORED.fullmatch(term) and _source(graph, term) for term in terms)
 
 
 def _terms(axis: str) -> list[str]:
-    """Of a sum: "text + image"."""
+    """Return the terms of a sum: "text" and "image" of "text + image"."""
     return [term.strip() for term in axis.split("+")]
 
 
 def _read(graph: ir.Graph, nodes: list[ir.Node], symbol: str) -> ir.Value:
-    """The size `symbol` by nodes that are added to `nodes`."""
+    """Append nodes that read the size `symbol` to `nodes`, and return the size."""
     found = _source(graph, symbol)
     if found is None:
         raise ValueError(f"no input of {graph.name} has an axis {symbol}")
@@ -118,7 +121,7 @@ def _read(graph: ir.Graph, nodes: list[ir.Node], symbol: str) -> ir.Value:
 
 
 class _Source(NamedTuple):
-    """A size is that of `value`'s `axis`, divided by `divisor` without remainder."""
+    """The source of a size: an axis of `value`, whose size is divided by `divisor` without remainder."""
 
     value: ir.Value
     axis: int
@@ -126,7 +129,10 @@ class _Source(NamedTuple):
 
 
 def _source(graph: ir.Graph, symbol: str) -> _Source | None:
-    """The first input with an axis that is a multiple of `symbol`: "8*height" is half of "16*height"."""
+    """Return the first input with an axis that is a multiple of `symbol`; None if no input has one.
+
+    "8*height" is half of "16*height".
+    """
     factor, name = split_axis(symbol)
     for value in graph.inputs:
         for index, axis in enumerate(axes(value) or []):

@@ -1,7 +1,7 @@
-"""`optimum-cli export qwen-image …`: `qwen-image export` where users of optimum look for it.
+"""The command `optimum-cli export qwen-image …`: `qwen-image export` for users who look for it in optimum.
 
-optimum imports every file of the namespace `optimum.commands.register`, in which this one is installed, whenever its
-command starts; so nothing is imported here but the flags, and nothing runs without optimum.
+optimum imports every file of the namespace `optimum.commands.register`, in which this module is installed, whenever its
+command starts. So this module imports nothing but the flags, and nothing runs without optimum.
 """
 
 import sys
@@ -14,7 +14,7 @@ from qwen_image_engine.runtime.cli.verbs import export
 
 
 class QwenImageExportCommand(BaseOptimumCLICommand):
-    """The verb, its flags and its exit codes."""
+    """The verb `export` as a command of optimum, with the same flags and exit codes."""
 
     COMMAND = CommandInfo(name="qwen-image", help=export.SUMMARY)
 
@@ -25,7 +25,7 @@ class QwenImageExportCommand(BaseOptimumCLICommand):
         parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
 
     def run(self) -> None:
-        """Export, and leave the process with the verb's exit code."""
+        """Export, and leave the process with the exit code of the verb."""
         from qwen_image_engine.runtime.cli.main import carry_out
 
         options = self.args

@@ -1,1 +1,1 @@
-"""Lowering passes, one class a module."""
+"""Lowering passes, each module with one rewrite of the graph."""

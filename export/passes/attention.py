@@ -1,4 +1,4 @@
-"""Attention in the layout (batch, tokens, heads * head_dim): no transposes of queries, keys, values and result."""
+"""Lowering passes: attention reads and writes (batch, tokens, heads * head_dim), without transposes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HEADS_SECOND = [0, 2, 1, 3]
 
 @dataclass(frozen=True)
 class _Site:
-    """One Attention-23 in 4-D with the transposes around it; q, k, v are (batch, tokens, heads, head_dim)."""
+    """An Attention-23 in 4-D with the transposes around it; q, k, v are (batch, tokens, heads, head_dim)."""
 
     node: ir.Node
     qkv: tuple[ir.Value, ir.Value, ir.Value]
@@ -25,7 +25,7 @@ class _Site:
 
     @property
     def heads(self) -> tuple[int, int]:
-        """Of queries, and of keys and values."""
+        """Heads of the queries, and heads of the keys and values."""
         return width(self.qkv[0], 2), width(self.qkv[1], 2)
 
     @property
@@ -34,15 +34,16 @@ class _Site:
 
 
 class AttentionToMultiHeadAttention(InPlacePass):
-    """CPU: attention without grouped heads and mask becomes com.microsoft.MultiHeadAttention, which works in blocks.
+    """Lowering pass for the CPU: attention becomes com.microsoft.MultiHeadAttention, which works in blocks.
 
-    Attention-23 of ONNX Runtime holds tokens^2 * heads floats: 34 GB at 2048x2048. In blocks, the VAE's one head over
-    those 16,384 tokens shows in no peak: 0.9 GB for all activations, its scores alone being 1.1. OpenVINO reads both.
-    Causal attention must be square, or ONNX Runtime aligns its triangle otherwise than ONNX does.
+    It takes attention without grouped heads and without a mask. Attention-23 of ONNX Runtime holds tokens^2 * heads
+    floats: 34 GB at 2048x2048. In blocks, the VAE's one head over the 16,384 tokens of that size shows in no peak: all
+    activations take 0.9 GB, although the head's scores alone would take 1.1 GB. OpenVINO reads both operators. Causal
+    attention must be square, or ONNX Runtime aligns its triangle otherwise than ONNX does.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Rewrite what `_site` recognises."""
+        """Rewrite each Attention that `_site` recognises and that has neither grouped heads nor a mask."""
         modified = False
         for site in _sites(model.graph):
             heads, key_heads = site.heads
@@ -61,15 +62,16 @@ class AttentionToMultiHeadAttention(InPlacePass):
 
 
 class AttentionWithoutTransposes(InPlacePass):
-    """CPU and CUDA: Attention-23 takes (batch, tokens, heads * head_dim) as it is, grouped heads included.
+    """Lowering pass for CPU and CUDA: Attention-23 takes (batch, tokens, heads * head_dim), grouped heads included.
 
-    On a CPU for the text encoder, whose 1,100 tokens need 330 MB of scores at the released size, and for the text
-    behind a reference image, which has a mask. On CUDA for all: flash attention reads this layout, and ONNX Runtime
-    would transpose queries and result back to it; with the graph's own four that is 12.9 GB in a step at 1024x1024.
+    On a CPU it serves two attentions: the text encoder, whose 1,100 tokens need 330 MB of scores at the released size,
+    and the text behind a reference image, which has a mask. On CUDA it serves all: flash attention reads this layout,
+    and ONNX Runtime would transpose queries and result back to it. With the four transposes of the graph that is 12.9
+    GB in a step at 1024x1024.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Rewrite what `_site` recognises."""
+        """Rewrite each Attention that `_site` recognises."""
         sites = _sites(model.graph)
         for site in sites:
             heads, key_heads = site.heads
@@ -88,7 +90,7 @@ def _sites(graph: ir.Graph) -> list[_Site]:
 
 
 def _site(node: ir.Node) -> _Site | None:
-    """None for an Attention with a cache, or not between transposes."""
+    """Return an Attention with its transposes; None if it has a cache or does not stand between transposes."""
     if len([value for value in node.inputs[4:] if value is not None]) or len(node.outputs) != 1:
         return None
     transposes = [value.producer() if value is not None else None for value in node.inputs[:3]]
@@ -127,7 +129,7 @@ def _replace(graph: ir.Graph, site: _Site, op: str, attributes: dict[str, int | 
 
 
 def _heads_merged(graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:
-    """`value` (batch, tokens, heads, head_dim) as (batch, tokens, heads * head_dim)."""
+    """Return `value` (batch, tokens, heads, head_dim) as (batch, tokens, heads * head_dim)."""
     producer = value.producer()
     merged = [*(axes(value) or [])[:2], width(value, 2) * width(value, 3)]
     if producer is not None and producer.op_type == "Concat" and len(value.uses()) == 1:

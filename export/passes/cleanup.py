@@ -1,4 +1,4 @@
-"""What tracing and the other passes leave over."""
+"""Lowering passes that remove leftovers of tracing and of other passes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from qwen_image_engine.export.graph.shapes import axes, readable, reshape_target
 
 
 class MergeReshapes(InPlacePass):
-    """Every target: a Reshape of a Reshape reads the first one's input, and one that changes nothing goes."""
+    """Lowering pass for every target: a Reshape of a Reshape reads the input of the first one.
+
+    A Reshape that changes nothing is removed.
+    """
 
     def call(self, model: ir.Model) -> PassResult:
-        """In the order of the graph, so that a chain merges in one go."""
+        """Merge in the order of the graph, so that a chain merges in one go."""
         modified = False
         for node in list(model.graph):
             if node.op_type == "Reshape":
@@ -30,10 +33,13 @@ class MergeReshapes(InPlacePass):
 
 
 class MergeConstants(InPlacePass):
-    """Every target: equal small constants once, which lets equal nodes be recognised. Weights are left alone."""
+    """Lowering pass for every target: equal small constants become one constant.
+
+    Equal nodes can be recognised then. Weights are left alone.
+    """
 
     def call(self, model: ir.Model) -> PassResult:
-        """The first of each kind stays, under a name of its own."""
+        """Keep the first of equal constants, under the name that it has."""
         graph = model.graph
         first: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         modified = False
@@ -50,10 +56,13 @@ class MergeConstants(InPlacePass):
 
 
 class Cleanup(InPlacePass):
-    """Every target: equal nodes once, unused ones gone, no names or notes of the Python that was traced."""
+    """Lowering pass for every target: equal nodes become one, and unused nodes are removed.
+
+    Names and notes of the traced Python are removed too.
+    """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Runs onnx-ir's own passes."""
+        """Run onnx-ir's own passes."""
         return ir.passes.Sequential(
             RemoveUnusedNodesPass(),
             IdentityEliminationPass(),

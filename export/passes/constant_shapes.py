@@ -10,10 +10,10 @@ from qwen_image_engine.export.graph.shapes import axes, readable, reshape_target
 
 
 class ConstantShapes(InPlacePass):
-    """Every target: say where a Reshape, an Unsqueeze or an Expand leads without arithmetic on sizes, where one can."""
+    """Lowering pass for every target: Reshape, Unsqueeze and Expand need no arithmetic on sizes, if possible."""
 
     def call(self, model: ir.Model) -> PassResult:
-        """Nodes whose shapes are not known stay as they are."""
+        """Rewrite the nodes whose shapes are known; leave all others as they are."""
         modified = False
         for node in list(model.graph):
             if node.op_type in ("Reshape", "Unsqueeze", "Expand") and constant(node.inputs[0]) is None:

@@ -1,4 +1,4 @@
-"""Casts down and straight back up."""
+"""Lowering pass: Casts down and straight back up are removed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 
 class DropRoundTrips(InPlacePass):
-    """TensorRT: float32 that is cast down and up again stays float32, as between RMS norm and rotary embedding.
+    """Lowering pass for GPUs: float32 that is cast down and up again stays float32.
 
-    The reference rounds what each of the two returns; without that rounding they can become one kernel.
+    Such Casts stand between RMS norm and rotary embedding. The reference rounds the result of each of the two. Without
+    that rounding they can become one kernel.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Casts down stay for whatever else reads them."""
+        """Remove the round trips; a Cast down stays if anything else reads it."""
         modified = False
         for node in list(model.graph):
             down = _cast_before(node)
@@ -29,7 +30,7 @@ class DropRoundTrips(InPlacePass):
 
 
 def _cast_before(node: ir.Node) -> ir.Node | None:
-    """The Cast that a Cast reads from, None for any other node."""
+    """Return the Cast that a Cast reads from; None for any other node, or for an output of the graph."""
     down = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
     if down is None or down.op_type != "Cast" or node.outputs[0].is_graph_output():
         return None

@@ -15,9 +15,9 @@ from qwen_image_engine.export.graph.nodes import Array, add_constant, constant
 
 
 class FoldConstants(InPlacePass):
-    """Every target: compute now what depends on constants and on known sizes alone.
+    """Lowering pass for every target: nodes that depend on constants and known sizes alone are evaluated.
 
-    Constant nodes become initializers; `Shape` of known axes and `CastLike` of a constant count as constants.
+    Constant nodes become initializers. `Shape` of known axes and `CastLike` of a constant count as constants.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -52,7 +52,10 @@ def _known_shape(node: ir.Node) -> Array | None:
 
 
 def _evaluated(node: ir.Node) -> Array | None:
-    """The value of a node with one output and constant inputs, by ONNX's reference implementation."""
+    """Return the value of a node with one output and constant inputs; None for any other node.
+
+    ONNX's reference implementation computes the value.
+    """
     if node.domain or len(node.outputs) != 1 or node.outputs[0].is_graph_output() or not node.inputs:
         return None
     if node.op_type == "CastLike":

@@ -11,13 +11,14 @@ from qwen_image_engine.export.graph.shapes import axes
 
 
 class KeepRows(InPlacePass):
-    """Every target: what lies between two Gemms works on their rows, so that the Reshapes between them cancel.
+    """Lowering pass for every target: nodes between two Gemms work on rows, so that Reshapes between them cancel.
 
-    A Reshape costs no copy, but an engine's dispatch; a block has seven linear layers and would have fourteen.
+    A Reshape costs no copy, but it costs an engine's dispatch. A block has seven linear layers, and would have fourteen
+    Reshapes.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """In the order of the graph, so that rows spread from the first Gemm on."""
+        """Rewrite in the order of the graph, so that rows spread from the first Gemm on."""
         modified = False
         for node in list(model.graph):
             if node.domain == "" and node.op_type in _ROWWISE:
@@ -63,7 +64,7 @@ def _along_last_axis(node: ir.Node, rank: int) -> bool:
 
 
 def _known_rows(value: ir.Value | None) -> ir.Value | None:
-    """The rows that `value` is a Reshape of."""
+    """Return the rows that `value` is a Reshape of; None if it is no Reshape of rows."""
     producer = value.producer() if value is not None else None
     if value is None or producer is None or producer.op_type != "Reshape" or producer.inputs[0] is None:
         return None

@@ -1,4 +1,4 @@
-"""Layer norms in float32, whatever the graph around them is in."""
+"""Lowering pass: layer norms are in float32, whatever dtype the graph around them has."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from qwen_image_engine.export.graph.nodes import cast
 
 
 class LayerNormInFloat32(InPlacePass):
-    """TensorRT: a layer norm is float32, with Casts around it.
+    """Lowering pass for TensorRT: a layer norm is float32, with Casts around it.
 
-    ONNX computes statistics in `stash_type`, float32; the parser of TensorRT 11 reads that attribute and drops it (its
-    normalization layer has no precision of its own any more), so that a norm of bf16 may sum in bf16.
+    ONNX computes statistics in `stash_type`, float32. The parser of TensorRT 11 reads that attribute and drops it,
+    because its normalization layer has no precision of its own any more. A norm of bf16 may therefore sum in bf16.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Norms that are float32 already stay as they are."""
+        """Widen each norm that is not float32 already."""
         norms = [node for node in model.graph if node.op_type == "LayerNormalization"]
         wide = [node for node in norms if node.inputs[0] is not None and node.inputs[0].dtype != ir.DataType.FLOAT]
         for node in wide:

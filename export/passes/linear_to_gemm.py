@@ -1,4 +1,4 @@
-"""Linear layers as Gemm, which takes a weight [out, in] as the checkpoint stores it."""
+"""Lowering pass: linear layers become Gemm, which takes a weight [out, in] as the checkpoint stores it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from qwen_image_engine.export.graph.rows import from_rows, to_rows
 
 
 class LinearToGemm(InPlacePass):
-    """CPU: MatMul with a transposed weight becomes Gemm(transB=1) on rows flattened to (batch * tokens, channels).
+    """Lowering pass for every target: MatMul with a transposed weight becomes Gemm(transB=1) on rows.
 
-    The other form keeps a Transpose of every weight in the graph, which ONNX Runtime folds into a second copy.
+    Rows are (batch * tokens, channels). A MatMul would keep a Transpose of every weight in the graph, which ONNX
+    Runtime folds into a second copy.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Only products whose right side is a transposed weight are linear layers."""
+        """Rewrite the linear layers.
+
+        A product is a linear layer only if its right side is a transposed weight.
+        """
         modified = False
         for node in list(model.graph):
             transpose = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
@@ -36,7 +40,10 @@ class LinearToGemm(InPlacePass):
 
 
 def _is_weight(value: ir.Value) -> bool:
-    """An initializer, or one of more axes seen as a matrix (a convolution as large as its stride)."""
+    """Return whether a value is an initializer, or an initializer of more axes seen as a matrix.
+
+    The latter is a convolution as large as its stride.
+    """
     producer = value.producer()
     if producer is not None and producer.op_type == "Reshape" and producer.inputs[0] is not None:
         value = producer.inputs[0]
@@ -44,7 +51,7 @@ def _is_weight(value: ir.Value) -> bool:
 
 
 def _bias(product: ir.Value) -> tuple[ir.Node, ir.Value] | None:
-    """The Add that alone reads a product, and the bias that it adds."""
+    """Return the Add that alone reads a product, and the bias that it adds; None if there is no such Add."""
     readers = [use.node for use in product.uses()]
     if len(readers) != 1 or readers[0].op_type != "Add":
         return None

@@ -1,4 +1,4 @@
-"""The modulation's scale as the layer norm's own."""
+"""Lowering pass: the modulation's scale becomes the scale of the layer norm."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from qwen_image_engine.export.graph.shapes import axes
 
 
 class ScaleIntoLayerNorm(InPlacePass):
-    """CPU: LayerNormalization(x, 1) * scale, scale the same for every token, becomes LayerNormalization(x, scale).
+    """Lowering pass for the CPU: LayerNormalization(x, 1) * scale becomes LayerNormalization(x, scale).
 
-    Saves one pass over the tokens for each norm.
+    The scale must be the same for every token. The pass saves one walk over the tokens for each norm.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Norms with a scale of their own, or read by more than the product, stay."""
+        """Rewrite the norms that only a product with a scale reads.
+
+        A norm with a scale of its own, or with other readers, stays.
+        """
         modified = False
         for node in list(model.graph):
             if node.op_type == "LayerNormalization" and len(node.inputs) == 2:

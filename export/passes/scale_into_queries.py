@@ -1,4 +1,4 @@
-"""Attention's 1 / sqrt(head_dim) as part of the queries."""
+"""Lowering pass: Attention's 1 / sqrt(head_dim) becomes part of the queries."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from qwen_image_engine.export.graph.shapes import width
 
 
 class ScaleIntoQueries(InPlacePass):
-    """GPUs: queries come scaled, and attention scales nothing.
+    """Lowering pass for GPUs: queries come scaled, and attention scales nothing.
 
-    ONNX defines Attention's scale as one product over the queries and one over the keys, by its square root each.
-    TensorRT's parser makes them in the graph's dtype: in bf16 the roots of 1/sqrt(72) and 1/sqrt(128) are 0.14% off, so
-    that every logit is 0.3% too large or too small. A scale of 1 has an exact root. Where queries come from an RMS norm
-    its weight takes the factor, head_dim numbers that are constant when an engine is built; elsewhere the queries are
-    multiplied in float32, before they are rounded where that is possible.
+    ONNX defines Attention's scale as one product over the queries and one over the keys, each by the square root of the
+    scale. TensorRT's parser makes these products in the graph's dtype. In bf16 the roots of 1/sqrt(72) and 1/sqrt(128)
+    are 0.14% off, so that every logit is 0.3% too large or too small. A scale of 1 has an exact root.
+
+    If queries come from an RMS norm, the weight of the norm takes the factor: head_dim numbers that are constant when a
+    plan is built. Other queries are multiplied in float32, before they are rounded if that is possible.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Every Attention of ai.onnx that has a scale, or leaves it to its default."""
+        """Rewrite every Attention of ai.onnx, whether it has a scale or leaves it to the default."""
         scaled: dict[ir.Node, float] = {}
         modified = False
         for node in list(model.graph):
@@ -43,7 +44,10 @@ class ScaleIntoQueries(InPlacePass):
 
 
 def _scale_values(graph: ir.Graph, attention: ir.Node, factor: float) -> None:
-    """The product stands before transposes, and before the Cast if float32 is rounded there."""
+    """Multiply an Attention's queries by `factor` in float32.
+
+    The product stands before transposes, and before the Cast if float32 is rounded there.
+    """
     reader = attention
     while (producer := _only_read_by(reader)) is not None and producer.op_type in ("Reshape", "Transpose"):
         reader = producer
@@ -65,7 +69,7 @@ def _scale_values(graph: ir.Graph, attention: ir.Node, factor: float) -> None:
 
 
 def _only_read_by(reader: ir.Node) -> ir.Node | None:
-    """What makes the first input, if nothing else reads it."""
+    """Return the producer of the first input; None if anything else reads that input."""
     value = reader.inputs[0]
     return value.producer() if value is not None and len(value.uses()) == 1 else None
 
@@ -80,7 +84,7 @@ def _scale_weight(graph: ir.Graph, norm: ir.Node, factor: float) -> None:
 
 
 def _product(graph: ir.Graph, value: ir.Value, factor: float) -> ir.Node:
-    """A float32 value times a constant, not put into the graph yet."""
+    """Return the product of a float32 value and a constant, a node that is in no graph yet."""
     node = ir.node("Mul", [value, add_constant(graph, "query_scale", np.array(factor, dtype=np.float32))])
     node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
     return node

@@ -1,4 +1,4 @@
-"""torch's chunk and unbind, which arrive as sequences."""
+"""Lowering pass: torch's chunk and unbind, which arrive as sequences, become Split."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from qwen_image_engine.export.graph.nodes import constant
 
 
 class SequenceToSplit(InPlacePass):
-    """Every target: SplitToSequence and its SequenceAt become one Split; few engines know sequences."""
+    """Lowering pass for every target: SplitToSequence and its SequenceAt nodes become one Split.
+
+    Few engines know sequences.
+    """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Sequences that are read otherwise stay."""
+        """Rewrite the sequences that only SequenceAt nodes read; leave all others."""
         modified = False
         for node in list(model.graph):
             if node.op_type == "SplitToSequence":

@@ -1,4 +1,4 @@
-"""The norm over channels of the VAE."""
+"""Lowering pass for the norm over channels of the VAE."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from qwen_image_engine.export.graph.nodes import constant
 
 
 class SumOfSquares(InPlacePass):
-    """Every target: ReduceSum(x^2) becomes ReduceSumSquare(x), which writes no tensor of squares."""
+    """Lowering pass for every target: ReduceSum(x^2) becomes ReduceSumSquare(x).
+
+    ReduceSumSquare writes no tensor of squares.
+    """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Squares that something else reads stay."""
+        """Rewrite the sums of squares; squares that something else reads stay."""
         modified = False
         for node in list(model.graph):
             power = node.inputs[0].producer() if node.op_type == "ReduceSum" and node.inputs[0] is not None else None

@@ -1,4 +1,4 @@
-"""`qwen-image verify`: parity with the fp32 reference."""
+"""Parity of bundles with the fp32 reference (`qwen-image verify`)."""
 
 from typing import TYPE_CHECKING
 

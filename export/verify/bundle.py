@@ -1,4 +1,4 @@
-"""One bundle against recordings of the reference: each component, teacher-forced steps, and its own way and picture."""
+"""The comparison of one bundle with recordings of the reference: components, teacher-forced steps, pictures."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from qwen_image_engine.runtime.pipeline import QwenImage
 
 @dataclass(frozen=True)
 class BundleRows:
-    """What was found of a bundle.
+    """The results of comparing one bundle with recordings.
 
     Attributes:
-        rows: every component, then the teacher-forced steps.
-        distances: of each recording, how far the bundle's own trajectory is from it after each step.
-        pictures: that these trajectories end in, where they were asked for.
+        rows: rows of every component, then of the teacher-forced steps.
+        distances: for each recording, the distance of the bundle's own trajectory from it after each step.
+        pictures: pictures that these trajectories end in; empty if nobody asked for them.
     """
 
     rows: tuple[Row, ...]
@@ -47,7 +47,9 @@ def compare_bundle(
     *,
     pictures: bool = False,
 ) -> BundleRows:
-    """Compare a bundle whose precision has thresholds with recordings.
+    """Compare a bundle with recordings.
+
+    The bundle's precision must have thresholds.
 
     Raises:
         QwenImageError: an engine cannot load a graph, or a run fails.
@@ -73,7 +75,7 @@ def _components(
     engine: str,
     threads: int | None,
 ) -> Iterator[Row]:
-    """Each component on the reference's inputs, one engine held at a time."""
+    """Yield the rows of each component on the reference's inputs, one engine held at a time."""
     for name in bundle.manifest.components:
         with closing(bundle.load_engine(name, engine, threads)) as running:
             for recording in recordings:
@@ -89,7 +91,10 @@ def _outputs(call: Call, found: Mapping[str, Values]) -> Difference:
 
 
 def _steps(pipeline: QwenImage, recording: Recording, threshold: Threshold) -> tuple[Row, Trajectory]:
-    """The bundle's own encoder, prefix and step, given the reference's latents at each step; and left to themselves."""
+    """Return the row of teacher-forced steps, and the trajectory of the bundle left to itself.
+
+    The bundle's own encoder, prefix and step run in both. For the row, each step is given the reference's latents.
+    """
     case = recording.case
     images = pipeline.read_references(case.references, REFERENCE_RESOLUTION)
     conditioning = pipeline.encode(case.prompt, images)
@@ -100,7 +105,10 @@ def _steps(pipeline: QwenImage, recording: Recording, threshold: Threshold) -> t
 
 
 def _drawn(pipeline: QwenImage, recording: Recording, trajectory: Trajectory) -> DrawnCase:
-    """Both pictures, each decoded by its own VAE; what the bundle cannot draw is a finding, not an error."""
+    """Return the pictures of reference and bundle, each decoded by its own VAE.
+
+    If the bundle cannot draw a picture, that is a finding, not an error.
+    """
     assert recording.picture is not None
     case, reference = recording.case, png_bytes(recording.picture)
     if trajectory.final is None:

@@ -1,4 +1,4 @@
-"""The checkpoint that bundles are compared with: the one that they were made from, and no other."""
+"""The checkpoint that bundles are compared with, which must be the one that they were made from."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from qwen_image_engine.runtime.system.progress import ProgressBar
 
 
 def check_hashes(bundle: Path, manifest: Manifest) -> None:
-    """Hash every file of a bundle.
+    """Check the hash of every file of a bundle.
 
     Raises:
-        QwenImageError: some are not what the manifest says.
+        QwenImageError: a file is missing, or differs from the manifest.
     """
     with ProgressBar("hashing the bundle", sum(file.bytes for file in manifest.files.values()), "bytes") as bar:
         faults = verify_files(bundle, manifest, bar.advance)
@@ -32,10 +32,12 @@ def check_hashes(bundle: Path, manifest: Manifest) -> None:
 
 
 def check_same_checkpoint(manifests: Mapping[Path, Manifest]) -> None:
-    """Refuse bundles of different checkpoints, which one recording cannot be compared with.
+    """Raise if bundles were made from different checkpoints.
+
+    One recording cannot be compared with bundles of several checkpoints.
 
     Raises:
-        QwenImageError: two differ in configuration or weights.
+        QwenImageError: the checkpoints of two bundles differ in configuration or weights.
     """
     (first, expected), *others = ((bundle, manifest.checkpoint) for bundle, manifest in manifests.items())
     for bundle, found in others:
@@ -55,10 +57,12 @@ def open_checkpoint(
     loras: Sequence[LoraFile] | None,
     attention: str | None,
 ) -> Checkpoint:
-    """Open the checkpoint that a bundle was made from; what is not named is where it was then.
+    """Open the checkpoint that a bundle was made from.
+
+    The manifest says where the checkpoint was; an argument that is not None says where it is now.
 
     Raises:
-        QwenImageError: it is not there, or it is another.
+        QwenImageError: the checkpoint is not there, or the bundle was made from another checkpoint.
     """
     expected = manifest.checkpoint
     checkpoint = open_recorded(manifest, named, transformer_file, loras, attention)

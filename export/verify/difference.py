@@ -17,7 +17,7 @@ class Difference:
     """The difference of an array found from an array expected.
 
     Attributes:
-        values: by the names of `MEASURES`, in their order.
+        values: value of each measure, by the names of `MEASURES` and in their order.
     """
 
     values: Mapping[str, float]

@@ -1,8 +1,8 @@
-"""How far a bundle's own trajectory leaves the reference's, beside that of a reference that was pushed once.
+"""The distance of a bundle's own trajectory from the reference's, beside the distance of a control.
 
-Trajectories are chaotic, so a distance at the end says little alone. The control is the reference itself from initial
-latents with random noise on them, as large as the engine's error after its first step: an engine whose trajectory
-leaves no faster than the control's has no error that its later steps add to.
+Trajectories are chaotic, so a distance at the end says little alone. The control is the reference itself, from initial
+latents with random noise on them. The noise is as large as the engine's error after its first step. If an engine's
+trajectory leaves the reference no faster than the control does, its later steps add no error of their own.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ from qwen_image_engine.runtime.model.time import time_features
 from qwen_image_engine.runtime.sampling.solver import SOLVERS, Velocity
 
 SEED = 1
-"""Of the control's noise."""
+"""Seed of the control's noise."""
 
 
 @dataclass(frozen=True)
 class FreeRunning:
-    """One case, compared after each step. Information, not held to a threshold.
+    """The trajectories of one case, compared after each step.
+
+    They are information, not held to a threshold.
 
     Attributes:
         case: name of the request.
-        sigmas: of the latents after each step; the last is 0.
+        sigmas: sigma of the latents after each step; the last is 0.
         engine: relative L2 of the engine's latents after each step.
-        perturbation: relative L2 of the control's initial latents; infinite where the engine's first step is.
+        perturbation: relative L2 of the control's initial latents; infinite if the error of the engine's first step is.
         control: relative L2 of the control's latents after each step.
     """
 
@@ -44,7 +46,7 @@ class FreeRunning:
     control: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; a value that is not finite is null."""
+        """Return plain JSON; a value that is not finite is null."""
         return {
             "case": self.case,
             "sigma_by_step": list(self.sigmas),
@@ -56,7 +58,12 @@ class FreeRunning:
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """Relative L2 from the recorded latents after each step, and the last latents; None where they are not finite."""
+    """A trajectory of latents, compared with a recording.
+
+    Attributes:
+        distances: relative L2 from the recorded latents after each step.
+        final: the last latents; None if they are not finite.
+    """
 
     distances: tuple[float, ...]
     final: NDArray[np.float32] | None
@@ -81,12 +88,12 @@ def divergence(velocity: Velocity, recording: Recording, start: NDArray[np.float
 def free_running(
     recording: Recording, engine: tuple[float, ...], forced: Sequence[Difference], step: Engine
 ) -> FreeRunning:
-    """A case with its control.
+    """Return a case with its control.
 
     Args:
-        recording: of the case.
-        engine: the distances of its `divergence`.
-        forced: the engine's velocities on the reference's latents, one for each step.
+        recording: recording of the case.
+        engine: distances of the engine's `divergence`.
+        forced: differences of the engine's velocities on the reference's latents, one for each step.
         step: the reference's component that runs every step.
     """
     first, following = recording.steps[0], _following(recording)
@@ -105,7 +112,10 @@ def _following(recording: Recording) -> tuple[float, ...]:
 
 
 def _reference_velocity(recording: Recording, step: Engine) -> Velocity:
-    """The reference's velocity after the case's prompt and images: what a recorded call got, with other latents."""
+    """Return the reference's velocity after the case's prompt and reference images.
+
+    The inputs are the inputs of a recorded call, with other latents.
+    """
     inputs = recording.calls[step.contract.component][0].inputs
     tokens = recording.final.shape[1]
     images = inputs["latents"][:, :-tokens]

@@ -1,4 +1,7 @@
-"""What the judge of `shapes` says of a bundle's pictures: held-out prompts that it fulfils, beside the reference's."""
+"""Scores of a bundle's pictures by the judge of `shapes`, beside the reference's scores.
+
+A score counts the held-out prompts that the pictures fulfil.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,29 @@ EDITS = "edits"
 
 @dataclass(frozen=True)
 class Judged:
-    """One kind of held-out prompts, `shapes.evaluate.KINDS` or "edits", drawn by both from the same seeds."""
+    """The scores for one kind of held-out prompts, drawn by bundle and reference from the same seeds.
+
+    The kind is one of `shapes.judge.evaluate.KINDS`, or "edits".
+    """
 
     kind: str
     engine: Score | EditScore
     reference: Score | EditScore
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Return plain JSON."""
         sides = {"engine": self.engine, "reference": self.reference}
         return {"kind": self.kind, **{side: asdict(score) | {"rate": score.rate} for side, score in sides.items()}}
 
 
 def check_judged(checkpoint: Checkpoint, prompts: int) -> None:
-    """Refuse to judge what the judge does not know.
+    """Raise if the judge does not know the checkpoint.
 
-    A checkpoint is `shapes` where its text encoder and transformer have the sizes of the recipe: they outlast
-    training it anew, a copy and another folder, and no other checkpoint has them.
+    A checkpoint is `shapes` if its text encoder and transformer have the sizes of the training recipe. The sizes
+    outlast training it anew, a copy and another folder, and no other checkpoint has them.
 
     Raises:
-        UsageError: it is another checkpoint, or there are no prompts.
+        UsageError: the checkpoint is not `shapes`, or there are no prompts.
     """
     if prompts < 1:
         raise UsageError(f"--judge {prompts}: expected the number of prompts of each kind, 1 or more")
@@ -48,7 +54,9 @@ def check_judged(checkpoint: Checkpoint, prompts: int) -> None:
 
 
 def judge_pictures(pipeline: QwenImage, prompts: int, *, edits: bool) -> dict[str, Score | EditScore]:
-    """Scores by kind of `prompts` held-out prompts each, with `edits` of as many edits too.
+    """Return the scores of `prompts` held-out prompts of each kind.
+
+    With `edits` there are the scores of as many edits too.
 
     Raises:
         QwenImageError: an engine failed.

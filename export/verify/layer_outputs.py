@@ -1,4 +1,4 @@
-"""A copy of a transformer's graph that also gives what each of its linears and blocks gives."""
+"""A copy of a transformer's graph that also outputs the result of each linear and block."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LAST_OF_BLOCK = ".img_mlp.out"
 
 @dataclass(frozen=True)
 class LayerGraph:
-    """The copy: its file, its contract, and the output of each layer by the network's own name for it."""
+    """The copy: file, contract, and the output of each layer by the network's own name for the layer."""
 
     model: Path
     contract: Contract
@@ -27,7 +27,10 @@ class LayerGraph:
 
 
 def scaled_layers(layers: Mapping[str, QuantisedLayer]) -> frozenset[str]:
-    """Linears whose outputs are not the reference's: export scaled their channels for the linear that reads them."""
+    """Return the linears whose outputs are not the reference's.
+
+    Export scaled the channels of these outputs for the linear that reads them.
+    """
     seconds = tuple(f".{second}" for _, second in LINEARS["transformer"].pairs)
     return frozenset(
         layer.equalised_with for name, layer in layers.items() if layer.equalised_with and name.endswith(seconds)
@@ -36,15 +39,17 @@ def scaled_layers(layers: Mapping[str, QuantisedLayer]) -> frozenset[str]:
 
 @contextmanager
 def layer_graph(bundle: Path, entry: ComponentEntry, prefix: str) -> Iterator[LayerGraph]:
-    """Write the copy beside the graph, whose references to weights are relative to its folder, and remove it again.
+    """Write the copy beside the graph, and remove it again.
+
+    Paths of external data are relative to the graph's folder.
 
     Args:
-        bundle: the folder.
-        entry: of a component of the transformer.
-        prefix: what stands before the network's names in those of its stored weights.
+        bundle: folder of the bundle.
+        entry: manifest entry of a component of the transformer.
+        prefix: prefix of the network's names in the names of its stored weights.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the copy cannot be written.
     """
     original = bundle / entry.model
     model = ir.load(original)
@@ -64,7 +69,7 @@ def layer_graph(bundle: Path, entry: ComponentEntry, prefix: str) -> Iterator[La
 
 
 def _layers(graph: ir.Graph, quantised: Mapping[str, QuantisedLayer], prefix: str) -> Iterator[tuple[str, ir.Value]]:
-    """Each linear and its output, and after the last linear of a block the block and its."""
+    """Yield each linear and its output; after the last linear of a block, yield the block and the block's output."""
     scaled = scaled_layers(quantised)
     for node in graph:
         weight = _weight(node)
@@ -81,7 +86,7 @@ def _layers(graph: ir.Graph, quantised: Mapping[str, QuantisedLayer], prefix: st
 
 
 def _weight(node: ir.Node) -> str | None:
-    """The weight that a Gemm reads, as it is or dequantised."""
+    """Return the weight that a Gemm reads, as it is or dequantised; None if the node is no such Gemm."""
     value = node.inputs[1] if node.op_type in ("Gemm", "GemmFloat8") else None
     producer = value.producer() if value is not None else None
     if producer is not None and producer.op_type == "DequantizeLinear":
@@ -90,7 +95,7 @@ def _weight(node: ir.Node) -> str | None:
 
 
 def _residual(value: ir.Value) -> ir.Value:
-    """The sum that the output of a block's last linear goes into, through the gate."""
+    """Return the sum that the output of a block's last linear goes into, through the gate."""
     node = _reader(value)
     while node.op_type != "Add":
         node = _reader(node.outputs[0])
@@ -103,7 +108,10 @@ def _reader(value: ir.Value) -> ir.Node:
 
 
 def _in_float32(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """The value, or behind a Cast: engines give no arrays of bfloat16, which numpy has not."""
+    """Return the value, or a Cast of it to float32.
+
+    Engines return no arrays of bfloat16, which numpy does not have.
+    """
     if value.dtype == ir.DataType.FLOAT:
         return value
     node = cast(value, ir.DataType.FLOAT)

@@ -1,7 +1,7 @@
-"""Where in the transformer an error arises: each linear and block of a bundle's step against the reference's own.
+"""Errors by layer of the transformer: each linear and block of a bundle's step against the reference's own.
 
-Errors add up through depth, so a row shows what has come together up to it; where they begin, a row is far above all
-before it.
+Errors add up through depth, so a row shows all errors up to it. A row where errors begin is far above all rows before
+it.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from qwen_image_engine.runtime.tools.compare.measures import RELATIVE_L2, other_
 
 @dataclass(frozen=True)
 class Layer:
-    """One linear or block, by the network's name for it.
+    """The errors of a linear or block, by the network's name for it.
 
     Attributes:
-        name: as in `reference.transformer`: "transformer_blocks.3.attn.to_q", "transformer_blocks.3".
-        runs: the first step and the last of each case.
-        growth: the worst relative L2 of the runs over that of all layers before, or over the component's threshold
-            where none of these is beyond it.
+        name: name in `reference.transformer`: "transformer_blocks.3.attn.to_q", "transformer_blocks.3".
+        runs: differences of the first step and the last step of each case.
+        growth: worst relative L2 of the runs over the worst of all layers before, or over the component's threshold if
+            no layer before is beyond it.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Layer:
 
     @property
     def worst(self) -> Difference:
-        """The worst run."""
+        """Worst of each measure over the runs."""
         return worst(self.runs)
 
     def cells(self) -> dict[str, str]:
@@ -62,7 +62,7 @@ class Layer:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; a value that is not finite is null."""
+        """Return plain JSON; a value that is not finite is null."""
         return {
             "layer": self.name,
             **self.worst.to_json(),
@@ -73,13 +73,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layers:
-    """All of a component, in the order in which they run.
+    """The layers of a component, in the order in which they run.
 
     Attributes:
-        component: "step", or "joint" where attention is bidirectional.
+        component: "step", or "joint" if attention is bidirectional.
         runs: case and sigma of each run.
-        layers: one for each row.
-        scaled: linears without a row: export scaled their channels for the linear that reads them.
+        layers: errors of the layers, one for each row.
+        scaled: linears without a row, because export scaled their channels for the linear that reads them.
     """
 
     component: str
@@ -89,18 +89,18 @@ class Layers:
 
     @property
     def note(self) -> str:
-        """A sentence about the linears without a row, "" if there are none."""
+        """A sentence about the linears without a row; "" if there are none."""
         count = len(self.scaled)
         return f"{count} linears have no row: their channels are scaled for the linear after them" if count else ""
 
     @property
     def grows_most_at(self) -> Layer | None:
-        """The layer with the largest growth, None where none is beyond the component's threshold."""
+        """The layer with the largest growth; None if no layer is beyond the component's threshold."""
         found = max(self.layers, key=lambda layer: layer.growth)
         return found if found.growth > 1 else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Return plain JSON."""
         most = self.grows_most_at
         return {
             "component": self.component,
@@ -120,9 +120,10 @@ def compare_layers(
     engine: str,
     threads: int | None,
 ) -> Layers:
-    """Run a bundle's step on the reference's inputs with every layer's output, and the reference beside it.
+    """Run a bundle's step and the reference on the reference's inputs, and compare every layer's output.
 
-    The engine fuses the same graph a little differently where it must give what is inside: rounding, nothing more.
+    The engine fuses the graph a little differently if it must output inner values. The effect is rounding, nothing
+    more.
 
     Raises:
         QwenImageError: the engine cannot load the graph, or a run fails.
@@ -153,7 +154,7 @@ def compare_layers(
 
 
 def check_layers(engine: str) -> None:
-    """Raise if an engine gives no outputs but those that its plans were built with.
+    """Raise if an engine runs plans, which have no outputs but those that they were built with.
 
     Raises:
         UsageError: the engine runs plans.
@@ -167,7 +168,10 @@ def check_layers(engine: str) -> None:
 
 @contextmanager
 def _kept(network: nn.Module, names: Collection[str]) -> Iterator[dict[str, Array]]:
-    """Modules' outputs by name in the order in which they run; of a block, which also gives its cache, the states."""
+    """Yield the outputs of modules by name, in the order in which the modules run.
+
+    A block also returns its cache, which is left out.
+    """
     kept: dict[str, Array] = {}
 
     def keep(module: nn.Module, inputs: Any, output: Any, *, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What a caller holds rows to beside their thresholds: `--fail-on step=0.01`."""
+"""Limits of a caller for rows, beside their thresholds: `--fail-on step=0.01`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from qwen_image_engine.engines.core.errors import UsageError
 
 @dataclass(frozen=True)
 class Limit:
-    """The largest relative L2 of a row, a component's name or "teacher_forced", over all cases.
+    """The largest relative L2 that a caller allows in a row, over all cases.
 
-    It is held against the same figure as the row's threshold: the worst step, or the mean over steps. A threshold
-    holds all the same, so that a limit can only be stricter.
+    The row is a component's name or "teacher_forced". The limit is held against the same figure as the row's threshold:
+    the worst step, or the mean over steps. The threshold holds all the same, so that a limit can only be stricter.
     """
 
     row: str
@@ -23,10 +23,10 @@ class Limit:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """ROW=VALUE.
+        """Read a limit from ROW=VALUE.
 
         Raises:
-            UsageError: it is something else.
+            UsageError: the text is not ROW=VALUE with a finite value of 0 or more.
         """
         row, equals, value = text.partition("=")
         try:
@@ -38,10 +38,10 @@ class Limit:
         return cls(row, limit)
 
     def check(self, rows: Collection[str]) -> None:
-        """Refuse a row that there is not.
+        """Raise if the limit's row does not exist.
 
         Raises:
-            UsageError: it is not among `rows`.
+            UsageError: the row is not among `rows`.
         """
         if self.row not in rows:
             raise UsageError(f"--fail-on {self.row}={self.relative_l2:g}: no such row; known: {', '.join(rows)}")

@@ -1,4 +1,4 @@
-"""How `verify` compares, and the command that asks for the same."""
+"""Options of `verify`, and the command with the same options."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from qwen_image_engine.runtime.components import Memory
 
 
 class Options(TypedDict, total=False):
-    """How to compare; every one has a default.
+    """Options of a comparison; every option has a default.
 
     Attributes:
         transformer_file: the single file of the transformer; None for the one that the manifest names, if any.
         loras: adapters, in the order in which they were merged; None for those that the manifest names, if any.
-        attention: of the transformer; None for what the manifest names, if anything.
+        attention: attention of the transformer; None for what the manifest names, if anything.
         engine: backend that runs the bundles ("onnxruntime").
-        threads: of one engine; None for every core.
-        memory: how the reference holds its networks ("resident").
-        cases: requests to record; None for three prompts at three sizes, and an edit where a bundle can do one.
-        limits: what rows are held to beside their thresholds.
+        threads: number of threads of one engine; None for every core.
+        memory: policy by which the reference holds its networks ("resident").
+        cases: requests to record; None for three prompts at three sizes, and an edit if a bundle can do one.
+        limits: limits of rows, beside their thresholds.
         layers: whether to compare the outputs of the step's layers too.
-        judge: how many held-out prompts of each kind the judge of `shapes` sees of each bundle and of the reference.
+        judge: number of held-out prompts of each kind that the judge of `shapes` sees of each bundle and of the
+            reference.
         polygraphy: a new folder for the reference's inputs and outputs in Polygraphy's format.
-        pictures: whether to keep what the bundles and the reference draw, for a report.
+        pictures: whether to keep the pictures of the bundles and the reference, for a report.
     """
 
     transformer_file: str | Path | None
@@ -47,7 +48,10 @@ class Options(TypedDict, total=False):
 
 
 def command(bundles: Sequence[Path], checkpoint: Source | None, options: Options) -> str:
-    """`qwen-image verify` with the same arguments; what it has no flag for (cases, memory, a pipeline) is left out."""
+    """Return the command `qwen-image verify` with the same arguments.
+
+    Arguments that have no flag (cases, memory, a pipeline) are left out.
+    """
     words = ["qwen-image", "verify", *map(str, bundles)]
     transformer, loras, attention = options.get("transformer_file"), options.get("loras"), options.get("attention")
     if isinstance(checkpoint, str | Path):

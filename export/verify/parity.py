@@ -34,7 +34,7 @@ from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 
 def verify_bundle(bundle: str | Path, checkpoint: Source | None = None, **options: Unpack[Options]) -> Verification:
-    """`verify` of one bundle."""
+    """Verify one bundle; see `verify`."""
     return verify([bundle], checkpoint, **options).bundles[0]
 
 
@@ -46,14 +46,15 @@ def verify(
     The reference runs once for all of them.
 
     Args:
-        bundles: their folders.
+        bundles: folders of the bundles.
         checkpoint: folder, hub name or diffusers pipeline; None for the path that the first manifest names.
         options: see `Options`.
 
     Raises:
-        UsageError: a limit names no row, the checkpoint is none that the judge knows, no bundle is named, or one twice.
-        QwenImageError: a file is not as its hash says, the checkpoint is another than a bundle's, a precision has
-            no thresholds, the engine or Polygraphy is not installed, or a result cannot be written.
+        UsageError: a limit names no row, the judge does not know the checkpoint, no bundle is named, or a bundle is
+            named twice.
+        QwenImageError: a file does not match its hash, the checkpoint is not the one that a bundle was made from, a
+            precision has no thresholds, the engine or Polygraphy is not installed, or a result cannot be written.
     """
     began = datetime.now(UTC).isoformat(timespec="seconds")
     bundles = _folders(bundles)
@@ -98,10 +99,10 @@ def verify(
 
 
 def _folders(bundles: Sequence[str | Path]) -> list[Path]:
-    """Their folders.
+    """Return the folders of bundles.
 
     Raises:
-        UsageError: there are none, it is one name and no list, or one is named twice.
+        UsageError: `bundles` is empty, is one name and no list, or names a bundle twice.
     """
     if isinstance(bundles, str | Path):
         raise UsageError(f"bundles {str(bundles)!r}: expected a list of folders; verify_bundle takes one")
@@ -118,10 +119,11 @@ def _folders(bundles: Sequence[str | Path]) -> list[Path]:
 
 
 def _manifests(bundles: Sequence[Path]) -> dict[Path, Manifest]:
-    """Those of bundles that can be compared, and in one run.
+    """Return the manifests of bundles, which can be compared in one run.
 
     Raises:
-        QwenImageError: one cannot be read, has no thresholds, or is of another checkpoint than the first.
+        QwenImageError: a manifest cannot be read, has no thresholds, or names another checkpoint than the first
+            manifest.
     """
     manifests = {bundle: read_manifest(bundle) for bundle in bundles}
     for bundle, manifest in manifests.items():
@@ -141,7 +143,10 @@ def _verification(
     recordings: Sequence[Recording],
     options: Options,
 ) -> Verification:
-    """One bundle against the recordings of what it can do; the reference's networks are loaded again where needed."""
+    """Verify one bundle against the recordings of the cases that it can do.
+
+    The reference's networks are loaded again if they are needed.
+    """
     engine, threads, limits = options["engine"], options.get("threads"), options.get("limits", ())
     recordings = [item for item in recordings if not (item.case.references and manifest.absent_for_references)]
     run = [name for name in manifest.components if any(name in recording.calls for recording in recordings)]
@@ -193,7 +198,7 @@ def _free_running(
 def _judged(
     manifests: Mapping[Path, Manifest], checkpoint: Checkpoint, engine: str, threads: int | None, prompts: int
 ) -> Iterator[tuple[Judged, ...]]:
-    """What the judge says of each bundle's pictures beside the reference's."""
+    """Yield the judge's scores of each bundle's pictures, beside the reference's scores."""
     edits = [not manifest.absent_for_references for manifest in manifests.values()]
     with ProgressBar("judging the reference", 0), reference_pipeline(checkpoint) as pipeline:
         expected = judge_pictures(pipeline, prompts, edits=any(edits))

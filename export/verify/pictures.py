@@ -1,4 +1,4 @@
-"""The pictures that a case ends in, of the reference and of a bundle that goes its own way from the same noise."""
+"""The pictures that a case ends in: the reference's, and a bundle's after its own trajectory from the same noise."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DrawnCase:
-    """One case, drawn by both.
+    """The pictures of one case, drawn by the reference and by a bundle.
 
     Attributes:
         case: name of the request.
-        reference: its picture, a PNG.
-        engine: the bundle's, None where it could not draw one.
-        missing: why, "" where it did.
+        reference: picture of the reference, a PNG.
+        engine: picture of the bundle, a PNG; None if the bundle could not draw one.
+        missing: reason why the bundle has no picture; "" if it has one.
     """
 
     case: str

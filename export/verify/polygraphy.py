@@ -1,6 +1,7 @@
 """The reference's inputs and outputs in Polygraphy's own format, and a script that compares bundles with them.
 
-Polygraphy is a tool beside this one: it runs a component's graph in ONNX Runtime or TensorRT, and nothing here.
+Polygraphy is a separate tool. It runs a component's graph in ONNX Runtime or TensorRT, and uses nothing of this
+package.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from qwen_image_engine.runtime.bundle.manifest import Manifest
 SCRIPT = "run.sh"
 
 _WORST_STEP = 4
-"""Polygraphy holds each run to its tolerance. Where a threshold is for the mean over steps, the last step is up to 3
-times as far off (`thresholds._INT8_STEP`)."""
+"""Factor on a threshold for the mean over steps, because Polygraphy holds each run to its tolerance.
+
+The last step is up to 3 times as far off as the mean (`thresholds._INT8_STEP`).
+"""
 
 _HEAD = """\
 #!/bin/sh
@@ -39,10 +42,10 @@ cd "$(dirname "$0")"
 
 
 def check_polygraphy(folder: Path) -> None:
-    """Check before the work that the files can be written.
+    """Check that the files can be written, before the work starts.
 
     Raises:
-        QwenImageError: Polygraphy is not installed, or the folder holds something already or has no parent.
+        QwenImageError: Polygraphy is not installed, or the folder is a file, is not empty, or has no parent.
     """
     _polygraphy("json")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -57,7 +60,7 @@ def write_polygraphy(folder: Path, recordings: Sequence[Recording], bundles: Map
     """Write the first and the last call of each component in each case, and the script, whole or not at all.
 
     Raises:
-        QwenImageError: they cannot be written.
+        QwenImageError: the files cannot be written.
     """
     calls: dict[str, list[Call]] = {}
     for recording in recordings:
@@ -101,12 +104,15 @@ def _lines(calls: Mapping[str, Sequence[Call]], bundles: Mapping[Path, Manifest]
 
 
 def snr_db(threshold: Threshold) -> float:
-    """A threshold as the least ratio of signal to noise of every run, in dB: -20 log10 of relative L2."""
+    """Return a threshold as the least signal-to-noise ratio of every run, in dB: -20 log10 of relative L2."""
     return -20 * math.log10(threshold.relative_l2 * (_WORST_STEP if threshold.over == "mean" else 1))
 
 
 def _profile(calls: Sequence[Call]) -> str:
-    """The smallest and the largest shapes of the inputs; the largest is what TensorRT chooses kernels for."""
+    """Return flags with the smallest and the largest shapes of the inputs.
+
+    TensorRT chooses kernels for the largest shapes.
+    """
     shapes = {name: [call.inputs[name].shape for call in calls] for name in calls[0].inputs}
     least, most = (
         " ".join(f"{name}:[{','.join(str(pick(axes)) for axes in zip(*found, strict=True))}]" for name, found in every)

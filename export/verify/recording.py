@@ -1,6 +1,7 @@
-"""What the fp32 reference computes for a few real requests: every component's inputs and outputs, and every step.
+"""Recordings of the fp32 reference on a few real requests: inputs and outputs of every component, and every step.
 
-Each component is then compared on the reference's own inputs, so that errors do not compound from one to the next.
+Each component of a bundle is then compared on the reference's own inputs, so that errors do not compound from one
+component to the next.
 """
 
 from __future__ import annotations
@@ -24,17 +25,20 @@ from qwen_image_engine.runtime.sampling.schedule import sigmas
 T = TypeVar("T")
 
 STEPS = 8
-"""Steps of a recorded trajectory where the checkpoint fixes none: from pure noise to the last, most detailed level."""
+"""Steps of a recorded trajectory if the checkpoint fixes none: from pure noise to the last, most detailed level."""
 
 LONG_PROMPT_TOKENS = 600
 
 REFERENCE_RESOLUTION = 288
-"""The released processor leaves what is fitted to it as it is, whatever the aspect ratio."""
+"""Resolution that reference images are fitted to.
+
+The released processor leaves such reference images as they are, whatever the aspect ratio.
+"""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One request. Sizes in pixels; reference images are fitted to `REFERENCE_RESOLUTION`."""
+    """A request to record. Sizes are in pixels; reference images are fitted to `REFERENCE_RESOLUTION`."""
 
     name: str
     prompt: str
@@ -46,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One run of a component."""
+    """The inputs and outputs of one run of a component."""
 
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
@@ -54,7 +58,7 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class TeacherStep:
-    """One step of the reference: the latents it was given, their sigma, the velocity it found."""
+    """A step of the reference: the latents that it was given, their sigma, and the velocity that it computed."""
 
     latents: NDArray[np.float32]
     sigma: float
@@ -63,7 +67,7 @@ class TeacherStep:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """A case as the reference ran it: calls by component, the trajectory with the latents it ends in, the picture.
+    """A case as the reference ran it: calls by component, trajectory, final latents, and picture.
 
     The picture is (height, width, 4) uint8.
     """
@@ -76,19 +80,23 @@ class Recording:
 
     @property
     def sigmas(self) -> tuple[float, ...]:
-        """Of the latents that each step was given."""
+        """Sigma of the latents that each step was given."""
         return tuple(step.sigma for step in self.steps)
 
 
 def ends(items: Sequence[T]) -> tuple[T, ...]:
-    """The first and the last of a component's calls, or of its steps: pure noise and the most detailed level."""
+    """Return the first and the last of a component's calls, or of its steps.
+
+    The first step is pure noise, the last is the most detailed level.
+    """
     return (items[0], items[-1]) if len(items) > 1 else tuple(items)
 
 
 def default_cases(tokenizer: Tokenizer, *, references: bool = True) -> tuple[Case, ...]:
-    """Three prompt lengths, two scripts, three sizes; small ones, which hold every operation that large ones do.
+    """Return cases with three prompt lengths, two scripts and three sizes.
 
-    With `references` one more, with two images of which one is part transparent.
+    The sizes are small, but the cases hold every operation that large ones do. With `references` there is one more
+    case, with two reference images, one of them partly transparent.
     """
     sentence = "a red circle on the left, a blue square in the center and a green triangle at the top right, "
     count = 1
@@ -110,16 +118,16 @@ def default_cases(tokenizer: Tokenizer, *, references: bool = True) -> tuple[Cas
 
 
 def _drawn(width: int, height: int, seed: int) -> Image.Image:
-    """Soft patches of any colour and opacity, RGBA."""
+    """Draw soft patches of any colour and opacity, RGBA."""
     patches = np.random.default_rng(seed).integers(0, 256, (6, 8, 4)).astype(np.uint8)
     return Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resident") -> list[Recording]:
-    """Run the cases through the reference.
+    """Run the cases through the reference, and return their recordings.
 
     Raises:
-        QwenImageError: the checkpoint's tensors are not those of the networks.
+        QwenImageError: the checkpoint's tensors do not match the networks.
     """
     calls: dict[str, list[Call]] = {}
     components = ComponentPool(_recorded(engine_loader(checkpoint), calls), memory)
@@ -151,7 +159,7 @@ def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resi
 
 
 class _RecordingEngine:
-    """An engine that keeps what went in and out."""
+    """An engine that records the inputs and outputs of each run."""
 
     def __init__(self, engine: Engine, calls: dict[str, list[Call]]) -> None:
         self._engine = engine

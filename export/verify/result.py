@@ -1,4 +1,4 @@
-"""The result of verifying bundles: one row for each component and case, what else was asked for, and their JSON."""
+"""The result of verifying bundles: one row for each component and case, other measurements, and their JSON."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Row:
-    """One component on one case.
+    """The differences of one component on one case.
 
     Attributes:
-        component: as in the contract, or "teacher_forced" for whole steps.
+        component: name in the contract, or "teacher_forced" for whole steps.
         case: name of the request.
-        runs: one for each step, each the worst over outputs; one where the component runs once.
-        threshold: what they are held to.
-        sigmas: of the steps; none where runs are no steps.
+        runs: differences, one for each step and each the worst over outputs; one if the component runs once.
+        threshold: threshold that the runs are held to.
+        sigmas: sigma of each step; empty if the runs are no steps.
     """
 
     component: str
@@ -41,17 +41,17 @@ class Row:
 
     @property
     def worst(self) -> Difference:
-        """The worst run."""
+        """Worst of each measure over the runs."""
         return worst(self.runs)
 
     @property
     def judged(self) -> Difference:
-        """What the threshold is for: the worst run, or the mean of them."""
+        """Difference that the threshold is for: the worst run, or the mean of the runs."""
         return mean(self.runs) if self.threshold.over == "mean" else self.worst
 
     @property
     def passed(self) -> bool:
-        """Whether that is within the threshold."""
+        """Whether the judged difference is within the threshold."""
         least = self.threshold.cosine
         enough = least is None or self.judged.cosine >= least
         return self.judged.relative_l2 <= self.threshold.relative_l2 and enough
@@ -78,7 +78,7 @@ class Row:
         return cells
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; a value that is not finite is null."""
+        """Return plain JSON; a value that is not finite is null."""
         return {
             "case": self.case,
             "passed": self.passed,
@@ -91,7 +91,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RecordedCase:
-    """A request as it was recorded, without its images."""
+    """A request as it was recorded, without the reference images themselves."""
 
     name: str
     prompt: str
@@ -103,32 +103,32 @@ class RecordedCase:
 
     @classmethod
     def of(cls, recording: Recording) -> RecordedCase:
-        """Of what the reference ran."""
+        """Return the request of a recording."""
         case, steps = recording.case, len(recording.steps)
         return cls(case.name, case.prompt, case.width, case.height, case.seed, len(case.references), steps)
 
 
 @dataclass(frozen=True)
 class Verification:
-    """All rows of one bundle on one engine, and what else was measured of it.
+    """The rows of one bundle on one engine, and the other measurements of that bundle.
 
     Attributes:
-        bundle: its folder.
-        target: of the bundle.
-        precision: of the bundle.
-        engine: the backend.
-        engine_version: of its package.
-        checkpoint: its name.
-        config_sha256: of the checkpoint.
-        weights_sha256: of the checkpoint.
-        files: of the bundle, all of whose hashes were right.
-        cases: what was recorded.
-        rows: in the order they ran.
-        limits: what the caller holds rows to beside their thresholds.
+        bundle: folder of the bundle.
+        target: target of the bundle.
+        precision: precision of the bundle.
+        engine: name of the backend.
+        engine_version: version of the backend's package.
+        checkpoint: name of the checkpoint.
+        config_sha256: SHA-256 of the checkpoint's configuration.
+        weights_sha256: SHA-256 of the checkpoint's weights.
+        files: number of the bundle's files, all of whose hashes were right.
+        cases: requests that were recorded.
+        rows: rows, in the order in which they ran.
+        limits: limits of the caller for rows, beside their thresholds.
         free_running: the engine's own trajectories, one for each case.
-        layers: errors by layer, None where nobody asked for them.
-        judged: what the judge of `shapes` says of pictures, by kind of prompt; empty where nobody asked.
-        pictures: of every case, for a report; empty where nobody asked, and not in the JSON.
+        layers: errors by layer; None if nobody asked for them.
+        judged: scores by the judge of `shapes`, by kind of prompt; empty if nobody asked for them.
+        pictures: pictures of every case, for a report; empty if nobody asked for them, and not in the JSON.
     """
 
     bundle: str
@@ -150,19 +150,22 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether every row did and every limit holds."""
+        """Whether every row passed and every limit holds."""
         return all(row.passed for row in self.rows) and all(map(self.holds, self.limits))
 
     def judged_error(self, component: str) -> float:
-        """The relative L2 that a component's threshold is for, the worst of all cases."""
+        """Return the relative L2 that a component's threshold is for, the worst of all cases."""
         return max(row.judged.relative_l2 for row in self.rows if row.component == component)
 
     def holds(self, limit: Limit) -> bool:
-        """Whether a row is within a limit."""
+        """Return whether a row is within a limit."""
         return self.judged_error(limit.row) <= limit.relative_l2
 
     def to_json(self) -> dict[str, Any]:
-        """`{"format": …, "passed": …, "components": [...]}`: each component's worst measures, and each case's."""
+        """Return `{"format": …, "passed": …, "components": [...]}`.
+
+        A component has the worst of each measure, and the measures of each case.
+        """
         return {
             "format": FORMAT,
             "schema": SCHEMA,
@@ -202,12 +205,12 @@ class Verification:
 
 @dataclass(frozen=True)
 class Verifications:
-    """Bundles of one checkpoint against one recording of it, in the order in which they were named.
+    """The results of bundles of one checkpoint against one recording, in the order in which they were named.
 
     Attributes:
-        bundles: one for each.
-        command: that asks for the same; "" of a result that was put together.
-        environment: machine, versions of packages, the time at which it began; neither this nor the command is in the
+        bundles: result of each bundle.
+        command: command with the same options; "" for a result that was put together.
+        environment: machine, versions of packages, and start time; neither the environment nor the command is in the
             JSON.
     """
 
@@ -217,11 +220,14 @@ class Verifications:
 
     @property
     def passed(self) -> bool:
-        """Whether every bundle did."""
+        """Whether every bundle passed."""
         return all(bundle.passed for bundle in self.bundles)
 
     def to_json(self) -> dict[str, Any]:
-        """One bundle's own document, or `{"format": …, "passed": …, "bundles": [...]}` with that of each."""
+        """Return one bundle's own document, or `{"format": …, "passed": …, "bundles": [...]}`.
+
+        The latter has the document of each bundle.
+        """
         documents = [bundle.to_json() for bundle in self.bundles]
         if len(documents) == 1:
             return documents[0]
@@ -237,7 +243,7 @@ def side_by_side(bundles: Sequence[Verification]) -> dict[tuple[str, str], list[
 
 
 def verdict_text(bundle: Verification) -> str:
-    """What it comes to, one line."""
+    """Return the verdict on a bundle in one line."""
     failed = sum(not row.passed for row in bundle.rows)
     broken = sum(not bundle.holds(limit) for limit in bundle.limits)
     verdict = "every row is within its threshold"

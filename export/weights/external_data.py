@@ -1,4 +1,4 @@
-"""Weights into a bundle's folder, copied or linked, and the references to them in the graphs."""
+"""External data of a bundle's graphs: hard links to the checkpoint's files, and the place of each weight."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES
 
 
 def link_weights(component: Component, tensors: Iterable[TensorInfo], folder: Path) -> dict[str, Place]:
-    """Hard-link the files that hold `tensors` into `folder` and return stored name -> place. No byte is copied.
+    """Hard-link the files that hold `tensors` into `folder`, and return the place of each tensor by stored name.
 
-    Engines refuse symlinks and paths outside the model's folder; a hub snapshot's symlinks are resolved first.
+    No byte is copied. Engines refuse symlinks and paths outside the model's folder, so a hub snapshot's symlinks are
+    resolved first.
 
     Raises:
-        QwenImageError: a hard link is not possible there.
+        QwenImageError: the files cannot be hard-linked into `folder`.
     """
     names = {file.resolve(): file.name for file in component.files}
     places = {}
@@ -39,7 +40,7 @@ def link_weights(component: Component, tensors: Iterable[TensorInfo], folder: Pa
 
 
 def place_weights(model: ir.Model, places: Mapping[str, Place]) -> tuple[str, ...]:
-    """Point every weight of `model` at its bytes and return the files that are referenced.
+    """Point every weight of `model` at its external data, and return the names of the files.
 
     A weight that is stored in another dtype than the graph computes in gets a Cast.
     """

@@ -1,4 +1,4 @@
-"""SHA-256 of the checkpoint's files, by threads of their own: 33 GB take as long as tracing the graphs does."""
+"""SHA-256 of the checkpoint's files, in separate threads: 33 GB take as long as tracing the graphs does."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ _TELL_S = 0.1
 
 
 def hashing_threads() -> int:
-    """How many read at once: one core is left to the caller."""
+    """Return the number of threads that hash files at once; one core is left to the caller."""
     return min(max(1, (os.cpu_count() or 1) - 1), _MOST_THREADS)
 
 
 class _Stopped(Exception):
-    """Nobody waits any longer."""
+    """The end of a hashing thread: nobody waits for the hash any longer."""
 
 
 class FileHashes(Mapping[Path, str]):
-    """File -> SHA-256. Asking for one waits for it; leaving the block stops what is still being read."""
+    """A mapping from files to their SHA-256.
+
+    Asking for a hash waits for it. Leaving the `with` block stops the reads in progress.
+    """
 
     def __init__(self, files: Sequence[Path], waiting: Callable[[], None]) -> None:
         """Start reading.
 
         Args:
-            files: what to hash, begun in this order.
-            waiting: called in the caller's thread, ten times a second, while it waits for a hash.
+            files: files to hash, begun in this order.
+            waiting: callback in the caller's thread, ten times a second while it waits for a hash.
         """
         self._waiting = waiting
         self._read = 0
@@ -47,11 +50,11 @@ class FileHashes(Mapping[Path, str]):
 
     @property
     def bytes_read(self) -> int:
-        """Of all files so far."""
+        """Bytes read so far, of all files."""
         return self._read
 
     def __getitem__(self, file: Path) -> str:
-        """Give the hash of a file.
+        """Return the hash of a file; wait until it is known.
 
         Raises:
             QwenImageError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""What a network's weight file holds, for a recipe: its entries, before a byte is written."""
+"""The entries of a network's weight file for a quantisation, known before a byte is written."""
 
 from __future__ import annotations
 
@@ -24,15 +24,20 @@ from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import read_tensors
 
 _FP8_SCALE = {"F16": "F32"}
-"""A weight's scale where the graph computes in fp16, which has no normal number for a weight that is below 0.03
-everywhere; the products take it in float32."""
+"""Stored dtype of an FP8 weight's scale, by the dtype that the graph computes in; the same dtype if absent.
+
+fp16 has no normal number for the scale of a weight that is below 0.03 everywhere. The products take the scale in
+float32.
+"""
 
 
 def network_weights(checkpoint: Checkpoint, network: str, dtype: str, quantised: QuantisedNetwork) -> list[Entry]:
-    """Entries for everything that the network's graphs read, in `dtype` (torch's name) where it is not quantised.
+    """Return entries for everything that the network's graphs read.
+
+    Weights that are not quantised are in `dtype` (torch's name).
 
     Raises:
-        QwenImageError: the tensors are not those of the network.
+        QwenImageError: the checkpoint's tensors do not match the network.
     """
     stored_dtype = DTYPES[dtype].safetensors
     tensors = {tensor.name: tensor for tensor in read_tensors(checkpoint, network)}

@@ -1,6 +1,6 @@
-"""Entries of a weight file that are computed from the checkpoint's tensors: 8-bit weights, their scales, and the rest.
+"""Computed entries of a weight file: 8-bit weights and their scales, rescaled weights, input factors.
 
-Rows are independent of one another in a rotation of the input channels and in a scale for each output channel, so
+Rows are independent of one another in a rotation of the input channels, and in a scale for each output channel. So
 weights are quantised as they stream, a few rows at a time.
 """
 
@@ -25,14 +25,14 @@ from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 @dataclass(frozen=True)
 class Rescaled:
-    """A weight (N, K) with the channels of its output scaled by `rows`, those of its input by `columns`."""
+    """A weight (N, K) with output channels scaled by `rows`, and input channels scaled by `columns`."""
 
     source: TensorInfo
     rows: ChannelScales | None = None
     columns: ChannelScales | None = None
 
     def row_blocks(self) -> Iterator[Tensor]:
-        """Blocks of whole rows (n, K) in float32."""
+        """Yield blocks of whole rows (n, K) in float32."""
         row = 0
         for block in row_blocks(self.source):
             if self.rows is not None:
@@ -44,41 +44,44 @@ class Rescaled:
 
 
 class _Weight:
-    """An entry under the name and of the shape of the checkpoint's weight that it is made from."""
+    """An entry with the name and shape of the checkpoint's weight that it is made from."""
 
     def __init__(self, weight: Rescaled) -> None:
         self.weight = weight
 
     @property
     def name(self) -> str:
-        """As in the checkpoint."""
+        """Name of the weight in the checkpoint."""
         return self.weight.source.name
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As in the checkpoint."""
+        """Shape of the weight in the checkpoint."""
         return self.weight.source.shape
 
 
 class RescaledWeight(_Weight):
-    """A weight that is not quantised beside one that is, which it shares channels with."""
+    """An unquantised weight that shares channels with a quantised weight."""
 
     def __init__(self, weight: Rescaled, dtype: str) -> None:
         super().__init__(weight)
         self.dtype = dtype
 
     def blocks(self) -> Iterator[memoryview]:
-        """The scaled rows."""
+        """Yield the scaled rows."""
         for rows in self.weight.row_blocks():
             yield _bytes(rows.to(_torch(self.dtype)))
 
 
 class Int8Weight(_Weight):
-    """A weight (N, K) rotated in blocks of `rotation` input channels and quantised, one scale a row.
+    """A weight (N, K), rotated in blocks of `rotation` input channels and quantised with one scale a row.
 
-    Scales are stored as `scale_dtype`; beside static `channels` they are rounded to `SCALE_DTYPE` whatever that is.
-    `row_scales` (N,) is filled as the blocks are read, `rows_read` says how far. It is allocated before them: a small
-    piece a block, kept, would stand between the large ones that come and go, and a file of 134 MB took 190 MB that way.
+    Scales are stored as `scale_dtype`. With static `channels` they are rounded to `SCALE_DTYPE`, whatever `scale_dtype`
+    is.
+
+    `row_scales` (N,) is filled as the blocks are read; `rows_read` is the number of filled rows. It is allocated before
+    the blocks. If a small piece were kept for each block, the pieces would stand between the large blocks that come and
+    go: a file of 134 MB took 190 MB that way.
     """
 
     dtype = "I8"
@@ -90,7 +93,7 @@ class Int8Weight(_Weight):
         self.rows_read = 0
 
     def blocks(self) -> Iterator[memoryview]:
-        """The codes."""
+        """Yield the codes."""
         stored, feedback = _torch(self.scale_dtype), _feedback(self.channels)
         dtype = stored if self.channels is None else SCALE_DTYPE
         self.row_scales, self.rows_read = torch.empty(self.shape[0], dtype=stored), 0
@@ -103,27 +106,27 @@ class Int8Weight(_Weight):
 
 @dataclass(frozen=True)
 class Int8Scales:
-    """The scales of a weight that stands before this entry in the file."""
+    """The scales of an int8 weight, which stands before this entry in the file."""
 
     weight: Int8Weight
 
     @property
     def name(self) -> str:
-        """The weight's name with _scale."""
+        """Name of the weight, with _scale."""
         return f"{self.weight.name}_scale"
 
     @property
     def dtype(self) -> str:
-        """As the weight was quantised with."""
+        """Dtype of the scales that the weight was quantised with."""
         return self.weight.scale_dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """One for each output channel."""
+        """Shape (N,): one scale for each output channel."""
         return self.weight.shape[:1]
 
     def blocks(self) -> Iterator[memoryview]:
-        """All of them."""
+        """Yield all scales."""
         if self.weight.rows_read != self.shape[0]:
             raise ValueError(
                 f"{self.name}: {self.weight.rows_read} rows were quantised before it, expected {self.shape}"
@@ -132,7 +135,7 @@ class Int8Scales:
 
 
 class Fp8Weight(_Weight):
-    """A weight (N, K) in FP8 E4M3 with one scale, which a first pass over it finds."""
+    """A weight (N, K) in FP8 E4M3 with one scale, which a first pass over the weight finds."""
 
     dtype = "F8_E4M3"
 
@@ -142,13 +145,13 @@ class Fp8Weight(_Weight):
 
     @cached_property
     def scale(self) -> Tensor:
-        """() in its stored dtype; 1 for a weight of zeros, or of what no scale is small enough for."""
+        """Scale () in its stored dtype; 1 for a weight of zeros, or of numbers that no scale is small enough for."""
         largest = max(float(rows.abs().max()) for rows in self.weight.row_blocks())
         scale = stored_scale(largest / fp8.LARGEST) or 1.0
         return torch.tensor(scale, dtype=_torch(self.scale_dtype))
 
     def blocks(self) -> Iterator[memoryview]:
-        """The codes, of the scale as it is stored."""
+        """Yield the codes, computed with the scale as it is stored."""
         scale, feedback = float(self.scale), _feedback(self.channels)
         for rows in self.weight.row_blocks():
             yield _bytes(fp8.quantise_rows(rows, scale, feedback))
@@ -156,29 +159,29 @@ class Fp8Weight(_Weight):
 
 @dataclass(frozen=True)
 class Fp8Scale:
-    """The scale of a weight."""
+    """The scale of an FP8 weight."""
 
     weight: Fp8Weight
     shape: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
-        """The weight's name with _scale."""
+        """Name of the weight, with _scale."""
         return f"{self.weight.name}_scale"
 
     @property
     def dtype(self) -> str:
-        """As the weight was quantised with."""
+        """Dtype of the scale that the weight was quantised with."""
         return self.weight.scale_dtype
 
     def blocks(self) -> Iterator[memoryview]:
-        """The one."""
+        """Yield the scale."""
         yield _bytes(self.weight.scale.reshape(1))
 
 
 @dataclass(frozen=True)
 class RowScales:
-    """What the channels of a linear's output are scaled by, for graphs that undo it where they leave: (heads, d)."""
+    """Scales (heads, d) of a linear's output channels, for graphs that undo them where the channels leave."""
 
     name: str
     scales: ChannelScales
@@ -186,13 +189,13 @@ class RowScales:
     dtype: str
 
     def blocks(self) -> Iterator[memoryview]:
-        """All of them; powers of two in every dtype."""
+        """Yield all scales, which are powers of two in every dtype."""
         yield _bytes(self.scales.row_scales.to(_torch(self.dtype)))
 
 
 @dataclass(frozen=True)
 class InputFactors:
-    """What the channels of an input are multiplied by before linears that read it: (K,)."""
+    """Factors (K,) that multiply the channels of an input before the linears that read it."""
 
     name: str
     scales: ChannelScales
@@ -200,12 +203,12 @@ class InputFactors:
     dtype: str
 
     def blocks(self) -> Iterator[memoryview]:
-        """All of them; powers of two in every dtype."""
+        """Yield all factors, which are powers of two in every dtype."""
         yield _bytes(self.scales.column_scales.to(_torch(self.dtype)))
 
 
 def _feedback(channels: StaticInput | None) -> ErrorFeedback | None:
-    """For rounding a weight, from what calibration saw of the input that it reads."""
+    """Return error feedback for rounding a weight, from what calibration saw of the weight's input; None without it."""
     return None if channels is None else channels.error_feedback()
 
 

@@ -25,29 +25,29 @@ _ALIGNMENT = 64
 
 
 class Entry(Protocol):
-    """A tensor to write: what the header says of it, and its bytes as a stream.
+    """A tensor to write: name, dtype and shape for the header, and the bytes as a stream.
 
-    What is computed from the checkpoint's tensors is an entry of its own kind; the file asks for the bytes of one entry
-    after the other, in the order that it was given.
+    Tensors that are computed from the checkpoint's tensors are entries of their own kinds. The file asks for the bytes
+    of one entry after the other, in the order in which it was given the entries.
     """
 
     @property
     def name(self) -> str:
-        """What readers ask for it by."""
+        """Name that readers ask for."""
         ...
 
     @property
     def dtype(self) -> str:
-        """In safetensors' spelling."""
+        """Dtype in safetensors' spelling."""
         ...
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Sizes, row-major."""
+        """Sizes of the axes, row-major."""
         ...
 
     def blocks(self) -> Iterator[memoryview]:
-        """The bytes, each view valid until the next.
+        """Yield the bytes; each view is valid until the next.
 
         Raises:
             QwenImageError: a source file cannot be read, or ends early.
@@ -56,29 +56,29 @@ class Entry(Protocol):
 
 
 def entry_bytes(entry: Entry) -> int:
-    """Bytes in the new file."""
+    """Return the bytes that an entry takes in the new file."""
     return math.prod(entry.shape) * STORED[entry.dtype].bytes
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of the checkpoint, in `dtype`."""
+    """A tensor of the checkpoint, written in `dtype`."""
 
     source: TensorInfo
     dtype: str
 
     @property
     def name(self) -> str:
-        """As in the checkpoint."""
+        """Name of the tensor in the checkpoint."""
         return self.source.name
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As in the checkpoint."""
+        """Shape of the tensor in the checkpoint."""
         return self.source.shape
 
     def blocks(self) -> Iterator[memoryview]:
-        """As stored, or converted block by block."""
+        """Yield the bytes as stored, or converted block by block."""
         stored: torch.dtype = getattr(torch, STORED_FLOATS[self.source.dtype].name)
         wanted: torch.dtype = getattr(torch, STORED_FLOATS[self.dtype].name)
         for block in tensor_blocks(self.source):
@@ -91,7 +91,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor's bytes are: a file in the graph's own folder."""
+    """The place of a tensor's bytes: file in the graph's own folder, offset, number of bytes, dtype."""
 
     file: str
     offset: int
@@ -121,7 +121,7 @@ class WeightFile:
         self.nbytes = len(self.header) + begin
 
     def places(self) -> dict[str, Place]:
-        """Name -> place."""
+        """Return the place of each tensor, by name."""
         found = {}
         offset = len(self.header)
         for tensor in self.tensors:
@@ -130,7 +130,9 @@ class WeightFile:
         return found
 
     def write(self, folder: Path, progress: Callable[[int], None]) -> str:
-        """Write the file into `folder`, telling `progress` the bytes written, and return its SHA-256.
+        """Write the file into `folder`, and return its SHA-256.
+
+        `progress` is called with the number of bytes of each written block.
 
         Raises:
             QwenImageError: a source file cannot be read, or ends early.

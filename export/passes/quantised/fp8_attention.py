@@ -1,4 +1,4 @@
-"""Attention with queries, keys, values and probabilities in FP8."""
+"""Lowering passes: attention with queries, keys, values and probabilities in FP8."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from qwen_image_engine.export.passes.quantised.linear_to_static import through_c
 
 
 class Fp8Attention(InPlacePass):
-    """TensorRT and its twin: the three inputs of Attention through FP8, its scale being in the queries already.
+    """Lowering pass for TensorRT and its twin: the three inputs of Attention pass through FP8.
 
-    The scale of the probabilities is not in the graph: TensorRT has it as a property of the attention
-    (IAttention.normalization_quantize_scale, 1/448), a QuantizeLinear after a softmax would break the fusion.
+    The attention's scale is in the queries already. The scale of the probabilities is not in the graph: TensorRT has it
+    as a property of the attention (IAttention.normalization_quantize_scale, 1/448). A QuantizeLinear after a softmax
+    would break the fusion.
     """
 
     def __init__(self, quantised: QuantisedNetwork) -> None:
@@ -25,7 +26,10 @@ class Fp8Attention(InPlacePass):
         self._blocks = quantised.attention
 
     def call(self, model: ir.Model) -> PassResult:
-        """Blocks are told by the name of the queries' norm."""
+        """Quantise the inputs of every Attention of an FP8 block.
+
+        The name of the queries' norm tells the block.
+        """
         modified = False
         for node in list(model.graph):
             name = _block(node)
@@ -41,9 +45,9 @@ class Fp8Attention(InPlacePass):
 
 
 class DecomposeFp8Attention(InPlacePass):
-    """The twin: FP8 attention as two products with a softmax between them, probabilities through FP8.
+    """Lowering pass for the twin: FP8 attention becomes two products with a softmax between them.
 
-    What TensorRT is told to do, in operations that ONNX Runtime has.
+    The probabilities pass through FP8. The nodes do in ONNX Runtime's operators what TensorRT is told to do.
     """
 
     def __init__(self, quantised: QuantisedNetwork) -> None:
@@ -51,7 +55,7 @@ class DecomposeFp8Attention(InPlacePass):
         self._blocks = quantised.attention
 
     def call(self, model: ir.Model) -> PassResult:
-        """Attention that is not FP8 stays."""
+        """Decompose every Attention that is FP8; leave all others."""
         modified = False
         for node in list(model.graph):
             if _block(node) in self._blocks:
@@ -61,12 +65,15 @@ class DecomposeFp8Attention(InPlacePass):
 
 
 def fp8_scale_name(block: str, what: str) -> str:
-    """The name of the constant that is the scale of a block's "query", "key" or "value"."""
+    """Return the name of the constant that holds the scale of a block's "query", "key" or "value"."""
     return f"{block}.attn.{what}_scale"
 
 
 def _block(node: ir.Node) -> str:
-    """What stands before ".attn" in the name of the queries' norm; empty for what is no such attention."""
+    """Return the block of an Attention: the part before ".attn." in the name of the queries' norm.
+
+    Empty if the node is no Attention, or if its queries come from no norm.
+    """
     norm = query_norm(node) if node.op_type == "Attention" else None
     value = norm.inputs[1] if norm is not None else None
     while value is not None and not value.is_initializer():

@@ -1,4 +1,4 @@
-"""FP8 products as ONNX Runtime has them on CUDA, in the place of what TensorRT fuses."""
+"""Lowering pass: FP8 products in ONNX Runtime's form for CUDA replace the form that TensorRT fuses."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _DOMAIN = "com.microsoft"
 
 
 class GemmFloat8(InPlacePass):
-    """After `LinearToStatic`: DequantizeLinear on both operands and Gemm(transB=1) become one `GemmFloat8`.
+    """Lowering pass for CUDA, after `LinearToStatic`: a Gemm of codes becomes one `GemmFloat8`.
 
-    Its kernel takes codes of E4M3 and one float32 scale an operand, and gives float16. Linears that are quantised
-    have no bias.
+    The pass replaces DequantizeLinear on both operands and Gemm(transB=1). The kernel takes codes of E4M3 and one
+    float32 scale an operand, and gives float16. Quantised linears have no bias.
     """
 
     def __init__(self, quantised: QuantisedNetwork) -> None:
         super().__init__()
 
     def call(self, model: ir.Model) -> PassResult:
-        """Every product of codes."""
+        """Replace every product of codes."""
         graph, modified = model.graph, False
         for node in list(graph):
             makers = [value.producer() if value is not None else None for value in node.inputs[:2]]

@@ -1,6 +1,7 @@
-"""Linears as products of integers: 8-bit rows, one scale a token, times 8-bit weights, one scale an output channel.
+"""Lowering pass: linears become products of integers.
 
-For rows x (R, K) and a weight W (N, K), rotated in blocks at export as the rows are here:
+Rows are 8-bit with one scale a token, weights are 8-bit with one scale an output channel. For rows x (R, K) and a
+weight W (N, K), rotated in blocks at export as the rows are in the graph:
 
     r = x rotated            m = max |r| of each row            q = round(127 r / m) + 128, uint8
     x W^T = m / 127 * (q - 128) codes^T * scales
@@ -24,17 +25,18 @@ _OFFSET = 128
 
 
 class LinearToInt8(InPlacePass):
-    """CPU int8: Gemm with a quantised weight becomes QuantizeLinear, DequantizeLinear, Gemm, which engines fuse.
+    """Lowering pass for CPU int8: Gemm with a quantised weight becomes QuantizeLinear, DequantizeLinear, Gemm.
 
-    What ONNX Runtime 1.32 was found to do with it:
-    - Activations are uint8 with zero point 128. Where linears share their input, as q, k, v and gate, proj do, int8
-      activations fuse into none of them with MatMul and run in fp32, up to 6 times slower.
-    - Weights are int8 with an explicit zero point of zeros, each its own: without one nothing fuses, and one that two
-      weights share cannot be turned into uint8 twice (see below). They keep the checkpoint's layout; with
-      Gemm(transB=1) they become QGemm at the speed of MatMul and MatMulIntegerToFloat.
-    - Without VNNI its AVX2 kernel for uint8 by int8 adds pairs of products in 16 bits and saturates: 11% off on normal
-      weights, 99% on the worst. The engine asks it to use its uint8 by uint8 kernel there, which is exact (1e-7).
-      Storing uint8 would do so for every user of the file, but OpenVINO 2026.4 takes a kernel for fp32 then.
+    Engines fuse these nodes. Behaviour of ONNX Runtime 1.32:
+    - Activations are uint8 with zero point 128. If linears share their input, as q, k, v and gate, proj do, int8
+      activations fuse into none of them with MatMul. They run in fp32 then, up to 6 times slower.
+    - Weights are int8 with an explicit zero point of zeros, each weight its own. Without a zero point nothing fuses. A
+      zero point that two weights share cannot be turned into uint8 twice (see below). Weights keep the checkpoint's
+      layout; with Gemm(transB=1) they become QGemm at the speed of MatMul and MatMulIntegerToFloat.
+    - Without VNNI, the AVX2 kernel for uint8 by int8 adds pairs of products in 16 bits and saturates: 11% off on normal
+      weights, 99% on the worst. On such a CPU the engine asks for the uint8 by uint8 kernel, which is exact (1e-7).
+      Weights stored as uint8 would get that kernel for every user of the file, but OpenVINO 2026.4 takes a kernel for
+      fp32 then.
     """
 
     def __init__(self, quantised: QuantisedNetwork) -> None:
@@ -42,7 +44,10 @@ class LinearToInt8(InPlacePass):
         self._rotations = {name + WEIGHT: layer.rotation for name, layer in quantised.layers.items()}
 
     def call(self, model: ir.Model) -> PassResult:
-        """Linears that read the same rows share one rotation and one quantisation."""
+        """Rewrite every quantised linear.
+
+        Linears that read the same rows share one rotation and one quantisation.
+        """
         shared: dict[tuple[ir.Value, int], tuple[ir.Value, ir.Value]] = {}
         modified = False
         for node in list(model.graph):
@@ -59,7 +64,10 @@ class LinearToInt8(InPlacePass):
 
 
 def _quantised_rows(graph: ir.Graph, before: ir.Node, rows: ir.Value, block: int) -> tuple[ir.Value, ir.Value]:
-    """Rows (R, K) rotated, over their largest magnitude, through 8 bits; and that magnitude (R, 1)."""
+    """Return rows (R, K) after rotation and 8 bits, and the largest magnitude of each row (R, 1).
+
+    The rotated rows are divided by that magnitude before they are quantised.
+    """
     channels = width(rows)
     rotated = rows if block == 1 else _rotated(graph, before, rows, block)
     magnitudes = ir.node("Abs", [rotated])

@@ -1,4 +1,7 @@
-"""Linears in 8 bits with scales that are constants: QuantizeLinear and DequantizeLinear on both operands of a Gemm."""
+"""Lowering pass: linears in 8 bits with constant scales.
+
+QuantizeLinear and DequantizeLinear stand on both operands of a Gemm.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from qwen_image_engine.export.graph.shapes import width
 
 @dataclass(frozen=True)
 class _Codes:
-    """How a precision stores values: the codes' dtype, and the code that stands for zero."""
+    """The stored form of a precision: the dtype of the codes, and the code that stands for zero."""
 
     dtype: ir.DataType
     zero: np.generic
@@ -31,11 +34,13 @@ CODES = {
 
 
 class LinearToStatic(InPlacePass):
-    """TensorRT and its twin: Gemm becomes QuantizeLinear, DequantizeLinear, Gemm(transB=1) with a quantised weight.
+    """Lowering pass for GPUs and TensorRT's twin: Gemm reads codes through QuantizeLinear and DequantizeLinear.
 
-    As TensorRT fuses it: symmetric, scales constant and in the dtype of the activations, weights stored as codes, one
-    scale a tensor for activations and for FP8 weights, one an output channel for int8 weights, nothing between
-    DequantizeLinear and the product. Linears that read the same rows in one precision share their codes.
+    The result is QuantizeLinear, DequantizeLinear, Gemm(transB=1) with a quantised weight, in the form that TensorRT
+    fuses. Quantisation is symmetric. Scales are constant and in the dtype of the activations. Weights are stored as
+    codes. There is one scale a tensor for activations and for FP8 weights, and one an output channel for int8 weights.
+    Nothing stands between DequantizeLinear and the product. Linears that read the same rows in one precision share
+    their codes.
     """
 
     def __init__(self, quantised: QuantisedNetwork) -> None:
@@ -43,7 +48,10 @@ class LinearToStatic(InPlacePass):
         self._quantised = quantised
 
     def call(self, model: ir.Model) -> PassResult:
-        """The graph's name is the component, whose scales these are."""
+        """Rewrite every quantised linear.
+
+        The name of the graph is the component, which has scales of its own.
+        """
         graph = model.graph
         assert graph.name is not None
         shared: dict[tuple[ir.Value, str], ir.Value] = {}
@@ -67,7 +75,10 @@ class LinearToStatic(InPlacePass):
 def through_codes(
     graph: ir.Graph, before: ir.Node, value: ir.Value, scale: float, precision: str, name: str
 ) -> ir.Value:
-    """`value` quantised and dequantised for `before`; `name` is that of the constant `scale`."""
+    """Return `value` quantised and dequantised, by nodes before `before`.
+
+    `name` is the name of the constant that holds `scale`.
+    """
     assert value.dtype is not None
     codes = CODES[precision]
     dtype = value.dtype.numpy()

@@ -1,4 +1,7 @@
-"""Smoothed inputs of a block's linears: its norms are scaled by the modulation already, and by one vector more."""
+"""Lowering pass: smoothing factors of a block's linears go into the modulation.
+
+The modulation scales the block's norms already. Smoothing scales them by one vector more.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,24 @@ from qwen_image_engine.export.graph.shapes import width
 
 
 def smoothed_by_modulation(quantised: QuantisedNetwork) -> Mapping[str, StaticInput]:
-    """Smoothed inputs by the name of their first reader, but for those that the linear before them scales."""
+    """Return the smoothed inputs that the modulation scales, by the name of their first reader.
+
+    Inputs that the linear before them scales are left out.
+    """
     firsts = {item.readers[0].name.removesuffix(WEIGHT): item for item in quantised.inputs.values() if item.smooth}
     paired = {pair.second for pair in quantised.pairs}
     return {name: item for name, item in firsts.items() if name not in paired}
 
 
 def factors_name(first_reader: str) -> str:
-    """The name of an input's factors in the weight file."""
+    """Return the name of an input's factors in the weight file."""
     return f"{first_reader}.input_factors"
 
 
 class SmoothModulation(InPlacePass):
-    """Static int8: LayerNorm(x) * (1 + scale) becomes LayerNorm(x) * ((1 + scale) * factors).
+    """Lowering pass for static int8: LayerNorm(x) * (1 + scale) becomes LayerNorm(x) * ((1 + scale) * factors).
 
-    All blocks share 1 + scale, so it is one product of two vectors a norm. Factors are powers of two: exact.
+    All blocks share 1 + scale, so the pass costs one product of two vectors a norm. Factors are powers of two: exact.
     """
 
     def __init__(self, quantised: QuantisedNetwork) -> None:
@@ -37,10 +43,10 @@ class SmoothModulation(InPlacePass):
         self._inputs = smoothed_by_modulation(quantised)
 
     def call(self, model: ir.Model) -> PassResult:
-        """Inputs that the graph does not have stay out of it.
+        """Scale every smoothed input that the graph has.
 
         Raises:
-            ValueError: an input of linears is no modulated norm.
+            ValueError: an input of linears is no modulated norm, or something else reads it.
         """
         graph = model.graph
         for name, item in self._inputs.items():
@@ -64,7 +70,10 @@ def _scale(graph: ir.Graph, gemms: list[ir.Node], name: str) -> None:
 
 
 def _modulation(inputs: set[ir.Value | None]) -> ir.Node | None:
-    """The product of a norm and 1 + scale that these inputs are, through a Reshape or not."""
+    """Return the product of a norm and 1 + scale behind `inputs`; None if there is no such product.
+
+    A Reshape may stand between the product and its readers.
+    """
     if len(inputs) != 1:
         return None
     (value,) = inputs
@@ -77,7 +86,10 @@ def _modulation(inputs: set[ir.Value | None]) -> ir.Node | None:
 
 
 def _is_norm(value: ir.Value | None) -> bool:
-    """Through a Cast and a Reshape or not: behind the Concat of image and text the first norm is not in rows yet."""
+    """Return whether a value comes from a layer norm, directly or through a Cast and a Reshape.
+
+    Behind the Concat of image and text the first norm is not in rows yet.
+    """
     producer = value.producer() if value is not None else None
     while producer is not None and producer.op_type in ("Cast", "Reshape") and producer.inputs[0] is not None:
         producer = producer.inputs[0].producer()

@@ -1,4 +1,7 @@
-"""Scaled values of attention at a component's border: the contract's keys and values are the network's own."""
+"""Lowering pass: values of attention are scaled inside a graph, and unscaled at its inputs and outputs.
+
+The keys and values in a component's contract are the network's own.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,21 @@ _VALUES = re.compile(r"transformer_blocks\.(\d+)\.attn\.to_v")
 
 
 def crosses_components(pair: Pair) -> bool:
-    """Whether the channels of a pair leave a prefix pass and enter another pass."""
+    """Return whether the channels of a pair leave a prefix pass and enter another pass."""
     return _VALUES.fullmatch(pair.first) is not None
 
 
 def scales_name(pair: Pair) -> str:
-    """The name of a pair's scales in the weight file."""
+    """Return the name of a pair's scales in the weight file."""
     return f"{pair.first}.output_scales"
 
 
 class ScaleValues(InPlacePass):
-    """Every 8-bit target: values that come in are scaled as the graph's own, those that go out are scaled back.
+    """Lowering pass for every 8-bit target: incoming values get the graph's scales, outgoing values lose them.
 
-    Scales are powers of two, so both are exact. It costs a product over the prefix's tokens alone; folded into the
-    cache, a bundle's prefix and step would fit no others and could not be compared with the reference.
+    Scales are powers of two, so both products are exact. They cost a product over the prefix's tokens alone. If the
+    scales were folded into the cache, a bundle's prefix and step would fit no others, and could not be compared with
+    the reference.
     """
 
     def __init__(self, quantised: QuantisedNetwork) -> None:
@@ -36,7 +40,7 @@ class ScaleValues(InPlacePass):
         self._pairs = [pair for pair in quantised.pairs if crosses_components(pair)]
 
     def call(self, model: ir.Model) -> PassResult:
-        """Pairs whose values neither come in nor go out stay."""
+        """Scale the values that come in or go out; leave all other pairs."""
         graph = model.graph
         inputs = {value.name: value for value in graph.inputs}
         outputs = {value.name: value for value in graph.outputs}
@@ -75,6 +79,6 @@ def _scale_output(graph: ir.Graph, values: ir.Value, scales: str) -> None:
 
 
 def _heads(values: ir.Value) -> ir.Shape:
-    """(heads, head_dim) of values (batch, prefix, heads, head_dim)."""
+    """Return the shape (heads, head_dim) of values (batch, prefix, heads, head_dim)."""
     assert values.shape is not None
     return ir.Shape(list(values.shape)[2:])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def components_section(bundles: tuple[Verification, ...]) -> Html:
-    """Each component's worst request beside its threshold; every request folded."""
+    """Return the worst request of each component beside its threshold, with all requests folded."""
     content: list[Content] = [
         tag(
             "p",
@@ -74,7 +74,7 @@ def _side_by_side(bundles: tuple[Verification, ...]) -> Html:
 
 
 def layers_section(bundles: tuple[Verification, ...]) -> Html | str:
-    """Errors by layer, where they were asked for."""
+    """Return the errors by layer; "" if nobody asked for them."""
     asked = [bundle for bundle in bundles if bundle.layers is not None]
     if not asked:
         return ""

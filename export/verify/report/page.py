@@ -28,7 +28,7 @@ _LONG_PROMPT = 160
 
 
 def verify_page(found: Verifications) -> str:
-    """One page: the verdict, pictures, components, curves, what else was asked for, and how to repeat it."""
+    """Return the page: verdict, pictures, components, curves, other measurements, and how to repeat it."""
     bundles, first = found.bundles, found.bundles[0]
     shown = "One bundle" if len(bundles) == 1 else f"{len(bundles)} bundles"
     names = ", ".join(short_names([bundle.bundle for bundle in bundles]))
@@ -133,7 +133,7 @@ def _cases(bundles: tuple[Verification, ...]) -> Html:
 
 
 def _prompt(text: str) -> Content:
-    """Long ones folded."""
+    """Return a prompt, folded if it is long."""
     return text if len(text) <= _LONG_PROMPT else more(f"{text[:_LONG_PROMPT]}…", text)
 
 

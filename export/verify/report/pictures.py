@@ -1,4 +1,4 @@
-"""Pictures in a verification's page: the reference's, each bundle's, and where they differ."""
+"""Pictures in a verification's page: the reference's, each bundle's, and maps of their differences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def pictures_section(bundles: tuple[Verification, ...]) -> Html | str:
-    """A row for each request; nothing where no pictures were kept."""
+    """Return the pictures, a row for each request; "" if no pictures were kept."""
     found = {(index, item.case): item for index, bundle in enumerate(bundles) for item in bundle.pictures}
     if not found:
         return ""

@@ -17,7 +17,7 @@ TEACHER_FORCED = "teacher_forced"
 
 
 def teacher_forced_section(bundles: tuple[Verification, ...]) -> Html:
-    """One panel a request, one curve a bundle."""
+    """Return the error curves of teacher-forced steps: a panel for each request, a curve for each bundle."""
     names = short_names([bundle.bundle for bundle in bundles])
     rows = [{row.case: row for row in bundle.rows if row.component == TEACHER_FORCED} for bundle in bundles]
     panels, figures, others = [], [], other_measures()
@@ -68,7 +68,10 @@ def teacher_forced_section(bundles: tuple[Verification, ...]) -> Html:
 
 
 def free_running_section(bundles: tuple[Verification, ...]) -> Html | str:
-    """One panel a request: the bundle's own trajectory, and the control's dashed."""
+    """Return the error curves of free-running trajectories, a panel for each request; "" if there are none.
+
+    A bundle has a curve for its own trajectory, and a dashed curve for the control.
+    """
     names = short_names([bundle.bundle for bundle in bundles])
     found = [{item.case: item for item in bundle.free_running} for bundle in bundles]
     if not any(found):

@@ -1,4 +1,4 @@
-"""What `qwen-image verify` prints for a person: tables of a bundle, one table of several, and the verdict."""
+"""The tables that `qwen-image verify` prints for a person: tables of a bundle, one table of several, the verdict."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from qwen_image_engine.export.verify.result import Verification
 
 _PAGE_ALONE = ("of it", "least")
-"""Columns that have room on a page alone."""
+"""Columns that only a page has room for."""
 
 
 def tables(bundles: Sequence[Verification]) -> Iterator[str]:
-    """All lines: components, steps, layers and judge where they were asked for, limits, and the verdict of each."""
+    """Yield all lines: components, steps, layers, judge, limits, and the verdict on each bundle.
+
+    Layers and judge appear only if somebody asked for them.
+    """
     for bundle in bundles:
         yield f"✓ {bundle.files} files are what their hashes say{_of(bundle, bundles)}"
     yield from _components(bundles[0]) if len(bundles) == 1 else _side_by_side(bundles)
@@ -51,7 +54,10 @@ def _components(bundle: Verification) -> list[str]:
 
 
 def _side_by_side(bundles: Sequence[Verification]) -> list[str]:
-    """Relative L2 as thresholds are for it, a column a bundle; empty where a bundle cannot do the case."""
+    """Return the relative L2 that thresholds are for, a column for each bundle.
+
+    A cell is empty if a bundle cannot do the case.
+    """
     head = ("component", "case", *(item.bundle for item in bundles))
     about = ("", "", *(f"{item.target} {item.precision}" for item in bundles))
     body = [
@@ -62,7 +68,10 @@ def _side_by_side(bundles: Sequence[Verification]) -> list[str]:
 
 
 def _steps(bundle: Verification) -> list[str]:
-    """Cases differ in their sigmas (the schedule depends on the size), so a step has a range of them."""
+    """Return the table of steps.
+
+    Cases differ in their sigmas, because the schedule depends on the size. So a step has a range of sigmas.
+    """
     from qwen_image_engine.export.thresholds import TEACHER_FORCED
 
     forced = [row for row in bundle.rows if row.component == TEACHER_FORCED]
