@@ -1,1 +1,1 @@
-"""What quantisation is made of: codes and scales, rotations, equalisation, and which linears it is for."""
+"""Quantisation: activation statistics, rules for linears, codes and scales, rotations, equalisation, sensitivity."""

@@ -1,4 +1,4 @@
-"""Activation statistics: runs of the reference, observed, and the file that keeps them."""
+"""Activation statistics: observed runs of the reference, and the files that store the statistics."""
 
 from typing import TYPE_CHECKING
 

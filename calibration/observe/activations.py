@@ -19,18 +19,19 @@ def observed_components(checkpoint: Checkpoint, *, references: bool) -> tuple[st
     """Return the names of the components with linears to quantise, in the order in which they run.
 
     Args:
-        checkpoint: their checkpoint.
-        references: whether components that run for reference images alone are among them.
+        checkpoint: the checkpoint of the components.
+        references: whether to include components that run only for reference images.
     """
     rows = (row for row in components_with(checkpoint.transformer.attention) if row.network in LINEARS)
     return tuple(row.name for row in rows if references or not row.needs_reference_images)
 
 
 OUTPUT = ".output"
-"""What stands behind a linear's name where its output is observed, not its input."""
+"""Suffix of a linear's name if its output is observed and not its input."""
 
 _LARGEST_BLOCK = 64
-"""A matrix of this side for every so many channels: 0.4 GB for the inputs of the released transformer, 26 GB whole."""
+"""Largest block of channels whose mean products are stored. For the inputs of the released transformer, blocks of 64
+take 0.4 GB, and products of all channels would take 26 GB."""
 
 _VALUES = "attn.to_v"
 # The prefix hands on keys and values alone: what follows the last block's projections reaches nothing.
@@ -39,13 +40,13 @@ _READ_IN_LAST_PREFIX_BLOCK = ("attn.to_q", _VALUES)
 
 @dataclass(frozen=True)
 class ObservedTensor:
-    """One activation.
+    """An activation to observe.
 
     Attributes:
-        module: the linear, by its name in the network.
-        side: of the linear that is observed.
-        channels: of the activation.
-        block: of channels whose products are kept; 0 for none.
+        module: name of the linear in the network.
+        side: observed side of the linear.
+        channels: number of channels of the activation.
+        block: size of the blocks of channels whose products are stored; 0 for no products.
     """
 
     module: str
@@ -55,10 +56,10 @@ class ObservedTensor:
 
 
 def observed_tensors(checkpoint: Checkpoint, component: str) -> Mapping[str, ObservedTensor]:
-    """Name to activation, in the order of the blocks; from the checkpoint's configs alone.
+    """Return the activations to observe by name, in the order of the blocks. Only the checkpoint's configs are read.
 
-    An input is named by the first of the linears that read it together, as its weight is stored (without ".weight").
-    The transformer's values, which quantised attention reads, are `transformer_blocks.N.attn.to_v.output`.
+    An input has the name of the first linear that reads it: the stored name of the weight without ".weight". The
+    transformer's values, which quantised attention reads, are `transformer_blocks.N.attn.to_v.output`.
 
     Raises:
         QwenImageError: config.json asks for more blocks than are stored, or for widths that no tensor can have.

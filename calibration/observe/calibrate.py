@@ -1,4 +1,4 @@
-"""From a checkpoint and prompts to a calibration, resumed where it was interrupted."""
+"""The calibration of a checkpoint on prompts. An interrupted calibration can be resumed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from qwen_image_engine.runtime.system.folder_lock import locked
 
 HASHING, SAMPLING = "hashing", "sampling"
 Progress = Callable[[str, int, int], None]
-"""Told the stage (`HASHING` in bytes, `SAMPLING` in steps), how much of it is done, and how much there is."""
+"""A function of progress: the stage (`HASHING` in bytes, `SAMPLING` in steps), the amount done, and the total."""
 
 
 def calibrate(
@@ -49,36 +49,36 @@ def calibrate(
     dtype: str = "fp32",
     progress: Progress | None = None,
 ) -> Calibration:
-    """Draw every prompt up to its last latents, and keep what each linear reads on the way.
+    """Draw every prompt up to its last latents, and collect statistics of the activations of each linear.
 
-    Prompt i is drawn at `sizes[i % len(sizes)]` from the noise of `seed + i`. After each trajectory the sums so far are
-    written to `output`; the same call goes on from there, and its result is that of an uninterrupted one, bit for bit.
-    Where `output` holds the finished calibration already, it is opened and returned, on whatever device and with
-    whatever versions it was made.
+    Prompt i is drawn at `sizes[i % len(sizes)]` from the noise of `seed + i`. After each trajectory, the sums so far
+    are written to `output`. The same call resumes from there, and its result is bit for bit equal to the result of an
+    uninterrupted call. If `output` contains the finished calibration already, it is opened and returned, whatever
+    device and versions it was made with.
 
     Args:
-        checkpoint: an opened one, or what `Checkpoint.open` takes: folder, hub name, diffusers pipeline.
-        output: a new folder, or the one to go on in.
-        prompts: one trajectory each.
-        images: reference images, files or Pillow's; prompts 0, 2, 4, … are drawn with one of them, in turn, and the
-            others without. Where there are none, the result serves bundles that take none.
-        reference_resolution: side in pixels of a square of the area that each of them is fitted to.
-        steps: of a trajectory; None for 40, or for those of a checkpoint with fixed sigmas.
+        checkpoint: an opened checkpoint, or an argument of `Checkpoint.open`: folder, hub name, diffusers pipeline.
+        output: a new folder, or the folder of the calibration to resume.
+        prompts: prompts, one trajectory each.
+        images: reference images, as files or Pillow images. Prompts 0, 2, 4, … are drawn with one of them, in turn, and
+            the other prompts without. If there are none, the result is for bundles without reference images.
+        reference_resolution: side of a square of the area that each reference image is fitted to [pixels].
+        steps: steps of a trajectory; None for 40, or for the steps of a checkpoint with fixed sigmas.
         sizes: (width, height) in pixels, multiples of 32.
-        guidance: 1 for none; above 1 each step runs twice, and both branches count; None for 3, or for 1 where the
-            checkpoint has fixed sigmas.
-        negative_prompt: of the second branch.
-        seed: of the first trajectory's noise.
+        guidance: guidance scale; 1 for no guidance. Above 1 each step runs twice, and both branches count. None for 3,
+            or for 1 if the checkpoint has fixed sigmas.
+        negative_prompt: prompt of the second branch.
+        seed: seed of the first trajectory's noise.
         device: "cpu" or "cuda".
-        dtype: of weights and arithmetic: "fp32", "bf16" or "fp16".
-        progress: called as the work goes on.
+        dtype: dtype of weights and arithmetic: "fp32", "bf16" or "fp16".
+        progress: function that is called as the work goes on.
 
     Raises:
-        UsageError: there is nothing to draw, or something that cannot be drawn, or no such device or dtype here; told
-            before any network is loaded.
-        QwenImageError: the checkpoint is unsound; `output` holds something else or a calibration of other settings, is
-            being written by another process, or cannot be written; an activation is not finite, or zero throughout;
-            memory does not suffice.
+        UsageError: there is nothing to draw, a request cannot be drawn, or the device or the dtype is unknown or not
+            available here; this is checked before any network is loaded.
+        QwenImageError: the checkpoint is unsound; `output` contains other files or a calibration of other settings, is
+            being written by another process, or cannot be written; an activation is not finite or is zero
+            everywhere; or memory is too small.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
@@ -141,7 +141,7 @@ def _settings(request: Request, progress: Progress | None) -> Settings:
 
 
 def _observe(request: Request, settings: Settings, output: Path, progress: Progress | None) -> Sums:
-    """Draw what is not drawn yet; the sums are written after each trajectory."""
+    """Draw the trajectories that are not drawn yet, and write the sums after each trajectory."""
     begun = read_partial(output, request.device)
     if begun is not None:
         _check_same(output / PARTIAL, begun.settings.differences(settings, unfinished=True))
@@ -183,7 +183,9 @@ def _check_output(output: Path) -> None:
 
 @contextmanager
 def _held(output: Path) -> Iterator[None]:
-    """Create and lock the folder during the block; a failure that leaves it empty removes the folders created here.
+    """Create the folder and lock it during the block.
+
+    If the block fails and leaves the folder empty, the folders created here are removed.
 
     Raises:
         FolderBusyError: another process holds the lock.

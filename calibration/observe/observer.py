@@ -1,4 +1,4 @@
-"""An engine of the reference whose linears' activations are counted while it runs."""
+"""An engine of the reference that collects statistics of its linears' activations while it runs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 
 @dataclass
 class Position:
-    """Where a trajectory is: the prompt, and the index of its step (0 until the first one is done)."""
+    """The current position in a trajectory: the prompt, and the index of the step (0 until the first step is done)."""
 
     prompt: str = ""
     step: int = 0
 
 
 class ObservedEngine:
-    """Runs as the engine it is made from, and counts."""
+    """A wrapper of an engine that runs it and adds its activations to sums."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class ObservedEngine:
         sums: Mapping[str, InputSums],
         position: Position,
     ) -> None:
-        """Take the engine of `network`; `sums` grow with every run, those of a step at `position`."""
+        """Wrap the engine of `network`. Every run adds to `sums`, and `position` gives the step of the run."""
         self._engine = engine
         self._network = network
         self._observed = observed
@@ -48,11 +48,11 @@ class ObservedEngine:
 
     @property
     def contract(self) -> Contract:
-        """That of the engine."""
+        """Contract of the wrapped engine."""
         return self._engine.contract
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """As of `Engine.run`.
+        """Run the engine and count its activations; see `Engine.run`.
 
         Raises:
             QwenImageError: an activation is not finite; the text names component, linear, step and prompt.
@@ -61,7 +61,7 @@ class ObservedEngine:
             return self._engine.run(inputs)
 
     def close(self) -> None:
-        """As of `Engine.close`."""
+        """Close the wrapped engine; see `Engine.close`."""
         self._engine.close()
 
     @contextmanager

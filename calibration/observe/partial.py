@@ -1,4 +1,4 @@
-"""An unfinished calibration: the sums of the trajectories so far, in one file beside where the result will be."""
+"""An unfinished calibration: the sums of the trajectories so far, in one file in the folder of the result."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 PARTIAL = "partial.safetensors"
 
 Sums = Mapping[str, Mapping[str, InputSums]]
-"""By component and activation."""
+"""Sums by component and activation."""
 
 _METADATA = "calibration"
 
 
 @dataclass(frozen=True, eq=False)
 class Partial:
-    """The first `trajectories` of those that `settings` ask for."""
+    """The sums over the first trajectories of a calibration.
+
+    Attributes:
+        settings: settings of the calibration.
+        trajectories: number of finished trajectories.
+        sums: sums over these trajectories.
+    """
 
     settings: Settings
     trajectories: int
@@ -30,10 +36,10 @@ class Partial:
 
 
 def write_partial(folder: Path, partial: Partial) -> None:
-    """Replace the file in `folder`, atomically.
+    """Replace the file in `folder` atomically.
 
     Raises:
-        QwenImageError: it cannot be written.
+        QwenImageError: the file cannot be written.
     """
     fields = {
         component: {name: sums.tensors() for name, sums in activations.items()}
@@ -44,7 +50,7 @@ def write_partial(folder: Path, partial: Partial) -> None:
 
 
 def read_partial(folder: Path, device: str) -> Partial | None:
-    """What is in `folder`, its sums on `device`; None where nothing was begun.
+    """Read the unfinished calibration in `folder`, with the sums on `device`. Return None if there is none.
 
     Raises:
         QwenImageError: the file is damaged or of another schema version.

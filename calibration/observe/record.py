@@ -30,12 +30,12 @@ _FIELDS = tuple(field.name for field in fields(InputStatistics))
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What was observed of a checkpoint.
+    """The activation statistics of a checkpoint.
 
     Attributes:
-        components: each of `observed_components` to the names of `observed_tensors` to what was seen.
-        settings: what it was made from and how.
-        sha256: of `calibration.safetensors`.
+        components: statistics by component (`observed_components`) and activation (`observed_tensors`).
+        settings: settings of the calibration.
+        sha256: SHA-256 of `calibration.safetensors`.
     """
 
     components: Statistics
@@ -44,11 +44,11 @@ class Calibration:
 
     @classmethod
     def open(cls, folder: str | Path, checkpoint: Checkpoint) -> Calibration:
-        """Open the calibration in `folder`, which must have been made from `checkpoint`; its weights are hashed.
+        """Open the calibration in `folder`, and check by hashes that it was made from `checkpoint`.
 
         Raises:
-            QwenImageError: there is none, it is unfinished, damaged, of another checkpoint or schema version, or lacks
-                an activation; or its ranges are not finite, negative or zero.
+            QwenImageError: there is no calibration in `folder`; it is unfinished, damaged, or of another checkpoint or
+                schema version; it lacks an activation; or a range is not finite, negative or zero.
         """
         folder = Path(folder)
         record = read_record(folder)
@@ -58,7 +58,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Record:
-    """`calibration.json`: the settings, and size and SHA-256 of the file of tensors."""
+    """The content of `calibration.json`: the settings, and the size and SHA-256 of the file of tensors."""
 
     settings: Settings
     bytes: int
@@ -69,7 +69,7 @@ def read_record(folder: Path) -> Record:
     """Read `calibration.json`.
 
     Raises:
-        QwenImageError: there is none, or it is damaged or of another schema version.
+        QwenImageError: `calibration.json` is missing, damaged, or of another schema version.
     """
     path = folder / RECORD
     try:
@@ -86,10 +86,11 @@ def read_record(folder: Path) -> Record:
 
 
 def load(folder: Path, record: Record, checkpoint: Checkpoint) -> Calibration:
-    """Read and check the statistics that `record` stands for.
+    """Read and check the statistics that `record` describes.
 
     Raises:
-        QwenImageError: they are damaged, or not those of `checkpoint`'s linears; see `Calibration.open`.
+        QwenImageError: the statistics are damaged, or do not match the linears of `checkpoint`; see
+            `Calibration.open`.
     """
     path = folder / TENSORS
     try:
@@ -116,10 +117,10 @@ def load(folder: Path, record: Record, checkpoint: Checkpoint) -> Calibration:
 
 
 def write(folder: Path, components: Statistics, settings: Settings) -> Calibration:
-    """Write both files into `folder`, each whole or not at all, the record last.
+    """Write both files into `folder`, each completely or not at all, and the record last.
 
     Raises:
-        QwenImageError: they cannot be written.
+        QwenImageError: a file cannot be written.
     """
     values = {
         component: {
@@ -136,12 +137,13 @@ def write(folder: Path, components: Statistics, settings: Settings) -> Calibrati
 
 
 def check_statistics(where: str, components: Statistics, checkpoint: Checkpoint, settings: Settings) -> None:
-    """Check that every activation was seen, and only finite ranges above zero.
+    """Check that every activation was seen and that its statistics are valid.
 
-    A channel may never have been used; an activation that is zero as a whole has no scale.
+    A channel may be zero everywhere. An activation that is zero in all channels has no scale.
 
     Raises:
-        QwenImageError: not so; the text names the first that is wrong.
+        QwenImageError: an activation is missing, its statistics have another dtype or shape than expected, a value is
+            not finite, a range is negative, or all of the activation is zero. The text names the first fault.
     """
     for component in observed_components(checkpoint, references=settings.images > 0):
         found, expected = components.get(component, {}), observed_tensors(checkpoint, component)
@@ -178,7 +180,7 @@ def _check_checkpoint(folder: Path, found: CheckpointIdentity, checkpoint: Check
 
 
 def _fault(statistics: InputStatistics, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What is wrong with one activation, in words."""
+    """Return a description of the first fault of one activation's statistics, or None if there is none."""
     for field, shape in shapes.items():
         values = getattr(statistics, field)
         if values.dtype != torch.float32 or tuple(values.shape) != shape:
@@ -201,7 +203,7 @@ def _statistics(path: Path, component: str, name: str, values: Mapping[str, Any]
 
 
 def calibrate_command(flags: str, folder: str | Path) -> str:
-    """What makes a calibration in `folder`, for an error's advice; `flags` name the checkpoint."""
+    """Return the command that makes a calibration in `folder`, for an error's text; `flags` name the checkpoint."""
     return f"qwen-image calibrate {flags} {folder} --prompts FILE [--images FOLDER]"
 
 

@@ -1,4 +1,4 @@
-"""A calibration that is asked for: checked before any network is loaded."""
+"""The request for a calibration, checked before any network is loaded."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from qwen_image_engine.runtime.text.prompt import tokenize
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 DEFAULT_SIZES = ((1024, 1024), (1344, 768), (768, 1344))
-"""Of the released model's usual pictures. Both what a step sees and its sigma depend on the number of tokens."""
+"""Usual picture sizes of the released model. A step's inputs and its sigma depend on the number of tokens."""
 
 DEFAULT_GUIDANCE = 3.0
-"""Where the schedule is free; a checkpoint with fixed sigmas is distilled to draw without guidance."""
+"""Default if the schedule is free. A checkpoint with fixed sigmas is distilled to draw without guidance."""
 
 DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, row.name) for name, row in PRECISIONS.items()}
 DEVICES = ("cpu", "cuda")
@@ -37,19 +37,19 @@ DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One that can be carried out.
+    """A calibration request whose arguments have been checked.
 
     Attributes:
-        checkpoint: to observe.
-        tokenizer: of it.
-        schedule: of it.
-        prompts: one trajectory each.
+        checkpoint: checkpoint to observe.
+        tokenizer: tokenizer of the checkpoint.
+        schedule: schedule of the checkpoint.
+        prompts: prompts, one trajectory each.
         images: reference images of every second prompt, from the first on, in turn.
-        negative_prompt: of the second branch, None where there is no guidance.
-        guidance: 1 for none.
-        sizes: (width, height) in pixels, taken in turn.
-        steps: of each trajectory.
-        seed: of the first trajectory's noise, one more for each that follows.
+        negative_prompt: prompt of the second branch; None if there is no guidance.
+        guidance: guidance scale; 1 for no guidance.
+        sizes: (width, height) in pixels, used in turn.
+        steps: steps of each trajectory.
+        seed: seed of the first trajectory's noise; each later trajectory adds 1.
         device: one of `DEVICES`.
         dtype: one of `DTYPES`.
     """
@@ -86,7 +86,7 @@ class Request:
         """Check the arguments of `calibrate`.
 
         Raises:
-            UsageError: one of them can never be carried out, or not here.
+            UsageError: an argument is not valid, or the device is not available here.
             QwenImageError: the checkpoint's tokenizer or schedule is unsound.
         """
         _check_device(device, dtype)
@@ -132,13 +132,16 @@ class Request:
         )
 
     def references(self, index: int) -> ReferenceImages:
-        """The reference image of prompt `index`, none for every second prompt."""
+        """Return the reference image of prompt `index`; prompts with an odd index have none."""
         if index % 2 or not self.images:
             return ReferenceImages()
         return ReferenceImages((self.images[index // 2 % len(self.images)],))
 
     def settings(self, hashed: Callable[[int], None] | None = None) -> Settings:
-        """All that decides the result. The checkpoint's weights are read; `hashed` is told the bytes of each block."""
+        """Return all settings that decide the result.
+
+        The checkpoint's weights are read and hashed. `hashed` is called with the bytes of each block.
+        """
         checkpoint = self.checkpoint
         return Settings(
             checkpoint=CheckpointIdentity(
@@ -160,7 +163,7 @@ class Request:
 
 
 def versions() -> Mapping[str, str]:
-    """Of what computes here, by package."""
+    """Return the versions of the packages that compute here, by package."""
     return {
         "qwen-image-engine": version("qwen-image-engine"),
         "torch": torch.__version__,
@@ -169,12 +172,15 @@ def versions() -> Mapping[str, str]:
 
 
 def prompts_sha256(prompts: Sequence[str]) -> str:
-    """Of the prompts in order, UTF-8, each with a newline behind it."""
+    """Return the SHA-256 of the prompts in order, as UTF-8, each followed by a newline."""
     return hashlib.sha256("".join(f"{prompt}\n" for prompt in prompts).encode()).hexdigest()
 
 
 def images_sha256(images: Sequence[ReferenceImage]) -> str:
-    """Of the hashes of their pixels in order, each with a newline behind it; empty without any."""
+    """Return the SHA-256 of the hashes of the images' pixels in order, each followed by a newline.
+
+    The result is "" if there are no images.
+    """
     return hashlib.sha256("".join(f"{image.sha256}\n" for image in images).encode()).hexdigest() if images else ""
 
 

@@ -1,4 +1,4 @@
-"""What a calibration was made from and how: equal settings on one machine give equal statistics, bit for bit."""
+"""The settings of a calibration. Equal settings on one machine give bit for bit equal statistics."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SCHEMA = 3
 
 @dataclass(frozen=True)
 class CheckpointIdentity:
-    """The checkpoint: its name, which may change, and its hashes, which may not."""
+    """The identity of a checkpoint: the name, which may change, and the hashes, which may not."""
 
     name: str
     config_sha256: str
     weights_sha256: str
 
     def is_same(self, other: CheckpointIdentity) -> bool:
-        """Whether both are the same configuration and weights, whatever their names."""
+        """Return whether both have the same configuration and weights, whatever their names."""
         return (self.config_sha256, self.weights_sha256) == (other.config_sha256, other.weights_sha256)
 
     def __str__(self) -> str:
@@ -28,22 +28,22 @@ class CheckpointIdentity:
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one calibration.
+    """Settings of one calibration.
 
     Attributes:
-        checkpoint: that was observed.
-        prompts: how many, one trajectory each.
-        prompts_sha256: of the prompts in order, UTF-8, each with a newline behind it.
-        images: reference images, of which every second prompt is drawn with one, in turn.
-        images_sha256: of their fitted pixels, in order; empty without.
-        negative_prompt: of the second branch, None where there was no guidance.
-        guidance: 1 for none.
-        seeds: of the noise, one a trajectory.
-        steps: of each trajectory.
-        sizes: (width, height) in pixels, taken in turn.
-        dtype: of weights and arithmetic.
-        device: that the networks ran on.
-        versions: of what computed it, by package.
+        checkpoint: identity of the observed checkpoint.
+        prompts: number of prompts, one trajectory each.
+        prompts_sha256: SHA-256 of the prompts in order, as UTF-8, each followed by a newline.
+        images: number of reference images. Every second prompt is drawn with one of them, in turn.
+        images_sha256: SHA-256 of the hashes of the fitted reference images in order; "" if there are none.
+        negative_prompt: prompt of the second branch; None if there was no guidance.
+        guidance: guidance scale; 1 for no guidance.
+        seeds: seeds of the noise, one a trajectory.
+        steps: steps of each trajectory.
+        sizes: (width, height) in pixels, used in turn.
+        dtype: dtype of weights and arithmetic.
+        device: device that the networks ran on.
+        versions: versions of the packages that computed the statistics, by package.
     """
 
     checkpoint: CheckpointIdentity
@@ -61,15 +61,15 @@ class Settings:
     versions: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, with format and schema version."""
+        """Return the settings as plain JSON with format and schema version."""
         return {"format": FORMAT, "schema": SCHEMA, **asdict(self)}
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
-        """What `to_json` wrote; other keys are left alone.
+        """Read the JSON of `to_json`. Other keys are ignored.
 
         Raises:
-            ValueError: it is of another format or schema version, or a value is missing or misshapen.
+            ValueError: `data` is of another format or schema version, or a value is missing or of the wrong type.
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f'no "format": "{FORMAT}" in it')
@@ -100,10 +100,10 @@ class Settings:
             raise ValueError(str(error)) from error
 
     def differences(self, asked: Settings, *, unfinished: bool = False) -> str:
-        """What `asked` says otherwise, in words; empty where it says the same.
+        """Return a description of the differences from `asked`, or "" if there are none.
 
-        Device and versions count for an unfinished calibration alone: its result is to be that of one run, bit for
-        bit. A finished one stands for what it was made from, whoever asks for it.
+        Device and versions count only for an unfinished calibration, because its result has to be bit for bit equal to
+        the result of one run. A finished calibration is valid for the same settings on any device and version.
         """
         found = []
         if not self.checkpoint.is_same(asked.checkpoint):

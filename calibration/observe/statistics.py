@@ -1,7 +1,7 @@
-"""What is kept of an activation: ranges by channel and by step, mean products of channels, percentiles of magnitudes.
+"""Statistics of an activation: absmax by channel and by step, mean products of channels, percentiles of magnitudes.
 
-Sums of one activation grow run by run on the device of its network. They are restored bit for bit from a file, so that
-an interrupted calibration ends as an uninterrupted one does.
+The sums of an activation grow run by run on the device of its network. They are restored bit for bit from a file, so an
+interrupted calibration has the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _BINS = _OCTAVES << _BINS_BITS
 _MANTISSA_BITS, _EXPONENT_BIAS = 23, 127
 
 RESOLUTION = 2.0**-_BINS_BITS
-"""Percentiles are right within this share of their value, from 2^-32 (smaller magnitudes are 0) to 2^32."""
+"""Relative error bound of percentiles from 2^-32 to 2^32. Magnitudes below 2^-32 count as 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class InputStatistics:
-    """Of one activation of K channels over everything that was seen; float32 on the CPU.
+    """The statistics of one activation of K channels over all observed values; float32 on the CPU.
 
     Attributes:
-        channel_absmax: (K,), the largest magnitude.
-        channel_mean_square: (K,), over all rows.
-        percentiles: (4,), of the magnitudes of all channels together: `PERCENTILES`, within `RESOLUTION`.
-        absmax_by_step: (S,), the largest magnitude at each step of the schedule; S is 1 where a component runs once a
+        channel_absmax: (K,): largest magnitude of each channel.
+        channel_mean_square: (K,): mean square of each channel over all rows.
+        percentiles: (4,): `PERCENTILES` of the magnitudes of all channels together, within `RESOLUTION`.
+        absmax_by_step: (S,): largest magnitude at each step of the schedule. S is 1 if the component runs once a
             prompt.
-        gram: (K / B, B, B), the mean of x^T x within blocks of B channels; (0, 0, 0) where it is not kept.
+        gram: (K / B, B, B): mean of x^T x within blocks of B channels; (0, 0, 0) if it is not stored.
     """
 
     channel_absmax: Tensor
@@ -47,10 +47,10 @@ class InputStatistics:
 
 
 class InputSums:
-    """The sums behind `InputStatistics`, growing by `add`."""
+    """The sums from which `InputStatistics` are computed. `add` adds values to them."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` returned; they are not copied."""
+        """Continue from the result of the method `tensors`. The tensors are not copied."""
         self._channel_absmax = tensors["channel_absmax"]  # (K,) float32
         self._square_sum = tensors["square_sum"]  # (K,) float64
         self._histogram = tensors["histogram"]  # (bins,) int64
@@ -60,13 +60,13 @@ class InputSums:
 
     @classmethod
     def empty(cls, channels: int, steps: int, device: torch.device, block: int = 0) -> Self:
-        """Nothing seen yet.
+        """Return the sums before any value.
 
         Args:
-            channels: K.
-            steps: S.
-            device: where the sums are kept.
-            block: B, which divides K; 0 for no products of channels.
+            channels: number of channels K.
+            steps: number of steps S.
+            device: device of the sums.
+            block: size B of the blocks of channels, which divides K; 0 for no products of channels.
         """
         blocks = channels // block if block else 0
         return cls(
@@ -81,7 +81,7 @@ class InputSums:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that has been summed, as it is kept."""
+        """Return the tensors of all sums by name, without copies."""
         return {
             "channel_absmax": self._channel_absmax,
             "square_sum": self._square_sum,
@@ -92,10 +92,11 @@ class InputSums:
         }
 
     def add(self, values: Tensor, step: int) -> None:
-        """Count `values` (…, K) of any float dtype, seen at `step`.
+        """Add `values` (…, K) of any float dtype, observed at `step`.
 
         Raises:
-            FloatingPointError: some are not finite; nothing is counted then. The text says how many.
+            FloatingPointError: a value is not finite; the sums are then unchanged. The text gives the number of such
+                values.
         """
         values = values.flatten(0, -2).float()  # (rows, K)
         magnitudes = values.abs()
@@ -115,7 +116,7 @@ class InputSums:
         self._rows += len(magnitudes)
 
     def statistics(self) -> InputStatistics:
-        """Of everything that was added."""
+        """Return the statistics of all added values."""
         return InputStatistics(
             channel_absmax=self._channel_absmax.cpu(),
             channel_mean_square=(self._square_sum / self._rows).float().cpu(),
@@ -126,7 +127,7 @@ class InputSums:
 
 
 def _histogram(magnitudes: Tensor) -> Tensor:
-    """Counts (bins,) of finite magnitudes, float32."""
+    """Return the counts (bins,) of finite float32 magnitudes."""
     bits = magnitudes.view(torch.int32).flatten()
     first = (_LOWEST_EXPONENT + _EXPONENT_BIAS) << _BINS_BITS
     bins = (bits >> (_MANTISSA_BITS - _BINS_BITS)).sub_(first).clamp_(0, _BINS - 1)
@@ -134,14 +135,14 @@ def _histogram(magnitudes: Tensor) -> Tensor:
 
 
 def _edges() -> Tensor:
-    """Where bins begin and the last one ends, (bins + 1,) float64."""
+    """Return the edges of the bins, (bins + 1,) float64."""
     first = (_LOWEST_EXPONENT + _EXPONENT_BIAS) << _BINS_BITS
     bits = torch.arange(first, first + _BINS + 1, dtype=torch.int32) << (_MANTISSA_BITS - _BINS_BITS)
     return bits.view(torch.float32).double()
 
 
 def _percentiles(histogram: Tensor, largest: Tensor) -> Tensor:
-    """`PERCENTILES` (4,) float32 by straight lines inside the bins, no one above the `largest` magnitude."""
+    """Return `PERCENTILES` (4,) float32 by linear interpolation inside the bins, limited by the `largest` magnitude."""
     cumulative = histogram.cumsum(0).double()
     ranks = torch.tensor(PERCENTILES, dtype=torch.float64) / 100 * cumulative[-1]
     bins = torch.searchsorted(cumulative, ranks)

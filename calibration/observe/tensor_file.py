@@ -1,4 +1,4 @@
-"""Tensors of activations in a safetensors file, as COMPONENT/ACTIVATION/FIELD, written whole or not at all."""
+"""Tensors of activations in a safetensors file, named COMPONENT/ACTIVATION/FIELD. Files are written atomically."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import whole_file
 
 Fields = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
-"""By component, activation and field."""
+"""Tensors by component, activation and field."""
 
 
 def pack(fields: Fields, metadata: Mapping[str, str]) -> bytes:
-    """The bytes of the file; the same for the same values where `metadata` has one key."""
+    """Return the bytes of the file. Equal values give equal bytes if `metadata` has one key."""
     tensors = {
         f"{component}/{name}/{field}": tensor.contiguous().cpu()
         for component, activations in fields.items()
@@ -28,10 +28,10 @@ def pack(fields: Fields, metadata: Mapping[str, str]) -> bytes:
 
 
 def read(path: Path, device: str = "cpu") -> tuple[dict[str, dict[str, dict[str, Tensor]]], dict[str, str]]:
-    """What `pack` was given.
+    """Read the tensors and the metadata that `pack` stored.
 
     Raises:
-        QwenImageError: the file cannot be read, is damaged, or holds other tensors.
+        QwenImageError: the file cannot be read, is damaged, or contains a tensor with another kind of name.
     """
     try:
         with safe_open(path, framework="pt", device=device) as file:
@@ -51,15 +51,15 @@ def read(path: Path, device: str = "cpu") -> tuple[dict[str, dict[str, dict[str,
 
 
 def temporary_name(name: str) -> str:
-    """Return the name that the file `name` has until it is written whole."""
+    """Return the temporary name of the file `name` during writing."""
     return f".{name}.tmp"
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside its place and rename it there.
+    """Write a file under a temporary name and rename it.
 
     Raises:
-        QwenImageError: it cannot be written.
+        QwenImageError: the file cannot be written.
     """
     try:
         with whole_file(path, temporary=path.with_name(temporary_name(path.name)), durable=True) as file:

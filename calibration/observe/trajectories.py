@@ -1,4 +1,4 @@
-"""Whole denoising trajectories of the reference, observed."""
+"""Observed denoising trajectories of the reference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from qwen_image_engine.runtime.components import ComponentPool
 
 
 def empty_sums(request: Request) -> Sums:
-    """Of every activation that `request` observes, nothing seen yet."""
+    """Return empty sums for every activation that `request` observes."""
     device = torch.device(request.device)
     return {
         component: {
@@ -37,13 +37,13 @@ def empty_sums(request: Request) -> Sums:
 
 
 class Trajectories:
-    """Those of a request; its networks are loaded once."""
+    """The trajectories of a request. The networks are loaded once."""
 
     def __init__(self, request: Request, sums: Sums) -> None:
-        """Load the networks; `sums` grow with every trajectory.
+        """Load the networks. Every trajectory adds to `sums`.
 
         Raises:
-            QwenImageError: the checkpoint's tensors are not those of the networks.
+            QwenImageError: the checkpoint's tensors do not match the networks.
         """
         self._request = request
         self._position = Position()
@@ -64,7 +64,7 @@ class Trajectories:
         self._components = ComponentPool(engine)
 
     def draw(self, index: int) -> Iterator[int]:
-        """Draw prompt `index` up to its last latents, giving the number of steps taken after each.
+        """Draw prompt `index` up to its last latents, and yield the number of finished steps after each step.
 
         Raises:
             QwenImageError: an activation or a result is not finite.

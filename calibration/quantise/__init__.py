@@ -1,1 +1,1 @@
-"""Quantised weights, made from rules and statistics."""
+"""Quantised weights, computed from rules and activation statistics."""

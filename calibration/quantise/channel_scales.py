@@ -1,4 +1,7 @@
-"""Scales of the channels between two linears: what a weight's rows are multiplied by and the next one's divided by."""
+"""Scales of the channels between two linears.
+
+The rows of the first weight are multiplied by the scales, and the columns of the second weight are divided by them.
+"""
 
 from __future__ import annotations
 
@@ -19,28 +22,28 @@ from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 
 class ChannelScales(Protocol):
-    """Found when they are first asked for and kept: a few thousand numbers."""
+    """The scales of one set of channels, a few thousand numbers. They are computed at the first access and cached."""
 
     @property
     def row_scales(self) -> Tensor:
-        """What the rows of the weight before the channels are multiplied by, (C,)."""
+        """Factors (C,) of the rows of the weight before the channels."""
         ...
 
     @property
     def column_scales(self) -> Tensor:
-        """What the columns of the weight after them are divided by: (C,), or more where heads share values."""
+        """Divisors of the columns of the weight after the channels: (C,), or more if heads share values."""
         ...
 
 
 class EqualisedPair:
-    """From one pass over each of the two weights."""
+    """The channel scales of an equalised pair, computed in one pass over each of the two weights."""
 
     def __init__(self, pair: Pair, first: TensorInfo, second: TensorInfo) -> None:
         self.pair, self.first, self.second = pair, first, second
 
     @cached_property
     def row_scales(self) -> Tensor:
-        """See `ChannelScales`."""
+        """Factors (C,) of the first weight's rows."""
         # Allocated before the blocks: small pieces kept between large ones that come and go tear the heap apart.
         rows, done = torch.empty(self.first.shape[0], dtype=torch.float64), 0
         for block in row_blocks(self.first):
@@ -53,35 +56,35 @@ class EqualisedPair:
 
     @property
     def column_scales(self) -> Tensor:
-        """See `ChannelScales`."""
+        """Divisors of the second weight's columns: (C,), or more if heads share values."""
         return for_heads(self.row_scales, self.pair.groups, self.second.shape[1])
 
 
 class SmoothedChannels:
-    """By the smoothing of the input that they are: its reciprocal, before and after."""
+    """The channel scales of a smoothed input: reciprocals of the smoothing scales, for both sides of the channels."""
 
     def __init__(self, channels: StaticInput) -> None:
         self.channels = channels
 
     @property
     def row_scales(self) -> Tensor:
-        """See `ChannelScales`."""
+        """Factors (C,) of the rows of the weight before the input."""
         return 1 / self.channels.smoothing.scales
 
     @property
     def column_scales(self) -> Tensor:
-        """See `ChannelScales`."""
+        """Divisors (C,) of the columns of the weights that read the input."""
         return 1 / self.channels.smoothing.scales
 
 
 def channel_scales(
     tensors: Mapping[str, TensorInfo], quantised: QuantisedNetwork
 ) -> tuple[Mapping[str, ChannelScales], Mapping[str, ChannelScales]]:
-    """What rows of weights are multiplied by, and what columns are divided by, each by the linear's name.
+    """Return the scales for rows of weights and the scales for columns of weights, both by the linear's name.
 
     Args:
-        tensors: of the network, by name.
-        quantised: its pairs, and with static scales its inputs.
+        tensors: the network's tensors by name.
+        quantised: the network's pairs and, with static scales, its inputs.
 
     """
     rows: dict[str, ChannelScales] = {}

@@ -1,11 +1,11 @@
-"""Weights rounded one channel after the other, each channel's error taken up by those not yet rounded.
+"""Rounding of weights one channel after the other, with the error of each channel corrected in later channels.
 
-The error that matters is that of the product, E[(x (W - Q)^T)^2] = (W - Q) H (W - Q)^T with H the mean of x^T x over
-what calibration saw. Rounding every weight to the nearest code is best only where channels do not go together; here
-what rounding a channel costs is corrected in the channels that go with it. H is kept within blocks of channels: all of
-it would take 26 GB for the released transformer.
+The error to minimise is the error of the product, E[(x (W - Q)^T)^2] = (W - Q) H (W - Q)^T, where H is the mean of
+x^T x over the calibration data. Rounding every weight to the nearest code is optimal only if channels are uncorrelated.
+Here the rounding error of a channel is corrected in the channels that correlate with it. H is stored within blocks of
+channels, because the whole matrix would take 26 GB for the released transformer.
 
-Source: GPTQ, https://arxiv.org/abs/2210.17323, with its order by falling diagonal and its damping of 1%.
+Source: GPTQ, https://arxiv.org/abs/2210.17323, with GPTQ's order by falling diagonal and damping of 1%.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import torch
 from torch import Tensor
 
 DAMPING = 0.01
-"""Of the mean of the diagonal: channels that calibration hardly saw keep their weights."""
+"""Damping as a share of the mean of the diagonal. Channels that calibration hardly saw thus keep their weights."""
 
 
 class ErrorFeedback:
-    """Of the weights that read one input of K channels in blocks of B."""
+    """The error feedback for all weights that read one input of K channels, in blocks of B channels."""
 
     def __init__(self, gram: Tensor) -> None:
         """Factorise H.
 
         Args:
-            gram: (K / B, B, B), symmetric and positive semidefinite; a block of zeros stands for channels never used.
+            gram: H, (K / B, B, B), symmetric and positive semidefinite. A block of zeros means channels that are never
+                used.
 
         """
         gram = gram.double()
@@ -39,11 +40,12 @@ class ErrorFeedback:
         self._factors = torch.linalg.cholesky(inverse, upper=True).float()
 
     def rounded(self, rows: Tensor, to_code: Callable[[Tensor], Tensor]) -> Tensor:
-        """Rows (n, K) float32 of a weight as values of codes.
+        """Round rows of a weight to values that have a code.
 
         Args:
-            rows: of the weight; each is on its own.
-            to_code: the nearest value that has a code, for values (K / B, n) of one channel of each block.
+            rows: rows (n, K) float32 of the weight; rows are independent of each other.
+            to_code: function that rounds values (K / B, n), one channel of each block, to the nearest values that have
+                a code.
 
         """
         blocks, size = self._order.shape

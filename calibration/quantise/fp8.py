@@ -1,4 +1,4 @@
-"""FP8 E4M3 (4 bits of exponent, 3 of mantissa), one scale a tensor. Source: https://arxiv.org/abs/2209.05433."""
+"""FP8 E4M3 (4 bits of exponent, 3 bits of mantissa), one scale a tensor. Source: https://arxiv.org/abs/2209.05433."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from qwen_image_engine.calibration.quantise import fp8
 from qwen_image_engine.calibration.quantise.error_feedback import ErrorFeedback
 
 LARGEST = 448.0
-"""The largest finite code; what lies beyond it saturates, and would be NaN otherwise."""
+"""Largest finite code. Larger values saturate, because the conversion would make them NaN."""
 
 MARGIN = 1.1
-"""Room above the largest magnitude that calibration saw: a tenth costs a floating-point code next to nothing."""
+"""Headroom factor above the absmax of the calibration. A tenth costs a floating-point code almost nothing."""
 
 
 def quantise_rows(rows: Tensor, scale: float, feedback: ErrorFeedback | None = None) -> Tensor:
-    """Codes (N, K) of a weight's rows (N, K) float32, the nearest or those of `feedback`."""
+    """Return the codes (N, K) of a weight's rows (N, K) float32: the nearest codes, or the codes from `feedback`."""
     if feedback is not None:
         rows = feedback.rounded(rows, lambda values: quantise(values, scale).float() * scale)
     return quantise(rows, scale)
 
 
 def quantise(values: Tensor, scale: float) -> Tensor:
-    """Codes (float8_e4m3fn) of `values`, which are about codes * scale, rounded to the nearest, ties to even."""
+    """Return the nearest codes (float8_e4m3fn) of `values`, ties to even; `values` are about codes * scale."""
     return (values / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
 
 
 SOFTMAX = 1 / fp8.LARGEST
-"""The value of code 1 of probabilities, which reach 1 and no more."""
+"""Scale (the value of code 1) of probabilities, which are at most 1."""

@@ -1,7 +1,7 @@
-"""Block Hadamard rotations: outliers of a few channels spread over a block, and the product of a linear unchanged.
+"""Block Hadamard rotations. They spread outliers of a few channels over a block without a change of the product.
 
-An orthonormal R on both sides leaves x W^T = (x R)(W R)^T as it is, so the weights' side is rotated at export and the
-activations' at run time. Source: QuaRot, https://arxiv.org/abs/2404.00456.
+An orthonormal R on both sides does not change x W^T = (x R)(W R)^T. Weights are rotated at export and activations at
+run time. Source: QuaRot, https://arxiv.org/abs/2404.00456.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def hadamard(size: int) -> Tensor:
-    """Sylvester's matrix over sqrt(size): (size, size) float32, symmetric and orthonormal.
+    """Return Sylvester's matrix divided by sqrt(size): (size, size) float32, symmetric and orthonormal.
 
     Raises:
-        ValueError: `size` is no power of two.
+        ValueError: `size` is not a power of two.
     """
     if size < 1 or size & (size - 1):
         raise ValueError(f"a Hadamard matrix of size {size}: expected a power of two")
@@ -25,7 +25,7 @@ def hadamard(size: int) -> Tensor:
 
 
 def rotate(rows: Tensor, block: int) -> Tensor:
-    """Every block of `block` channels of `rows` (N, K) times the Hadamard matrix; `block` divides K."""
+    """Multiply every block of `block` channels of `rows` (N, K) by the Hadamard matrix; `block` divides K."""
     if block == 1:
         return rows
     return (rows.reshape(-1, block) @ hadamard(block).to(rows.device)).reshape(rows.shape)

@@ -1,4 +1,4 @@
-"""Which linears of a network a recipe quantises and how, from names and shapes alone."""
+"""The quantised linears of a network under a recipe, chosen from names and shapes alone."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer
 
 @dataclass(frozen=True)
 class QuantisedNetwork:
-    """The quantised linears by name (a weight's, without ".weight").
+    """The quantised linears of a network. Names are names of weights without ".weight".
 
     Attributes:
-        layers: how each is quantised.
-        pairs: those whose channels are scaled between the two: equalised, or the second's input smoothed.
-        inputs: with static scales, by the name of any of the linears that read them.
-        attention: blocks with FP8 attention, by what stands before ".attn" in names.
+        layers: quantisation of each linear by name.
+        pairs: pairs whose shared channels are scaled: equalised, or smoothed as the second linear's input.
+        inputs: inputs with static scales, by the name of each linear that reads them; empty without static scales.
+        attention: FP8 attention by block, the part of names before ".attn".
     """
 
     layers: Mapping[str, QuantisedLayer] = field(default_factory=dict)
@@ -41,12 +41,12 @@ class QuantisedNetwork:
 def quantised_network(
     checkpoint: Checkpoint, network: str, quantisation: Quantisation | None, calibration: Calibration | None = None
 ) -> QuantisedNetwork:
-    """How `quantisation` treats one network; nothing where it is None or is not for this network.
+    """Return the quantised linears of one network; none if `quantisation` is None or is not for this network.
 
-    Without `calibration` static scales stay unknown, which sizes and names do not depend on.
+    Without `calibration` there are no static scales. Sizes and names do not depend on them.
 
     Raises:
-        QwenImageError: the tensors are not those of the network.
+        QwenImageError: the checkpoint's tensors do not match the network.
     """
     if quantisation is None or network not in quantisation.networks:
         return QuantisedNetwork()
@@ -86,24 +86,25 @@ def quantised_network(
 def quantised_networks(
     checkpoint: Checkpoint, quantisation: Quantisation | None, calibration: Calibration | None = None
 ) -> Mapping[str, QuantisedNetwork]:
-    """`quantised_network` of every network by name."""
+    """Return the result of `quantised_network` for every network, by name."""
     return {name: quantised_network(checkpoint, name, quantisation, calibration) for name in NETWORKS}
 
 
 def check_rules(checkpoint: Checkpoint, quantisation: Quantisation | None, precision: str) -> None:
-    """Every rule must decide on a linear, every block to skip must be there, and something must be left to quantise.
+    """Check that every rule has an effect, that blocks to skip exist, and that a linear is left to quantise.
 
-    A rule may be left without one by what is kept high before it, as `--exclude` does, by rules of its own precision,
-    or where it is for all that others leave.
+    A rule may have no effect if earlier rules keep its linears high, as `--exclude` does; if earlier rules give its
+    linears the same precision; or if it matches every linear and so is the default for the rest.
 
     Args:
-        checkpoint: whose linears are meant.
-        quantisation: the rules, None for none.
-        precision: of the bundle, which some linear must have.
+        checkpoint: checkpoint with the linears.
+        quantisation: the rules; None for no quantisation.
+        precision: precision of the bundle, which at least one linear must have.
 
     Raises:
-        UsageError: not so.
-        QwenImageError: the tensors are not those of a network.
+        UsageError: a rule matches no linear, earlier rules decide on all linears that a rule matches, a block to skip
+            does not exist, or no linear has the bundle's precision.
+        QwenImageError: the checkpoint's tensors do not match a network.
     """
     if quantisation is None:
         return
@@ -140,7 +141,7 @@ def check_rules(checkpoint: Checkpoint, quantisation: Quantisation | None, preci
 
 
 def _weights(checkpoint: Checkpoint, network: str) -> dict[str, TensorInfo]:
-    """The weights of all linears that could be quantised."""
+    """Return the weights of all linears that can be quantised, by the linear's name."""
     names = LINEARS[network]
     ends = tuple(f".{name}{WEIGHT}" for name in names.names)
     return {
@@ -151,7 +152,7 @@ def _weights(checkpoint: Checkpoint, network: str) -> dict[str, TensorInfo]:
 
 
 def _groups(network: str, weights: Mapping[str, TensorInfo]) -> Iterator[tuple[str, ...]]:
-    """Linears of each block that read the same input together."""
+    """Yield the groups of linears in a block that read the same input."""
     for group in LINEARS[network].inputs:
         for name in weights:
             if name.endswith(f".{group[0]}"):
@@ -166,7 +167,7 @@ def _attention(
     calibration: Calibration,
     inputs: Mapping[str, StaticInput],
 ) -> Iterator[tuple[str, StaticAttention]]:
-    """Of every block that is not skipped."""
+    """Yield the name and the FP8 attention of every block that is not skipped."""
     tensors = {tensor.name: tensor for tensor in read_tensors(checkpoint, network)}
     components = [found for name, found in calibration.components.items() if COMPONENTS[name].network == network]
     for index in range(checkpoint.transformer.num_layers):

@@ -1,10 +1,10 @@
-"""SmoothQuant: magnitude moved from the channels of an activation into the weights that read it.
+"""SmoothQuant: scales that move magnitude from the channels of an activation into the weights that read it.
 
     s_j = max|x_j|^alpha / max|W_j|^(1 - alpha)        x W^T = (x / s) (W s)^T
 
-Source: https://arxiv.org/abs/2211.10438, equation 4. Scales are rounded to powers of two, which misses by at most
-sqrt(2) and moves no bit of a mantissa: in floating point the network is exactly the same. Alpha is chosen for each
-input by the error that a model of rounding predicts, so no activations have to be kept.
+Source: https://arxiv.org/abs/2211.10438, equation 4. Scales are rounded to powers of two. The rounded scale is wrong by
+at most a factor of sqrt(2) and changes no bit of a mantissa, so in floating point the network is exactly the same.
+Alpha is chosen for each input by the error that a model of rounding predicts, so no activations have to be stored.
 """
 
 from __future__ import annotations
@@ -19,26 +19,31 @@ from qwen_image_engine.calibration.observe.statistics import InputStatistics
 from qwen_image_engine.calibration.quantise.int8 import LEVELS
 
 ALPHAS = (0.8, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.85, 0.9, 0.95, 1.0)
-"""What is tried; the first wins where others are no better."""
+"""Candidates for alpha. The first candidate wins if no other is better."""
 
 Rows = Callable[[], Iterator[Tensor]]
-"""Reads a weight (N, K) as blocks of rows (n, K), from the start at every call."""
+"""A function that reads a weight (N, K) as blocks of rows (n, K), from the start at every call."""
 
 
 @dataclass(frozen=True, eq=False)
 class Smoothing:
-    """Of one input: powers of two `scales` (K,) that channels are divided by, and the alpha that they come from."""
+    """The smoothing of one input.
+
+    Attributes:
+        alpha: the exponent from which the scales are computed.
+        scales: (K,): powers of two by which the channels are divided.
+    """
 
     alpha: float
     scales: Tensor
 
 
 def best_smoothing(inputs: Sequence[InputStatistics], weights: Sequence[Rows]) -> Smoothing:
-    """The smoothing whose predicted error is least, summed over where the input was seen and over what reads it.
+    """Return the smoothing with the smallest predicted error, summed over components and weights.
 
     Args:
-        inputs: statistics of the input in each component that has it; each will have a scale of its own.
-        weights: of the linears that read it, each (N, K), read twice.
+        inputs: statistics of the input in each component that has it. Each component has a scale of its own.
+        weights: readers of the weights (N, K) of the linears that read the input. Each weight is read twice.
 
     """
     absmax = torch.stack([item.channel_absmax for item in inputs]).amax(dim=0)
@@ -57,7 +62,7 @@ def best_smoothing(inputs: Sequence[InputStatistics], weights: Sequence[Rows]) -
 
 
 def smoothing_scales(absmax: Tensor, weight_absmax: Tensor, alpha: float) -> Tensor:
-    """Powers of two (K,) float32 near SmoothQuant's scales; 1 for a channel that either side never uses."""
+    """Return powers of two (K,) float32 near SmoothQuant's scales; 1 for a channel that either side never uses."""
     exponents = alpha * torch.log2(absmax.double()) - (1 - alpha) * torch.log2(weight_absmax.double())
     exponents = torch.where(torch.isfinite(exponents), exponents, 0.0)
     return torch.exp2(exponents.round()).float()
@@ -65,7 +70,7 @@ def smoothing_scales(absmax: Tensor, weight_absmax: Tensor, alpha: float) -> Ten
 
 @dataclass(frozen=True, eq=False)
 class _Columns:
-    """Of a weight's columns: largest magnitude (K,) and sum of squares (K,) float64."""
+    """The statistics of a weight's columns: absmax (K,) and sum of squares (K,) float64."""
 
     absmax: Tensor
     square: Tensor
@@ -80,7 +85,7 @@ def _columns(blocks: Iterable[Tensor], channels: int) -> _Columns:
 
 
 def _row_squares(blocks: Iterable[Tensor], scales: Tensor) -> Tensor:
-    """Sum over the rows of a weight of the square of each one's largest magnitude, under each of `scales` (A, K)."""
+    """Return the sum (A,) over a weight's rows of the square of the row's absmax, under each of `scales` (A, K)."""
     total = torch.zeros(len(scales), dtype=torch.float64)
     for rows in blocks:
         magnitudes = rows.abs()
@@ -89,10 +94,10 @@ def _row_squares(blocks: Iterable[Tensor], scales: Tensor) -> Tensor:
 
 
 def _predicted_error(item: InputStatistics, weight_square: Tensor, row_squares: Tensor, scales: Tensor) -> Tensor:
-    """Mean square error (A,) of a product's row under each of `scales` (A, K), both operands rounded to 8 bits.
+    """Return the mean square error (A,) of a product's row under each of `scales` (A, K), both operands in 8 bits.
 
-    Rounding to a grid of step d is noise of variance d^2 / 12, and no more than the value itself where the step is
-    larger; noise of the two operands adds up.
+    Rounding to a grid of step d is noise of variance d^2 / 12. If the step is larger than the value, the noise is at
+    most the value itself. The noise of the two operands adds up.
     """
     squares = scales.double().square()
     smoothed = item.channel_mean_square.double() / squares
@@ -104,11 +109,12 @@ def _predicted_error(item: InputStatistics, weight_square: Tensor, row_squares: 
 
 
 def equalising_scales(rows: Tensor, columns: Tensor) -> Tensor:
-    """Powers of two (C,) float32 near sqrt(columns / rows).
+    """Return powers of two (C,) float32 near sqrt(columns / rows).
 
-    The error of a quantised product grows with |x s| |W / s|, x being the activations and W the second weight; by
-    Cauchy and Schwarz that is least where s_i^2 = |W_i| / |x_i|, and |x_i| goes with the norm of the first weight's
-    row i. A power of two misses by at most sqrt(2) and moves no bit of a mantissa: the network is exactly the same.
+    The error of a quantised product grows with |x s| |W / s| for activations x and the second weight W. By the
+    inequality of Cauchy and Schwarz, the minimum is at s_i^2 = |W_i| / |x_i|, and |x_i| is proportional to the norm of
+    the first weight's row i. A power of two is wrong by at most a factor of sqrt(2) and changes no bit of a mantissa,
+    so the network is exactly the same.
 
     Args:
         rows: (C,) norms of the first weight's rows.
@@ -122,13 +128,14 @@ def equalising_scales(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def shared_by_heads(columns: Tensor, groups: int, channels: int) -> Tensor:
-    """Norms (C,) of value channels, `groups` heads, from those of the columns they feed, of which heads share them.
+    """Return the norms (C,) of the value channels of `groups` heads from the norms of the columns that they feed.
 
-    Heads of a group stand side by side, as in scaled_dot_product_attention's enable_gqa.
+    Several query heads share a value head. Heads of a group are adjacent, as for enable_gqa of
+    scaled_dot_product_attention.
     """
     return columns.reshape(groups, -1, channels // groups).square().sum(dim=1).sqrt().flatten()
 
 
 def for_heads(scales: Tensor, groups: int, columns: int) -> Tensor:
-    """Scales (C,) of value channels, `groups` heads, for each of the `columns` that they feed."""
+    """Repeat the scales (C,) of the value channels of `groups` heads for each of the `columns` that they feed."""
     return scales.reshape(groups, 1, -1).repeat(1, columns // scales.numel(), 1).flatten()

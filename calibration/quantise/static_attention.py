@@ -17,13 +17,14 @@ from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 @dataclass(frozen=True)
 class StaticAttention:
-    """One block's.
+    """The FP8 attention of one block.
 
     Attributes:
         norm_q: the weight (d,) of the queries' RMS norm.
-        norm_k: of the keys'.
-        values: statistics of the values of each component; what `prefix` gives, `step` reads.
-        smoothed: the input of the linear after attention, where its channels, which are the values', are smoothed.
+        norm_k: the weight (d,) of the keys' RMS norm.
+        values: statistics of the values in each component; `step` reads the values that `prefix` computes.
+        smoothed: the input of the linear after attention, whose channels are the channels of the values; None if it is
+            not smoothed.
     """
 
     norm_q: TensorInfo
@@ -32,10 +33,10 @@ class StaticAttention:
     smoothed: StaticInput | None
 
     def scales(self) -> tuple[float, float, float]:
-        """The value of code 1 of queries over sqrt(d), keys, values.
+        """Return the scales (values of code 1) of queries divided by sqrt(d), keys, and values.
 
-        An RMS norm gives d numbers of mean square 1 times its weight, of which none is beyond sqrt(d), and a rotation
-        of pairs adds nothing to that: bounds that need no data.
+        The bounds of queries and keys need no data. Before its weight, an RMS norm gives d numbers with mean square 1,
+        so none of them is larger than sqrt(d), and a rotation of pairs does not change this bound.
         """
         largest_q, largest_k = _largest(self.norm_q), _largest(self.norm_k)
         channels = torch.stack([item.channel_absmax for item in self.values]).amax(dim=0)

@@ -1,4 +1,4 @@
-"""An input of quantised linears whose scales are fixed at export, from what calibration saw of it."""
+"""An input of quantised linears with static scales, fixed at export from calibration statistics."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from qwen_image_engine.reference.storage.tensor_blocks import row_blocks
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 SCALE_DTYPE = torch.bfloat16
-"""Of every static scale, those of weights too: TensorRT's graphs hold them in the dtype of their activations. Twin and
-simulation round theirs the same, so that codes are the same."""
+"""Dtype of every static scale, scales of weights included: TensorRT's graphs have scales in the dtype of activations.
+The twin and the simulation round their scales to this dtype too, so that codes are equal."""
 
 
 def stored_scale(scale: float) -> float:
-    """The nearest scale that `SCALE_DTYPE` has."""
+    """Return the scale rounded to `SCALE_DTYPE`."""
     return float(torch.tensor(scale, dtype=SCALE_DTYPE))
 
 
 class StaticInput:
-    """Scales are found when they are first asked for, from two passes over the weights, and kept.
+    """An input with static scales. Smoothing needs two passes over the weights; it is computed once and cached.
 
     Args:
         readers: the weights of all linears that read the input, in every precision.
-        smooth: whether its channels are smoothed.
-        statistics: by component, of those that have the input.
+        smooth: whether the input's channels are smoothed.
+        statistics: statistics of the input by component that has it.
 
     """
 
@@ -39,14 +39,14 @@ class StaticInput:
 
     @cached_property
     def smoothing(self) -> Smoothing:
-        """Of an input that is smoothed."""
+        """The best smoothing of the input, if it is smoothed."""
         return best_smoothing(list(self.statistics.values()), [partial(row_blocks, reader) for reader in self.readers])
 
     def error_feedback(self) -> ErrorFeedback | None:
-        """For rounding the weights that read it; None where a calibration keeps no products of channels.
+        """Return the error feedback for rounding the weights, or None if the calibration has no products of channels.
 
-        Of prefix and step together, each by its own mean square: a weight serves both. Factors are found anew at every
-        call: they take as much memory as the weight of a layer.
+        A weight serves prefix and step, so the products of both components are added, each divided by its mean square.
+        Every call computes the factors again, because they take as much memory as the weight of a layer.
         """
         grams = [item.gram for item in self.statistics.values()]
         if not len(grams[0]):
@@ -58,7 +58,7 @@ class StaticInput:
         return ErrorFeedback(total)
 
     def scale(self, component: str, precision: str) -> float:
-        """The value of code 1 of the input in `precision`, as the graph of `component` has it."""
+        """Return the scale (the value of code 1) of the input in `precision` in the graph of `component`."""
         channels = self.statistics[component].channel_absmax
         if self.smooth:
             channels = channels / self.smoothing.scales

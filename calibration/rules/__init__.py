@@ -1,1 +1,1 @@
-"""Rules that say which linears are quantised and how, by names and shapes alone."""
+"""Rules that determine the quantised linears and their precision by names and shapes alone."""

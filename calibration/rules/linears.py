@@ -1,7 +1,8 @@
-"""The linears that 8-bit recipes quantise, by the checkpoint's names, and the pairs that share a channel.
+"""The linears that 8-bit recipes quantise, by the checkpoint's names, and the pairs that share channels.
 
-Everything else keeps its precision: embedders, time, modulation and the final layers are 2% of the weights, under 0.01%
-of a step's arithmetic, and carry what every block sees; inputs of norms reach 8.5e3; the VAE is convolutions.
+All other layers keep their precision. Embedders, time, modulation and the final layers are 2% of the weights and under
+0.01% of a step's arithmetic, and every block reads their results. Inputs of norms reach 8.5e3. The VAE consists of
+convolutions.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ _BLOCK = re.compile(r"(?:^|\.)(?:transformer_blocks|layers)\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Linears:
-    """Of one network.
+    """The linears to quantise in one network.
 
     Attributes:
-        blocks: what stands before the number of a block in a name.
-        inputs: linears of every block, as they are named after the number, those that read the same input together;
-            the first of each names the input.
-        pairs: (first, second): channels of the first's output reach the second's input each on its own.
+        blocks: the part of a name before the number of a block.
+        inputs: linears of every block, grouped by the input that they read. Names are the part after the block's
+            number. The first linear of a group names the input.
+        pairs: (first, second): each channel of the first linear's output reaches the second linear's input separately.
     """
 
     blocks: str
@@ -30,7 +31,7 @@ class Linears:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them."""
+        """Names of all linears of a block."""
         return tuple(name for group in self.inputs for name in group)
 
 
@@ -56,11 +57,11 @@ LINEARS: Mapping[str, Linears] = {
         (("self_attn.v_proj", "self_attn.o_proj"), ("mlp.up_proj", "mlp.down_proj")),
     ),
 }
-"""By network; one that is not in here is not quantised."""
+"""Linears by network. Other networks are not quantised."""
 
 
 def block_index(name: str) -> int | None:
-    """The number of the block that a linear is in."""
+    """Return the number of the block that contains a linear, or None if the linear is in no block."""
     found = _BLOCK.search(name)
     return int(found[1]) if found else None
 

@@ -11,9 +11,13 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Pair:
-    """Two linears, by the names of their weights without ".weight".
+    """A pair of linears that share channels.
 
-    `first` gives `groups` heads side by side; each reaches one head of `second`'s input, or as many as share it.
+    Attributes:
+        first: name of the first linear's weight without ".weight".
+        second: name of the second linear's weight without ".weight".
+        groups: number of adjacent heads in the first linear's output. Each head feeds one head of the second linear's
+            input, or all heads that share it.
     """
 
     first: str
@@ -22,7 +26,7 @@ class Pair:
 
 
 def linear_pairs(checkpoint: Checkpoint, network: str, linears: Iterable[str]) -> list[Pair]:
-    """The pairs whose second linear is among `linears`."""
+    """Return the pairs whose second linear is in `linears`."""
     names = list(linears)
     pairs = []
     for first_end, second_end in LINEARS[network].pairs:

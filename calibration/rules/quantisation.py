@@ -1,4 +1,4 @@
-"""Rules that give linears a precision, as data, and the named sets of them that targets have."""
+"""Rules that give linears a precision, as data, and the named sets of rules for targets."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 HIGH = "high"
-"""Not quantised: the precision of everything else in the recipe."""
+"""Precision of linears that are not quantised: the precision of all other layers in the recipe."""
 
 QUANTISED = ("int8", "fp8")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Linears whose names match the glob pattern `linears` have `precision`: "int8", "fp8" or "high"."""
+    """The rule that linears whose names match the glob pattern `linears` have `precision`: "int8", "fp8" or "high"."""
 
     linears: str
     precision: str
@@ -22,13 +22,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class Quantisation:
-    """Of the networks of a recipe.
+    """The quantisation of a recipe's networks.
 
     Attributes:
-        networks: those with quantised linears.
-        rules: the first that matches a linear gives its precision; a linear that none matches stays high.
-        static: whether activations have one scale a tensor from calibration; else one a token, found as it runs.
-        largest_rotation: channels that are rotated together, at most; 1 for none.
+        networks: networks with quantised linears.
+        rules: rules in order. The first rule that matches a linear gives its precision. A linear without a matching
+            rule stays high.
+        static: whether activations have one scale a tensor from calibration; otherwise they have one scale a token,
+            computed at run time.
+        largest_rotation: largest number of channels that are rotated together; 1 for no rotation.
         skip_blocks: blocks of the transformer whose linears stay high, whatever the rules say.
         fp8_attention: whether queries, keys, values and probabilities of the transformer are FP8.
     """
@@ -41,16 +43,16 @@ class Quantisation:
     fp8_attention: bool = False
 
     def rule(self, linear: str) -> Rule:
-        """That decides on the linear of that name."""
+        """Return the rule that decides on the linear of this name."""
         matching = (rule for rule in self.rules if fnmatch.fnmatchcase(linear, rule.linears))
         return next(matching, Rule(linear, HIGH))
 
     def precision(self, linear: str) -> str:
-        """Of the linear of that name, by the rules alone."""
+        """Return the precision of the linear of this name by the rules alone; `skip_blocks` does not count."""
         return self.rule(linear).precision
 
     def precisions(self) -> set[str]:
-        """Those that the rules quantise to."""
+        """Return the 8-bit precisions in the rules."""
         return {rule.precision for rule in self.rules} - {HIGH}
 
 
@@ -60,11 +62,11 @@ _LARGEST_ROTATION = 64
 
 
 INT8_PER_TOKEN = Quantisation(("transformer", "text_encoder"), (Rule("*", "int8"),), largest_rotation=_LARGEST_ROTATION)
-"""Every linear of both networks in INT8, with one scale a token that is found as the graph runs."""
+"""Every linear of both networks in INT8, with one scale a token that is computed at run time."""
 
 
 def _static(precision: str) -> Quantisation:
-    """Return the rules for static scales; the text encoder stays as it is: FP8 costs it 17% to 20%."""
+    """Return the rules for static scales. The text encoder stays unquantised, because FP8 costs it 17% to 20%."""
     return Quantisation(("transformer",), (Rule("*", precision),), static=True)
 
 

@@ -1,4 +1,4 @@
-"""A recipe's rules from a JSON file: which linears have which precision, and which blocks stay high."""
+"""A recipe's rules from a JSON file: precisions of linears, and blocks that stay high."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from qwen_image_engine.runtime.system.json_schema import is_integer, is_number
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """What the file says; see `Quantisation` for the rules.
+    """The content of a recipe file; see `Quantisation` for the rules.
 
     Attributes:
-        path: of the file, for errors.
-        rules: in the file's order, the first that matches decides.
-        skip_blocks: as in `Quantisation`.
-        fp8_attention: as in `Quantisation`.
-        compute_capability: of the GPU that it is for, None where it does not say.
+        path: path of the file, for errors.
+        rules: rules in the file's order. The first rule that matches a linear decides.
+        skip_blocks: blocks of the transformer whose linears stay high.
+        fp8_attention: whether the transformer's attention is FP8.
+        compute_capability: compute capability of the GPU that the recipe is for; None if the file does not give it.
     """
 
     path: Path
@@ -34,10 +34,11 @@ class RecipeFile:
 
     @classmethod
     def read(cls, path: Path) -> RecipeFile:
-        """The file at `path`.
+        """Read the file at `path`.
 
         Raises:
-            UsageError: it cannot be read, is no such object, has no rule, an unknown key or an unknown precision.
+            UsageError: the file cannot be read, is not JSON of the expected form, has no rule, or has an unknown key or
+                an unknown precision.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -71,15 +72,16 @@ class RecipeFile:
         )
 
     def check(self, precisions: Collection[str], static: bool, *, for_gpu: bool = False) -> None:
-        """Check that a bundle can have what the rules quantise to.
+        """Check that a bundle can have the precisions in the rules.
 
         Args:
-            precisions: those of the bundle's own recipe.
-            static: whether the target can mix them with others.
-            for_gpu: whether a TensorRT engine is built from it.
+            precisions: precisions of the bundle's default recipe.
+            static: whether the target can mix these precisions with others.
+            for_gpu: whether a TensorRT engine is built from the bundle.
 
         Raises:
-            UsageError: it cannot.
+            UsageError: a precision of the bundle is in no rule, the target cannot mix the precisions in the rules, or
+                the recipe's GPU does not support INT8 and FP8 in one engine.
         """
         found = {rule.precision for rule in self.rules} - {HIGH}
         missing = [precision for precision in precisions if precision not in found]

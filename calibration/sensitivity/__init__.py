@@ -1,4 +1,4 @@
-"""The error that quantising each linear costs, and the search for a recipe."""
+"""Sensitivity of linears to quantisation, and the search for a recipe."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""From a calibration to its sensitivity and the recipe that a target error asks for, written beside it."""
+"""The sensitivity analysis of a calibration, and the recipe for a target error. Files are written to one folder."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.transformer import Transformer
 
 PICTURES = 2
-"""The calibration's first, at two of its sizes: for each of 224 linears every step of each is run again."""
+"""Number of pictures: the calibration's first two, at two of the sizes. Each of 224 linears runs every step again."""
 
 MEASURING, SEARCHING = "measuring", "searching"
 Progress = Callable[[str, int, int], None]
-"""Told the stage (`MEASURING`, `SEARCHING`, both in steps), how much of it is done, and how much there is; of a search
-each run counts from the beginning."""
+"""A function of progress: the stage (`MEASURING` or `SEARCHING`, both in steps), the amount done, and the total. Each
+run of a search counts from the beginning."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found, and where it was written.
+    """The result of an analysis and the paths of the written files.
 
     Attributes:
-        sensitivity: of every linear.
-        json: the file of `Sensitivity.to_json`, and of the search.
-        svg: the plot.
-        found: the recipe, where one was searched for.
-        recipe: its file, which an export reads.
+        sensitivity: sensitivity of every linear.
+        json: file of `Sensitivity.to_json` with the result of the search.
+        svg: file of the plot.
+        found: the recipe; None without a search.
+        recipe: file of the recipe, which an export reads; None without a search.
     """
 
     sensitivity: Sensitivity
@@ -57,21 +57,21 @@ class Analysis:
     recipe: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The sensitivity's document; what the search found is under "search"."""
+        """Return the sensitivity as plain JSON, with the result of the search under "search"."""
         return self.sensitivity.to_json() | ({} if self.found is None else {"search": self.found.to_json()})
 
 
 def _quantisations() -> Mapping[tuple[str, str], Quantisation]:
-    """Read the rules of every target and precision with any from the table of targets, which is above this room."""
+    """Return the rules by target and precision from the table of targets. The table's package is above this package."""
     rows = load_entry("export.targets:TARGETS").items()
     return {pair: row.quantisation for pair, row in rows if row.quantisation is not None and not row.twin}
 
 
 def check_analysis(target: str, precision: str, target_error: float | None) -> None:
-    """Refuse what no checkpoint could be analysed for.
+    """Check the arguments that do not depend on the checkpoint.
 
     Raises:
-        UsageError: nothing is quantised for that target and precision, or the error is no positive number.
+        UsageError: nothing is quantised for this target and precision, or `target_error` is not a positive number.
     """
     quantisations = _quantisations()
     if (target, precision) not in quantisations:
@@ -93,30 +93,31 @@ def analyse(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Analysis:
-    """Measure every linear of the transformer alone, then search for a recipe where `target_error` is given.
+    """Measure every linear of the transformer alone, and search for a recipe if `target_error` is given.
 
-    The first `PICTURES` of the calibration's prompts without a reference image are drawn in its dtype, on any device;
-    the text encoder stays as it is.
-    After each linear what is measured so far is written to `folder`; the same call goes on from there, with the result
-    of an uninterrupted one. What another calibration, device or version left there is ignored and replaced.
+    The first `PICTURES` of the calibration's prompts without a reference image are drawn in the calibration's dtype, on
+    any device. The text encoder stays unquantised. After each linear, the errors so far are written to `folder`. The
+    same call resumes from there and has the result of an uninterrupted call. Errors from another calibration, device
+    or version are ignored and replaced.
 
     Args:
-        checkpoint: that was calibrated.
-        calibration: of it.
-        folder: where the files are written, each whole or not at all: sensitivity-TARGET-PRECISION.json and .svg, and
-            with a search recipe-TARGET-PRECISION.json.
-        prompts: those of the calibration.
-        target: whose quantisation is simulated.
-        precision: of it.
-        target_error: the largest error that the recipe may have, see `judged`.
+        checkpoint: the calibrated checkpoint.
+        calibration: the checkpoint's calibration.
+        folder: folder of the files: sensitivity-TARGET-PRECISION.json and .svg, and with a search
+            recipe-TARGET-PRECISION.json. Each file is written completely or not at all.
+        prompts: prompts of the calibration.
+        target: target whose quantisation is simulated.
+        precision: precision of the target.
+        target_error: largest error that the recipe may have, see `judged`; None for no search.
         device: "cpu" or "cuda".
-        progress: called as the work goes on.
+        progress: function that is called as the work goes on.
 
     Raises:
-        UsageError: see `check_analysis`; or the prompts are not the calibration's, none of them is drawn without a
-            reference image, attention is bidirectional, or the device is not here.
+        UsageError: nothing is quantised for this target and precision, `target_error` is not a positive number, the
+            prompts are not the prompts of the calibration, every prompt is drawn with a reference image, attention is
+            bidirectional, or the device is not available here.
         QwenImageError: the calibration is of another checkpoint, a step's output is not finite, no recipe reaches the
-            error, memory does not suffice, or a file cannot be written.
+            error, memory is too small, or a file cannot be written.
     """
     check_analysis(target, precision, target_error)
     if checkpoint.transformer.bidirectional:
@@ -163,7 +164,7 @@ def _prepare(
     target: str,
     precision: str,
 ) -> tuple[TeacherForcing, tuple[Picture, ...], list[str]]:
-    """What linears are measured on; the pictures; the linears' names."""
+    """Return the teacher forcing that measures linears, the pictures, and the linears' names."""
     request = Request.of(
         checkpoint,
         prompts[:PICTURES],
@@ -187,7 +188,10 @@ def _prepare(
 def _measure(
     forcing: TeacherForcing, linears: Sequence[str], partial: PartialSensitivity, progress: Progress | None
 ) -> tuple[dict[str, Errors], Errors]:
-    """Each linear alone, but for those in `partial`, which is written after every linear; and all of them."""
+    """Measure each linear alone and all linears together.
+
+    Linears in `partial` are not measured again, and `partial` is written after every linear.
+    """
     alone = partial.read()
     done, total = len(alone) * forcing.steps, (len(linears) + 1) * forcing.steps
     if progress is not None:

@@ -1,4 +1,4 @@
-"""An unfinished measurement of sensitivity: the linears measured so far, in a file beside where the result will be."""
+"""An unfinished measurement of sensitivity: errors of the linears so far, in a file in the folder of the result."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from qwen_image_engine.calibration.sensitivity.teacher_forcing import Errors
 
 @dataclass(frozen=True)
 class PartialSensitivity:
-    """The file of one measurement.
+    """The file of an unfinished measurement.
 
     Attributes:
-        path: of the file.
-        decides: all that decides the errors, as JSON has it.
+        path: path of the file.
+        decides: all values that the errors depend on, as JSON.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class PartialSensitivity:
         calibration_sha256: str,
         pictures: Sequence[Picture],
     ) -> PartialSensitivity:
-        """See `Sensitivity` for what is told."""
+        """Return the file for a measurement; see `Sensitivity` for the arguments."""
         decides = {
             "target": target,
             "precision": precision,
@@ -48,10 +48,10 @@ class PartialSensitivity:
         return cls(path, json.loads(json.dumps(decides)))  # tuples are lists once they are read
 
     def read(self) -> dict[str, Errors]:
-        """Errors by linear, as they were written.
+        """Read the errors by linear.
 
-        Nothing where there is no such file, or where it is damaged or was begun with anything else: the next `write`
-        replaces it.
+        The result is empty if the file is missing, is damaged, or belongs to another measurement. The next `write`
+        replaces the file.
         """
         try:
             data = json.loads(self.path.read_text(encoding="utf-8"))
@@ -65,13 +65,13 @@ class PartialSensitivity:
             return {}
 
     def write(self, alone: Mapping[str, Errors]) -> None:
-        """Replace the file, atomically; JSON keeps every bit of a float.
+        """Replace the file atomically. JSON preserves every bit of a float.
 
         Raises:
-            QwenImageError: it cannot be written.
+            QwenImageError: the file cannot be written.
         """
         write_whole(self.path, json.dumps({"decides": self.decides, "alone": alone}).encode())
 
     def remove(self) -> None:
-        """Once the result is written."""
+        """Delete the file after the result is written."""
         self.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Sensitivity as a picture: a heat map of linears by block, and lines of each kind of linear over the schedule; SVG."""
+"""The plot of a sensitivity as SVG: a heat map of linears by block, and a line over the schedule for each kind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qwen_image_engine.calibration.rules.linears import block_index
 from qwen_image_engine.calibration.sensitivity.sensitivity import GROUPS, Sensitivity, judged
 
 _LEFT, _RIGHT = 140, 190
-"""Margins in pixels, for labels and for legends."""
+"""Margins for labels and for legends [pixels]."""
 _ROW = 26
 _HEAT_MAP_WIDTH, _CHART_HEIGHT = 640, 300
 _INK, _GRID = "#222222", "#dddddd"
@@ -21,7 +21,7 @@ _LINES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#77
 
 
 def plot(sensitivity: Sensitivity) -> str:
-    """The picture, as the text of an SVG file."""
+    """Return the plot as the text of an SVG file."""
     groups = [group for group in GROUPS if sensitivity.of_group(group)]
     chart_top = 174 + _ROW * len(groups)
     width, height = _LEFT + _HEAT_MAP_WIDTH + _RIGHT, chart_top + _CHART_HEIGHT + 60
@@ -48,18 +48,18 @@ def plot(sensitivity: Sensitivity) -> str:
 
 @dataclass(frozen=True)
 class _LogScale:
-    """From values to 0 … 1.
+    """A logarithmic scale that maps values to 0 … 1.
 
     Attributes:
-        ticks: 1, 2 and 5 times powers of ten, from the last that is no greater than any value to the first that is no
-            less than any.
+        ticks: 1, 2 and 5 times powers of ten, from the largest tick that is not above the smallest value to the
+            smallest tick that is above the largest value.
     """
 
     ticks: Sequence[float]
 
     @classmethod
     def of(cls, values: Sequence[float]) -> _LogScale:
-        """Of all that are above 0."""
+        """Return the scale of all values above 0."""
         positive = [value for value in values if value > 0] or [1.0]
         # A power more on either side: log10 rounds.
         powers = range(math.floor(math.log10(min(positive))) - 1, math.ceil(math.log10(max(positive))) + 2)
@@ -69,13 +69,13 @@ class _LogScale:
         return cls(ticks[first : last + 1])
 
     def place(self, value: float) -> float:
-        """0 for the first tick and all below it, 1 for the last."""
+        """Return the position of a value: 0 for the first tick and everything below it, 1 for the last tick."""
         lowest, highest = self.ticks[0], self.ticks[-1]
         return math.log(max(value, lowest) / lowest) / math.log(highest / lowest)
 
 
 def _heat_map(sensitivity: Sensitivity, groups: Sequence[str], top: int) -> Iterator[str]:
-    """Kinds of linears down, blocks across, the colour of each cell the error of one linear alone."""
+    """Yield the elements of the heat map: kinds of linears down, blocks across, the error of one linear as colour."""
     blocks = sensitivity.blocks
     cell = _HEAT_MAP_WIDTH / len(blocks)
     scale = _LogScale.of([sensitivity.rms(name) for name in sensitivity.alone])
@@ -111,7 +111,10 @@ def _colour_legend(scale: _LogScale, top: int, bottom: int) -> Iterator[str]:
 
 
 def _chart(sensitivity: Sensitivity, groups: Sequence[str], top: int) -> Iterator[str]:
-    """A line for each kind of linear, of its blocks together, from pure noise on the left to the last step."""
+    """Yield the elements of the chart: a line for each kind of linear, with the errors of all blocks added up.
+
+    The horizontal axis runs from pure noise on the left to the last step.
+    """
     sigmas = sensitivity.mean_sigmas()
     lines = {group: sensitivity.by_step(sensitivity.of_group(group)) for group in groups}
     scale = _LogScale.of([error for errors in lines.values() for error in errors])

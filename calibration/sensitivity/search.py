@@ -1,7 +1,8 @@
-"""The search for the recipe that reaches an error with the fewest linears kept high.
+"""The search for the recipe that reaches a target error with the fewest linears kept high.
 
-Errors of separate linears are nearly independent, so their squares nearly add up. That ranks the linears and predicts
-what is left when the worst are kept high; the prediction is corrected by what the simulation then measures.
+Errors of separate linears are nearly independent, so their squares nearly add up. The squares rank the linears, and
+sums of squares predict the error that remains if the worst linears are kept high. Measurements in the simulation
+correct the prediction.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from qwen_image_engine.calibration.sensitivity.teacher_forcing import Errors
 from qwen_image_engine.engines.core.errors import QwenImageError
 
 _PREDICTED_RUNS = 4
-"""Measurements at a predicted count; what they leave open is halved until it is closed."""
+"""Number of measurements at a predicted count. After these, the search continues by bisection."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A measurement: how many linears were kept high, and the error with the others quantised."""
+    """A measurement of the search: the number of linears kept high, and the error with all others quantised."""
 
     high: int
     error: float
@@ -32,12 +33,12 @@ class FoundRecipe:
     """The result of a search.
 
     Attributes:
-        precision: of what is quantised.
-        target_error: that was asked for.
+        precision: precision of the quantised linears.
+        target_error: requested error.
         high: linears kept high, the most sensitive first.
-        linears: how many there are.
-        errors: with all others quantised.
-        probes: every measurement, in the order they were made.
+        linears: number of all linears.
+        errors: errors with all other linears quantised.
+        probes: every measurement, in order.
     """
 
     precision: str
@@ -49,11 +50,11 @@ class FoundRecipe:
 
     @property
     def error(self) -> float:
-        """What the target was for, see `judged`."""
+        """Error that the target limits, see `judged`."""
         return judged(self.errors)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Return the result as plain JSON."""
         return {
             "target_error": self.target_error,
             "error": self.error,
@@ -64,7 +65,7 @@ class FoundRecipe:
         }
 
     def rules(self) -> dict[str, Any]:
-        """What `RecipeFile.read` takes: the high ones by name, then everything else."""
+        """Return the rules for `RecipeFile.read`: high linears by name, then a rule for all others."""
         return {
             "rules": [
                 *({"linears": name, "precision": HIGH} for name in self.high),
@@ -76,15 +77,15 @@ class FoundRecipe:
 def fewest_high(
     sensitivity: Sensitivity, target_error: float, measure: Callable[[tuple[str, ...]], Errors]
 ) -> FoundRecipe:
-    """The fewest of the most sensitive linears to keep high for an error of at most `target_error`.
+    """Find the fewest of the most sensitive linears to keep high for an error of at most `target_error`.
 
     Args:
-        sensitivity: ranks the linears; its `together` is the first measurement.
-        target_error: relative L2, teacher-forced, the mean over the schedule of the worst picture.
-        measure: the errors with the linears that it is given quantised.
+        sensitivity: sensitivity that ranks the linears. `sensitivity.together` is the first measurement.
+        target_error: relative L2, teacher-forced: the mean over the schedule of the worst picture.
+        measure: function that returns the errors with the given linears quantised.
 
     Raises:
-        QwenImageError: none may be quantised.
+        QwenImageError: the target error is not reached even with only the least sensitive linear quantised.
     """
     order = sensitivity.ranked()
     predicted = [judged(sensitivity.summed(order[count:])) for count in range(len(order) + 1)]
@@ -113,7 +114,7 @@ def fewest_high(
 def _next_count(
     predicted: Sequence[float], probes: Sequence[Probe], target_error: float, fails: int, holds: int
 ) -> int:
-    """A count between `fails` and `holds`, neither of them."""
+    """Return a count strictly between `fails` and `holds`."""
     if len(probes) > _PREDICTED_RUNS:
         return (fails + holds) // 2
     last = probes[-1]

@@ -1,4 +1,4 @@
-"""What each linear's quantisation alone does to the step's output: by linear and sigma, by group and by block."""
+"""Errors of the step's output from the quantisation of each linear alone: by linear and sigma, by group, by block."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ FORMAT = "qwen-image-sensitivity"
 SCHEMA = 1
 
 GROUPS = LINEARS[TRANSFORMER].names
-"""Linears of a block, as they are named after its number."""
+"""Names of the linears of a block: the part after the block's number."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One that was measured on: its prompt, (width, height) in pixels, seed, and the noise level of each step."""
+    """A picture of the measurement.
+
+    Attributes:
+        prompt: prompt of the picture.
+        size: (width, height) in pixels.
+        seed: seed of the noise.
+        sigmas: noise level of each step.
+    """
 
     prompt: str
     size: tuple[int, int]
@@ -31,16 +38,18 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Errors are relative L2 of the step's output against the unquantised network's on the same latents.
+    """The sensitivity of every linear to quantisation.
+
+    Errors are relative L2 of the step's output against the output of the unquantised network on the same latents.
 
     Attributes:
-        target: whose quantisation was simulated.
-        precision: of it.
-        settings: of the calibration, with the device and the versions that measured.
-        calibration_sha256: of its tensors.
-        pictures: that were measured on.
-        alone: by linear, with that one quantised and nothing else.
-        together: with all of them quantised.
+        target: target whose quantisation was simulated.
+        precision: precision of the target.
+        settings: settings of the calibration, but device and versions of the measurement.
+        calibration_sha256: SHA-256 of the calibration's tensors.
+        pictures: pictures of the measurement.
+        alone: errors by linear with only this linear quantised.
+        together: errors with all linears quantised.
     """
 
     target: str
@@ -53,27 +62,27 @@ class Sensitivity:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Those with quantised linears, in order."""
+        """Numbers of the blocks with quantised linears, in order."""
         return tuple(sorted({_block(name) for name in self.alone}))
 
     def rms(self, linear: str) -> float:
-        """The root of the mean square of a linear's errors."""
+        """Return the root mean square of a linear's errors."""
         return math.sqrt(mean_square(self.alone[linear]))
 
     def ranked(self) -> list[str]:
-        """The linears, the largest error first."""
+        """Return the linears, the largest error first."""
         return sorted(self.alone, key=self.rms, reverse=True)
 
     def of_group(self, group: str) -> list[str]:
-        """The linears of one of `GROUPS`, one a block."""
+        """Return the linears of one of `GROUPS`, one for each block."""
         return [name for name in self.alone if name.endswith(f".{group}")]
 
     def of_block(self, block: int) -> list[str]:
-        """The linears of a block."""
+        """Return the linears of a block."""
         return [name for name in self.alone if _block(name) == block]
 
     def summed(self, linears: Collection[str]) -> Errors:
-        """What several do together where their errors are independent of one another: squares add up."""
+        """Return the errors of several linears together if their errors are independent: the squares add up."""
         return tuple(
             tuple(
                 math.sqrt(sum(self.alone[name][picture][step] ** 2 for name in linears))
@@ -83,20 +92,20 @@ class Sensitivity:
         )
 
     def by_step(self, linears: Collection[str]) -> list[float]:
-        """`summed`, the root of the mean square over the pictures."""
+        """Return the root mean square over the pictures of `summed`, for each step."""
         return [
             math.sqrt(sum(error**2 for error in errors) / len(errors))
             for errors in zip(*self.summed(linears), strict=True)
         ]
 
     def mean_sigmas(self) -> list[float]:
-        """Of each step over the pictures, whose sigmas depend on their sizes."""
+        """Return the mean sigma of each step over the pictures. Sigmas depend on the size of the picture."""
         return [
             sum(levels) / len(levels) for levels in zip(*(picture.sigmas for picture in self.pictures), strict=True)
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, with format and schema version; linears in the checkpoint's order."""
+        """Return plain JSON with format and schema version. Linears are in the checkpoint's order."""
         return {
             "format": FORMAT,
             "schema": SCHEMA,
@@ -129,12 +138,12 @@ class Sensitivity:
 
 
 def judged(errors: Errors) -> float:
-    """What a bundle's accuracy is judged by: the mean over the schedule, of the worst picture."""
+    """Return the error that a bundle's accuracy is judged by: the mean over the schedule of the worst picture."""
     return max(sum(picture) / len(picture) for picture in errors)
 
 
 def mean_square(errors: Errors) -> float:
-    """Over all steps of all pictures."""
+    """Return the mean square of the errors over all steps of all pictures."""
     found = [error**2 for picture in errors for error in picture]
     return sum(found) / len(found)
 

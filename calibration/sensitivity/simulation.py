@@ -1,8 +1,9 @@
-"""The reference transformer with linears that compute as a bundle's do: rounded to 8 bits, multiplied in float32.
+"""The reference transformer with simulated quantised linears: operands are rounded to 8 bits and multiplied in float32.
 
-A linear is treated where it stands. What an export folds into the weights around it (smoothing, equalisation) are
-powers of two and what it applies to both operands (rotations) is orthonormal, so undoing them on the spot leaves every
-other activation as the reference has it, and any linears may be quantised while the rest are not.
+Each linear is simulated in its place. An export folds scales (smoothing, equalisation) into the weights around a
+linear; these scales are powers of two. It applies rotations to both operands; these are orthonormal. The simulation
+undoes both within the linear, so every other activation is equal to the reference's activation. Thus any subset of
+linears can be quantised.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ TRANSFORMER = "transformer"
 
 
 class Simulation:
-    """A transformer whose linears can be quantised for a while, with the prefix's scales or the step's.
+    """A transformer whose linears can be quantised temporarily, with the scales of the prefix or of the step.
 
-    Scales are those of the graphs, whatever the network's dtype is.
+    The scales are equal to the scales in the exported graphs, whatever the network's dtype is.
     """
 
     def __init__(self, checkpoint: Checkpoint, network: Transformer, quantised: QuantisedNetwork) -> None:
         """Take a network in any dtype and on any device.
 
         Args:
-            checkpoint: whose weights `network` has.
-            network: the one that is changed while linears are quantised.
-            quantised: how each linear is; where its scales are static, from a calibration.
+            checkpoint: checkpoint with the weights of `network`.
+            network: network that is changed while linears are quantised.
+            quantised: quantisation of each linear; static scales come from a calibration.
 
         Raises:
-            QwenImageError: the checkpoint's tensors are not those of the network.
+            QwenImageError: the checkpoint's tensors do not match the network.
         """
         self._network, self._quantised = network, quantised
         self._prefix = checkpoint.components[TRANSFORMER].layout.prefix
@@ -52,9 +53,10 @@ class Simulation:
 
     @contextmanager
     def quantised(self, linears: Collection[str]) -> Iterator[None]:
-        """Quantise these, named as in `QuantisedNetwork.layers`; afterwards the network is what it was.
+        """Quantise linears during the block, and restore the network afterwards.
 
-        Each weight is quantised once, when it begins, and held as codes beside the network's own.
+        Linears are named as in `QuantisedNetwork.layers`. Each weight is quantised once at the beginning. The codes are
+        held in addition to the network's weights.
         """
         kept: dict[str, nn.Module] = {}
         try:
@@ -70,12 +72,12 @@ class Simulation:
                 self._network.set_submodule(module, linear)
 
     def prefix(self, text_states: Tensor, cos: Tensor, sin: Tensor) -> list[KeyValue]:
-        """As of `Transformer.prefix`."""
+        """Run the prefix with the scales of the prefix; see `Transformer.prefix`."""
         self._running.component = "prefix"
         return self._network.prefix(text_states, cos, sin)
 
     def step(self, latents: Tensor, features: Tensor, cos: Tensor, sin: Tensor, cache: list[KeyValue]) -> Tensor:
-        """As of `Transformer.step`."""
+        """Run a step with the scales of the step; see `Transformer.step`."""
         self._running.component = "step"
         return self._network.step(latents, features, cos, sin, cache)
 
@@ -109,7 +111,7 @@ class Simulation:
 
 @dataclass
 class _Running:
-    """Which component the network runs as."""
+    """The name of the component that the network runs as."""
 
     component: str = ""
 
@@ -122,7 +124,7 @@ class _Linear(nn.Module):
         self._codes, self._scales, self._columns = codes, scales, columns
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, K) -> (…, N) in the dtype of `x`."""
+        """Compute (…, K) -> (…, N) in the dtype of `x`."""
         values = x.float()
         if self._columns is not None:
             values = values * self._columns
@@ -133,7 +135,7 @@ class _Linear(nn.Module):
 
 
 class _Static(_Linear):
-    """With one scale for all of an input, in each component its own."""
+    """A linear with one scale for the whole input, different for each component."""
 
     def __init__(
         self,
@@ -157,7 +159,7 @@ class _Static(_Linear):
 
 
 class _PerToken(_Linear):
-    """With one scale a token, after rotating blocks of channels as the weight's are."""
+    """A linear with one scale a token, after a rotation of blocks of channels that matches the weight's rotation."""
 
     def __init__(self, codes: Tensor, scales: Tensor, columns: Tensor | None, rotation: int) -> None:
         super().__init__(codes, scales, columns)

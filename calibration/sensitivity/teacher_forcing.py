@@ -1,7 +1,6 @@
-"""The step's error along the reference's own trajectories: every step is fed the reference's latents.
+"""The step's error along trajectories of the reference (teacher forcing): every step reads the reference's latents.
 
-Errors so measured belong to the quantisation alone; of trajectories left to themselves, two go apart however near
-their networks are.
+These errors come from the quantisation alone. Free-running trajectories diverge, however similar their networks are.
 """
 
 from __future__ import annotations
@@ -39,16 +38,16 @@ Errors = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """One picture of the reference: what its prefix and its steps read, on the networks' device.
+    """A trajectory of the reference: the inputs of the prefix and of the steps, on the networks' device.
 
     Attributes:
-        prompt: of the picture.
+        prompt: prompt of the picture.
         size: (width, height) in pixels.
-        seed: of its noise.
-        sigmas: of the latents, one a step.
-        prefix: text states (1, P, context) in the network's dtype; cos and sin (P, d/2) float32.
-        steps: latents (1, N, C) in the network's dtype and time features (1, 256) float32.
-        rotary: cos and sin (N, d/2) float32 of the target's tokens.
+        seed: seed of the noise.
+        sigmas: noise levels of the latents, one a step.
+        prefix: inputs of the prefix: text states (1, P, context) in the network's dtype; cos and sin (P, d/2) float32.
+        steps: inputs of each step: latents (1, N, C) in the network's dtype and time features (1, 256) float32.
+        rotary: cos and sin (N, d/2) float32 of the tokens of the target image.
     """
 
     prompt: str
@@ -61,10 +60,10 @@ class Trajectory:
 
 
 def record(request: Request, network: Transformer) -> tuple[Trajectory, ...]:
-    """Draw the pictures of `request` with `network`, guidance and all; the steps kept are those of the prompt itself.
+    """Draw the pictures of `request` with `network`, guidance included. Only the prompt's branch is recorded.
 
     Raises:
-        QwenImageError: the text encoder's tensors are not those of the network, or a result is not finite.
+        QwenImageError: the text encoder's tensors do not match the network, or a result is not finite.
     """
     sizes, dtype = dims(request.checkpoint), DTYPES[request.dtype]
     encoder = load_network(request.checkpoint, "text_encoder", dtype).to(request.device)
@@ -124,20 +123,20 @@ def _draw(request: Request, pipeline: QwenImage, index: int) -> Trajectory:
 
 
 class TeacherForcing:
-    """Trajectories to measure quantised linears on."""
+    """The measurement of quantised linears on recorded trajectories."""
 
     def __init__(self, simulation: Simulation, trajectories: Sequence[Trajectory]) -> None:
-        """Run the network unquantised: its velocities are what errors are relative to."""
+        """Run the unquantised network. Errors are relative to its velocities."""
         self._simulation, self._trajectories = simulation, trajectories
         self._expected = [list(self._velocities(trajectory)) for trajectory in trajectories]
 
     @property
     def steps(self) -> int:
-        """Of all trajectories together."""
+        """Number of steps of all trajectories together."""
         return sum(len(trajectory.steps) for trajectory in self._trajectories)
 
     def errors(self, linears: Collection[str], advance: Callable[[], None] | None = None) -> Errors:
-        """With these linears quantised, in the prefix and in the step; `advance` is called after each step.
+        """Measure the errors with `linears` quantised in prefix and step. `advance` is called after each step.
 
         Raises:
             QwenImageError: a velocity is not finite.
@@ -168,7 +167,7 @@ class TeacherForcing:
                 advance()
 
     def _velocities(self, trajectory: Trajectory) -> Iterator[Tensor]:
-        """Of every step, (1, N, C) float64."""
+        """Yield the velocity (1, N, C) float64 of every step."""
         with torch.inference_mode():
             cache = self._simulation.prefix(*trajectory.prefix)
         for latents, features in trajectory.steps:

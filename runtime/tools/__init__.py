@@ -1,1 +1,1 @@
-"""Tools around the lean runtime: build, bench, compare, report. Drawing needs none of them."""
+"""Tools around the lean runtime: build, bench, compare, report. Drawing a picture needs none of them."""

@@ -1,4 +1,4 @@
-"""What is drawn in a benchmark: sizes, steps, images and reference images, and the request of each round."""
+"""The cases of a benchmark: sizes, steps, images and reference images, and the request of each round."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PATCHES = 8
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of picture.
+    """A kind of picture to draw.
 
     Attributes:
-        width: pixels.
-        height: pixels.
-        steps: of the sampler.
-        batch: images drawn at once.
-        references: how many reference images.
+        width: width of the picture [pixels].
+        height: height of the picture [pixels].
+        steps: steps of the sampler.
+        batch: number of images drawn at once.
+        references: number of reference images.
     """
 
     width: int
@@ -39,10 +39,10 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One draw of a case, the same for every way; prompt and reference images are of this draw alone.
+    """The request for one draw of a case, the same for every contender.
 
-    So no way can use what it kept of an earlier one. `resolution` is the side that reference images are fitted to,
-    which is theirs already.
+    No other draw has the same prompt or reference images, so no contender can reuse cached values of an earlier draw.
+    `resolution` is the side that reference images are fitted to; they have this side already.
     """
 
     case: Case
@@ -53,23 +53,25 @@ class Request:
 
 
 MAX_DRAWS = 10_000
-"""Prompts number their draw with four digits."""
+"""Limit of draws: prompts contain the number of the draw with four digits."""
 
 
 def request(case: Case, number: int, resolution: int) -> Request:
-    """The request of a draw; its prompt has as many tokens as every other's, for Qwen's tokenizer splits digits.
+    """Return the request of a draw.
+
+    Prompts of all draws have the same number of tokens, because Qwen's tokenizer splits digits.
 
     Args:
-        case: what to draw.
-        number: of the draw, counted through all cases of a benchmark, below `MAX_DRAWS`.
-        resolution: side of the reference images.
+        case: the case to draw.
+        number: number of the draw, counted through all cases of a benchmark, below `MAX_DRAWS`.
+        resolution: side of the reference images [pixels].
     """
     pictures = [reference_picture((number, index), resolution) for index in range(case.references)]
     return Request(case, f"{PROMPT}, {number:04d}", number, pictures, resolution)
 
 
 def reference_picture(seed: Sequence[int], resolution: int) -> Image.Image:
-    """An opaque square of soft random colours."""
+    """Return an opaque square of soft random colours."""
     patches = np.random.default_rng(seed).integers(0, 256, (_PATCHES, _PATCHES, 3)).astype(np.uint8)
     square = (resolution, resolution)
     return Image.fromarray(patches).resize(square, Image.Resampling.BICUBIC).convert("RGBA")

@@ -1,7 +1,7 @@
-"""Intervals that hold whatever the distribution of the seconds is: of a median, and of the ratio of two samples.
+"""Confidence intervals of a median and of the ratio of two samples, valid for every distribution of the seconds.
 
-Times have a hard lower end and a long tail, so nothing here takes a mean or assumes a normal distribution; both
-intervals are read off sorted values at ranks whose probability is exact, and neither draws random numbers.
+Times have a hard lower end and a long tail, so nothing here takes a mean or assumes a normal distribution. Both
+intervals are read off sorted values at ranks whose probability is exact. Neither interval needs random numbers.
 """
 
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from math import comb
 import numpy as np
 
 COVERAGE = 0.95
-"""Wanted of an interval; where there are too few values for it the widest interval is given, with what it covers."""
+"""Coverage that an interval should have. With too few values, the result is the widest interval and its coverage."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the interval around it.
+    """An estimate and its confidence interval.
 
     Attributes:
         median: the estimate.
-        low: lower end.
-        high: upper end.
-        coverage: how often such an interval holds the true value, 0 to 1.
-        count: of pairs, or of the smaller sample.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        coverage: probability that such an interval contains the true value, 0 to 1.
+        count: number of pairs, or of values in the smaller sample.
     """
 
     median: float
@@ -34,17 +34,17 @@ class Interval:
 
 
 def median_interval(values: Sequence[float]) -> Interval:
-    """The median of independent values, between two of their order statistics.
+    """Return the median of independent values and its confidence interval between two order statistics.
 
-    With n values x(1) <= … <= x(n), P(x(j) <= median <= x(n + 1 - j)) is at least 1 - 2 * sum(C(n, i), i < j) / 2^n:
-    the sign test turned around (David and Nagaraja, Order Statistics, 3rd ed., 7.1). The largest j that still covers
-    `COVERAGE` is taken, so that with 12 values two outliers on either side move neither end.
+    With n values x(1) <= … <= x(n), P(x(j) <= median <= x(n + 1 - j)) is at least 1 - 2 * sum(C(n, i), i < j) / 2^n.
+    This is the inverted sign test (David and Nagaraja, Order Statistics, 3rd ed., 7.1). j is the largest rank whose
+    interval still has the coverage `COVERAGE`. With 12 values, two outliers on either side move neither end.
 
     Args:
-        values: at least one, such as the ratios of pairs.
+        values: independent values, at least one, such as the ratios of pairs.
 
     Raises:
-        ValueError: there are none.
+        ValueError: `values` is empty.
     """
     if not values:
         raise ValueError("no values to take a median of")
@@ -58,16 +58,16 @@ def median_interval(values: Sequence[float]) -> Interval:
 
 
 def ratio_interval(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """How many times larger `first` is than `second`, two samples that were not taken in pairs.
+    """Return the ratio of `first` to `second` and its confidence interval, for two samples that are not paired.
 
-    The Mann-Whitney test turned around, on logarithms (Hodges and Lehmann 1963, Moses; Hollander, Wolfe and Chicken,
-    Nonparametric Statistical Methods, 3rd ed., 4.2 and 4.3): the estimate is the median of the m * n ratios of all
-    pairs, and the ends are the C-th smallest and the C-th largest of them, C the largest rank with
+    This is the inverted Mann-Whitney test on logarithms (Hodges and Lehmann 1963, Moses; Hollander, Wolfe and Chicken,
+    Nonparametric Statistical Methods, 3rd ed., 4.2 and 4.3). The estimate is the median of the m * n ratios of all
+    pairs. The ends are the C-th smallest and the C-th largest ratio. C is the largest rank with
     2 * P(U <= C - 1) <= 1 - `COVERAGE` for the exact distribution of Mann and Whitney's U.
 
     Args:
         first: positive values, at least one.
-        second: likewise.
+        second: positive values, at least one.
 
     Raises:
         ValueError: a sample is empty.
@@ -87,9 +87,9 @@ def ratio_interval(first: Sequence[float], second: Sequence[float]) -> Interval:
 
 
 def rank_sum_counts(m: int, n: int) -> list[int]:
-    """In how many of the C(m + n, m) orders Mann and Whitney's U is 0, 1, …, m * n.
+    """Return the number of the C(m + n, m) orders for each value 0, 1, …, m * n of Mann and Whitney's U.
 
-    The coefficients of the Gaussian binomial, the product over i = 1..m of (1 - x^(n + i)) / (1 - x^i).
+    These are the coefficients of the Gaussian binomial, the product over i = 1..m of (1 - x^(n + i)) / (1 - x^i).
     """
     counts = [1] + [0] * (m * n)
     for i in range(1, m + 1):

@@ -1,4 +1,4 @@
-"""A way of drawing: something that loads once and draws requests, timing its own stages."""
+"""Contenders of a benchmark: a contender loads once, draws requests, and times its own stages."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from qwen_image_engine.runtime.tools.bench.stages import Sample, sample, stage_p
 
 
 class Unavailable(QwenImageError):
-    """A peer that cannot run here: a baseline becomes a row that says why."""
+    """The error of a contender that cannot run here. If it is a baseline, its row in the result gives the reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class Drawer:
-    """Something loaded, in this process.
+    """A contender that is loaded in this process.
 
     Attributes:
-        draw: one request, and its first picture; grows `timings`.
-        timings: of its networks.
-        version: of the package that computes.
-        precision: of its networks.
-        disk_bytes: of the files that it reads.
-        prefix_in_first_step: whether its first step computes the prefix.
-        close: frees it.
+        draw: function that draws one request, returns the first picture, and adds entries to `timings`.
+        timings: timings of the contender's networks.
+        version: version of the package that computes.
+        precision: precision of the networks.
+        disk_bytes: size of the files that the contender reads [bytes].
+        prefix_in_first_step: whether the first step computes the prefix.
+        close: function that frees the contender.
     """
 
     draw: Callable[[Request], Image.Image | NDArray[np.uint8]]
@@ -51,13 +51,14 @@ class Drawer:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One picture.
+    """The result of one draw.
 
     Attributes:
         sample: seconds by stage.
-        peaks: by stage, where they were asked for.
-        waiting: the share of the total in which a thread was ready and had no core, None where the system is silent.
-        picture: the first of the batch as a PNG, where it was asked for.
+        peaks: peak memory by stage; empty if it was not requested.
+        waiting: share of the total time in which a thread was ready and had no core; None if the system does not
+            report it.
+        picture: first picture of the batch as a PNG; None if it was not requested.
     """
 
     sample: Sample
@@ -67,30 +68,34 @@ class Drawn:
 
 
 class Way(Protocol):
-    """What the rounds run: a drawer in this process or in one of its own."""
+    """A contender as the rounds use it: a drawer in this process or in another process."""
 
     @property
     def facts(self) -> WayFacts:
-        """What is known of it by now."""
+        """Facts of the contender that are known so far."""
         ...
 
     def draw(self, case: Case, number: int, *, watched: bool, picture: bool = False) -> Drawn:
-        """Draw one picture, or one batch; `watched` reads memory meanwhile, which costs time; `picture` keeps it.
+        """Draw one picture or one batch.
 
-        `number` is that of `bench_case.request`: no way has drawn it before.
+        Args:
+            case: the case to draw.
+            number: number of the draw for `case.request`; this contender has not drawn it before.
+            watched: whether to read memory use during the draw, which costs time.
+            picture: whether the result contains the picture.
 
         Raises:
-            QwenImageError: it failed.
+            QwenImageError: the draw failed.
         """
         ...
 
     def close(self) -> None:
-        """Free it."""
+        """Free the contender."""
         ...
 
 
 def pipeline_drawer(pipeline: QwenImage, version: str, precision: str, disk_bytes: int) -> Drawer:
-    """Any pipeline on any engines."""
+    """Return a drawer for a pipeline on any backend."""
 
     def draw(request: Request) -> NDArray[np.uint8]:
         case = request.case
@@ -118,12 +123,12 @@ def draw_once(
     *,
     picture: bool = False,
 ) -> Drawn:
-    """One request of a case; what it is made of (noise patterns, pictures) is made before the clock starts.
+    """Time one request of a case.
 
-    The picture is made a PNG after the clock has stopped.
+    The reference images are made before the clock starts. The PNG is encoded after the clock has stopped.
 
     Raises:
-        QwenImageError: it failed.
+        QwenImageError: the draw failed.
     """
     wanted = request(case, number, resolution)
     drawer.timings.clear()

@@ -1,4 +1,4 @@
-"""The ways that a benchmark knows, by name, and how each is loaded in the process that runs it."""
+"""Loaders of a benchmark's contenders, by name, in the process that runs the contender."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from qwen_image_engine.runtime.tools.bench.spec import PEERS, WaySpec
 
 
 def load_way(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
-    """Load it in this process; its timings hold the loads.
+    """Load a contender in this process. Its timings include the time of loading.
 
     Raises:
-        Unavailable: it cannot run here: not installed, or no instructions for its precision.
+        Unavailable: the contender cannot run here, for example because a package is not installed or the processor has
+            no instructions for the precision.
         QwenImageError: the bundle or the checkpoint is damaged, or they do not belong together.
     """
     return _peer(spec, watch) if spec.name in PEERS else _engine(spec, watch)
@@ -41,7 +42,10 @@ def _engine(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
 
 
 def computed_precision(engine: str, precision: str) -> str:
-    """What an engine computes a bundle of that precision in: the one in bf16 does not use the weights' own."""
+    """Return the precision in which a backend computes a bundle of this precision.
+
+    A backend that computes in bf16 does not use the dtype of the weights.
+    """
     computes = BACKENDS[engine].computes
     if computes is None:
         return precision

@@ -1,4 +1,4 @@
-"""How fast a bundle is, and beside what: engines and baselines interleaved in one run, every sample kept.
+"""The benchmark of a bundle: engines and baselines run interleaved, and the result keeps every sample.
 
 from qwen_image_engine.runtime.tools.bench import bench
 
@@ -34,10 +34,10 @@ from qwen_image_engine.runtime.tools.bench.settings import Settings
 from qwen_image_engine.runtime.tools.bench.spec import BASELINES, PEERS, PIPELINE_FOLDER, WaySpec
 
 ROUNDS = 12
-"""The fewest with which the interval of a median covers 95% and leaves out two outliers on either side."""
+"""Smallest number of rounds at which the median's interval covers 95% and excludes two outliers on either side."""
 
 MAX_ROUNDS = MAX_DRAWS - 2
-"""Of one case: one round warms up, and one more reads memory."""
+"""Limit of counted rounds of one case. Two more draws of the case warm up and read memory."""
 
 
 def bench(
@@ -56,30 +56,32 @@ def bench(
     memory: Memory = "resident",
     pictures: bool = False,
 ) -> Benchmark:
-    """Measure a bundle: every combination of sizes, steps, batches and references, on every engine and baseline.
+    """Measure every combination of sizes, steps, batches and reference images on every engine and baseline.
 
-    Each engine and each baseline is loaded in a process of its own, all of them at once, and draws in turn.
+    Each contender is loaded in a process of its own. All contenders stay loaded and draw in turn.
 
     Args:
-        bundle: its folder.
-        checkpoint: that baselines run: a folder, a hub name, or a diffusers pipeline, whose weights are compared with
-            the files that it was loaded from; None for the one that the manifest names.
-        engines: of `engines.engine.ENGINES`, that run the bundle.
-        baselines: of `BASELINES`; one that cannot run here is in `ways` with the reason, and has no runs.
+        bundle: the bundle's folder.
+        checkpoint: the checkpoint that baselines run: a folder, a hub name, or a diffusers pipeline, whose weights are
+            compared with the files that it was loaded from; None for the checkpoint that the manifest names.
+        engines: backends that run the bundle, from `engines.backends.ENGINES`.
+        baselines: names from `BASELINES`. A baseline that cannot run here is in `ways` with the reason and has no runs.
         sizes: (width, height) in pixels, multiples of 32.
-        steps: of the sampler; None for 40, or for those of a checkpoint with a fixed grid.
-        batches: images drawn at once, 1 to 4.
+        steps: steps of the sampler; None for 40, or for the steps of a checkpoint with a fixed grid.
+        batches: numbers of images drawn at once, 1 to 4.
         references: numbers of reference images, 0 to 10.
-        reference_resolution: side in pixels of each of them.
-        rounds: that count; a ratio needs 5.
-        threads: of one way; None for every core. Ways do not run at the same time.
+        reference_resolution: side of each reference image [pixels].
+        rounds: number of counted rounds; a ratio needs 5.
+        threads: threads of one contender; None for every core. Contenders do not run at the same time.
         memory: "resident", or "sequential", which loads each stage in every picture.
-        pictures: whether to keep one of each case and way, for a report; of the draw after the last round.
+        pictures: whether the result keeps one picture of each case and contender, for a report. The picture is drawn
+            after the last round.
 
     Raises:
-        UsageError: a request that cannot be drawn, an engine or a baseline that is not known; before anything loads.
-        QwenImageError: the bundle is missing or damaged, an engine does not load, a checkpoint is another than the
-            bundle's, or a picture failed.
+        UsageError: a request cannot be drawn, or an engine or a baseline is unknown; this is checked before anything is
+            loaded.
+        QwenImageError: the bundle is missing or damaged, an engine does not load, the checkpoint is not the checkpoint
+            of the bundle, or a draw failed.
     """
     settings = Settings.of(
         bundle=str(bundle),
@@ -131,7 +133,7 @@ def bench(
 
 
 def bundle_facts(manifest: Manifest) -> dict[str, Any]:
-    """What the result keeps of a bundle; bytes on disk by folder, "." for files that are in none."""
+    """Return the facts of a bundle for the result. Bytes on disk are by folder, with "." for files in no folder."""
     folders: dict[str, int] = {}
     for name, file in manifest.files.items():
         folder = str(PurePosixPath(name).parent)
@@ -147,7 +149,12 @@ def bundle_facts(manifest: Manifest) -> dict[str, Any]:
 
 
 def _check(settings: Settings) -> None:
-    """Raise `UsageError` where a list is empty or names what is not known."""
+    """Check the settings that do not depend on the bundle.
+
+    Raises:
+        UsageError: a list is empty; a name is unknown, repeated, or both an engine and a baseline; a checkpoint is
+            given without a baseline that runs it; or rounds, threads or memory are not valid.
+    """
     for what, found, known in (("engine", settings.engines, ENGINES), ("baseline", settings.baselines, BASELINES)):
         unknown = [name for name in found if name not in known]
         if unknown:
@@ -174,10 +181,10 @@ def _check(settings: Settings) -> None:
 
 
 def _cases(bundle: Bundle, settings: Settings) -> Iterator[Case]:
-    """Every combination, each checked as a run would.
+    """Yield the case of every combination, after the checks that a run makes.
 
     Raises:
-        UsageError: one cannot be drawn.
+        UsageError: a case cannot be drawn.
     """
     schedule, channels = bundle.schedule(), bundle.manifest.facts.channels
     for count in settings.references:

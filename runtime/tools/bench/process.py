@@ -1,4 +1,4 @@
-"""The other end of `bench_worker`: a way whose drawer lives in a process of its own."""
+"""A contender in a process of its own: the side of the benchmark that talks to `worker`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ from qwen_image_engine.runtime.tools.bench.spec import WaySpec
 
 WORKER = "qwen_image_engine.runtime.tools.bench.worker"
 CLOSING_S = 30.0
-"""How long a process may take to end after its input has; then it is killed. Freeing 30 GB takes seconds."""
+"""Seconds that a process may take to end after its input has ended; then it is killed. Freeing 30 GB takes seconds."""
 
 
 class ProcessWay:
-    """A way in a process of its own, loaded when this is made; see `bench_way.Way`."""
+    """A contender in a process of its own, loaded by the constructor; see `contender.Way`."""
 
     def __init__(self, spec: WaySpec) -> None:
-        """Start the process and wait until it can draw.
+        """Start the process and wait until the contender is loaded.
+
+        A baseline that is not available is no error: `facts.missing` gives the reason.
 
         Raises:
-            QwenImageError: it cannot load; a baseline that is not installed is no error, `facts.missing` says why.
+            QwenImageError: an engine is not available, the contender failed to load, or the process ended.
         """
         self._name = spec.name
         self._process = subprocess.Popen(
@@ -52,14 +54,14 @@ class ProcessWay:
 
     @property
     def facts(self) -> WayFacts:
-        """Name, version, precision, load; the peak is of all that it has done."""
+        """Name, version, precision and load of the contender; peak memory includes every draw so far."""
         return self._facts
 
     def draw(self, case: Case, number: int, *, watched: bool, picture: bool = False) -> Drawn:
-        """Draw one picture or batch; see `Way.draw`.
+        """Draw one picture or one batch; see `Way.draw`.
 
         Raises:
-            QwenImageError: it failed, or the process ended.
+            QwenImageError: the draw failed, or the process ended.
         """
         assert self._process.stdin is not None
         wanted = {"case": asdict(case), "number": number, "watched": watched, "picture": picture}

@@ -1,4 +1,4 @@
-"""The result of a benchmark: every sample, what follows from them, and the JSON that keeps it."""
+"""The result of a benchmark: every sample, the figures derived from the samples, and the JSON format."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class WayFacts:
-    """One way of drawing, as it was loaded, or why it was not.
+    """Facts of a contender: how it was loaded, or why it is missing.
 
     Attributes:
         name: an engine of the bundle, or a peer.
         role: "engine" or "baseline".
-        missing: why there are no figures and what to do; None where there are some.
-        version: of the package that computes.
-        precision: of the networks.
-        load_s: from a process that has imported nothing to one that can draw, Python's own start aside.
-        load_peak: of the process meanwhile, None where the system does not tell.
-        peak_bytes: the most that was ever resident in its process, likewise.
-        disk_bytes: of the files that it reads.
+        missing: reason why there are no figures, with the remedy; None if there are figures.
+        version: version of the package that computes.
+        precision: precision of the networks.
+        load_s: seconds from a process that has imported nothing to a process that can draw, without the start of
+            Python.
+        load_peak: peak memory of the process while loading; None if the system does not report it.
+        peak_bytes: largest resident memory of the process so far [bytes]; None if the system does not report it.
+        disk_bytes: size of the files that the contender reads [bytes].
     """
 
     name: str
@@ -44,7 +45,7 @@ class WayFacts:
     disk_bytes: int = 0
 
     def cells(self, seconds: Callable[[float], str]) -> dict[str, str]:
-        """Return the texts by column of a way with figures, for tables of the terminal and of pages."""
+        """Return the texts by column of a contender with figures, for tables of the terminal and of pages."""
         return {
             "way": self.name,
             "role": self.role,
@@ -61,11 +62,11 @@ class Benchmark:
     """A whole benchmark.
 
     Attributes:
-        settings: what was asked for.
-        bundle: facts of the bundle: target, precision, checkpoint, its hashes, bytes on disk by folder.
-        environment: machine, versions of packages, the time at which it began.
-        ways: engines first, those that are missing among them.
-        cases: in the order in which they ran.
+        settings: settings of the benchmark.
+        bundle: facts of the bundle: target, precision, checkpoint with its hashes, bytes on disk by folder.
+        environment: machine, versions of packages, and the time at which the benchmark began.
+        ways: contenders, missing ones included, engines first.
+        cases: cases in the order in which they ran.
     """
 
     settings: Settings
@@ -75,7 +76,7 @@ class Benchmark:
     cases: tuple[CaseRuns, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON: every sample; quantiles and ratios, which follow from them, beside them."""
+        """Return the benchmark as plain JSON: every sample, and the quantiles and ratios computed from the samples."""
         return {
             "format": FORMAT,
             "schema": SCHEMA,
@@ -89,12 +90,12 @@ class Benchmark:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read back what `to_json` gave, `format` and `schema` being right.
+        """Read the JSON of `to_json`. The caller has checked `format` and `schema`.
 
         Raises:
             KeyError: a value is missing.
-            TypeError: one has another form.
-            ValueError: likewise.
+            TypeError: a value has another type than expected, or an unknown name.
+            ValueError: a value cannot be converted to the expected type.
         """
         settings = dict(data["settings"])
         settings["sizes"] = tuple((int(width), int(height)) for width, height in settings["sizes"])

@@ -1,4 +1,4 @@
-"""The rounds: every way draws every case in turn, in alternating order, so that whatever changes meanwhile hits all."""
+"""The rounds of a benchmark: contenders draw every case in turn, so that changes of the machine affect all of them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ def run_rounds(
     *,
     pictures: bool = False,
 ) -> tuple[CaseRuns, ...]:
-    """Measure every way on every case.
+    """Measure every contender on every case.
 
-    Every draw of a case has a number that no other draw of any case has, so that nobody has seen its prompt or its
-    reference images: `QwenImage` and the reference keep what they have encoded, and diffusers does not.
+    Every draw has a number that no other draw of any case has, so no contender has seen its prompt or reference images
+    before: `QwenImage` and the reference cache encoded inputs, and diffusers does not.
 
-    Round 0 warms up and stands apart. Of those that count the odd ones run A, B, C and the even ones C, B, A: a machine
-    that slows down steadily adds as much to each. Memory is watched in round 0 and in one more after the last, for
-    allocators hold more after a while; neither's seconds count.
+    Round 0 warms up and does not count. Of the counted rounds, odd ones run A, B, C and even ones run C, B, A. A
+    machine that slows down steadily thus adds the same time to each contender. Memory is read in round 0 and in one
+    more round after the last, because allocators hold more memory after a while. The seconds of these two rounds do
+    not count.
 
     Args:
-        ways: loaded.
-        cases: one after the other.
-        rounds: that count, at least 1.
-        advance: called after each draw, (rounds + 2) * ways * cases times.
-        pictures: whether to keep the one after the last round, of the same seed for every way.
+        ways: loaded contenders.
+        cases: cases to run one after the other.
+        rounds: number of counted rounds, at least 1.
+        advance: called after each draw, (rounds + 2) * contenders * cases times.
+        pictures: whether to keep the picture of the round after the last, with the same seed for every contender.
 
     Raises:
         QwenImageError: a draw failed.
@@ -43,7 +44,7 @@ def run_rounds(
 
 
 def _case(ways: Sequence[Way], case: Case, numbers: range, advance: Callable[[], None], pictures: bool) -> CaseRuns:
-    """One case; `numbers` of its draws, one for each round."""
+    """Measure every contender on one case. `numbers` has the number of each draw, one for each round."""
     warm_ups = []
     for way in ways:
         warm_ups.append(way.draw(case, numbers[0], watched=True))

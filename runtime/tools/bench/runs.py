@@ -1,4 +1,4 @@
-"""What every way took for one case: samples, quantiles, noise, ratios."""
+"""The measurements of every contender on one case: samples, quantiles, noise, ratios."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 @dataclass(frozen=True)
 class WayRuns:
-    """What one way took for one case.
+    """The measurements of one contender on one case.
 
     Attributes:
-        way: its name.
+        way: name of the contender.
         role: "engine" or "baseline".
-        warm_up: the first picture, in whose seconds reading its memory counts.
-        peaks: of its process by stage, in that picture or in the one after the last round; empty where the system does
-            not tell.
-        rounds: the pictures that count, in the order of the rounds.
-        waiting: in each of them, the share of the time in which a thread was ready and had no core; None where the
-            system does not tell.
-        picture: the first of the batch after the last round, a PNG; None where nobody asked, and not in the JSON.
+        warm_up: seconds by stage of the first picture, which include the time of reading memory.
+        peaks: peak memory of the process by stage, the larger of the first picture and the picture after the last
+            round; empty if the system does not report it.
+        rounds: seconds by stage of the counted pictures, in the order of the rounds.
+        waiting: share of the time in which a thread was ready and had no core, for each counted picture; None if the
+            system does not report it.
+        picture: first picture of the batch after the last round as a PNG; None if it was not requested. The JSON does
+            not contain it.
     """
 
     way: str
@@ -45,16 +46,19 @@ class WayRuns:
     picture: bytes | None = None
 
     def seconds(self, stage: str) -> list[float]:
-        """One number a round: the median of its steady steps, or the stage's own; empty where it did not run."""
+        """Return the seconds of a stage in each round, for "step" the median of the steady steps.
+
+        The list is empty if the stage did not run.
+        """
         return [median(found[stage]) for found in self.rounds if stage in found]
 
     def all_seconds(self, stage: str) -> list[float]:
-        """Every sample: that of each steady step."""
+        """Return every sample of a stage [s], for "step" one sample for each steady step."""
         return [seconds for found in self.rounds for seconds in found.get(stage, ())]
 
     @cached_property
     def quantiles(self) -> Mapping[str, Mapping[str, float]]:
-        """p50, p90 and p99 of each stage over all samples, interpolated; of few samples p99 is nearly the slowest."""
+        """Interpolated p50, p90 and p99 of each stage over all samples. With few samples, p99 is nearly the slowest."""
         found = {}
         for stage in STAGES:
             seconds = self.all_seconds(stage)
@@ -65,7 +69,7 @@ class WayRuns:
 
     @property
     def steadiness(self) -> float | None:
-        """The p90 of a steady step over its p50; None where there are fewer than `MIN_PAIRS` of them."""
+        """Ratio of the p90 to the p50 of a steady step; None if there are fewer than `MIN_PAIRS` samples."""
         if len(self.all_seconds(STEADY_STEP)) < MIN_PAIRS:
             return None
         step = self.quantiles[STEADY_STEP]
@@ -73,14 +77,14 @@ class WayRuns:
 
     @property
     def noise(self) -> Noise:
-        """Of the machine while it ran."""
+        """Noise of the machine while the contender ran."""
         told = [share for share in self.waiting if share is not None]
         return Noise(self.steadiness, median(told) if told else None)
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster an engine ran one stage than a baseline, from pairs of one round each."""
+    """The factor by which an engine is faster than a baseline in one stage, from pairs of one round each."""
 
     engine: str
     baseline: str
@@ -105,13 +109,13 @@ class Ratio:
 
 @dataclass(frozen=True)
 class CaseRuns:
-    """Every way on one case, interleaved."""
+    """The interleaved runs of every contender on one case."""
 
     case: Case
     runs: tuple[WayRuns, ...]
 
     def times(self, seconds: Callable[[float], str]) -> list[dict[str, str]]:
-        """Return the texts by column of each way and stage, for tables of the terminal and of pages."""
+        """Return the texts by column of each contender and stage, for tables of the terminal and of pages."""
         return [
             {
                 "way": run.way,
@@ -125,7 +129,7 @@ class CaseRuns:
         ]
 
     def ratios(self) -> tuple[Ratio, ...]:
-        """Of every engine to every baseline, in each stage that both have."""
+        """Return the ratio of every engine to every baseline, for each stage that both have."""
         engines, baselines = ([run for run in self.runs if run.role == role] for role in ("engine", "baseline"))
         return tuple(
             Ratio(own.way, other.way, stage, _judged(own, other, stage))

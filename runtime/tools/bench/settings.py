@@ -1,4 +1,4 @@
-"""What a benchmark was asked for, and the command that asks for the same."""
+"""The settings of a benchmark, and the command line that repeats it."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ _LISTED: Mapping[str, tuple[str, Callable[[object], bool]]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for, after defaults.
+    """Settings of a benchmark after defaults.
 
     Attributes:
-        bundle: its folder.
-        checkpoint: of the baselines, None for the one that the manifest names.
-        engines: what runs the bundle.
-        baselines: what they are compared with.
+        bundle: folder of the bundle.
+        checkpoint: checkpoint of the baselines; None for the checkpoint that the manifest names.
+        engines: backends that run the bundle.
+        baselines: contenders that the engines are compared with.
         sizes: (width, height) in pixels.
-        steps: None for the checkpoint's own.
-        batches: images drawn at once.
+        steps: steps of the sampler; None for the checkpoint's default.
+        batches: numbers of images drawn at once.
         references: numbers of reference images.
-        reference_resolution: side in pixels that each of them has.
-        rounds: in which every way draws every case once, after one to warm up.
-        threads: of one way, None for every core.
+        reference_resolution: side of each reference image [pixels].
+        rounds: number of counted rounds. Every contender draws every case once in each, after one round to warm up.
+        threads: threads of one contender; None for every core.
         memory: "resident" or "sequential".
-        output: file that the command wrote the result to, None for none.
-        report: folder that it wrote a page to, likewise.
+        output: file to which the command wrote the result; None if it wrote no file.
+        report: folder to which the command wrote a page; None if it wrote no page.
     """
 
     bundle: str
@@ -70,10 +70,10 @@ class Settings:
 
     @classmethod
     def of(cls, **given: Any) -> Self:
-        """Settings of lists and numbers as a caller gives them.
+        """Return settings from the lists and numbers of a caller.
 
         Raises:
-            UsageError: one is no list of what it should hold, or no whole number.
+            UsageError: a value is not a list of the expected items, or not a whole number.
         """
         for name, (what, is_one) in _LISTED.items():
             items = given[name]
@@ -90,7 +90,7 @@ class Settings:
         return cls(**given)
 
     def command(self) -> str:
-        """The command that asks for the same."""
+        """Return the command line that repeats the benchmark."""
         words = ["qwen-image", "bench", self.bundle]
         words += ["--engine", *self.engines]
         if self.baselines:

@@ -1,4 +1,4 @@
-"""Contenders of a benchmark as plain data: their names, and what one needs to load."""
+"""Contenders of a benchmark as plain data: the names, and the values that a contender needs to load."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ PEERS: Mapping[str, Peer] = {
         Peer("diffusers-bf16", _DIFFUSERS, INSTALL_DIFFUSERS),
     )
 }
-"""The reference in fp32, the same with its transformer's blocks compiled, and diffusers' own pipeline, in fp32 and in
-the precision that its users take."""
+"""Peers by name: the reference in fp32, the reference with compiled transformer blocks, and the diffusers pipeline in
+fp32 and in bf16, the precision that users of diffusers take."""
 
 CHECK_WEIGHTS = "reference.baselines.checkpoint:check_weights"
 """Entry of the function that compares a peer's weights with the bundle's, as (WaySpec)."""
@@ -54,17 +54,17 @@ BASELINES = (*PEERS, *ENGINES)
 
 @dataclass(frozen=True)
 class WaySpec:
-    """A way by name, and what it needs to load; plain values, for it travels to a process of its own.
+    """A contender by name, and the values that it needs to load. They are plain, because they go to another process.
 
     Attributes:
         name: one of `ENGINES` or `PEERS`.
         role: "engine" or "baseline".
-        bundle: the folder.
-        checkpoint: of peers, None for the one that the manifest names.
-        threads: None for every core.
-        memory: "resident" or "sequential"; diffusers holds everything.
-        resolution: side in pixels of reference images.
-        hashes: whether a peer compares its weights' hash with the bundle's when it has loaded.
+        bundle: folder of the bundle.
+        checkpoint: checkpoint of a peer; None for the checkpoint that the manifest names.
+        threads: number of threads; None for every core.
+        memory: "resident" or "sequential"; diffusers ignores it and holds all networks.
+        resolution: side of reference images [pixels].
+        hashes: whether a peer compares the hash of its weights with the bundle's hash after loading.
     """
 
     name: str

@@ -22,32 +22,33 @@ STAGES = (
     "rest",
     "total",
 )
-"""In the order in which they run. "prefix_to_first_step" is both, and what can be compared with a way whose first step
-computes the prefix; "rest" is what no network took: the tokenizer, tables, noise, the sampler's own arithmetic."""
+"""Stages in the order in which they run. "prefix_to_first_step" is the sum of prefix and first step, for comparison
+with a contender whose first step computes the prefix. "rest" is the time outside all networks: the tokenizer, tables,
+noise, and the sampler's arithmetic."""
 
 COMPARED = tuple(stage for stage in STAGES if stage != "rest")
-"""Stages that ratios are made of. The rest is a small difference of large numbers, and within the total."""
+"""Stages for which ratios are computed. The rest is a small difference of large numbers, and the total includes it."""
 
 STEADY_STEP = "step"
-"""Every step but the first, in which a backend settles its memory."""
+"""The stage of all steps except the first. In the first step a backend settles its memory."""
 
 _STAGE = {row.name: row.name if row.needs_reference_images else row.stage for row in COMPONENTS.values()} | {
     "vae_decoder": "decode"
 }
-"""Stages by component. Components for reference images are stages of their own; `vae_decoder` is the whole decoder of
+"""Stages by component. Each component for reference images is a separate stage. `vae_decoder` is the whole decoder of
 contenders that do not divide it."""
 
 Sample = Mapping[str, tuple[float, ...]]
-"""Seconds of one picture by stage: one number each, but for "step", which has one for every steady step."""
+"""Seconds of one picture by stage: one number for each stage, but for "step" one number for every steady step."""
 
 
 def sample(entries: Sequence[Timing], total_s: float, *, prefix_in_first_step: bool = False) -> Sample:
-    """Seconds of one picture by stage; stages that did not run are left out.
+    """Return the seconds of one picture by stage. Stages that did not run are left out.
 
     Args:
-        entries: what its engines took, without guidance: each run of step or joint is one step.
-        total_s: of the whole call.
-        prefix_in_first_step: whether this way computes keys and values of the prefix in its first step.
+        entries: timings of the engines, without guidance: each run of step or joint is one step.
+        total_s: seconds of the whole call.
+        prefix_in_first_step: whether the contender computes keys and values of the prefix in its first step.
     """
     sums: dict[str, float] = {}
     steps: list[float] = []
@@ -71,7 +72,7 @@ def sample(entries: Sequence[Timing], total_s: float, *, prefix_in_first_step: b
 
 
 def stage_peaks(entries: Iterable[Timing]) -> dict[str, MemoryUse]:
-    """The most memory of the process in each stage, of entries that were watched; steps are one stage."""
+    """Return the peak memory of the process in each stage, from the entries that were watched. Steps are one stage."""
     found: dict[str, MemoryUse] = {}
     for entry in entries:
         if entry.peak is not None:

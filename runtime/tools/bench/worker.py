@@ -1,7 +1,8 @@
-"""A way of drawing in a process of its own: `python -m qwen_image_engine.runtime.tools.bench.worker SPEC`.
+"""The worker process of one contender: `python -m qwen_image_engine.runtime.tools.bench.worker SPEC`.
 
-So its peak memory is its own, its packages' thread pools are no other way's, and the runtime's process stays without
-torch. It reads one JSON request a line from standard input and answers each in one line; see `bench_process`.
+In a process of its own, peak memory belongs to one contender, contenders share no thread pools, and the process of the
+runtime stays without torch. The worker reads one JSON request a line from standard input and answers each request in
+one line; see `process`.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def _draw(spec: WaySpec, drawer: Drawer, wanted: Mapping[str, Any]) -> Mapping[s
 
 
 def _answer(answers: TextIO, work: Callable[[], Mapping[str, Any]]) -> bool:
-    """Send what `work` gives, or its error; whether there is something to go on with."""
+    """Send the result of `work` or its error. Return whether the worker can go on."""
     try:
         found = work()
     except (QwenImageError, MemoryError) as error:

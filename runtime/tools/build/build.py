@@ -1,7 +1,7 @@
-"""Engines for a bundle: which are there already, and the manifest's account of each new one.
+"""The build of a bundle's TensorRT plans: existing plans are reused, and each new plan is recorded in the manifest.
 
-A component is recorded when its plan is complete: an interrupted build keeps what it finished, and leaves no file that
-is not.
+A component is recorded when its plan is complete. An interrupted build keeps the plans that it finished and leaves no
+unfinished file.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
 _KEY_LETTERS = 12
 
 Run = Callable[[BuildJob, Watch], BuildResult]
-"""Builds one engine: `run_build`."""
+"""A function that builds one engine, such as `run_build`."""
 
 Announce = Callable[[str], Watch]
-"""Told which component begins; gives what is told how it goes on."""
+"""A function that is called with the name of each component to build and returns a watcher of the build's progress."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Built:
     """Result for one component.
 
     Attributes:
-        component: its name.
+        component: the component's name.
         entry: the plan's entry in the manifest.
         file: size and SHA-256 of the plan.
-        reused: whether the plan was there already.
-        missing: bytes that the largest sizes of a profile take beyond the GPU's memory, by profile; without those that
-            fit.
-        warnings: faults beside the plan.
+        reused: whether an existing plan was reused.
+        missing: bytes by profile that the largest sizes of the profile take beyond the GPU's memory. Profiles that fit
+            are left out.
+        warnings: faults that do not concern the plan itself.
     """
 
     component: str
@@ -66,26 +66,26 @@ def build_bundle(
     device: Callable[[], DeviceFacts] = device_facts,
     run: Run = run_build,
 ) -> list[Built]:
-    """Build what of a bundle for TensorRT is not built already.
+    """Build the plans that a bundle for TensorRT does not have yet.
 
     Args:
-        folder: the bundle.
-        shapes: that the engines are to take.
-        options: of the engines.
-        only: components; none for all that the shapes can need.
-        timing_cache: file for timings of kernels; None for one beside the plans, by platform.
-        source: another bundle, or its manifest and plans alone; plans without weights in it that are what would be
-            built are taken.
-        announce: told of each component.
-        device: asks the driver.
-        run: builds one.
+        folder: the bundle's folder.
+        shapes: input shapes that the engines accept.
+        options: build options of the engines.
+        only: names of the components to build; empty for every component that the shapes can need.
+        timing_cache: file for timings of kernels; None for a file in the plans folder, named after the platform.
+        source: another bundle, or a folder with its manifest and plans alone. Its plans without weights are reused if
+            their keys match.
+        announce: called with the name of each component before its build.
+        device: function that asks the driver for the GPU's facts.
+        run: function that builds one engine.
 
     Raises:
-        UsageError: the bundle is not for TensorRT or has no such component, or takes no reference images and they are
-            asked for; or `timing_cache` can be no file, or `source` has no plans or goes without
-            `options.strip_weights`.
-        QwenImageError: TensorRT, driver or GPU are missing or too old, memory or disk are too small, a build fails, or
-            an engine has less than its graph promises.
+        UsageError: the bundle is not for TensorRT, has no component of a name in `only`, or has no components for
+            reference images and `shapes` asks for some; `timing_cache` cannot be written; or `source` has no plans, or
+            is given without `options.strip_weights`.
+        QwenImageError: TensorRT, the driver or the GPU is missing or too old; the GPU's memory or the disk is too
+            small; a build fails; or a built engine has less than its graph asks for.
     """
     request = BuildRequest.of(
         folder, shapes, options, only=only, timing_cache=timing_cache, source=source, device=device
@@ -95,7 +95,7 @@ def build_bundle(
 
 
 def _built(request: BuildRequest, plans: PlansFolder, name: str, announce: Announce, run: Run) -> Built:
-    """Reuse the plan of a component if it is what would be built, else build and record it."""
+    """Reuse the plan of a component if its key matches, else build and record a new plan."""
     key = plan_key(plans.manifest, name, request.profiles[name], request.options, request.platform)
     kept = kept_plan(plans, name, key)
     if kept is None and request.source is not None:
@@ -147,7 +147,7 @@ def _entry(request: BuildRequest, name: str, key: str, result: BuildResult) -> P
 def plan_key(
     manifest: Manifest, component: str, profiles: Sequence[Profile], options: BuildOptions, platform: Platform
 ) -> str:
-    """SHA-256 of all that a plan is made from: equal keys, equal engines."""
+    """Return the SHA-256 of everything that a plan is made from. Equal keys mean equal engines."""
     entry = manifest.components[component]
     made_from = {
         "builder": BUILDER_REVISION,

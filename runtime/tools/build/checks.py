@@ -1,4 +1,4 @@
-"""What is asked before an engine is built: the GPU's age and memory, the disk's room, and where timings go."""
+"""Checks before the build of an engine: the GPU's age and memory, free disk space, and the timing cache's file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ ROOM = (
     "build for less (--profile, --references, --prompt-tokens, --batch) or with --weight-streaming, or export with "
     "--precision fp8 or int8"
 )
-"""What helps where a GPU's memory is too small."""
+"""The remedies in an error's text if a GPU's memory is too small."""
 
 
 def check_timing_cache(path: Path) -> None:
-    """Refuse a file for timings that cannot be written: they are, after minutes of building.
+    """Raise if the timing cache cannot be written. TensorRT writes it only after minutes of building.
 
     Raises:
-        UsageError: so it is.
+        UsageError: `path` is a folder, its parent folder is missing or not writable, or an existing file at `path` is
+            not readable.
     """
     if path.is_dir():
         raise UsageError(f"--timing-cache {path}: is a folder; name a file in it")
@@ -39,10 +40,11 @@ def check_timing_cache(path: Path) -> None:
 def check_gpu(
     name: str, manifest: Manifest, profiles: Sequence[Profile], options: BuildOptions, facts: DeviceFacts
 ) -> None:
-    """Refuse a GPU that is too old for a graph, or has no room for weights, inputs and outputs of a profile.
+    """Raise if the GPU is too old for a graph or its free memory is too small for a profile.
 
     Raises:
-        QwenImageError: so it is.
+        QwenImageError: the compute capability is too low for the graph's precision, or the weights, inputs and outputs
+            of a profile's largest sizes do not fit into the GPU's free memory.
     """
     entry = manifest.components[name]
     check_capability(name, entry, facts, "bf16 or int8")
@@ -58,17 +60,20 @@ def check_gpu(
 
 
 def missing(manifest: Manifest, name: str, plan: PlanEntry, facts: DeviceFacts) -> Mapping[str, int]:
-    """What the largest sizes take beyond all of the GPU's memory, now that the engine's activations are known."""
+    """Return the bytes by profile that the largest sizes take beyond the GPU's memory; profiles that fit are left out.
+
+    The plan's scratch memory for activations counts here, because it is known after the build.
+    """
     weights = 0 if plan.weight_streaming else _weight_bytes(manifest, name)
     contract = manifest.components[name].contract
     return missing_bytes(contract, plan.profiles, plan.scratch_bytes, weights, facts.total_bytes)
 
 
 def check_disk(plans: Path, manifest: Manifest, name: str, options: BuildOptions) -> None:
-    """Refuse a disk without room for a component's plan.
+    """Raise if the disk has no room for a component's plan.
 
     Raises:
-        QwenImageError: so it is.
+        QwenImageError: the weights in the plan take more bytes than are free in the plans folder.
     """
     needed = 0 if options.strip_weights else _weight_bytes(manifest, name)
     free = shutil.disk_usage(plans).free

@@ -1,4 +1,4 @@
-"""Plans and the manifest: one that is there already, one of another bundle, one that was just built."""
+"""The plans in a manifest: find an existing plan, copy a plan from another bundle, and record a new plan."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from qwen_image_engine.runtime.tools.build.plans_folder import PLANS, PlansFolde
 
 @dataclass(frozen=True)
 class PlanSource:
-    """Another bundle, or its manifest and plans alone: what is shared without weights needs no more."""
+    """A bundle to copy plans from: whole, or its manifest and plans alone.
+
+    Plans without weights can be shared without the bundle's other files.
+    """
 
     folder: Path
     manifest: Manifest
 
 
 def kept_plan(plans: PlansFolder, name: str, key: str) -> PlanEntry | None:
-    """Return the plan of this key that is there already and whole; None if there is none."""
+    """Return the existing plan of a component, or None if its key or its file's SHA-256 does not match."""
     entry = plans.manifest.plans.get(name)
     if entry is None or entry.key != key:
         return None
@@ -31,12 +34,13 @@ def kept_plan(plans: PlansFolder, name: str, key: str) -> PlanEntry | None:
 
 
 def take_plan(plans: PlansFolder, source: PlanSource, name: str, key: str) -> PlanEntry | None:
-    """Copy the plan of this key from another bundle, and record it; None if that has none.
+    """Copy the plan with this key from another bundle and record it. Return None if that bundle has no such plan.
 
-    The key has the hashes of graph and weights, so the plan is of the same ones.
+    The key includes the hashes of graph and weights, so a plan with this key is built from the same graph and weights.
 
     Raises:
-        QwenImageError: the plan cannot be copied, has weights, or has other bytes than its manifest says.
+        QwenImageError: the plan cannot be copied, contains weights, or does not have the SHA-256 that its manifest
+            lists.
     """
     plan = source.manifest.plans.get(name)
     if plan is None or plan.key != key:
@@ -59,9 +63,9 @@ def take_plan(plans: PlansFolder, source: PlanSource, name: str, key: str) -> Pl
 
 
 def record_plan(plans: PlansFolder, name: str, plan: PlanEntry, written: Path, file: FileEntry) -> None:
-    """Give the plan its name and the manifest its entry; the plan that it replaces goes last.
+    """Rename the written plan to its final name, record it in the manifest, and then delete the plan that it replaces.
 
-    The manifest is read again: a build takes long, and `verify` may have written to it.
+    The manifest is read again, because `verify` may have written to it during the build.
     """
     written.replace(plans.bundle / plan.file)
     manifest = read_manifest(plans.bundle)

@@ -11,10 +11,13 @@ from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.system.folder_lock import locked
 
 PLANS = "plans"
-"""Folder of a bundle with its engines, and what the manifest does not list: timings of kernels, `LAYERS`."""
+"""Folder of a bundle with its plans, and with timing caches and `LAYERS` files, which the manifest does not list."""
 
 LAYERS = ".layers.json"
-"""Behind a component's name: what TensorRT's inspector said of the last engine built of it, refused or not."""
+"""Suffix of the file with the report of TensorRT's engine inspector on a component's last built engine.
+
+The prefix is the component's name. The file is written for a refused engine too.
+"""
 
 
 @dataclass
@@ -23,8 +26,8 @@ class PlansFolder:
 
     Attributes:
         bundle: the bundle's folder.
-        path: the folder of plans in it.
-        manifest: the bundle's, as it was read under the lock, or written since.
+        path: the plans folder in the bundle.
+        manifest: the bundle's manifest, as it was read under the lock or last written.
     """
 
     bundle: Path
@@ -34,7 +37,7 @@ class PlansFolder:
 
 @contextmanager
 def plans_folder(folder: Path) -> Iterator[PlansFolder]:
-    """Lock the folder of plans for one build, and remove before and after what an interrupted one left.
+    """Lock the plans folder for one build. Remove unfinished and unlisted files before and after the build.
 
     Raises:
         FolderBusyError: another build holds the lock.

@@ -24,7 +24,7 @@ from qwen_image_engine.runtime.tools.build.shapes import DEFAULT_REFERENCES, Bui
 
 @dataclass(frozen=True)
 class Platform:
-    """The TensorRT and the GPU that a plan is for; it runs with no others."""
+    """The TensorRT version, GPU and driver that a plan is built for. The plan runs with no others."""
 
     tensorrt: str
     gpu: str
@@ -33,24 +33,24 @@ class Platform:
 
     @property
     def slug(self) -> str:
-        """The platform as a file's name."""
+        """The platform as part of a file name."""
         words = (f"tensorrt {self.tensorrt}", self.gpu, f"sm {self.compute_capability}", str(self.driver))
         return re.sub(r"[^a-z0-9.]+", "-", " ".join(words).lower())
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """The engines to build for a sound bundle on a GPU that can run them.
+    """The request to build engines, after every check of the bundle and of the GPU.
 
     Attributes:
-        folder: the bundle's.
-        options: of every engine.
-        profiles: of each component to build, in the order of the manifest.
-        promises: of the graph of each of these components.
-        platform: TensorRT and GPU.
+        folder: the bundle's folder.
+        options: build options of every engine.
+        profiles: optimisation profiles by component to build, in the order of the manifest.
+        promises: expected fusions and 8-bit products by component to build.
+        platform: TensorRT version and GPU.
         device: facts of the GPU.
-        timing_cache: file for timings of kernels; None for one beside the plans.
-        source: another bundle's plans; None to build all.
+        timing_cache: file for timings of kernels; None for a file in the plans folder.
+        source: another bundle to copy plans from; None to build every plan.
     """
 
     folder: Path
@@ -74,14 +74,14 @@ class BuildRequest:
         source: Path | None,
         device: Callable[[], DeviceFacts],
     ) -> Self:
-        """Read the manifest, and make every check that a build can make before it starts; see `build_bundle`.
+        """Read the manifest and make every check that is possible before a build; see `build_bundle`.
 
         Raises:
-            UsageError: the bundle is not for TensorRT or has no such component, or takes no reference images and they
-                are asked for; or `timing_cache` can be no file; or `source` has no plans, or goes without
-                `options.strip_weights`.
-            QwenImageError: a file of the bundle is not what its manifest says, TensorRT, driver or GPU are missing or
-                too old, or the GPU's memory is too small.
+            UsageError: the bundle is not for TensorRT, has no component of a name in `only`, or has no components for
+                reference images and `shapes` asks for some; `timing_cache` cannot be written; or `source` has no
+                plans, or is given without `options.strip_weights`.
+            QwenImageError: a file of the bundle does not match its manifest; TensorRT, the driver or the GPU is missing
+                or too old; or the GPU's free memory is too small.
         """
         manifest = read_manifest(folder)
         shapes = _without_absent(folder, manifest, shapes)
@@ -105,10 +105,12 @@ class BuildRequest:
 
 
 def tensorrt_version() -> str:
-    """Return the version of the installed package; it is not imported, which loads gigabytes of libraries.
+    """Return the version of the installed TensorRT package.
+
+    The package is not imported, because the import loads gigabytes of libraries.
 
     Raises:
-        QwenImageError: it is not installed.
+        QwenImageError: TensorRT is not installed.
     """
     try:
         return version("tensorrt")
@@ -119,10 +121,10 @@ def tensorrt_version() -> str:
 
 
 def promise(entry: ComponentEntry) -> Promise:
-    """Return what the graph of a component promises of its engine.
+    """Return the fused attentions and 8-bit products that the graph of a component asks of its engine.
 
     Raises:
-        QwenImageError: the manifest does not say which attentions must be fused.
+        QwenImageError: the manifest does not list the attentions that must be fused.
     """
     if entry.fused_attentions is None:
         raise QwenImageError(
@@ -134,7 +136,12 @@ def promise(entry: ComponentEntry) -> Promise:
 
 
 def _without_absent(folder: Path, manifest: Manifest, shapes: BuildShapes) -> BuildShapes:
-    """Return the shapes, without reference images for a bundle that takes none."""
+    """Return the shapes, with no reference images if the bundle has no components for them.
+
+    Raises:
+        UsageError: the bundle is not for TensorRT, or it has no components for reference images and the shapes ask for
+            another number of them than the default.
+    """
     if manifest.target != "tensorrt":
         raise UsageError(
             f"{folder} is for {manifest.target}, and engines are built from graphs for TensorRT; export them with: "
@@ -163,7 +170,12 @@ def _plan_source(source: Path, options: BuildOptions) -> PlanSource:
 
 
 def _components(folder: Path, manifest: Manifest, shapes: BuildShapes, only: Sequence[str]) -> list[str]:
-    """Return the components to build."""
+    """Return the names of the components to build.
+
+    Raises:
+        UsageError: `only` has a name that is not in the manifest, or a component for reference images although the
+            shapes have none.
+    """
     unknown = [name for name in only if name not in manifest.components]
     if unknown:
         raise UsageError(f"--only {','.join(unknown)}: {folder} has {', '.join(manifest.components)}")

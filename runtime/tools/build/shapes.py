@@ -1,7 +1,7 @@
-"""Which shapes an engine is built for: the sizes of a bundle's requests, as the axes of every component.
+"""The shapes that engines are built for: the sizes of a bundle's requests, as axes of every component.
 
-The smallest sizes are as small as there are any, since a lower bound costs a plan nothing; the largest cost memory, so
-they follow from what is asked for. Pictures and reference images may have any aspect ratio up to `WIDEST`.
+The lower bounds are the smallest valid sizes, because a lower bound costs a plan nothing. The upper bounds cost memory,
+so they follow from the requested sizes. Pictures and reference images may have any aspect ratio up to `WIDEST`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from qwen_image_engine.runtime.model.tiles import spans
 from qwen_image_engine.runtime.text.prompt import MAX_PROMPT_TOKENS, tokenize
 
 WIDEST = 2
-"""Of a picture's sides and a reference image's, the longer over the shorter, for which profiles have room."""
+"""Largest aspect ratio, longer side over shorter, of pictures and reference images that profiles have room for."""
 
 DEFAULT_SIZES = ((512, 512), (1024, 1024), (2048, 2048))
 DEFAULT_PROMPT_TOKENS = Range(1, 77, MAX_PROMPT_TOKENS)
@@ -38,56 +38,60 @@ DEFAULT_REFERENCES = Range(0, 1, 3)
 ONE_PICTURE = Range.of(1)
 
 ANY_SIZE = "any"
-"""Name of the one profile of a component that no picture's size changes."""
+"""Name of the only profile of a component whose inputs do not depend on the picture's size."""
 
 _SLOT_LATENTS = 4
 _SIDE = SIDE_MULTIPLE // PIXELS_PER_LATENT
-"""Latents along the least side, and what every side is a multiple of."""
+"""Latents along the shortest valid side. Every side is a multiple of this number."""
 
 _BORDER = 8
-"""Tokens to spare where the prompt's words meet the template's, whose pieces may part otherwise than alone."""
+"""Spare tokens for the borders between the prompt and the template.
+
+The tokenizer may split text at a border in another way than it splits the prompt and the template alone.
+"""
 
 _SIZED = tuple(row.name for row in COMPONENTS.values() if row.on_latents and not row.needs_reference_images)
-"""Components whose inputs a picture's size changes."""
+"""Components whose input shapes depend on the picture's size."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A picture size that a profile is tuned for, in latents; every smaller picture fits into it as well."""
+    """A picture size in latents that a profile is tuned for. Every smaller picture fits the profile too."""
 
     height: int
     width: int
 
     @property
     def name(self) -> str:
-        """As the command takes it: "1024x768", width first."""
+        """The size in pixels as in the command line: "1024x768", width first."""
         return f"{self.width * PIXELS_PER_LATENT}x{self.height * PIXELS_PER_LATENT}"
 
     @property
     def sides(self) -> tuple[tuple[str, int], ...]:
-        """Axes and their latents."""
+        """Axis names with their sizes in latents."""
         return (("height", self.height), ("width", self.width))
 
     @property
     def tokens(self) -> int:
-        """Latents of the picture."""
+        """Number of latents of the picture."""
         return self.height * self.width
 
     @property
     def longest(self) -> int:
-        """Latents along the longest side of a picture of its area."""
+        """Latents along the longest side that a picture of the bucket's area can have."""
         return max(self.height, self.width, math.isqrt(WIDEST * self.tokens) // _SIDE * _SIDE)
 
     @property
     def shortest(self) -> int:
-        """Latents along the shorter side of a picture of its area, at most."""
+        """Upper bound of the latents along the shorter side of a picture of the bucket's area."""
         return math.isqrt(self.tokens) // _SIDE * _SIDE
 
     def lying(self) -> tuple[Range, Range]:
-        """Rows and columns of pictures of its area that are no higher than wide; the other way around for the rest.
+        """Return the ranges of rows and columns of landscape and square pictures of the bucket's area.
 
-        One pair for both would be `longest` squared: at 2048x2048 that is 180 * 180 latents, and no picture of 16,384
-        has more than 128 * 180 = 23,040 between its bounds.
+        For portrait pictures the two ranges change places. One pair of ranges for both kinds would have upper bounds of
+        `longest` squared. At 2048x2048 that is 180 * 180 latents, while the upper bounds of landscape pictures with
+        16,384 latents are 128 * 180 = 23,040.
         """
         low, high = sorted((self.height, self.width))
         return Range(_SIDE, low, self.shortest), Range(_SIDE, high, self.longest)
@@ -95,14 +99,14 @@ class Bucket:
 
 @dataclass(frozen=True)
 class BuildShapes:
-    """What is asked for.
+    """The requests that a user wants to run on the engines.
 
     Attributes:
         sizes: (width, height) of pictures in pixels, one profile each.
-        prompt_tokens: of the prompt alone, without the template's.
-        references: reference images of a request.
-        reference_resolution: side in pixels of a square of a reference image's area.
-        batch: pictures drawn at once.
+        prompt_tokens: number of tokens of the prompt, without the tokens of the template.
+        references: number of reference images of a request.
+        reference_resolution: side of a square with the area of a reference image [pixels].
+        batch: number of pictures drawn at once.
     """
 
     sizes: tuple[tuple[int, int], ...] = DEFAULT_SIZES
@@ -112,11 +116,11 @@ class BuildShapes:
     batch: Range = ONE_PICTURE
 
     def __post_init__(self) -> None:
-        """Refuse what no request can have.
+        """Check that every number is possible in a request.
 
         Raises:
-            UsageError: a size that is no picture's, two of one area, or more tokens, images or pictures than there can
-                be.
+            UsageError: a size or the reference resolution is not valid; `sizes` is empty or has two sizes of one area;
+                or a range of prompt tokens, reference images or pictures is outside the valid numbers.
         """
         areas = [bucket.tokens for bucket in self.buckets]
         if not areas or len(set(areas)) < len(areas):
@@ -135,10 +139,10 @@ class BuildShapes:
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
-        """The sizes in latents, smallest area first.
+        """Picture sizes in latents, smallest area first.
 
         Raises:
-            UsageError: see `latent_size`.
+            UsageError: a side is not a positive multiple of 32.
         """
         found = [Bucket(*latent_size(width, height)) for width, height in self.sizes]
         return tuple(sorted(found, key=lambda bucket: bucket.tokens))
@@ -146,11 +150,12 @@ class BuildShapes:
 
 @dataclass(frozen=True)
 class Template:
-    """Tokens that the prompt's template adds, without images' slots and the prompt's own.
+    """The numbers of tokens that the prompt's template adds; slots of images and the prompt are not counted.
 
     Attributes:
-        system: of the system turn, which the transformer does not see.
-        runs: by number of reference images, those of each run of text around them, the system turn's left out.
+        system: number of tokens of the system turn, which the transformer does not see.
+        runs: numbers of tokens of the text runs around the reference images, indexed by the number of reference
+            images. Tokens of the system turn are not counted.
     """
 
     system: int
@@ -158,7 +163,7 @@ class Template:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, most: int) -> Template:
-        """Count them with a bundle's tokenizer, for no reference image and for each number of them up to `most`.
+        """Count the template's tokens with a bundle's tokenizer, for 0 to `most` reference images.
 
         Raises:
             QwenImageError: the tokenizer has no tokens for reference images.
@@ -173,16 +178,22 @@ class Template:
         return cls(found[0].dropped, tuple(runs))
 
     def text(self, references: int) -> int:
-        """Of all runs together."""
+        """Return the number of template tokens in all text runs around `references` reference images."""
         return sum(self.runs[references])
 
 
 def build_profiles(contract: Contract, shapes: BuildShapes, template: Template, halo: int) -> tuple[Profile, ...]:
-    """The profiles of a component, in the order in which its engine numbers them.
+    """Return the profiles of a component, in the order in which the engine numbers them.
 
-    One for each bucket where a picture's size changes an input, else one; of buckets that ask for the same shapes the
-    first alone. Of rows and columns of a whole picture there are two a bucket, see `Bucket.lying`. `halo` is that of
-    the decoder's tiles.
+    A component whose inputs depend on the picture's size has one profile for each bucket. If two buckets need the same
+    shapes, only the first is used. Every other component has one profile. A component that reads rows and columns of
+    the whole picture has two profiles for each bucket, see `Bucket.lying`.
+
+    Args:
+        contract: the component's inputs and outputs.
+        shapes: sizes of the requests.
+        template: token counts of the prompt's template.
+        halo: latents around a tile of the decoder.
     """
     component = contract.component
     axes = _axes(component, shapes, template)
@@ -209,9 +220,10 @@ def build_profiles(contract: Contract, shapes: BuildShapes, template: Template, 
 
 
 def reference_latents(resolution: int) -> Range:
-    """Latents of one reference image: the least there are, those of the square, the most that rounding makes of it.
+    """Return the range of latents of one reference image.
 
-    `reference_size` rounds each side to the nearest multiple of 32: a side of n of them was n - 1/2 at least.
+    The range is the smallest image, the square image, and the largest image after rounding. `reference_size` rounds
+    each side to the nearest multiple of 32, so a side of n units was at least n - 1/2 units long.
     """
     units = resolution / SIDE_MULTIPLE
     longest, square = round(units * math.sqrt(WIDEST)), round(units) ** 2
@@ -223,7 +235,7 @@ def reference_latents(resolution: int) -> Range:
 
 
 def _axes(component: str, shapes: BuildShapes, template: Template) -> dict[str, Range]:
-    """Axes that no picture's size changes."""
+    """Return the sizes of the axes that do not depend on the picture's size, by axis."""
     image = reference_latents(shapes.reference_resolution)
     slots = Range(*(size // _SLOT_LATENTS for size in (image.least, image.best, image.largest)))
     units = shapes.reference_resolution / SIDE_MULTIPLE
@@ -252,7 +264,10 @@ def _axes(component: str, shapes: BuildShapes, template: Template) -> dict[str, 
 
 
 def _tile(side: int, longest: int, halo: int) -> Range:
-    """Latents that a tile of the decoder reads along a side, of pictures whose sides are `longest` at most."""
+    """Return the range of latents that a tile of the decoder reads along a side of at most `longest` latents.
+
+    The middle of the range is the largest tile along a side of `side` latents.
+    """
 
     def read(size: int) -> int:
         return max(span.read_stop - span.read_start for span in spans(size, halo))

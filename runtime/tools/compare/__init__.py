@@ -1,1 +1,1 @@
-"""`qwen-image compare`: two result files side by side."""
+"""`qwen-image compare`: the comparison of two result files."""

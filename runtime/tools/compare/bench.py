@@ -1,4 +1,4 @@
-"""Two benchmarks: stages that became faster or slower, memory and files that became smaller or larger."""
+"""The comparison of two benchmarks: stages that became faster or slower, memory and files that grew or shrank."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qwen_image_engine.runtime.tools.bench.verdict import MARGIN, MIN_PAIRS, TOO
 from qwen_image_engine.runtime.tools.compare.result import Change, ChangedRow, Comparison
 
 BYTES_MARGIN = 0.05
-"""How far peak memory is right; bytes of files are exact, and are held to the same."""
+"""Relative error of measured peak memory. Bytes of files are exact, but the same margin applies to them."""
 
 TEST = (
     f"each round is one sample; the median ratio of all pairs with its {COVERAGE:.0%} interval from the exact "
@@ -26,7 +26,7 @@ TEST = (
 
 
 def compare_bench(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
-    """Compare what `bench --output` wrote, of the form that `comparison_forms` asks for; see `compare`."""
+    """Compare two results of `bench --output` that match `schemas.FORMS`; see `compare`."""
     first, second = Benchmark.from_json(before), Benchmark.from_json(after)
     rows = (*_times(first, second), *_bytes(first, second))
     return Comparison("bench", TEST, rows, tuple(_notes(first, second)), tuple(_lost(first, second)))
@@ -80,7 +80,10 @@ def _bytes(first: Benchmark, second: Benchmark) -> Iterator[ChangedRow]:
 
 
 def _same_cases(first: Benchmark, second: Benchmark) -> bool:
-    """Whether the peaks of processes can be compared: the largest picture makes a peak, and allocators keep it."""
+    """Return whether peak memory of processes can be compared.
+
+    The largest picture determines the peak, because allocators keep its memory.
+    """
     return [case.case for case in first.cases] == [case.case for case in second.cases]
 
 
@@ -117,7 +120,7 @@ def _notes(first: Benchmark, second: Benchmark) -> Iterator[str]:
 
 
 def _lost(first: Benchmark, second: Benchmark) -> Iterator[str]:
-    """Cases of a way that the second has not; why, where it says so."""
+    """Yield the cases of contenders that are missing in the second result, with the reason if the result has one."""
     own, other = _runs(first), _runs(second)
     reasons = {way.name: f" ({way.missing})" for way in second.ways if way.missing}
     yield from (f"{case}, {way}{reasons.get(way, '')}" for case, way in own if (case, way) not in other)

@@ -1,4 +1,4 @@
-"""What differs between two results of `bench`, or two of `verify`, beyond the noise."""
+"""The comparison of two result files of `bench` or of `verify`: differences beyond the noise."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from qwen_image_engine.runtime.tools.compare.result import VERIFY, VERIFY_SCHEMA
 
 
 def compare(first: Path, second: Path) -> Comparison:
-    """Compare two files that `--output` wrote, the older one first.
+    """Compare two files that `--output` wrote, the older file first.
+
+    A script can tell the error from a regression.
 
     Raises:
-        UsageError: a file cannot be read, is neither, is of another schema version or not in the expected format; one
-            is of `bench` and the other of `verify`; or the two have nothing in common. A script tells that from a
-            regression.
+        UsageError: a file cannot be read, is not a result of `bench` or `verify`, has another schema version, or is not
+            in the expected format; one file is a result of `bench` and the other of `verify`; or the two files have no
+            figure in common.
     """
     from qwen_image_engine.runtime.tools.compare.bench import compare_bench
     from qwen_image_engine.runtime.tools.compare.schemas import FORMS
@@ -42,10 +44,11 @@ def compare(first: Path, second: Path) -> Comparison:
 
 
 def read_result(path: Path) -> tuple[Literal["bench", "verify"], Mapping[str, Any]]:
-    """Which verb wrote a file, and the object in it.
+    """Read a result file, and return the verb that wrote it and the JSON object in it.
 
     Raises:
-        UsageError: it cannot be read, is no result of either, or of another schema version.
+        UsageError: the file cannot be read, is not JSON, is not a result of `bench` or `verify`, or has another schema
+            version.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The measures of how far an array is from another: one table for `verify`, its tables and page, and `compare`."""
+"""The measures of the difference between two arrays: one table for `verify`, its tables and page, and `compare`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Measure:
-    """A number for the difference between two arrays.
+    """A measure of the difference between two arrays.
 
     Attributes:
-        name: its key in documents.
-        heading: of its column in tables.
-        compute: the number for found and expected, both flat, finite, of one size and not equal.
-        worst: chooses the worst of several numbers: `max`, or `min` if larger is better.
+        name: the measure's key in documents.
+        heading: the heading of the measure's column in tables.
+        compute: function of found and expected values; both arrays are flat, finite, of one size and not equal.
+        worst: function that chooses the worst of several numbers: `max`, or `min` if larger is better.
         not_finite: the number if a value of either array is not finite.
         equal: the number if the arrays are equal.
-        format: format specification of its text.
-        rounding: largest number that rounding of fp32 can explain. `compare` looks only at a measure that has one; its
-            `worst` is `max`.
+        format: format specification of the number's text.
+        rounding: largest number that rounding of fp32 can explain; None if `compare` ignores the measure. A measure
+            with `rounding` has `max` as `worst`.
     """
 
     name: str
@@ -60,11 +60,11 @@ RELATIVE_L2 = Measure(
     "relative_l2", "relative L2", _relative_l2, max, not_finite=math.inf, equal=0.0, format=".1e", rounding=1e-6
 )
 """||found - expected|| / ||expected||: the measure of thresholds, limits and curves. fp32 arithmetic in another order
-stays below `rounding`: such numbers differ by factors from version to version, and say nothing
-(`export/thresholds.py` holds fp32 to 1e-5)."""
+stays below `rounding`. Numbers below it differ by factors from version to version and have no meaning. The threshold
+of fp32 is 1e-5, see `export/thresholds.py`."""
 
 COSINE = Measure("cosine", "cosine", _cosine, min, not_finite=0.0, equal=1.0, format=".9f")
-"""Cosine of the angle between the two. A threshold may name the least one."""
+"""Cosine of the angle between the two arrays. A threshold may set the smallest allowed cosine."""
 
 MEASURES: Mapping[str, Measure] = {
     measure.name: measure
@@ -74,15 +74,15 @@ MEASURES: Mapping[str, Measure] = {
         Measure("max_abs", "max abs", _max_abs, max, not_finite=math.inf, equal=0.0, format=".1e"),
     )
 }
-"""By name, in the order of keys and columns. Relative L2 comes first. The largest difference of one value, "max_abs",
-is in the tensor's own units."""
+"""All measures by name, in the order of keys and columns. Relative L2 comes first. The measure "max_abs" is the
+largest difference of one value, in the tensor's own units."""
 
 
 def other_measures() -> list[Measure]:
-    """Return all measures but relative L2, which tables show with its threshold."""
+    """Return all measures except relative L2. Tables show relative L2 with its threshold."""
     return [measure for measure in MEASURES.values() if measure is not RELATIVE_L2]
 
 
 def compared_measures() -> list[Measure]:
-    """Return the measures that `compare` looks at."""
+    """Return the measures that `compare` reads."""
     return [measure for measure in MEASURES.values() if measure.rounding is not None]

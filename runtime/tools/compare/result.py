@@ -1,4 +1,4 @@
-"""The result of a comparison: figures in both files, and the change of each."""
+"""The result of a comparison: figures in both files, and the change of each figure."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ Change = Literal["faster", "slower", "smaller", "larger", "closer", "worse", "sa
 
 
 FAILING: tuple[Change, ...] = ("slower", "worse")
-"""What a script stops at. More memory is told and is no failure: faster engines may well take it."""
+"""Changes that make a script fail. More memory is reported but is no failure, because faster engines may need it."""
 
 
 @dataclass(frozen=True)
 class ChangedRow:
-    """One figure in both results.
+    """A figure that both results have.
 
     Attributes:
-        where: case and way, or bundle and component.
+        where: case and contender, or bundle and component.
         what: a stage, "peak memory", "disk", the case of a component, or a limit.
-        before: seconds, bytes or a measure of the first result; None if that was not finite.
-        after: of the second.
-        unit: "s", "bytes", the heading of a measure ("relative L2"), or "passed" of 1.0 and 0.0.
-        ratio: how many times better the second is, above 1 where it is faster, smaller or closer; None where too few
-            samples or a zero allow none.
-        low: end of the ratio's interval, of times with what two runs of one code differ by in it; None of what has no
-            samples.
-        high: likewise.
-        change: from the first to the second, beyond the noise.
-        reason: why it is unclear, "" where it is not.
+        before: seconds, bytes or the number of a measure in the first result; None if the number was not finite.
+        after: seconds, bytes or the number of a measure in the second result; None if the number was not finite.
+        unit: "s", "bytes", the heading of a measure ("relative L2"), or "passed" for figures of 1.0 and 0.0.
+        ratio: factor by which the second result is better, above 1 if it is faster, smaller or closer; None if there
+            are too few samples or a figure is zero.
+        low: lower end of the ratio's confidence interval, widened by the margin by which two runs of one code differ;
+            None if the figure has no samples.
+        high: upper end of the same interval; None if the figure has no samples.
+        change: change from the first to the second result beyond the noise.
+        reason: reason why the change is unclear; "" if it is clear.
     """
 
     where: str
@@ -57,14 +57,15 @@ class ChangedRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every figure that both results have, and what the second has lost.
+    """The figures that both results have, and the figures that are missing in the second result.
 
     Attributes:
         kind: "bench" or "verify".
-        test: in words, what decides.
-        rows: in the order of the first result.
-        notes: what makes the two hard to compare: machines, checkpoints, versions, figures that the first lacks.
-        lost: cases of a way, or rows of a bundle, that only the first result has.
+        test: description of the test that decides.
+        rows: figures in the order of the first result.
+        notes: differences that make the results hard to compare: machines, checkpoints, versions, and figures that the
+            first result does not have.
+        lost: cases of a contender, or rows of a bundle, that only the first result has.
     """
 
     kind: Literal["bench", "verify"]
@@ -75,9 +76,9 @@ class Comparison:
 
     @property
     def failed(self) -> bool:
-        """Whether something is slower or worse beyond the noise, or is not there any more."""
+        """Whether a figure is slower or worse beyond the noise, or is missing in the second result."""
         return bool(self.lost) or any(row.change in FAILING for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Return the comparison as plain JSON."""
         return {"format": FORMAT, "schema": SCHEMA, "failed": self.failed, **asdict(self)}

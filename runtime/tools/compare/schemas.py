@@ -1,4 +1,4 @@
-"""What `compare` has to find in a result of `bench` and in one of `verify`; whatever else stands there is let be."""
+"""The JSON schemas of the parts of results of `bench` and `verify` that `compare` reads. Other parts are ignored."""
 
 from __future__ import annotations
 
@@ -73,7 +73,13 @@ _CASE = record(dict.fromkeys(("width", "height", "steps", "batch"), COUNT) | {"r
 
 
 def _sample(value: Any, place: str) -> None:
-    """Seconds by stage: the rest is a difference, which rounding may leave below 0, and every other stage took some."""
+    """Check the seconds by stage of one picture.
+
+    The stage "rest" is a difference and may be below 0 after rounding. Seconds of every other stage must be positive.
+
+    Raises:
+        SchemaError: a stage is unknown, its seconds are not valid, or "total" is missing.
+    """
     named(many(ANYTHING), STAGES)(value, place)
     for stage, seconds in value.items():
         many(POSITIVE if stage in COMPARED else NUMBER)(seconds, f"{place}.{stage}")
@@ -113,7 +119,7 @@ _BENCH = record(
 
 
 def _verified_case(value: Any, place: str) -> None:
-    """Check what `compare` reads; a measure that is newer than the document is not in it."""
+    """Check the keys of a case that `compare` reads. A document may lack measures that are newer than the document."""
     measures = {measure.name: optional(NOT_NEGATIVE) for measure in compared_measures()}
     always = {RELATIVE_L2.name: measures.pop(RELATIVE_L2.name)}
     record({"case": TEXT, "passed": TRUTH} | always, measures)(value, place)
@@ -137,7 +143,7 @@ _BUNDLE = record(
 
 
 def _verify(value: Any, place: str) -> None:
-    """One bundle's document, or that of several."""
+    """Check the document of one bundle or of several bundles."""
     if isinstance(value, dict) and "bundles" in value:
         record({"passed": TRUTH, "bundles": many(_BUNDLE)})(value, place)
     else:
@@ -145,4 +151,4 @@ def _verify(value: Any, place: str) -> None:
 
 
 FORMS: Mapping[str, Check] = {"bench": _BENCH, "verify": _verify}
-"""By verb."""
+"""Checks of result files by the verb that wrote them."""

@@ -1,4 +1,4 @@
-"""Two verifications: components that came closer to the reference, or moved away from it."""
+"""The comparison of two verifications: components that are closer to the reference than before, or farther from it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from qwen_image_engine.runtime.tools.compare.measures import RELATIVE_L2, Measur
 from qwen_image_engine.runtime.tools.compare.result import Change, ChangedRow, Comparison
 
 MARGIN = 0.1
-"""Two runs of one bundle on one engine give the same numbers but for the order of sums among threads, which moves an
-error of quantisation by far less than a tenth; a scale or a rotation that is wrong multiplies it."""
+"""Relative growth of an error above which a component is worse. Two runs of one bundle on one engine differ only by the
+order of sums among threads, which changes a quantisation error by far less than a tenth. A wrong scale or rotation
+multiplies the error."""
 
 
 def compare_verify(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
-    """Compare what `verify --output` wrote, bundles in the order in which they were named; see `compare`.
+    """Compare two results of `verify --output` that match `schemas.FORMS`; see `compare`.
 
-    Both are of the form that `comparison_forms` asks for.
+    Bundles are paired in the order in which they were named.
     """
     own, other = before.get("bundles", [before]), after.get("bundles", [after])
     if len(own) != len(other):
@@ -34,7 +35,7 @@ def compare_verify(before: Mapping[str, Any], after: Mapping[str, Any]) -> Compa
 
 
 def _test() -> str:
-    """Return in words what decides."""
+    """Return the description of the test that decides."""
     grown = " or ".join(
         f"its {measure.heading} grew by more than {MARGIN:.0%} and is above {measure.rounding:.0e}, where rounding ends"
         for measure in compared_measures()
@@ -62,7 +63,7 @@ def _rows(prefix: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> I
 
 
 def _passed(prefix: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[ChangedRow]:
-    """Limits of `--fail-on` that both have, and the verdict on a bundle, where one of the two failed."""
+    """Yield the limits of `--fail-on` and the verdict on the bundle that both results have and at least one failed."""
     before, after = (
         {
             **{("--fail-on", f"{limit['row']}={limit['relative_l2']:g}"): limit["passed"] for limit in each["limits"]},

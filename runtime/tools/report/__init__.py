@@ -4,7 +4,7 @@
 
     write_report(bench("bundle", baselines=["torch"], pictures=True), "report")
 
-Plots take matplotlib (the extra `report`), which is imported when one is drawn.
+Plots need matplotlib (the extra `report`), which is imported when a plot is drawn.
 """
 
 from typing import TYPE_CHECKING

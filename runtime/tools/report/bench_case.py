@@ -1,4 +1,4 @@
-"""One case of a benchmark in its page: times by stage, ratios, pictures."""
+"""The section of a benchmark's page for one case: times by stage, ratios, pictures."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ from qwen_image_engine.runtime.tools.report.plot import Bar, Span, bars, span_li
 from qwen_image_engine.runtime.tools.report.sections import legend, marked, more, plots, section
 
 MOST_ROWS = 12
-"""Of a table that is not folded."""
+"""Largest number of rows of a table that is not folded."""
 
 _MARKS = {"faster": "good", "slower": "bad"}
 
 
 def case_section(case: CaseRuns, index: int, series: Mapping[str, int]) -> Html:
-    """Times, ratios and pictures of one case, the `index`-th; `series` are colours of ways."""
+    """Return the section with times, ratios and pictures of a case.
+
+    Args:
+        case: the case's runs.
+        index: number of the case in the page.
+        series: numbers of colours by contender.
+    """
     return section(str(case.case), _times(case, index, series), _ratios(case, index), _pictures(case))
 
 
@@ -35,7 +41,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def ratio_text(ratio: Ratio) -> str:
-    """The ratio with its interval, and the verdict."""
+    """Return the ratio with its interval and the verdict as a text."""
     at = ratio.judged.interval
     if at is None:
         return ratio.judged.reason

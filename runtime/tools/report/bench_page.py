@@ -24,7 +24,7 @@ _WAY_COLUMNS = ("way", "role", "version", "precision", "load", "peak memory", "o
 
 
 def bench_page(found: Benchmark) -> str:
-    """One page: what it comes to, then each case, memory, the ways, and how to repeat it."""
+    """Return the page: the verdicts, each case, memory, the contenders, and the command that repeats the benchmark."""
     bundle = found.bundle
     series = {way.name: index for index, way in enumerate(found.ways)}
     return page(

@@ -1,4 +1,4 @@
-"""What a benchmark comes to, at the top of its page: each pair of ways once, whatever the number of cases."""
+"""The verdicts at the top of a benchmark's page: one for each pair of contenders, whatever the number of cases."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from qwen_image_engine.runtime.tools.report.html import Html, tag
 from qwen_image_engine.runtime.tools.report.sections import listed, more, verdict
 
 MOST_PAIRS = 4
-"""What stands unfolded, so that the first plot is not far down."""
+"""Largest number of unfolded verdicts. More of them would push the first plot far down the page."""
 
 Found = tuple[CaseRuns, Ratio]
 
 
 def verdicts(found: Benchmark) -> Iterator[Html]:
-    """A box for each engine and baseline that something was found about, one for what was not, one for the noise."""
+    """Yield a box for each decided pair of engine and baseline, one for undecided ratios, and one for the noise.
+
+    Without any ratio, a box with the medians takes the place of the verdicts.
+    """
     totals = [(case, ratio) for case in found.cases for ratio in case.ratios() if ratio.stage == "total"]
     decided = [item for item in totals if item[1].judged.verdict != "unclear"]
     boxes = [

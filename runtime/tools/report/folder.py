@@ -1,4 +1,4 @@
-"""The folder of a report: checked before the work, its page written whole or not at all."""
+"""The folder of a report: checked before the work. The page is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def check_report(folder: Path) -> None:
     """Check before the work that a report can be made and written.
 
     Raises:
-        QwenImageError: matplotlib is not installed; `folder` is a file, holds what is no report, cannot be written, or
-            its parent is not there.
+        QwenImageError: matplotlib is not installed or does not load; or `folder` is a file, contains files that are not
+            an earlier report, cannot be read or written, or has no parent folder.
     """
     try:
         importlib.import_module("matplotlib")
@@ -48,15 +48,16 @@ def write_report(result: object, folder: str | Path) -> Path:
     """Write the report of a result.
 
     Args:
-        result: of `bench` or `verify`; with `pictures=True` they keep pictures, which the page then shows.
-        folder: a new one, an empty one, or that of an earlier report, which is replaced.
+        result: result of `bench` or `verify`. A result that was made with `pictures=True` contains pictures, and the
+            page shows them.
+        folder: a new folder, an empty folder, or the folder of an earlier report, which is replaced.
 
     Returns:
-        The page, `folder`/index.html.
+        The path of the page, `folder`/index.html.
 
     Raises:
-        QwenImageError: see `check_report`.
-        UsageError: no such page is made.
+        QwenImageError: `check_report` refuses the folder or finds no matplotlib, or the page cannot be written.
+        UsageError: there is no page for this kind of result.
     """
     folder = Path(folder)
     check_report(folder)
@@ -84,7 +85,11 @@ def _page(result: object) -> str:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Refuse to mix with, or to replace, what is no report."""
+    """Raise if the report would be mixed with other files or would replace them.
+
+    Raises:
+        QwenImageError: `folder` is a file, cannot be read, or contains anything but an earlier report.
+    """
     if not folder.is_dir():
         if folder.exists() or folder.is_symlink():
             raise QwenImageError(f"{folder} is a file; name a new folder for the report, or one with an earlier report")

@@ -1,4 +1,4 @@
-"""HTML that cannot be injected into: text is escaped where it goes in, and only what was built here is markup."""
+"""HTML that is safe from injection: `tag` escapes every text, and only elements that were built here are markup."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 
 @dataclass(frozen=True)
 class Html:
-    """Markup; any other text is escaped by `tag`."""
+    """HTML markup. `tag` escapes any other text."""
 
     markup: str
 
@@ -20,12 +20,13 @@ _VOID = frozenset({"meta", "link", "img", "br"})
 
 
 def tag(name: str, /, *content: Content, **attributes: str | None) -> Html:
-    """One element.
+    """Return an element.
 
     Args:
-        name: of the element.
+        name: name of the element.
         content: text, elements, or any nesting of them.
-        attributes: `class_` is class, and `_` within a name is `-`; those that are None are left out.
+        attributes: attributes of the element. `class_` is class, `_` within a name is `-`, and an attribute of None is
+            left out.
     """
     words = [name]
     for key, value in attributes.items():
@@ -36,7 +37,7 @@ def tag(name: str, /, *content: Content, **attributes: str | None) -> Html:
 
 
 def join(content: Content) -> Html:
-    """Elements and text one after the other."""
+    """Return elements and text one after the other."""
     if isinstance(content, Html):
         return content
     if isinstance(content, str):
@@ -51,13 +52,13 @@ def table(
     numbers: Sequence[int] = (),
     caption: str | None = None,
 ) -> Html:
-    """A table in a box that scrolls by itself where it is wider than the page.
+    """Return a table in a box that scrolls separately if the table is wider than the page.
 
     Args:
-        head: of each column.
-        rows: first cells head their rows.
-        numbers: columns that are right-aligned.
-        caption: above it.
+        head: heading of each column.
+        rows: cells of each row; the first cell is the heading of its row.
+        numbers: indices of the right-aligned columns.
+        caption: caption above the table; None for no caption.
     """
 
     def cell(name: str, index: int, content: Content, scope: str | None = None) -> Html:

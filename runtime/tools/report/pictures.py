@@ -1,4 +1,4 @@
-"""Pictures in a page, and maps of where two of them differ."""
+"""Pictures in a page, and maps of the differences between two pictures."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from qwen_image_engine.runtime.tools.report.html import Html, tag
 
 COLOUR_MAP = "inferno"
 LEAST_END = 8
-"""Of 255, where maps' colours end at least: what nobody sees is not painted as bright as what is seen."""
+"""Smallest difference, of 255, that may have the brightest colour of a map. Invisible differences thus stay dark."""
 
 
 @dataclass(frozen=True)
 class PictureDifference:
-    """Two pictures of one size, value by value.
+    """The difference between two pictures of one size, value by value.
 
     Attributes:
-        values: (height, width) uint8, the largest difference of a pixel's red, green and blue in 0 to 255, the
-            pictures being laid on white and on black, so that a difference of opacity shows as it does to the eye.
-        mean: of red, green and blue and both grounds.
+        values: (height, width) uint8: largest difference of a pixel's red, green and blue, 0 to 255. The pictures are
+            composed on white and on black, so that a difference of opacity counts as much as the eye sees it.
+        mean: mean difference over all pixels, red, green and blue, and both backgrounds.
     """
 
     values: NDArray[np.uint8]
@@ -34,12 +34,12 @@ class PictureDifference:
 
     @property
     def largest(self) -> int:
-        """Of all pixels."""
+        """Largest difference of all pixels, 0 to 255."""
         return int(self.values.max())
 
 
 def picture_difference(found: bytes, expected: bytes) -> PictureDifference | None:
-    """Compare two PNGs; None where their sizes differ."""
+    """Compare two PNGs. Return None if their sizes differ."""
     pictures = []
     for data in (found, expected):
         with Image.open(io.BytesIO(data)) as image:
@@ -54,23 +54,23 @@ def picture_difference(found: bytes, expected: bytes) -> PictureDifference | Non
 
 
 def scale_end(differences: Sequence[PictureDifference]) -> int:
-    """The difference that has the brightest colour: the largest of all of them, and not less than `LEAST_END`."""
+    """Return the difference that has the brightest colour: the largest difference, but at least `LEAST_END`."""
     return max([LEAST_END, *(item.largest for item in differences)])
 
 
 def difference_map(difference: PictureDifference, end: int) -> bytes:
-    """A PNG of the map, black where the pictures are the same, the brightest colour at `end` and above."""
+    """Return the map as a PNG: black where the pictures are equal, the brightest colour at `end` and above."""
     return _coloured(np.round(np.minimum(difference.values, end) * (255 / end)).astype(np.uint8))
 
 
 def colour_bar(end: int) -> Html:
-    """What the colours of maps mean."""
+    """Return the legend of the colours of maps."""
     bar = tag("img", src=data_uri(_coloured(np.arange(256, dtype=np.uint8)[None])), alt="", class_="colour-bar")
     return tag("span", "0 ", bar, f" {end} of 255", class_="legend")
 
 
 def picture(data: bytes, alt: str, *caption: Html | str, plain: bool = False) -> Html:
-    """A PNG over a checkerboard, where it is transparent; a `plain` one is opaque."""
+    """Return a figure of a PNG with a checkerboard behind it, or without the checkerboard if the PNG is `plain`."""
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
     shown = tag(
@@ -80,9 +80,9 @@ def picture(data: bytes, alt: str, *caption: Html | str, plain: bool = False) ->
 
 
 def side_by_side(columns: Sequence[Sequence[Html]]) -> Html:
-    """Columns of a picture and the map of its difference; of two columns, all beside each other.
+    """Return columns of a picture and its difference map. All items of up to two columns are beside each other.
 
-    A row of more scrolls by itself where it is wider than the page, the first column staying in sight.
+    A row of more columns scrolls separately if it is wider than the page, and the first column stays in sight.
     """
     if len(columns) <= 2:
         return tag("div", [item for column in columns for item in column], class_="pictures")
@@ -92,7 +92,7 @@ def side_by_side(columns: Sequence[Sequence[Html]]) -> Html:
 
 
 def data_uri(data: bytes) -> str:
-    """A PNG within the page."""
+    """Return a PNG as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
 
 

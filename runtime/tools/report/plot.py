@@ -1,4 +1,4 @@
-"""The few kinds of plots that reports have, each one panel as wide as a phone."""
+"""The kinds of plots in reports. Each plot is one panel as wide as a phone."""
 
 from __future__ import annotations
 
@@ -15,17 +15,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 340
-"""CSS pixels of a panel: it fits a phone as it is, so that its text keeps its size."""
+"""Width of a panel [CSS pixels]. The panel fits a phone without scaling, so text keeps its size."""
 
 _DPI = 96
 _MOST_TICKS = 8
 _LABEL_WIDTH, _TICK_WIDTH = 6.3, 40.0
-"""CSS pixels that a letter of a row's label, and a label below an axis, take."""
+"""Widths of a letter in a row's label and of a label below an axis [CSS pixels]."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: its label, length, text behind it, number of its colour, and marks further right (p90, p99)."""
+    """A bar of a bar plot.
+
+    Attributes:
+        label: label above the bar.
+        value: length of the bar.
+        text: text at the right end of the label's line.
+        series: number of the bar's colour.
+        marks: values of the marks to the right of the bar (p90, p99).
+    """
 
     label: str
     value: float
@@ -36,7 +44,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve over steps; what is not finite, or not above 0 on a logarithmic axis, is left out."""
+    """A curve over steps. Values that are not finite or not above 0 are left out, because the axis is logarithmic."""
 
     label: str
     values: Sequence[float]
@@ -46,7 +54,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Span:
-    """One interval with its estimate; `mark` colours it: "good", "bad" or none."""
+    """An interval with its estimate. `mark` determines the colour: "good", "bad", or "" for grey."""
 
     label: str
     low: float
@@ -56,7 +64,7 @@ class Span:
 
 
 def bars(name: str, title: str, items: Sequence[Bar]) -> Html:
-    """Horizontal bars from 0; a thin line runs on to the marks. Labels stand above their bars."""
+    """Plot horizontal bars from 0. Labels are above the bars, and a thin line runs from a bar to its marks."""
     most = max([*(item.value for item in items), *(mark for item in items for mark in item.marks)]) or 1.0
     with plotting():
         figure, axes = _panel(40 * len(items) + 34, left=2, right=2, top=30, bottom=4)
@@ -83,7 +91,16 @@ def curves(
     levels: Collection[tuple[float, int]] = (),
     across: str = "step",
 ) -> Html:
-    """Curves on a logarithmic axis over steps, the sigma under each; `levels` are dashed lines, with their colours."""
+    """Plot curves over steps on a logarithmic axis.
+
+    Args:
+        name: name of the figure in the page.
+        title: title of the panel.
+        lines: the curves.
+        sigmas: sigma of each step, shown below the axis; empty to show none.
+        levels: (value, number of a colour) of each dashed horizontal line.
+        across: name of the horizontal axis.
+    """
     steps = max((len(line.values) for line in lines), default=0)
     with plotting():
         figure, axes = _panel(240, left=46, right=10, top=30, bottom=44 if sigmas else 34)
@@ -109,15 +126,15 @@ def curves(
 
 
 def span_limits(items: Sequence[Span], margin: float) -> tuple[float, float]:
-    """Ends of an axis on which all of them fit, for panels that are compared."""
+    """Return the ends of an axis on which all intervals fit. Panels that are compared share these ends."""
     low = min([1 / (1 + margin), *(item.low for item in items)])
     return low / 1.06, max([1 + margin, *(item.high for item in items)]) * 1.06
 
 
 def spans(name: str, title: str, items: Sequence[Span], margin: float, limits: tuple[float, float]) -> Html:
-    """Ratios on a logarithmic axis around 1, their intervals, and the band in which nothing is called a difference.
+    """Plot ratios with their intervals on a logarithmic axis, and the band around 1 in which there is no difference.
 
-    Labels stand left of the axes, in columns as wide as the longest needs.
+    Labels are to the left of the axes, in a column as wide as the longest label.
     """
     colours = {"good": SERIES[2], "bad": BAD}
     low, high = limits
@@ -146,7 +163,7 @@ def spans(name: str, title: str, items: Sequence[Span], margin: float, limits: t
 
 
 def _panel(height: float, *, left: float, right: float, top: float, bottom: float) -> tuple[Figure, Axes]:
-    """One axes, its margins in CSS pixels."""
+    """Return a figure with one axes. Height and margins are in CSS pixels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH / _DPI, height / _DPI), dpi=_DPI)
@@ -161,7 +178,7 @@ def _finished(figure: Figure, name: str, title: str) -> Html:
 
 
 def _below(axes: Axes, ticks: Sequence[int], labels: Sequence[str], name: str, depth: float) -> None:
-    """A line of labels `depth` points below the axes, its name to the left."""
+    """Write a line of labels `depth` points below the axes, with the line's name to the left."""
     look: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "color": MUTED}
     for tick, label in zip(ticks, labels, strict=True):
         axes.annotate(label, (tick, 0), (0, -depth), xycoords=axes.get_xaxis_transform(), ha="center", **look)
@@ -169,7 +186,7 @@ def _below(axes: Axes, ticks: Sequence[int], labels: Sequence[str], name: str, d
 
 
 def _padded(axes: Axes, values: Sequence[float]) -> None:
-    """Whole decades, so that there are always two labels to read by."""
+    """Extend the logarithmic axis to whole decades, so that at least two ticks have labels."""
     from matplotlib.ticker import NullLocator
 
     found = [value for value in values if math.isfinite(value) and value > 0] or [1.0]
@@ -182,7 +199,7 @@ def _padded(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _spread(ticks: Sequence[float], low: float, high: float, most: float) -> list[float]:
-    """Those of the axis that do not run into each other, at most `most`, 1 among them."""
+    """Return ticks that do not overlap, at most `most`, always including 1."""
     room, edge = math.log(high / low) / most, (high / low) ** 0.05
     kept = [1.0]
     for tick in sorted(ticks, key=lambda value: abs(math.log(value))):

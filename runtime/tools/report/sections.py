@@ -1,4 +1,4 @@
-"""What every report has: the page around it, its verdict, legends, the environment and the commands."""
+"""The parts of every report: the page, verdicts, legends, the environment and the commands."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from qwen_image_engine.runtime.tools.report.html import Content, Html, join, tab
 from qwen_image_engine.runtime.tools.report.style import STYLE
 
 GENERATOR = "qwen-image-engine report"
-"""Of the page's `meta`: what tells a report from another file of its name."""
+"""Value of the page's `meta` element "generator". It distinguishes a report from another file of the same name."""
 
 
 def page(title: str, command: str, lead: Content, *content: Content) -> str:
-    """The whole document; `command` is the one that wrote it."""
+    """Return the whole HTML document. `command` is the command that wrote it."""
     name = f"{title} - {command}"
     head = tag(
         "head",
@@ -39,28 +39,34 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def section(title: str, *content: Content) -> Html:
-    """One part with its heading."""
+    """Return a section with its heading."""
     return tag("section", tag("h2", title), content)
 
 
 def verdict(mark: str, title: Content, *details: Content) -> Html:
-    """What it comes to; `mark` is "good", "bad" or "unclear", details are paragraphs or what `more` folds."""
+    """Return the box of a verdict.
+
+    Args:
+        mark: "good", "bad" or "unclear".
+        title: the verdict in a sentence.
+        details: paragraphs, or elements such as the result of `more`.
+    """
     shown = [item if isinstance(item, Html) else tag("p", item) for item in details]
     return tag("div", tag("strong", title), shown, class_=f"verdict {mark}")
 
 
 def marked(mark: str, text: str) -> Html:
-    """A word in the colour of a verdict."""
+    """Return a text in the colour of a verdict."""
     return tag("span", text, class_=f"mark-{mark}")
 
 
 def facts(items: Mapping[str, str]) -> Html:
-    """Figures that stand out, by what they are."""
+    """Return a list of emphasised figures. `items` has their texts by name."""
     return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in items.items()], class_="facts")
 
 
 def legend(items: Iterable[tuple[str, int | str, bool]]) -> Html:
-    """Label, number or name of the colour, whether dashed."""
+    """Return a legend. Each item is its label, the number or name of its colour, and whether its line is dashed."""
 
     def key(colour: int | str, dashed: bool) -> Html:
         name = f"series-{colour % 8}" if isinstance(colour, int) else colour
@@ -71,22 +77,22 @@ def legend(items: Iterable[tuple[str, int | str, bool]]) -> Html:
 
 
 def plots(panels: Sequence[Html], *caption: Content, keys: Html | str = "") -> Html:
-    """Panels beside each other, as many as fit, with one legend and one caption."""
+    """Return a figure of panels beside each other, as many as fit, with one legend and one caption."""
     return tag("figure", keys, tag("div", panels, class_="plots"), tag("figcaption", caption))
 
 
 def more(summary: str, *content: Content) -> Html:
-    """What few readers want, folded."""
+    """Return folded content for the few readers who need it. `summary` is the visible line."""
     return tag("details", tag("summary", summary), content)
 
 
 def listed(lines: Iterable[Content]) -> Html:
-    """One line each."""
+    """Return a bulleted list of the lines."""
     return tag("ul", [tag("li", line) for line in lines])
 
 
 def environment(found: Mapping[str, Any], rows: Sequence[tuple[str, str]] = ()) -> Html:
-    """Machine, versions and the time, after `rows`."""
+    """Return the section with `rows`, the machine, versions of packages, and the time of the run."""
     lines = list(rows)
     machine = found.get("machine") or {}
     flags = machine.get("cpu_flags")
@@ -107,13 +113,13 @@ def environment(found: Mapping[str, Any], rows: Sequence[tuple[str, str]] = ()) 
 
 
 def short_names(folders: Sequence[str]) -> list[str]:
-    """Folders by their own names where these tell them apart."""
+    """Return the names of the folders without their parents, or the full paths if two names are equal."""
     names = [PurePath(folder).name or folder for folder in folders]
     return names if len(set(names)) == len(names) else list(folders)
 
 
 def commands(*lines: str) -> Html:
-    """What to type to get the same again."""
+    """Return the section with the commands that repeat the result."""
     shown = [line for line in lines if line]
     if not shown:
         return join("")

@@ -1,4 +1,4 @@
-"""How a report looks, light and dark; nothing is loaded from anywhere."""
+"""The style sheet of a report, light and dark. It loads no other files."""
 
 LIGHT = {
     "page": "#ffffff",
@@ -38,7 +38,7 @@ DARK = {
     "series-6": "#c3c862",
     "series-7": "#a2aab5",
 }
-"""Names that plots use too (`svg.COLOURS`); text has a contrast of at least 4.5 on both page and panel."""
+"""Colours by name. Plots use the same names (`svg.COLOURS`). Text has a contrast of at least 4.5 on page and panel."""
 
 
 def _colours(values: dict[str, str]) -> str:

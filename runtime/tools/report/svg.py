@@ -1,4 +1,4 @@
-"""A matplotlib figure as SVG that lives in a page: its colours and fonts are the page's, its ids are its own."""
+"""Conversion of matplotlib figures to inline SVG with the colours and fonts of the page and with unique ids."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLOURS = {
     "#010208": "page",
     **{f"#02030{index}": f"series-{index}" for index in range(8)},
 }
-"""What plots are drawn with, to the name of the page's colour that takes its place, light or dark."""
+"""Placeholder colours in plots, each with the name of the page's colour, light or dark, that replaces it."""
 
 INK, MUTED, GRID, GOOD, BAD, PAGE, *SERIES = COLOURS
 
@@ -34,7 +34,7 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 @contextmanager
 def plotting() -> Iterator[None]:
-    """matplotlib's settings for such figures, and nobody else's."""
+    """Apply matplotlib's settings for figures of a report within the context only."""
     import matplotlib
 
     settings: dict[Any, Any] = {
@@ -66,12 +66,12 @@ def plotting() -> Iterator[None]:
 
 
 def inline(figure: Figure, name: str, title: str) -> Html:
-    """The figure as an `svg` element.
+    """Return the figure as an `svg` element.
 
     Args:
-        figure: drawn inside `plotting`.
-        name: of this figure in the page, of letters, digits and hyphens; ids begin with it.
-        title: what it shows, for those who do not see it.
+        figure: figure that was drawn inside `plotting`.
+        name: name of the figure in the page, made of letters, digits and hyphens. Ids begin with it.
+        title: description of the figure for screen readers.
     """
     buffer = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
