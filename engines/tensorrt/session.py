@@ -5,12 +5,10 @@ Nothing of it has run on a GPU yet; every call is checked against the types of T
 
 from dataclasses import dataclass
 
-import tensorrt as trt
-
 from qwen_image_engine.engines.cuda.driver import DeviceFacts
 from qwen_image_engine.engines.cuda.memory import CudaContext, CudaMemory
 from qwen_image_engine.engines.cuda.stream import CudaStream
-from qwen_image_engine.engines.tensorrt.bindings import Log, made, process_log
+from qwen_image_engine.engines.tensorrt.bindings import Log, made, process_log, trt
 from qwen_image_engine.engines.tensorrt.package import tensorrt
 from qwen_image_engine.engines.tensorrt.scratch import Scratch
 

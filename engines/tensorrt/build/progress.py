@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 
-import tensorrt as trt
+from qwen_image_engine.engines.tensorrt.bindings import trt
 
 Progress = Callable[[str, int, int], bool]
 """Told a phase of the build, its steps done and its steps; gives whether to go on."""

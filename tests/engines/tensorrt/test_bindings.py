@@ -1,8 +1,11 @@
 """The stubs that TensorRT's calls are checked against are those of the real 11.4 API."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.support.paths import ROOT
 
 CALLS = """
 import tensorrt as trt
@@ -28,6 +31,13 @@ def mypy(tensorrt_stub: Path, folder: Path, line: str) -> str:
         check=False,
     )
     return found.stdout
+
+
+def test_one_module_imports_the_package() -> None:
+    names = re.compile(r"^\s*(?:import tensorrt\b|from tensorrt\b)", re.MULTILINE)
+    files = (file for top in ("engines", "runtime") for file in (ROOT / top).rglob("*.py"))
+    found = [file.relative_to(ROOT).as_posix() for file in files if names.search(file.read_text(encoding="utf-8"))]
+    assert found == ["engines/tensorrt/bindings.py"]
 
 
 def test_what_11_removed_is_caught(tensorrt_stub: Path, tmp_path: Path) -> None:
