@@ -1,4 +1,7 @@
-"""TensorRT's messages: warnings go to standard error, errors into the exception that names them."""
+"""TensorRT's bindings, imported here alone, and its log: warnings on standard error, errors kept for exceptions.
+
+Every other module takes `trt` from here, so that a package with the same API is chosen in one place.
+"""
 
 import functools
 import sys
@@ -8,6 +11,8 @@ from typing import TypeVar
 import tensorrt as trt
 
 from qwen_image_engine.engines.core.errors import QwenImageError, one_line
+
+__all__ = ["Log", "made", "process_log", "trt"]
 
 _MOST_KEPT = 5
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from typing import TypeVar
 
-import tensorrt as trt
-
 from qwen_image_engine.engines.core import contract_check, errors
 from qwen_image_engine.engines.core.components import EVERY_STEP
 from qwen_image_engine.engines.core.contract import Contract
@@ -24,6 +22,7 @@ from qwen_image_engine.engines.cuda.euler_kernel import EulerKernel
 from qwen_image_engine.engines.plans.entry import Shape
 from qwen_image_engine.engines.plans.fit import check_memory_fits
 from qwen_image_engine.engines.plans.profile_choice import choose_profile
+from qwen_image_engine.engines.tensorrt.bindings import trt
 from qwen_image_engine.engines.tensorrt.device_latents import DeviceLatents
 from qwen_image_engine.engines.tensorrt.execution import TensorRtCall, axes
 from qwen_image_engine.engines.tensorrt.load import PlanSource, read_plan, streams

@@ -6,7 +6,6 @@ It has not run on a GPU yet. Every call is checked against the types of TensorRT
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import tensorrt as trt
 
 from qwen_image_engine.engines.core import errors
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec
@@ -16,7 +15,7 @@ from qwen_image_engine.engines.cuda.buffer import DeviceBuffer
 from qwen_image_engine.engines.cuda.memory import CudaMemory
 from qwen_image_engine.engines.cuda.stream import CudaGraph
 from qwen_image_engine.engines.plans.entry import Shape
-from qwen_image_engine.engines.tensorrt.bindings import made
+from qwen_image_engine.engines.tensorrt.bindings import made, trt
 from qwen_image_engine.engines.tensorrt.cuda_graph import Replay
 from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import tensorrt as trt
-
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError, is_memory, one_line
 from qwen_image_engine.engines.plans.entry import PlanEntry
+from qwen_image_engine.engines.tensorrt.bindings import trt
 from qwen_image_engine.engines.tensorrt.refit import refit
 from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 

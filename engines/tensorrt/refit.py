@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import tensorrt as trt
-
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.tensorrt.bindings import Log, made
+from qwen_image_engine.engines.tensorrt.bindings import Log, made, trt
 
 
 def refit(engine: trt.ICudaEngine, model: Path, log: Log) -> None:

@@ -6,12 +6,10 @@ own bindings.
 
 from dataclasses import dataclass
 
-import tensorrt as trt
-
 from qwen_image_engine.engines.cuda.driver import DeviceFacts
 from qwen_image_engine.engines.cuda.memory import CudaContext, CudaMemory
 from qwen_image_engine.engines.cuda.stream import CudaStream
-from qwen_image_engine.engines.tensorrt.bindings import Log, made, process_log
+from qwen_image_engine.engines.tensorrt.bindings import Log, made, process_log, trt
 from qwen_image_engine.engines.tensorrt.package import tensorrt
 from qwen_image_engine.engines.tensorrt.scratch import Scratch
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import tensorrt as trt
 
 from qwen_image_engine.engines.core.bfloat16 import to_bfloat16
 from qwen_image_engine.engines.core.errors import QwenImageError, one_line
 from qwen_image_engine.engines.plans.entry import Profile
-from qwen_image_engine.engines.tensorrt.bindings import Log, made, process_log
+from qwen_image_engine.engines.tensorrt.bindings import Log, made, process_log, trt
 from qwen_image_engine.engines.tensorrt.build.audit import Network, audit, check_audit, check_parsed
 from qwen_image_engine.engines.tensorrt.build.inspector import node_names
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildResult

@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-import tensorrt as trt
+from qwen_image_engine.engines.tensorrt.bindings import trt
 
 
 class PlanWriter(trt.IStreamWriter):

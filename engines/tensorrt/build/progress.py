@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 
-import tensorrt as trt
+from qwen_image_engine.engines.tensorrt.bindings import trt
 
 Progress = Callable[[str, int, int], bool]
 """Function that is called with a phase of the build, its steps done and its steps. It returns whether to go on."""

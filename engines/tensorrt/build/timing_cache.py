@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-import tensorrt as trt
-
 from qwen_image_engine.engines.core.files import whole_file
+from qwen_image_engine.engines.tensorrt.bindings import trt
 
 
 def read_timings(config: trt.IBuilderConfig, path: Path, warnings: list[str]) -> trt.ITimingCache | None:

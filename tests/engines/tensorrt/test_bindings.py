@@ -1,10 +1,13 @@
 """The stubs that TensorRT's calls are checked against are those of the real 11.4 API."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.paths import ROOT
 
 CALLS = """
 import tensorrt as trt
@@ -30,6 +33,13 @@ def mypy(tensorrt_stub: Path, folder: Path, line: str) -> str:
         check=False,
     )
     return found.stdout
+
+
+def test_one_module_imports_the_package() -> None:
+    names = re.compile(r"^\s*(?:import tensorrt\b|from tensorrt\b)", re.MULTILINE)
+    files = (file for top in ("engines", "runtime") for file in (ROOT / top).rglob("*.py"))
+    found = [file.relative_to(ROOT).as_posix() for file in files if names.search(file.read_text(encoding="utf-8"))]
+    assert found == ["engines/tensorrt/bindings.py"]
 
 
 @pytest.mark.process
