@@ -99,7 +99,7 @@ class Checkpoint:
                 pipeline that was loaded from there. The weights of a pipeline are compared with the files.
             transformer_file: single file that replaces the folder's transformer weights; see `single_file`.
             loras: adapters that are merged into the transformer's weights for every reader; see `lora`.
-            attention: one of `runtime.model.ATTENTION`, which overrides the transformer's configuration.
+            attention: one of `runtime.model.facts.ATTENTION`, which overrides the transformer's configuration.
 
         Raises:
             QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture; an adapter does

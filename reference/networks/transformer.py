@@ -205,7 +205,7 @@ class Transformer(nn.Module):
 
         Args:
             text_states: (B, P, context_in_dim), the encoder's states after the system turn.
-            cos: (P, d/2) float32, see `runtime.rope.rotary_tables`.
+            cos: (P, d/2) float32, see `runtime.model.rope.rotary_tables`.
             sin: As cos.
 
         Returns:
@@ -263,7 +263,7 @@ class Transformer(nn.Module):
 
         Args:
             latents: (B, N, C_in).
-            features: (B or 1, 256) float32, see `runtime.schedule.time_features`.
+            features: (B or 1, 256) float32, see `runtime.model.time.time_features`.
             cos: (N, d/2) float32.
             sin: As cos.
             cache: Keys and values of the prefix from `prefix` and `prefix_image`, each (B, P, H, d).

@@ -1,8 +1,8 @@
 """The Qwen3-VL vision tower with DeepStack: it maps patches of a reference image to features of the encoder's width.
 
 One graph serves every image size: the host gives, for each patch, the rows of the learned position table to mix and
-their shares, and the rotary tables (`runtime.vision`). Patches come in 2x2 blocks, and each block becomes one token.
-Parameter names are the checkpoint's without `model.visual.`.
+their shares, and the rotary tables (`runtime.model.vision`). Patches come in 2x2 blocks, and each block becomes one
+token. Parameter names are the checkpoint's without `model.visual.`.
 """
 
 import torch.nn.functional as F
@@ -112,10 +112,10 @@ class Vision(nn.Module):
         """Return the features of images.
 
         Args:
-            patches: (B, N, 1536), see `runtime.vision.vision_patches`.
+            patches: (B, N, 1536), see `runtime.model.vision.vision_patches`.
             indices: (N, 4) int64, rows of the position table around each patch.
             weights: (N, 4) float32, share of each of these rows.
-            cos: (N, head_dim/2) float32, see `runtime.vision.vision_rotary_tables`.
+            cos: (N, head_dim/2) float32, see `runtime.model.vision.vision_rotary_tables`.
             sin: As cos.
 
         Returns:
