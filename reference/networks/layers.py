@@ -14,7 +14,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     Args:
         x: (B, S, H, d).
         cos: (S, d/2) or (B, S, d/2), float32.
-        sin: As cos.
+        sin: Sines of the same angles, shaped like cos.
         interleaved: True pairs neighbours (0, 1), (2, 3), … as in the transformer. False pairs channel i with i + d/2,
             as in Qwen3-VL.
 
@@ -70,7 +70,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis.
+    """The norm x / sqrt(mean(x^2) + eps) * weight over the last axis.
 
     Args:
         channels: Length of the last axis.

@@ -81,7 +81,7 @@ class TextEncoder(nn.Module):
         Args:
             embeddings: (B, T, C). Attention is causal, so padding on the right changes nothing before it.
             cos: (T, head_dim/2) float32, see `runtime.model.rope.encoder_rotary_tables`.
-            sin: As cos.
+            sin: Sines of the same angles, shaped like cos.
             deepstack: `config.deepstack` tensors (B, T, C), added to the output of the first layers; zero at text.
 
         Returns:

@@ -139,7 +139,7 @@ class Block(nn.Module):
             x: (B, S, C).
             modulation: Modulation of this pass.
             cos: (S, d/2) or (B, S, d/2), float32.
-            sin: As cos.
+            sin: Sines of the same angles, shaped like cos.
             past: Keys and values of the prefix, each (B, P, H, d), put before this pass's own.
             causal: Whether a token attends only to itself and earlier tokens.
             image_tokens: Number of image tokens, which come first. They attend to the past and to each other; the mask
@@ -206,7 +206,7 @@ class Transformer(nn.Module):
         Args:
             text_states: (B, P, context_in_dim), the encoder's states after the system turn.
             cos: (P, d/2) float32, see `runtime.model.rope.rotary_tables`.
-            sin: As cos.
+            sin: Sines of the same angles, shaped like cos.
 
         Returns:
             Keys and values of every layer, each (B, P, H, d).
@@ -232,7 +232,7 @@ class Transformer(nn.Module):
             latents: (B, n, C_in), latents of the image, row by row.
             text_states: (B, s, context_in_dim), states of the text up to the next image or the end.
             cos: (n + s, d/2) float32.
-            sin: As cos.
+            sin: Sines of the same angles, shaped like cos.
             cache: Keys and values of all earlier tokens, in order: (B, P, H, d) in every layer.
 
         Returns:
@@ -265,7 +265,7 @@ class Transformer(nn.Module):
             latents: (B, N, C_in).
             features: (B or 1, 256) float32, see `runtime.model.time.time_features`.
             cos: (N, d/2) float32.
-            sin: As cos.
+            sin: Sines of the same angles, shaped like cos.
             cache: Keys and values of the prefix from `prefix` and `prefix_image`, each (B, P, H, d).
             mask: (B, 1, 1, P + N) boolean, False at the padding of a batch of prompts; only training needs it.
 
@@ -300,9 +300,9 @@ class Transformer(nn.Module):
             latents: (B, N, C_in), latents of the reference images, then of the target.
             features: (B or 1, 256) float32.
             text_cos: (s, d/2) float32, cosines of the text's angles.
-            text_sin: As text_cos.
+            text_sin: Sines of the same angles, shaped like text_cos.
             cos: (N, d/2) float32, cosines of the latents' angles.
-            sin: As cos.
+            sin: Sines of the same angles, shaped like cos.
 
         Returns:
             (B, N, C_out). The target's velocities come last; the others have no meaning.

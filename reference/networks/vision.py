@@ -116,7 +116,7 @@ class Vision(nn.Module):
             indices: (N, 4) int64, rows of the position table around each patch.
             weights: (N, 4) float32, share of each of these rows.
             cos: (N, head_dim/2) float32, see `runtime.model.vision.vision_rotary_tables`.
-            sin: As cos.
+            sin: Sines of the same angles, shaped like cos.
 
         Returns:
             Embeddings for the image's slots, then the DeepStack features of each block in `config.deepstack`, all
