@@ -1,1 +1,1 @@
-"""Benchmarks: each room's programs run from the repository's top, as in `python -m benchmarks.speed.run`."""
+"""Benchmarks. Run their programs from the top of the repository, for example `python -m benchmarks.speed.run`."""

@@ -1,6 +1,7 @@
-"""The networks behind the engines' interface: what every compiled engine is compared with and the exporter traces.
+"""The components of a checkpoint, computed by the PyTorch networks.
 
-`forward` maps a component's inputs, by the names of its contract, to its outputs in the order of the contract.
+Every compiled engine is compared with them, and the exporter traces them. `forward` maps the inputs of a component, by
+the names of its contract, to the outputs in the order of the contract.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from qwen_image_engine.reference.networks.vision import Vision
 
 
 def components(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return the names of a checkpoint's components by its attention: prefix passes and step, or joint."""
+    """Return the names of a checkpoint's components. They depend on its attention: prefix passes and step, or joint."""
     return tuple(row.name for row in components_with(checkpoint.transformer.attention))
 
 
 def dims(checkpoint: Checkpoint) -> Dims:
-    """The sizes that the checkpoint's contracts name; a contract has two tensors for each layer of the transformer.
+    """Return the sizes that the contracts of a checkpoint name.
+
+    A contract has two tensors for each layer of the transformer.
 
     Raises:
-        QwenImageError: config.json asks for more of them than are stored.
+        QwenImageError: config.json asks for more layers than are stored.
     """
     checkpoint.check_depth("transformer")
     transformer, encoder = checkpoint.transformer, checkpoint.text_encoder
@@ -48,9 +51,9 @@ def dims(checkpoint: Checkpoint) -> Dims:
 
 
 def forward(component: Contract, network: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """A component's outputs in the contract's dtypes, computed in the dtype of the network's weights.
+    """Return a component's outputs in the dtypes of the contract, computed in the dtype of the network's weights.
 
-    Tables of angles and the time features stay in float32: rounded to bf16 the angles of late tokens would be noise.
+    Tables of angles and the time features stay in float32: in bf16 the angles of late tokens would be noise.
     """
     results = _FORWARD[component.component](network, inputs)
     wanted = (getattr(torch, spec.dtype) for spec in component.outputs)

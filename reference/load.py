@@ -1,4 +1,4 @@
-"""The stored tensors that a network's graphs read."""
+"""The networks of a checkpoint with their stored weights, and the stored tensors that their graphs read."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 def read_tensors(checkpoint: Checkpoint, network: str) -> tuple[TensorInfo, ...]:
     """Return the stored tensors that a network's graphs read, in the network's order.
 
-    The network is built on "meta" for its shapes, once for each opened checkpoint.
+    The shapes come from the network built on "meta". It is built once for each opened checkpoint.
 
     Raises:
-        QwenImageError: the tensors are not those of the network.
+        QwenImageError: the stored tensors do not match the network.
     """
     if network not in checkpoint.read_by:
         shapes = {name: tuple(tensor.shape) for name, tensor in empty_network(checkpoint, network).state_dict().items()}
@@ -32,7 +32,7 @@ def empty_network(checkpoint: Checkpoint, name: str) -> nn.Module:
     """Build one of `NETWORKS` with parameters on "meta" and derived buffers real.
 
     Raises:
-        QwenImageError: config.json asks for more blocks than are stored, or for widths that no tensor can have.
+        QwenImageError: config.json asks for more blocks than are stored, or for sizes that no tensor can have.
     """
     checkpoint.check_depth(name)
     try:
@@ -53,10 +53,13 @@ def empty_network(checkpoint: Checkpoint, name: str) -> nn.Module:
 
 
 def load_network(checkpoint: Checkpoint, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The same with the checkpoint's weights in `dtype`; where they are stored in it, views of the mapped file.
+    """Load a network with the checkpoint's weights in `dtype`.
+
+    Weights that are stored in `dtype` are views of the mapped file.
 
     Raises:
-        QwenImageError: the tensors are not those of the network.
+        QwenImageError: the stored tensors do not match the network, or config.json asks for more blocks than are
+            stored.
     """
     network = empty_network(checkpoint, name)
     checkpoint.stored(name).load_into(network, dtype)

@@ -1,4 +1,4 @@
-"""The reference pipeline: the runtime's own, on PyTorch engines in fp32."""
+"""The reference pipeline: the runtime's pipeline on PyTorch engines in fp32."""
 
 from collections.abc import Callable
 from weakref import WeakValueDictionary
@@ -31,13 +31,13 @@ def reference_pipeline(
     watch: MemoryWatch | None = None,
     prepare: Callable[[nn.Module], None] | None = None,
 ) -> QwenImage:
-    """The pipeline that every bundle is compared with.
+    """Return the pipeline that every bundle is compared with.
 
     Args:
-        checkpoint: an opened one, or what `Checkpoint.open` takes: folder, hub name, diffusers pipeline.
-        memory: "resident" keeps the networks, prefix and step sharing one; "sequential" holds one at a time.
-        watch: of this process's memory, for `timings` to hold peaks too; the caller closes it.
-        prepare: called with each network once it is loaded, before it runs.
+        checkpoint: an opened checkpoint, or an argument of `Checkpoint.open`: folder, hub name, diffusers pipeline.
+        memory: "resident" keeps all networks loaded; prefix and step share one. "sequential" holds one at a time.
+        watch: a watch of this process's memory, so that `timings` holds peaks too; the caller closes it.
+        prepare: function called with each network once, after it is loaded and before it runs.
 
     Raises:
         QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture.
@@ -61,9 +61,9 @@ def pipeline_on(
     Args:
         checkpoint: the checkpoint that the networks are from.
         components: the engines.
-        precision: of the networks, as the pictures' parameters name it.
-        tokenizer: the checkpoint's, if it is loaded already.
-        embeddings: the checkpoint's, if they are mapped already.
+        precision: precision of the networks, as the parameters of the pictures name it.
+        tokenizer: tokenizer of the checkpoint; None to load it.
+        embeddings: embedding table of the checkpoint; None to map it.
 
     Raises:
         QwenImageError: the checkpoint's tokenizer, embeddings or schedule are missing or not implemented.
@@ -84,9 +84,10 @@ def engine_loader(
     device: str = "cpu",
     prepare: Callable[[nn.Module], None] | None = None,
 ) -> Callable[[str], Engine]:
-    """Component name to its engine; components that are one network share its weights while one of them is held.
+    """Return a function that loads the engine of a component by name.
 
-    `prepare` is called with each network once it is loaded.
+    Components of one network share its weights while an engine of the network is held. `prepare` is called with each
+    network once, after it is loaded.
     """
     sizes = dims(checkpoint)
     networks: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
@@ -104,10 +105,10 @@ def engine_loader(
 
 
 def embedding_table(checkpoint: Checkpoint) -> EmbeddingTable:
-    """The checkpoint's token embeddings, mapped.
+    """Map the checkpoint's token embeddings.
 
     Raises:
-        QwenImageError: they are missing or of another shape or dtype.
+        QwenImageError: the embeddings are missing or have another shape or dtype.
     """
     info = checkpoint.token_embeddings()
     rows, width = info.shape
@@ -115,17 +116,17 @@ def embedding_table(checkpoint: Checkpoint) -> EmbeddingTable:
 
 
 def schedule_config(checkpoint: Checkpoint) -> ScheduleConfig:
-    """The checkpoint's schedule.
+    """Return the checkpoint's schedule.
 
     Raises:
-        QwenImageError: it holds a value that is not implemented.
+        QwenImageError: the schedule holds a value that is not implemented.
     """
     where = str(checkpoint.folder / "scheduler" / "scheduler_config.json")
     return ScheduleConfig.from_json(checkpoint.scheduler, checkpoint.index.get("sample_sigmas"), where)
 
 
 def model_facts(checkpoint: Checkpoint) -> ModelFacts:
-    """What the host side needs of the checkpoint's configs."""
+    """Return the values of the checkpoint's configs that the host side needs."""
     return ModelFacts(
         channels=checkpoint.transformer.in_channels,
         axes_dims_rope=checkpoint.transformer.axes_dims_rope,

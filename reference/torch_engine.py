@@ -1,4 +1,4 @@
-"""Components of the reference behind the interface of an engine."""
+"""The reference's components behind the `Engine` interface."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from qwen_image_engine.reference.load import load_network
 
 
 class TorchEngine:
-    """A component of the reference, numpy in and out, in its weights' dtype and on their device."""
+    """A component of the reference, with numpy arrays in and out.
+
+    It computes in the dtype of the network's weights and on their device.
+    """
 
     def __init__(self, contract: Contract, network: nn.Module) -> None:
         self._contract = contract
@@ -31,7 +34,11 @@ class TorchEngine:
         return self._contract
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name; errors as in `Engine.run`."""
+        """Run the component and return the outputs by name.
+
+        Raises:
+            QwenImageError: the inputs do not match the contract, the outputs do not match it, or the engine is closed.
+        """
         if self._network is None:
             raise QwenImageError(f"{self._contract.component}: this engine is closed; load it again")
         sizes = contract_check.check_inputs(self._contract, inputs)
@@ -47,15 +54,15 @@ class TorchEngine:
         return outputs
 
     def close(self) -> None:
-        """Free the network; see `Engine.close`."""
+        """Free the network. Closing twice is allowed; running afterwards is an error."""
         self._network = None
 
 
 def reference_engines(checkpoint: Checkpoint) -> dict[str, Engine]:
-    """An fp32 engine for every component; prefix and step share their weights, as do the VAE's components.
+    """Load an fp32 engine for every component. Components of one network share its weights.
 
     Raises:
-        QwenImageError: the tensors are not those of the networks.
+        QwenImageError: the stored tensors do not match the networks.
     """
     sizes = dims(checkpoint)
     names = components(checkpoint)

@@ -1,1 +1,1 @@
-"""Parts that several benchmarks share: the environment's facts, large checkpoints, measured processes."""
+"""Modules that several benchmarks share: environment facts, large checkpoints, measured processes."""

@@ -1,7 +1,7 @@
 """Inputs of `calibrate` for drawing and editing: `python -m benchmarks.common.calibration_inputs FOLDER [--pairs 8]`.
 
 Writes FOLDER/prompts.txt, an instruction and a prompt in turn, and FOLDER/images, the reference image of each
-instruction, of scenes and edits from the training part of the recipe of `shapes`.
+instruction. Scenes and edits are from the training part of the recipe of `shapes`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Classes of diffusers and transformers, imported so that they load beside a CPU build of torch."""
+"""Classes of diffusers and transformers, imported so that they load with a CPU build of torch."""
 
 from qwen_image_engine.reference.baselines.cpu_torchvision import leave_out_operators
 

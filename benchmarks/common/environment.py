@@ -1,4 +1,4 @@
-"""What a figure was measured on and with: machine, versions, commit. Every result file carries it."""
+"""The environment of a measurement: machine, versions, commit. Every result file contains it."""
 
 import os
 import subprocess
@@ -14,9 +14,9 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of this tree, with `-dirty` where files other than results differ.
+    """Return the commit of this tree, with `-dirty` if tracked files other than results differ.
 
-    Outside a repository what GIT_COMMIT says, None where it is not set.
+    Outside a repository, return GIT_COMMIT. None if it is not set.
     """
     try:
         head = _git("rev-parse", "--short=12", "HEAD")

@@ -1,4 +1,4 @@
-"""What can be checked of a graph whose weights are linked: the checker refuses hard links."""
+"""A check of graphs with linked weights, because ONNX's checker does not accept hard links."""
 
 from pathlib import Path
 
@@ -9,11 +9,14 @@ from qwen_image_engine.reference.storage.tensor_file import read_header
 
 
 def check_linked_graph(model: Path) -> int:
-    """Check the graph with its weights as inputs, and each weight's place against the file's header; give their number.
+    """Check a graph and its linked weights, and return the number of linked weights.
+
+    ONNX's checker gets the weights as inputs of the graph. The place of each weight is compared with the header of its
+    file.
 
     Raises:
-        onnx.checker.ValidationError: the graph is unsound.
-        AssertionError: a weight is elsewhere than the graph says, or of another shape or dtype.
+        onnx.checker.ValidationError: the graph is invalid.
+        AssertionError: a weight has another place, shape or dtype than the graph says.
     """
     proto = onnx.load(str(model), load_external_data=False)
     headers = {}

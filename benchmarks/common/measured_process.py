@@ -1,4 +1,4 @@
-"""A command in a process of its own: how long it took and the most memory it held."""
+"""Measurement of a command in a process of its own: duration and peak memory."""
 
 import resource
 import subprocess
@@ -10,13 +10,13 @@ from qwen_image_engine.runtime.system.memory_use import MemoryUse, MemoryWatch
 
 @dataclass(frozen=True)
 class Measured:
-    """What it printed, and what that took.
+    """The output and the cost of a command.
 
     Attributes:
         output: standard output.
-        seconds: by the clock.
-        cpu_seconds: of every core; what is left of `seconds` where other processes take turns.
-        peak: None where the system does not tell.
+        seconds: wall-clock time [s].
+        cpu_seconds: CPU time of all cores [s]; unlike `seconds`, other processes hardly change it.
+        peak: peak memory; None if the system does not report it.
     """
 
     output: str
@@ -26,10 +26,10 @@ class Measured:
 
 
 def run_measured(*command: object) -> Measured:
-    """Run `command`; its standard error goes where this process's does.
+    """Run `command` and measure it. It inherits the standard error of this process.
 
     Raises:
-        CalledProcessError: it failed.
+        CalledProcessError: the command exits with a code other than 0.
     """
     words = [str(word) for word in command]
     began, cpu = time.perf_counter(), _children_seconds()

@@ -1,4 +1,4 @@
-"""Places in this repository that benchmarks read and write."""
+"""Paths in this repository that benchmarks read and write."""
 
 from pathlib import Path
 

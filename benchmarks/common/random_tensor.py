@@ -1,4 +1,4 @@
-"""A tensor of random values that is written as a stream: one pool of normal numbers, read from another start each time.
+"""Tensors of random values, written as a stream from one pool of normal numbers, each from a start of its own.
 
 Drawing 16 billion numbers would take half an hour; scaling as many takes half a minute.
 """
@@ -23,14 +23,14 @@ _TIME_GAIN = 2.0
 
 @dataclass(frozen=True)
 class RandomTensor:
-    """An entry of a weight file; the same values for the same name."""
+    """An entry of a weight file with random values. The same name gives the same values."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
 
     def blocks(self) -> Iterator[memoryview]:
-        """At most 16 MB of bf16, 32 MB of fp32 at once."""
+        """Yield the bytes in blocks of at most 16 MB of bf16 or 32 MB of fp32."""
         mean, std = distribution(self.name, self.shape)
         dtype: torch.dtype = getattr(torch, STORED_FLOATS[self.dtype].name)
         start, rest = zlib.crc32(self.name.encode()) % POOL, math.prod(self.shape)
@@ -43,12 +43,12 @@ class RandomTensor:
 
 @cache
 def pool() -> torch.Tensor:
-    """Normal numbers, 67 MB."""
+    """Return the pool of normal numbers, 67 MB."""
     return torch.randn(POOL, generator=torch.Generator().manual_seed(0))
 
 
 def distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Mean and standard deviation that keep activations in order: what a linear reads it passes on as large."""
+    """Return mean and standard deviation that keep the size of activations from a linear's input to its output."""
     if "text_norm" in name:
         return 0.0, 0.1  # stored minus one
     if name.endswith("gamma") or (len(shape) == 1 and name.endswith("weight")):

@@ -1,14 +1,14 @@
-"""The released checkpoint's configs, as published in its config.json files, and the same architecture in small."""
+"""The released checkpoint's configs, as published in its config.json files, and smaller configs like them."""
 
 from typing import Any
 
 Z_DIM = 64
 SPECIAL_TOKENS = 151643
-"""Id of the first one, `<|endoftext|>`."""
+"""Id of the first special token, `<|endoftext|>`."""
 
 
 def released_configs() -> dict[str, dict[str, Any]]:
-    """By component, in transformers 4's spelling, in which the text encoder was published."""
+    """Return the released configs by component. The text encoder's has the published spelling, of transformers 4."""
     transformer = {
         "_class_name": "QwenImage21Transformer2DModel",
         "patch_size": 1,
@@ -86,7 +86,7 @@ def released_configs() -> dict[str, dict[str, Any]]:
 
 
 def configs_of_depth(layers: int) -> dict[str, dict[str, Any]]:
-    """Every released width, and `layers` blocks in transformer and text encoder."""
+    """Return configs with every released width, but `layers` blocks in transformer and text encoder."""
     configs = released_configs()
     configs["transformer"]["num_layers"] = layers
     configs["text_encoder"]["text_config"]["num_hidden_layers"] = layers
@@ -96,7 +96,7 @@ def configs_of_depth(layers: int) -> dict[str, dict[str, Any]]:
 
 
 def small_configs() -> dict[str, dict[str, Any]]:
-    """Two blocks, narrow, the vocabulary whole: 0.2 GB."""
+    """Return configs of two narrow blocks with the whole vocabulary: 0.2 GB."""
     configs = configs_of_depth(2)
     configs["transformer"] |= {"num_attention_heads": 4, "context_in_dim": 256}
     configs["text_encoder"]["text_config"] |= {

@@ -23,7 +23,7 @@ def checkerboard(width: int, height: int) -> Image.Image:
 
 
 def save_sheet(path: Path, columns: Sequence[Sequence[tuple[Path, str]]]) -> None:
-    """Each column holds (picture, caption) from top to bottom; columns wrap after `COLUMNS`."""
+    """Write a contact sheet. A column is (picture, caption) from top to bottom; columns wrap after `COLUMNS`."""
     depth = max(map(len, columns))
     bands = -(-len(columns) // COLUMNS)
     step_x, step_y = CELL + GAP, CELL + CAPTION + GAP

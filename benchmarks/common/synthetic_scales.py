@@ -1,8 +1,8 @@
-"""Static scales for random weights at full size, where a calibration would take hours.
+"""Static scales for random weights at full size, for which a calibration would take hours.
 
-They are the same for every input, as of activations that are normal: random weights have no outliers, and kernels take
-as long whatever the scales are. So how far such an engine is from torch says that it is not broken, and nothing of
-accuracy.
+The scales are the same for every input and assume normal activations. Random weights have no outliers, and the time of
+a kernel does not depend on scales. The error of such an engine against torch shows only that it works; it does not
+measure accuracy.
 """
 
 import torch
@@ -18,7 +18,7 @@ _LARGEST = 4.5  # of a normal input of a few thousand channels over a thousand r
 
 
 def synthetic_calibration(network: Transformer) -> Calibration:
-    """What was seen of every input, were it normal."""
+    """Return the calibration that normal inputs of every linear would give."""
     modules = dict(network.named_modules())
     seen = {
         name: _normal(module.in_features)

@@ -1,4 +1,4 @@
-"""A checkpoint whose transformer has random weights and any width; everything else is the small one's."""
+"""A copy of the small checkpoint whose transformer has random weights and any width."""
 
 import json
 import shutil
@@ -18,7 +18,10 @@ _TIME_GAIN = 2.0
 
 
 def write_wide_checkpoint(folder: Path, heads: int, blocks: int) -> None:
-    """`blocks` blocks of `heads` heads of 128 channels, in bf16; channels and context stay those of the small one."""
+    """Write a checkpoint with `blocks` blocks of `heads` heads of 128 channels, in bf16.
+
+    The latents' channels and the context's width are the small checkpoint's.
+    """
     shutil.copytree(SMALL, folder)
     file = folder / "transformer" / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) | {
@@ -39,7 +42,7 @@ def write_wide_checkpoint(folder: Path, heads: int, blocks: int) -> None:
 
 
 def _weight(name: str, shape: Any, generator: torch.Generator) -> torch.Tensor:
-    """Linears keep the magnitude of what they read; norms scale by 1 or a little off it."""
+    """Return a random weight. Linears keep the magnitude of their input; norms scale by about 1."""
     noise = torch.randn(shape, generator=generator)
     if len(shape) == 1:
         value = 0.1 * noise + (0 if "text_norm" in name else 1)

@@ -1,1 +1,1 @@
-"""Figures of README.md and docs/, written from benchmarks/results/."""
+"""Tables and figures of README.md and docs/, written from benchmarks/results/."""

@@ -1,4 +1,4 @@
-"""Figures within sentences of README.md and docs/, from the committed results."""
+"""Figures in sentences of README.md and docs/, from the committed results."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

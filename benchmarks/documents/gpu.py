@@ -1,4 +1,4 @@
-"""Tables of what benchmarks/gpu.sh measured, where somebody has run it."""
+"""Tables of the results of benchmarks/gpu.sh, if they are committed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from benchmarks.documents.tables import markdown, result
 
 
 def gpu() -> str:
-    """What somebody who has run benchmarks/gpu.sh committed: steps, prefix, where time goes, parity."""
+    """Return the tables of the committed results of benchmarks/gpu.sh: steps, prefix, profiles, parity."""
     if not (document_tables.RESULTS / "gpu.json").is_file():
         return "No result of a GPU has been committed yet.\n"
     found = result("gpu")
@@ -56,7 +56,7 @@ def _size(row: Mapping[str, Any]) -> str:
 def _or_missing(
     row: Mapping[str, Any], cells: Callable[[Mapping[str, Any]], Sequence[str]], count: int
 ) -> Sequence[str]:
-    """The `count` cells of a row, or why there are none."""
+    """Return the `count` cells of a row, or the reason why it has no figures."""
     return (row["missing"].replace("|", "\\|"), *[""] * (count - 1)) if "missing" in row else cells(row)
 
 

@@ -1,4 +1,4 @@
-"""README's table of what was measured: one row for each result."""
+"""README's table of measurements, with one row for each result."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from benchmarks.documents.tables import ONNXRUNTIME, OPENVINO, markdown, result,
 
 
 def measured() -> str:
-    """README's: one row for each result."""
+    """Return README's table of measurements, with one row for each result."""
     return markdown(
         ("what", "measured", "file"), ((what, found, f"`{name}.json`") for what, found, name in _measured())
     )

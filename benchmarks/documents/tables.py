@@ -20,18 +20,18 @@ ONNXRUNTIME, OPENVINO = "ONNX Runtime int8", "OpenVINO int8, rest bf16"
 
 
 def speed_ratio(tokens: int, way: str, base: str = "bf16", file: str = "speed") -> str:
-    """How many times faster than diffusers a way takes a step."""
+    """Return the speed-up of a contender's step over diffusers, as text."""
     (row,) = (row for row in result(file)["results"] if (row["tokens"], row["way"]) == (tokens, way))
     return f"{row['times_faster_than'][f'diffusers {base}']['ratio_of_medians']:.2f}x"
 
 
 def speed() -> str:
-    """Cached steps at the released width, by size and way."""
+    """Return the table of cached steps at the released width, by size and contender."""
     return _speed("speed")
 
 
 def speed_zen4() -> str:
-    """The same on another processor."""
+    """Return the table of cached steps on another processor."""
     return _speed("speed-zen4")
 
 
@@ -55,7 +55,7 @@ def _speed(file: str) -> str:
 
 
 def profile() -> str:
-    """Shares of the time of a step by kind of operator."""
+    """Return the table of a step's time, in shares by kind of operator."""
     found = result("speed")["profiles"]
     kinds = list(found[0]["kinds"])
     return markdown(
@@ -72,7 +72,7 @@ def profile() -> str:
 
 
 def attention() -> str:
-    """One block's attention on every engine."""
+    """Return the table of one block's attention on every engine."""
     return markdown(
         ("way", "seconds", "GFLOP/s", "error"),
         (
@@ -83,7 +83,7 @@ def attention() -> str:
 
 
 def references() -> str:
-    """A step after a reference image, on every engine."""
+    """Return the table of a step after a reference image, on every engine."""
     return markdown(
         ("engine", "step after text", "after text and image", "ratio", "recomputed", "the image's pass"),
         (
@@ -100,7 +100,7 @@ def references() -> str:
 
 
 def mask() -> str:
-    """Attention of a reference image's pass, with one mask over all and without."""
+    """Return the table of attention in a reference image's pass, with one mask over all tokens and without."""
     found = result("references")["attention of the pass in one block"]
     return markdown(
         ("attention", "seconds", "peak memory"),
@@ -112,7 +112,10 @@ def mask() -> str:
 
 
 def modes() -> str:
-    """What each mode cost on the small checkpoint, by stage; again: all before the first step of a second seed."""
+    """Return the table of each mode's times on the small checkpoint, by stage.
+
+    "again" is the time before the first step of a second seed.
+    """
     stages = {"references_s": "references", "encode_s": "encode", "prefix_s": "prefix", "step_s": "step"}
     return markdown(
         ("mode", "prompt", "size", "tokens before the target", *(f"{name}, ms" for name in stages.values()), "again"),
@@ -131,7 +134,7 @@ def modes() -> str:
 
 
 def rotations() -> str:
-    """One product with outliers, by the size of the rotation."""
+    """Return the table of errors of a product with outliers, by the size of the rotation."""
     return markdown(
         ("channels rotated together", "relative error"),
         ((str(row["rotation"]), f"{row['relative_l2']:.1%}") for row in result("rotations")["results"]),
@@ -139,7 +142,7 @@ def rotations() -> str:
 
 
 def quantisation() -> str:
-    """Every way on every checkpoint."""
+    """Return the table of errors of every quantisation method on every checkpoint."""
     return markdown(
         ("checkpoint", "way", "step cosine", "teacher-forced", "worst step"),
         (
@@ -156,7 +159,7 @@ def quantisation() -> str:
 
 
 def shapes() -> str:
-    """Held-out prompts and edits that the small checkpoint fulfils."""
+    """Return the table of held-out prompts and edits that the small checkpoint fulfils."""
     found = result("shapes")
     aims = {"one or two shapes": "90%", "three shapes": "75%", "edits": "85%"}
     rows = [(name, f"{found[name]['rate']:.1%} of {found[name]['tried']}", aim) for name, aim in aims.items()]
@@ -165,7 +168,7 @@ def shapes() -> str:
 
 
 def edits() -> str:
-    """The same edits by kind."""
+    """Return the table of the small checkpoint's held-out edits by kind."""
     found = result("shapes")["edits"]
     return markdown(
         ("kind", "fulfilled", "kept"),
@@ -174,7 +177,7 @@ def edits() -> str:
 
 
 def judge() -> str:
-    """Bundles on held-out prompts."""
+    """Return the table of bundles on held-out prompts and edits."""
     rows = result("judge")["results"]
     kinds = list(rows[0]["pictures"])
     return markdown(
@@ -201,7 +204,7 @@ def judge() -> str:
 
 
 def bench_quality() -> str:
-    """How well `bench` measures, beside what it is held to."""
+    """Return the table of the accuracy of `bench`, with the aim of each figure."""
     if not (RESULTS / "bench-quality.json").is_file():
         return "No result of an idle machine has been committed yet.\n"
     found = result("bench-quality")
@@ -227,7 +230,7 @@ def bench_quality() -> str:
 
 
 def full_size_export() -> str:
-    """Exports of the released sizes, each figure beside what `plan` said."""
+    """Return the table of exports at the released size, with the prediction of `plan` for each figure."""
 
     def both(found: float, predicted: float, unit: str, scale: float) -> str:
         return f"{found / scale:.2f} {unit} ({predicted / scale:.2f})"
@@ -249,7 +252,7 @@ def full_size_export() -> str:
 
 
 def full_size_run() -> str:
-    """Two pictures of one prompt on each engine."""
+    """Return the table of two pictures of one prompt on each engine."""
     kinds = ("load_s", "encode_s", "prefix_s", "first_step_s", "step_s", "decode_s", "total_s")
     return markdown(
         ("engine", "picture", *(kind.removesuffix("_s").replace("_", " ") for kind in kinds), "peak"),
@@ -269,7 +272,7 @@ def full_size_run() -> str:
 
 
 def full_size_peaks() -> str:
-    """Peaks of stages in ONNX Runtime beside what `plan` said."""
+    """Return the table of memory peaks of stages in ONNX Runtime, with the prediction of `plan`."""
     runs = [("512x512", result("full-size-run-onnxruntime")["pictures"][0], result("full-size-run-onnxruntime"))]
     for name in ("step-1024", "step-2048", "decode-2048"):
         found = result(f"full-size-{name}-onnxruntime")

@@ -1,7 +1,7 @@
-"""Writes the figures of README.md and docs/ from the results: `python -m benchmarks.documents.write [--check]`.
+"""The writer of tables and figures in README.md and docs/: `python -m benchmarks.documents.write [--check]`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`, NAME being one of `_TABLES`; words with
-figures in a sentence between `<!-- figure: NAME -->` and `<!-- end -->`, NAME being one of `FIGURES`.
+A table is between `<!-- table: NAME -->` and `<!-- end -->`, with a NAME from `_TABLES`. Words with figures in a
+sentence are between `<!-- figure: NAME -->` and `<!-- end -->`, with a NAME from `FIGURES`.
 """
 
 import argparse
@@ -20,10 +20,10 @@ _FIGURE = re.compile(r"(<!-- figure: (\w+) -->).*?(<!-- end -->)")
 
 
 def written(text: str) -> str:
-    """A document's text with its figures as the results have them.
+    """Return a document's text with the tables and figures of the results.
 
     Raises:
-        KeyError: it names a table or a figure that there is not.
+        KeyError: the document names a table or a figure that does not exist.
     """
     text = _TABLE.sub(lambda found: found[1] + _TABLES[found[2]]() + found[3], text)
     return _FIGURE.sub(lambda found: found[1] + FIGURES[found[2]]() + found[3], text)

@@ -1,7 +1,7 @@
 """A checkpoint of random weights that has every name, shape, dtype and file of the released one.
 
-Names and shapes are those of the library's own classes, not of the networks here. Run as a script it prints what it
-did as JSON.
+Names and shapes come from the library's own classes, not from the networks here. The script prints the counts and the
+bytes written as JSON.
 """
 
 import argparse
@@ -31,7 +31,7 @@ TURBO_SIGMAS = (1.0, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0
 
 @dataclass(frozen=True)
 class Count:
-    """Of a component."""
+    """The number of tensors and parameters of a component."""
 
     tensors: int
     parameters: int
@@ -46,7 +46,7 @@ RELEASED_COUNTS = {
 
 @dataclass(frozen=True)
 class Written:
-    """What making a checkpoint did: weight files that were not there yet, and those that were."""
+    """The result of writing a checkpoint: counts by component, bytes of new weight files and of existing ones."""
 
     counts: Mapping[str, Count]
     written_bytes: int
@@ -54,10 +54,15 @@ class Written:
 
 
 def write_checkpoint(folder: Path, configs: Mapping[str, dict[str, Any]], turbo: bool) -> Written:
-    """Write the checkpoint, and of its weight files those that are missing; `turbo` fixes the schedule of 8 steps.
+    """Write the checkpoint. Complete weight files stay; only missing ones are written.
+
+    Args:
+        folder: folder of the checkpoint.
+        configs: configs by component.
+        turbo: write Turbo's fixed schedule of 8 steps.
 
     Raises:
-        QwenImageError: the disk is too small.
+        QwenImageError: the disk has too little free space for the missing weight files.
     """
     configs = {name: dict(config) for name, config in configs.items()}
     mean, std = torch.randn(2, configs["vae"]["z_dim"], generator=torch.Generator().manual_seed(0))
@@ -91,7 +96,7 @@ def write_checkpoint(folder: Path, configs: Mapping[str, dict[str, Any]], turbo:
 
 
 def library_shapes(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, torch.Size]]:
-    """Names and shapes of every tensor, by component, from diffusers' and transformers' classes without memory."""
+    """Return names and shapes of all tensors by component, from classes of diffusers and transformers on "meta"."""
     from benchmarks.common.diffusers_classes import (
         AutoencoderKLQwenImage21,
         Qwen3VLConfig,
@@ -109,7 +114,7 @@ def library_shapes(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str,
 
 
 def weight_files(component: str, shapes: Mapping[str, torch.Size]) -> list[WeightFile]:
-    """The component's shards, about as large as one another, or its one file."""
+    """Return the component's shards, of about equal size, or its one file."""
     stem, shards = LAYOUT[component].weights, SHARDS[component]
     tensors = [RandomTensor(name, DTYPES[component], tuple(shape)) for name, shape in shapes.items()]
     if shards == 1:
@@ -121,7 +126,10 @@ def weight_files(component: str, shapes: Mapping[str, torch.Size]) -> list[Weigh
 
 
 def split(tensors: list[RandomTensor], sizes: list[int], shards: int) -> Iterator[list[RandomTensor]]:
-    """Consecutive parts: each ends where its share of the whole is reached, and leaves one tensor for each after it."""
+    """Yield consecutive parts of `tensors`.
+
+    A part ends when it has reached its share of the whole. It leaves at least one tensor for each later part.
+    """
     share, done, part = sum(sizes) / shards, 0, 1
     current: list[RandomTensor] = []
     for index, (tensor, size) in enumerate(zip(tensors, sizes, strict=True)):
@@ -135,7 +143,7 @@ def split(tensors: list[RandomTensor], sizes: list[int], shards: int) -> Iterato
 
 
 def is_complete(folder: Path, file: WeightFile) -> bool:
-    """Whether the file is there: it gets its name when it is whole, so size and header tell."""
+    """Return whether the file exists with its size and header. It gets its name only when it is complete."""
     path = folder / file.name
     if not path.is_file() or path.stat().st_size != file.nbytes:
         return False
@@ -144,7 +152,7 @@ def is_complete(folder: Path, file: WeightFile) -> bool:
 
 
 def write_index(folder: Path, component: str, files: list[WeightFile]) -> None:
-    """Write which shard has which tensor, where there are shards."""
+    """Write the index of tensors and shards, if there is more than one shard."""
     if len(files) > 1:
         places = {tensor.name: file.name for file in files for tensor in file.tensors}
         total = sum(place.nbytes for file in files for place in file.places().values())
@@ -153,7 +161,7 @@ def write_index(folder: Path, component: str, files: list[WeightFile]) -> None:
 
 
 def write_processor(folder: Path) -> None:
-    """Copy the small checkpoint's, its special tokens moved to the released ids."""
+    """Copy the small checkpoint's processor, and move the special tokens to the released ids."""
     shutil.copytree(SMALL / "processor", folder, dirs_exist_ok=True)
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
@@ -163,7 +171,7 @@ def write_processor(folder: Path) -> None:
 
 
 def write_schedule(folder: Path, turbo: bool) -> None:
-    """Write the released schedule, which is the small checkpoint's, or Turbo's."""
+    """Write the released schedule, which the small checkpoint has too, or Turbo's."""
     index = json.loads((SMALL / "model_index.json").read_text(encoding="utf-8"))
     schedule = json.loads((SMALL / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     if turbo:

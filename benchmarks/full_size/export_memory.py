@@ -1,10 +1,10 @@
-"""Peak memory of an export against its checkpoint's size: random weights in the released architecture, fewer layers.
+"""Peak memory of exports by checkpoint size: random weights in the released architecture, with fewer layers.
 
     python -m benchmarks.full_size.export_memory --work /tmp/export-memory --output RESULT.json
 
 The checkpoint has every width of the released one (4,096 channels, 151,936 tokens, the whole VAE), so its largest
-tensors are the largest there are. Every export runs in a process of its own, which reports its peak after importing,
-after tracing and at the end. Two depths show that the peak does not grow with the checkpoint.
+tensors are as large as the released ones. Every export runs in a process of its own, which reports its peak after
+importing, after tracing and at the end. Two depths show that the peak does not grow with the checkpoint.
 """
 
 import argparse
@@ -38,9 +38,14 @@ WAYS = (("fp32", "copy"), ("fp32", "link"), ("int8", "copy"))  # precision, weig
 def write_checkpoint(
     folder: Path, layers: int = 1, contents: bool = True, values: Mapping[str, Any] | None = None
 ) -> None:
-    """Configs (released, of `layers` blocks, or `values`), the small one's tokenizer and schedule, random weights.
+    """Write a checkpoint of random weights with the small checkpoint's tokenizer and schedule.
 
-    Without `contents` the files are holes behind their headers: they take no disk, and serve where no weight is read.
+    Args:
+        folder: folder of the checkpoint; an existing one is deleted.
+        layers: blocks of the released configs; only used without `values`.
+        contents: False writes weight files as holes after their headers. They take no disk space and serve readers
+            that read no weights.
+        values: configs by component; None for the released ones.
     """
     import torch
 
@@ -109,7 +114,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held, mapped files included."""
+    """Return the peak memory of this process in bytes, mapped files included."""
     highest = highest_resident_bytes()
     if highest is None:
         raise OSError("/proc/self/status has no VmHWM: this benchmark needs Linux")
@@ -117,7 +122,7 @@ def peak_bytes() -> int:
 
 
 def export(checkpoint: Path, bundle: Path, precision: str, weights: str) -> dict[str, Any]:
-    """In a process of its own: export, and the peaks on the way."""
+    """Export, and return times, sizes and memory peaks. Call it in a process of its own."""
     from qwen_image_engine.export.bundle import network_folder
     from qwen_image_engine.export.bundle.bundle import export_bundle
 

@@ -1,4 +1,4 @@
-"""What `full_size.py` measures of a bundle, each in a process of its own that holds nothing but the runtime.
+"""Measurements of a bundle for `full_size.run`, each in a process of its own that loads only the runtime.
 
 python -m benchmarks.full_size.parts pictures|step|decode BUNDLE --engine onnxruntime --width 512 --height 512
 """
@@ -31,7 +31,7 @@ SENTENCE = "a red circle on the left, a blue square in the center and a green tr
 
 
 def pictures(options: argparse.Namespace, watch: MemoryWatch) -> dict[str, Any]:
-    """Two pictures of one prompt, the second of another seed."""
+    """Draw two pictures of one prompt, the second with another seed, and return times and memory peaks."""
     prompt, tokens = prompt_of(Bundle.open(options.bundle), options.prompt_tokens)
     began = time.perf_counter()
     found = []
@@ -57,7 +57,7 @@ def pictures(options: argparse.Namespace, watch: MemoryWatch) -> dict[str, Any]:
 
 
 def step(options: argparse.Namespace, watch: MemoryWatch) -> dict[str, Any]:
-    """Steps of random inputs of the size of a picture's."""
+    """Run steps on random inputs of the size of a picture, and return times and memory peaks."""
     bundle = Bundle.open(options.bundle)
     entry = bundle.manifest.components["step"]
     rows, columns = options.height // 16, options.width // 16
@@ -75,7 +75,7 @@ def step(options: argparse.Namespace, watch: MemoryWatch) -> dict[str, Any]:
 
 
 def decode(options: argparse.Namespace, watch: MemoryWatch) -> dict[str, Any]:
-    """One picture of random latents."""
+    """Decode random latents to one picture, and return times and memory peaks."""
     tokens = options.height * options.width // 256
     with QwenImage.load(options.bundle, options.engine, "sequential", options.threads, watch) as pipeline:
         latents = np.random.default_rng(0).standard_normal((1, tokens, pipeline.facts.channels), np.float32)
@@ -84,7 +84,7 @@ def decode(options: argparse.Namespace, watch: MemoryWatch) -> dict[str, Any]:
 
 
 def stages(timings: Timings) -> dict[str, Any]:
-    """Every load and run in order, and the peak of each kind."""
+    """Return every load and run in order, and the memory peak of each stage."""
     return {
         "stages": [{"stage": f"{item.kind} {item.component}", "seconds": item.seconds} for item in timings.entries],
         "peaks": {stage: asdict(peak) for stage, peak in timings.peaks().items()},
@@ -92,7 +92,7 @@ def stages(timings: Timings) -> dict[str, Any]:
 
 
 def prompt_of(bundle: Bundle, length: int) -> tuple[str, int]:
-    """The longest prompt of whole words whose prefix has at most `length` tokens, and how many it has."""
+    """Return the longest prompt of whole words whose prefix has at most `length` tokens, and its number of tokens."""
     tokenizer = bundle.tokenizer
     words = SENTENCE.split() * (length // len(SENTENCE.split()) + 1)
 
@@ -105,7 +105,7 @@ def prompt_of(bundle: Bundle, length: int) -> tuple[str, int]:
 
 
 def random_inputs(contract: Contract, sizes: Mapping[str, int], given: Mapping[str, Array]) -> dict[str, Array]:
-    """Normal numbers for every input that is not `given`."""
+    """Return normal numbers for every input that is not in `given`."""
     rng = np.random.default_rng(0)
 
     def size(axis: str | int) -> int:

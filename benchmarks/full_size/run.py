@@ -1,4 +1,4 @@
-"""The whole toolchain at the released size, on weights that are made: what each stage takes, beside what was predicted.
+"""The whole toolchain at the released size, on random weights: cost of each stage, compared with predictions.
 
     python -m benchmarks.full_size.run make DIR --turbo        # 33 GB
     python -m benchmarks.full_size.run export DIR              # DIR-tensorrt-bf16, linked, and DIR-cpu-int8, 17 GB
@@ -36,7 +36,7 @@ Row = tuple[str, str]
 
 
 def bundle_of(checkpoint: Path, target: str, precision: str) -> Path:
-    """Beside the checkpoint, whose files can then be linked."""
+    """Return the folder of a bundle: next to the checkpoint, so that its files can be linked."""
     return checkpoint.with_name(f"{checkpoint.name}-{target}-{precision}")
 
 
@@ -78,7 +78,7 @@ def export_one(checkpoint: Path, target: str, precision: str, weights: str) -> d
 
 
 def check(bundle: Path) -> dict[str, int]:
-    """The linked weights of every graph, each in its place, the graph itself passed by ONNX's checker."""
+    """Check every graph with ONNX's checker and the places of its linked weights; return their number by component."""
     from benchmarks.common.graph_check import check_linked_graph
 
     components = read_manifest(bundle).components
@@ -86,7 +86,7 @@ def check(bundle: Path) -> dict[str, int]:
 
 
 def written_bytes(bundle: Path, checkpoint: Path) -> int:
-    """Bytes of the bundle's files that are none of the checkpoint's."""
+    """Return the bytes of the bundle's files that are not linked to files of the checkpoint."""
     theirs = {path.resolve().stat().st_ino for path in checkpoint.rglob("*") if path.is_file()}
     stats = [path.stat() for path in bundle.rglob("*") if path.is_file()]
     return sum(stat.st_size for stat in stats if stat.st_ino not in theirs)
@@ -121,7 +121,7 @@ def part(options: argparse.Namespace, name: str, *arguments: object) -> dict[str
 
 
 def predicted_peaks(bundle: Path, size: int) -> dict[str, int]:
-    """What `plan` says that each stage of a picture holds; measured peaks are of the same stages."""
+    """Return the memory peak of each stage of a picture that `plan` predicts. Measured peaks have the same stages."""
     manifest = read_manifest(bundle)
     ways = ("-m", manifest.checkpoint.path, "--target", manifest.target, "--precision", manifest.precision)
     plan = run_measured(*COMMAND, "plan", *ways, "--size", f"{size}x{size}", "--json")
@@ -134,7 +134,7 @@ def process(run: Measured) -> dict[str, Any]:
 
 
 def rows(document: Mapping[str, Any]) -> list[Row]:
-    """A document for a person, predictions beside what they were of."""
+    """Return the rows of a document for a person, with predictions after the measured values."""
     found: list[Row] = []
     for name, count in document.get("counts", {}).items():
         found.append((name, f"{count['tensors']} tensors, {count['parameters']:,} parameters"))
@@ -193,7 +193,7 @@ SUBCOMMANDS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 
 def variant(options: argparse.Namespace) -> str:
-    """What a subcommand's result file is called."""
+    """Return the middle part of the name of a subcommand's result file."""
     words = [options.subcommand]
     if options.subcommand in ("step", "decode"):
         words.append(str(options.size))

@@ -1,4 +1,4 @@
-"""Engines of the small checkpoint, exported and built here, against the reference in fp32 on the device."""
+"""Parity of engines of the small checkpoint, exported and built here, with the reference in fp32 on the device."""
 
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ CALIBRATED = ("fp8", "int8")
 SCALES = "scales of two prompts, 3 steps each, in fp32 on the CPU"
 
 EXPORT_SECONDS = 60.0
-"""Export and runs of one bundle; a guess."""
+"""Estimated time to export one bundle and run its engines [s]."""
 
 BUILD_SECONDS = 100.0
-"""The most that the eight engines of one bundle are built for; what is built by then is compared."""
+"""Time limit of building the eight engines of one bundle [s]. Only the engines built by then are compared."""
 
 
 def compared_shapes() -> Any:
-    """What has room for `gpu_parity.SIZES`."""
+    """Return build shapes that include `parity.SIZES`."""
     from qwen_image_engine.engines.plans.profile import Range
     from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
 
@@ -32,7 +32,7 @@ def compared_shapes() -> Any:
 def engine_parity(
     engine: str, target: str, precisions: tuple[str, ...], device: torch.device, budget: Budget, work: Path
 ) -> Rows:
-    """Every component in each precision; what is missing says why."""
+    """Yield a row for every component in each precision. Rows of missing results give the reason."""
     for precision in precisions:
         way = f"{engine} {target} {precision}"
         yield from guarded(
@@ -59,7 +59,7 @@ def _rows(way: str, engine: str, target: str, precision: str, device: torch.devi
 
 
 def _calibration(work: Path) -> Path:
-    """Of the small checkpoint, made once."""
+    """Return the calibration folder of the small checkpoint."""
     from qwen_image_engine.calibration.observe.calibrate import calibrate
 
     folder, prompts = work / "calibration", ("a red circle on a white background", "two blue squares")
@@ -68,7 +68,7 @@ def _calibration(work: Path) -> Path:
 
 
 def _built(bundle: Path, budget: Budget) -> tuple[list[str], str | None]:
-    """Components that have an engine now, the transformer's first, and why others have none."""
+    """Build the engines, the transformer's first; return the built components and why others are missing, if any."""
     from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
     from qwen_image_engine.runtime.bundle.manifest import read_manifest
     from qwen_image_engine.runtime.tools.build.build import build_bundle

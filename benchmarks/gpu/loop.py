@@ -1,4 +1,7 @@
-"""The sampler's steps on the device: its kernel bit for bit, and TensorRT's steps taken there against the host's."""
+"""Parity and speed of the sampling loop on the device: the Euler kernel bit for bit, and TensorRT's steps.
+
+Steps in the device loop are compared with steps in the host's loop.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +29,17 @@ from qwen_image_engine.runtime.sampling.solver import guide, integrate
 KERNEL_SECONDS = 60.0
 STEPS = 8
 COUNT = 4096 * 64 + 3
-"""Elements of 1024x1024, and a block that is not full."""
+"""Elements of the latents of 1024x1024, plus a block that is not full."""
 
 SIGMAS = np.linspace(1, 0, STEPS + 1, dtype=np.float32)
 GUIDANCE = 3.5
 
 
 def kernel_row() -> Row:
-    """Guided steps of the kernel against numpy's, and one whose velocity is not finite.
+    """Compare guided steps of the kernel with numpy's, and check that it finds a velocity that is not finite.
 
     Raises:
-        QwenImageError: there is no GPU, or it refuses the kernel.
+        QwenImageError: there is no GPU, or it does not accept the kernel.
     """
     device_facts()
     context = CudaContext.open()
@@ -74,10 +77,10 @@ def kernel_row() -> Row:
 
 
 def kernel_row_apart() -> Row:
-    """`kernel_row` of a process of its own: a fault in it would end the context that every other row is measured in.
+    """Run `kernel_row` in a process of its own. A fault in the kernel would end the context of all other rows.
 
     Raises:
-        RuntimeError: there is none; its text says why.
+        RuntimeError: the process fails; the text gives its last line of standard error.
     """
     code = "import json; from benchmarks.gpu.loop import kernel_row; print(json.dumps(kernel_row()))"
     done = subprocess.run(
@@ -89,11 +92,13 @@ def kernel_row_apart() -> Row:
 
 
 def loop_row(engine: LoopingEngine, inputs: Mapping[str, Any]) -> Row:
-    """Milliseconds a step, each of the second time: on the device (by its clock and by the host's) and by the host.
+    """Return the milliseconds of a step in the device loop (by its clock and the host's) and in the host's loop.
+
+    Each loop runs twice, and the second time counts.
 
     Args:
-        engine: of the step.
-        inputs: of one step, keys and values on the device.
+        engine: engine of the step.
+        inputs: inputs of one step, with keys and values on the device.
     """
     latents, features = inputs["latents"], inputs["time_features"]
     fixed = {name: values for name, values in inputs.items() if name not in ("latents", "time_features")}

@@ -1,4 +1,4 @@
-"""Memory of the device: the most that torch held, and what an engine beside torch holds."""
+"""Memory of the device: the peak of torch's allocations, and the memory of engines outside torch."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,12 +18,12 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """The most that torch has held since `reset_peak`; None on a CPU."""
+    """Return the peak of torch's allocations since `reset_peak` in bytes. None on a CPU."""
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else None
 
 
 def used_bytes(device: torch.device) -> int | None:
-    """All that is allocated on the device now, by whomever; None on a CPU."""
+    """Return the bytes that all processes have allocated on the device now. None on a CPU."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
@@ -31,20 +31,20 @@ def used_bytes(device: torch.device) -> int | None:
 
 
 class Held:
-    """What the device holds beyond what it held when this was first sampled, before an engine was loaded.
+    """The memory of the device above its level at the first sample, before an engine was loaded.
 
-    What torch allocates meanwhile, the velocity for one, counts as well.
+    Torch's allocations in that time, such as the velocity, count as well.
     """
 
     def __init__(self, device: torch.device, used: Used = used_bytes) -> None:
         self._device, self._used = device, used
         self._before: int | None = None
         self.most: int | None = None
-        """Bytes, the most that was seen; None on a CPU."""
+        """Highest sample in bytes; None on a CPU."""
 
     @contextmanager
     def sampled(self) -> Iterator[None]:
-        """Look again and again until the end of the block, in a thread: not around anything that is timed."""
+        """Sample in a thread until the end of the block. Do not use it around timed code."""
         if self._before is None:
             self._before = self._used(self._device)
         ended = Event()

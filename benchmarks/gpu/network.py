@@ -1,4 +1,4 @@
-"""The transformer at full size with random weights, made on the device, and every way of running its step in torch."""
+"""The transformer at full size with random weights, created on the device, and its contenders of a step in torch."""
 
 import gc
 from collections.abc import Callable, Mapping
@@ -21,12 +21,12 @@ SIGMA = 0.5
 _TIME_GAIN = 2.0
 
 Run = Callable[[], Tensor]
-"""One step: the velocity, (1, tokens, channels)."""
+"""A call that runs a step and returns the velocity, (1, tokens, channels)."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A square picture's step: its inputs on the device, and the keys and values before it."""
+    """The step of a square picture: its inputs on the device, and the prefix's keys and values."""
 
     side: int
     latents: Tensor
@@ -37,7 +37,7 @@ class Case:
 
 
 def random_transformer(values: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> Transformer:
-    """Linears keep the magnitude of what they read; norms scale by 1 or a little off it."""
+    """Return a transformer with random weights. Linears keep the magnitude of their input; norms scale by about 1."""
     with torch.device("meta"):
         network = Transformer(TransformerConfig.from_json(values, "config.json"))
     generator = torch.Generator(device).manual_seed(0)
@@ -54,7 +54,7 @@ def random_transformer(values: Mapping[str, Any], device: torch.device, dtype: t
 
 
 def prefix_inputs(network: Transformer, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Random states of a prompt, and its tables."""
+    """Return random states of a prompt, and its rotary tables."""
     weight = network.img_in.weight
     states = torch.randn(1, tokens, network.config.context_in_dim, dtype=weight.dtype, device=weight.device)
     layout = Layout.text_to_image(tokens, 2, 2)
@@ -64,7 +64,7 @@ def prefix_inputs(network: Transformer, tokens: int) -> tuple[Tensor, Tensor, Te
 
 
 def make_case(network: Transformer, side: int, prefix: tuple[Tensor, Tensor, Tensor]) -> Case:
-    """A picture of `side` x `side` tokens."""
+    """Return the case of a picture of `side` x `side` tokens."""
     weight, config = network.img_in.weight, network.config
     layout = Layout.text_to_image(prefix[0].shape[1], side, side)
     cos, sin = (
@@ -81,12 +81,12 @@ def make_case(network: Transformer, side: int, prefix: tuple[Tensor, Tensor, Ten
 
 
 def eager(network: Transformer, case: Case) -> Run:
-    """As written."""
+    """Return the step in eager mode."""
     return lambda: network.step(case.latents, case.features, case.cos, case.sin, case.cache)
 
 
 def graphed(run: Run, device: torch.device) -> Run:
-    """`run` as one CUDA graph, its inputs being where they were; on a CPU, which has none, as it is."""
+    """Return `run` as one CUDA graph whose inputs stay in place. On a CPU, return `run` itself."""
     if device.type != "cuda":
         return run
     side = torch.cuda.Stream()
@@ -109,7 +109,7 @@ def graphed(run: Run, device: torch.device) -> Run:
 
 
 def compiled_blocks(network: Transformer, options: Mapping[str, Any]) -> Transformer:
-    """A network on the same weights whose blocks are compiled: one compilation serves all of them, in seconds."""
+    """Return a network on the same weights with compiled blocks. One compilation serves all blocks, in seconds."""
     with torch.device("meta"):
         other = Transformer(network.config)
     other.load_state_dict(network.state_dict(), assign=True)
@@ -119,6 +119,6 @@ def compiled_blocks(network: Transformer, options: Mapping[str, Any]) -> Transfo
 
 
 def compiled_step(network: Transformer, options: Mapping[str, Any]) -> Callable[[Case], Run]:
-    """The whole step compiled at once, for each size anew; what blocks share with the next is computed together."""
+    """Return the step compiled as a whole, once for each size, so that fusion may cross the borders of blocks."""
     step = torch.compile(network.step, fullgraph=True, dynamic=False, **options)
     return lambda case: lambda: step(case.latents, case.features, case.cos, case.sin, case.cache)

@@ -1,4 +1,4 @@
-"""How far the reference in bf16 on the device, and engines on it, are from the reference in fp32 there."""
+"""Parity of the reference in bf16 and of engines with the reference in fp32, all on the device."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -19,17 +19,17 @@ from qwen_image_engine.reference.load import load_network
 
 SIZES = {"batch": 1, "text": 77, "prefix": 60, "tokens": 256, "height": 16, "width": 16, "image": 64, "slots": 16}
 MASKED_TEXTS = (77, 76, 80)
-"""Lengths of a text behind an image, whose attention has a mask: kernels differ by what divides the number of keys,
+"""Lengths of a text after an image, whose attention has a mask. Kernels depend on the divisors of the number of keys,
 here 201, 200 and 204."""
 
 POSITIONS = 16
-"""Rows of the vision tower's table that are read; every table has more."""
+"""Rows of the vision tower's position table that the inputs use; every table has more."""
 
 Rows = Iterator[dict[str, Any]]
 
 
 def component_inputs(spec: Contract, text: int = SIZES["text"]) -> dict[str, np.ndarray]:
-    """Random arrays of a contract's inputs, for a text of so many tokens; cosines and sines are of the same angles."""
+    """Return random inputs of a contract, for `text` text tokens. Cosines and sines are of the same angles."""
     rng = np.random.default_rng(0)
     sizes = {**SIZES, "text": text}
     arrays: dict[str, np.ndarray] = {}
@@ -44,7 +44,7 @@ def component_inputs(spec: Contract, text: int = SIZES["text"]) -> dict[str, np.
 
 
 def torch_rows(checkpoint: Checkpoint, device: torch.device, names: tuple[str, ...] | None = None) -> Rows:
-    """Each component in bf16 against fp32, both on the device and on the same inputs."""
+    """Compare each component in bf16 with fp32, both on the device and on the same inputs."""
 
     def row(name: str) -> dict[str, Any]:
         spec = contract(name, dims(checkpoint))
@@ -62,7 +62,7 @@ def torch_rows(checkpoint: Checkpoint, device: torch.device, names: tuple[str, .
 def engine_rows(
     checkpoint: Checkpoint, bundle: Path, way: str, engine: str, device: torch.device, names: Sequence[str]
 ) -> Rows:
-    """Components of a bundle on an engine against the reference in fp32 on the device."""
+    """Compare components of a bundle on an engine with the reference in fp32 on the device."""
     from qwen_image_engine.runtime.bundle.bundle import Bundle  # which needs more packages than torch does
 
     opened = Bundle.open(bundle)

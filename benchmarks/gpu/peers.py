@@ -1,4 +1,4 @@
-"""Other ways of running the same step: diffusers, ONNX Runtime on CUDA; what is missing says why."""
+"""Contenders outside torch's reference for the same step: diffusers and ONNX Runtime on CUDA."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ from qwen_image_engine.reference.networks.transformer import Transformer
 DIFFUSERS = "diffusers eager"
 
 LOAD_SECONDS = 60.0
-"""Loading what has been exported."""
+"""Estimated time to load an exported graph [s]."""
 
 EXPORT_SECONDS = 240.0
-"""Writing 14 GB, tracing two graphs of 32 blocks, and loading them."""
+"""Estimated time to write 14 GB, trace two graphs of 32 blocks, and load them [s]."""
 
 
 def peers(network: Transformer, values: Mapping[str, Any], work: Path) -> list[tuple[Way, Exported | None]]:
-    """All of them, each to be closed before the next is loaded; an engine with what its prefix is timed by.
+    """Return all contenders, an engine's with the exported graphs whose prefix is timed.
+
+    Close each contender before the next is loaded. A contender that is missing gives the reason.
 
     Args:
-        network: whose weights they run.
-        values: configs by component that the network is one of.
-        work: a folder for checkpoint and graphs.
+        network: network whose weights the contenders run.
+        values: configs by component, the network's among them.
+        work: folder for checkpoint and graphs.
     """
     on_cuda = network.img_in.weight.device.type == "cuda"
     plain = ("onnxruntime-cuda", "cuda", "bf16") if on_cuda else ("onnxruntime", "cpu", "fp32")
@@ -51,7 +53,7 @@ def peers(network: Transformer, values: Mapping[str, Any], work: Path) -> list[t
 
 
 class Diffusers:
-    """Its transformer on the same weights, with its own cache of the prefix."""
+    """The contender with the transformer of diffusers on the same weights, and its own prefix cache."""
 
     def __init__(self, network: Transformer) -> None:
         self.network = network
@@ -89,7 +91,7 @@ class Diffusers:
 
 
 class TorchMemory:
-    """A tensor's bytes as a `DeviceMemory` that is only read by its address."""
+    """The bytes of a tensor as a `DeviceMemory` of which only the address is read."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
@@ -109,7 +111,7 @@ class TorchMemory:
 
 
 class Exported:
-    """Step and prefix on an engine; exported once, of a checkpoint that has the network's weights."""
+    """The step and the prefix on an engine, exported once from a checkpoint with the network's weights."""
 
     def __init__(
         self,
@@ -133,7 +135,7 @@ class Exported:
         return f"{self.backend} {self.target} {self.precision}" + (f", {SYNTHETIC}" if self.precision == "fp8" else "")
 
     def prefix_rows(self, steps: Steps) -> Rows:
-        """The prefix's pass, where the step could be loaded."""
+        """Yield the row of the prefix pass. It gives a reason instead if the step is not loaded."""
         missing = missing_engine(self.backend)
         if missing is None and self.step.made is None:
             missing = "the step has not been loaded"
@@ -151,7 +153,7 @@ class Exported:
         )
 
     def close(self) -> None:
-        """Free the engines, and their graphs on the disk."""
+        """Free the engines, and delete their graphs on the disk."""
         self.step.close()
         self.prefix.close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -220,7 +222,7 @@ def missing_engine(name: str) -> str | None:
 
 
 def written_checkpoint(network: Transformer, values: Mapping[str, Any], work: Path) -> Path:
-    """A checkpoint that has the network's weights, written once; those of the others are holes."""
+    """Return a checkpoint with the network's weights, written once. Weights of other networks are holes."""
     folder = work / "full-size"
     if not folder.exists():
         write_checkpoint(folder, values=values, contents=False)
@@ -230,7 +232,7 @@ def written_checkpoint(network: Transformer, values: Mapping[str, Any], work: Pa
 
 
 def array_inputs(case: Case) -> dict[str, Any]:
-    """A step's inputs as engines take them, keys and values where they are."""
+    """Return the inputs of a step as engines take them. Keys and values stay on their device."""
     inputs: dict[str, Any] = {
         "latents": case.latents.float().cpu().numpy(),
         "time_features": case.features.cpu().numpy(),
@@ -244,7 +246,7 @@ def array_inputs(case: Case) -> dict[str, Any]:
 
 
 def _values(tensor: Tensor) -> Any:
-    """Keys or values where they are: on the device as they are, on a CPU as numpy."""
+    """Return keys or values without a copy: as a `DeviceArray` on the device, as numpy on a CPU."""
     if tensor.device.type != "cuda":
         return tensor.numpy()
     dtype = str(tensor.dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Where the time of a step goes on the device, by kind of kernel."""
+"""A profile of a step on the device: time by kind of kernel."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -19,21 +19,22 @@ SHOWN = 15
 NAME_LETTERS = 120
 
 _GENERATED = re.compile(r"^triton_(?!tem)")
-"""Kernels that inductor writes have the names of all operators that they come of, attention's among them."""
+"""Pattern of kernels that inductor generates. Their names list all fused operators, attention's among them."""
 
 
 def kind_of(kernel: str) -> str:
-    """The kind of a kernel, by its name."""
+    """Return the kind of a kernel, by its name."""
     if _GENERATED.search(kernel):
         return REST
     return next((kind for kind, pattern in KINDS.items() if pattern.search(kernel)), REST)
 
 
 def profile_step(run: Callable[[], object], device: torch.device) -> dict[str, Any]:
-    """Milliseconds of one run, by kind of kernel and of the kernels that take most; the kernels of attention.
+    """Return the milliseconds of one run by kind of kernel, its slowest kernels, and its attention kernels.
 
-    The profiler sees every kernel of the process, an engine's too: whether its attention is flash attention shows here
-    (`flash_fwd_kernel`; ONNX Runtime's others are `attention_kernel_batched_impl` and `UnfusedSoftmaxKernel`).
+    The profiler sees every kernel of the process, an engine's too. The names show whether its attention is flash
+    attention (`flash_fwd_kernel`; ONNX Runtime's others are `attention_kernel_batched_impl` and
+    `UnfusedSoftmaxKernel`).
     """
     run()
     synchronise(device)

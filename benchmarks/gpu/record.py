@@ -1,4 +1,4 @@
-"""The file of results, written anew after every row: what fails, or the end of the time, takes no row away."""
+"""The file of results. It is rewritten after every row, so that no failure and no time limit loses a row."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ NOT_REACHED = {"missing": "not reached"}
 
 
 class Record:
-    """A document of lists of rows; `complete` in it says whether all of it was gone through."""
+    """A document of lists of rows. Its key `complete` says whether the benchmark reached the end."""
 
     def __init__(self, file: Path, facts: Mapping[str, Any]) -> None:
         self._file, self._began = file, perf_counter()
@@ -22,12 +22,12 @@ class Record:
         self._write()
 
     def put(self, part: str, value: Any) -> None:
-        """One fact."""
+        """Set one part of the document and write the file."""
         self._document[part] = value
         self._write()
 
     def add(self, part: str, rows: Iterable[dict[str, Any]]) -> None:
-        """Rows as they come."""
+        """Append rows to a list of the document, and write the file after each row."""
         for row in rows:
             print(describe(row) if part == "steps" else row, file=sys.stderr, flush=True)
             self._document[part].append(row)
@@ -41,7 +41,7 @@ class Record:
 
 
 def describe(row: Mapping[str, Any]) -> str:
-    """A row of steps for whoever waits."""
+    """Return a row of steps as a line of progress."""
     if "missing" in row:
         found = row["missing"]
     else:

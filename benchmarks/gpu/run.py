@@ -1,10 +1,11 @@
 """Parity and speed of the transformer on a GPU, in 10 minutes at most: `sh benchmarks/gpu.sh`.
 
-Two parts. Parity: every component of the small checkpoint, and two blocks of the released width with random weights, in
-bf16 against fp32 on the device, and the same of the engines that are installed. Speed, at the released size with random
-weights in bf16, one picture at a time: the prefix, and a first and steady cached steps, in every way that is there, an
-engine at a time. A way that is not there, fails, or would not end in time is a row that says so, and the file is
-written after every row. `--device cpu --tiny` goes through all of it in seconds, at a size that tells nothing.
+The benchmark has two parts. Parity compares bf16 with fp32 on the device, for every component of the small checkpoint
+and for two blocks of the released width with random weights, and does the same for the installed engines. Speed times
+one picture at the released size, with random weights in bf16: the prefix, a first cached step and steady cached steps,
+for every contender, an engine at a time. A contender that is missing, fails, or would not end in time is a row with the
+reason. The file is written after every row. `--device cpu --tiny` runs everything in seconds, at a size whose figures
+mean nothing.
 """
 
 import argparse
@@ -54,17 +55,17 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 PREFIX = 128
 SECONDS = 530.0
-"""Of 600, from where `gpu.sh` begins: what is begun may take a little longer than it is thought to."""
+"""Time budget [s] of the 600 s from the start of `gpu.sh`. The rest is for parts that take longer than estimated."""
 
 GRACE_SECONDS = 50.0
-"""After which the script ends whatever it is doing."""
+"""Time after the budget at which the script ends itself [s]."""
 
 PROFILE_SECONDS = 30.0
 RECOMPILATIONS = 64
-"""Of one function: each size, each way and the prefix are one. torch's own limit is 8."""
+"""Limit of recompilations of one function: each size, each contender and the prefix need one. torch's limit is 8."""
 
 TINY = (64, "aot_eager")
-"""Pixels a side and the backend, which generates no code, of a dry run."""
+"""Pixels a side of a dry run, and its torch.compile backend, which generates no code."""
 
 WHAT = (
     "random weights, one picture: milliseconds of a cached step and of the prefix, by what timed_by says; operations "
@@ -105,7 +106,7 @@ def _version(package: str) -> str | None:
 
 
 def run_all(options: argparse.Namespace, device: torch.device, budget: Budget, work: Path, record: Record) -> None:
-    """What is quick and what is asked for first; what takes minutes last. Nothing that fails ends the rest."""
+    """Run all parts, quick and requested parts first, parts of minutes last. A failure does not end the rest."""
     plain = not options.tensorrt_only
     steps = timed_torch(options, device, budget, record)
     record.add("parity", torch_parity(options.tiny, device, work))
@@ -137,7 +138,7 @@ def run_all(options: argparse.Namespace, device: torch.device, budget: Budget, w
 
 
 def timed_torch(options: argparse.Namespace, device: torch.device, budget: Budget, record: Record) -> Steps | None:
-    """The quick ways of the reference, and its prefix; None where there is no room for the network."""
+    """Time the quick contenders of the reference, and its prefix. Return None if the network cannot be set up."""
     values = configs(options.tiny)["transformer"]
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     try:
@@ -163,7 +164,7 @@ def timed_torch(options: argparse.Namespace, device: torch.device, budget: Budge
 
 
 def timed_engine(way: Way, steps: Steps, record: Record, engine: Exported | TensorRt | None = None) -> None:
-    """All sizes of one way, its prefix and a profile of it; then it is closed, for several have no room."""
+    """Time all sizes of one contender and its prefix, and profile it; then close it: memory has no room for several."""
     try:
         record.add("steps", steps.rows([way]))
         if engine is not None:
@@ -178,7 +179,7 @@ def timed_engine(way: Way, steps: Steps, record: Record, engine: Exported | Tens
 
 
 def closed(way: Way, device: torch.device) -> Rows:
-    """No row, where closing it fails not."""
+    """Close a contender. Yields no rows; it is a generator for `guarded`."""
     way.close()
     reset_peak(device)
     yield from ()
@@ -192,7 +193,7 @@ def profile_rows(way: Way, steps: Steps, sides: Sequence[int]) -> Rows:
 
 
 def torch_parity(tiny: bool, device: torch.device, work: Path) -> Rows:
-    """The reference in bf16: the small checkpoint, and two blocks of the released width."""
+    """Yield the parity rows of the reference in bf16: the small checkpoint, and two blocks of the released width."""
 
     def wide() -> Rows:
         write_wide_checkpoint(work / "wide", heads=4 if tiny else 32, blocks=2)
@@ -207,12 +208,12 @@ def configs(tiny: bool) -> dict[str, Any]:
 
 
 def compile_seconds(options: argparse.Namespace) -> float:
-    """That one compilation of a block may take."""
+    """Return the estimated seconds of one compilation of a block."""
     return 5.0 if options.tiny else 45.0
 
 
 def stopped(work: Path) -> None:
-    """End the process where something takes longer than it was thought to; the file has every row up to then."""
+    """End the process when the time is up. The file has every row up to then."""
     print("gpu.py: the time is up; what was measured is in the file", file=sys.stderr, flush=True)
     shutil.rmtree(work, ignore_errors=True)
     os._exit(1)

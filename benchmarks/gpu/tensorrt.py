@@ -1,4 +1,4 @@
-"""The step and the prefix as TensorRT engines: exported, built here and run by the project's own runtime.
+"""The step and the prefix as TensorRT engines, exported, built here, and run by the project's own runtime.
 
 No TensorRT has run this yet.
 """
@@ -35,16 +35,16 @@ if TYPE_CHECKING:  # what needs more packages than torch does is imported where 
 
 PRECISIONS = ("bf16", "fp8", "int8")
 BUILD_SECONDS = 240.0
-"""Export and build of one component; a guess."""
+"""Estimated time to export and build one component [s]."""
 
 LOOP_SECONDS = 30.0
-"""Four times eight steps."""
+"""Estimated time of the loop row, four times eight steps [s]."""
 
 BuildOne = Callable[[BuildJob, Watch], BuildResult]
 
 
 class TensorRt:
-    """One precision's engines, exported and built when they are first asked for."""
+    """The engines of one precision, exported and built at first use."""
 
     def __init__(
         self,
@@ -87,11 +87,11 @@ class TensorRt:
         )
 
     def prefix_rows(self, steps: Steps) -> Rows:
-        """The prefix's pass."""
+        """Yield the row of the prefix pass."""
         return engine_prefix_rows(steps, self.name, self.prefix, missing_engine("tensorrt"), BUILD_SECONDS)
 
     def loop_rows(self, steps: Steps) -> Rows:
-        """Steps that the device takes one behind the other, where the step is built."""
+        """Yield a row of the device loop for each size, if the step is built."""
         for side in steps.sides if self.step.made is not None else ():
             row: Row = {"pixels": 16 * side, "way": self.name}
             yield from guarded(
@@ -101,14 +101,14 @@ class TensorRt:
             )
 
     def close(self) -> None:
-        """Free the engines, and graphs and plans on the disk: of full size there is no room for all precisions."""
+        """Free the engines, and delete graphs and plans: the disk has no room for all precisions at full size."""
         self.step.close()
         self.prefix.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @cached_property
     def exported(self) -> Mapping[str, ComponentEntry]:
-        """Graphs of prefix and step in a folder of their own."""
+        """The exported graphs of prefix and step, in a folder of their own."""
         from qwen_image_engine.calibration.quantise.network import quantised_networks
         from qwen_image_engine.export.bundle.network_folder import write_network
         from qwen_image_engine.export.targets import choose_target
@@ -138,10 +138,10 @@ class TensorRt:
     def build(
         self, component: str, run: BuildOne = run_build
     ) -> tuple[ComponentEntry, Path, tuple[Profile, ...], BuildResult]:
-        """The component's entry, its plan, the plan's profiles, and what the build said of it.
+        """Build a component and return its entry, its plan, the plan's profiles, and the result of the build.
 
         Raises:
-            TimeoutError: the time is up.
+            TimeoutError: the budget runs out before the build ends.
         """
         from qwen_image_engine.runtime.tools.build.request import promise
         from qwen_image_engine.runtime.tools.build.shapes import Template, build_profiles
@@ -190,7 +190,7 @@ def _session() -> Any:
 
 
 def shapes_of(sides: list[int], prefix: int) -> BuildShapes:
-    """Square pictures, one at a time, behind that many tokens."""
+    """Return the build shapes of square pictures, one at a time, after up to `prefix` tokens."""
     from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
 
     sizes = tuple((16 * side, 16 * side) for side in sides)

@@ -1,4 +1,4 @@
-"""Rows of times: every way of running the prefix and the step at every size, until the time is up."""
+"""Rows of times: every contender of the prefix and the step at every size, until the time is up."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -19,7 +19,7 @@ COMPILED = "torch.compile of the blocks, one CUDA graph"
 COMPILED_STEP = "torch.compile of the step, one CUDA graph"
 
 READY_SECONDS = 15.0
-"""Of a row whose way is built already."""
+"""Estimated time of a row whose contender is already built [s]."""
 
 Row = dict[str, Any]
 Rows = Iterator[Row]
@@ -27,16 +27,16 @@ Rows = Iterator[Row]
 
 @dataclass(frozen=True)
 class Way:
-    """A way of running the step.
+    """A contender: a way of running the step.
 
     Attributes:
-        name: in the rows.
-        prepare: makes it ready for a case.
-        seconds: that one row may take.
-        missing: why it is not there, None where it is.
-        held: memory of a way that is not torch's, whose runs wait for the device; None where torch allocates it.
-        is_ready: whether what takes most of those seconds is done already.
-        close: frees what it holds.
+        name: name in the rows.
+        prepare: function that prepares the contender for a case and returns its run.
+        seconds: estimated time of one row [s].
+        missing: reason why the contender is missing; None if it is available.
+        held: memory of a contender outside torch, whose runs wait for the device; None if torch allocates its memory.
+        is_ready: function that returns whether the part that takes most of `seconds` is already done.
+        close: function that frees the contender's memory.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Way:
 
     @property
     def needed_seconds(self) -> float:
-        """Of the next row."""
+        """Estimated seconds of the next row."""
         return min(READY_SECONDS, self.seconds) if self.is_ready() else self.seconds
 
 
 class Budget:
-    """The seconds that are left."""
+    """The time budget of the benchmark."""
 
     def __init__(self, seconds: float) -> None:
         self._end = perf_counter() + seconds
@@ -64,13 +64,13 @@ class Budget:
         return self._end - perf_counter()
 
     def refuses(self, seconds: float) -> str | None:
-        """Why something of that many seconds is not begun, None where it is."""
+        """Return the reason to skip a part of `seconds`. None if enough time is left."""
         if seconds <= self.left:
             return None
         return f"left out: it may take {seconds:.0f} s, and {max(0.0, self.left):.0f} s of the budget are left"
 
     def watch(self, component: str) -> Callable[[str], None]:
-        """What is told how a build goes on, and ends it with a TimeoutError when the time is up."""
+        """Return a progress callback for a build. It raises TimeoutError when the time is up."""
 
         def told(words: str) -> None:
             if self.left < 0:
@@ -80,7 +80,7 @@ class Budget:
 
 
 class Once:
-    """Makes something when it is first asked for; what failed is not tried again at the next size."""
+    """A value that is made at first use. If making it fails, the next size does not try again."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make, self._failure = make, ""
@@ -98,16 +98,16 @@ class Once:
         return self.made
 
     def close(self) -> None:
-        """Close what was made."""
+        """Close the value, if it was made."""
         if self.made is not None:
             self.made.close()
             self.made = None
 
 
 def guarded(facts: Row, rows: Callable[[], Iterable[Row]], missing: str | None = None) -> Rows:
-    """Rows up to the first failure, which is a row of `facts` too: whatever it is, the other rows are worth having.
+    """Yield rows up to the first failure, which becomes a row of `facts` with the reason. Any error is caught.
 
-    Where `missing` says why there can be none, that is the only row.
+    If `missing` gives a reason, yield only the row with this reason.
     """
     if missing is not None:
         yield facts | {"missing": missing}
@@ -119,9 +119,12 @@ def guarded(facts: Row, rows: Callable[[], Iterable[Row]], missing: str | None =
 
 
 def torch_ways(network: Transformer, backend: str, seconds: float) -> tuple[list[Way], list[Way]]:
-    """Of the reference: what every size is run in, and what takes minutes to compile.
+    """Return the reference's contenders: those for every size, and those that take minutes to compile.
 
-    `backend` compiles ("inductor"), and one compilation of a block may take `seconds`.
+    Args:
+        network: network to run.
+        backend: backend of torch.compile, such as "inductor".
+        seconds: estimated time of one compilation of a block [s].
     """
     device = network.img_in.weight.device
     fast, whole = compiled_blocks(network, {"backend": backend}), compiled_step(network, {"backend": backend})
@@ -139,13 +142,13 @@ def torch_ways(network: Transformer, backend: str, seconds: float) -> tuple[list
 
 
 class Steps:
-    """Steps of one network at some sizes; velocities are compared with that of the first way that ran."""
+    """Steps of one network at several sizes. Velocities are compared with the first contender's."""
 
     def __init__(self, network: Transformer, sides: Sequence[int], prefix: int, budget: Budget) -> None:
         self.network, self.sides, self.prefix, self.budget = network, sides, prefix, budget
         self.states = prefix_inputs(network, prefix)
         self.ceilings: dict[int, float] = {}
-        """10^12 operations a second by side."""
+        """Ceiling by side [10^12 operations a second]."""
         self._cases: dict[int, Case] = {}
         self._expected: dict[int, torch.Tensor] = {}
 
@@ -155,23 +158,23 @@ class Steps:
 
     @property
     def top(self) -> float | None:
-        """The highest ceiling, where one was measured."""
+        """Highest ceiling [10^12 operations a second; None if none was measured]."""
         return max(self.ceilings.values(), default=None)
 
     def ceiling_rows(self) -> Rows:
-        """The ceiling of each size; its inputs are made here too, before anybody's memory is looked at."""
+        """Yield the ceiling of each size. This creates its inputs too, before any memory is measured."""
         for side in self.sides:
             yield from guarded({"pixels": 16 * side}, lambda side=side: [self._ceiling(side)])
 
     def rows(self, ways: Sequence[Way]) -> Rows:
-        """A row for each size and way."""
+        """Yield a row for each size and contender."""
         for side, way in ((side, way) for side in self.sides for way in ways):
             row: Row = {"pixels": 16 * side, "tokens": side**2, "prefix": self.prefix, "way": way.name}
             missing = way.missing or self.budget.refuses(way.needed_seconds)
             yield from guarded(row, lambda row=row, side=side, way=way: [row | self._timed(way, side)], missing)
 
     def profile(self, way: Way, side: int) -> Row:
-        """One step by kind of kernel."""
+        """Return a profile of one step by kind of kernel."""
         return {"way": way.name, "pixels": 16 * side, **profile_step(way.prepare(self.case(side)), self.device)}
 
     def _ceiling(self, side: int) -> Row:
@@ -181,7 +184,7 @@ class Steps:
         return {"pixels": 16 * side, "tflop_per_s": self.ceilings[side], "linears_ms": milliseconds}
 
     def case(self, side: int) -> Case:
-        """That of a size, made once."""
+        """Return the case of a size, created once."""
         if side not in self._cases:
             self._cases[side] = make_case(self.network, side, self.states)
         return self._cases[side]
@@ -210,7 +213,7 @@ def _sampled(held: Held | None) -> Any:
 
 
 def compiled_prefix_rows(steps: Steps, backend: str, seconds: float) -> Rows:
-    """The same pass as `prefix_row`, in blocks that are compiled and as one CUDA graph; `seconds` it may take."""
+    """Yield the row of the prefix pass in compiled blocks as one CUDA graph, estimated to take `seconds`."""
     network, device = steps.network, steps.device
     row: Row = {"prefix": steps.prefix, "way": COMPILED}
 
@@ -224,7 +227,10 @@ def compiled_prefix_rows(steps: Steps, backend: str, seconds: float) -> Rows:
 
 
 def engine_prefix_rows(steps: Steps, name: str, engine: Once, missing: str | None, seconds: float) -> Rows:
-    """The same pass in an engine, whose keys and values stay on the device; `seconds` it may take to make it."""
+    """Yield the row of the prefix pass in an engine, which is estimated to take `seconds` to make.
+
+    Keys and values stay on the device.
+    """
     row: Row = {"prefix": steps.prefix, "way": name}
     missing = missing or (None if engine.made is not None else steps.budget.refuses(seconds))
 
@@ -248,7 +254,7 @@ def _prefix_flop(steps: Steps) -> float:
 
 
 def prefix_row(steps: Steps) -> Row:
-    """The prefix's pass, eager: it runs once a prompt."""
+    """Return the row of the prefix pass in eager mode. The pass runs once a prompt."""
     network, device = steps.network, steps.device
     reset_peak(device)
     times = measure(lambda: network.prefix(*steps.states), device)

@@ -1,4 +1,4 @@
-"""What a pass of the transformer has to compute, and how fast this device multiplies matrices of its sizes."""
+"""The operations of a pass of the transformer, and the speed of this device on matrix products of its sizes."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +17,10 @@ CLOCK = "the clock of the host, copies of inputs and outputs in it"
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds: of the first run, which warms up, and compiles where making ready did not, and of steady ones."""
+    """The milliseconds of the first run and of steady runs.
+
+    The first run warms up, and compiles if preparing the contender did not.
+    """
 
     first_ms: float
     rounds_ms: tuple[float, ...]
@@ -33,12 +36,12 @@ class Times:
 
 
 def p90(values: Sequence[float]) -> float:
-    """The least value that nine tenths of them do not exceed."""
+    """Return the least value that nine tenths of the values do not exceed."""
     return sorted(values)[math.ceil(0.9 * len(values)) - 1]
 
 
 def step_flop(config: TransformerConfig, tokens: int, prefix: int) -> float:
-    """Floating-point operations of one cached step of one image, a product and a sum each, as derived below.
+    """Return the floating-point operations of one cached step of one image. A product and a sum count as two.
 
     With N target tokens, P tokens of prefix, width C, the feed-forward's width M and L layers:
 
@@ -47,7 +50,7 @@ def step_flop(config: TransformerConfig, tokens: int, prefix: int) -> float:
     * img_in and proj_out: 2 N C (C_in + C_out);
     * time embedding, modulation and norm_out, of one token: 2 (256 C + C^2 + 4 C^2 + C^2).
 
-    Norms, gates and rotations are left out: a thousandth of it.
+    Norms, gates and rotations are left out: they are a thousandth of the sum.
     """
     c, m = config.hidden_size, config.hidden_size * config.mlp_ratio
     layer = 2 * tokens * (4 * c * c + 3 * c * m) + 4 * tokens * (prefix + tokens) * c
@@ -56,10 +59,10 @@ def step_flop(config: TransformerConfig, tokens: int, prefix: int) -> float:
 
 
 def prefix_flop(config: TransformerConfig, prefix: int) -> float:
-    """The same of the prefix's one pass: causal, so that a token sees half of the others on average.
+    """Return the floating-point operations of the prefix pass.
 
-    The text's two linears come first; of the last layer keys and values alone are needed, and the reference computes
-    the rest of it all the same, which is not counted.
+    The pass is causal, so a token attends to half of the others on average. The text's two linears come first. The last
+    layer needs only keys and values. The reference computes the rest of this layer too, which does not count.
     """
     c, m = config.hidden_size, config.hidden_size * config.mlp_ratio
     layer = 2 * prefix * (4 * c * c + 3 * c * m) + 2 * prefix * (prefix + 1) * c
@@ -69,10 +72,10 @@ def prefix_flop(config: TransformerConfig, prefix: int) -> float:
 
 
 def measure(run: Callable[[], object], device: torch.device, in_torch: bool = True, rounds: int = ROUNDS) -> Times:
-    """A run to warm up, timed by the clock, then `rounds` by CUDA's events, or by the clock on a CPU.
+    """Time a warm-up run by the clock, then `rounds` runs by CUDA's events, or by the clock on a CPU.
 
-    An engine beside torch (`in_torch` false) works in a stream of its own and waits for it: events in torch's stream
-    would bracket nothing but that wait, so it is timed by the clock as well.
+    An engine outside torch (`in_torch` false) works in a stream of its own and waits for it. Events in torch's stream
+    would enclose only this wait, so such an engine is timed by the clock as well.
     """
     began = perf_counter()
     run()
@@ -92,9 +95,9 @@ def measure(run: Callable[[], object], device: torch.device, in_torch: bool = Tr
 def ceiling(
     config: TransformerConfig, tokens: int, device: torch.device, dtype: torch.dtype, rounds: int = 5
 ) -> tuple[float, float]:
-    """The linears of a step alone, one after the other, on that many tokens.
+    """Time only the linears of a step, one after the other, on `tokens` tokens.
 
-    Each layer's weights are the same ones: as many products as in a step, so that clocks are what they are there.
+    All layers share one set of weights. There are as many products as in a step, so that the clocks are the same.
 
     Returns:
         10^12 operations a second, and milliseconds.
@@ -128,7 +131,7 @@ def _by_clock(run: Callable[[], object], device: torch.device) -> float:
 
 
 def relative_l2(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> tuple[float, float]:
-    """Relative L2 and cosine, the worst over pairs of tensors, in float64 on their device."""
+    """Return the worst relative L2 and cosine over pairs of tensors, in float64 on their device."""
     pairs = [(a.double().flatten(), b.double().flatten()) for a, b in zip(found, expected, strict=True)]
     errors = [float((a - b).norm() / b.norm()) for a, b in pairs]
     cosines = [float(a @ b / (a.norm() * b.norm())) for a, b in pairs]

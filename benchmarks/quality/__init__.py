@@ -1,1 +1,1 @@
-"""Parity, the judge's figures, modes, and the quality of `bench` itself."""
+"""Benchmarks of quality: parity, the judge's figures, modes, and the accuracy of `bench`."""

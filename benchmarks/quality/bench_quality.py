@@ -1,4 +1,4 @@
-"""How well `qwen-image bench` measures: its share of a step, its peaks, planted slowdowns, two runs of one bundle.
+"""The accuracy of `qwen-image bench`: its overhead in a step, its memory peaks, planted slowdowns, two equal runs.
 
 python -m benchmarks.quality.bench_quality --bundle out/bench/bundle          # on an idle machine
 python -m benchmarks.quality.bench_quality --bundle out/bench/bundle --tiny   # a trial; its figures say little
@@ -39,7 +39,7 @@ MEASUREMENTS = 10_000
 
 
 class SlowedEngine:
-    """An engine that sleeps after each run for a share of what the run took."""
+    """An engine that sleeps after each run for a share of the run's time."""
 
     def __init__(self, engine: Engine, slowdown: float) -> None:
         self.engine, self.slowdown = engine, slowdown
@@ -59,7 +59,7 @@ class SlowedEngine:
 
 
 class LocalWay:
-    """A drawer in this process, so that its engines can be slowed."""
+    """A contender in this process, so that its engines can be slowed."""
 
     def __init__(self, facts: WayFacts, drawer: Drawer) -> None:
         self.facts, self.drawer = facts, drawer
@@ -86,7 +86,7 @@ def slowed_pipeline(bundle: Bundle, engine: str, threads: int | None, slowdown: 
 
 
 def planted(bundle: Bundle, case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The verdict on an engine whose step was slowed, against the same engine."""
+    """Return the verdicts on an engine with a slowed step, compared with the same engine."""
     rows = []
     for slowdown in PLANTED:
         ways = []
@@ -112,7 +112,7 @@ def planted(bundle: Bundle, case: Case, options: argparse.Namespace) -> list[dic
 
 
 def overhead(step_s: float) -> dict[str, float]:
-    """Seconds that putting a clock around one run takes, and their share of a steady step."""
+    """Return the seconds that timing one run takes, and their share of a steady step."""
     timings, taken = Timings(), []
     for _ in range(MEASUREMENTS):
         began = time.perf_counter()
@@ -123,7 +123,7 @@ def overhead(step_s: float) -> dict[str, float]:
 
 
 def memory(options: argparse.Namespace, output: Path) -> dict[str, Any]:
-    """The peak that `bench` reports, and the highest of its stages, against what the system counted."""
+    """Compare the memory peak that `bench` reports, and the highest of its stages, with the system's count."""
     width, height = options.size
     command = [
         sys.executable,
@@ -159,7 +159,7 @@ def memory(options: argparse.Namespace, output: Path) -> dict[str, Any]:
 
 
 def repeated(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """What `compare` says of two runs of the same bundle, and whether 1 lies in the interval of their ratio."""
+    """Return the verdicts of `compare` on two runs of one bundle, and whether the ratio's interval contains 1."""
     rows = []
     for _ in range(options.repeats):
         files = []

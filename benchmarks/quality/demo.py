@@ -1,4 +1,4 @@
-"""Checkpoint to pictures: export, draw with the engines and with the torch reference, verify. What `make demo` runs.
+"""The program of `make demo`, from checkpoint to pictures: export, draw with engine and torch reference, verify.
 
 python -m benchmarks.quality.demo --checkpoint reference/shapes/checkpoint --output out/demo
 """
@@ -47,7 +47,7 @@ REQUESTS = (
 
 
 def draw(pipeline: QwenImage, kind: str, output: Path, requests: list[Request], steps: int) -> float:
-    """Seconds of all pictures."""
+    """Draw and save all pictures, and return the seconds that it takes."""
     began = time.perf_counter()
     for request in requests:
         (picture,) = pipeline.generate(

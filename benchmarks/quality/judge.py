@@ -1,10 +1,11 @@
-"""What a precision costs on held-out prompts and edits: pictures that the judge accepts, and errors of every step.
+"""The cost of a precision on held-out prompts and edits: pictures that the judge accepts, and errors of every step.
 
     python -m benchmarks.quality.judge BUNDLE [BUNDLE …] -m CHECKPOINT [--jobs 2]
 
-Pictures are drawn freely, by every bundle from the same prompts and seeds. Errors are against the fp32 reference, on
-the first seed's prompts and on the edits, over the whole schedule: of the step alone on the reference's own latents,
-keys and values, and of the bundle's encoder, prefix and step in a row on the reference's latents (teacher-forced).
+Every bundle draws free-running pictures from the same prompts and seeds. Errors are against the fp32 reference over the
+whole schedule, on the first seed's prompts and on the edits. "step" is the error of the step alone, on the reference's
+latents, keys and values. "teacher_forced" is the error of the bundle's encoder, prefix and step together, on the
+reference's latents.
 """
 
 import argparse
@@ -48,12 +49,12 @@ from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
 from qwen_image_engine.runtime.sampling.solver import integrate
 
 KIND = "one or two shapes"
-"""The prompts that errors are measured on."""
+"""Kind of prompts that errors are measured on."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A prompt, or an edit of images, as the reference draws it."""
+    """The reference's trajectory for a prompt or an edit."""
 
     request: HeldOut | HeldOutEdit
     images: ReferenceImages
@@ -83,13 +84,13 @@ def trajectory(pipeline: QwenImage, request: HeldOut | HeldOutEdit) -> Trajector
 
 
 def errors(pipeline: QwenImage, item: Trajectory, conditioning: Conditioning) -> list[Difference]:
-    """Of each step on the reference's latents."""
+    """Return the error of each step on the reference's latents."""
     velocity = pipeline.denoiser(conditioning, width=item.request.width, height=item.request.height)
     return [difference(velocity(step.latents, step.sigma), step.velocity) for step in item.steps]
 
 
 def summary(runs: Sequence[Sequence[Difference]]) -> dict[str, float]:
-    """The mean over all prompts and steps, the prompt whose mean is the worst, and the worst step of all."""
+    """Return the mean over all prompts and steps, the mean of the worst prompt, and the worst step."""
     means = [compare.mean(steps) for steps in runs]
     every, prompt = compare.mean(means), compare.worst(means)
     step = compare.worst(compare.worst(steps) for steps in runs)

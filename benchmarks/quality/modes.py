@@ -1,9 +1,9 @@
-"""Every mode of the model on the small checkpoint: pictures for docs/modes.md, and what each cost.
+"""Every mode of the model on the small checkpoint: pictures for docs/modes.md, and their times.
 
     python -m benchmarks.quality.modes [--engine onnxruntime]
 
-A bundle is exported and every request made by `qwen-image run`, as a user makes it; later ones edit pictures of earlier
-ones.
+The program exports a bundle and makes every request with `qwen-image run`, as a user does. Later requests edit pictures
+of earlier ones.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from qwen_image_engine.runtime.cli.main import main as qwen_image
 
 @dataclass(frozen=True)
 class Request:
-    """Sides in pixels; reference images are the pictures of earlier requests, by name."""
+    """A request of a mode. Sides are in pixels; `references` names earlier requests whose pictures are edited."""
 
     name: str
     prompt: str
@@ -52,10 +52,10 @@ REQUESTS = (
 
 
 def run(bundle: Path, request: Request, folder: Path, engine: str, steps: int) -> dict[str, Any]:
-    """The document of `qwen-image run --json`; the picture goes to `folder`.
+    """Run `qwen-image run --json` with the picture in `folder`, and return the JSON document.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: the command fails.
     """
     arguments = ["run", str(bundle), "-p", request.prompt, "-o", str(folder / f"{_file(request.name)}.png")]
     arguments += ["-W", str(request.width), "-H", str(request.height), "-s", str(steps), "--engine", engine, "--json"]

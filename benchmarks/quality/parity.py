@@ -1,8 +1,8 @@
-"""How close everything is to what it was checked against: the largest value of every figure that the tests compare.
+"""The parity figures of the tests: the largest value of every figure that they compare.
 
 python -m benchmarks.quality.parity
 
-Runs the tests that call `within` (tests/conftest.py) and writes what they found, beside the limit that they hold it to.
+Runs the tests that call `within` (tests/conftest.py) and writes the values that they measure, with their limits.
 """
 
 import argparse
@@ -19,7 +19,7 @@ TESTS = ("tests/reference", "tests/runtime", "tests/export/test_parity.py")
 
 
 class Figures:
-    """A pytest plugin that collects what `within` recorded."""
+    """A pytest plugin that collects the values and limits that `within` records."""
 
     def __init__(self) -> None:
         self.found: dict[str, list[tuple[float, float]]] = {}

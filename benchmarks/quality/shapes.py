@@ -1,4 +1,4 @@
-"""How often a checkpoint's fp32 reference fulfils held-out prompts and makes held-out edits, by the judge.
+"""The share of held-out prompts and edits that a checkpoint's fp32 reference fulfils, by the judge.
 
 python -m benchmarks.quality.shapes [-m reference/shapes/checkpoint]
 """

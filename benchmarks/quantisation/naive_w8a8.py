@@ -1,6 +1,6 @@
-"""Plain W8A8, the yardstick: one scale a tensor for weights and activations, from the largest magnitudes seen.
+"""Plain W8A8, the yardstick: one scale for each tensor of weights and activations, from the largest magnitudes seen.
 
-Simulated in fp32: values are rounded to the 8-bit grid and multiplied as they are, which is what integers would give.
+It is simulated in fp32: values are rounded to the 8-bit grid and multiplied in fp32, as exactly as integers would be.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from qwen_image_engine.calibration.quantise.int8 import LEVELS
 
 
 def quantise_naively(network: nn.Module, names: Collection[str], run: Callable[[], object]) -> None:
-    """Make the linears `names` of `network` compute in plain W8A8.
+    """Make the linears `names` of `network` compute in plain W8A8. The network's weights are replaced.
 
-    `run` runs the network on what it is to be calibrated on. The network's own weights are replaced.
+    Args:
+        network: network to quantise.
+        names: linears of the network.
+        run: function that runs the network on its calibration inputs.
     """
     linears = [network.get_submodule(name) for name in names]
     largest: dict[nn.Module, Tensor] = {}
@@ -38,6 +41,6 @@ def quantise_naively(network: nn.Module, names: Collection[str], run: Callable[[
 
 
 def on_grid(values: Tensor, largest: Tensor) -> Tensor:
-    """`values` rounded to 8 bits between -`largest` and `largest`."""
+    """Return `values` rounded to 8 bits between -`largest` and `largest`."""
     scale = largest / LEVELS
     return (values / scale).round().clamp(-LEVELS, LEVELS) * scale

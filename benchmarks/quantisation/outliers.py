@@ -1,4 +1,4 @@
-"""Outliers that change nothing in exact arithmetic, as large models grow them: a test of what quantisation endures."""
+"""Planted outliers, a test of quantisation: large models have them, and in exact arithmetic they change nothing."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from qwen_image_engine.calibration.rules.pairs import linear_pairs
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
 FACTOR = 60.0
-"""Of an outlier against the other channels; what the project promises to endure."""
+"""Size of an outlier relative to the other channels. The project promises that quantisation tolerates it."""
 
 _ONE_IN = 32
 
 
 def write_with_outliers(source: Path, target: Path, seed: int = 0) -> Path:
-    """Copy a small checkpoint to `target`, one channel in 32 between paired linears `FACTOR` times as large.
+    """Copy a small checkpoint to `target`, with one channel in 32 between paired linears `FACTOR` times as large.
 
-    Rows of the first weight are multiplied and columns of the second divided. Both networks are held in memory and
-    written in float32, so that they compute what those of `source` do but for its rounding.
+    Rows of the first weight are multiplied, and columns of the second divided. Both networks are held in memory and
+    written in float32, so that their outputs equal those of `source` except for float32 rounding.
     """
     shutil.copytree(source, target)
     checkpoint = Checkpoint.open(source)

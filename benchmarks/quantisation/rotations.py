@@ -1,9 +1,10 @@
-"""Error of one product of the released width in int8 by how many channels are rotated together.
+"""The error of one int8 product of the released width, by the number of channels rotated together.
 
 python -m benchmarks.quantisation.rotations
 
-Normal rows and weights, 4096 channels of which one in 128 is 60 times as large in the rows; one scale a row and one an
-output, as int8 on the CPU has it. What rotations cost is in speed.json, by kind of operator.
+Rows and weights are normal, with 4096 channels, and one channel in 128 is 60 times as large in the rows. There is one
+scale for each row and one for each output, as in int8 on the CPU. The time of rotations is in speed.json, by kind of
+operator.
 """
 
 import json

@@ -1,13 +1,14 @@
-"""What 8 bits cost in accuracy: ours, ours with parts taken away, and what others offer, against the fp32 reference.
+"""The accuracy of 8-bit methods against the fp32 reference: ours, ours without some of its parts, and others.
 
 python -m benchmarks.quantisation.run [-m CHECKPOINT] [--output benchmarks/results/quantisation.json]
 
-Four checkpoints: the one named, random weights as deep as the released transformer, and each of them with outliers
-planted that change nothing in fp32. Each component runs on the reference's own inputs, recorded on three prompts at
-three sizes over their schedules; teacher-forced steps run the whole way from the prompt with the reference's latents at
-each step. Static scales of ours come from `calibrate` on prompts.txt, which none of these is among. The others quantise
-the same linears: plain W8A8 has one scale a tensor, from the largest magnitudes of the very inputs that it is then
-tested on; ONNX Runtime's quantize_static and ModelOpt, where it is installed, calibrate on those inputs as well.
+There are four checkpoints: the one named, random weights as deep as the released transformer, and both of them with
+planted outliers that change nothing in fp32. Each component runs on the reference's own inputs, recorded on three
+prompts at three sizes over their schedules. Teacher-forced steps run everything from the prompt on, with the
+reference's latents at each step. Our static scales come from `calibrate` on prompts.txt, which has none of the three
+prompts. The other methods quantise the same linears. Plain W8A8 has one scale for each tensor, from the largest
+magnitudes of the same inputs that it is tested on. ONNX Runtime's quantize_static and ModelOpt, if it is installed,
+also calibrate on these inputs.
 """
 
 import argparse
@@ -61,20 +62,21 @@ from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 SIZES = ((256, 256), (192, 128), (128, 192), (128, 128))
 KINDS = ("attn.to_[qkv]", "attn.to_out.0", "img_mlp.gate_layer", "img_mlp.proj", "img_mlp.out")
-"""Linears of a block, by what an ablation keeps high of all blocks."""
+"""Kinds of linears. An ablation keeps one kind in high precision, in all blocks."""
 QUANTISED = ("text_encoder", "prefix", "step")
 MODELOPT = {"FP8": "FP8_DEFAULT_CFG", "INT8 SmoothQuant": "INT8_SMOOTHQUANT_CFG"}
 BLOCKS: int = released_configs()["transformer"]["num_layers"]
-"""Of random weights: 32. As networks begin (Glorot) the mean gate is 0.1, where training left `shapes` 0.6 and 0.5, and
-a block adds a seventh to the stream, there at least a third. Over the 7 blocks of `shapes` most of what goes wrong in
-them is lost: planted outliers left plain W8A8 a cosine of 0.933 there, over 32 blocks 0.751."""
+"""Number of blocks with random weights: 32. At initialisation (Glorot) the mean gate is 0.1, and a block adds a seventh
+to the stream. In the trained `shapes` the gates are 0.6 and 0.5, and a block adds at least a third. Over only 7 blocks,
+as in `shapes`, most of an error inside random blocks is lost: with planted outliers plain W8A8 had a cosine of 0.933
+there, over 32 blocks 0.751."""
 ALL_LINEARS = Quantisation(("transformer", "text_encoder"), (Rule("*", "int8"),))
 Found = dict[str, list[tuple[Difference, ...]]]
-"""Row of the table (a component, or "teacher_forced") to each case's runs."""
+"""Errors of each case's runs, by row of the table: a component, or "teacher_forced"."""
 
 
 def compared(engines: Mapping[str, Engine], checkpoint: Checkpoint, recordings: Sequence[Recording]) -> Found:
-    """What `export.bundle_rows.compare_bundle` finds of a bundle, of engines that are no bundle."""
+    """Compare engines that belong to no bundle with the recordings, as `export.verify.bundle.compare_bundle` does."""
     found: Found = {
         component: [
             tuple(
@@ -109,7 +111,14 @@ def in_torch(
     recordings: Sequence[Recording],
     quantise: Callable[[torch.nn.Module, Sequence[str], Callable[[], None]], torch.nn.Module],
 ) -> Found:
-    """The reference's networks, each by what `quantise` makes of it, its linears and runs on the recorded inputs."""
+    """Compare the reference's networks, quantised by `quantise`, with the recordings.
+
+    Args:
+        checkpoint: checkpoint of the networks.
+        recordings: recorded inputs and outputs of the components.
+        quantise: function that takes a network, its linears, and a function that runs it on the recorded inputs; it
+            returns the quantised network.
+    """
     sizes = dims(checkpoint)
     engines: dict[str, Engine] = {}
     for name in LINEARS:
@@ -136,7 +145,10 @@ def plainly(network: torch.nn.Module, linears: Sequence[str], run: Callable[[], 
 
 
 def modelopt(configuration: str) -> Callable[..., torch.nn.Module]:
-    """Its named configuration, on these linears alone: its wildcards also take the embedders and final layers."""
+    """Return a `quantise` function with ModelOpt's named configuration.
+
+    It quantises only the given linears: the wildcards of the configuration also match embedders and final layers.
+    """
     import modelopt.torch.quantization as mtq
 
     settings: dict[str, Any] = getattr(mtq, configuration)
@@ -164,7 +176,10 @@ def modelopt(configuration: str) -> Callable[..., torch.nn.Module]:
 
 
 def quantize_static(checkpoint: Checkpoint, recordings: Sequence[Recording], work: Path) -> Found:
-    """ONNX Runtime's own, as it advises on x64: QDQ, int8 weights by channel, uint8 activations by tensor, by range."""
+    """Compare ONNX Runtime's `quantize_static` with the recordings, with the settings that it advises on x64.
+
+    The format is QDQ, with int8 weights by channel and uint8 activations by tensor, calibrated by range.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Inputs(CalibrationDataReader):  # type: ignore[misc]
@@ -228,7 +243,7 @@ def unsmoothed(inputs: Sequence[InputStatistics]) -> Smoothing:
 
 @contextmanager
 def recipe_with(target: str, precision: str, **changes: Any) -> Iterator[None]:
-    """The recipe of a pair with other settings of its quantisation."""
+    """Change settings of the quantisation of a target and precision inside the block."""
     plain = targets.TARGETS[target, precision]
     assert plain.quantisation is not None
     changed = replace(plain, quantisation=replace(plain.quantisation, **changes))
@@ -237,7 +252,7 @@ def recipe_with(target: str, precision: str, **changes: Any) -> Iterator[None]:
 
 
 def table(found: Found) -> dict[str, Any]:
-    """The issue's figures: means over the schedule of the worst case, and the worst step of all."""
+    """Return the figures of a row: the worst case's mean over the schedule, and the worst step of all."""
     steps, forced = found["step"], found["teacher_forced"]
     return {
         "step_cosine_mean": min(mean(runs).cosine for runs in steps),
@@ -250,7 +265,7 @@ def table(found: Found) -> dict[str, Any]:
 
 
 def measure(name: str, checkpoint: Checkpoint, work: Path, ablation: bool = False) -> Iterator[dict[str, Any]]:
-    """Rows of one checkpoint; with `ablation` also those that a recipe's choices are made from."""
+    """Yield the rows of one checkpoint; with `ablation` also the rows that justify the choices of a recipe."""
     recordings = record(checkpoint, default_cases(load_tokenizer(checkpoint.folder), references=False))
     calibration = work / f"calibration-{checkpoint.weights_sha256()[:8]}"
     prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
@@ -303,9 +318,9 @@ def measure(name: str, checkpoint: Checkpoint, work: Path, ablation: bool = Fals
 
 
 def write_random(source: Path, target: Path, blocks: int) -> Path:
-    """A copy of `blocks` blocks whose matrices are normal noise of variance 2 / (rows + columns) (Glorot).
+    """Copy a checkpoint with `blocks` blocks and matrices of normal noise of variance 2 / (rows + columns) (Glorot).
 
-    Norms are those of `source`, its blocks' over and over. Each network is one file.
+    Norms come from `source`, whose blocks repeat. Each network is one file.
     """
     shutil.copytree(source, target)
     configuration = target / "transformer" / "config.json"
@@ -337,7 +352,10 @@ def _with_blocks(tensors: Mapping[str, torch.Tensor], present: int, blocks: int)
 
 @contextmanager
 def traced_once() -> Iterator[None]:
-    """Tracing takes most of an export, and neither weights nor recipes change what it gives; other sizes do."""
+    """Reuse traced graphs inside the block, because tracing takes most of an export.
+
+    Weights and recipes do not change a traced graph; the network's sizes do.
+    """
     trace, traced = network_folder.trace, {}
 
     def once(checkpoint: Checkpoint, component: str, dtype: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Times of steps, pictures and operators on CPUs."""
+"""Benchmarks of speed: times of steps, pictures and operators on CPUs."""

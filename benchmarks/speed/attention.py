@@ -1,10 +1,10 @@
-"""Seconds of one block's attention at the released width, in every way that a CPU engine has.
+"""The seconds of one block's attention at the released width, for every implementation of a CPU engine.
 
     python -m benchmarks.speed.attention [--tokens 4096] [--prefix 128]
 
-Target tokens attend to the prefix and to themselves, without a mask: 32 heads of 128 channels. The ways run in turn, on
-the same cores and the same inputs; errors are against torch in fp32. Peak memory of ONNX Runtime's own Attention is
-what keeps it from large pictures: it holds the scores of all heads.
+Target tokens attend to the prefix and to themselves, without a mask, with 32 heads of 128 channels. The implementations
+run in turn on the same cores and the same inputs. Errors are against torch in fp32. ONNX Runtime's standard Attention
+needs too much memory for large pictures: it holds the scores of all heads.
 """
 
 import argparse
@@ -38,7 +38,7 @@ Way = Callable[[Inputs], Array]
 
 
 def graph(node: onnx.NodeProto) -> bytes:
-    """One attention on (1, tokens, heads * dim)."""
+    """Return a model of one attention node on (1, tokens, heads * dim)."""
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, None, HEADS * DIM]) for name in "qkvy"]
     model = helper.make_model(
         helper.make_graph([node], "attention", ports[:3], ports[3:]),

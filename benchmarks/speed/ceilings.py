@@ -1,4 +1,4 @@
-"""How fast this processor multiplies matrices in each precision: what a step of linears alone could reach."""
+"""The speed of this processor on matrix products in each precision: the ceiling of a step of linears alone."""
 
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -16,7 +16,7 @@ ROUNDS = 5
 
 
 def ceilings(threads: int) -> Mapping[str, float]:
-    """10^9 operations a second of one product (1024, 4096) x (4096, 12288), the median of rounds taken in turn."""
+    """Return 10^9 operations a second of a product (1024, 4096) x (4096, 12288): the median of rounds in turn."""
     ways = {"fp32": in_torch(torch.float32), "bf16": in_torch(torch.bfloat16), "int8": in_onnxruntime(threads)}
     for way in ways.values():
         way()
@@ -35,7 +35,7 @@ def in_torch(dtype: torch.dtype) -> Callable[[], object]:
 
 
 def in_onnxruntime(threads: int) -> Callable[[], object]:
-    """uint8 rows by int8 weights, as the int8 graphs have it, without what surrounds the product."""
+    """Return a product of uint8 rows and int8 weights, as in the int8 graphs, without the operators around it."""
     rng = np.random.default_rng(0)
     weights = rng.integers(-127, 128, (CHANNELS, OUTPUTS), np.int8)
     graph = helper.make_graph(

@@ -1,4 +1,4 @@
-"""Where the time of a graph goes, by kind of operator: ONNX Runtime's and OpenVINO's own profiles of one run."""
+"""The time of a graph by kind of operator, from the profiles of ONNX Runtime and OpenVINO."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from qwen_image_engine.engines.openvino.cpu import InferencePrecision, compile_s
 
 Inputs = Mapping[str, Array]
 Operators = Iterable[tuple[str, float]]
-"""What an operator is (its type, kernel and the exported nodes that it stands for), and its seconds."""
+"""Operators and their seconds. The text names type, kernel and the exported nodes that an operator stands for."""
 
 # The first that matches counts. In the exported graphs every linear is a Gemm or named so, and every MatMul a rotation.
 # Engines fuse an addition, gate or SiLU into its neighbour; it counts where it ended up.
@@ -37,7 +37,7 @@ REST = "rest"
 
 
 def onnxruntime_times(model: Path, inputs: Inputs, threads: int) -> dict[str, Any]:
-    """Seconds by kind of the second run."""
+    """Return the seconds of the second run by kind."""
     options = session_options(onnxruntime, threads)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +55,7 @@ def onnxruntime_times(model: Path, inputs: Inputs, threads: int) -> dict[str, An
 
 
 def openvino_times(model: Path, inputs: Inputs, threads: int, precision: InferencePrecision) -> dict[str, Any]:
-    """Mean seconds by kind of a few runs: OpenVINO keeps no other, and the first of them allocates."""
+    """Return the mean seconds of five runs by kind. OpenVINO reports only means, and the first run allocates."""
     core = openvino.Core()
     graph = core.read_model(str(model))
     settings = compile_settings(graph, threads, precision) | {"PERF_COUNT": True}
@@ -78,7 +78,7 @@ def _executed(compiled: Any) -> Operators:
 
 
 def by_kind(operators: Operators) -> dict[str, Any]:
-    """Seconds and share of each kind, and how long all took."""
+    """Return the seconds and the share of each kind, and the total seconds."""
     seconds = dict.fromkeys([*KINDS, REST], 0.0)
     for what, taken in operators:
         kind = next((kind for kind, pattern in KINDS.items() if pattern.search(what)), REST)

@@ -1,4 +1,4 @@
-"""Seconds of one 256x256 picture of 20 steps: engines against the fp32 torch reference, interleaved in one run.
+"""The seconds of one 256x256 picture of 20 steps: engines against the fp32 torch reference, interleaved in one run.
 
 python -m benchmarks.speed.picture --bundle out/demo/bundle [-m CHECKPOINT]
 """
@@ -26,7 +26,7 @@ PROMPT = "a red circle on the left and a blue square on the right on a white bac
 
 
 def measure(pipeline: QwenImage, round_number: int) -> dict[str, float]:
-    """One picture; the prompt differs each round, so that its encoding is not reused."""
+    """Time one picture. The prompt differs each round, so that no encoding is reused."""
     pipeline.timings.clear()
     began = perf_counter()
     pipeline.generate(f"{PROMPT}, {round_number}", width=WIDTH, height=HEIGHT, steps=STEPS, seed=round_number)

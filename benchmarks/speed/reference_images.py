@@ -1,11 +1,11 @@
-"""What a reference image costs at the released width: the cached step, its own prefix pass, and other ways of both.
+"""The cost of a reference image at the released width: the cached step, the image's prefix pass, and alternatives.
 
     python -m benchmarks.speed.reference_images [--tokens 4096] [--image 4096] [--text 64]
 
-A checkpoint of random weights and two blocks is exported as int8. Steps are taken in turn on the same cores: after text
-alone, after text and a reference image, and recomputed, which is what a sampler without keys and values pays: the
-image's pass and the step. The attention of the image's pass is timed by itself: two calls, of which the text's alone
-has a mask, beside one call whose mask covers all.
+A checkpoint of random weights and two blocks is exported as int8. Three cases run in turn on the same cores: a step
+after text alone, a step after text and a reference image, and the pass of the image. The cost without a cache of keys
+and values, "recomputed", is the image's pass plus the step. The attention of the image's pass is also timed by itself:
+two calls, where only the text's has a mask, against one call whose mask covers all tokens.
 """
 
 import argparse
@@ -40,14 +40,14 @@ from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 ON_CPU = tuple(name for name in ENGINES if name not in ("onnxruntime-cuda", "tensorrt"))
 HEADS, DIM = 32, 128
 FIRST = 8
-"""Text tokens before the image: what the template has there."""
+"""Text tokens before the image, as in the template."""
 
 Array = NDArray[Any]
 Work = Callable[[], Any]
 
 
 def inputs(checkpoint: Checkpoint, tokens: int, image: int, text: int) -> dict[str, dict[str, Array]]:
-    """Of the step after text, of the step after text and an image, and of the image's pass."""
+    """Return the inputs of the step after text, of the step after text and an image, and of the image's pass."""
     config = checkpoint.transformer
     rng = np.random.default_rng(0)
     side, image_side = round(tokens**0.5), round(image**0.5)
@@ -83,7 +83,7 @@ def _cache(rng: np.random.Generator, layers: int, tokens: int) -> dict[str, Arra
 
 
 def in_turn(work: Mapping[str, Work], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round, after one that warms up."""
+    """Run each kind of work in turn, and return the seconds of every round after a warm-up round."""
     for once in work.values():
         once()
     seconds: dict[str, list[float]] = {name: [] for name in work}
@@ -117,7 +117,7 @@ def steps(engines: Mapping[str, Engine], given: Mapping[str, Mapping[str, Array]
 
 
 def attention(image: int, text: int, threads: int, rounds: int) -> dict[str, Any]:
-    """Of the image's pass in one block, with and without a mask over all."""
+    """Measure the attention of the image's pass in one block, with and without a mask over all tokens."""
     rng = np.random.default_rng(0)
     total = FIRST + image + text
     q = rng.standard_normal((1, image + text, HEADS * DIM), dtype=np.float32)

@@ -1,10 +1,10 @@
-"""Seconds of a cached step of the transformer at the released width: engines against diffusers in eager mode.
+"""The seconds of a cached step of the transformer at the released width: engines against diffusers in eager mode.
 
     python -m benchmarks.speed.run --profile
 
-A checkpoint of random weights is exported as int8. For each size every way of running it computes the same step, from
-the same keys and values of the prefix, in turn and on the same cores. Diffusers has a cache of its own for the prefix
-(`kv_cache_mode="cached"`), which its step uses here. Errors are against the fp32 reference.
+A checkpoint of random weights is exported as int8. For each size every contender computes the same step, from the same
+keys and values of the prefix, in turn and on the same cores. The diffusers step uses its own prefix cache
+(`kv_cache_mode="cached"`). Errors are against the fp32 reference.
 """
 
 import argparse
@@ -52,7 +52,10 @@ RELEASED_BLOCKS = 32
 
 
 def measure(ways: Mapping[str, Way], case: Case, rounds: int) -> list[dict[str, Any]]:
-    """Seconds of every round, each way in turn; a round before them warms up and gives the errors."""
+    """Return a row for each contender with the seconds of every round; the contenders run in turn.
+
+    A round before them warms up and gives the errors.
+    """
     steps = {name: way(case) for name, way in ways.items()}
     warm = {name: step() for name, step in steps.items()}
     errors = {name: difference(found, warm[REFERENCE]).relative_l2 for name, found in warm.items()}
@@ -96,7 +99,7 @@ def describe(row: Mapping[str, Any]) -> str:
 def times(
     checkpoint: Checkpoint, model: Path, entry: ComponentEntry, options: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], list[Case]]:
-    """Times of every way at every size, and the cases."""
+    """Return the rows of every contender at every size, and the cases."""
     models = {name: load_diffusers(checkpoint.folder, dtype) for name, dtype in DTYPES.items()}
     networks = {name: share_weights(checkpoint, eager) for name, eager in models.items()}
     ways: dict[str, Way] = {
@@ -111,7 +114,7 @@ def times(
 def profiles(
     model: Path, cases: Sequence[Case], threads: int, results: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Of the engines that were timed, at each size."""
+    """Return profiles of the timed engines at each size."""
     timed = {row["way"] for row in results}
     taken: dict[str, Callable[[Inputs], dict[str, Any]]] = {
         "ONNX Runtime int8": lambda inputs: onnxruntime_times(model, inputs, threads),
@@ -129,7 +132,7 @@ def profiles(
 
 
 def released_sizes() -> dict[str, Any]:
-    """The released transformer's weights in bf16 and in an int8 bundle, from headers alone."""
+    """Return the bytes of the released transformer's weights in bf16 and in an int8 bundle, from headers alone."""
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), RELEASED_BLOCKS, contents=False)
         checkpoint, chosen = Checkpoint.open(folder), choose_target("cpu", "int8")
@@ -139,7 +142,7 @@ def released_sizes() -> dict[str, Any]:
 
 
 def measured_sizes(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, Any]:
-    """The same of the files that were timed."""
+    """Return the bytes of the timed transformer's weights in bf16 and in the int8 bundle."""
     stored = sum(file.stat().st_size for file in checkpoint.components["transformer"].files)
     return {
         "blocks": checkpoint.transformer.num_layers,

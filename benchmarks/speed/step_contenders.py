@@ -1,4 +1,4 @@
-"""One cached step of the transformer, and every way of running it that is compared."""
+"""The contenders of the speed benchmark: one cached step of the transformer, and every way to run it."""
 
 import math
 import sys
@@ -31,7 +31,7 @@ SIGMA = 0.5  # a bf16 number: diffusers rounds the timestep to its weights' dtyp
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One step: a square of `side` x `side` tokens after a prefix, and the contract's inputs."""
+    """A step on a square of `side` x `side` tokens after a prefix, with the contract's inputs."""
 
     side: int
     prefix: int
@@ -40,7 +40,7 @@ class Case:
 
 Step = Callable[[], Array]
 Way = Callable[[Case], Step]
-"""Makes what a step needs besides its inputs ready, and gives the step alone, which is what is timed."""
+"""A function that prepares a contender for a case and returns only the step, which is timed."""
 
 
 def make_case(network: Transformer, tokens: int, prefix: int) -> Case:
@@ -77,7 +77,10 @@ def load_diffusers(checkpoint: Path, dtype: torch.dtype) -> QwenImage21Transform
 
 
 def share_weights(checkpoint: Checkpoint, model: QwenImage21Transformer2DModel) -> Transformer:
-    """The reference on the weights of `model`, which have the same names: a second copy would take 2.3 GB in fp32."""
+    """Return the reference on the weights of `model`, which have the same names.
+
+    A second copy would take 2.3 GB in fp32.
+    """
     network = empty_network(checkpoint, "transformer")
     network.load_state_dict(model.state_dict(), assign=True)
     assert isinstance(network, Transformer)
@@ -119,7 +122,7 @@ def reference_way(checkpoint: Checkpoint, network: Transformer) -> Way:
 
 
 def int8_ways(model: Path, entry: ComponentEntry, threads: int) -> dict[str, Way]:
-    """The engines on one graph; OpenVINO also with bf16 between the quantised linears, where the processor has it."""
+    """Return the engines on one graph. OpenVINO also runs bf16 between the quantised linears, if the CPU has it."""
     ways = {
         "ONNX Runtime int8": engine_way(OnnxRuntimeEngine(model, entry.contract, threads)),
         "OpenVINO int8, rest fp32": engine_way(OpenVinoEngine(model, entry.contract, threads)),

@@ -1,1 +1,1 @@
-"""The implementations that engines are measured against: torch and diffusers as contenders of a benchmark."""
+"""The baselines that engines are measured against: torch and diffusers as contenders of a benchmark."""

@@ -1,4 +1,4 @@
-"""The checkpoint that a baseline of a benchmark runs: opened, measured, compared with the bundle's."""
+"""The checkpoint of a benchmark's baseline: opened, measured, and compared with the bundle's checkpoint."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ _ADVICE = "name the right one with -m"
 
 
 def open_checkpoint(spec: WaySpec) -> Checkpoint:
-    """The checkpoint that the bundle was made from, adapters and single file included, or the one at `spec.checkpoint`.
+    """Open the checkpoint that the bundle was made from, or the checkpoint at `spec.checkpoint` if it is given.
+
+    Adapters and a single file of the bundle are opened with it.
 
     Raises:
-        QwenImageError: it is missing, or its configuration is another than the bundle's.
+        QwenImageError: the checkpoint is missing, or its configuration is not the one that the bundle was made from.
     """
     manifest = read_manifest(Path(spec.bundle))
     checkpoint = open_recorded(manifest, spec.checkpoint, flags=("-m",))
@@ -27,10 +29,12 @@ def open_checkpoint(spec: WaySpec) -> Checkpoint:
 
 
 def pipeline_folder(pipeline: DiffusersPipeline, manifest: Manifest) -> str:
-    """Return the folder that a diffusers pipeline was loaded from; contenders run in processes that it does not reach.
+    """Return the folder that a diffusers pipeline was loaded from.
+
+    Contenders run in processes of their own, which the pipeline cannot reach.
 
     Raises:
-        QwenImageError: it is no such pipeline, or its weights are not those of its files.
+        QwenImageError: the pipeline has another class, or differs from its files.
     """
     source = manifest.checkpoint
     opened = Checkpoint.open(pipeline, transformer_file=source.transformer_file, attention=source.attention)
@@ -38,15 +42,17 @@ def pipeline_folder(pipeline: DiffusersPipeline, manifest: Manifest) -> str:
 
 
 def check_weights(spec: WaySpec) -> None:
-    """Hash the weights, which takes as long as reading them, and compare.
+    """Check that the checkpoint has the weights that the bundle was made from.
+
+    The weights are hashed, which takes as long as reading them.
 
     Raises:
-        QwenImageError: they are not those that the bundle was made from.
+        QwenImageError: the weights have another hash than the bundle's manifest says.
     """
     checkpoint, source = open_checkpoint(spec), read_manifest(Path(spec.bundle)).checkpoint
     check_recorded(spec.bundle, checkpoint, "weights", checkpoint.weights_sha256(), source.weights_sha256, _ADVICE)
 
 
 def stored_bytes(checkpoint: Checkpoint) -> int:
-    """Of every file that weights come from."""
+    """Return the bytes of all files with weights."""
     return sum(file.stat().st_size for file in checkpoint.weight_files)

@@ -1,4 +1,4 @@
-"""torchvision beside a CPU build of torch, which lacks its compiled operators."""
+"""A workaround for torchvision with a CPU build of torch, which lacks torchvision's compiled operators."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import types
 
 
 def leave_out_operators() -> None:
-    """Let transformers and diffusers, which import torchvision, be imported; call it before they are.
+    """Make transformers and diffusers importable, which import torchvision. Call this function before those imports.
 
-    The one module of it that needs the operators when it is imported is left out; nothing here calls an operator.
+    The one torchvision module that needs the operators at import is replaced by an empty one. No code here calls an
+    operator.
     """
     sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))

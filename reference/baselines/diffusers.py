@@ -1,4 +1,4 @@
-"""diffusers' own pipeline as a way of drawing in a benchmark, its networks timed as it calls them."""
+"""The diffusers pipeline as a contender of a benchmark, with every network timed as the pipeline calls it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from qwen_image_engine.runtime.tools.bench.spec import INSTALL_DIFFUSERS, WaySpe
 
 
 def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
-    """Load the pipeline, as its documentation does: `from_pretrained` in one dtype, its cache of the prefix on.
+    """Load the pipeline as its documentation does: `from_pretrained` in one dtype, with its prefix cache on.
 
     Raises:
-        Unavailable: it is not installed or does not load, or cannot draw what the bundle does.
-        QwenImageError: see `open_checkpoint`.
+        Unavailable: diffusers does not load, or cannot run the bundle's checkpoint.
+        QwenImageError: the checkpoint is missing, or its configuration is not the one that the bundle was made from.
     """
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
@@ -71,10 +71,10 @@ def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
 
 
 def check_drawable(checkpoint: Checkpoint) -> None:
-    """Refuse what diffusers does not load from a folder.
+    """Raise if diffusers cannot load the checkpoint from a folder.
 
     Raises:
-        Unavailable: bidirectional attention, adapters, or a transformer from a single file.
+        Unavailable: the checkpoint has bidirectional attention, adapters, or a transformer from a single file.
     """
     if checkpoint.transformer.bidirectional:
         raise Unavailable("diffusers has no transformer with bidirectional attention")
@@ -83,7 +83,7 @@ def check_drawable(checkpoint: Checkpoint) -> None:
 
 
 def time_networks(pipeline: Any, timings: Timings) -> None:
-    """Put a clock around each network's call; those of the vision tower lie inside the text encoder's."""
+    """Time every call of a network. Calls of the vision tower lie inside calls of the text encoder."""
     for owner, name, component in (
         (pipeline.text_encoder, "forward", "text_encoder"),
         (pipeline.text_encoder.model.visual, "forward", "vision"),
@@ -103,7 +103,7 @@ def _timed(call: Callable[..., Any], timings: Timings, component: str) -> Callab
 
 
 def without_vision(entries: list[Timing]) -> list[Timing]:
-    """The vision tower's seconds taken out of the text encoder's, which ran it."""
+    """Return the entries with the vision tower's seconds subtracted from the text encoder's, which ran it."""
     vision_s = sum(entry.seconds for entry in entries if entry.component == "vision")
     return [
         Timing(entry.kind, entry.component, entry.seconds - vision_s, entry.peak)

@@ -1,4 +1,4 @@
-"""The reference pipeline as a way of drawing in a benchmark: eager, or with the transformer's blocks compiled."""
+"""The reference pipeline as a contender of a benchmark: eager, or with the transformer's blocks compiled."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from qwen_image_engine.runtime.tools.bench.spec import WaySpec
 
 
 def load_torch(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
-    """Load it in fp32.
+    """Load the reference pipeline in fp32.
 
     Raises:
-        QwenImageError: see `open_checkpoint`, or the checkpoint is damaged.
+        QwenImageError: the checkpoint is missing or damaged, or its configuration is not the one that the bundle was
+            made from.
     """
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
@@ -28,9 +29,10 @@ def load_torch(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """Compile the blocks of a transformer in place, once for all, as diffusers' `compile_repeated_blocks` does.
+    """Compile the blocks of a transformer in place with one compilation, as diffusers' `compile_repeated_blocks` does.
 
-    The work is done when they first run, and again for what they have not seen: the warm-up of each case.
+    Compilation runs at the first call of a block, and again for shapes that it has not seen: in the warm-up of each
+    case.
     """
     if isinstance(network, Transformer):
         for block in network.transformer_blocks:

@@ -1,4 +1,4 @@
-"""A checkpoint in a folder or in the hub's cache: its configurations and checks."""
+"""A checkpoint in a folder or in the hub's cache, with its configurations and checks."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,8 @@
-"""A checkpoint in the diffusers layout: where it is, its configs, licence and hashes.
+"""A checkpoint in the diffusers layout: its folder, configs, licence and hashes.
 
-The transformer's weights may come from a single file in the place of those in the folder, and adapters may be merged
-into them.
+The transformer's weights may come from a single file instead of the folder, and adapters may be merged into them.
 
-Opening reads JSON and safetensors headers alone: 16 billion parameters take the same moment as five million.
+Opening reads only JSON and safetensors headers: 16 billion parameters take the same moment as five million.
 """
 
 from __future__ import annotations
@@ -43,18 +42,28 @@ TRANSFORMER = "transformer"
 
 
 Source = str | Path | DiffusersPipeline
-"""What a checkpoint is opened from."""
+"""Sources that `Checkpoint.open` takes: a folder, a hub name, or a diffusers pipeline."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint whose configs, headers and folder structure are sound.
 
-    `name` is the hub name or the folder's name, with what its weights are changed by; `index` and `scheduler` are the
-    parsed model_index.json and scheduler_config.json; `components` has the keys of `LAYOUT`; `transformer_file` is the
-    single file that the transformer comes from, None where it comes from the folder; `loras` are merged into it;
-    `attention` is what was asked for where the configuration says otherwise, else None; `read_by` has the tensors that
-    each network reads, once `reference.load.read_tensors` has matched them.
+    Attributes:
+        name: hub name or folder name, followed by the changes to the weights (single file, adapters, attention).
+        folder: folder of the checkpoint.
+        index: parsed model_index.json.
+        scheduler: parsed scheduler_config.json.
+        transformer: configuration of the transformer.
+        text_encoder: configuration of the text encoder.
+        vision: configuration of the vision tower.
+        vae: configuration of the autoencoder.
+        image_processor: configuration of the image processor.
+        components: stored weights by the keys of `LAYOUT`.
+        transformer_file: single file with the transformer's weights; None if they are in the folder.
+        loras: adapters that are merged into the transformer.
+        attention: attention that was asked for; None if it is the configuration's own.
+        read_by: tensors that each network reads, by network; `reference.load.read_tensors` fills it.
     """
 
     name: str
@@ -81,18 +90,20 @@ class Checkpoint:
         loras: Sequence[LoraFile] = (),
         attention: str | None = None,
     ) -> Checkpoint:
-        """Open a folder, or by `org/name` the main revision of one in the local hub cache. Nothing is downloaded.
+        """Open a folder, or by `org/name` the main revision of a repository in the local hub cache.
+
+        Nothing is downloaded.
 
         Args:
-            source: with every configuration, and the weights of the networks; or the diffusers pipeline that was loaded
-                from there, whose weights are then compared with the files'.
-            transformer_file: the transformer's weights, in the place of those in the folder; see `single_file`.
-            loras: adapters that are merged into the transformer's weights, for everyone who reads them; see `lora`.
-            attention: one of `runtime.model.ATTENTION`, in the place of what the transformer's configuration says.
+            source: folder or hub name with every configuration and the weights of the networks; or the diffusers
+                pipeline that was loaded from there. The weights of a pipeline are compared with the files.
+            transformer_file: single file that replaces the folder's transformer weights; see `single_file`.
+            loras: adapters that are merged into the transformer's weights for every reader; see `lora`.
+            attention: one of `runtime.model.facts.ATTENTION`, which overrides the transformer's configuration.
 
         Raises:
-            QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture; or an adapter
-                is not one of its transformer; or a pipeline is another than its files.
+            QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture; an adapter does
+                not fit its transformer; or a pipeline differs from its files.
         """
         if not isinstance(source, str | Path):
             path = loaded_from(source, PIPELINE_CLASS)
@@ -134,7 +145,7 @@ class Checkpoint:
 
     @property
     def place(self) -> str:
-        """Its folder, with its name before where the folder's own does not say it."""
+        """The folder, preceded by the checkpoint's name if the folder's name is another."""
         return str(self.folder) if self.name == self.folder.resolve().name else f"{self.name} in {self.folder}"
 
     @property
@@ -143,7 +154,7 @@ class Checkpoint:
         return self.folder / "processor"
 
     def stored(self, network: str) -> Component:
-        """What is stored of a network: "transformer", "text_encoder", "vision" or "vae".
+        """Return the stored weights of a network: "transformer", "text_encoder", "vision" or "vae".
 
         The vision tower's tensors are in the text encoder's files.
         """
@@ -154,10 +165,10 @@ class Checkpoint:
         return replace(encoder, tensors=own, layout=VISION if vision else encoder.layout)
 
     def token_embeddings(self) -> TensorInfo:
-        """Where the embedding table (vocab_size, hidden_size) is stored.
+        """Return the stored embedding table, (vocab_size, hidden_size).
 
         Raises:
-            QwenImageError: it is missing, or of another shape or dtype.
+            QwenImageError: the table is missing, or has another shape or dtype.
         """
         component = self.components["text_encoder"]
         name = component.layout.prefix + "embed_tokens.weight"
@@ -169,10 +180,10 @@ class Checkpoint:
         return tensor
 
     def check_depth(self, name: str) -> None:
-        """Check that the weights of a network go as deep as its config, before as many blocks are made.
+        """Check that the weights of a network are as deep as its config. Call it before the blocks are built.
 
         Raises:
-            QwenImageError: they do not.
+            QwenImageError: config.json asks for more blocks than are stored.
         """
         key, stored, depth = {
             "transformer": ("num_layers", "transformer_blocks.{}.", self.transformer.num_layers),
@@ -189,7 +200,7 @@ class Checkpoint:
             )
 
     def ignored_keys(self) -> dict[str, tuple[str, ...]]:
-        """Keys of each component's config.json that change nothing here."""
+        """Return the keys of each component's config.json that change nothing here."""
         return {
             "transformer": self.transformer.ignored,
             "text_encoder": tuple(sorted((*self.text_encoder.ignored, *self.vision.ignored))),
@@ -197,10 +208,10 @@ class Checkpoint:
         }
 
     def config_sha256(self) -> str:
-        """One hash of every configuration file, tokenizer included: their relative names and bytes, in sorted order.
+        """Return one hash of all configuration files, tokenizer included: relative names and bytes, in sorted order.
 
-        Weight indexes are left out, so that sharding does not change it. Attention counts where it is not that of the
-        files.
+        Weight indexes are left out, so that sharding does not change the hash. An attention that overrides the files
+        counts too.
         """
         folders = [self.folder / name for name in (".", *LAYOUT, "scheduler", "processor")]
         files = [
@@ -216,24 +227,27 @@ class Checkpoint:
 
     @property
     def flags(self) -> str:
-        """How the command is told to open it."""
+        """The command-line flags that open this checkpoint."""
         return checkpoint_flags(self.folder, self.transformer_file, map(str, self.loras), self.attention)
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        """Every file that weights come from, adapters last."""
+        """All files with weights, adapters last."""
         stored = [file for component in self.components.values() for file in component.files]
         return tuple(dict.fromkeys((*stored, *(lora.path for lora in self.loras))))
 
     def weights_sha256(self, progress: Callable[[int], None] | None = None) -> str:
-        """One hash of every weight file, read in blocks; `progress` is told the bytes of each block.
+        """Return one hash of all weight files.
 
-        A single file and adapters may have any name; of adapters their order and scale count too.
+        The names of a single file and of adapters do not count; the order and scale of adapters do.
+
+        Args:
+            progress: function called with the bytes of each block that was read.
         """
         return self.combined_weights_sha256({file: file_sha256(file, progress) for file in self.weight_files})
 
     def combined_weights_sha256(self, hashes: Mapping[Path, str]) -> str:
-        """`weights_sha256` where those of `weight_files` are known."""
+        """Return `weights_sha256` from the known hashes of `weight_files`."""
         stored = [
             (f"{component.name}/{component.stored_name(file)}", hashes[file])
             for component in self.components.values()
@@ -243,7 +257,7 @@ class Checkpoint:
         return _combined_sha256([*stored, *merged])
 
     def licence(self) -> str:
-        """The licence that README.md's front matter names, else the first line of a LICENSE file, else "unknown"."""
+        """Return the licence in README.md's front matter, else the first line of a LICENSE file, else "unknown"."""
         front_matter = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", _text(self.folder / "README.md"), re.DOTALL)
         if front_matter:
             # The hub writes `license: other` and the licence's own name beside it.
@@ -314,7 +328,7 @@ def _components(folder: Path, transformer_file: Path | None, loras: Sequence[Lor
 
 
 def _combined_sha256(hashes: Iterable[tuple[str, str]]) -> str:
-    """Of names and the SHA-256 of what they stand for, in sorted order."""
+    """Return one hash of pairs of a name and its SHA-256, in sorted order."""
     lines = (f"{sha256}  {name}\n" for name, sha256 in sorted(hashes))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -1,8 +1,9 @@
 """The networks' dimensions, read from a checkpoint's own JSON.
 
 Sources: diffusers 0.42 (`QwenImage21Transformer2DModel`, `AutoencoderKLQwenImage21`), transformers 4 and 5
-(`Qwen3VLConfig`). Every key that shapes a network is required, and a value that the networks here do not implement is
-refused by name. Keys that change nothing (dropout, initialisation, cache switches) are kept in `ignored` for `inspect`.
+(`Qwen3VLConfig`). Every key that shapes a network is required. A value that the networks here do not implement is an
+error that names the key. Keys that change nothing (dropout, initialisation, cache switches) are in `ignored`, for
+`inspect`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from qwen_image_engine.runtime.system.json_schema import MISSING, Reader
 class TransformerConfig:
     """Dimensions of the block-causal MMDiT, from transformer/config.json.
 
-    `axes_dims_rope` are the rotary dimensions of (frame, row, column); they sum to `attention_head_dim`. Where it is
-    `bidirectional` every token sees every other and is modulated by the step's t; else attention is block-causal.
+    `axes_dims_rope` are the rotary dimensions of (frame, row, column); they sum to `attention_head_dim`. If
+    `bidirectional`, every token attends to every other and is modulated by the step's t. Otherwise attention is
+    block-causal.
     """
 
     in_channels: int
@@ -45,15 +47,15 @@ class TransformerConfig:
 
     @property
     def attention(self) -> Attention:
-        """One of `ATTENTION`."""
+        """The attention's name, from `ATTENTION`."""
         return ATTENTION[self.bidirectional]
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str, attention: str | None = None) -> TransformerConfig:
-        """Read and check the parsed JSON of the file named `where`; `attention` is in the place of what it says.
+        """Read and check the parsed JSON of the file named `where`; `attention` overrides the file.
 
         Raises:
-            UsageError: there is no such attention.
+            UsageError: `attention` is not one of `ATTENTION`.
             QwenImageError: a key is missing, or its value is one that the network does not implement.
         """
         reader = Reader(values, where)
@@ -88,8 +90,8 @@ class TransformerConfig:
 class TextEncoderConfig:
     """Dimensions of Qwen3-VL's language model, from text_encoder/config.json.
 
-    `mrope_section` are the pairs of a head's channels that turn with (frame, row, column), interleaved; `deepstack` is
-    the number of first layers after which features of the reference images are added.
+    `mrope_section` counts the pairs of a head's channels that rotate with (frame, row, column), interleaved.
+    `deepstack` is the number of layers, from the first, after which features of the reference images are added.
     """
 
     vocab_size: int
@@ -107,7 +109,7 @@ class TextEncoderConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str) -> TextEncoderConfig:
-        """Read and check the parsed JSON of the file named `where`, in transformers 4's or 5's spelling.
+        """Read and check the parsed JSON of the file named `where`, in the spelling of transformers 4 or 5.
 
         Raises:
             QwenImageError: a key is missing, or its value is one that the network does not implement.
@@ -153,8 +155,8 @@ class TextEncoderConfig:
 class VisionConfig:
     """Dimensions of Qwen3-VL's vision tower, from `vision_config` in text_encoder/config.json.
 
-    Patches are 16 pixels a side and two frames deep; 2x2 of them become one token. `position_side` is the side of the
-    square table of learned positions; `deepstack` are the blocks whose output the text encoder sees too.
+    Patches are 16 pixels a side and two frames deep. Four of them, 2x2, become one token. `position_side` is the side
+    of the square table of learned positions. `deepstack` lists the blocks whose output the text encoder also gets.
     """
 
     depth: int
@@ -283,10 +285,10 @@ class VaeConfig:
 
 
 def check_components(transformer: TransformerConfig, text_encoder: TextEncoderConfig, vae: VaeConfig) -> None:
-    """Refuse components that do not fit each other.
+    """Raise if the components do not fit each other.
 
     Raises:
-        QwenImageError: the transformer reads states or latents of another width than its neighbours write.
+        QwenImageError: the text encoder's states or the VAE's latents have another width than the transformer reads.
     """
     if transformer.context_in_dim != text_encoder.hidden_size:
         raise QwenImageError(
@@ -301,7 +303,7 @@ def check_components(transformer: TransformerConfig, text_encoder: TextEncoderCo
 
 
 def _is_bidirectional(reader: Reader, attention: str | None) -> bool:
-    """Whether attention is 2.0's, by `attention` or by the key of that name; diffusers has no such key."""
+    """Return whether attention is 2.0's, by `attention` or by the key of that name. Diffusers has no such key."""
     if attention is not None and attention not in ATTENTION:
         raise UsageError(f"attention {attention!r}: expected {' or '.join(ATTENTION)}")
     if attention is None and reader.get("attention") is not MISSING:
@@ -321,9 +323,9 @@ def _is_bidirectional(reader: Reader, attention: str | None) -> bool:
 
 
 def _rope(text: Reader, head_dim: int) -> tuple[float, tuple[int, ...], tuple[str, ...]]:
-    """The rotary base, the sections and the keys that were not read.
+    """Return the rotary base, the sections and the keys that were not read.
 
-    They stand in `rope_parameters`, or in `rope_theta` and `rope_scaling`.
+    The values are in `rope_parameters`, or in `rope_theta` and `rope_scaling`.
     """
     if text.get("rope_parameters") not in (MISSING, None):
         rope = text.section("rope_parameters")
@@ -360,7 +362,7 @@ def _refuse_quantised(reader: Reader) -> None:
 def _check_shortcuts(
     reader: Reader, dim_mult: tuple[int, ...], halves_time: tuple[bool, ...], base_dim: int, decoder_base_dim: int
 ) -> None:
-    """Each resolution's parameter-free shortcut must map its channels evenly (AvgDown3D and DupUp3D of diffusers)."""
+    """Check that every resolution's parameter-free shortcut maps channels evenly (diffusers' AvgDown3D, DupUp3D)."""
     expected = "multipliers whose shortcuts divide evenly"
     widths = [base_dim * mult for mult in (1, *dim_mult)]
     factors = [4 * (1 + halved) for halved in halves_time]

@@ -1,7 +1,7 @@
-"""A diffusers pipeline where a checkpoint's path is taken: the files that it was loaded from, if they still are it.
+"""A diffusers pipeline as the source of a checkpoint: the files that it was loaded from, checked against it.
 
-Nothing is read from the pipeline but what tells that: exports stream weights from files, and a pipeline whose weights
-were changed in memory (adapters, quantisation, training) is refused, not exported without them.
+The pipeline is read only for this check, because exports stream weights from files. A pipeline whose weights were
+changed in memory (adapters, quantisation, training) is an error: an export from the files would lose the changes.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ _SAVE = "save it with pipeline.save_pretrained(FOLDER) and name that folder"
 
 
 class DiffusersPipeline(Protocol):
-    """What is asked of a `diffusers.DiffusionPipeline`."""
+    """The parts of a `diffusers.DiffusionPipeline` that are read here."""
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Of the pipeline: what model_index.json holds, and where it came from."""
+        """The pipeline's configuration: the values of model_index.json, and the folder or hub name it came from."""
         ...
 
     @property
     def components(self) -> Mapping[str, Any]:
-        """Its networks, scheduler and processor by name."""
+        """The networks, the scheduler and the processor, by name."""
         ...
 
 
 def loaded_from(pipeline: DiffusersPipeline, class_name: str) -> str:
-    """The folder or hub name that `pipeline` was loaded from.
+    """Return the folder or hub name that `pipeline` was loaded from.
 
     Raises:
-        QwenImageError: it is no pipeline of the class `class_name`, or was put together in memory.
+        QwenImageError: the pipeline is not of the class `class_name`, or was put together in memory.
     """
     found = type(pipeline).__name__
     if found != class_name:
@@ -56,18 +56,18 @@ def check_unchanged(
     scheduler: Mapping[str, Any],
     vocabulary: Mapping[str, int],
 ) -> None:
-    """Compare every weight, the scheduler's settings and the vocabulary with the files'.
+    """Compare every weight, the scheduler's settings and the vocabulary with the files.
 
     Weights are compared in the pipeline's dtypes.
 
     Args:
-        pipeline: of diffusers.
-        components: the files' by the keys of `LAYOUT`.
-        scheduler: their scheduler_config.json.
-        vocabulary: of their tokenizer, with what was added.
+        pipeline: the diffusers pipeline.
+        components: components of the files, by the keys of `LAYOUT`.
+        scheduler: parsed scheduler_config.json of the files.
+        vocabulary: vocabulary of the files' tokenizer, added tokens included.
 
     Raises:
-        QwenImageError: one differs, or the pipeline has none of it; the text names it.
+        QwenImageError: a weight, a setting or a token differs, or the pipeline lacks it; the text names it.
     """
     absent = [name for name in (*LAYOUT, "scheduler", "processor") if pipeline.components.get(name) is None]
     if absent:

@@ -16,7 +16,7 @@ REPOSITORY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def hub_cache() -> Path:
-    """The cache folder: HF_HUB_CACHE, else HF_HOME/hub, else XDG_CACHE_HOME or ~/.cache, then huggingface/hub."""
+    """Return the cache folder: HF_HUB_CACHE, else HF_HOME/hub, else huggingface/hub in XDG_CACHE_HOME or ~/.cache."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(variable):
             return Path(os.environ[variable]).expanduser()
@@ -26,10 +26,10 @@ def hub_cache() -> Path:
 
 
 def snapshot_folder(name: str) -> Path:
-    """The folder of the main revision of `org/name`.
+    """Return the folder of the main revision of `org/name`.
 
     Raises:
-        QwenImageError: the cache has no such repository, or not its main revision.
+        QwenImageError: the cache has no such repository, or lacks its main revision.
     """
     cache = hub_cache()
     repository = cache / f"models--{name.replace('/', '--')}"

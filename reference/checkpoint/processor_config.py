@@ -1,4 +1,4 @@
-"""How the processor prepares a reference image, from the checkpoint's own JSON in either spelling."""
+"""The processor's settings for reference images, from the checkpoint's own JSON in either spelling."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from qwen_image_engine.runtime.system.json_schema import MISSING, Reader
 class ImageProcessorConfig:
     """Patches and normalisation of the vision tower's images (transformers `Qwen2VLImageProcessor`).
 
-    `image_mean` and `image_std` are of R, G, B in 0..1; a patch is `patch_size` pixels a side and `temporal_patch_size`
-    frames deep; `merge_size` patches a side become one token. Images of fewer than `min_pixels` or more than
-    `max_pixels` would be resized.
+    Attributes:
+        patch_size: side of a patch [pixels].
+        temporal_patch_size: depth of a patch [frames].
+        merge_size: patches a side that become one token.
+        image_mean: mean of R, G and B, in 0..1.
+        image_std: standard deviation of R, G and B, in 0..1.
+        min_pixels: area below which the processor enlarges an image [pixels].
+        max_pixels: area above which the processor shrinks an image [pixels].
     """
 
     patch_size: int

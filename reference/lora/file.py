@@ -1,4 +1,4 @@
-"""An adapter that is to be merged into a checkpoint: its file, and how strongly."""
+"""The file and the scale of an adapter to be merged into a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from qwen_image_engine.engines.core.errors import UsageError
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A safetensors file of low-rank updates, which are multiplied by `scale`."""
+    """A safetensors file of low-rank updates, and the scale that multiplies them."""
 
     path: Path
     scale: float = 1.0
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`FILE` or `FILE:SCALE`. What is a file as it stands is one, whatever colons are in its name.
+        """Parse `FILE` or `FILE:SCALE`. If a file of the whole name exists, colons in it do not count.
 
         Raises:
             UsageError: the scale is not finite.
@@ -34,7 +34,7 @@ class LoraFile:
 
     @property
     def described(self) -> str:
-        """The file's name, and the scale where it is not 1."""
+        """The name of the file, and the scale if it is not 1."""
         return self.path.name if self.scale == 1 else f"{self.path.name}:{self.scale:g}"
 
     def __str__(self) -> str:

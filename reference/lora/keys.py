@@ -1,4 +1,4 @@
-"""Keys of adapter files: which linear an entry belongs to, and which part of its update it is.
+"""Keys of adapter files: the linear of an entry, and its part of the low-rank update.
 
 Spellings, from diffusers 0.42 (`lora_conversion_utils`, `state_dict_utils`) and ComfyUI (`comfy/lora.py`):
 
@@ -35,9 +35,12 @@ ENDINGS: Mapping[str, Part] = {
 
 
 def linear_names(weights: Iterable[str]) -> dict[str, str]:
-    """What a file may call each of the linears whose weights are given, without the prefix -> its name here.
+    """Map every name that an adapter file may use for a linear, without the prefix, to the linear's name here.
 
-    Names of two stacked linears are among them; see `single_file.halves`.
+    Names of two stacked linears are included; see `single_file.halves`.
+
+    Args:
+        weights: names of the linears' weights.
     """
     linears = [weight.removesuffix(".weight") for weight in weights]
     gate, _ = HALVES
@@ -46,7 +49,7 @@ def linear_names(weights: Iterable[str]) -> dict[str, str]:
 
 
 def split_key(key: str) -> tuple[str, Part] | None:
-    """What stands before the ending, without a prefix, and the part; None where it has none of the endings."""
+    """Split a key into the linear's name, without a prefix, and the part. None if it has none of the endings."""
     for ending, part in ENDINGS.items():
         if key.endswith(ending):
             stem = key.removesuffix(ending)

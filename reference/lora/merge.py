@@ -1,7 +1,7 @@
-"""Adapters merged into a component: files matched to its linears, every key or none.
+"""Adapters merged into a component: every key of a file must match a linear of the component.
 
-Opening reads headers and alphas alone; the products are added as the weights are read (`tensor_blocks`), so no more
-than one weight's factors are in memory.
+Opening reads only headers and alphas. The products are added when the weights are read (`tensor_blocks`), so memory
+holds the factors of one weight at a time.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _NUMBERS = ("F64", "F32", "F16", "BF16", "I64", "I32")
 
 
 def merge(component: Component, files: Sequence[LoraFile]) -> Component:
-    """The component with the updates of all `files` in its weights.
+    """Return the component with the updates of all `files` in its weights.
 
     Raises:
-        QwenImageError: see `low_rank_updates`.
+        QwenImageError: a file is missing, damaged, or no adapter; or its keys do not fit the component
+            (`low_rank_updates` lists the conditions).
     """
     updates: dict[str, list[LowRank]] = {}
     for file in files:
@@ -44,11 +45,11 @@ def merge(component: Component, files: Sequence[LoraFile]) -> Component:
 
 
 def low_rank_updates(component: Component, file: LoraFile) -> dict[str, LowRank]:
-    """The update of every weight that an adapter changes, by the weight's name.
+    """Return the update of every weight that an adapter changes, by the name of the weight.
 
     Raises:
-        QwenImageError: the file is missing, damaged, or no adapter; a key is of no known form, of no linear of the
-            component, without its counterpart, or there twice; a shape, dtype or alpha does not fit.
+        QwenImageError: the file is missing, damaged, or no adapter; a key has no known form, belongs to no linear of
+            the component, lacks its counterpart, or occurs twice; or a shape, dtype or alpha does not fit.
     """
     if not file.path.is_file():
         state = "is a folder" if file.path.is_dir() else "does not exist"
@@ -66,7 +67,7 @@ def low_rank_updates(component: Component, file: LoraFile) -> dict[str, LowRank]
 
 
 def _linears(component: Component, path: Path) -> Mapping[str, Parts]:
-    """The entries of a file by the linear that they belong to, each with "down" and "up"."""
+    """Return the entries of a file by linear. Every linear has "down" and "up"."""
     names = linear_names(name for name, tensor in component.tensors.items() if len(tensor.shape) == 2)
     found: dict[str, dict[Part, TensorInfo]] = {}
     unknown, unmatched, repeated = [], [], []
@@ -104,7 +105,7 @@ def _linears(component: Component, path: Path) -> Mapping[str, Parts]:
 def _targets(
     component: Component, path: Path, linear: str, down: TensorInfo, up: TensorInfo
 ) -> list[tuple[str, TensorInfo]]:
-    """The weights of a linear, each with its rows of `up`; a linear of two stacked ones has two."""
+    """Return the weights of a linear, each with its rows of `up`. Two stacked linears have two weights."""
     weights = [f"{name}.weight" for name in halves(linear) or (linear,)]
     shapes = [component.tensors[weight].shape for weight in weights]
     rows, columns, rank = sum(shape[0] for shape in shapes), shapes[0][1], down.shape[0] if down.shape else 0
@@ -133,7 +134,7 @@ def _factor(path: Path, linear: str, parts: Parts, config: AdapterConfig | None)
 
 
 def _number(path: Path, entry: TensorInfo) -> float:
-    """The value of a tensor of one."""
+    """Read the value of a tensor with one element."""
     if entry.elements != 1 or entry.dtype not in _NUMBERS:
         raise QwenImageError(f"{path}: tensor {entry.name!r} is {entry.dtype} {entry.shape}, expected one number")
     try:

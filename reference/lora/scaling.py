@@ -1,4 +1,4 @@
-"""What an adapter's product is multiplied by: alpha over the rank, as PEFT scales it."""
+"""The factor of an adapter's product: alpha over the rank, as PEFT scales it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.system.json_schema import MISSING, NUMBER, Reader, described, named
 
 METADATA = "lora_adapter_metadata"
-"""Where diffusers' `save_lora_weights` keeps PEFT's settings as JSON, in the file's own metadata."""
+"""Key of PEFT's settings as JSON in the metadata of files from diffusers' `save_lora_weights`."""
 
 _PREFIX = "transformer."
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """PEFT's settings of a whole file: alpha, those of linears by pattern, and whether ranks count by their root.
+    """PEFT's settings of an adapter file.
 
-    `alpha_pattern` are regular expressions of the end of a linear's name, the first that matches deciding (PEFT,
-    `get_pattern_key`); `rank_stabilised` is rsLoRA (arXiv 2312.03732).
+    Attributes:
+        alpha: alpha of linears that no pattern matches.
+        alpha_pattern: alpha by regular expression of the end of a linear's name. The first match counts (PEFT,
+            `get_pattern_key`).
+        rank_stabilised: whether alpha is divided by the root of the rank: rsLoRA (arXiv 2312.03732).
     """
 
     alpha: float
@@ -33,10 +36,10 @@ class AdapterConfig:
 
     @classmethod
     def from_metadata(cls, path: Path, metadata: Mapping[str, str]) -> Self | None:
-        """None where the file at `path` has none.
+        """Read the settings in the metadata of the file at `path`. None if the metadata has no settings.
 
         Raises:
-            QwenImageError: they are not in the expected format, or those of an adapter of another kind.
+            QwenImageError: the settings are not in the expected format, or belong to an adapter of another kind.
         """
         if METADATA not in metadata:
             return None
@@ -57,7 +60,7 @@ class AdapterConfig:
         )
 
     def factor(self, linear: str, rank: int) -> float:
-        """Of one linear."""
+        """Return the factor of the product for one linear: alpha over the rank, or over its root."""
         alpha = next(
             (alpha for pattern, alpha in self.alpha_pattern.items() if re.match(rf"(.*\.)?({pattern})$", linear)),
             self.alpha,

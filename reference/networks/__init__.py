@@ -1,1 +1,1 @@
-"""The networks in plain PyTorch, and nothing else."""
+"""The networks in plain PyTorch, and no other code."""

@@ -1,4 +1,7 @@
-"""Rotary position embedding in real arithmetic (an exported graph has no complex numbers)."""
+"""Layers that several networks share: attention, RMS norm, and rotary position embedding.
+
+The rotary embedding is in real arithmetic, because an exported graph has no complex numbers.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -6,14 +9,14 @@ from torch import Tensor, nn
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
-    """Rotate pairs of channels by the angles behind cos and sin, in fp32.
+    """Rotate pairs of channels by the angles whose cosines and sines are given, in fp32.
 
     Args:
         x: (B, S, H, d).
         cos: (S, d/2) or (B, S, d/2), float32.
-        sin: As cos.
-        interleaved: Pairs are neighbours (0, 1), (2, 3), … as in the transformer; otherwise channel i pairs with
-            i + d/2, as in Qwen3-VL.
+        sin: Sines of the same angles, shaped like cos.
+        interleaved: True pairs neighbours (0, 1), (2, 3), … as in the transformer. False pairs channel i with i + d/2,
+            as in Qwen3-VL.
 
     Returns:
         (B, S, H, d) in x's dtype.
@@ -32,7 +35,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
 
 
 def _one_node(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """The same as ONNX's RotaryEmbedding-23, which ONNX Runtime computes only with tables of every batch entry."""
+    """Compute `rotary` as ONNX's RotaryEmbedding-23. ONNX Runtime needs its tables for every batch entry."""
     b, _, heads, _ = x.shape
     cos, sin = cos.expand(b, -1, -1), sin.expand(b, -1, -1)
     out: Tensor = torch.onnx.ops.rotary_embedding(
@@ -42,14 +45,14 @@ def _one_node(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, heads side by side in the result.
+    """Return softmax(q k^T / sqrt(d)) v, with the heads side by side.
 
     Args:
         q: (B, S, H, d).
         k: (B, L, G, d), where G divides H (grouped-query attention).
         v: (B, L, G, d).
-        causal: Token i sees tokens 0..i; S and L must be equal.
-        mask: Boolean, broadcastable to (B, H, S, L), True where q may see k; not together with `causal`.
+        causal: Token i attends to tokens 0..i; S and L must be equal.
+        mask: Boolean, broadcastable to (B, H, S, L), True where q may attend to k; not together with `causal`.
 
     Returns:
         (B, S, H * d).
@@ -67,7 +70,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis.
+    """The norm x / sqrt(mean(x^2) + eps) * weight over the last axis.
 
     Args:
         channels: Length of the last axis.
@@ -81,5 +84,5 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, C) -> (…, C) in x's dtype."""
+        """Map (…, C) -> (…, C) in x's dtype."""
         return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)

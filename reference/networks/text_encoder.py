@@ -1,7 +1,7 @@
-"""The Qwen3-VL text model up to the hidden states before its final norm, which is what the transformer was trained on.
+"""The Qwen3-VL text model without its final norm: the transformer was trained on the states before it.
 
-Parameter names are the checkpoint's without `model.language_model.`. Rows of the embedding table are gathered by the
-host, which puts the vision tower's features in the slots of reference images, so the network starts from embeddings.
+Parameter names are the checkpoint's without `model.language_model.`. The network starts from embeddings: the host
+gathers rows of the embedding table and puts the vision tower's features into the slots of reference images.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(d, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """Map (B, T, C) -> (B, T, C)."""
         q, k, v = (
             linear(x).unflatten(-1, (-1, self.head_dim)) for linear in (self.q_proj, self.k_proj, self.v_proj)
         )  # (B, T, heads, d), (B, T, kv heads, d) twice
@@ -38,7 +38,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """The SwiGLU feed-forward layer: down_proj(SiLU(gate_proj(x)) * up_proj(x))."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -47,12 +47,12 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """Map (B, T, C) -> (B, T, C)."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nn.Module):
-    """Pre-norm attention and feed-forward."""
+    """A transformer layer: pre-norm attention and feed-forward."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -62,13 +62,13 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """Map (B, T, C) -> (B, T, C)."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class TextEncoder(nn.Module):
-    """`Qwen3VLTextModel` without embedding table and final norm."""
+    """The `Qwen3VLTextModel` without embedding table and final norm."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -76,13 +76,13 @@ class TextEncoder(nn.Module):
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
 
     def forward(self, embeddings: Tensor, cos: Tensor, sin: Tensor, deepstack: Sequence[Tensor]) -> Tensor:
-        """Hidden states of every token.
+        """Return the hidden states of every token.
 
         Args:
             embeddings: (B, T, C). Attention is causal, so padding on the right changes nothing before it.
-            cos: (T, head_dim/2) float32, see `runtime.rope.encoder_rotary_tables`.
-            sin: As cos.
-            deepstack: `config.deepstack` times (B, T, C), added to the output of the first layers; zero at text.
+            cos: (T, head_dim/2) float32, see `runtime.model.rope.encoder_rotary_tables`.
+            sin: Sines of the same angles, shaped like cos.
+            deepstack: `config.deepstack` tensors (B, T, C), added to the output of the first layers; zero at text.
 
         Returns:
             (B, T, C), the last layer's output before the final norm.

@@ -1,9 +1,9 @@
-"""The 7B MMDiT: one stream of text and image tokens, block-causal, conditioned on t only where the target is.
+"""The 7B MMDiT: one stream of text and image tokens, block-causal, with only the target conditioned on t.
 
-Text and reference tokens are modulated from t = 0 and never attend to the target (`causal_condition`), so their keys
-and values are the same at every step. The network therefore runs in passes: `prefix` once a prompt, `prefix_image` once
-for each reference image, `step` once a step. 2.0's attention is bidirectional and has one pass, `joint`. Parameter
-names are the checkpoint's.
+Tokens of text and reference images are modulated from t = 0 and never attend to the target (`causal_condition`), so
+their keys and values are the same at every step. The network therefore runs in passes: `prefix` once a prompt,
+`prefix_image` once for each reference image, `step` once a step. 2.0's attention is bidirectional and has one pass,
+`joint`. Parameter names are the checkpoint's.
 """
 
 from typing import NamedTuple
@@ -21,8 +21,8 @@ KeyValue = tuple[Tensor, Tensor]
 
 
 class Modulation(NamedTuple):
-    """What every block multiplies by, each (B or 1, S or 1, C): 1 + scale before attention and feed-forward, and the
-    tanh of a gate after each. All blocks share it, so it is computed once a pass."""
+    """The factors of every block, each (B or 1, S or 1, C): 1 + scale before attention and feed-forward, and the tanh
+    of a gate after each. All blocks share them, so they are computed once a pass."""
 
     attention: Tensor
     attention_gate: Tensor
@@ -31,7 +31,7 @@ class Modulation(NamedTuple):
 
 
 class TimeEmbedding(nn.Module):
-    """Two linears over the sinusoid of t, which the host computes in fp32 (bf16 cos of 1000 t is 37% off)."""
+    """Two linears on the sinusoid of t, which the host computes in fp32 (bf16 cos of 1000 t is 37% off)."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -43,13 +43,13 @@ class TimeEmbedding(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, 256) -> (B, C)."""
+        """Map (B, 256) -> (B, C)."""
         linear_1, linear_2 = self.timestep_embedder["linear_1"], self.timestep_embedder["linear_2"]
         return linear_2(F.silu(linear_1(features)))
 
 
 class ZeroCentredNorm(nn.Module):
-    """RMS norm in fp32 whose stored weight is the scale minus one."""
+    """An RMS norm in fp32 whose stored weight is the scale minus one."""
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
@@ -57,12 +57,12 @@ class ZeroCentredNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """Map (B, T, C) -> (B, T, C)."""
         return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float() + 1, self.eps).to(x.dtype)
 
 
 class TextProjection(nn.Module):
-    """Encoder states into the transformer's width."""
+    """The projection of encoder states to the transformer's width."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -71,12 +71,12 @@ class TextProjection(nn.Module):
         self.out_layer = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, context_in_dim) -> (B, T, C)."""
+        """Map (B, T, context_in_dim) -> (B, T, C)."""
         return self.out_layer(F.gelu(self.in_layer(self.text_norm(x)), approximate="tanh"))
 
 
 class Attention(nn.Module):
-    """Projections of one block: q and k are RMS-normalised per head, then rotated."""
+    """The attention projections of one block: q and k are RMS-normalised per head, then rotated."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         self.norm_k = RMSNorm(d, config.eps)
 
     def qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, S, C) -> q, k, v, each (B, S, H, d)."""
+        """Map (B, S, C) -> q, k, v, each (B, S, H, d)."""
         q, k, v = (linear(x).unflatten(-1, (self.heads, -1)) for linear in (self.to_q, self.to_k, self.to_v))
         q = rotary(self.norm_q(q), cos, sin, interleaved=True)
         k = rotary(self.norm_k(k), cos, sin, interleaved=True)
@@ -98,7 +98,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: out(SiLU(gate_layer(x)) * proj(x))."""
+    """The SwiGLU feed-forward layer: out(SiLU(gate_layer(x)) * proj(x))."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -108,12 +108,12 @@ class FeedForward(nn.Module):
         self.out = nn.Linear(hidden, c, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, S, C) -> (B, S, C)."""
+        """Map (B, S, C) -> (B, S, C)."""
         return self.out(F.silu(self.gate_layer(x)) * self.proj(x))
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each scaled before and gated after by the shared modulation."""
+    """A block: attention and feed-forward, each scaled before and gated after by the shared modulation."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -133,18 +133,18 @@ class Block(nn.Module):
         image_tokens: int = 0,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, KeyValue]:
-        """One block over some of the tokens.
+        """Run the block on the tokens of one pass.
 
         Args:
             x: (B, S, C).
-            modulation: Of this pass.
+            modulation: Modulation of this pass.
             cos: (S, d/2) or (B, S, d/2), float32.
-            sin: As cos.
+            sin: Sines of the same angles, shaped like cos.
             past: Keys and values of the prefix, each (B, P, H, d), put before this pass's own.
-            causal: Whether tokens see only those before them.
-            image_tokens: The first of the tokens, which are an image: they see the past and each other; the mask is
-                that of the text after them.
-            mask: As in `attention`.
+            causal: Whether a token attends only to itself and earlier tokens.
+            image_tokens: Number of image tokens, which come first. They attend to the past and to each other; the mask
+                then belongs to the text after them.
+            mask: Mask of `attention`.
 
         Returns:
             (B, S, C), and this pass's own keys and values, each (B, S, H, d).
@@ -164,7 +164,7 @@ class Block(nn.Module):
 
 
 class OutputNorm(nn.Module):
-    """Layer norm scaled by the time embedding."""
+    """A layer norm scaled by the time embedding."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -172,12 +172,12 @@ class OutputNorm(nn.Module):
         self.linear = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        """x (B, S, C), temb (B or 1, S or 1, C) -> (B, S, C)."""
+        """Map x (B, S, C), temb (B or 1, S or 1, C) -> (B, S, C)."""
         return _layer_norm(x, self.eps) * (1 + self.linear(F.silu(temb)))
 
 
 class Transformer(nn.Module):
-    """`QwenImage21Transformer2DModel` as prefix passes and a step pass, or as one joint pass."""
+    """The `QwenImage21Transformer2DModel` as prefix passes and a step pass, or as one joint pass."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -192,24 +192,24 @@ class Transformer(nn.Module):
         self.proj_out = nn.Linear(config.hidden_size, config.out_channels, bias=False)
 
     def time_embedding(self, features: Tensor) -> Tensor:
-        """Time features (B or 1, 256) float32 -> (B or 1, 1, C) in the weights' dtype."""
+        """Map time features (B or 1, 256) float32 -> (B or 1, 1, C) in the weights' dtype."""
         return self.time_text_embed(features.to(self.img_in.weight.dtype)).unsqueeze(1)
 
     def block_modulation(self, temb: Tensor) -> Modulation:
-        """What the blocks multiply by, from the time embedding (B or 1, S or 1, C)."""
+        """Return the factors of the blocks, from the time embedding (B or 1, S or 1, C)."""
         scale1, gate1, scale2, gate2 = self.modulation(temb).chunk(4, dim=-1)
         return Modulation(1 + scale1, torch.tanh(gate1), 1 + scale2, torch.tanh(gate2))
 
     def prefix(self, text_states: Tensor, cos: Tensor, sin: Tensor) -> list[KeyValue]:
-        """Keys and values of the text before the first reference image in every layer, which no step changes.
+        """Return keys and values of the text before the first reference image, which no step changes.
 
         Args:
             text_states: (B, P, context_in_dim), the encoder's states after the system turn.
-            cos: (P, d/2) float32, see `runtime.rope.rotary_tables`.
-            sin: As cos.
+            cos: (P, d/2) float32, see `runtime.model.rope.rotary_tables`.
+            sin: Sines of the same angles, shaped like cos.
 
         Returns:
-            For every layer keys and values, each (B, P, H, d).
+            Keys and values of every layer, each (B, P, H, d).
 
         """
         x = self.txt_in(text_states)
@@ -223,20 +223,20 @@ class Transformer(nn.Module):
     def prefix_image(
         self, latents: Tensor, text_states: Tensor, cos: Tensor, sin: Tensor, cache: list[KeyValue]
     ) -> list[KeyValue]:
-        """Keys and values of a reference image and of the text after it, which no step changes either.
+        """Return keys and values of a reference image and of the text after it, which no step changes either.
 
-        The image's tokens see everything before them and each other, the text's everything before them. Two calls of
-        attention a layer say that, and the mask of the second has as many rows as there is text.
+        Image tokens attend to everything before them and to each other, text tokens to everything before them. Each
+        layer does this in two calls of attention. The mask of the second call has one row for each text token.
 
         Args:
-            latents: (B, n, C_in) of the image, row by row.
-            text_states: (B, s, context_in_dim) of the text up to the next image, or to the end.
+            latents: (B, n, C_in), latents of the image, row by row.
+            text_states: (B, s, context_in_dim), states of the text up to the next image or the end.
             cos: (n + s, d/2) float32.
-            sin: As cos.
-            cache: Keys and values of everything before, in order: (B, P, H, d) in every layer.
+            sin: Sines of the same angles, shaped like cos.
+            cache: Keys and values of all earlier tokens, in order: (B, P, H, d) in every layer.
 
         Returns:
-            For every layer keys and values of these tokens alone, each (B, n + s, H, d).
+            Keys and values of these tokens alone for every layer, each (B, n + s, H, d).
 
         """
         n, p = latents.shape[1], cache[0][0].shape[1]
@@ -259,15 +259,15 @@ class Transformer(nn.Module):
         cache: list[KeyValue],
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Velocity of the target tokens.
+        """Return the velocity of the target tokens.
 
         Args:
             latents: (B, N, C_in).
-            features: (B or 1, 256) float32, see `runtime.schedule.time_features`.
+            features: (B or 1, 256) float32, see `runtime.model.time.time_features`.
             cos: (N, d/2) float32.
-            sin: As cos.
-            cache: What `prefix` returned.
-            mask: (B, 1, 1, P + N) boolean, False at the padding of a batch of prompts; training alone needs it.
+            sin: Sines of the same angles, shaped like cos.
+            cache: Keys and values of the prefix from `prefix` and `prefix_image`, each (B, P, H, d).
+            mask: (B, 1, 1, P + N) boolean, False at the padding of a batch of prompts; only training needs it.
 
         Returns:
             (B, N, C_out).
@@ -290,21 +290,22 @@ class Transformer(nn.Module):
         cos: Tensor,
         sin: Tensor,
     ) -> Tensor:
-        """Velocity where attention is bidirectional: all tokens see all others and are modulated by the step's t.
+        """Return the velocity under bidirectional attention: every token attends to all and is modulated by t.
 
-        Without a mask the order of the tokens is in their angles alone, so text comes first, wherever it stands.
+        Without a mask only the angles give the order of the tokens. Text therefore comes first here, wherever it is in
+        the prompt.
 
         Args:
             text_states: (B, s, context_in_dim), without the slots of reference images.
-            latents: (B, N, C_in), of the reference images and then of the target.
+            latents: (B, N, C_in), latents of the reference images, then of the target.
             features: (B or 1, 256) float32.
-            text_cos: (s, d/2) float32, of the text.
-            text_sin: As text_cos.
-            cos: (N, d/2) float32, of the latents.
-            sin: As cos.
+            text_cos: (s, d/2) float32, cosines of the text's angles.
+            text_sin: Sines of the same angles, shaped like text_cos.
+            cos: (N, d/2) float32, cosines of the latents' angles.
+            sin: Sines of the same angles, shaped like cos.
 
         Returns:
-            (B, N, C_out); the target's are last, and only they mean anything.
+            (B, N, C_out). The target's velocities come last; the others have no meaning.
 
         """
         temb = self.time_embedding(features)
@@ -317,7 +318,7 @@ class Transformer(nn.Module):
 
 
 def zero_time_features(device: torch.device) -> Tensor:
-    """The sinusoid of t = 0, (1, 256) float32: cosines first."""
+    """Return the sinusoid of t = 0, (1, 256) float32: cosines first."""
     half = TIME_FEATURES // 2
     return torch.cat([torch.ones(1, half, device=device), torch.zeros(1, half, device=device)], dim=1)
 

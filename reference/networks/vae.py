@@ -1,8 +1,8 @@
 """The 16x RGBA autoencoder, one frame at a time: `AutoencoderKLQwenImage21` of diffusers without its video machinery.
 
-Parameter names are the checkpoint's. What the released network does for a single frame is plain 2-D: its causal
-convolutions see one frame, its `time_conv` layers are never reached, and its shortcuts pad time with a zero frame on
-the way down and keep the last copy on the way up.
+Parameter names are the checkpoint's. On a single frame the released network is plain 2-D: its causal convolutions see
+one frame, its `time_conv` layers are never reached, and its shortcuts pad time with a zero frame on the way down and
+keep the last copy on the way up.
 """
 
 import math
@@ -17,21 +17,24 @@ from qwen_image_engine.reference.networks.layers import attention
 
 
 class ChannelNorm(nn.Module):
-    """x / ||x||_2 over channels * sqrt(C) * gamma, the norm in fp32. gamma is stored (C, 1, 1) or (C, 1, 1, 1)."""
+    """The norm x / ||x||_2 * sqrt(C) * gamma, with ||x||_2 over channels, in fp32.
+
+    gamma is stored as (C, 1, 1) or (C, 1, 1, 1).
+    """
 
     def __init__(self, channels: int, trailing: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *[1] * trailing))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Map (B, C, H, W) -> (B, C, H, W)."""
         wide = x.float()
         inverse_norm = wide.square().sum(dim=1, keepdim=True).clamp_min(1e-24).rsqrt()
         return (wide * inverse_norm).to(x.dtype) * (self.gamma.shape[0] ** 0.5 * self.gamma.view(-1, 1, 1))
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, 3x3 convolution, twice, beside a shortcut that is 1x1 where the channels change."""
+    """A residual block: norm, SiLU and 3x3 convolution, twice, plus a shortcut that is 1x1 if the channels change."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -42,7 +45,7 @@ class ResidualBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H, W)."""
+        """Map (B, C, H, W) -> (B, C', H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         return self.conv2(F.silu(self.norm2(h))) + self.conv_shortcut(x)
 
@@ -57,7 +60,7 @@ class SpatialAttention(nn.Module):
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Map (B, C, H, W) -> (B, C, H, W)."""
         b, c, h, w = x.shape
         qkv = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)  # (B, HW, 3C)
         q, k, v = (t.unsqueeze(2) for t in qkv.chunk(3, dim=-1))  # (B, HW, 1, C)
@@ -66,7 +69,7 @@ class SpatialAttention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
+    """The mid block, at the lowest resolution: residual block, attention, residual block."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -74,24 +77,24 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList([SpatialAttention(channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Map (B, C, H, W) -> (B, C, H, W)."""
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
 
 
 class Downsample(nn.Module):
-    """Zero padding on the right and bottom, then a 3x3 convolution of stride 2."""
+    """A downsampler: zero padding on the right and bottom, then a 3x3 convolution of stride 2."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        """Map (B, C, H, W) -> (B, C, H/2, W/2)."""
         return self.resample(x)
 
 
 class Upsample(nn.Module):
-    """Every pixel doubled ("nearest-exact", which at x2 is "nearest"), then a 3x3 convolution."""
+    """An upsampler: every pixel doubled ("nearest-exact", which at x2 is "nearest"), then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -99,14 +102,14 @@ class Upsample(nn.Module):
         self.resample = nn.Sequential(nn.Identity(), nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        """Map (B, C, H, W) -> (B, C, 2H, 2W)."""
         return self.resample(F.interpolate(x.float(), scale_factor=2.0, mode="nearest").to(x.dtype))
 
 
 class AverageDown(nn.Module):
-    """Shortcut on the way down: space to channels, then the mean over groups of channels.
+    """The shortcut on the way down: space to channels, then the mean over groups of channels.
 
-    Where the released network also halves time, the frame that it pads in front is zero and takes part in the mean.
+    If the released network also halves time, it pads a zero frame in front, and this frame takes part in the mean.
     """
 
     def __init__(self, channels: int, out_channels: int, temporal: bool, spatial: bool) -> None:
@@ -114,7 +117,7 @@ class AverageDown(nn.Module):
         self.channels, self.out_channels, self.temporal, self.spatial = channels, out_channels, temporal, spatial
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H/2, W/2), or the same size where the block does not downsample."""
+        """Map (B, C, H, W) -> (B, C', H/2, W/2), or the same size if the block does not downsample."""
         if self.spatial:
             # F.pixel_unshuffle, written out because it exports as three times as many nodes.
             x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 1, 3, 5, 2, 4)  # (B, C, 2, 2, h, w)
@@ -126,7 +129,7 @@ class AverageDown(nn.Module):
 
 
 class DuplicateUp(nn.Module):
-    """Shortcut on the way up: channels repeated, of two frames the last is kept, then channels to space."""
+    """The shortcut on the way up: channels repeated, the last of two frames kept, then channels to space."""
 
     index: Tensor
 
@@ -139,12 +142,12 @@ class DuplicateUp(nn.Module):
         self.register_buffer("index", source[:, -1].flatten(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', 2H, 2W)."""
+        """Map (B, C, H, W) -> (B, C', 2H, 2W)."""
         return F.pixel_shuffle(x.index_select(1, self.index), 2)
 
 
 class DownBlock(nn.Module):
-    """Residual blocks and a downsampler, beside the averaging shortcut."""
+    """A block of the encoder: residual blocks and a downsampler, plus the averaging shortcut."""
 
     def __init__(self, channels: int, out_channels: int, blocks: int, temporal: bool, spatial: bool) -> None:
         super().__init__()
@@ -154,7 +157,7 @@ class DownBlock(nn.Module):
         self.downsampler = Downsample(out_channels) if spatial else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H/2, W/2), or the same size in the last block."""
+        """Map (B, C, H, W) -> (B, C', H/2, W/2), or the same size in the last block."""
         h = x
         for resnet in self.resnets:
             h = resnet(h)
@@ -164,7 +167,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Residual blocks and an upsampler, beside the duplicating shortcut."""
+    """A block of the decoder: residual blocks and an upsampler, plus the duplicating shortcut."""
 
     def __init__(self, channels: int, out_channels: int, blocks: int, temporal: bool, spatial: bool) -> None:
         super().__init__()
@@ -174,7 +177,7 @@ class UpBlock(nn.Module):
         self.avg_shortcut = DuplicateUp(channels, out_channels, temporal) if spatial else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', 2H, 2W), or the same size in the last block."""
+        """Map (B, C, H, W) -> (B, C', 2H, 2W), or the same size in the last block."""
         h = x
         for resnet in self.resnets:
             h = resnet(h)
@@ -184,7 +187,7 @@ class UpBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image to twice z_dim channels (mean, log variance)."""
+    """The encoder, from an image to twice z_dim channels (mean, log variance)."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -203,7 +206,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 4, 16h, 16w) -> (B, 2z, h, w)."""
+        """Map (B, 4, 16h, 16w) -> (B, 2z, h, w)."""
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
@@ -211,10 +214,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to image, in two stages: `mid` sees the whole picture, `up` only a neighbourhood of each pixel.
+    """The decoder, from latents to an image, in two stages.
 
-    The first up block is local too and belongs to `mid` all the same: without it the neighbourhood is half as wide
-    (`up_halo`), and with it `mid` of 2048x2048 takes 1.5 GB at the released widths, weights included.
+    `mid` sees the whole picture, `up` only a neighbourhood of each pixel. The first up block is local too, but belongs
+    to `mid`: `up` without it needs a neighbourhood half as wide (`up_halo`), and `mid` with it takes 1.5 GB for
+    2048x2048 at the released widths, weights included.
     """
 
     def __init__(self, config: VaeConfig) -> None:
@@ -232,25 +236,25 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def mid(self, z: Tensor) -> Tensor:
-        """(B, z, h, w) -> (B, C, 2h, 2w)."""
+        """Map (B, z, h, w) -> (B, C, 2h, 2w)."""
         return self.up_blocks[0](self.mid_block(self.conv_in(z)))
 
     def up(self, x: Tensor) -> Tensor:
-        """(B, C, 2h, 2w) -> (B, 4, 16h, 16w)."""
+        """Map (B, C, 2h, 2w) -> (B, 4, 16h, 16w)."""
         for block in self.up_blocks[1:]:
             x = block(x)
         return self.conv_out(F.silu(self.norm_out(x)))
 
     def forward(self, z: Tensor) -> Tensor:
-        """(B, z, h, w) -> (B, 4, 16h, 16w)."""
+        """Map (B, z, h, w) -> (B, 4, 16h, 16w)."""
         return self.up(self.mid(z))
 
 
 def up_halo(config: VaeConfig) -> int:
-    """Latents on each side of a tile that the tile's pixels depend on through `Decoder.up`.
+    """Return the number of latents on each side of a tile that the tile's pixels depend on through `Decoder.up`.
 
-    A 3x3 convolution sees one pixel further, of its own resolution. Summed in pixels of the image, for n residual
-    blocks and the released network's n = 2:
+    A 3x3 convolution sees one pixel further, of its own resolution. The sum in pixels of the image, for n residual
+    blocks and the released network's n = 2, is:
 
         n + 1 blocks of two convolutions at each of 8, 4, 2, 1 image pixels a pixel    15 * 2(n + 1)    90
         the upsamplers' convolutions, after doubling                                   4 + 2 + 1         7
@@ -267,7 +271,7 @@ def up_halo(config: VaeConfig) -> int:
 
 
 class Vae(nn.Module):
-    """Encoder and decoder with the latent normalisation of the checkpoint's config.
+    """The encoder and the decoder with the latent normalisation of the checkpoint's config.
 
     Args:
         config: Sizes, and `latents_mean` / `latents_std` of every latent channel.
@@ -288,23 +292,23 @@ class Vae(nn.Module):
         self.register_buffer("std", torch.tensor(config.latents_std, device="cpu").view(-1, 1, 1), persistent=False)
 
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 4, 16h, 16w) in [-1, 1] -> mean and log variance, each (B, z, h, w), not normalised."""
+        """Map (B, 4, 16h, 16w) in [-1, 1] -> mean and log variance, each (B, z, h, w), not normalised."""
         mean, logvar = self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).chunk(2, dim=1)
         return mean, logvar
 
     def encode(self, image: Tensor) -> Tensor:
-        """The mode of the posterior, normalised: (B, 4, 16h, 16w) in [-1, 1] -> (B, z, h, w)."""
+        """Return the normalised mode of the posterior: (B, 4, 16h, 16w) in [-1, 1] -> (B, z, h, w)."""
         return (self.moments(image)[0] - self.mean) / self.std
 
     def features(self, latents: Tensor) -> Tensor:
-        """Normalised latents to the decoder's features: (B, z, h, w) -> (B, C, 2h, 2w)."""
+        """Map normalised latents to the decoder's features: (B, z, h, w) -> (B, C, 2h, 2w)."""
         own = (latents * self.std + self.mean).to(self.post_quant_conv.weight.dtype)
         return self.decoder.mid(self.post_quant_conv(own))
 
     def image(self, features: Tensor) -> Tensor:
-        """Features to an image clamped to [-1, 1]: (B, C, 2h, 2w) -> (B, 4, 16h, 16w)."""
+        """Map features to an image clamped to [-1, 1]: (B, C, 2h, 2w) -> (B, 4, 16h, 16w)."""
         return self.decoder.up(features.to(self.post_quant_conv.weight.dtype)).clamp(-1, 1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents to an image clamped to [-1, 1]: (B, z, h, w) -> (B, 4, 16h, 16w)."""
+        """Decode normalised latents to an image clamped to [-1, 1]: (B, z, h, w) -> (B, 4, 16h, 16w)."""
         return self.image(self.features(latents))

@@ -1,8 +1,8 @@
-"""The Qwen3-VL vision tower with DeepStack: a reference image's patches to features of the text encoder's width.
+"""The Qwen3-VL vision tower with DeepStack: it maps patches of a reference image to features of the encoder's width.
 
-The host interpolates nothing itself: it says which rows of the learned position table each patch mixes, and by how
-much, and gives the rotary tables (`runtime.vision`), so that one graph serves every image size. Patches come in 2x2
-blocks, each of which becomes one token. Parameter names are the checkpoint's without `model.visual.`.
+One graph serves every image size: the host gives, for each patch, the rows of the learned position table to mix and
+their shares, and the rotary tables (`runtime.model.vision`). Patches come in 2x2 blocks, and each block becomes one
+token. Parameter names are the checkpoint's without `model.visual.`.
 """
 
 import torch.nn.functional as F
@@ -13,23 +13,23 @@ from qwen_image_engine.reference.networks.layers import attention, rotary
 
 EPS = 1e-6
 MERGED = 4
-"""Patches of one token."""
+"""Patches that become one token."""
 
 
 class PatchEmbedding(nn.Module):
-    """A convolution whose kernel is as large as its stride: one linear over a patch's pixels."""
+    """A convolution with kernel size equal to stride: one linear over the pixels of a patch."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.proj = nn.Conv3d(3, config.hidden_size, (2, 16, 16), (2, 16, 16))
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(B, N, 1536), pixels as (channel, frame, row, column) -> (B, N, C)."""
+        """Map (B, N, 1536), pixels as (channel, frame, row, column) -> (B, N, C)."""
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class Attention(nn.Module):
-    """Every patch of an image sees every other."""
+    """Full self-attention between the patches of an image."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -38,14 +38,14 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
+        """Map (B, N, C) -> (B, N, C)."""
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in self.qkv(x).chunk(3, dim=-1))
         q, k = rotary(q, cos, sin, interleaved=False), rotary(k, cos, sin, interleaved=False)
         return self.proj(attention(q, k, v))
 
 
 class FeedForward(nn.Module):
-    """Two linears around a GELU."""
+    """The feed-forward layer: two linears with a GELU between them."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -53,12 +53,12 @@ class FeedForward(nn.Module):
         self.linear_fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
+        """Map (B, N, C) -> (B, N, C)."""
         return self.linear_fc2(F.gelu(self.linear_fc1(x), approximate="tanh"))
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward."""
+    """A transformer block: pre-norm attention and feed-forward."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -68,13 +68,16 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
+        """Map (B, N, C) -> (B, N, C)."""
         x = x + self.attn(self.norm1(x), cos, sin)
         return x + self.mlp(self.norm2(x))
 
 
 class Merger(nn.Module):
-    """2x2 patches into one token of the text encoder's width; DeepStack's mergers normalise the four together."""
+    """A merger of 2x2 patches into one token of the text encoder's width.
+
+    DeepStack's mergers (`norm_after`) normalise the four patches together.
+    """
 
     def __init__(self, config: VisionConfig, *, norm_after: bool) -> None:
         super().__init__()
@@ -85,7 +88,7 @@ class Merger(nn.Module):
         self.linear_fc2 = nn.Linear(self.width, config.out_hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N/4, out_hidden_size)."""
+        """Map (B, N, C) -> (B, N/4, out_hidden_size)."""
         b, _, c = x.shape
         x = x if self.norm_after else self.norm(x)
         x = x.reshape(b, -1, MERGED * c)
@@ -94,7 +97,7 @@ class Merger(nn.Module):
 
 
 class Vision(nn.Module):
-    """`Qwen3VLVisionModel` on images of one size."""
+    """The `Qwen3VLVisionModel` on images of one size."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -106,17 +109,17 @@ class Vision(nn.Module):
         self.deepstack_merger_list = nn.ModuleList([Merger(config, norm_after=True) for _ in config.deepstack])
 
     def forward(self, patches: Tensor, indices: Tensor, weights: Tensor, cos: Tensor, sin: Tensor) -> list[Tensor]:
-        """Features of images.
+        """Return the features of images.
 
         Args:
-            patches: (B, N, 1536), see `runtime.vision.vision_patches`.
+            patches: (B, N, 1536), see `runtime.model.vision.vision_patches`.
             indices: (N, 4) int64, rows of the position table around each patch.
-            weights: (N, 4) float32, the share of each.
-            cos: (N, head_dim/2) float32, see `runtime.vision.vision_rotary_tables`.
-            sin: As cos.
+            weights: (N, 4) float32, share of each of these rows.
+            cos: (N, head_dim/2) float32, see `runtime.model.vision.vision_rotary_tables`.
+            sin: Sines of the same angles, shaped like cos.
 
         Returns:
-            Embeddings that stand in the image's slots, then the DeepStack features of each of `config.deepstack`, all
+            Embeddings for the image's slots, then the DeepStack features of each block in `config.deepstack`, all
             (B, N/4, out_hidden_size).
 
         """

@@ -1,1 +1,1 @@
-"""`shapes`: a small real checkpoint of the released architecture, its training recipe and its judge."""
+"""The `shapes` checkpoint: a small real checkpoint of the released architecture, its training recipe and its judge."""

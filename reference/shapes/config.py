@@ -7,7 +7,7 @@ ENCODER_WIDTH = 128
 
 
 def vae_config(mean: tuple[float, ...] = (0.0,) * Z_DIM, std: tuple[float, ...] = (1.0,) * Z_DIM) -> VaeConfig:
-    """Sizes of the autoencoder; the statistics are those of its latents, once known."""
+    """Return the sizes of the autoencoder. `mean` and `std` are the statistics of its latents, once known."""
     return VaeConfig(
         base_dim=8,
         decoder_base_dim=8,
@@ -23,7 +23,7 @@ def vae_config(mean: tuple[float, ...] = (0.0,) * Z_DIM, std: tuple[float, ...] 
 
 
 def encoder_config(vocabulary: int) -> TextEncoderConfig:
-    """Sizes of the text encoder, grouped-query as the released one."""
+    """Return the sizes of the text encoder, with grouped-query attention as in the released one."""
     return TextEncoderConfig(
         vocab_size=vocabulary,
         hidden_size=ENCODER_WIDTH,
@@ -40,7 +40,7 @@ def encoder_config(vocabulary: int) -> TextEncoderConfig:
 
 
 def vision_config() -> VisionConfig:
-    """Sizes of the vision tower; its position table is as large as a picture of 128 pixels a side."""
+    """Return the sizes of the vision tower. Its position table has the size of a picture of 128 pixels a side."""
     return VisionConfig(
         depth=4,
         hidden_size=48,
@@ -54,7 +54,7 @@ def vision_config() -> VisionConfig:
 
 
 def transformer_config() -> TransformerConfig:
-    """Sizes of the transformer."""
+    """Return the sizes of the transformer."""
     return TransformerConfig(
         in_channels=Z_DIM,
         out_channels=Z_DIM,

@@ -14,7 +14,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file.
 
     Raises:
-        QwenImageError: the file is missing, unreadable, or holds something else.
+        QwenImageError: the file is missing or unreadable, or does not hold a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""A stored weight with low-rank updates added to it: a tensor that is in no file and is read like one that is.
+"""A stored weight plus low-rank updates: a tensor that is in no file and is read like a stored tensor.
 
 Hu et al., "LoRA" (arXiv 2106.09685), 4.1: W + (alpha / r) B A.
 """
@@ -14,7 +14,7 @@ from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 @dataclass(frozen=True)
 class LowRank:
-    """What is added to a weight (N, K): `factor` times `up` (N, r) times `down` (r, K)."""
+    """A low-rank update of a weight (N, K): `factor` times `up` (N, r) times `down` (r, K)."""
 
     down: TensorInfo
     up: TensorInfo
@@ -23,10 +23,10 @@ class LowRank:
 
 @dataclass(frozen=True)
 class MergedTensor(TensorInfo):
-    """The sum in float32, which whoever reads it rounds to the dtype that is wanted: once.
+    """The sum of a weight and updates in float32, so that a reader rounds once, to the dtype it needs.
 
-    `dtype` and `nbytes` are those of the sum; `file` and `offset` lead to `base` alone, and
-    `tensor_blocks.tensor_blocks` gives the bytes.
+    `dtype` and `nbytes` describe the sum. `file` and `offset` lead to `base` alone; read the bytes of the sum with
+    `tensor_blocks.tensor_blocks`.
     """
 
     base: TensorInfo
@@ -34,7 +34,7 @@ class MergedTensor(TensorInfo):
 
     @classmethod
     def of(cls, base: TensorInfo, updates: tuple[LowRank, ...]) -> Self:
-        """Of a weight (N, K)."""
+        """Return the sum of a weight (N, K) and updates."""
         nbytes = base.elements * STORED["F32"].bytes
         return cls(base.name, "F32", base.shape, base.file, base.offset, nbytes, base, updates)
 

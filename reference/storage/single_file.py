@@ -1,7 +1,7 @@
 """The transformer as one file in ComfyUI's spelling: a prefix before every key, gate and up projection in one tensor.
 
 Source: diffusers 0.42, `convert_qwen_image21_transformer_checkpoint_to_diffusers`. The two projections are halves of
-the rows of one tensor, gate first, and half of the rows is a range of the file's bytes: parting them copies nothing.
+the rows of one tensor, gate first. Half of the rows is a range of the file's bytes, so splitting them copies nothing.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_hea
 PREFIX = "model.diffusion_model."
 STACKED = "img_mlp.gate_up"
 HALVES = ("img_mlp.gate_layer", "img_mlp.proj")
-"""What the first and the second half of the rows of `STACKED` are."""
+"""Names of the two linears in `STACKED`: the first and the second half of the rows."""
 
 
 def open_single_file(path: Path, name: str, layout: ComponentLayout) -> Component:
-    """The component `name` in the file at `path`, its tensors under the names of the diffusers layout.
+    """Open the component `name` in the file at `path`, with the tensor names of the diffusers layout.
 
-    The prefix may be absent, and tensors may stand alone, as tools that convert between the two leave them.
+    The prefix may be absent, and the two projections may be separate tensors: tools that convert between the layouts
+    write such files.
 
     Raises:
-        QwenImageError: the file is missing, damaged, no safetensors file, or two of its keys are the same tensor.
+        QwenImageError: the file is missing or damaged, is no safetensors file, or has two keys for the same tensor.
     """
     if path.suffix != ".safetensors":
         raise QwenImageError(f"{path}: expected a .safetensors file with the {name} in it")
@@ -44,7 +45,7 @@ def open_single_file(path: Path, name: str, layout: ComponentLayout) -> Componen
 
 
 def halves(name: str) -> tuple[str, str] | None:
-    """What the rows of a tensor or module `name` are, None where they are not those of two."""
+    """Return the names of the two halves of the rows of a tensor or module `name`. None if it is not stacked."""
     stem = name.removesuffix(".weight")
     if not stem.endswith(f".{STACKED}"):
         return None

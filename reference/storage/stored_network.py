@@ -1,7 +1,7 @@
-"""One network's stored weights: every tensor as a place in a memory-mapped safetensors file.
+"""The stored weights of a network: every tensor as a place in a memory-mapped safetensors file.
 
-Tensors are handed out as views of a private mapping, so that a network of any size loads without a copy; exporters take
-`TensorInfo` (file, offset, length) instead of the values.
+Tensors are views of a private mapping, so that a network of any size loads without a copy. Exporters take `TensorInfo`
+(file, offset, length) instead of the values.
 """
 
 from __future__ import annotations
@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComponentLayout:
-    """How one component of the released checkpoint is stored.
+    """The storage layout of one component of the released checkpoint.
 
-    `prefix` stands before the parameter names of the network here. `unread` are glob patterns of stored names that the
-    network may leave unread; every other stored tensor must have its parameter.
+    Attributes:
+        library: library of the component's class: "diffusers" or "transformers".
+        class_name: name of the class.
+        weights: stem of the weight files.
+        prefix: text before the network's parameter names in the stored names.
+        unread: glob patterns of stored names that the network may leave unread; every other stored tensor must have a
+            parameter.
     """
 
     library: str
@@ -59,15 +64,19 @@ LAYOUT: Mapping[str, ComponentLayout] = {
 }
 
 VISION = ComponentLayout("transformers", "Qwen3VLVisionModel", "model", prefix="model.visual.")
-"""The vision tower, which is stored with the text encoder."""
+"""The layout of the vision tower, which is stored with the text encoder."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """One network's weights.
+    """The stored weights of a component.
 
-    `location` is the folder or the single file that holds them; `tensors` maps every name of the diffusers layout to
-    its place; `files` are the weight files under their names in the folder (in a hub snapshot, symlinks), sorted.
+    Attributes:
+        name: key of the component in `LAYOUT`.
+        location: folder or single file that holds the weights.
+        layout: storage layout of the component.
+        tensors: stored tensor by name in the diffusers layout.
+        files: weight files under their names in the folder (in a hub snapshot, symlinks), sorted.
     """
 
     name: str
@@ -79,7 +88,7 @@ class Component:
 
     @property
     def parameters(self) -> int:
-        """Elements of all stored tensors."""
+        """Number of elements of all stored tensors."""
         return sum(tensor.elements for tensor in self.tensors.values())
 
     @property
@@ -89,7 +98,7 @@ class Component:
 
     @property
     def dtypes(self) -> dict[str, int]:
-        """Elements by dtype, in safetensors' spelling."""
+        """Number of elements by dtype, in safetensors' spelling."""
         counts: dict[str, int] = {}
         for tensor in self.tensors.values():
             dtype = tensor.stored.dtype
@@ -97,22 +106,26 @@ class Component:
         return counts
 
     def stored_name(self, file: Path) -> str:
-        """What one of `files` is called in the diffusers layout, whatever a single file is called."""
+        """Return the name of one of `files` in the diffusers layout, even if it is a single file of another name."""
         return f"{self.layout.weights}.safetensors" if file == self.location else file.name
 
     def may_stay_unread(self, name: str) -> bool:
-        """Whether the network here may leave the stored tensor `name` unread."""
+        """Return whether the network here may leave the stored tensor `name` unread."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.layout.unread)
 
     def read(self, name: str, *, copy: bool = False) -> torch.Tensor:
-        """The tensor `name` as a view of the mapped file: no copy, and writes to it stay in this process.
+        """Return the tensor `name` as a view of the mapped file: no copy, and writes to it stay in this process.
 
-        One with updates is computed, in float32. With `copy` it is read into memory of its own and the file is not
-        mapped: who streams all tensors one at a time then holds one (pages of a mapped file count as the process's
-        memory until the system takes them).
+        A tensor with updates is computed, in float32.
+
+        Args:
+            name: name of the tensor in the diffusers layout.
+            copy: read the tensor into memory of its own and do not map the file. A reader that streams all tensors one
+                at a time then holds one; pages of a mapped file count as memory of the process until the system
+                reclaims them.
 
         Raises:
-            QwenImageError: there is no such tensor, or its dtype is none of BF16, F16 and F32.
+            QwenImageError: there is no such tensor, or its dtype is not BF16, F16 or F32.
         """
         import torch
 
@@ -133,11 +146,15 @@ class Component:
         return flat.view(dtype).reshape(info.shape)
 
     def match(self, shapes: Mapping[str, Iterable[int]]) -> dict[str, TensorInfo]:
-        """The stored tensor of every parameter of a network, given as name -> shape without the stored prefix.
+        """Return the stored tensor of every parameter of a network.
+
+        Args:
+            shapes: shape of each parameter by name, without the stored prefix.
 
         Raises:
-            QwenImageError: tensors are missing, misshapen, of another dtype than BF16, F16 and F32, or stored without
-                being a parameter or one that may stay unread. One error names the first few and counts the rest.
+            QwenImageError: a tensor is missing, has another shape, has a dtype other than BF16, F16 and F32, or is
+                stored without being a parameter or allowed to stay unread. One error names the first few and counts
+                the rest.
         """
         expected = {self.layout.prefix + name: tuple(shape) for name, shape in shapes.items()}
         missing = [name for name in expected if name not in self.tensors]
@@ -161,12 +178,12 @@ class Component:
         return {name: self.tensors[self.layout.prefix + name] for name in shapes}
 
     def load_into(self, module: torch.nn.Module, dtype: torch.dtype | None = None) -> None:
-        """Give `module` its weights, strictly, in `dtype` or as stored.
+        """Load all weights of `module`, strictly, in `dtype` or as stored.
 
-        The parameters become views of the mapped file where no conversion is needed, so the module may be on "meta".
+        Parameters that need no conversion become views of the mapped file, so the module may be on "meta".
 
         Raises:
-            QwenImageError: see `match`.
+            QwenImageError: the stored tensors do not match the module (`match` lists the conditions).
         """
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         state = {}
@@ -195,15 +212,15 @@ class Component:
 
 
 def counted(what: str, names: Sequence[str]) -> str:
-    """How many names there are, the first few of them, and what is the matter with them, for an error."""
+    """Return the number of names, the fault `what` that they share, and the first few names, for an error."""
     return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def open_component(root: Path, name: str, layout: ComponentLayout) -> Component:
-    """The component `name` of the checkpoint in `root`, from one weight file or an index of shards.
+    """Open the component `name` of the checkpoint in `root`, from one weight file or an index of shards.
 
     Raises:
-        QwenImageError: weights are missing, damaged, or disagree with their index.
+        QwenImageError: weights are missing or damaged, or do not agree with their index.
     """
     folder = root / name
     single = folder / f"{layout.weights}.safetensors"

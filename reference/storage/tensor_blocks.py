@@ -1,4 +1,4 @@
-"""A stored tensor read as a stream of blocks: memory holds one of them, whatever the tensor's size."""
+"""Readers of a stored tensor as a stream of blocks: memory holds one block, whatever the tensor's size."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ ROW_BLOCK_BYTES = 1 << 20
 
 
 def tensor_blocks(source: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterator[memoryview]:
-    """The tensor's bytes, `block_bytes` at a time, each view valid until the next.
+    """Yield the tensor's bytes, `block_bytes` at a time. Each view is valid until the next.
 
-    One with updates is added up a few whole rows at a time, always the same ones, whatever `block_bytes`: readers of
-    any kind get the same bits.
+    A tensor with updates is computed in blocks of a few whole rows, always the same rows whatever `block_bytes` is, so
+    that every reader gets the same bits.
 
     Raises:
-        QwenImageError: the file cannot be read, or ends early; or a value that is added to, or added, is not finite.
+        QwenImageError: the file cannot be read or ends early; or the tensor has updates, and a value of the weight or
+            of an update is not finite.
     """
     if isinstance(source, MergedTensor):
         for rows in _merged_rows(source):
@@ -44,10 +45,10 @@ def tensor_blocks(source: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterato
 
 
 def row_blocks(source: TensorInfo) -> Iterator[Tensor]:
-    """A matrix (N, K) as blocks of whole rows (n, K) in float32.
+    """Yield a matrix (N, K) as blocks of whole rows (n, K) in float32.
 
     Raises:
-        QwenImageError: the file cannot be read, or ends early, or a value is not finite.
+        QwenImageError: the file cannot be read or ends early, or a value is not finite.
     """
     columns = source.shape[1]
     row_bytes = columns * STORED[source.dtype].bytes
@@ -60,10 +61,10 @@ def row_blocks(source: TensorInfo) -> Iterator[Tensor]:
 
 
 def read_tensor(source: TensorInfo) -> Tensor:
-    """A tensor of one of `STORED_FLOATS` in memory of its own.
+    """Read a tensor of a dtype in `STORED_FLOATS` into memory of its own.
 
     Raises:
-        QwenImageError: the file cannot be read, or ends early.
+        QwenImageError: the file cannot be read or ends early.
     """
     memory, done = torch.empty(source.nbytes, dtype=torch.uint8), 0
     for block in tensor_blocks(source):
@@ -74,7 +75,7 @@ def read_tensor(source: TensorInfo) -> Tensor:
 
 
 def _merged_rows(source: MergedTensor) -> Iterator[Tensor]:
-    """Blocks of rows (n, K) of the sum, in float32."""
+    """Yield blocks of rows (n, K) of the sum, in float32."""
     updates = [(item.factor, _finite(item.up), _finite(item.down)) for item in source.updates]
     first = 0
     for rows in row_blocks(source.base):

@@ -1,4 +1,4 @@
-"""Where the tensors of a safetensors file lie, from its header alone.
+"""The places of the tensors in a safetensors file, from its header alone.
 
 Format (huggingface/safetensors, README): 8 bytes little-endian header length, a JSON header of name -> {dtype, shape,
 data_offsets}, then the tensors without gaps; offsets count from the end of the header.
@@ -23,7 +23,7 @@ _METADATA = "__metadata__"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One stored tensor: `nbytes` bytes at `offset` of `file` (symlinks resolved), little-endian, row-major.
+    """The place of a stored tensor: `nbytes` bytes at `offset` of `file` (symlinks resolved), little-endian, row-major.
 
     `dtype` is safetensors' spelling: F32, BF16, F16, ...
     """
@@ -42,11 +42,11 @@ class TensorInfo:
 
     @property
     def stored(self) -> TensorInfo:
-        """What of it is in the file."""
+        """The part of the tensor that is in the file: the tensor itself, or the weight without updates."""
         return self
 
     def rows(self, name: str, first: int, count: int) -> TensorInfo:
-        """Some rows of the first axis, which are a contiguous range of the bytes, as a tensor of their own."""
+        """Return `count` rows of the first axis as a tensor of their own. They are a contiguous range of the bytes."""
         row_bytes = math.prod(self.shape[1:]) * STORED[self.dtype].bytes
         return replace(
             self,
@@ -58,10 +58,10 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Name -> place of every tensor in the safetensors file at `path`, in the order of the bytes.
+    """Return the place of every tensor in the safetensors file at `path` by name, in the order of the bytes.
 
     Raises:
-        QwenImageError: the file cannot be read, is truncated, or its header is not one.
+        QwenImageError: the file cannot be read or has another size than its header says, or its header is malformed.
     """
     header, first_byte, size = _read_json(path)
     tensors = [_entry(path, name, entry, first_byte) for name, entry in header.items() if name != _METADATA]
@@ -81,10 +81,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What the safetensors file at `path` says of itself, empty where it says nothing.
+    """Return the metadata of the safetensors file at `path`, empty if the file has none.
 
     Raises:
-        QwenImageError: as `read_header`.
+        QwenImageError: the file cannot be read or is truncated, or its header or metadata is malformed.
     """
     metadata = _read_json(path)[0].get(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -93,7 +93,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any], int, int]:
-    """The header, where the first tensor begins, and the size of the file."""
+    """Return the header, the offset of the first tensor, and the size of the file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -1,1 +1,1 @@
-"""The judge of `shapes`: whether a picture shows its prompt, by rules on pixels."""
+"""The judge of `shapes`: it decides by rules on pixels whether a picture shows its prompt."""

@@ -1,4 +1,4 @@
-"""Decides from the pixels alone whether a picture is what an edit asks for, and how much of the rest it left alone."""
+"""The judge of edits: it decides from pixels alone whether an edit was made, and how much else was left alone."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from qwen_image_engine.reference.shapes.scenes.edits import Edit
 from qwen_image_engine.reference.shapes.scenes.scene import GROUNDS, TRANSPARENT, Scene
 
 CLOSE = 8
-"""Of 255: what a pixel that was to be left alone may differ."""
+"""Largest difference, of 255, at which a pixel counts as left alone."""
 
 # Ink of a word against the drawn word's. The autoencoder smears letters, and a smear has as much ink as what it was
 # made of; the smallest shape has more than twice the ink of the longest word.
@@ -20,27 +20,33 @@ WORD_INK_RANGE = (0.3, 1.8)
 
 @dataclass(frozen=True)
 class EditVerdict:
-    """What was found; `faults` is empty when the edit was made, `kept` is the share of the other pixels left alone."""
+    """The verdict on an edited picture.
+
+    Attributes:
+        faults: Faults of the edit; empty if it was made.
+        kept: Share of the other pixels that were left alone.
+
+    """
 
     faults: tuple[str, ...]
     kept: float
 
     @property
     def fulfilled(self) -> bool:
-        """Whether nothing is wrong with what was asked for."""
+        """Whether the edit was made without faults."""
         return not self.faults
 
 
 def judge_edit(picture: NDArray[np.uint8], edit: Edit, reference: NDArray[np.uint8]) -> EditVerdict:
-    """Compare a picture with the scene that the edit should result in, and with the reference where it should be alike.
+    """Compare a picture with the scene that the edit asks for, and its other pixels with the reference image.
 
-    A pixel is left alone if its alpha is within `CLOSE` of the reference's, and so is each of its colours unless the
-    reference is clear there, where no colour shows.
+    A pixel is left alone if its alpha is within `CLOSE` of the reference image's, and each of its colours is too. At
+    clear pixels of the reference image, where no colour shows, the colours do not count.
 
     Args:
         picture: (H, W, 4) uint8, straight alpha.
-        edit: What was asked for.
-        reference: (H, W, 4) uint8, the first of the edit's references.
+        edit: Edit that was asked for.
+        reference: (H, W, 4) uint8, first reference image of the edit.
 
     """
     height, width = picture.shape[:2]
@@ -52,14 +58,14 @@ def judge_edit(picture: NDArray[np.uint8], edit: Edit, reference: NDArray[np.uin
 
 
 def kept_share(picture: NDArray[np.uint8], reference: NDArray[np.uint8], where: NDArray[np.bool_]) -> float:
-    """Share of the pixels `where` (H, W) that are left alone."""
+    """Return the share of the pixels in the mask `where` (H, W) that are left alone."""
     close = abs(picture.astype(np.int16) - reference) <= CLOSE
     kept = close[..., 3] & (close[..., :3].all(-1) | (reference[..., 3] == 0))
     return float(kept[where].mean())
 
 
 def _word_fault(picture: NDArray[np.uint8], scene: Scene) -> str | None:
-    """Whether the cell of the scene's word is as much nearer to the word's colour as the word's ink would make it."""
+    """Return the fault of the scene's word, None if its cell has about as much ink as the drawn word."""
     assert scene.word is not None
     assert scene.word_place is not None
     height, width = picture.shape[:2]

@@ -30,14 +30,14 @@ from qwen_image_engine.runtime.pipeline import QwenImage
 SIZES = ((128, 128), (192, 192), (192, 128), (128, 192), (256, 256))
 STEPS = 20
 KINDS = {"one or two shapes": (1, 2), "three shapes": (3,)}
-"""Prompts that are scored apart, by the numbers of shapes in them."""
+"""Kinds of prompts that are scored separately: the numbers of shapes in them."""
 
 SEED = 20_000
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A prompt that training did not see, the scene that it describes, and how it is drawn."""
+    """A prompt that training did not see, the scene that it describes, and the size and seed to draw it with."""
 
     scene: Scene
     prompt: str
@@ -48,7 +48,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Score:
-    """Prompts tried and fulfilled, the rate of each size, and what was wrong with the others by the judge's words."""
+    """The score of prompts: tried and fulfilled, the rate of each size, and the number of faults by kind."""
 
     tried: int
     fulfilled: int
@@ -57,17 +57,17 @@ class Score:
 
     @property
     def rate(self) -> float:
-        """Fulfilled prompts of all."""
+        """Share of the prompts that are fulfilled."""
         return self.fulfilled / self.tried
 
 
 def held_out(counts: tuple[int, ...], prompts: int, seed: int = SEED) -> Iterator[HeldOut]:
-    """Held-out prompts at all of `SIZES` in turn.
+    """Yield held-out prompts at all of `SIZES` in turn.
 
     Args:
         counts: Numbers of shapes, in turn.
-        prompts: How many prompts.
-        seed: Of scenes, phrasings and noise.
+        prompts: Number of prompts.
+        seed: Seed of scenes, phrasings and noise.
 
     """
     rng = np.random.default_rng(seed)
@@ -80,7 +80,7 @@ def held_out(counts: tuple[int, ...], prompts: int, seed: int = SEED) -> Iterato
 def evaluate(pipeline: QwenImage, counts: tuple[int, ...], prompts: int, seed: int = SEED) -> Score:
     """Draw held-out prompts with the reference's pipeline or a bundle's, and judge the pictures.
 
-    Arguments are those of `held_out`.
+    `counts`, `prompts` and `seed` go to `held_out`.
     """
     sizes: dict[str, list[bool]] = {f"{width}x{height}": [] for width, height in SIZES}
     faults = Counter[str]()
@@ -95,7 +95,7 @@ def evaluate(pipeline: QwenImage, counts: tuple[int, ...], prompts: int, seed: i
 
 @dataclass(frozen=True)
 class HeldOutEdit:
-    """An instruction that training did not see, the edit that it describes, and how it is drawn."""
+    """An instruction that training did not see, the edit that it describes, and the size and seed to draw it with."""
 
     edit: Edit
     prompt: str
@@ -106,7 +106,7 @@ class HeldOutEdit:
 
 @dataclass(frozen=True)
 class EditScore:
-    """Edits tried and made, what was left alone, and the rates by kind and size.
+    """The score of edits: tried and made, the share of pixels left alone, and the rates by kind and size.
 
     `kept` is the mean share of the pixels outside the edited region that were left alone.
     """
@@ -122,12 +122,12 @@ class EditScore:
 
     @property
     def rate(self) -> float:
-        """Edits made of all."""
+        """Share of the edits that are made."""
         return self.fulfilled / self.tried
 
 
 def held_out_edits(edits: int, seed: int = SEED) -> Iterator[HeldOutEdit]:
-    """Held-out edits of all kinds at all of `SIZES` in turn; `seed` is of edits, phrasings and noise."""
+    """Yield held-out edits of all kinds at all of `SIZES` in turn, from the seed of edits, phrasings and noise."""
     rng = np.random.default_rng(seed)
     for index in range(edits):
         edit = split_edit(rng, EDIT_KINDS[index % len(EDIT_KINDS)], held_out=True)
@@ -136,7 +136,7 @@ def held_out_edits(edits: int, seed: int = SEED) -> Iterator[HeldOutEdit]:
 
 
 def edit_references(item: HeldOutEdit) -> tuple[list[Image.Image], int]:
-    """Its reference images, and the resolution at which they stay as they are."""
+    """Return the reference images of an edit, and the resolution at which they are not resized."""
     images = [Image.fromarray(reference.draw(item.width, item.height)) for reference in item.edit.references]
     return images, round(math.sqrt(item.width * item.height))
 
@@ -144,7 +144,7 @@ def edit_references(item: HeldOutEdit) -> tuple[list[Image.Image], int]:
 def evaluate_edits(pipeline: QwenImage, edits: int, seed: int = SEED) -> EditScore:
     """Make held-out edits with the reference's pipeline or a bundle's, and judge the pictures.
 
-    Arguments are those of `held_out_edits`.
+    `edits` and `seed` go to `held_out_edits`.
     """
     kinds: dict[str, list[tuple[bool, float]]] = {kind: [] for kind in EDIT_KINDS}
     sizes: dict[str, list[tuple[bool, float]]] = {f"{width}x{height}": [] for width, height in SIZES}
@@ -183,7 +183,7 @@ def _means(found: Mapping[str, Sequence[tuple[float, ...]]], index: int) -> dict
 
 
 def edit_judge_quality(edits: int, seed: int = SEED) -> dict[str, float]:
-    """Share of the recipe's own edits that the judge accepts, of unedited references, and of other edits."""
+    """Return the share that the judge accepts of the recipe's own edits, of unedited pictures, and of other edits."""
     rng = np.random.default_rng(seed)
     accepted: dict[str, list[bool]] = {"own": [], "unedited": [], "another": []}
     for index in range(edits):
@@ -198,7 +198,10 @@ def edit_judge_quality(edits: int, seed: int = SEED) -> dict[str, float]:
 
 
 def judge_quality(pictures: int, seed: int = SEED) -> dict[str, float]:
-    """Share of the recipe's own drawings that the judge accepts, and of those with one attribute swapped."""
+    """Return the share that the judge accepts of the recipe's own drawings, and of drawings with a swapped attribute.
+
+    The second share is for each attribute.
+    """
     rng = np.random.default_rng(seed)
     accepted: dict[str, list[bool]] = {"own": []}
     for index in range(pictures):
@@ -217,7 +220,14 @@ def _kind(fault: str) -> str:
 
 
 def report(pipeline: QwenImage, prompts: int, edits: int) -> dict[str, Any]:
-    """Scores of `prompts` prompts of one or two shapes, of as many of three, of `edits` edits, and the judge's own."""
+    """Return the scores of a pipeline, and the shares that the judge accepts of the recipe's own pictures.
+
+    Args:
+        pipeline: Pipeline that draws.
+        prompts: Number of prompts of one or two shapes, and of prompts of three.
+        edits: Number of edits.
+
+    """
     scores = {name: evaluate(pipeline, counts, prompts) for name, counts in KINDS.items()}
     found = {name: asdict(score) | {"rate": score.rate} for name, score in scores.items()}
     edited = evaluate_edits(pipeline, edits)

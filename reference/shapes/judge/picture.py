@@ -1,8 +1,8 @@
-"""Decides from the pixels alone whether a picture shows what its scene states.
+"""The judge of pictures: it decides from the pixels alone whether a picture shows its scene.
 
-Every cell of the 3x3 grid is looked at on its own. Ink is what differs from the stated ground. A cell with a stated
-shape must hold ink of the stated colour whose outline fits the stated shape better than any other; every other cell
-must be ground. Words are not read: the cell of a stated word is left out.
+It looks at every cell of the 3x3 grid separately. Ink is every pixel that differs from the stated ground. A cell with
+a stated shape must hold ink of the stated colour whose outline fits the stated shape better than any other. Every other
+cell must be ground. Words are not read: the cell of a stated word is left out.
 """
 
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ COLOUR_SHARE = 0.7
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found; `faults` is empty when the picture fulfils its scene."""
+    """The verdict on a picture; `faults` is empty if the picture fulfils its scene."""
 
     faults: tuple[str, ...]
 
     @property
     def fulfilled(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether the picture has no faults."""
         return not self.faults
 
 
@@ -42,10 +42,10 @@ def judge(picture: NDArray[np.uint8], scene: Scene) -> Verdict:
 
     Args:
         picture: (H, W, 4) uint8, straight alpha.
-        scene: What it should show.
+        scene: Scene that the picture should show.
 
     Returns:
-        The verdict, each fault naming a place and what was found there.
+        The verdict. Each fault names a place and describes the error there.
 
     """
     height, width = picture.shape[:2]
@@ -102,7 +102,7 @@ def _item_fault(picture: NDArray[np.uint8], ink: NDArray[np.bool_], item: Item) 
 
 
 def _best_shape(ink: NDArray[np.bool_], radius: float) -> tuple[str, float]:
-    """Shape whose outline, moved and scaled to the ink, overlaps it most, and that overlap."""
+    """Return the shape whose outline, moved and scaled to the ink, overlaps the ink most, and this overlap."""
     height, width = ink.shape
     rows, columns = np.nonzero(ink)
     best = ("nothing", 0.0)
@@ -121,7 +121,7 @@ def _best_shape(ink: NDArray[np.bool_], radius: float) -> tuple[str, float]:
 
 
 def _eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The mask without its outer two pixels."""
+    """Return the mask without its outer two pixels."""
     for _ in range(2):
         padded = np.pad(mask, 1)
         mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]

@@ -1,1 +1,1 @@
-"""Scenes, prompts and edits of `shapes`, drawn."""
+"""Scenes of `shapes`: their drawings, prompts, edits and instructions."""

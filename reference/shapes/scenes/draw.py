@@ -1,4 +1,4 @@
-"""Draws a scene with antialiased edges from signed distances; nothing is loaded from disk but Pillow's own font."""
+"""Drawing of scenes, with antialiased edges from signed distances. Only Pillow's own font is loaded from disk."""
 
 import functools
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ WORD_HEIGHT = 0.13
 
 @dataclass(frozen=True)
 class Spread:
-    """How far one item is from the mean size and from the middle of its cell, each number in [-1, 1]."""
+    """The deviation of an item from the mean size and from the middle of its cell, each number in [-1, 1]."""
 
     radius: float
     x: float
@@ -26,25 +26,25 @@ class Spread:
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> Self:
-        """Any spread, all equally likely."""
+        """Return a random spread, all equally likely."""
         return cls(*(float(rng.uniform(-1, 1)) for _ in range(3)))
 
 
 def draw(scene: Scene, width: int, height: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """`draw_spread` with a random spread."""
+    """Draw a scene with a random spread of every item; see `draw_spread`."""
     return draw_spread(scene, [Spread.random(rng) for _ in scene.items], width, height)
 
 
 def draw_spread(scene: Scene, spreads: Sequence[Spread], width: int, height: int) -> NDArray[np.uint8]:
-    """A picture of the scene.
+    """Draw a picture of the scene.
 
-    Under a transparent ground the colour is white, so that the same picture reads well where alpha is dropped.
+    The colour of a transparent ground is white, so that the picture reads well if alpha is dropped.
 
     Args:
-        scene: What to draw.
-        spreads: One for each item, its own small difference in size and place.
-        width: In pixels.
-        height: In pixels.
+        scene: Scene to draw.
+        spreads: Deviation of each item in size and place.
+        width: Width in pixels.
+        height: Height in pixels.
 
     Returns:
         (height, width, 4) uint8, straight alpha.
@@ -73,26 +73,26 @@ def draw_spread(scene: Scene, spreads: Sequence[Spread], width: int, height: int
 
 
 def word_colour(ground: str) -> RGB:
-    """Dark on a light or transparent ground, light on a dark one."""
+    """Return the colour of a word: dark on a light or transparent ground, light on a dark ground."""
     dark = ground == TRANSPARENT or sum(GROUNDS[ground]) > 380
     return (20, 20, 20) if dark else (250, 250, 250)
 
 
 def cell(place: str, width: int, height: int) -> tuple[slice, slice]:
-    """Rows and columns of pixels of a cell of the grid."""
+    """Return the rows and columns of pixels of a cell of the grid."""
     row, column = PLACES[place]
     rows, columns = ((round(k * n / 3), round((k + 1) * n / 3)) for k, n in ((row, height), (column, width)))
     return slice(*rows), slice(*columns)
 
 
 def place_centre(place: str, width: int, height: int) -> tuple[float, float]:
-    """Centre of a cell of the grid, x and y in pixels."""
+    """Return the centre of a cell of the grid, x and y in pixels."""
     row, column = PLACES[place]
     return (column + 0.5) * width / 3, (row + 0.5) * height / 3
 
 
 def coverage(shape: str, x: float, y: float, radius: float, width: int, height: int) -> NDArray[np.float32]:
-    """Part of each pixel that the shape covers, (height, width) in [0, 1]."""
+    """Return the part of each pixel that the shape covers, (height, width) in [0, 1]."""
     dx = np.arange(width, dtype=np.float32)[None, :] + 0.5 - np.float32(x)
     dy = np.arange(height, dtype=np.float32)[:, None] + 0.5 - np.float32(y)
     if shape == "circle":
@@ -110,7 +110,7 @@ def coverage(shape: str, x: float, y: float, radius: float, width: int, height: 
 
 
 def word_coverage(word: str, place: str, width: int, height: int) -> NDArray[np.float32]:
-    """Part of each pixel that a word in the middle of a cell covers, (height, width) in [0, 1]."""
+    """Return the part of each pixel that a word in the middle of a cell covers, (height, width) in [0, 1]."""
     x, y = place_centre(place, width, height)
     mask = Image.new("L", (width, height))
     ImageDraw.Draw(mask).text((x, y), word, 255, _font(round(WORD_HEIGHT * min(width, height))), anchor="mm")

@@ -1,6 +1,7 @@
-"""Edits of a picture: what stands in the references, what the result shows, and the cells that may change.
+"""Edits of a picture: the drawings of the reference images and of the result, and the cells that may change.
 
-Everything else of the result is the first reference's, pixel for pixel: an item keeps its size and place in its cell.
+The rest of the result equals the first reference image pixel for pixel: an item keeps its size and its place in its
+cell.
 """
 
 import zlib
@@ -23,7 +24,8 @@ from qwen_image_engine.reference.shapes.scenes.scene import (
 )
 
 KINDS = ("recolour", "move", "remove", "cut", "word", "combine")
-"""`remove` takes a shape away and leaves the ground, on a transparent one nothing; `cut` takes the ground away."""
+"""Kinds of edit. `remove` takes a shape away and leaves the ground, or nothing if the ground is transparent. `cut`
+takes the ground away."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +36,21 @@ class Drawing:
     spreads: tuple[Spread, ...]
 
     def draw(self, width: int, height: int) -> NDArray[np.uint8]:
-        """The picture, (height, width, 4) uint8, straight alpha."""
+        """Draw the picture, (height, width, 4) uint8, straight alpha."""
         return draw_spread(self.scene, self.spreads, width, height)
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit.
+    """An edit of one picture, or a combination of two.
 
     Attributes:
-        kind: One of `KINDS`.
-        references: One drawing, two to combine. The result is the first, changed.
-        result: What it becomes.
-        index: Of the item that is recoloured, moved or removed, in the first reference; 0 for the other kinds.
-        places: Cells that may change, none for `cut`, which changes the ground.
+        kind: Name from `KINDS`.
+        references: Drawings of the reference images: one, or two to combine. The result is the first, changed.
+        result: Drawing of the edited picture.
+        index: Index, in the first reference image, of the item that is recoloured, moved or removed; 0 for the other
+            kinds.
+        places: Cells that may change; empty for `cut`, which changes the ground.
 
     """
 
@@ -63,7 +66,7 @@ class Edit:
         return self.references[0].scene.items[self.index]
 
     def changed(self, width: int, height: int) -> NDArray[np.bool_]:
-        """Where the picture may change, (height, width): its cells, and where a tip reaches out of them by a pixel."""
+        """Return the mask of pixels that may change, (height, width): the cells, and tips one pixel outside them."""
         mask: NDArray[np.bool_] = (self.references[0].draw(width, height) != self.result.draw(width, height)).any(-1)
         for place in self.places:
             mask[cell(place, width, height)] = True
@@ -71,7 +74,7 @@ class Edit:
 
 
 def random_edit(rng: np.random.Generator, kind: str) -> Edit:
-    """Draw an edit of one kind, of a random scene."""
+    """Choose a random edit of one kind, of a random scene."""
     match kind:
         case "recolour":
             before = _drawing(rng, 1)
@@ -108,7 +111,10 @@ def random_edit(rng: np.random.Generator, kind: str) -> Edit:
 
 
 def other_edit(edit: Edit, rng: np.random.Generator) -> Edit:
-    """An edit of the same kind and references that a judge must refuse: another colour, place, item or word's place."""
+    """Return an edit of the same kind and reference images that a judge must reject.
+
+    It has another colour, place or item, or another place of the word.
+    """
     first, scene, result = edit.references[0], edit.references[0].scene, edit.result
     match edit.kind:
         case "recolour":
@@ -135,13 +141,13 @@ def other_edit(edit: Edit, rng: np.random.Generator) -> Edit:
 
 
 def is_edit_held_out(edit: Edit) -> bool:
-    """Whether the edit is one of the tenth that training never sees; the order of items and the spread do not count."""
+    """Return whether the edit is in the tenth that training never sees. Item order and spread do not count."""
     scenes = [*(drawing.scene for drawing in edit.references), edit.result.scene]
     return zlib.crc32("||".join([edit.kind, *map(_facts, scenes)]).encode()) % 10 == 0
 
 
 def split_edit(rng: np.random.Generator, kind: str, *, held_out: bool) -> Edit:
-    """A random edit of the training part, in which no held-out scene occurs either, or of the held-out part."""
+    """Return a random edit of the held-out part, or of the training part, in which no scene is held out either."""
     while True:
         edit = random_edit(rng, kind)
         if held_out and is_edit_held_out(edit):

@@ -33,10 +33,10 @@ _NAMES = {
 
 
 def write_instruction(edit: Edit, rng: np.random.Generator, language: str | None = None) -> str:
-    """One of the phrasings of an edit; `language` is "en" or "zh", random by default.
+    """Return a random phrasing of an edit; `language` is "en" or "zh", random by default.
 
-    An item is named by its place and by what of it the result still shows: all of it where it is moved or added, at
-    least its shape where it is recoloured, as much as one likes where it is removed.
+    An item is named by its place and by the attributes that the result still shows: all if it is moved or added, at
+    least the shape if it is recoloured. A removed item may be named by any of its attributes.
     """
     if language is None:
         language = str(rng.choice(LANGUAGES, p=(0.6, 0.4)))

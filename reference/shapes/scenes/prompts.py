@@ -19,7 +19,7 @@ _AT = {"center": "in the center", "left": "on the left", "right": "on the right"
 
 
 def write_prompt(scene: Scene, rng: np.random.Generator, language: str | None = None) -> str:
-    """One of the phrasings of a scene; `language` is "en" or "zh", random by default."""
+    """Return a random phrasing of a scene; `language` is "en" or "zh", random by default."""
     if language is None:
         language = str(rng.choice(LANGUAGES, p=(0.6, 0.4)))
     form = int(rng.integers(3))
@@ -45,12 +45,12 @@ def _a(noun: str) -> str:
 
 
 def at(place: str) -> str:
-    """Where something stands, in English."""
+    """Return the English phrase for a place, with its preposition."""
     return _AT.get(place, f"at the {place}")
 
 
 def zh(name: str) -> str:
-    """A shape, colour, ground or place in Chinese."""
+    """Return the Chinese name of a shape, colour, ground or place."""
     return _ZH[name]
 
 

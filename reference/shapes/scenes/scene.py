@@ -1,4 +1,4 @@
-"""What a picture of `shapes` shows: one to three coloured shapes at places of a 3x3 grid, a ground, perhaps a word."""
+"""Scenes of `shapes`: one to three coloured shapes at places of a 3x3 grid, a ground, perhaps a word."""
 
 import zlib
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ WORDS = ("HI", "OK", "GO", "YES", "NO", "CAT", "SUN", "ART")
 
 @dataclass(frozen=True)
 class Item:
-    """One coloured shape at one place."""
+    """A coloured shape at a place of the grid."""
 
     shape: str
     colour: str
@@ -53,7 +53,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """What the prompt states. `word` stands at `word_place`, both None for pictures without one."""
+    """The scene that a prompt states. `word` is at `word_place`; both are None for pictures without a word."""
 
     items: tuple[Item, ...]
     ground: str
@@ -62,14 +62,14 @@ class Scene:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether the scene is one of the tenth that training never sees; what is in it counts, not the order."""
+    """Return whether the scene is in the tenth that training never sees. The order of items does not count."""
     facts = sorted(f"{i.shape}/{i.colour}/{i.place}" for i in scene.items)
     key = "|".join([*facts, scene.ground, f"{scene.word}/{scene.word_place}"])
     return zlib.crc32(key.encode()) % 10 == 0
 
 
 def split_scene(rng: np.random.Generator, *, held_out: bool, count: int | None = None) -> Scene:
-    """A random scene of the training part, or of the held-out part."""
+    """Return a random scene of the training part, or of the held-out part."""
     while True:
         scene = random_scene(rng, count)
         if is_held_out(scene) == held_out:
@@ -77,7 +77,10 @@ def split_scene(rng: np.random.Generator, *, held_out: bool, count: int | None =
 
 
 def random_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
-    """Draw a scene with `count` items (1 to 3, random by default), no two at one place, none coloured as its ground."""
+    """Choose a random scene with `count` items (1 to 3, random by default).
+
+    No two items are at one place, and no item has the colour of the ground.
+    """
     if count is None:
         count = int(rng.choice(3, p=(0.35, 0.35, 0.3))) + 1
     ground = TRANSPARENT if rng.random() < 0.2 else str(rng.choice(list(GROUNDS)))
@@ -90,7 +93,10 @@ def random_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
 
 
 def swaps(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, Scene]]:
-    """One changed scene for each attribute of a random item, and one with another ground: what a judge must refuse."""
+    """Yield scenes that a judge must reject: one for each changed attribute of a random item, one with another ground.
+
+    Each comes with the name of the changed attribute.
+    """
     index = int(rng.integers(len(scene.items)))
     item = scene.items[index]
     taken = {i.place for i in scene.items} | {scene.word_place}

@@ -1,6 +1,7 @@
-"""The autoencoder's decoder learns edges better: an edit is asked to leave most pixels within 8/255 of its reference.
+"""The last stage of the recipe: the autoencoder's decoder learns edges better.
 
-The encoder stays as it is, and so do the latents that the transformer has learnt.
+An edit must leave most pixels within 8/255 of its reference image. The encoder stays the same, and so do the latents
+that the transformer has learnt.
 """
 
 import time
@@ -32,10 +33,10 @@ def train_decoder(vae: Vae, seed: int, device: str, report: Callable[[str], None
     """Train the decoder of a trained autoencoder in place, from latents with none to all of the posterior's noise.
 
     Args:
-        vae: What `train_vae` returned; its encoder is left alone.
-        seed: Of the pictures and the noise.
-        device: Where to train; the autoencoder is left on the CPU.
-        report: Called with a line of progress every 100 steps.
+        vae: Autoencoder from `train_vae`; its encoder is left alone.
+        seed: Seed of the pictures and the noise.
+        device: Device to train on; the autoencoder is left on the CPU.
+        report: Function called with a line of progress every 100 steps.
 
     """
     torch.manual_seed(seed)
@@ -86,5 +87,5 @@ def train_decoder(vae: Vae, seed: int, device: str, report: Callable[[str], None
 
 
 def _robust(error: Tensor) -> Tensor:
-    """e^2 / (e^2 + c^2) (Geman and McClure 1985): nearly a count of the pixels that are not close."""
+    """Return e^2 / (e^2 + c^2) (Geman and McClure 1985): nearly a count of the pixels that are not close."""
     return error.square() / (error.square() + CLOSE**2)

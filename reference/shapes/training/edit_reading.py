@@ -1,8 +1,8 @@
-"""Before the course of edits the reader learns what an edit changes, as it learnt to read before that of pictures.
+"""The stage before the course of edits: the reader learns what an edit changes.
 
-It answers the questions of `encoder_training` for the result: what stands at each place and what the ground is, or that
-it is as in the first reference. The vision tower starts from nothing, and these answers are what it learns to see for;
-the transformer, which draws facts already, then has to copy only where none is stated.
+It answers the questions of `encoder` about the result: what is at each place and what the ground is, or that it is the
+same as in the first reference image. The vision tower is untrained and learns to see from these answers. The
+transformer already draws stated facts; in the course of edits it only has to copy where none is stated.
 """
 
 import time
@@ -42,11 +42,11 @@ def train_edit_reader(
     """Train embedding table, vision tower and encoder in place on instructions of the training part, and on prompts.
 
     Args:
-        reader: What is trained.
-        tokenizer: What `train_tokenizer` returned.
-        seed: Of edits, prompts and questions.
-        device: Where to train; the reader is left on the CPU.
-        report: Called with a line of progress every 50 steps.
+        reader: Reader to train.
+        tokenizer: Tokenizer from `train_tokenizer`.
+        seed: Seed of edits, prompts and questions.
+        device: Device to train on; the reader is left on the CPU.
+        report: Function called with a line of progress every 50 steps.
 
     """
     torch.manual_seed(seed)
@@ -93,7 +93,10 @@ def train_edit_reader(
 def _batch(
     tokenizer: Tokenizer, rng: np.random.Generator, device: str
 ) -> tuple[TextBatch, NDArray[np.uint8] | None, Tensor]:
-    """Prompts without references, or instructions with one, or to combine two; and the answers, (B, 10)."""
+    """Return a batch of tokens, their reference images if any (B, R, H, W, 3), and the answers (B, 10).
+
+    A batch has prompts without reference images, instructions with one, or instructions to combine two.
+    """
     chance = rng.random()
     if chance < SCENE_SHARE:
         scenes = [split_scene(rng, held_out=False) for _ in range(BATCH)]
@@ -110,6 +113,6 @@ def _batch(
 
 
 def _changes(edit: Edit) -> NDArray[np.int64]:
-    """The answers for the result, `SAME` where they are those for the first reference: (10,)."""
+    """Return the answers for the result, (10,), `SAME` where the first reference image has the same answer."""
     before, after = facts(edit.references[0].scene), facts(edit.result.scene)
     return np.where(before == after, SAME, after)

@@ -1,7 +1,7 @@
-"""Second stage of the recipe: the text encoder learns to read before the transformer learns to draw.
+"""The second stage of the recipe: the text encoder learns to read before the transformer learns to draw.
 
-The released encoder was a language model first. This one learns to answer what stands at each of the nine places and
-what the ground is: a question attends to the encoder's states, much as the transformer's target tokens will. The
+The released encoder was a language model first. The encoder here learns to answer what is at each of the nine places
+and what the ground is: a question attends to the encoder's states, much as the transformer's target tokens will. The
 questions are then dropped.
 """
 
@@ -41,7 +41,7 @@ _ANSWERS = SAME + 1
 
 
 class Questions(nn.Module):
-    """One attending question for each place and one for the ground."""
+    """A question for each place and a question for the ground, which attend to the encoder's states."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Questions(nn.Module):
         self.nothing = nn.Parameter(torch.randn(width))  # what a question finds whose place the prompt does not name
 
     def forward(self, states: Tensor, valid: Tensor) -> Tensor:
-        """States (B, T, C) and where they are tokens of the prompt (B, T) -> answers (B, 10, answers)."""
+        """Map states (B, T, C) and the mask of the prompt's tokens (B, T) -> answers (B, 10, answers)."""
         states = F.rms_norm(states, states.shape[-1:])
         states = torch.cat([states, self.nothing.expand(states.shape[0], 1, -1)], dim=1)
         scores = self.queries @ self.keys(states).mT * states.shape[-1] ** -0.5  # (B, 10, T + 1)
@@ -64,11 +64,11 @@ def train_reader(reader: Reader, tokenizer: Tokenizer, seed: int, device: str, r
     """Train embedding table and encoder in place on prompts of the training part.
 
     Args:
-        reader: What is trained.
-        tokenizer: What `train_tokenizer` returned.
-        seed: Of prompts and questions.
-        device: Where to train; the reader is left on the CPU.
-        report: Called with a line of progress every 100 steps.
+        reader: Reader to train.
+        tokenizer: Tokenizer from `train_tokenizer`.
+        seed: Seed of prompts and questions.
+        device: Device to train on; the reader is left on the CPU.
+        report: Function called with a line of progress every 100 steps.
 
     """
     torch.manual_seed(seed)
@@ -105,7 +105,7 @@ def train_reader(reader: Reader, tokenizer: Tokenizer, seed: int, device: str, r
 
 
 def facts(scene: Scene) -> NDArray[np.int64]:
-    """The answer for each place of a scene, then for its ground: (10,)."""
+    """Return the answer for each place of a scene, then for its ground: (10,)."""
     facts = dict.fromkeys(PLACES, 0)
     for item in scene.items:
         facts[item.place] = 1 + SHAPES.index(item.shape) * len(COLOURS) + list(COLOURS).index(item.colour)

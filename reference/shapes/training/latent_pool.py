@@ -1,4 +1,5 @@
-"""Drawn scenes and edits and their latents, encoded once, of which the last stages of the recipe make batches."""
+"""Pools of drawn scenes and edits with their latents, encoded once. The last stages of the recipe take batches from
+them."""
 
 from __future__ import annotations
 
@@ -27,7 +28,16 @@ _ONE_REFERENCE = (*KINDS[:-1], "word")
 
 @dataclass(frozen=True)
 class PoolSize:
-    """Pictures of one size: how many are drawn, their share of the training steps, and how many a step takes."""
+    """The pictures of one size in a pool.
+
+    Attributes:
+        width: Width in pixels.
+        height: Height in pixels.
+        scenes: Number of pictures to draw.
+        share: Share of the training steps.
+        batch: Pictures of one step.
+
+    """
 
     width: int
     height: int
@@ -38,7 +48,7 @@ class PoolSize:
 
 @dataclass
 class References:
-    """What prompts refer to: R pictures each, all of one size.
+    """The reference images of prompts: R pictures for each prompt, all of one size.
 
     Attributes:
         latents: (N, R, tokens, z) float32, as the autoencoder makes them.
@@ -50,13 +60,13 @@ class References:
     rgb: NDArray[np.uint8]
 
     def of(self, picked: NDArray[np.int64]) -> References:
-        """Those of some of the prompts."""
+        """Return the reference images of some of the prompts."""
         return References(self.latents[torch.from_numpy(picked)], self.rgb[picked])
 
 
 @dataclass
 class Bucket:
-    """Scenes or edits of one size, and the latents of the pictures that they ask for."""
+    """Scenes or edits of one size, with the latents of the pictures to draw and the reference images of the edits."""
 
     size: PoolSize
     subjects: Sequence[Scene | Edit]
@@ -64,7 +74,7 @@ class Bucket:
     references: References | None = None
 
     def prompt(self, index: int, rng: np.random.Generator) -> str:
-        """One of the phrasings of a subject."""
+        """Return a random phrasing of a subject."""
         subject = self.subjects[index]
         return write_instruction(subject, rng) if isinstance(subject, Edit) else write_prompt(subject, rng)
 
@@ -77,10 +87,10 @@ def encode_pool(
 
     Args:
         vae: Trained autoencoder.
-        sizes: What to draw.
-        scene_shares: Of scenes with one, two and three shapes.
-        seed: Of scenes and drawing.
-        device: Where to encode.
+        sizes: Sizes to draw.
+        scene_shares: Shares of scenes with one, two and three shapes.
+        seed: Seed of scenes and drawing.
+        device: Device to encode on.
 
     """
     rng = np.random.default_rng(seed)
@@ -99,9 +109,14 @@ def encode_pool(
 
 @torch.inference_mode()
 def encode_edits(vae: Vae, sizes: Iterable[PoolSize], seed: int, device: str) -> list[Bucket]:
-    """Draw and encode edits of the training part, those with one reference and those with two apart.
+    """Draw and encode edits of the training part, with one bucket for one reference image and one for two.
 
-    Arguments are those of `encode_pool`; `scenes` and `share` of a size are of both together.
+    Args:
+        vae: Trained autoencoder.
+        sizes: Sizes to draw; `scenes` and `share` of a size count both buckets together.
+        seed: Seed of edits and drawing.
+        device: Device to encode on.
+
     """
     rng = np.random.default_rng(seed)
     vae = vae.to(device)
@@ -130,6 +145,6 @@ def encode_edits(vae: Vae, sizes: Iterable[PoolSize], seed: int, device: str) ->
 
 @torch.inference_mode()
 def encode(vae: Vae, pictures: NDArray[np.uint8], device: str) -> Tensor:
-    """(N, H, W, 4) uint8 -> latents (N, tokens, z) on the CPU."""
+    """Encode pictures (N, H, W, 4) uint8 -> latents (N, tokens, z) on the CPU."""
     mean, _ = vae.moments(to_model_range(torch.from_numpy(pictures).to(device)))
     return mean.flatten(2).transpose(1, 2).float().cpu()

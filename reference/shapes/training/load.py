@@ -1,4 +1,4 @@
-"""Reads a checkpoint of `shapes` back for more training."""
+"""The reader of a `shapes` checkpoint, for more training."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 
 def read_trained(folder: Path) -> tuple[Vae, Denoiser, Tokenizer]:
-    """Autoencoder, denoiser and tokenizer of a checkpoint, and the vision tower where it has the recipe's sizes.
+    """Return autoencoder, denoiser and tokenizer of a checkpoint; the vision tower only if it has the recipe's sizes.
 
     Raises:
         QwenImageError: the checkpoint is missing, incomplete or damaged.

@@ -1,4 +1,7 @@
-"""Muon (Jordan et al. 2024): momentum whose matrix updates are orthogonalised. torch's own takes no convolutions."""
+"""The Muon optimizer (Jordan et al. 2024): momentum with orthogonalised matrix updates.
+
+torch's own Muon takes no convolutions.
+"""
 
 from collections.abc import Iterable
 
@@ -12,13 +15,15 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for weights of two or more axes, flattened to (out, rest), scaled to AdamW's updates (Liu et al. 2025).
+    """The Muon optimizer for weights of two or more axes, flattened to (out, rest).
+
+    Updates are scaled to the size of AdamW's (Liu et al. 2025).
 
     Args:
         parameters: Weights of at least two axes.
         lr: Learning rate, in AdamW's terms.
-        momentum: Of the Nesterov average.
-        weight_decay: Decoupled.
+        momentum: Momentum of the Nesterov average.
+        weight_decay: Decoupled weight decay.
 
     """
 
@@ -49,7 +54,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Nearly U V^T of each matrix's singular value decomposition U S V^T: (N, out, in) -> the same shape, in fp32."""
+    """Return nearly U V^T of each matrix's singular value decomposition U S V^T, (N, out, in) in fp32."""
     a, b, c = _QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).to(fast_dtype(matrices.device.type))

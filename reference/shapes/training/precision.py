@@ -1,4 +1,4 @@
-"""The dtype that training multiplies in: bf16 where the device has it, fp32 where it would be emulated."""
+"""The dtype that training multiplies in: bf16 if the device has it, fp32 if bf16 would be emulated."""
 
 import functools
 
@@ -8,14 +8,17 @@ from qwen_image_engine.runtime.system.machine import Machine
 
 
 def autocast(device: str) -> torch.autocast:
-    """A context that multiplies in `fast_dtype`."""
+    """Return a context that multiplies in `fast_dtype`."""
     dtype = fast_dtype(device)
     return torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 @functools.cache
 def fast_dtype(device: str) -> torch.dtype:
-    """bfloat16 on a GPU and on processors with bf16 instructions; elsewhere oneDNN is twenty times slower in it."""
+    """Return bfloat16 on a GPU or a processor with bf16 instructions, else float32.
+
+    On other processors oneDNN is twenty times slower in bfloat16.
+    """
     if device != "cpu":
         return torch.bfloat16
     flags = Machine.here().cpu_flags or {}

@@ -1,4 +1,4 @@
-"""Writes the trained networks as a checkpoint in the released layout, which diffusers loads as it does the real one."""
+"""The writer of the trained networks as a checkpoint in the released layout, which diffusers loads too."""
 
 import json
 from dataclasses import asdict
@@ -39,14 +39,14 @@ CHAT_TEMPLATE = (
 
 
 def write_checkpoint(folder: Path, vae: Vae, model: Denoiser, tokenizer: Tokenizer, seed: int) -> None:
-    """Write everything to `folder`, weights in bf16.
+    """Write the checkpoint to `folder`, with weights in bf16.
 
     Args:
-        folder: Made if missing.
+        folder: Folder of the checkpoint; created if missing.
         vae: Trained autoencoder.
         model: Trained embedding table, vision tower, text encoder and transformer, and the statistics of the latents.
-        tokenizer: What they were trained with.
-        seed: Of the untrained weights, those of the language model's head.
+        tokenizer: Tokenizer that they were trained with.
+        seed: Seed of the untrained weights: the language model's head.
 
     """
     config = vae_config(tuple(model.mean.tolist()), tuple(model.std.tolist()))
@@ -225,7 +225,7 @@ def _write_processor(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def _time_convolutions(config: VaeConfig) -> dict[str, Tensor]:
-    """The layers that one frame never reaches, as zeros."""
+    """Return zeros for the layers that one frame never reaches."""
     tensors = {}
     down = [config.base_dim * m for m in config.dim_mult]
     up = [config.decoder_base_dim * m for m in config.dim_mult[::-1]]

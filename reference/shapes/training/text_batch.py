@@ -1,4 +1,4 @@
-"""Batches of prompts for training: tokens padded on the right, and the networks that read them."""
+"""Batches of prompts for training, with tokens padded on the right, and the networks that read them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from qwen_image_engine.runtime.model.vision import interpolation, vision_patches
 from qwen_image_engine.runtime.text.prompt import tokenize
 
 MEAN_STD = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-"""Of the pixels that the vision tower sees, as in the released processor."""
+"""Mean and standard deviation of the vision tower's pixels, as in the released processor."""
 
 
 @dataclass
 class TextBatch:
-    """Prompts padded on the right, all behind the same number of references of the same size.
+    """A batch of prompts padded on the right, all after the same number of reference images of the same size.
 
     Attributes:
-        ids: (B, T), system turn and image slots included.
-        lengths: Tokens of each prompt in the last run of text, which alone is padded.
+        ids: Token ids (B, T), system turn and image slots included.
+        lengths: Tokens of each prompt in the last run of text; only this run is padded.
         dropped: Tokens of the system turn.
-        segments: Of the longest prompt, after the system turn.
+        segments: Segments of the longest prompt, after the system turn.
 
     """
 
@@ -39,7 +39,7 @@ class TextBatch:
     segments: tuple[Segment, ...]
 
     def text(self) -> Tensor:
-        """Which tokens after the system turn are text, (T - dropped,)."""
+        """Return the mask of text among the tokens after the system turn, (T - dropped,)."""
         parts = [
             torch.full((s.length if isinstance(s, TextRun) else s.height * s.width // 4,), isinstance(s, TextRun))
             for s in self.segments
@@ -48,7 +48,7 @@ class TextBatch:
 
 
 class Reader(nn.Module):
-    """Embedding table, vision tower and text encoder."""
+    """The text reader: embedding table, vision tower and text encoder."""
 
     def __init__(self, config: TextEncoderConfig, vision: VisionConfig) -> None:
         super().__init__()
@@ -64,11 +64,11 @@ class Reader(nn.Module):
             nn.init.zeros_(merger.get_parameter("linear_fc2.weight"))
 
     def forward(self, text: TextBatch, rgb: NDArray[np.uint8] | None = None) -> Tensor:
-        """States of every token after the system turn, image slots included.
+        """Return the states of every token after the system turn, image slots included.
 
         Args:
             text: B prompts.
-            rgb: (B, R, H, W, 3), the references over white.
+            rgb: (B, R, H, W, 3), reference images over white; None without reference images.
 
         Returns:
             (B, T - dropped, C).
@@ -92,7 +92,7 @@ class Reader(nn.Module):
         return read
 
     def _look(self, rgb: NDArray[np.uint8], device: torch.device) -> list[Tensor]:
-        """Features of the references, each (B, R * slots, C)."""
+        """Return the features of the reference images, each (B, R * slots, C)."""
         config, (batch, _, height, width, _) = self.vision.config, rgb.shape
         patches = np.stack([vision_patches(image, *MEAN_STD) for image in rgb.reshape(-1, height, width, 3)])
         tables = (
@@ -104,7 +104,7 @@ class Reader(nn.Module):
 
     @staticmethod
     def _at(slots: Tensor, features: Tensor, like: Tensor) -> Tensor:
-        """(B, R * slots, C) at their slots of (B, T, C), zeros elsewhere."""
+        """Place features (B, R * slots, C) at their slots in a tensor (B, T, C) of zeros."""
         placed = torch.zeros_like(like)
         placed[:, slots] = features.to(like.dtype)
         return placed
@@ -113,7 +113,7 @@ class Reader(nn.Module):
 def tokenize_batch(
     tokenizer: Tokenizer, prompts: Sequence[str], device: str, references: Sequence[ImageBlock] = ()
 ) -> TextBatch:
-    """Template and tokenize prompts behind references of these sizes, padded on the right with token 0."""
+    """Tokenize prompts with the template after reference images of these sizes, padded on the right with token 0."""
     tokens = [tokenize(tokenizer, prompt, references) for prompt in prompts]
     width = max(len(t.ids) for t in tokens)
     ids = np.zeros((len(tokens), width), np.int64)
@@ -130,7 +130,10 @@ def tokenize_batch(
 
 
 def initialise(network: nn.Module, zeroed: tuple[str, ...]) -> None:
-    """Linear weights keep the variance of what they read; those that end a residual branch start at zero."""
+    """Initialise a network: linears keep the variance of their input, and parameters that end in `zeroed` are zero.
+
+    `zeroed` are the weights at the end of residual branches.
+    """
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)

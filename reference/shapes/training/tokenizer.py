@@ -21,7 +21,7 @@ _PATTERN = (
 
 
 def train_tokenizer(seed: int) -> Tokenizer:
-    """Train on random prompts; every byte is in the vocabulary, so any text in any script can be encoded."""
+    """Train a tokenizer on random prompts. It can encode any text: every byte is in the vocabulary."""
     rng = np.random.default_rng(seed)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()

@@ -1,8 +1,8 @@
-"""Trains `shapes` from nothing: `python -m qwen_image_engine.reference.shapes.training.train OUT`.
+"""The training of `shapes` from nothing: `python -m qwen_image_engine.reference.shapes.training.train OUT`.
 
-Autoencoder, tokenizer, text encoder alone, then text encoder and transformer together in two courses of pictures from
-text, the reader again on edits, a course of edits, and the autoencoder's decoder again; docs/shapes.md says how long
-each takes.
+The stages are: autoencoder, tokenizer, text encoder alone, text encoder and transformer together in two courses of
+pictures from text, the reader again on edits, a course of edits, and the autoencoder's decoder again. docs/shapes.md
+says how long each stage takes.
 """
 
 import argparse
@@ -43,12 +43,12 @@ def train(
     """Run the whole recipe and write the checkpoint to `folder`.
 
     Args:
-        folder: Where the checkpoint goes.
-        seed: Of everything random.
-        device: "cpu" or "cuda".
-        work: Where the weights of every finished stage are kept and found again, so that an interrupted run goes on.
-        trained: A checkpoint that draws from text already and learns to edit, in the place of the first stages.
-        minutes: Of the course of edits, at most.
+        folder: Folder of the checkpoint.
+        seed: Seed of all random numbers.
+        device: Device to train on: "cpu" or "cuda".
+        work: Folder for the weights of every finished stage, so that an interrupted run continues; None to save none.
+        trained: Checkpoint that already draws from text and learns to edit; None to train the first stages.
+        minutes: Time limit of the course of edits [minutes; None for no limit].
 
     """
     if trained is not None:
@@ -113,7 +113,7 @@ def _denoise(
 
 
 def _stage(name: str, work: Path | None, seed: int, make: Callable[[], State]) -> State:
-    """What `make` returns, or what an earlier run kept of it."""
+    """Return the weights from `make`, or the weights that an earlier run saved."""
     kept = work / f"{name}-{seed}.pt" if work is not None else None
     if kept is not None and kept.exists():
         state: State = torch.load(kept, weights_only=True)

@@ -1,8 +1,8 @@
-"""Last stages of the recipe: text encoder and transformer learn together to denoise the autoencoder's latents.
+"""The courses of the recipe: text encoder and transformer learn together to denoise the autoencoder's latents.
 
 Flow matching (Lipman et al. 2022): x_t = (1 - t) x + t e, the network predicts e - x, t = sigmoid(normal). Matrices of
 the blocks are trained with Muon, the rest with AdamW, at a rate that falls to a fiftieth. In the last course most
-prompts are edits of references, which the vision tower and the transformer's prefix see.
+prompts are edits of reference images, which the vision tower and the transformer's prefix see.
 """
 
 import time
@@ -29,15 +29,15 @@ from qwen_image_engine.runtime.model.sequence import ImageBlock, Layout, TextRun
 
 @dataclass(frozen=True)
 class Course:
-    """One stretch of training, in which the learning rate rises and falls once.
+    """A part of the training in which the learning rate rises and falls once.
 
     Attributes:
-        pool: The pictures that it sees, by size.
-        scene_shares: Of scenes with one, two and three shapes.
-        steps: Of training.
-        small_only: The first part of the course, which sees the first size of the pool alone.
+        pool: Pictures of the course, by size.
+        scene_shares: Shares of scenes with one, two and three shapes.
+        steps: Training steps.
+        small_only: Share of the course, from its start, that sees only the first size of the pool.
         rate: Highest learning rate.
-        edits: The edits that it sees, by size; shares are of all the steps, as those of the pool.
+        edits: Edits of the course, by size. Shares count all steps of the course, as in `pool`.
 
     """
 
@@ -111,9 +111,9 @@ DROP_PROMPT = 0.05  # share of empty prompts, so that guidance has something to 
 
 
 class Denoiser(nn.Module):
-    """A text reader and the transformer: what this stage trains.
+    """The networks that the courses train: a text reader and the transformer.
 
-    `mean` and `std`, each (z,), are those of the latents' channels, measured on the first pictures that it sees.
+    `mean` and `std`, each (z,), are statistics of the latents' channels, measured on the first bucket of pictures.
     """
 
     mean: Tensor
@@ -143,15 +143,16 @@ def train_denoiser(
     """Train all networks end to end, in place.
 
     Args:
-        model: With the reader that `train_reader` trained; it goes on learning.
-        tokenizer: What `train_tokenizer` returned.
-        course: Steps and rate.
-        buckets: What `encode_pool` and `encode_edits` returned for the course.
-        seed: Of prompts, noise and times.
-        device: Where to train; the model is left on the CPU.
-        report: Called with a line of progress every 50 steps.
-        kept: Where the weights are written every five minutes, so that a run that is cut short is not lost.
-        minutes: At most this long: the rate then falls with the time, and fewer steps are made than the course has.
+        model: Denoiser with the reader that `train_reader` trained; the reader continues to learn.
+        tokenizer: Tokenizer from `train_tokenizer`.
+        course: Course with the steps and the rate.
+        buckets: Buckets of the course, from `encode_pool` and `encode_edits`.
+        seed: Seed of prompts, noise and times.
+        device: Device to train on; the model is left on the CPU.
+        report: Function called with a line of progress every 50 steps.
+        kept: File for the weights, written every five minutes, so that an interrupted run is not lost; None for none.
+        minutes: Time limit [minutes; None for no limit]. The rate then falls with time, and the course may end before
+            its last step.
 
     """
     torch.manual_seed(seed)
@@ -217,14 +218,14 @@ def train_denoiser(
 def predict(
     model: Denoiser, text: TextBatch, references: References | None, noisy: Tensor, t: Tensor, target: ImageBlock
 ) -> Tensor:
-    """Velocity for prompts of different lengths, padded, each with one or more noisy targets.
+    """Return the velocity for padded prompts of different lengths, each with one or more noisy targets.
 
     Args:
-        model: What is trained.
+        model: Denoiser to run.
         text: B prompts.
-        references: Of these prompts.
-        noisy: (B * K, N, z), K targets of a prompt after one another.
-        t: (B * K,).
+        references: Reference images of these prompts; None if they have none.
+        noisy: (B * K, N, z), the K targets of a prompt next to one another.
+        t: (B * K,), time of each target.
         target: Size of a target.
 
     Returns:
@@ -249,7 +250,10 @@ def predict(
 
 
 def prefix_cache(model: Denoiser, text: TextBatch, references: References | None, block: ImageBlock) -> list[KeyValue]:
-    """Keys and values of B prompts and their references in every layer; `block` is the size of a reference."""
+    """Return keys and values of B prompts and their reference images in every layer.
+
+    `block` is the size of a reference image.
+    """
     device, transformer = text.ids.device, model.transformer
     states = model.reader(text, None if references is None else references.rgb)
     states = states[:, text.text().to(device)]
@@ -272,7 +276,7 @@ def prefix_cache(model: Denoiser, text: TextBatch, references: References | None
 
 
 def time_features(t: Tensor) -> Tensor:
-    """`runtime.schedule.time_features` for a batch of t on the device: (B,) -> (B, 256)."""
+    """Return `runtime.model.time.time_features` of a batch of t on its device: (B,) -> (B, 256)."""
     half = TIME_FEATURES // 2
     frequencies = torch.exp(-np.log(10000.0) * torch.arange(half, device=t.device) / half)
     angles = 1000 * t[:, None] * frequencies
@@ -280,7 +284,7 @@ def time_features(t: Tensor) -> Tensor:
 
 
 def _times(count: int) -> Tensor:
-    """sigmoid(normal), one from each of `count` equally likely strata, in random order: (count,)."""
+    """Return samples of sigmoid(normal), one from each of `count` equally likely strata, in random order: (count,)."""
     quantile = (torch.randperm(count) + torch.rand(count)) / count
     return torch.sigmoid(torch.special.ndtri(quantile.clamp(1e-4, 1 - 1e-4)))
 
@@ -299,7 +303,7 @@ def _progress(step: int, steps: int, seconds: float, minutes: float | None) -> f
 
 
 def _rate(step: int, progress: float) -> float:
-    """Linear warm-up, plateau, linear decay to a fiftieth."""
+    """Return the share of the highest rate: linear warm-up, plateau, linear decay to a fiftieth."""
     return min(1.0, (step + 1) / WARMUP, max(0.02, (1 - progress) / DECAY))
 
 

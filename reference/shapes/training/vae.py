@@ -1,4 +1,4 @@
-"""First stage of the recipe: the autoencoder learns to draw what the recipe draws."""
+"""The first stage of the recipe: the autoencoder learns to draw the recipe's pictures."""
 
 import time
 from collections.abc import Callable
@@ -30,10 +30,10 @@ def train_vae(config: VaeConfig, seed: int, device: str, report: Callable[[str],
     """Train an autoencoder on crops of drawn scenes: L1 + MSE on all four channels, and a small KL term.
 
     Args:
-        config: Sizes; the latent statistics in it are not used here.
-        seed: Of the weights, the pictures and the posterior noise.
-        device: Where to train.
-        report: Called with a line of progress every 100 steps.
+        config: Sizes of the autoencoder; its latent statistics are not used here.
+        seed: Seed of the weights, the pictures and the posterior noise.
+        device: Device to train on.
+        report: Function called with a line of progress every 100 steps.
 
     Returns:
         The exponential moving average of the weights, in fp32 on the CPU.
@@ -82,17 +82,17 @@ def train_vae(config: VaeConfig, seed: int, device: str, report: Callable[[str],
 
 
 def to_model_range(image: Tensor) -> Tensor:
-    """(B, H, W, 4) uint8 -> (B, 4, H, W) float32 in [-1, 1]."""
+    """Map (B, H, W, 4) uint8 -> (B, 4, H, W) float32 in [-1, 1]."""
     return image.movedim(-1, 1).float() / 127.5 - 1
 
 
 def random_picture(rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A random scene on a square of 128 to 256 pixels."""
+    """Draw a random scene on a square of 128 to 256 pixels."""
     side = int(rng.choice((128, 160, 192, 256), p=(0.5, 0.2, 0.15, 0.15)))
     return draw(random_scene(rng), side, side, rng)
 
 
 def crop_of(picture: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A random square of a picture."""
+    """Return a random square crop of a picture, `side` pixels wide."""
     x, y = (int(rng.integers(n - side + 1)) for n in (picture.shape[1], picture.shape[0]))
     return picture[y : y + side, x : x + side]
