@@ -19,7 +19,7 @@ from qwen_image_engine.calibration.rules.quantisation import (
     Quantisation,
     Rule,
 )
-from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
+from qwen_image_engine.calibration.rules.recipe_file import QuantisationRecipe
 from qwen_image_engine.engines.backends import BACKENDS, backends_for
 from qwen_image_engine.engines.core.components import COMPONENTS, FOR_REFERENCE_IMAGES, components_with
 from qwen_image_engine.engines.core.entries import load_entry
@@ -178,7 +178,7 @@ def choose_target(
     precision: str | None,
     *,
     weights: str = "copy",
-    rules: RecipeFile | None = None,
+    rules: QuantisationRecipe | None = None,
     exclude: Sequence[str] = (),
     skip_blocks: Sequence[int] = (),
     fp8_attention: bool = False,

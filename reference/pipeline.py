@@ -18,7 +18,7 @@ from qwen_image_engine.reference.networks.vae import up_halo
 from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.components import ComponentPool, Memory
 from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts
-from qwen_image_engine.runtime.pipeline import Origin, QwenImage, preloaded
+from qwen_image_engine.runtime.pipeline import PictureOrigin, QwenImage, preloaded
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 from qwen_image_engine.runtime.text.embedding import EmbeddingTable
@@ -74,7 +74,7 @@ def pipeline_on(
         embedding_table(checkpoint) if embeddings is None else embeddings,
         schedule_config(checkpoint),
         model_facts(checkpoint),
-        Origin(engine="reference", precision=precision, checkpoint=checkpoint.name),
+        PictureOrigin(engine="reference", precision=precision, checkpoint=checkpoint.name),
     )
 
 

@@ -13,7 +13,7 @@ from qwen_image_engine.engines.backends import ON_GPU
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, with_room
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.lru_cache import LruCache
-from qwen_image_engine.engines.cuda.driver import device_facts
+from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.images.pixels import encoder_pixels, vae_pixels
 from qwen_image_engine.runtime.images.reference_image import ReferenceImage
@@ -290,7 +290,7 @@ def check_memory(tokens: Collection[PromptTokens], facts: ModelFacts, engine: st
         QwenImageError: they do not fit, or the engine needs a GPU and there is none.
     """
     on_gpu = engine in ON_GPU
-    free, where = (device_facts().free_bytes, "the GPU") if on_gpu else (reachable_memory_bytes(), "memory and swap")
+    free, where = (device_info().free_bytes, "the GPU") if on_gpu else (reachable_memory_bytes(), "memory and swap")
     length, longest = sum(map(prefix_tokens, tokens)), max(len(item.ids) for item in tokens)
     needs = {f"keys and values of the {length} tokens before the target": cache_bytes(length, facts, engine)}
     if not on_gpu:

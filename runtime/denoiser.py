@@ -12,7 +12,7 @@ from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.model.facts import ModelFacts
 from qwen_image_engine.runtime.model.rope import rotary_tables
-from qwen_image_engine.runtime.model.sequence import ImageBlock, Layout, text_mask
+from qwen_image_engine.runtime.model.sequence import ImageBlock, TokenSequence, text_mask
 from qwen_image_engine.runtime.model.time import time_features
 from qwen_image_engine.runtime.sampling.solver import Velocity, guide
 from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
@@ -67,7 +67,7 @@ def step_inputs(
     Raises:
         QwenImageError: there is no memory for a batch's copies of the keys and values.
     """
-    target = Layout.of(conditioning.segments, ImageBlock(rows, columns)).target
+    target = TokenSequence.of(conditioning.segments, ImageBlock(rows, columns)).target
     cos, sin = rotary_tables(target, facts.axes_dims_rope)
     _check_memory(conditioning, num_images)
     # Repeated once here: a broadcast view would be copied by the engine at every step.
@@ -112,7 +112,7 @@ def denoiser(
     check_guidance(guidance, negative is not None)
 
     def joint_branch(conditioning: Conditioning) -> Velocity:
-        layout = Layout.of(conditioning.segments, ImageBlock(rows, columns))
+        layout = TokenSequence.of(conditioning.segments, ImageBlock(rows, columns))
         is_text = text_mask(conditioning.segments)
         text_cos, text_sin = rotary_tables(layout.prefix[is_text], facts.axes_dims_rope)
         positions = np.concatenate([layout.prefix[~is_text], layout.target])

@@ -21,8 +21,8 @@ from qwen_image_engine.runtime.components import ComponentPool, Memory
 from qwen_image_engine.runtime.conditioning import KEPT_BYTES, Conditioning, PromptEncoder, check_finite
 from qwen_image_engine.runtime.denoiser import check_guidance, denoiser
 from qwen_image_engine.runtime.device_sampling import device_steps, takes_steps
-from qwen_image_engine.runtime.images.picture import Origin as Origin
 from qwen_image_engine.runtime.images.picture import Picture, PictureParameters
+from qwen_image_engine.runtime.images.picture import PictureOrigin as PictureOrigin
 from qwen_image_engine.runtime.images.png import to_rgba8
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.images.reference_image import ReferenceImages
@@ -70,7 +70,7 @@ class QwenImage:
         embeddings: EmbeddingTable,
         schedule: ScheduleConfig,
         facts: ModelFacts,
-        origin: Origin,
+        origin: PictureOrigin,
         kept_bytes: int = KEPT_BYTES,
         absent: Collection[str] = (),
     ) -> None:
@@ -141,7 +141,7 @@ class QwenImage:
             opened.embeddings(),
             opened.schedule(),
             opened.manifest.facts,
-            Origin(engine, opened.manifest.precision, opened.manifest.checkpoint.name),
+            PictureOrigin(engine, opened.manifest.precision, opened.manifest.checkpoint.name),
             kept_bytes,
             absent=opened.manifest.absent_for_references,
         )

@@ -20,7 +20,7 @@ from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.cli.shared.text import stage_seconds
 from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.model.rope import rotary_tables
-from qwen_image_engine.runtime.model.sequence import Layout
+from qwen_image_engine.runtime.model.sequence import TokenSequence
 from qwen_image_engine.runtime.model.time import time_features
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch
@@ -62,7 +62,7 @@ def step(options: argparse.Namespace, watch: MemoryWatch) -> dict[str, Any]:
     entry = bundle.manifest.components["step"]
     rows, columns = options.height // 16, options.width // 16
     components = ComponentPool(lambda name: bundle.load_engine(name, options.engine, options.threads), watch=watch)
-    positions = Layout.text_to_image(options.prompt_tokens, rows, columns).target
+    positions = TokenSequence.text_to_image(options.prompt_tokens, rows, columns).target
     cos, sin = rotary_tables(positions, bundle.manifest.facts.axes_dims_rope)
     given = {"time_features": time_features(0.5)[None], "cos": cos, "sin": sin}
     sizes = {"batch": 1, "prefix": options.prompt_tokens, "tokens": rows * columns}

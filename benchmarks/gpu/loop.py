@@ -20,7 +20,7 @@ from benchmarks.gpu.timings import Row
 from benchmarks.gpu.work import p90
 from qwen_image_engine.engines.core.loop import LoopingEngine, LoopInputs
 from qwen_image_engine.engines.cuda.buffer import DeviceBuffer
-from qwen_image_engine.engines.cuda.driver import device_facts
+from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.cuda.euler_kernel import NEVER, EulerKernel
 from qwen_image_engine.engines.cuda.memory import CudaContext
 from qwen_image_engine.engines.cuda.stream import CudaStream
@@ -41,7 +41,7 @@ def kernel_row() -> Row:
     Raises:
         QwenImageError: there is no GPU, or it does not accept the kernel.
     """
-    device_facts()
+    device_info()
     context = CudaContext.open()
     stream, kernel = CudaStream(context), EulerKernel(context)
     rng = np.random.default_rng(0)

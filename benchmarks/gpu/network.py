@@ -12,7 +12,7 @@ from benchmarks.gpu.work import synchronise
 from qwen_image_engine.reference.checkpoint.config import TransformerConfig
 from qwen_image_engine.reference.networks.transformer import KeyValue, Transformer
 from qwen_image_engine.runtime.model.rope import rotary_tables
-from qwen_image_engine.runtime.model.sequence import Layout
+from qwen_image_engine.runtime.model.sequence import TokenSequence
 from qwen_image_engine.runtime.model.time import time_features
 
 SIGMA = 0.5
@@ -57,7 +57,7 @@ def prefix_inputs(network: Transformer, tokens: int) -> tuple[Tensor, Tensor, Te
     """Return random states of a prompt, and its rotary tables."""
     weight = network.img_in.weight
     states = torch.randn(1, tokens, network.config.context_in_dim, dtype=weight.dtype, device=weight.device)
-    layout = Layout.text_to_image(tokens, 2, 2)
+    layout = TokenSequence.text_to_image(tokens, 2, 2)
     tables = rotary_tables(layout.prefix, network.config.axes_dims_rope)
     cos, sin = (torch.from_numpy(table).to(weight.device) for table in tables)
     return states, cos, sin
@@ -66,7 +66,7 @@ def prefix_inputs(network: Transformer, tokens: int) -> tuple[Tensor, Tensor, Te
 def make_case(network: Transformer, side: int, prefix: tuple[Tensor, Tensor, Tensor]) -> Case:
     """Return the case of a picture of `side` x `side` tokens."""
     weight, config = network.img_in.weight, network.config
-    layout = Layout.text_to_image(prefix[0].shape[1], side, side)
+    layout = TokenSequence.text_to_image(prefix[0].shape[1], side, side)
     cos, sin = (
         torch.from_numpy(table).to(weight.device) for table in rotary_tables(layout.target, config.axes_dims_rope)
     )

@@ -74,7 +74,7 @@ WHAT = (
 )
 
 
-def device_facts(device: torch.device) -> dict[str, Any]:
+def device_info(device: torch.device) -> dict[str, Any]:
     if device.type != "cuda":
         return {"name": "cpu"}
     properties = torch.cuda.get_device_properties(device)
@@ -253,7 +253,7 @@ def main() -> int:
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
     seconds = options.seconds - max(0.0, time.time() - float(os.environ.get("GPU_BEGAN", time.time())))
     budget, device = Budget(seconds), torch.device(options.device)
-    record = Record(options.output, {"what": WHAT, "device": device_facts(device), **environment()})
+    record = Record(options.output, {"what": WHAT, "device": device_info(device), **environment()})
     work = Path(tempfile.mkdtemp(prefix="gpu-"))
     stop = Timer(seconds + GRACE_SECONDS, stopped, (work,))
     stop.daemon = True

@@ -21,7 +21,7 @@ from benchmarks.gpu.memory import Held
 from benchmarks.gpu.network import Case, Run
 from benchmarks.gpu.peers import array_inputs, missing_engine, written_checkpoint
 from benchmarks.gpu.timings import Budget, Once, Row, Rows, Steps, Way, engine_prefix_rows, guarded
-from qwen_image_engine.engines.cuda.driver import device_facts
+from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
 from qwen_image_engine.engines.plans.profile import Range
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildOptions, BuildResult
@@ -166,7 +166,7 @@ class TensorRt:
         from qwen_image_engine.engines.tensorrt.engine import TensorRtEngine
         from qwen_image_engine.engines.tensorrt.load import PlanSource
 
-        session, facts = _session(), device_facts()
+        session, facts = _session(), device_info()
         made = PlanEntry(
             file=plan.name,
             key="",
@@ -186,7 +186,7 @@ class TensorRt:
 def _session() -> Any:
     from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 
-    return TensorRtSession.open(device_facts())
+    return TensorRtSession.open(device_info())
 
 
 def shapes_of(sides: list[int], prefix: int) -> BuildShapes:

@@ -25,12 +25,12 @@ from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
-from qwen_image_engine.runtime.pipeline import Origin, QwenImage
+from qwen_image_engine.runtime.pipeline import PictureOrigin, QwenImage
 from qwen_image_engine.runtime.timing import Timings
 from qwen_image_engine.runtime.tools.bench.case import Case
-from qwen_image_engine.runtime.tools.bench.contender import Drawer, Drawn, draw_once, pipeline_drawer
+from qwen_image_engine.runtime.tools.bench.contender import Runner, RunSample, pipeline_runner, run_once
 from qwen_image_engine.runtime.tools.bench.measure import ROUNDS, bench
-from qwen_image_engine.runtime.tools.bench.result import WayFacts
+from qwen_image_engine.runtime.tools.bench.result import ContenderInfo
 from qwen_image_engine.runtime.tools.bench.rounds import run_rounds
 from qwen_image_engine.runtime.tools.compare.compare import compare
 
@@ -58,14 +58,14 @@ class SlowedEngine:
         self.engine.close()
 
 
-class LocalWay:
+class LocalContender:
     """A contender in this process, so that its engines can be slowed."""
 
-    def __init__(self, facts: WayFacts, drawer: Drawer) -> None:
+    def __init__(self, facts: ContenderInfo, drawer: Runner) -> None:
         self.facts, self.drawer = facts, drawer
 
-    def draw(self, case: Case, number: int, *, watched: bool, picture: bool = False) -> Drawn:
-        return draw_once(self.drawer, case, number, DEFAULT_RESOLUTION, picture=picture)
+    def draw(self, case: Case, number: int, *, watched: bool, picture: bool = False) -> RunSample:
+        return run_once(self.drawer, case, number, DEFAULT_RESOLUTION, picture=picture)
 
     def close(self) -> None:
         self.drawer.close()
@@ -79,7 +79,7 @@ def slowed_pipeline(bundle: Bundle, engine: str, threads: int | None, slowdown: 
         return SlowedEngine(load(component), slowdown) if component == step else load(component)
 
     manifest = bundle.manifest
-    origin = Origin(engine, manifest.precision, manifest.checkpoint.name)
+    origin = PictureOrigin(engine, manifest.precision, manifest.checkpoint.name)
     return QwenImage(
         ComponentPool(loaded), bundle.tokenizer, bundle.embeddings(), bundle.schedule(), manifest.facts, origin
     )
@@ -89,12 +89,12 @@ def planted(bundle: Bundle, case: Case, options: argparse.Namespace) -> list[dic
     """Return the verdicts on an engine with a slowed step, compared with the same engine."""
     rows = []
     for slowdown in PLANTED:
-        ways = []
+        contenders = []
         for role, factor in (("engine", slowdown), ("baseline", 1.0)):
             pipeline = slowed_pipeline(bundle, options.engine, options.threads, factor)
-            ways.append(LocalWay(WayFacts(f"{factor}", role), pipeline_drawer(pipeline, "", "", 0)))
+            contenders.append(LocalContender(ContenderInfo(f"{factor}", role), pipeline_runner(pipeline, "", "", 0)))
         for _ in range(options.repeats):
-            (found,) = run_rounds(ways, [case], options.rounds)
+            (found,) = run_rounds(contenders, [case], options.rounds)
             judged = next(ratio.judged for ratio in found.ratios() if ratio.stage == "step")
             interval = judged.interval
             rows.append(
@@ -106,8 +106,8 @@ def planted(bundle: Bundle, case: Case, options: argparse.Namespace) -> list[dic
                 }
             )
             print(rows[-1], flush=True)
-        for way in ways:
-            way.close()
+        for contender in contenders:
+            contender.close()
     return rows
 
 
@@ -146,14 +146,14 @@ def memory(options: argparse.Namespace, output: Path) -> dict[str, Any]:
     if status:
         raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
     document = json.loads(output.read_text(encoding="utf-8"))
-    (way,), (case,) = document["ways"], document["cases"]
-    peaks = [way["load_peak"], *(peak for run in case["runs"] for peak in run["peaks"].values())]
+    (contender,), (case,) = document["ways"], document["cases"]
+    peaks = [contender["load_peak"], *(peak for run in case["runs"] for peak in run["peaks"].values())]
     stages, system = max(peak["resident_bytes"] for peak in peaks), usage.ru_maxrss * 1024
     return {
         "stages_bytes": stages,
-        "process_bytes": way["peak_bytes"],
+        "process_bytes": contender["peak_bytes"],
         "system_bytes": system,
-        "difference": abs(way["peak_bytes"] - system) / system,
+        "difference": abs(contender["peak_bytes"] - system) / system,
         "difference of the highest stage": abs(stages - system) / system,
     }
 
@@ -203,8 +203,8 @@ def main() -> None:
     case = Case(*options.size, options.steps)
     pipeline = slowed_pipeline(bundle, options.engine, options.threads, 1.0)
     with pipeline:
-        drawer = pipeline_drawer(pipeline, "", "", 0)
-        drawn = [draw_once(drawer, case, number, DEFAULT_RESOLUTION).sample for number in range(options.rounds)]
+        drawer = pipeline_runner(pipeline, "", "", 0)
+        drawn = [run_once(drawer, case, number, DEFAULT_RESOLUTION).sample for number in range(options.rounds)]
     document = {
         "what": f"{options.size[0]}x{options.size[1]}, {options.steps} steps, {options.rounds} rounds, "
         f"{options.repeats} repeats on {options.engine}",

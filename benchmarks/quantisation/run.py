@@ -57,7 +57,7 @@ from qwen_image_engine.reference.pipeline import embedding_table, model_facts, s
 from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.components import ComponentPool
-from qwen_image_engine.runtime.pipeline import Origin, QwenImage
+from qwen_image_engine.runtime.pipeline import PictureOrigin, QwenImage
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 SIZES = ((256, 256), (192, 128), (128, 192), (128, 128))
@@ -94,7 +94,7 @@ def compared(engines: Mapping[str, Engine], checkpoint: Checkpoint, recordings: 
         embedding_table(checkpoint),
         schedule_config(checkpoint),
         model_facts(checkpoint),
-        Origin(engine="other", precision="int8", checkpoint=checkpoint.name),
+        PictureOrigin(engine="other", precision="int8", checkpoint=checkpoint.name),
     )
     found["teacher_forced"] = []
     for recording in recordings:

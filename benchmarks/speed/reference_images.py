@@ -33,7 +33,7 @@ from qwen_image_engine.engines.onnxruntime.cpu import session_options
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.model.rope import rotary_tables
-from qwen_image_engine.runtime.model.sequence import ImageBlock, Layout, TextRun
+from qwen_image_engine.runtime.model.sequence import ImageBlock, TextRun, TokenSequence
 from qwen_image_engine.runtime.model.time import time_features
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 
@@ -53,8 +53,8 @@ def inputs(checkpoint: Checkpoint, tokens: int, image: int, text: int) -> dict[s
     side, image_side = round(tokens**0.5), round(image**0.5)
     target = ImageBlock(side, side)
     layouts = {
-        "text": Layout.of([TextRun(FIRST + text)], target),
-        "reference": Layout.of([TextRun(FIRST), ImageBlock(image_side, image_side), TextRun(text)], target),
+        "text": TokenSequence.of([TextRun(FIRST + text)], target),
+        "reference": TokenSequence.of([TextRun(FIRST), ImageBlock(image_side, image_side), TextRun(text)], target),
     }
     latents = rng.standard_normal((1, tokens, config.in_channels), dtype=np.float32)
     found = {}

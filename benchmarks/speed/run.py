@@ -40,7 +40,7 @@ from benchmarks.speed.step_contenders import (
 )
 from qwen_image_engine.calibration.quantise.network import quantised_networks
 from qwen_image_engine.export.bundle.bundle import export_bundle
-from qwen_image_engine.export.estimate.plan import plan_export
+from qwen_image_engine.export.estimate.sizes import estimate_export
 from qwen_image_engine.export.targets import choose_target
 from qwen_image_engine.export.verify.difference import difference
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
@@ -136,7 +136,7 @@ def released_sizes() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), RELEASED_BLOCKS, contents=False)
         checkpoint, chosen = Checkpoint.open(folder), choose_target("cpu", "int8")
-        plan = plan_export(checkpoint, chosen, quantised_networks(checkpoint, chosen.quantisation), "copy")
+        plan = estimate_export(checkpoint, chosen, quantised_networks(checkpoint, chosen.quantisation), "copy")
     (transformer,) = (network for network in plan.networks if network.network == "transformer")
     return {"blocks": RELEASED_BLOCKS, **_sizes(transformer.stored_bytes, transformer.bundle_bytes)}
 

@@ -22,7 +22,7 @@ from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.bundle.manifest import ComponentEntry
 from qwen_image_engine.runtime.model.rope import rotary_tables
-from qwen_image_engine.runtime.model.sequence import Layout
+from qwen_image_engine.runtime.model.sequence import TokenSequence
 from qwen_image_engine.runtime.model.time import time_features
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -49,7 +49,7 @@ def make_case(network: Transformer, tokens: int, prefix: int) -> Case:
         raise ValueError(f"{tokens} tokens: expected a square of an even number")
     config = network.config
     generator = torch.Generator().manual_seed(tokens)
-    layout = Layout.text_to_image(prefix, side, side)
+    layout = TokenSequence.text_to_image(prefix, side, side)
     tables = [rotary_tables(positions, config.axes_dims_rope) for positions in (layout.prefix, layout.target)]
     states = torch.randn(1, prefix, config.context_in_dim, generator=generator)
     with torch.inference_mode():

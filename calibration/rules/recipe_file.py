@@ -15,7 +15,7 @@ from qwen_image_engine.runtime.system.json_schema import is_integer, is_number
 
 
 @dataclass(frozen=True)
-class RecipeFile:
+class QuantisationRecipe:
     """The content of a recipe file; see `Quantisation` for the rules.
 
     Attributes:
@@ -33,7 +33,7 @@ class RecipeFile:
     compute_capability: float | None = None
 
     @classmethod
-    def read(cls, path: Path) -> RecipeFile:
+    def read(cls, path: Path) -> QuantisationRecipe:
         """Read the file at `path`.
 
         Raises:

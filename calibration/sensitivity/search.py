@@ -65,7 +65,7 @@ class FoundRecipe:
         }
 
     def rules(self) -> dict[str, Any]:
-        """Return the rules for `RecipeFile.read`: high linears by name, then a rule for all others."""
+        """Return the rules for `QuantisationRecipe.read`: high linears by name, then a rule for all others."""
         return {
             "rules": [
                 *({"linears": name, "precision": HIGH} for name in self.high),

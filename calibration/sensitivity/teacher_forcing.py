@@ -27,7 +27,7 @@ from qwen_image_engine.reference.pipeline import pipeline_on
 from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.components import ComponentPool
 from qwen_image_engine.runtime.model.rope import rotary_tables
-from qwen_image_engine.runtime.model.sequence import Layout, text_positions
+from qwen_image_engine.runtime.model.sequence import TokenSequence, text_positions
 from qwen_image_engine.runtime.model.time import time_features
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
@@ -96,7 +96,7 @@ def _draw(request: Request, pipeline: QwenImage, index: int) -> Trajectory:
     latents = [start.latents, *(step.latents for step in taken)][:-1]
     sigmas = tuple(float(sigma) for sigma in start.sigmas[:-1])
     axes, device, dtype = pipeline.facts.axes_dims_rope, request.device, DTYPES[request.dtype]
-    target = Layout.text_to_image(conditioning.length, start.rows, start.columns).target
+    target = TokenSequence.text_to_image(conditioning.length, start.rows, start.columns).target
 
     def rotary(positions: NDArray[np.int32]) -> tuple[Tensor, Tensor]:
         cos, sin = rotary_tables(positions, axes)

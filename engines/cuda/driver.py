@@ -19,7 +19,7 @@ _NAME_BYTES = 256
 
 
 @dataclass(frozen=True)
-class DeviceFacts:
+class DeviceInfo:
     """The properties of the first CUDA device.
 
     Attributes:
@@ -37,7 +37,7 @@ class DeviceFacts:
     free_bytes: int
 
 
-def device_facts(library: str = LIBRARY) -> DeviceFacts:
+def device_info(library: str = LIBRARY) -> DeviceInfo:
     """Read the properties of the first device. A context is open for a moment, because free memory needs one.
 
     Raises:
@@ -71,7 +71,7 @@ def device_facts(library: str = LIBRARY) -> DeviceFacts:
     for value, attribute in ((major, _CAPABILITY_MAJOR), (minor, _CAPABILITY_MINOR)):
         call(cuda, "cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), device)
     free, total = _memory(cuda, device)
-    return DeviceFacts(
+    return DeviceInfo(
         name=name.value.decode(errors="replace"),
         compute_capability=f"{major.value}.{minor.value}",
         driver=driver.value,

@@ -27,7 +27,7 @@ class CudaContext:
 
     @classmethod
     def open(cls, library: str = LIBRARY) -> Self:
-        """Retain the primary context. `device_facts` must have found a device before.
+        """Retain the primary context. `device_info` must have found a device before.
 
         Raises:
             QwenImageError: a call of the driver fails.

@@ -5,7 +5,7 @@ from typing import Any
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.packages import import_package
 from qwen_image_engine.engines.cuda.compute_capability import BF16, ONNXRUNTIME_KERNELS, runs_onnxruntime
-from qwen_image_engine.engines.cuda.driver import device_facts
+from qwen_image_engine.engines.cuda.driver import device_info
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
@@ -35,7 +35,7 @@ def onnxruntime_cuda() -> Any:
     package = import_package("onnxruntime", "cuda")
     if CUDA_PROVIDER not in package.get_available_providers():
         raise QwenImageError(f"onnxruntime {package.__version__} is installed without CUDA; {INSTALL_CUDA}")
-    device = device_facts()
+    device = device_info()
     if not runs_onnxruntime(device.compute_capability):
         instead = "tensorrt" if float(device.compute_capability) >= BF16 else "cpu"
         raise QwenImageError(

@@ -7,11 +7,11 @@ error never names the command that builds another plan.
 import warnings
 
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
-from qwen_image_engine.engines.cuda.driver import DeviceFacts, version_text
+from qwen_image_engine.engines.cuda.driver import DeviceInfo, version_text
 from qwen_image_engine.engines.plans.entry import PlanEntry
 
 
-def check_plan_fits(component: str, plan: PlanEntry, device: DeviceFacts, tensorrt: str, rebuild: str) -> None:
+def check_plan_fits(component: str, plan: PlanEntry, device: DeviceInfo, tensorrt: str, rebuild: str) -> None:
     """Compare TensorRT, GPU and driver of the plan's build with the ones here.
 
     Another model of GPU of the same compute capability gives a warning: TensorRT takes the plan, whose kernels were
@@ -45,7 +45,7 @@ def check_plan_fits(component: str, plan: PlanEntry, device: DeviceFacts, tensor
         )
 
 
-def check_memory_fits(component: str, weights: int, scratch: int, device: DeviceFacts, rebuild: str) -> None:
+def check_memory_fits(component: str, weights: int, scratch: int, device: DeviceInfo, rebuild: str) -> None:
     """Raise if the device has no room for a plan, before its weights are read.
 
     `weights` is the bytes of the weights on the device. `scratch` is the bytes that the activations of the smallest

@@ -17,7 +17,7 @@ from qwen_image_engine.engines.core.device_array import DeviceArray, Values
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.core.loop import LoopInputs
 from qwen_image_engine.engines.core.lru_cache import LruCache
-from qwen_image_engine.engines.cuda.driver import device_facts
+from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.cuda.euler_kernel import EulerKernel
 from qwen_image_engine.engines.plans.entry import Shape
 from qwen_image_engine.engines.plans.fit import check_memory_fits
@@ -58,7 +58,7 @@ class TensorRtEngine:
         entry = source.entry
         weights = 0 if entry.weight_streaming else source.weights_bytes
         scratch = max(0, min(entry.scratch_bytes, default=0) - session.scratch.nbytes)
-        check_memory_fits(contract.component, weights, scratch, device_facts(), source.rebuild)
+        check_memory_fits(contract.component, weights, scratch, device_info(), source.rebuild)
         engine = read_plan(session, contract.component, source)
         contract_check.check_graph(contract, source.path, *_ports(engine))
         self._session, self._source, self._contract = session, source, contract

@@ -3,7 +3,7 @@
 from typing import Any
 
 from qwen_image_engine.engines.core.packages import import_package
-from qwen_image_engine.engines.cuda.driver import device_facts
+from qwen_image_engine.engines.cuda.driver import device_info
 
 
 def tensorrt() -> Any:
@@ -15,5 +15,5 @@ def tensorrt() -> Any:
         QwenImageError: the package is not installed or does not load, or there is no GPU or driver.
     """
     package = import_package("tensorrt", "tensorrt")
-    device_facts()
+    device_info()
     return package

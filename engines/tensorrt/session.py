@@ -6,7 +6,7 @@ own bindings.
 
 from dataclasses import dataclass
 
-from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.cuda.memory import CudaContext, CudaMemory
 from qwen_image_engine.engines.cuda.stream import CudaStream
 from qwen_image_engine.engines.tensorrt.bindings import Log, made, process_log, trt
@@ -28,7 +28,7 @@ class TensorRtSession:
         scratch: buffer for the activations of the engine that runs.
     """
 
-    device: DeviceFacts
+    device: DeviceInfo
     version: str
     log: Log
     runtime: trt.Runtime
@@ -37,7 +37,7 @@ class TensorRtSession:
     scratch: Scratch
 
     @classmethod
-    def open(cls, device: DeviceFacts) -> "TensorRtSession":
+    def open(cls, device: DeviceInfo) -> "TensorRtSession":
         """Create the runtime on `device`. A driver and a device must be known to exist, or TensorRT crashes.
 
         Raises:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
+from qwen_image_engine.calibration.rules.recipe_file import QuantisationRecipe
 from qwen_image_engine.engines.core.errors import QwenImageError, is_memory
-from qwen_image_engine.export.bundle.cache_key import origin, tool
+from qwen_image_engine.export.bundle.cache_key import cache_key, tool
 from qwen_image_engine.export.bundle.network_folder import NetworkFolder, reuse_network, write_network
 from qwen_image_engine.export.bundle.request import ExportRequest
 from qwen_image_engine.export.bundle.reuse_plans import keep_plans
 from qwen_image_engine.export.bundle.staging import check_output, staged
-from qwen_image_engine.export.estimate.plan import NetworkPlan, Weights, check_disk
+from qwen_image_engine.export.estimate.sizes import NetworkEstimate, Weights, check_disk
 from qwen_image_engine.export.targets import choose_target
 from qwen_image_engine.export.weights.file_hashes import FileHashes
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
@@ -91,7 +91,7 @@ def export_bundle(
         target,
         precision,
         weights=weights,
-        rules=None if rules is None else RecipeFile.read(Path(rules)),
+        rules=None if rules is None else QuantisationRecipe.read(Path(rules)),
         exclude=exclude,
         skip_blocks=skip_blocks,
         fp8_attention=fp8_attention,
@@ -183,7 +183,7 @@ class _Writer:
         # What was verified is still the same bundle where nothing has changed.
         return self.previous if replace(self.previous, verify=None) == manifest else manifest
 
-    def _new_networks(self) -> tuple[NetworkPlan, ...]:
+    def _new_networks(self) -> tuple[NetworkEstimate, ...]:
         """Return the networks that cannot be reused from the previous bundle.
 
         Wait for the hashes only if the previous bundle may have one.
@@ -198,7 +198,7 @@ class _Writer:
     def _origin(self, network: str) -> str:
         request = self.request
         calibrated = request.calibration is not None and bool(request.quantised[network].layers)
-        return origin(
+        return cache_key(
             request.checkpoint,
             network,
             request.components(network),
@@ -208,7 +208,7 @@ class _Writer:
             self.hashes,
         )
 
-    def _network(self, item: NetworkPlan, *, new: bool) -> NetworkFolder:
+    def _network(self, item: NetworkEstimate, *, new: bool) -> NetworkFolder:
         """Reuse a network's folder of the previous bundle if it is unchanged and whole, else write it."""
         request, network = self.request, item.network
         if self.previous is not None and not new:

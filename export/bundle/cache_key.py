@@ -44,7 +44,7 @@ def source_sha256(home: Path) -> str:
     return digest.hexdigest()
 
 
-def origin(
+def cache_key(
     checkpoint: Checkpoint,
     network: str,
     components: Sequence[str],

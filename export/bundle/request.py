@@ -12,7 +12,7 @@ from qwen_image_engine.calibration.quantise.network import QuantisedNetwork, che
 from qwen_image_engine.engines.backends import require
 from qwen_image_engine.engines.core.components import COMPONENTS, FOR_REFERENCE_IMAGES
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.export.estimate.plan import ExportPlan, Weights, check_memory, plan_export
+from qwen_image_engine.export.estimate.sizes import ExportEstimate, Weights, check_memory, estimate_export
 from qwen_image_engine.export.targets import Target, networks, selected
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.load import read_tensors
@@ -36,7 +36,7 @@ class ExportRequest:
     target: Target
     calibration: Calibration | None
     quantised: Mapping[str, QuantisedNetwork]
-    plan: ExportPlan
+    plan: ExportEstimate
 
     @classmethod
     def of(
@@ -67,7 +67,7 @@ class ExportRequest:
         calibrated = open_calibration(checkpoint, target, calibration)
         quantised = quantised_networks(checkpoint, target.quantisation, calibrated)
         _check_calibrated(calibrated, components)
-        plan = plan_export(checkpoint, target, quantised, weights, components)
+        plan = estimate_export(checkpoint, target, quantised, weights, components)
         check_memory(plan)
         return cls(checkpoint, target, calibrated, quantised, plan)
 

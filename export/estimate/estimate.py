@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from qwen_image_engine.calibration.quantise.network import check_rules, quantised_networks
-from qwen_image_engine.export.estimate.plan import (
-    ExportPlan,
+from qwen_image_engine.export.estimate.sizes import (
+    ExportEstimate,
     Weights,
     check_disk,
     check_memory,
-    plan_cache,
-    plan_export,
-    plan_seconds,
-    plan_stages,
+    estimate_cache,
+    estimate_export,
+    estimate_seconds,
+    estimate_stages,
 )
 from qwen_image_engine.export.targets import Target
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
@@ -54,7 +54,7 @@ class Estimate:
         stages: bytes of a process on a CPU in each stage of the picture; empty for a GPU.
     """
 
-    plan: ExportPlan
+    plan: ExportEstimate
     free_bytes: int | None
     export_seconds: float
     size: tuple[int, int]
@@ -116,15 +116,15 @@ def estimate(
     """
     check_rules(checkpoint, target.quantisation, target.precision)
     quantised = quantised_networks(checkpoint, target.quantisation)
-    plan = plan_export(checkpoint, target, quantised, weights, components)
+    plan = estimate_export(checkpoint, target, quantised, weights, components)
     check_memory(plan)
     free_bytes = None if bundle is None else check_disk(plan, bundle)
     width, height = picture.size
     latent_size(width, height)
     references = [_fitted(checkpoint, picture.reference_resolution)] * picture.references
-    stages = {} if target.on_gpu else plan_stages(checkpoint, plan, width, height, references)
-    tokens, cache_bytes = plan_cache(checkpoint, plan, references)
-    seconds = plan_seconds(checkpoint, target, quantised, plan)
+    stages = {} if target.on_gpu else estimate_stages(checkpoint, plan, width, height, references)
+    tokens, cache_bytes = estimate_cache(checkpoint, plan, references)
+    seconds = estimate_seconds(checkpoint, target, quantised, plan)
     return Estimate(plan, free_bytes, seconds, picture.size, tuple(references), tokens, cache_bytes, stages)
 
 

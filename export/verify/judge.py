@@ -18,7 +18,7 @@ EDITS = "edits"
 
 
 @dataclass(frozen=True)
-class Judged:
+class PictureScores:
     """The scores for one kind of held-out prompts, drawn by bundle and reference from the same seeds.
 
     The kind is one of `shapes.judge.evaluate.KINDS`, or "edits".

@@ -17,7 +17,7 @@ from qwen_image_engine.export.thresholds import TEACHER_FORCED
 from qwen_image_engine.export.verify.bundle import BundleRows, compare_bundle
 from qwen_image_engine.export.verify.checkpoint import check_hashes, check_same_checkpoint, open_checkpoint
 from qwen_image_engine.export.verify.free_running import FreeRunning, free_running
-from qwen_image_engine.export.verify.judge import Judged, check_judged, judge_pictures
+from qwen_image_engine.export.verify.judge import PictureScores, check_judged, judge_pictures
 from qwen_image_engine.export.verify.layers import check_layers, compare_layers
 from qwen_image_engine.export.verify.options import Options, command
 from qwen_image_engine.export.verify.polygraphy import check_polygraphy, write_polygraphy
@@ -197,7 +197,7 @@ def _free_running(
 
 def _judged(
     manifests: Mapping[Path, Manifest], checkpoint: Checkpoint, engine: str, threads: int | None, prompts: int
-) -> Iterator[tuple[Judged, ...]]:
+) -> Iterator[tuple[PictureScores, ...]]:
     """Yield the judge's scores of each bundle's pictures, beside the reference's scores."""
     edits = [not manifest.absent_for_references for manifest in manifests.values()]
     with ProgressBar("judging the reference", 0), reference_pipeline(checkpoint) as pipeline:
@@ -208,4 +208,4 @@ def _judged(
             QwenImage.load(bundle, engine=engine, threads=threads) as pipeline,
         ):
             found = judge_pictures(pipeline, prompts, edits=with_edits)
-        yield tuple(Judged(kind, score, expected[kind]) for kind, score in found.items())
+        yield tuple(PictureScores(kind, score, expected[kind]) for kind, score in found.items())

@@ -10,7 +10,7 @@ from typing import Any
 from qwen_image_engine.export.thresholds import Threshold
 from qwen_image_engine.export.verify.difference import Difference, finite, mean, worst
 from qwen_image_engine.export.verify.free_running import FreeRunning
-from qwen_image_engine.export.verify.judge import Judged
+from qwen_image_engine.export.verify.judge import PictureScores
 from qwen_image_engine.export.verify.layers import Layers
 from qwen_image_engine.export.verify.limits import Limit
 from qwen_image_engine.export.verify.pictures import DrawnCase
@@ -145,7 +145,7 @@ class Verification:
     limits: tuple[Limit, ...] = ()
     free_running: tuple[FreeRunning, ...] = ()
     layers: Layers | None = None
-    judged: tuple[Judged, ...] = ()
+    judged: tuple[PictureScores, ...] = ()
     pictures: tuple[DrawnCase, ...] = ()
 
     @property

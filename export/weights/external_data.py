@@ -13,14 +13,14 @@ from qwen_image_engine.engines.core.dtypes import STORED
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.graph.nodes import cast
 from qwen_image_engine.export.weights.weight_file import Place
-from qwen_image_engine.reference.storage.stored_network import Component
+from qwen_image_engine.reference.storage.stored_network import StoredNetwork
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 # EXDEV: another filesystem. The others: one that knows no hard links, one that forbids them to this user, too many.
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES, errno.ENOSYS)
 
 
-def link_weights(component: Component, tensors: Iterable[TensorInfo], folder: Path) -> dict[str, Place]:
+def link_weights(component: StoredNetwork, tensors: Iterable[TensorInfo], folder: Path) -> dict[str, Place]:
     """Hard-link the files that hold `tensors` into `folder`, and return the place of each tensor by stored name.
 
     No byte is copied. Engines refuse symlinks and paths outside the model's folder, so a hub snapshot's symlinks are

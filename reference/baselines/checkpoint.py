@@ -8,12 +8,12 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.checkpoint.diffusers_pipeline import DiffusersPipeline
 from qwen_image_engine.reference.checkpoint.recorded import check_recorded, open_recorded
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
-from qwen_image_engine.runtime.tools.bench.spec import WaySpec
+from qwen_image_engine.runtime.tools.bench.spec import ContenderSpec
 
 _ADVICE = "name the right one with -m"
 
 
-def open_checkpoint(spec: WaySpec) -> Checkpoint:
+def open_checkpoint(spec: ContenderSpec) -> Checkpoint:
     """Open the checkpoint that the bundle was made from, or the checkpoint at `spec.checkpoint` if it is given.
 
     Adapters and a single file of the bundle are opened with it.
@@ -41,7 +41,7 @@ def pipeline_folder(pipeline: DiffusersPipeline, manifest: Manifest) -> str:
     return str(opened.folder)
 
 
-def check_weights(spec: WaySpec) -> None:
+def check_weights(spec: ContenderSpec) -> None:
     """Check that the checkpoint has the weights that the bundle was made from.
 
     The weights are hashed, which takes as long as reading them.

@@ -15,11 +15,11 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 from qwen_image_engine.runtime.timing import Timing, Timings
 from qwen_image_engine.runtime.tools.bench.case import Request
-from qwen_image_engine.runtime.tools.bench.contender import Drawer, Unavailable
-from qwen_image_engine.runtime.tools.bench.spec import INSTALL_DIFFUSERS, WaySpec
+from qwen_image_engine.runtime.tools.bench.contender import Runner, Unavailable
+from qwen_image_engine.runtime.tools.bench.spec import INSTALL_DIFFUSERS, ContenderSpec
 
 
-def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
+def load_diffusers(spec: ContenderSpec, watch: MemoryWatch | None) -> Runner:
     """Load the pipeline as its documentation does: `from_pretrained` in one dtype, with its prefix cache on.
 
     Raises:
@@ -67,7 +67,7 @@ def load_diffusers(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
 
     loaded = str(pipeline.transformer.dtype).removeprefix("torch.")  # what it is in, not what it was asked for
     precision = DTYPES[loaded].precision
-    return Drawer(draw, timings, diffusers.__version__, precision, stored_bytes(checkpoint), prefix_in_first_step=True)
+    return Runner(draw, timings, diffusers.__version__, precision, stored_bytes(checkpoint), prefix_in_first_step=True)
 
 
 def check_drawable(checkpoint: Checkpoint) -> None:

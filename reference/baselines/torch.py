@@ -9,11 +9,11 @@ from qwen_image_engine.reference.baselines.checkpoint import open_checkpoint, st
 from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch
-from qwen_image_engine.runtime.tools.bench.contender import Drawer, pipeline_drawer
-from qwen_image_engine.runtime.tools.bench.spec import WaySpec
+from qwen_image_engine.runtime.tools.bench.contender import Runner, pipeline_runner
+from qwen_image_engine.runtime.tools.bench.spec import ContenderSpec
 
 
-def load_torch(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
+def load_torch(spec: ContenderSpec, watch: MemoryWatch | None) -> Runner:
     """Load the reference pipeline in fp32.
 
     Raises:
@@ -25,7 +25,7 @@ def load_torch(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
     checkpoint = open_checkpoint(spec)
     prepare = compile_blocks if spec.name == "torch-compile" else None
     pipeline = reference_pipeline(checkpoint, spec.memory, watch=watch, prepare=prepare)
-    return pipeline_drawer(pipeline, torch.__version__, "fp32", stored_bytes(checkpoint))
+    return pipeline_runner(pipeline, torch.__version__, "fp32", stored_bytes(checkpoint))
 
 
 def compile_blocks(network: nn.Module) -> None:

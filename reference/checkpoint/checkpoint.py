@@ -30,7 +30,7 @@ from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.lora.merge import merge
 from qwen_image_engine.reference.storage.json_file import read_json
 from qwen_image_engine.reference.storage.single_file import open_single_file
-from qwen_image_engine.reference.storage.stored_network import LAYOUT, VISION, Component, open_component
+from qwen_image_engine.reference.storage.stored_network import LAYOUT, VISION, StoredNetwork, open_network
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle.manifest import MANIFEST
 from qwen_image_engine.runtime.bundle.manifest_entries import checkpoint_flags
@@ -75,7 +75,7 @@ class Checkpoint:
     vision: VisionConfig
     vae: VaeConfig
     image_processor: ImageProcessorConfig
-    components: Mapping[str, Component]
+    components: Mapping[str, StoredNetwork]
     transformer_file: Path | None = None
     loras: tuple[LoraFile, ...] = ()
     attention: str | None = None
@@ -153,7 +153,7 @@ class Checkpoint:
         """The folder of the tokenizer and of the image processor's settings."""
         return self.folder / "processor"
 
-    def stored(self, network: str) -> Component:
+    def stored(self, network: str) -> StoredNetwork:
         """Return the stored weights of a network: "transformer", "text_encoder", "vision" or "vae".
 
         The vision tower's tensors are in the text encoder's files.
@@ -317,9 +317,9 @@ def _described(name: str, transformer_file: Path | None, loras: Sequence[LoraFil
     return name + single + "".join(f" + {lora.described}" for lora in loras) + attention
 
 
-def _components(folder: Path, transformer_file: Path | None, loras: Sequence[LoraFile]) -> dict[str, Component]:
+def _components(folder: Path, transformer_file: Path | None, loras: Sequence[LoraFile]) -> dict[str, StoredNetwork]:
     components = {
-        name: open_component(folder, name, layout)
+        name: open_network(folder, name, layout)
         if transformer_file is None or name != TRANSFORMER
         else open_single_file(transformer_file, name, layout)
         for name, layout in LAYOUT.items()

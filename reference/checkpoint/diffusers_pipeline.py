@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.storage.stored_network import LAYOUT, Component
+from qwen_image_engine.reference.storage.stored_network import LAYOUT, StoredNetwork
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ def loaded_from(pipeline: DiffusersPipeline, class_name: str) -> str:
 
 def check_unchanged(
     pipeline: DiffusersPipeline,
-    components: Mapping[str, Component],
+    components: Mapping[str, StoredNetwork],
     scheduler: Mapping[str, Any],
     vocabulary: Mapping[str, int],
 ) -> None:
@@ -95,7 +95,7 @@ def _check_vocabulary(own: Mapping[str, int], stored: Mapping[str, int]) -> None
         )
 
 
-def _check_weights(name: str, state: Mapping[str, torch.Tensor], stored: Component) -> None:
+def _check_weights(name: str, state: Mapping[str, torch.Tensor], stored: StoredNetwork) -> None:
     unknown = [key for key in state if key not in stored.tensors and not stored.may_stay_unread(key)]
     absent = [key for key in stored.tensors if key not in state]
     if unknown or absent:

@@ -20,7 +20,7 @@ from qwen_image_engine.reference.lora.keys import Part, linear_names, split_key
 from qwen_image_engine.reference.lora.scaling import METADATA, AdapterConfig
 from qwen_image_engine.reference.storage.merged_tensor import LowRank, MergedTensor
 from qwen_image_engine.reference.storage.single_file import halves
-from qwen_image_engine.reference.storage.stored_network import Component, counted
+from qwen_image_engine.reference.storage.stored_network import StoredNetwork, counted
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_header, read_metadata
 
 Parts = Mapping[Part, TensorInfo]
@@ -29,7 +29,7 @@ _NUMBERS = ("F64", "F32", "F16", "BF16", "I64", "I32")
 """Dtypes that a scalar of a LoRA file may have."""
 
 
-def merge(component: Component, files: Sequence[LoraFile]) -> Component:
+def merge(component: StoredNetwork, files: Sequence[LoraFile]) -> StoredNetwork:
     """Return the component with the updates of all `files` in its weights.
 
     Raises:
@@ -44,7 +44,7 @@ def merge(component: Component, files: Sequence[LoraFile]) -> Component:
     return replace(component, tensors={**component.tensors, **merged})
 
 
-def low_rank_updates(component: Component, file: LoraFile) -> dict[str, LowRank]:
+def low_rank_updates(component: StoredNetwork, file: LoraFile) -> dict[str, LowRank]:
     """Return the update of every weight that an adapter changes, by the name of the weight.
 
     Raises:
@@ -66,7 +66,7 @@ def low_rank_updates(component: Component, file: LoraFile) -> dict[str, LowRank]
     return updates
 
 
-def _linears(component: Component, path: Path) -> Mapping[str, Parts]:
+def _linears(component: StoredNetwork, path: Path) -> Mapping[str, Parts]:
     """Return the entries of a file by linear. Every linear has "down" and "up"."""
     names = linear_names(name for name, tensor in component.tensors.items() if len(tensor.shape) == 2)
     found: dict[str, dict[Part, TensorInfo]] = {}
@@ -103,7 +103,7 @@ def _linears(component: Component, path: Path) -> Mapping[str, Parts]:
 
 
 def _targets(
-    component: Component, path: Path, linear: str, down: TensorInfo, up: TensorInfo
+    component: StoredNetwork, path: Path, linear: str, down: TensorInfo, up: TensorInfo
 ) -> list[tuple[str, TensorInfo]]:
     """Return the weights of a linear, each with its rows of `up`. Two stacked linears have two weights."""
     weights = [f"{name}.weight" for name in halves(linear) or (linear,)]

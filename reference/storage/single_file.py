@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.storage.stored_network import Component, ComponentLayout
+from qwen_image_engine.reference.storage.stored_network import NetworkLayout, StoredNetwork
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_header
 
 PREFIX = "model.diffusion_model."
@@ -20,7 +20,7 @@ HALVES = ("img_mlp.gate_layer", "img_mlp.proj")
 """Names of the two linears in `STACKED`: the first and the second half of the rows."""
 
 
-def open_single_file(path: Path, name: str, layout: ComponentLayout) -> Component:
+def open_single_file(path: Path, name: str, layout: NetworkLayout) -> StoredNetwork:
     """Open the component `name` in the file at `path`, with the tensor names of the diffusers layout.
 
     The prefix may be absent, and the two projections may be separate tensors: tools that convert between the layouts
@@ -41,7 +41,7 @@ def open_single_file(path: Path, name: str, layout: ComponentLayout) -> Componen
             if tensor.name in tensors:
                 raise QwenImageError(f"{path}: keys {keys[tensor.name]!r} and {key!r} are both {tensor.name}")
             tensors[tensor.name], keys[tensor.name] = tensor, key
-    return Component(name, path, layout, tensors, (path,))
+    return StoredNetwork(name, path, layout, tensors, (path,))
 
 
 def halves(name: str) -> tuple[str, str] | None:

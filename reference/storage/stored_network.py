@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ComponentLayout:
+class NetworkLayout:
     """The storage layout of one component of the released checkpoint.
 
     Attributes:
@@ -42,9 +42,9 @@ class ComponentLayout:
     unread: tuple[str, ...] = ()
 
 
-LAYOUT: Mapping[str, ComponentLayout] = {
-    "transformer": ComponentLayout("diffusers", "QwenImage21Transformer2DModel", "diffusion_pytorch_model"),
-    "text_encoder": ComponentLayout(
+LAYOUT: Mapping[str, NetworkLayout] = {
+    "transformer": NetworkLayout("diffusers", "QwenImage21Transformer2DModel", "diffusion_pytorch_model"),
+    "text_encoder": NetworkLayout(
         "transformers",
         "Qwen3VLForConditionalGeneration",
         "model",
@@ -58,17 +58,15 @@ LAYOUT: Mapping[str, ComponentLayout] = {
         ),
     ),
     # Convolutions over time, which one frame never reaches.
-    "vae": ComponentLayout(
-        "diffusers", "AutoencoderKLQwenImage21", "diffusion_pytorch_model", unread=("*.time_conv.*",)
-    ),
+    "vae": NetworkLayout("diffusers", "AutoencoderKLQwenImage21", "diffusion_pytorch_model", unread=("*.time_conv.*",)),
 }
 
-VISION = ComponentLayout("transformers", "Qwen3VLVisionModel", "model", prefix="model.visual.")
+VISION = NetworkLayout("transformers", "Qwen3VLVisionModel", "model", prefix="model.visual.")
 """The layout of the vision tower, which is stored with the text encoder."""
 
 
 @dataclass(frozen=True)
-class Component:
+class StoredNetwork:
     """The stored weights of a component.
 
     Attributes:
@@ -81,7 +79,7 @@ class Component:
 
     name: str
     location: Path
-    layout: ComponentLayout
+    layout: NetworkLayout
     tensors: Mapping[str, TensorInfo]
     files: tuple[Path, ...]
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, compare=False, repr=False)
@@ -216,7 +214,7 @@ def counted(what: str, names: Sequence[str]) -> str:
     return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def open_component(root: Path, name: str, layout: ComponentLayout) -> Component:
+def open_network(root: Path, name: str, layout: NetworkLayout) -> StoredNetwork:
     """Open the component `name` of the checkpoint in `root`, from one weight file or an index of shards.
 
     Raises:
@@ -235,7 +233,7 @@ def open_component(root: Path, name: str, layout: ComponentLayout) -> Component:
         others = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt"))
         found = f" (found {', '.join(others[:3])})" if others else ""
         raise QwenImageError(f"{folder}: no weights, expected {single.name} or {index.name}{found}")
-    return Component(name, folder, layout, tensors, tuple(sorted(files)))
+    return StoredNetwork(name, folder, layout, tensors, tuple(sorted(files)))
 
 
 def _read_shards(folder: Path, index: Path) -> tuple[dict[str, TensorInfo], list[Path]]:

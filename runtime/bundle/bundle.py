@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from qwen_image_engine.engines.backends import Backend, backends_for, find_backend, load_engine, require
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.cuda.driver import device_facts
+from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.plans.fit import check_plan_fits
 from qwen_image_engine.runtime.bundle.capability import check_capability
 from qwen_image_engine.runtime.bundle.files import check_files
@@ -129,7 +129,7 @@ class Bundle:
         Raises:
             QwenImageError: there is no driver, no GPU or no TensorRT.
         """
-        device = device_facts()
+        device = device_info()
         require("tensorrt")
         from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 
@@ -147,7 +147,7 @@ class Bundle:
         on_gpu = backend.device == "gpu"
         if on_gpu:
             require(backend.name)
-            device = device_facts()
+            device = device_info()
             check_capability(component, entry, device, "bf16")
         needed = sum(self.manifest.files[name].bytes for name in entry.weights)
         free = device.free_bytes if on_gpu else reachable_memory_bytes()

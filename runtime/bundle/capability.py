@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.cuda.compute_capability import BF16
-from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.runtime.bundle.manifest import ComponentEntry
 
 
-def check_capability(name: str, entry: ComponentEntry, facts: DeviceFacts, instead: str) -> None:
+def check_capability(name: str, entry: ComponentEntry, facts: DeviceInfo, instead: str) -> None:
     """Raise if a GPU is too old for a graph.
 
     Args:

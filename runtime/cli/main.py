@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn, Protocol, TextIO
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.verbs import (
     bench,
     build,
@@ -41,7 +41,7 @@ class Verb(Protocol):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the verb's own flags."""
 
-    def execute(self, options: argparse.Namespace) -> Report:
+    def execute(self, options: argparse.Namespace) -> VerbResult:
         """Execute the verb and return its report.
 
         Raises:
@@ -77,14 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     wants_json = "--json" in given
 
-    def work() -> Report:
+    def work() -> VerbResult:
         options = _parser().parse_args(given)
         return VERBS[options.verb].execute(options)
 
     return carry_out(work, wants_json, quiet=wants_json and not _asks_for_text(given))
 
 
-def carry_out(work: Callable[[], Report], wants_json: bool, *, quiet: bool) -> int:
+def carry_out(work: Callable[[], VerbResult], wants_json: bool, *, quiet: bool) -> int:
     """Call `work`, print its report or its error, and return the exit code.
 
     Args:

@@ -11,7 +11,7 @@ from qwen_image_engine.runtime.images.png import check_png_name, save_png
 
 
 @dataclass(frozen=True)
-class Origin:
+class PictureOrigin:
     """The origin of a pipeline's networks: the backend, the precision and the checkpoint's name."""
 
     engine: str

@@ -35,7 +35,7 @@ Segment = TextRun | ImageBlock
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class TokenSequence:
     """Positions of one sequence: the prefix (text and reference images), then the target image.
 
     Attributes:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def waited_s() -> dict[str, float]:
+def run_queue_wait_s() -> dict[str, float]:
     """Return the seconds that each thread has waited on a run queue since it began, by thread id.
 
     The source is the second field of /proc/self/task/*/schedstat, in nanoseconds
@@ -21,7 +21,7 @@ def waited_s() -> dict[str, float]:
     return found
 
 
-def longest_wait(before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
+def longest_run_queue_wait(before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
     """Return the longest wait of a thread between two readings [s]; None if `after` has no threads.
 
     Threads that share an operator's work are done when the last of them is done.

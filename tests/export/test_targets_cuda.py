@@ -17,14 +17,14 @@ from qwen_image_engine.engines.backends import load_engine
 from qwen_image_engine.engines.core.components import COMPONENTS, components_with
 from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.onnxruntime.cuda import Device
 from qwen_image_engine.export import targets
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.export.bundle.network_folder import MODEL_FILES
 from qwen_image_engine.export.checks.rule import Expected
 from qwen_image_engine.export.checks.tensorrt_rules import RULES, broken_rules
-from qwen_image_engine.export.estimate.plan import plan_export
+from qwen_image_engine.export.estimate.sizes import estimate_export
 from qwen_image_engine.export.passes.quantised.linear_to_static import through_codes
 from qwen_image_engine.export.verify.layer_outputs import layer_graph
 from qwen_image_engine.export.verify.parity import verify_bundle
@@ -150,7 +150,7 @@ def test_keys_and_values_are_planned_in_two_bytes(random_checkpoint: Callable[..
     plans = {}
     for target, precision in (("cuda", "fp16"), ("cuda", "bf16"), ("cpu", "fp32")):
         chosen = targets.choose_target(target, precision)
-        plans[precision] = plan_export(checkpoint, chosen, quantised_networks(checkpoint, None), "copy")
+        plans[precision] = estimate_export(checkpoint, chosen, quantised_networks(checkpoint, None), "copy")
     assert plans["fp16"].bundle_bytes == plans["bf16"].bundle_bytes < plans["fp32"].bundle_bytes
     vae = {name: plan.networks[-1] for name, plan in plans.items()}
     assert {item.network for item in vae.values()} == {"vae"}
@@ -179,9 +179,9 @@ def test_verify_of_an_engine_on_a_device(
     monkeypatch.setattr(f"{package}.export.verify.parity.version", lambda name: f"of {name}")
     for module in ("export.verify.parity", "runtime.bundle.bundle"):
         monkeypatch.setattr(f"{package}.{module}.require", lambda name: None)
-    gpu = DeviceFacts("A GPU", "9.0", 13000, total_bytes=1 << 34, free_bytes=1 << 34)
+    gpu = DeviceInfo("A GPU", "9.0", 13000, total_bytes=1 << 34, free_bytes=1 << 34)
     for module in ("runtime.bundle.bundle", "runtime.conditioning"):
-        monkeypatch.setattr(f"{package}.{module}.device_facts", lambda: gpu)
+        monkeypatch.setattr(f"{package}.{module}.device_info", lambda: gpu)
     case = Case("edit", "make it blue", 64, 32, references=(patches(60, 50),))
     result = verify_bundle(folder, cases=[case], engine="onnxruntime-cuda", layers=True)
     assert result.passed
@@ -276,9 +276,9 @@ class TestFp8:
     def test_an_old_gpu_is_told(
         self, static_bundle: Callable[..., tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        gpu = DeviceFacts("NVIDIA A100", "8.0", 13000, total_bytes=1 << 34, free_bytes=1 << 34)
+        gpu = DeviceInfo("NVIDIA A100", "8.0", 13000, total_bytes=1 << 34, free_bytes=1 << 34)
         monkeypatch.setattr("qwen_image_engine.runtime.bundle.bundle.require", lambda name: None)
-        monkeypatch.setattr("qwen_image_engine.runtime.bundle.bundle.device_facts", lambda: gpu)
+        monkeypatch.setattr("qwen_image_engine.runtime.bundle.bundle.device_info", lambda: gpu)
         bundle = Bundle.open(static_bundle("narrow", "cuda", "fp8")[1])
         with pytest.raises(QwenImageError, match=r"step: its graph is in fp8.* 8\.9 or newer; NVIDIA A100 has 8\.0"):
             bundle.load_engine("step", "onnxruntime-cuda")

@@ -14,7 +14,7 @@ from qwen_image_engine.calibration.quantise.network import quantised_networks
 from qwen_image_engine.engines.backends import load_engine
 from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.export.bundle.bundle import export_bundle
-from qwen_image_engine.export.estimate.plan import plan_export
+from qwen_image_engine.export.estimate.sizes import estimate_export
 from qwen_image_engine.export.targets import choose_target
 from qwen_image_engine.export.verify.difference import Difference, difference
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
@@ -156,7 +156,7 @@ def test_plan_knows_the_bytes_before_they_are_written(int8_bundle: Bundles) -> N
     checkpoint, folder = int8_bundle("odd")
     chosen = choose_target("cpu", "int8")
     opened = Checkpoint.open(checkpoint)
-    plan = plan_export(opened, chosen, quantised_networks(opened, chosen.quantisation), "copy")
+    plan = estimate_export(opened, chosen, quantised_networks(opened, chosen.quantisation), "copy")
     for item in plan.networks:
         tensors = read_header(folder / item.network / "weights.safetensors").values()
         written = sum(tensor.nbytes for tensor in tensors)

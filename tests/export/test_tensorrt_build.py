@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.entry import Shape
 from qwen_image_engine.engines.plans.profile import Range
 from qwen_image_engine.engines.plans.profile_choice import choose_profile
@@ -35,7 +35,7 @@ from tests.support.single_file import write_single_file
 Bundles = Callable[..., tuple[Path, Path]]
 Build = Callable[..., Manifest]
 
-GPU = DeviceFacts("A GPU", "9.0", 13000, total_bytes=80 << 30, free_bytes=79 << 30)
+GPU = DeviceInfo("A GPU", "9.0", 13000, total_bytes=80 << 30, free_bytes=79 << 30)
 SHAPES = BuildShapes(
     sizes=((96, 64), (160, 160)), references=Range(0, 1, 2), reference_resolution=288, batch=Range(1, 1, 2)
 )

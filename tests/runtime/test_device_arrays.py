@@ -9,7 +9,7 @@ import pytest
 
 from qwen_image_engine.engines.core.device_array import DeviceArray, on_host
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from tests.support.images import patches
 from tests.support.numpy_engines import FACTS, Journal, numpy_pipeline, same_pictures
 
@@ -53,16 +53,16 @@ def test_memory_is_the_gpus(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -
     journal = Journal()
     pipeline = numpy_pipeline(checkpoint, journal, keeps_on_device=True, engine="tensorrt")
     needed = pipeline.prefix_tokens("a") * FACTS.cache_token_bytes // 2
-    gpu = DeviceFacts("A GPU", "9.0", 13000, total_bytes=1 << 30, free_bytes=needed - 1)
+    gpu = DeviceInfo("A GPU", "9.0", 13000, total_bytes=1 << 30, free_bytes=needed - 1)
     where = "qwen_image_engine.runtime"
     monkeypatch.setattr(f"{where}.conditioning.reachable_memory_bytes", lambda: 1)
     monkeypatch.setattr(f"{where}.denoiser.reachable_memory_bytes", lambda: 1)
-    monkeypatch.setattr(f"{where}.conditioning.device_facts", lambda: gpu)
+    monkeypatch.setattr(f"{where}.conditioning.device_info", lambda: gpu)
     words = rf"take {needed} bytes and {needed - 1} bytes of the GPU are free; .*--reference-res.*--memory sequential"
     with pytest.raises(QwenImageError, match=words):
         pipeline.encode("a")
     assert journal.events == []
-    monkeypatch.setattr(f"{where}.conditioning.device_facts", lambda: replace(gpu, free_bytes=needed))
+    monkeypatch.setattr(f"{where}.conditioning.device_info", lambda: replace(gpu, free_bytes=needed))
     assert len(pipeline.generate("a", width=64, height=64, steps=2, num_images=2)) == 2
 
 

@@ -20,7 +20,7 @@ from qwen_image_engine.runtime.components import ComponentPool, Memory
 from qwen_image_engine.runtime.conditioning import KEPT_BYTES
 from qwen_image_engine.runtime.images.picture import Picture
 from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts
-from qwen_image_engine.runtime.pipeline import Origin, QwenImage
+from qwen_image_engine.runtime.pipeline import PictureOrigin, QwenImage
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
 from qwen_image_engine.runtime.text.embedding import EmbeddingTable
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
@@ -192,7 +192,7 @@ def numpy_pipeline(
         EmbeddingTable.open(table, 0, "float32", (VOCABULARY, DIMS.encoder_hidden)),
         schedule,
         facts,
-        Origin(engine=engine, precision="fp32", checkpoint="toy"),
+        PictureOrigin(engine=engine, precision="fp32", checkpoint="toy"),
         kept_bytes,
         absent,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.tensorrt.build.inspector import EngineLayer, engine_layers
-from qwen_image_engine.engines.tensorrt.build.job import Promise
+from qwen_image_engine.engines.tensorrt.build.job import ExpectedFusions
 
 _MOST_LISTED = 20
 _FP8_ATTENTION = "attentions in FP8"
@@ -87,7 +87,7 @@ def audit(inspected: str, network: Network) -> Audit:
     )
 
 
-def check_parsed(component: str, network: Network, promise: Promise) -> None:
+def check_parsed(component: str, network: Network, promise: ExpectedFusions) -> None:
     """Raise if the parsed graph lacks attentions that its plan must fuse. The check comes before the long build.
 
     Raises:
@@ -102,7 +102,9 @@ def check_parsed(component: str, network: Network, promise: Promise) -> None:
         )
 
 
-def check_audit(component: str, found: Audit, network: Network, promise: Promise, layers: Path | None = None) -> None:
+def check_audit(
+    component: str, found: Audit, network: Network, promise: ExpectedFusions, layers: Path | None = None
+) -> None:
     """Raise if a plan has fewer fused attentions or 8-bit products than its graph promises.
 
     Args:

@@ -29,7 +29,7 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class Promise:
+class ExpectedFusions:
     """The fused attentions and 8-bit products that a graph promises of its plan.
 
     Attributes:
@@ -45,7 +45,7 @@ class Promise:
     attentions: tuple[str, ...] = ()
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Promise:
+    def from_json(cls, data: Mapping[str, Any]) -> ExpectedFusions:
         """Return the promise that `dataclasses.asdict` wrote, read from JSON."""
         return cls(**{**data, "attentions": tuple(data["attentions"])})
 
@@ -72,7 +72,7 @@ class BuildJob:
     timing_cache: str
     profiles: tuple[Profile, ...]
     options: BuildOptions
-    promise: Promise
+    promise: ExpectedFusions
     softmax_scale: float | None
     layers: str | None = None
 
@@ -98,7 +98,7 @@ class BuildJob:
                 **data,
                 "profiles": profiles,
                 "options": BuildOptions(**data["options"]),
-                "promise": Promise.from_json(data["promise"]),
+                "promise": ExpectedFusions.from_json(data["promise"]),
             }
         )
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.cuda.driver import device_facts
+from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob
 from qwen_image_engine.engines.tensorrt.package import tensorrt
 
@@ -41,7 +41,7 @@ def main() -> int:
 
     try:
         job = BuildJob.from_json(json.load(sys.stdin))
-        device_facts()  # without a driver TensorRT's objects crash
+        device_info()  # without a driver TensorRT's objects crash
         tensorrt()
         from qwen_image_engine.engines.tensorrt.build.builder import build
 

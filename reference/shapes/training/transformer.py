@@ -24,7 +24,7 @@ from qwen_image_engine.reference.shapes.training.muon import Muon
 from qwen_image_engine.reference.shapes.training.precision import autocast
 from qwen_image_engine.reference.shapes.training.text_batch import Reader, TextBatch, initialise, tokenize_batch
 from qwen_image_engine.runtime.model.rope import rotary_tables
-from qwen_image_engine.runtime.model.sequence import ImageBlock, Layout, TextRun
+from qwen_image_engine.runtime.model.sequence import ImageBlock, TextRun, TokenSequence
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def predict(
     cache = prefix_cache(model, text, references, target)
     targets = noisy.shape[0] // len(text.lengths)
     cache = [(k.repeat_interleave(targets, 0), v.repeat_interleave(targets, 0)) for k, v in cache]
-    layouts = {n: Layout.of((*text.segments[:-1], TextRun(n)), target) for n in set(text.lengths)}
+    layouts = {n: TokenSequence.of((*text.segments[:-1], TextRun(n)), target) for n in set(text.lengths)}
     tables = {n: rotary_tables(layout.target, axes) for n, layout in layouts.items()}
     lengths = np.repeat(text.lengths, targets)
     cos, sin = (np.stack([tables[n][i] for n in lengths]) for i in range(2))
@@ -257,7 +257,7 @@ def prefix_cache(model: Denoiser, text: TextBatch, references: References | None
     device, transformer = text.ids.device, model.transformer
     states = model.reader(text, None if references is None else references.rgb)
     states = states[:, text.text().to(device)]
-    tables = rotary_tables(Layout.of(text.segments, block).prefix, transformer.config.axes_dims_rope)
+    tables = rotary_tables(TokenSequence.of(text.segments, block).prefix, transformer.config.axes_dims_rope)
     cos, sin = (_to(table, device) for table in tables)
     runs = [segment.length for segment in text.segments if isinstance(segment, TextRun)]
     first, *others = states.split(runs, dim=1)

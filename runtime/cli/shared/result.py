@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Report:
+class VerbResult:
     """The result of a verb.
 
     Attributes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qwen_image_engine.engines.backends import ENGINES
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size
 from qwen_image_engine.runtime.cli.shared.output_files import add_report_argument
-from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.system.files import check_writable, write_json
 from qwen_image_engine.runtime.system.text import table
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_report_argument(parser)
 
 
-def execute(options: argparse.Namespace) -> Report:
+def execute(options: argparse.Namespace) -> VerbResult:
     """Run the benchmark and return its report. A baseline that is not installed has a row with the reason."""
     from qwen_image_engine.runtime.tools.bench.measure import ROUNDS, bench
     from qwen_image_engine.runtime.tools.report.folder import check_report, write_report
@@ -93,19 +93,27 @@ def execute(options: argparse.Namespace) -> Report:
         write_json(options.output, document)
     if options.report:
         write_report(found, options.report)
-    return Report(document, list(_lines(found)))
+    return VerbResult(document, list(_lines(found)))
 
 
 def _lines(found: "Benchmark") -> Iterator[str]:
-    ways = [way.cells(lambda seconds: f"{seconds:.2f} s") for way in found.ways if way.missing is None]
-    yield from _table(("way", "version", "precision", "load", "peak memory", "on disk"), ways, right=(3, 4, 5))
-    yield from (f"✗ {way.name}: {way.missing}" for way in found.ways if way.missing is not None)
+    contenders = [
+        contender.cells(lambda seconds: f"{seconds:.2f} s")
+        for contender in found.contenders
+        if contender.missing is None
+    ]
+    yield from _table(("way", "version", "precision", "load", "peak memory", "on disk"), contenders, right=(3, 4, 5))
+    yield from (
+        f"✗ {contender.name}: {contender.missing}" for contender in found.contenders if contender.missing is not None
+    )
     for case in found.cases:
         yield from ("", str(case.case))
         times = case.times(lambda seconds: f"{1000 * seconds:.2f} ms")
         head = ("way", "stage", "p50", "p90", "p99", "samples", "peak memory")
         yield from _table(head, times, right=(2, 3, 4, 5, 6))
-        yield from (f"{run.way}: the machine was noisy: {run.noise.describe()}" for run in case.runs if run.noise.noisy)
+        yield from (
+            f"{run.contender}: the machine was noisy: {run.noise.describe()}" for run in case.runs if run.noise.noisy
+        )
         ratios = [ratio.cells() for ratio in case.ratios()]
         if ratios:
             head = ("engine", "against", "stage", "ratio", "interval", "covers", "verdict")

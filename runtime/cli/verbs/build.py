@@ -13,7 +13,7 @@ from qwen_image_engine.engines.plans.profile import Range
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
 from qwen_image_engine.engines.tensorrt.build.launch import Watch
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size
-from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.shared.text import plan_text
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.system.progress import Spinner
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workspace", type=int, metavar="BYTES", help="scratch memory that a kernel may take (all)")
 
 
-def execute(options: argparse.Namespace) -> Report:
+def execute(options: argparse.Namespace) -> VerbResult:
     """Build the plans that do not exist yet, one component after the other.
 
     Raises:
@@ -123,7 +123,7 @@ def execute(options: argparse.Namespace) -> Report:
     return _report(options.bundle, built, time.perf_counter() - began)
 
 
-def _report(bundle: Path, built: "Sequence[Built]", seconds: float) -> Report:
+def _report(bundle: Path, built: "Sequence[Built]", seconds: float) -> VerbResult:
     from qwen_image_engine.runtime.tools.build.checks import ROOM
 
     document = {
@@ -150,7 +150,7 @@ def _report(bundle: Path, built: "Sequence[Built]", seconds: float) -> Report:
             for profile, more in item.missing.items()
         ]
         lines += [f"  {warning}" for warning in item.warnings]
-    return Report(document, [*lines, f"{bundle}: {len(built)} engines, {duration_text(seconds)}"])
+    return VerbResult(document, [*lines, f"{bundle}: {len(built)} engines, {duration_text(seconds)}"])
 
 
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:

@@ -10,7 +10,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import add_checkpoint_arguments, open_checkpoint
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
-from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.shared.stage_progress import Bar, StageProgress
 from qwen_image_engine.runtime.cli.verbs.sensitivity import (
     add_sensitivity_arguments,
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sensitivity_arguments(parser)
 
 
-def execute(options: argparse.Namespace) -> Report:
+def execute(options: argparse.Namespace) -> VerbResult:
     """Calibrate. The result appears whole, and the next run resumes an interrupted one.
 
     Sensitivity is measured afterwards, from the new or the existing calibration.
@@ -121,7 +121,7 @@ def execute(options: argparse.Namespace) -> Report:
 
 def _report(
     output: Path, calibration: "Calibration", analysis: "Analysis | None", seconds: float, *, reused: bool
-) -> Report:
+) -> VerbResult:
     settings = calibration.settings
     components = {name: _summary(statistics) for name, statistics in calibration.components.items()}
     document: dict[str, Any] = {
@@ -143,7 +143,7 @@ def _report(
     if analysis is not None:
         document["sensitivity"] = analysis.to_json()
         lines += sensitivity_lines(analysis)
-    return Report(document, lines)
+    return VerbResult(document, lines)
 
 
 def _component_table(components: Mapping[str, Mapping[str, Any]]) -> list[str]:

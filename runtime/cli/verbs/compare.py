@@ -4,7 +4,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.system.text import size_text, table
 
 SUMMARY = "what changed between two results of bench or verify, beyond the noise"
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="also list what did not change")
 
 
-def execute(options: argparse.Namespace) -> Report:
+def execute(options: argparse.Namespace) -> VerbResult:
     """Compare the two results. The exit code is 1 if a figure is slower or worse beyond the noise, or is lost."""
     from qwen_image_engine.runtime.tools.compare.compare import compare
 
@@ -47,7 +47,7 @@ def execute(options: argparse.Namespace) -> Report:
         f"{len(found.rows)} figures in both: {summary}",
         f"test: {found.test}",
     ]
-    return Report(found.to_json(), lines, 1 if found.failed else 0)
+    return VerbResult(found.to_json(), lines, 1 if found.failed else 0)
 
 
 def _ratio(ratio: float) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError, one_line, pass_interruption
 from qwen_image_engine.runtime.cli.shared.extras import EXPORT_PACKAGES, INSTALL, export_packages
-from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.system.machine import CPU_FLAGS, Machine, int8_expectation, package_versions
 from qwen_image_engine.runtime.system.text import size_text, table
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare nothing: the verb has no flags."""
 
 
-def execute(options: argparse.Namespace) -> Report:
+def execute(options: argparse.Namespace) -> VerbResult:
     """Inspect the machine. The exit code is 1 if no engine can run a bundle."""
     from qwen_image_engine.engines.backends import available
     from qwen_image_engine.reference.checkpoint.hub_cache import hub_cache
@@ -60,7 +60,7 @@ def execute(options: argparse.Namespace) -> Report:
         "disk": {"folder": str(folder), "free_bytes": free_bytes},
         "hub_cache": {"folder": str(cache), "checkpoints": cached},
     }
-    return Report(document, table(rows), 0 if any(item.version for item in engines) else 1)
+    return VerbResult(document, table(rows), 0 if any(item.version for item in engines) else 1)
 
 
 def _diffusers_fault() -> str | None:

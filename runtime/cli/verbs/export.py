@@ -9,7 +9,7 @@ from pathlib import Path
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import open_checkpoint
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
-from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.shared.stage_progress import Bar, StageProgress
 from qwen_image_engine.runtime.cli.verbs.plan import add_recipe_arguments, chosen_recipe
 from qwen_image_engine.runtime.system.text import size_text
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def execute(options: argparse.Namespace) -> Report:
+def execute(options: argparse.Namespace) -> VerbResult:
     """Export the checkpoint. The bundle appears whole or not at all."""
     with export_packages():
         from qwen_image_engine.export.bundle.bundle import write_bundle
@@ -43,7 +43,7 @@ def execute(options: argparse.Namespace) -> Report:
     return _report(options.bundle, manifest, time.perf_counter() - began, progress.seconds)
 
 
-def _report(bundle: Path, manifest: Manifest, seconds: float, stages: Mapping[str, float]) -> Report:
+def _report(bundle: Path, manifest: Manifest, seconds: float, stages: Mapping[str, float]) -> VerbResult:
     size = sum(file.bytes for file in manifest.files.values())
     document = {
         "bundle": str(bundle),
@@ -64,4 +64,4 @@ def _report(bundle: Path, manifest: Manifest, seconds: float, stages: Mapping[st
         f"weights: {manifest.weights}, under the checkpoint's licence ({manifest.checkpoint.licence})",
         *(f"merged: {lora.name} at {lora.scale:g}, sha256 {lora.sha256}" for lora in manifest.loras),
     ]
-    return Report(document, lines)
+    return VerbResult(document, lines)

@@ -24,7 +24,7 @@ from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
     weight_sources,
 )
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
-from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.shared.text import plan_text
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
 from qwen_image_engine.runtime.system.text import size_text, table
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_weight_arguments(parser)
 
 
-def execute(options: argparse.Namespace) -> Report:
+def execute(options: argparse.Namespace) -> VerbResult:
     """Describe a checkpoint or a bundle from its JSON files and headers, or check a bundle's graphs.
 
     Raises:
@@ -62,7 +62,7 @@ def execute(options: argparse.Namespace) -> Report:
     return _checked(folder) if options.check else _bundle(folder)
 
 
-def _checked(folder: Path) -> Report:
+def _checked(folder: Path) -> VerbResult:
     """Check every graph with `tensorrt_rules`; for CUDA, with the rules that both targets share.
 
     The exit code is 1 if a graph breaks a rule.
@@ -105,10 +105,10 @@ def _checked(folder: Path) -> Report:
         *(f"  {name}: {item}" for name, found in broken.items() for item in found),
         f"{len(rules)} rules: {', '.join(rules)}",
     ]
-    return Report(document, lines, int(any(broken.values())))
+    return VerbResult(document, lines, int(any(broken.values())))
 
 
-def _checkpoint(checkpoint: "Checkpoint") -> Report:
+def _checkpoint(checkpoint: "Checkpoint") -> VerbResult:
     ignored = checkpoint.ignored_keys()
     networks = [
         {
@@ -164,10 +164,10 @@ def _checkpoint(checkpoint: "Checkpoint") -> Report:
         "keys of config.json that change nothing here:",
         *(f"  {network}: {', '.join(keys) or 'none'}" for network, keys in ignored.items()),
     ]
-    return Report(document, lines)
+    return VerbResult(document, lines)
 
 
-def _bundle(folder: Path) -> Report:
+def _bundle(folder: Path) -> VerbResult:
     manifest = read_manifest(folder)
     document = {
         "kind": "bundle",
@@ -178,7 +178,7 @@ def _bundle(folder: Path) -> Report:
     lines = _bundle_lines(folder, manifest)
     for name, entry in manifest.components.items():
         lines += ["", *_component_lines(name, entry), *_engine_lines(folder, manifest, name)]
-    return Report(document, lines)
+    return VerbResult(document, lines)
 
 
 def _bundle_lines(folder: Path, manifest: Manifest) -> list[str]:

@@ -13,7 +13,7 @@ from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
     weight_sources,
 )
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
-from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, MAX_REFERENCES
 from qwen_image_engine.runtime.system.text import duration_text, size_text, table
 
@@ -107,21 +107,21 @@ def chosen_recipe(options: argparse.Namespace) -> "Target":
         UsageError: there is no such target or precision, flags contradict each other, or the recipe file cannot be read
             or is not in the expected format.
     """
-    from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
+    from qwen_image_engine.calibration.rules.recipe_file import QuantisationRecipe
     from qwen_image_engine.export.targets import choose_target
 
     return choose_target(
         options.target,
         options.precision,
         weights=options.weights,
-        rules=None if options.recipe is None else RecipeFile.read(options.recipe),
+        rules=None if options.recipe is None else QuantisationRecipe.read(options.recipe),
         exclude=options.exclude,
         skip_blocks=options.skip_blocks,
         fp8_attention=options.fp8_attention,
     )
 
 
-def execute(options: argparse.Namespace) -> Report:
+def execute(options: argparse.Namespace) -> VerbResult:
     """Estimate the export from the headers of the checkpoint's files.
 
     Raises:
@@ -150,7 +150,7 @@ def execute(options: argparse.Namespace) -> Report:
         },
         **found.to_json(),
     }
-    return Report(document, [*_export_lines(checkpoint, found), *_picture_lines(checkpoint, found)])
+    return VerbResult(document, [*_export_lines(checkpoint, found), *_picture_lines(checkpoint, found)])
 
 
 def _export_lines(checkpoint: "Checkpoint", found: "Estimate") -> list[str]:

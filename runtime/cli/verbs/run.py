@@ -13,7 +13,7 @@ from qwen_image_engine.engines.backends import BACKENDS, ENGINES
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.cli.shared.arguments import whole_numbers
 from qwen_image_engine.runtime.cli.shared.output_files import picture_paths, read_latents
-from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.shared.text import stage_seconds
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.system.files import check_writable, write_array
@@ -87,7 +87,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="of one engine (every core)")
 
 
-def execute(options: argparse.Namespace) -> Report:
+def execute(options: argparse.Namespace) -> VerbResult:
     """Draw the pictures. Nothing is written unless every picture could be drawn."""
     from qwen_image_engine.runtime.pipeline import QwenImage
     from qwen_image_engine.runtime.system.memory_use import MemoryWatch
@@ -113,7 +113,7 @@ def execute(options: argparse.Namespace) -> Report:
     document = _document(options, requests[0], drawn, files, total_s)
     if peaks:
         document["peaks"] = {stage: asdict(peak) for stage, peak in peaks.items()}
-    return Report(document, _lines(document, peaks))
+    return VerbResult(document, _lines(document, peaks))
 
 
 @dataclass(frozen=True)

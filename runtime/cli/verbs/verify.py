@@ -8,7 +8,7 @@ from pathlib import Path
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import add_weight_arguments
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
 from qwen_image_engine.runtime.cli.shared.output_files import add_report_argument
-from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.verbs.run import add_engine_arguments
 from qwen_image_engine.runtime.system.files import check_writable, write_json
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
 
 
-def execute(options: argparse.Namespace) -> Report:
+def execute(options: argparse.Namespace) -> VerbResult:
     """Hash the files, record the reference, compare. The exit code is 1 if a row exceeds its threshold or a limit."""
     from qwen_image_engine.runtime.tools.report.folder import check_report, write_report
 
@@ -82,4 +82,4 @@ def execute(options: argparse.Namespace) -> Report:
         write_json(options.output, document)
     if options.report:
         write_report(result, options.report)
-    return Report(document, list(tables(result.bundles)), 0 if result.passed else 1)
+    return VerbResult(document, list(tables(result.bundles)), 0 if result.passed else 1)

@@ -15,10 +15,10 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.images.png import png_bytes
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.system.memory_use import MemoryUse, MemoryWatch
-from qwen_image_engine.runtime.system.run_queue import longest_wait, waited_s
+from qwen_image_engine.runtime.system.run_queue import longest_run_queue_wait, run_queue_wait_s
 from qwen_image_engine.runtime.timing import Timings
 from qwen_image_engine.runtime.tools.bench.case import Case, Request, request
-from qwen_image_engine.runtime.tools.bench.result import WayFacts
+from qwen_image_engine.runtime.tools.bench.result import ContenderInfo
 from qwen_image_engine.runtime.tools.bench.stages import Sample, sample, stage_peaks
 
 
@@ -27,7 +27,7 @@ class Unavailable(QwenImageError):
 
 
 @dataclass(frozen=True, eq=False)
-class Drawer:
+class Runner:
     """A contender that is loaded in this process.
 
     Attributes:
@@ -50,7 +50,7 @@ class Drawer:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RunSample:
     """The result of one draw.
 
     Attributes:
@@ -67,15 +67,15 @@ class Drawn:
     picture: bytes | None = None
 
 
-class Way(Protocol):
+class Contender(Protocol):
     """A contender as the rounds use it: a drawer in this process or in another process."""
 
     @property
-    def facts(self) -> WayFacts:
+    def facts(self) -> ContenderInfo:
         """Facts of the contender that are known so far."""
         ...
 
-    def draw(self, case: Case, number: int, *, watched: bool, picture: bool = False) -> Drawn:
+    def draw(self, case: Case, number: int, *, watched: bool, picture: bool = False) -> RunSample:
         """Draw one picture or one batch.
 
         Args:
@@ -94,7 +94,7 @@ class Way(Protocol):
         ...
 
 
-def pipeline_drawer(pipeline: QwenImage, version: str, precision: str, disk_bytes: int) -> Drawer:
+def pipeline_runner(pipeline: QwenImage, version: str, precision: str, disk_bytes: int) -> Runner:
     """Return a drawer for a pipeline on any backend."""
 
     def draw(request: Request) -> NDArray[np.uint8]:
@@ -111,18 +111,18 @@ def pipeline_drawer(pipeline: QwenImage, version: str, precision: str, disk_byte
         )
         return drawn[0].rgba
 
-    return Drawer(draw, pipeline.timings, version, precision, disk_bytes, close=pipeline.close)
+    return Runner(draw, pipeline.timings, version, precision, disk_bytes, close=pipeline.close)
 
 
-def draw_once(
-    drawer: Drawer,
+def run_once(
+    drawer: Runner,
     case: Case,
     number: int,
     resolution: int,
     watch: MemoryWatch | None = None,
     *,
     picture: bool = False,
-) -> Drawn:
+) -> RunSample:
     """Time one request of a case.
 
     The reference images are made before the clock starts. The PNG is encoded after the clock has stopped.
@@ -133,12 +133,12 @@ def draw_once(
     wanted = request(case, number, resolution)
     drawer.timings.clear()
     drawer.timings.watch = watch
-    waited = waited_s()
+    waited = run_queue_wait_s()
     began = perf_counter()
     drawn = drawer.draw(wanted)
     total_s = perf_counter() - began
-    longest_s = longest_wait(waited, waited_s())
+    longest_s = longest_run_queue_wait(waited, run_queue_wait_s())
     entries = list(drawer.timings.entries)
     found = sample(entries, total_s, prefix_in_first_step=drawer.prefix_in_first_step)
     waiting = None if longest_s is None else min(1.0, longest_s / total_s)
-    return Drawn(found, stage_peaks(entries), waiting, png_bytes(drawn) if picture else None)
+    return RunSample(found, stage_peaks(entries), waiting, png_bytes(drawn) if picture else None)

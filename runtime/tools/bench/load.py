@@ -11,11 +11,11 @@ from qwen_image_engine.engines.core.errors import QwenImageError, one_line, pass
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch
-from qwen_image_engine.runtime.tools.bench.contender import Drawer, Unavailable, pipeline_drawer
-from qwen_image_engine.runtime.tools.bench.spec import PEERS, WaySpec
+from qwen_image_engine.runtime.tools.bench.contender import Runner, Unavailable, pipeline_runner
+from qwen_image_engine.runtime.tools.bench.spec import PEERS, ContenderSpec
 
 
-def load_way(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
+def load_contender(spec: ContenderSpec, watch: MemoryWatch | None) -> Runner:
     """Load a contender in this process. Its timings include the time of loading.
 
     Raises:
@@ -26,7 +26,7 @@ def load_way(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
     return _peer(spec, watch) if spec.name in PEERS else _engine(spec, watch)
 
 
-def _engine(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
+def _engine(spec: ContenderSpec, watch: MemoryWatch | None) -> Runner:
     try:
         require(spec.name)
     except QwenImageError as error:
@@ -38,7 +38,7 @@ def _engine(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
         raise Unavailable(str(error)) from error
     disk_bytes = sum(file.bytes for file in bundle.manifest.files.values())
     precision = computed_precision(spec.name, bundle.manifest.precision)
-    return pipeline_drawer(pipeline, version(BACKENDS[spec.name].distribution), precision, disk_bytes)
+    return pipeline_runner(pipeline, version(BACKENDS[spec.name].distribution), precision, disk_bytes)
 
 
 def computed_precision(engine: str, precision: str) -> str:
@@ -52,10 +52,10 @@ def computed_precision(engine: str, precision: str) -> str:
     return computes if precision in ("fp32", "bf16") else f"{precision}, rest {computes}"
 
 
-def _peer(spec: WaySpec, watch: MemoryWatch | None) -> Drawer:
+def _peer(spec: ContenderSpec, watch: MemoryWatch | None) -> Runner:
     peer = PEERS[spec.name]
     try:
-        drawer: Drawer = load_entry(peer.load)(spec, watch)
+        drawer: Runner = load_entry(peer.load)(spec, watch)
     except ModuleNotFoundError as error:
         raise Unavailable(f"{error.name} is not installed; install it with: {peer.install}") from error
     except (ImportError, OSError) as error:

@@ -27,11 +27,11 @@ from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
 from qwen_image_engine.runtime.system.machine import Machine, package_versions
 from qwen_image_engine.runtime.system.progress import ProgressBar
 from qwen_image_engine.runtime.tools.bench.case import MAX_DRAWS, Case, reference_picture
-from qwen_image_engine.runtime.tools.bench.process import ProcessWay
+from qwen_image_engine.runtime.tools.bench.process import ContenderProcess
 from qwen_image_engine.runtime.tools.bench.result import Benchmark
 from qwen_image_engine.runtime.tools.bench.rounds import run_rounds
 from qwen_image_engine.runtime.tools.bench.settings import Settings
-from qwen_image_engine.runtime.tools.bench.spec import BASELINES, PEERS, PIPELINE_FOLDER, WaySpec
+from qwen_image_engine.runtime.tools.bench.spec import BASELINES, PEERS, PIPELINE_FOLDER, ContenderSpec
 
 ROUNDS = 12
 """Smallest number of rounds at which the median's interval covers 95% and excludes two outliers on either side."""
@@ -108,10 +108,10 @@ def bench(
     began = datetime.now(UTC).isoformat(timespec="seconds")
     names = [*(("engine", name) for name in engines), *(("baseline", name) for name in baselines)]
     with ExitStack() as stack:
-        ways: list[ProcessWay] = []
+        contenders: list[ContenderProcess] = []
         hashed = False
         for role, name in names:
-            spec = WaySpec(
+            spec = ContenderSpec(
                 name,
                 role,
                 settings.bundle,
@@ -122,12 +122,12 @@ def bench(
                 hashes=name in PEERS and not hashed,  # once: the first of them that loads
             )
             with ProgressBar(f"loading {name}{', and hashing its weights' if spec.hashes else ''}", 0):
-                ways.append(stack.enter_context(ProcessWay(spec)))
-            hashed |= spec.hashes and ways[-1].facts.missing is None
-        running = [way for way in ways if way.facts.missing is None]
+                contenders.append(stack.enter_context(ContenderProcess(spec)))
+            hashed |= spec.hashes and contenders[-1].facts.missing is None
+        running = [contender for contender in contenders if contender.facts.missing is None]
         with ProgressBar("measuring", (rounds + 2) * len(running) * len(cases)) as bar:
             runs = run_rounds(running, cases, rounds, bar.advance, pictures=pictures)
-        facts = tuple(way.facts for way in ways)
+        facts = tuple(contender.facts for contender in contenders)
     environment = {"began": began, "machine": asdict(Machine.here()), "versions": package_versions()}
     return Benchmark(settings, bundle_facts(opened.manifest), environment, facts, runs)
 

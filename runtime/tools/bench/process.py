@@ -15,19 +15,19 @@ from typing import Any, Self
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.system.memory_use import MemoryUse
 from qwen_image_engine.runtime.tools.bench.case import Case
-from qwen_image_engine.runtime.tools.bench.contender import Drawn
-from qwen_image_engine.runtime.tools.bench.result import WayFacts
-from qwen_image_engine.runtime.tools.bench.spec import WaySpec
+from qwen_image_engine.runtime.tools.bench.contender import RunSample
+from qwen_image_engine.runtime.tools.bench.result import ContenderInfo
+from qwen_image_engine.runtime.tools.bench.spec import ContenderSpec
 
 WORKER = "qwen_image_engine.runtime.tools.bench.worker"
 CLOSING_S = 30.0
 """Seconds that a process may take to end after its input has ended; then it is killed. Freeing 30 GB takes seconds."""
 
 
-class ProcessWay:
-    """A contender in a process of its own, loaded by the constructor; see `contender.Way`."""
+class ContenderProcess:
+    """A contender in a process of its own, loaded by the constructor; see `contender.Contender`."""
 
-    def __init__(self, spec: WaySpec) -> None:
+    def __init__(self, spec: ContenderSpec) -> None:
         """Start the process and wait until the contender is loaded.
 
         A baseline that is not available is no error: `facts.missing` gives the reason.
@@ -50,15 +50,15 @@ class ProcessWay:
             self.close()
             raise
         peak = found["load_peak"]
-        self._facts = WayFacts(**{**found, "load_peak": None if peak is None else MemoryUse(**peak)})
+        self._facts = ContenderInfo(**{**found, "load_peak": None if peak is None else MemoryUse(**peak)})
 
     @property
-    def facts(self) -> WayFacts:
+    def facts(self) -> ContenderInfo:
         """Name, version, precision and load of the contender; peak memory includes every draw so far."""
         return self._facts
 
-    def draw(self, case: Case, number: int, *, watched: bool, picture: bool = False) -> Drawn:
-        """Draw one picture or one batch; see `Way.draw`.
+    def draw(self, case: Case, number: int, *, watched: bool, picture: bool = False) -> RunSample:
+        """Draw one picture or one batch; see `Contender.draw`.
 
         Raises:
             QwenImageError: the draw failed, or the process ended.
@@ -75,7 +75,7 @@ class ProcessWay:
         # The kernel counts each of the two in its own way, up to some pages a thread apart.
         told = [item.resident_bytes for item in peaks.values()] + [found["peak_bytes"], self._facts.peak_bytes]
         self._facts = replace(self._facts, peak_bytes=max((item for item in told if item is not None), default=None))
-        return Drawn(
+        return RunSample(
             {stage: tuple(seconds) for stage, seconds in found["sample"].items()},
             peaks,
             found["waiting"],

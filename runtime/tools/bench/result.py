@@ -9,7 +9,7 @@ from typing import Any, Self
 from qwen_image_engine.runtime.system.memory_use import MemoryUse
 from qwen_image_engine.runtime.system.text import size_text
 from qwen_image_engine.runtime.tools.bench.case import Case
-from qwen_image_engine.runtime.tools.bench.runs import CaseRuns, WayRuns
+from qwen_image_engine.runtime.tools.bench.runs import CaseRuns, ContenderRuns
 from qwen_image_engine.runtime.tools.bench.settings import Settings
 from qwen_image_engine.runtime.tools.bench.stages import Sample
 
@@ -18,7 +18,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class WayFacts:
+class ContenderInfo:
     """Facts of a contender: how it was loaded, or why it is missing.
 
     Attributes:
@@ -65,14 +65,14 @@ class Benchmark:
         settings: settings of the benchmark.
         bundle: facts of the bundle: target, precision, checkpoint with its hashes, bytes on disk by folder.
         environment: machine, versions of packages, and the time at which the benchmark began.
-        ways: contenders, missing ones included, engines first.
+        contenders: contenders, missing ones included, engines first.
         cases: cases in the order in which they ran.
     """
 
     settings: Settings
     bundle: Mapping[str, Any]
     environment: Mapping[str, Any]
-    ways: tuple[WayFacts, ...]
+    contenders: tuple[ContenderInfo, ...]
     cases: tuple[CaseRuns, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Benchmark:
             "settings": asdict(self.settings),
             "bundle": dict(self.bundle),
             "environment": dict(self.environment),
-            "ways": [asdict(way) for way in self.ways],
+            "ways": [asdict(contender) for contender in self.contenders],
             "cases": [_case_to_json(case) for case in self.cases],
         }
 
@@ -105,7 +105,10 @@ class Benchmark:
             settings=Settings(**settings),
             bundle=data["bundle"],
             environment=data["environment"],
-            ways=tuple(WayFacts(**{**way, "load_peak": _memory(way["load_peak"])}) for way in data["ways"]),
+            contenders=tuple(
+                ContenderInfo(**{**contender, "load_peak": _memory(contender["load_peak"])})
+                for contender in data["ways"]
+            ),
             cases=tuple(_case_from_json(case) for case in data["cases"]),
         )
 
@@ -115,7 +118,7 @@ def _case_to_json(found: CaseRuns) -> dict[str, Any]:
         "case": asdict(found.case),
         "runs": [
             {
-                "way": run.way,
+                "way": run.contender,
                 "role": run.role,
                 "warm_up": _sample_to_json(run.warm_up),
                 "peaks": {stage: asdict(peak) for stage, peak in run.peaks.items()},
@@ -144,8 +147,8 @@ def _case_to_json(found: CaseRuns) -> dict[str, Any]:
 
 def _case_from_json(data: Mapping[str, Any]) -> CaseRuns:
     runs = tuple(
-        WayRuns(
-            way=str(run["way"]),
+        ContenderRuns(
+            contender=str(run["way"]),
             role=str(run["role"]),
             warm_up=_sample(run["warm_up"]),
             peaks={stage: MemoryUse(**peak) for stage, peak in run["peaks"].items()},

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from qwen_image_engine.runtime.tools.bench.case import Case
-from qwen_image_engine.runtime.tools.bench.contender import Drawn, Way
-from qwen_image_engine.runtime.tools.bench.runs import CaseRuns, WayRuns
+from qwen_image_engine.runtime.tools.bench.contender import Contender, RunSample
+from qwen_image_engine.runtime.tools.bench.runs import CaseRuns, ContenderRuns
 
 
 def run_rounds(
-    ways: Sequence[Way],
+    contenders: Sequence[Contender],
     cases: Sequence[Case],
     rounds: int,
     advance: Callable[[], None] = lambda: None,
@@ -28,7 +28,7 @@ def run_rounds(
     not count.
 
     Args:
-        ways: loaded contenders.
+        contenders: loaded contenders.
         cases: cases to run one after the other.
         rounds: number of counted rounds, at least 1.
         advance: called after each draw, (rounds + 2) * contenders * cases times.
@@ -38,40 +38,42 @@ def run_rounds(
         QwenImageError: a draw failed.
     """
     return tuple(
-        _case(ways, case, range(index * (rounds + 2), (index + 1) * (rounds + 2)), advance, pictures)
+        _case(contenders, case, range(index * (rounds + 2), (index + 1) * (rounds + 2)), advance, pictures)
         for index, case in enumerate(cases)
     )
 
 
-def _case(ways: Sequence[Way], case: Case, numbers: range, advance: Callable[[], None], pictures: bool) -> CaseRuns:
+def _case(
+    contenders: Sequence[Contender], case: Case, numbers: range, advance: Callable[[], None], pictures: bool
+) -> CaseRuns:
     """Measure every contender on one case. `numbers` has the number of each draw, one for each round."""
     warm_ups = []
-    for way in ways:
-        warm_ups.append(way.draw(case, numbers[0], watched=True))
+    for contender in contenders:
+        warm_ups.append(contender.draw(case, numbers[0], watched=True))
         advance()
-    drawn: list[list[Drawn]] = [[] for _ in ways]
+    drawn: list[list[RunSample]] = [[] for _ in contenders]
     for turn, number in enumerate(numbers[1:-1]):
-        order = range(len(ways)) if turn % 2 == 0 else reversed(range(len(ways)))
+        order = range(len(contenders)) if turn % 2 == 0 else reversed(range(len(contenders)))
         for index in order:
-            drawn[index].append(ways[index].draw(case, number, watched=False))
+            drawn[index].append(contenders[index].draw(case, number, watched=False))
             advance()
     peaks, kept = [], []
-    for way, warm_up in zip(ways, warm_ups, strict=True):
-        last = way.draw(case, numbers[-1], watched=True, picture=pictures)
+    for contender, warm_up in zip(contenders, warm_ups, strict=True):
+        last = contender.draw(case, numbers[-1], watched=True, picture=pictures)
         kept.append(last.picture)
         merged = {stage: peak.peak(warm_up.peaks.get(stage)) for stage, peak in last.peaks.items()}
         peaks.append({**warm_up.peaks, **merged})
         advance()
     runs = [
-        WayRuns(
-            way=way.facts.name,
-            role=way.facts.role,
+        ContenderRuns(
+            contender=contender.facts.name,
+            role=contender.facts.role,
             warm_up=warm_up.sample,
             peaks=found,
             rounds=tuple(item.sample for item in taken),
             waiting=tuple(item.waiting for item in taken),
             picture=picture,
         )
-        for way, warm_up, found, taken, picture in zip(ways, warm_ups, peaks, drawn, kept, strict=True)
+        for contender, warm_up, found, taken, picture in zip(contenders, warm_ups, peaks, drawn, kept, strict=True)
     ]
     return CaseRuns(case, tuple(runs))

@@ -15,17 +15,17 @@ from qwen_image_engine.runtime.system.text import size_text
 from qwen_image_engine.runtime.tools.bench.case import Case
 from qwen_image_engine.runtime.tools.bench.confidence import median_interval
 from qwen_image_engine.runtime.tools.bench.stages import COMPARED, STAGES, STEADY_STEP, Sample
-from qwen_image_engine.runtime.tools.bench.verdict import MIN_PAIRS, Judged, Noise, judge, too_few
+from qwen_image_engine.runtime.tools.bench.verdict import MIN_PAIRS, Noise, RatioVerdict, judge, too_few
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 @dataclass(frozen=True)
-class WayRuns:
+class ContenderRuns:
     """The measurements of one contender on one case.
 
     Attributes:
-        way: name of the contender.
+        contender: name of the contender.
         role: "engine" or "baseline".
         warm_up: seconds by stage of the first picture, which include the time of reading memory.
         peaks: peak memory of the process by stage, the larger of the first picture and the picture after the last
@@ -37,7 +37,7 @@ class WayRuns:
             not contain it.
     """
 
-    way: str
+    contender: str
     role: str
     warm_up: Sample
     peaks: Mapping[str, MemoryUse]
@@ -89,7 +89,7 @@ class Ratio:
     engine: str
     baseline: str
     stage: str
-    judged: Judged
+    judged: RatioVerdict
 
     def cells(self) -> dict[str, str]:
         """Return the ratio's texts by column, for tables of the terminal and of pages."""
@@ -112,13 +112,13 @@ class CaseRuns:
     """The interleaved runs of every contender on one case."""
 
     case: Case
-    runs: tuple[WayRuns, ...]
+    runs: tuple[ContenderRuns, ...]
 
     def times(self, seconds: Callable[[float], str]) -> list[dict[str, str]]:
         """Return the texts by column of each contender and stage, for tables of the terminal and of pages."""
         return [
             {
-                "way": run.way,
+                "way": run.contender,
                 "stage": stage,
                 **{name: seconds(value) for name, value in quantiles.items()},
                 "samples": str(len(run.all_seconds(stage))),
@@ -132,14 +132,14 @@ class CaseRuns:
         """Return the ratio of every engine to every baseline, for each stage that both have."""
         engines, baselines = ([run for run in self.runs if run.role == role] for role in ("engine", "baseline"))
         return tuple(
-            Ratio(own.way, other.way, stage, _judged(own, other, stage))
+            Ratio(own.contender, other.contender, stage, _judged(own, other, stage))
             for own, other in product(engines, baselines)
             for stage in COMPARED
             if own.seconds(stage) and other.seconds(stage)
         )
 
 
-def _judged(own: WayRuns, other: WayRuns, stage: str) -> Judged:
+def _judged(own: ContenderRuns, other: ContenderRuns, stage: str) -> RatioVerdict:
     pairs = [slow / fast for slow, fast in zip(other.seconds(stage), own.seconds(stage), strict=True)]
     if len(pairs) < MIN_PAIRS:
         return too_few(len(pairs))

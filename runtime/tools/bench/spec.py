@@ -19,7 +19,7 @@ class Peer:
 
     Attributes:
         name: the word that `--baseline` takes.
-        load: entry of the function that loads it, as (WaySpec, MemoryWatch or None) -> Drawer.
+        load: entry of the function that loads it, as (ContenderSpec, MemoryWatch or None) -> Drawer.
         install: the command that installs its packages.
     """
 
@@ -44,7 +44,7 @@ PEERS: Mapping[str, Peer] = {
 fp32 and in bf16, the precision that users of diffusers take."""
 
 CHECK_WEIGHTS = "reference.baselines.checkpoint:check_weights"
-"""Entry of the function that compares a peer's weights with the bundle's, as (WaySpec)."""
+"""Entry of the function that compares a peer's weights with the bundle's, as (ContenderSpec)."""
 
 PIPELINE_FOLDER = "reference.baselines.checkpoint:pipeline_folder"
 """Entry of the function that finds the folder of a diffusers pipeline, as (pipeline, Manifest) -> str."""
@@ -53,7 +53,7 @@ BASELINES = (*PEERS, *ENGINES)
 
 
 @dataclass(frozen=True)
-class WaySpec:
+class ContenderSpec:
     """A contender by name, and the values that it needs to load. They are plain, because they go to another process.
 
     Attributes:

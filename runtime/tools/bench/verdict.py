@@ -84,7 +84,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Judged:
+class RatioVerdict:
     """A ratio of times with its verdict. The ratio is above 1 if the judged contender is faster.
 
     Attributes:
@@ -115,7 +115,7 @@ class Judged:
         return self.reason if self.interval is None else TOO_NOISY
 
 
-def judge(interval: Interval, noise: Noise, *, paired: bool) -> Judged:
+def judge(interval: Interval, noise: Noise, *, paired: bool) -> RatioVerdict:
     """Compare an interval with a band around 1.
 
     An interval outside the band is a difference, an interval inside the band is none, and an interval across an end of
@@ -131,20 +131,20 @@ def judge(interval: Interval, noise: Noise, *, paired: bool) -> Judged:
         return too_few(interval.count)
     margin = noise.margin(paired=paired)
     if noise.too_busy:
-        return Judged(interval, "unclear", f"{TOO_NOISY}: {noise.describe()}", margin)
+        return RatioVerdict(interval, "unclear", f"{TOO_NOISY}: {noise.describe()}", margin)
     if interval.low > 1 + margin:
-        return Judged(interval, "faster", "", margin)
+        return RatioVerdict(interval, "faster", "", margin)
     if interval.high < 1 / (1 + margin):
-        return Judged(interval, "slower", "", margin)
+        return RatioVerdict(interval, "slower", "", margin)
     if interval.low >= 1 / (1 + margin) and interval.high <= 1 + margin and not noise.noisy:
-        return Judged(interval, "same", "", margin)
-    return Judged(interval, "unclear", ": ".join(filter(None, (TOO_NOISY, noise.describe()))), margin)
+        return RatioVerdict(interval, "same", "", margin)
+    return RatioVerdict(interval, "unclear", ": ".join(filter(None, (TOO_NOISY, noise.describe()))), margin)
 
 
-def too_few(count: int) -> Judged:
+def too_few(count: int) -> RatioVerdict:
     """Return the verdict if there are too few pairs for a ratio."""
     plural = "pair" if count == 1 else "pairs"
-    return Judged(None, "unclear", f"{count} {plural}, a ratio needs {MIN_PAIRS}", MARGIN)
+    return RatioVerdict(None, "unclear", f"{count} {plural}, a ratio needs {MIN_PAIRS}", MARGIN)
 
 
 def _largest(*values: float | None) -> float | None:

@@ -22,10 +22,10 @@ from qwen_image_engine.engines.core.entries import load_entry
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch, highest_resident_bytes
 from qwen_image_engine.runtime.tools.bench.case import Case
-from qwen_image_engine.runtime.tools.bench.contender import Drawer, Unavailable, draw_once
-from qwen_image_engine.runtime.tools.bench.load import load_way
-from qwen_image_engine.runtime.tools.bench.result import WayFacts
-from qwen_image_engine.runtime.tools.bench.spec import CHECK_WEIGHTS, WaySpec
+from qwen_image_engine.runtime.tools.bench.contender import Runner, Unavailable, run_once
+from qwen_image_engine.runtime.tools.bench.load import load_contender
+from qwen_image_engine.runtime.tools.bench.result import ContenderInfo
+from qwen_image_engine.runtime.tools.bench.spec import CHECK_WEIGHTS, ContenderSpec
 
 
 def main() -> None:
@@ -37,8 +37,8 @@ def main() -> None:
 
 
 def _serve(answers: TextIO) -> None:
-    spec = WaySpec(**json.loads(sys.argv[1]))
-    loaded: list[Drawer] = []
+    spec = ContenderSpec(**json.loads(sys.argv[1]))
+    loaded: list[Runner] = []
     if not _answer(answers, partial(_load, spec, loaded)):
         return
     (drawer,) = loaded
@@ -48,20 +48,20 @@ def _serve(answers: TextIO) -> None:
     drawer.close()
 
 
-def _load(spec: WaySpec, loaded: list[Drawer]) -> Mapping[str, Any]:
+def _load(spec: ContenderSpec, loaded: list[Runner]) -> Mapping[str, Any]:
     began = time.perf_counter()
     with MemoryWatch() as watch:
         try:
-            drawer = load_way(spec, watch)
+            drawer = load_contender(spec, watch)
         except Unavailable as error:
             if spec.role == "baseline":
-                return {"facts": asdict(WayFacts(spec.name, spec.role, missing=str(error))), "missing": True}
+                return {"facts": asdict(ContenderInfo(spec.name, spec.role, missing=str(error))), "missing": True}
             raise
         seconds, peak = time.perf_counter() - began, watch.overall()
     if spec.hashes:
         load_entry(CHECK_WEIGHTS)(spec)
     loaded.append(drawer)
-    facts = WayFacts(
+    facts = ContenderInfo(
         name=spec.name,
         role=spec.role,
         version=drawer.version,
@@ -74,14 +74,14 @@ def _load(spec: WaySpec, loaded: list[Drawer]) -> Mapping[str, Any]:
     return {"facts": asdict(facts)}
 
 
-def _draw(spec: WaySpec, drawer: Drawer, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+def _draw(spec: ContenderSpec, drawer: Runner, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
     case, number = Case(**wanted["case"]), int(wanted["number"])
     picture = bool(wanted["picture"])
     if wanted["watched"]:
         with MemoryWatch() as watch:
-            drawn = draw_once(drawer, case, number, spec.resolution, watch, picture=picture)
+            drawn = run_once(drawer, case, number, spec.resolution, watch, picture=picture)
     else:
-        drawn = draw_once(drawer, case, number, spec.resolution, picture=picture)
+        drawn = run_once(drawer, case, number, spec.resolution, picture=picture)
     peaks = {stage: asdict(peak) for stage, peak in drawn.peaks.items()}
     return {
         "sample": drawn.sample,

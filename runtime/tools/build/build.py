@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qwen_image_engine.engines.cuda.driver import DeviceFacts, device_facts
+from qwen_image_engine.engines.cuda.driver import DeviceInfo, device_info
 from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
 from qwen_image_engine.engines.tensorrt.build.job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult
 from qwen_image_engine.engines.tensorrt.build.launch import Watch, run_build
@@ -63,7 +63,7 @@ def build_bundle(
     timing_cache: Path | None = None,
     source: Path | None = None,
     announce: Announce = lambda component: lambda words: None,
-    device: Callable[[], DeviceFacts] = device_facts,
+    device: Callable[[], DeviceInfo] = device_info,
     run: Run = run_build,
 ) -> list[Built]:
     """Build the plans that a bundle for TensorRT does not have yet.

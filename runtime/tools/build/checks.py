@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
 from qwen_image_engine.engines.plans.memory import missing_bytes
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
@@ -38,7 +38,7 @@ def check_timing_cache(path: Path) -> None:
 
 
 def check_gpu(
-    name: str, manifest: Manifest, profiles: Sequence[Profile], options: BuildOptions, facts: DeviceFacts
+    name: str, manifest: Manifest, profiles: Sequence[Profile], options: BuildOptions, facts: DeviceInfo
 ) -> None:
     """Raise if the GPU is too old for a graph or its free memory is too small for a profile.
 
@@ -59,7 +59,7 @@ def check_gpu(
         )
 
 
-def missing(manifest: Manifest, name: str, plan: PlanEntry, facts: DeviceFacts) -> Mapping[str, int]:
+def missing(manifest: Manifest, name: str, plan: PlanEntry, facts: DeviceInfo) -> Mapping[str, int]:
     """Return the bytes by profile that the largest sizes take beyond the GPU's memory; profiles that fit are left out.
 
     The plan's scratch memory for activations counts here, because it is known after the build.

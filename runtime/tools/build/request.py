@@ -11,9 +11,9 @@ from typing import Self
 
 from qwen_image_engine.engines.core.components import FOR_REFERENCE_IMAGES
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.entry import Profile
-from qwen_image_engine.engines.tensorrt.build.job import BuildOptions, Promise
+from qwen_image_engine.engines.tensorrt.build.job import BuildOptions, ExpectedFusions
 from qwen_image_engine.runtime.bundle.files import check_files
 from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, Manifest, read_manifest
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
@@ -56,9 +56,9 @@ class BuildRequest:
     folder: Path
     options: BuildOptions
     profiles: Mapping[str, tuple[Profile, ...]]
-    promises: Mapping[str, Promise]
+    promises: Mapping[str, ExpectedFusions]
     platform: Platform
-    device: DeviceFacts
+    device: DeviceInfo
     timing_cache: Path | None
     source: PlanSource | None
 
@@ -72,7 +72,7 @@ class BuildRequest:
         only: Sequence[str],
         timing_cache: Path | None,
         source: Path | None,
-        device: Callable[[], DeviceFacts],
+        device: Callable[[], DeviceInfo],
     ) -> Self:
         """Read the manifest and make every check that is possible before a build; see `build_bundle`.
 
@@ -120,7 +120,7 @@ def tensorrt_version() -> str:
         ) from None
 
 
-def promise(entry: ComponentEntry) -> Promise:
+def promise(entry: ComponentEntry) -> ExpectedFusions:
     """Return the fused attentions and 8-bit products that the graph of a component asks of its engine.
 
     Raises:
@@ -132,7 +132,9 @@ def promise(entry: ComponentEntry) -> Promise:
             "older version made it; export the bundle again"
         )
     precisions = [layer.precision for layer in entry.quantised_layers.values()]
-    return Promise(precisions.count("fp8"), precisions.count("int8"), len(entry.fp8_attention), entry.fused_attentions)
+    return ExpectedFusions(
+        precisions.count("fp8"), precisions.count("int8"), len(entry.fp8_attention), entry.fused_attentions
+    )
 
 
 def _without_absent(folder: Path, manifest: Manifest, shapes: BuildShapes) -> BuildShapes:

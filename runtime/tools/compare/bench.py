@@ -8,10 +8,18 @@ from typing import Any
 
 from qwen_image_engine.runtime.tools.bench.case import Case
 from qwen_image_engine.runtime.tools.bench.confidence import COVERAGE, ratio_interval
-from qwen_image_engine.runtime.tools.bench.result import Benchmark, WayFacts
-from qwen_image_engine.runtime.tools.bench.runs import WayRuns
+from qwen_image_engine.runtime.tools.bench.result import Benchmark, ContenderInfo
+from qwen_image_engine.runtime.tools.bench.runs import ContenderRuns
 from qwen_image_engine.runtime.tools.bench.stages import COMPARED
-from qwen_image_engine.runtime.tools.bench.verdict import MARGIN, MIN_PAIRS, TOO_BUSY, Judged, Noise, judge, too_few
+from qwen_image_engine.runtime.tools.bench.verdict import (
+    MARGIN,
+    MIN_PAIRS,
+    TOO_BUSY,
+    Noise,
+    RatioVerdict,
+    judge,
+    too_few,
+)
 from qwen_image_engine.runtime.tools.compare.result import Change, ChangedRow, Comparison
 
 BYTES_MARGIN = 0.05
@@ -34,8 +42,8 @@ def compare_bench(before: Mapping[str, Any], after: Mapping[str, Any]) -> Compar
 
 def _times(first: Benchmark, second: Benchmark) -> Iterator[ChangedRow]:
     theirs = _runs(second)
-    for (case, way), own in _runs(first).items():
-        other = theirs.get((case, way))
+    for (case, contender), own in _runs(first).items():
+        other = theirs.get((case, contender))
         if other is None:
             continue
         for stage in COMPARED:
@@ -45,7 +53,7 @@ def _times(first: Benchmark, second: Benchmark) -> Iterator[ChangedRow]:
             found = _judged(before, after, own.noise.worst(other.noise))
             at, bounds = found.interval, found.bounds
             yield ChangedRow(
-                where=f"{case}, {way}",
+                where=f"{case}, {contender}",
                 what=stage,
                 before=median(before),
                 after=median(after),
@@ -58,15 +66,15 @@ def _times(first: Benchmark, second: Benchmark) -> Iterator[ChangedRow]:
             )
 
 
-def _judged(before: list[float], after: list[float], noise: Noise) -> Judged:
+def _judged(before: list[float], after: list[float], noise: Noise) -> RatioVerdict:
     fewest = min(len(before), len(after))
     return too_few(fewest) if fewest < MIN_PAIRS else judge(ratio_interval(before, after), noise, paired=False)
 
 
 def _bytes(first: Benchmark, second: Benchmark) -> Iterator[ChangedRow]:
-    theirs = {way.name: way for way in second.ways}
+    theirs = {contender.name: contender for contender in second.contenders}
     drawn = _same_cases(first, second)
-    for own in first.ways:
+    for own in first.contenders:
         other = theirs.get(own.name)
         if other is None or own.missing or other.missing:
             continue
@@ -93,8 +101,8 @@ def _size_change(ratio: float) -> Change:
     return "larger" if ratio < 1 / (1 + BYTES_MARGIN) else "same"
 
 
-def _runs(found: Benchmark) -> dict[tuple[Case, str], WayRuns]:
-    return {(case.case, run.way): run for case in found.cases for run in case.runs}
+def _runs(found: Benchmark) -> dict[tuple[Case, str], ContenderRuns]:
+    return {(case.case, run.contender): run for case in found.cases for run in case.runs}
 
 
 def _notes(first: Benchmark, second: Benchmark) -> Iterator[str]:
@@ -105,14 +113,14 @@ def _notes(first: Benchmark, second: Benchmark) -> Iterator[str]:
         ("memory policy", first.settings.memory, second.settings.memory),
         ("precision", first.bundle["precision"], second.bundle["precision"]),
         ("checkpoint", first.bundle["checkpoint"], second.bundle["checkpoint"]),
-        *((f"{name} version", before, after) for name, before, after in _versions(first.ways, second.ways)),
+        *((f"{name} version", before, after) for name, before, after in _versions(first.contenders, second.contenders)),
     ):
         if before != after:
             yield f"{what}: {before} before, {after} now"
     if not _same_cases(first, second):
         yield "peak memory is not compared: the two drew other cases, and the largest of them makes a process's peak"
     own, other = _runs(first), _runs(second)
-    yield from (f"not in the first: {case}, {way}" for case, way in other if (case, way) not in own)
+    yield from (f"not in the first: {case}, {contender}" for case, contender in other if (case, contender) not in own)
     for where, run in own.items():
         if where in other:
             stages = [stage for stage in COMPARED if run.seconds(stage) and not other[where].seconds(stage)]
@@ -122,10 +130,16 @@ def _notes(first: Benchmark, second: Benchmark) -> Iterator[str]:
 def _lost(first: Benchmark, second: Benchmark) -> Iterator[str]:
     """Yield the cases of contenders that are missing in the second result, with the reason if the result has one."""
     own, other = _runs(first), _runs(second)
-    reasons = {way.name: f" ({way.missing})" for way in second.ways if way.missing}
-    yield from (f"{case}, {way}{reasons.get(way, '')}" for case, way in own if (case, way) not in other)
+    reasons = {contender.name: f" ({contender.missing})" for contender in second.contenders if contender.missing}
+    yield from (
+        f"{case}, {contender}{reasons.get(contender, '')}" for case, contender in own if (case, contender) not in other
+    )
 
 
-def _versions(first: tuple[WayFacts, ...], second: tuple[WayFacts, ...]) -> Iterator[tuple[str, str, str]]:
-    theirs = {way.name: way.version for way in second if not way.missing}
-    return ((way.name, way.version, theirs[way.name]) for way in first if not way.missing and way.name in theirs)
+def _versions(first: tuple[ContenderInfo, ...], second: tuple[ContenderInfo, ...]) -> Iterator[tuple[str, str, str]]:
+    theirs = {contender.name: contender.version for contender in second if not contender.missing}
+    return (
+        (contender.name, contender.version, theirs[contender.name])
+        for contender in first
+        if not contender.missing and contender.name in theirs
+    )

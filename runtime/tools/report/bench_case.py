@@ -54,7 +54,7 @@ def _times(case: CaseRuns, index: int, series: Mapping[str, int]) -> list[Conten
     panels = []
     for stage in sorted(stages, key=lambda stage: stage != "total"):
         items = [
-            Bar(run.way, at["p50"], seconds_text(at["p50"]), series[run.way], (at["p90"], at["p99"]))
+            Bar(run.contender, at["p50"], seconds_text(at["p50"]), series[run.contender], (at["p90"], at["p99"]))
             for run in case.runs
             for at in [run.quantiles.get(stage)]
             if at is not None
@@ -66,7 +66,11 @@ def _times(case: CaseRuns, index: int, series: Mapping[str, int]) -> list[Conten
     )
     head = ("way", "stage", "p50", "p90", "p99", "samples")
     rows = [[row[name] for name in head] for row in case.times(seconds_text)]
-    warm = [(run.way, stage, seconds_text(sum(seconds))) for run in case.runs for stage, seconds in run.warm_up.items()]
+    warm = [
+        (run.contender, stage, seconds_text(sum(seconds)))
+        for run in case.runs
+        for stage, seconds in run.warm_up.items()
+    ]
     warm_table = table(("way", "stage", "seconds"), warm, numbers=(2,))
     return [
         tag("h3", "Time by stage"),
@@ -120,7 +124,7 @@ def _ratios(case: CaseRuns, index: int) -> list[Content]:
 
 
 def _pictures(case: CaseRuns) -> list[Content]:
-    drawn = {run.way: run for run in case.runs if run.picture is not None}
+    drawn = {run.contender: run for run in case.runs if run.picture is not None}
     if not drawn:
         return []
     first = next((run for run in drawn.values() if run.role == "baseline"), None)
@@ -129,16 +133,18 @@ def _pictures(case: CaseRuns) -> list[Content]:
     for run in others:
         assert run.picture is not None
         if first is not None and first.picture is not None:
-            differences[run.way] = picture_difference(run.picture, first.picture)
+            differences[run.contender] = picture_difference(run.picture, first.picture)
     end = scale_end([found for found in differences.values() if found is not None])
     columns: list[list[Html]] = []
     for run in ([first] if first else []) + others:
         assert run.picture is not None
-        columns.append([picture(run.picture, f"drawn by {run.way}: {case.case}", f"{run.way} ({run.role})")])
-        found = differences.get(run.way)
+        columns.append(
+            [picture(run.picture, f"drawn by {run.contender}: {case.case}", f"{run.contender} ({run.role})")]
+        )
+        found = differences.get(run.contender)
         if found is not None and first is not None:
-            text = f"difference from {first.way}: largest {found.largest}, mean {found.mean:.3g} of 255"
-            alt = f"where {run.way} differs from {first.way}"
+            text = f"difference from {first.contender}: largest {found.largest}, mean {found.mean:.3g} of 255"
+            alt = f"where {run.contender} differs from {first.contender}"
             columns[-1].append(picture(difference_map(found, end), alt, text, plain=True))
     caption: list[Content] = [
         "One prompt and one seed for all, drawn after the last round, which counts in no time; the first of a batch. "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qwen_image_engine.runtime.system.text import size_text
-from qwen_image_engine.runtime.tools.bench.result import Benchmark, WayFacts
+from qwen_image_engine.runtime.tools.bench.result import Benchmark, ContenderInfo
 from qwen_image_engine.runtime.tools.bench.runs import CaseRuns
 from qwen_image_engine.runtime.tools.bench.stages import STEADY_STEP
 from qwen_image_engine.runtime.tools.report.bench_case import case_section, seconds_text
@@ -26,7 +26,7 @@ _WAY_COLUMNS = ("way", "role", "version", "precision", "load", "peak memory", "o
 def bench_page(found: Benchmark) -> str:
     """Return the page: the verdicts, each case, memory, the contenders, and the command that repeats the benchmark."""
     bundle = found.bundle
-    series = {way.name: index for index, way in enumerate(found.ways)}
+    series = {contender.name: index for index, contender in enumerate(found.contenders)}
     return page(
         _title(found),
         "qwen-image bench",
@@ -36,7 +36,7 @@ def bench_page(found: Benchmark) -> str:
         _figures(found),
         [case_section(case, index, series) for index, case in enumerate(found.cases)],
         _memory(found, series),
-        _ways(found.ways),
+        _ways(found.contenders),
         environment(found.environment, _settings(found)),
         commands(found.settings.command()),
     )
@@ -45,7 +45,9 @@ def bench_page(found: Benchmark) -> str:
 def _title(found: Benchmark) -> str:
     (name,) = short_names([found.settings.bundle])
     engines, baselines = (
-        ", ".join(way.name for way in found.ways if way.role == role and way.missing is None)
+        ", ".join(
+            contender.name for contender in found.contenders if contender.role == role and contender.missing is None
+        )
         for role in ("engine", "baseline")
     )
     return f"{name}: {engines}" + (f" against {baselines}" if baselines else "")
@@ -53,39 +55,49 @@ def _title(found: Benchmark) -> str:
 
 def _figures(found: Benchmark) -> Html:
     items = {}
-    for way in found.ways:
-        if way.role != "engine" or way.missing is not None:
+    for contender in found.contenders:
+        if contender.role != "engine" or contender.missing is not None:
             continue
-        prefix = f"{way.name}: " if len(found.settings.engines) > 1 else ""
+        prefix = f"{contender.name}: " if len(found.settings.engines) > 1 else ""
         first = found.cases[0]
-        run = next(run for run in first.runs if run.way == way.name)
+        run = next(run for run in first.runs if run.contender == contender.name)
         what = "picture" if len(found.cases) == 1 else f"picture of {first.case}"
         items[f"{prefix}{what}, p50"] = seconds_text(run.quantiles["total"]["p50"])
         if STEADY_STEP in run.quantiles:
             items[f"{prefix}steady step, p50"] = seconds_text(run.quantiles[STEADY_STEP]["p50"])
-        items[f"{prefix}load"] = seconds_text(way.load_s)
-        if way.peak_bytes is not None:
-            items[f"{prefix}peak memory"] = size_text(way.peak_bytes)
-        items[f"{prefix}on disk"] = size_text(way.disk_bytes)
+        items[f"{prefix}load"] = seconds_text(contender.load_s)
+        if contender.peak_bytes is not None:
+            items[f"{prefix}peak memory"] = size_text(contender.peak_bytes)
+        items[f"{prefix}on disk"] = size_text(contender.disk_bytes)
     return facts(items)
 
 
 def _memory(found: Benchmark, series: dict[str, int]) -> Html:
-    ways = [way for way in found.ways if way.missing is None]
+    contenders = [contender for contender in found.contenders if contender.missing is None]
     panels: list[Html] = []
     peaks = [
-        Bar(way.name, way.peak_bytes, size_text(way.peak_bytes), series[way.name]) for way in ways if way.peak_bytes
+        Bar(contender.name, contender.peak_bytes, size_text(contender.peak_bytes), series[contender.name])
+        for contender in contenders
+        if contender.peak_bytes
     ]
     if peaks:
         panels.append(bars("memory-process", "whole process, ever", peaks))
     loads = [
-        Bar(way.name, way.load_peak.resident_bytes, size_text(way.load_peak.resident_bytes), series[way.name])
-        for way in ways
-        if way.load_peak is not None
+        Bar(
+            contender.name,
+            contender.load_peak.resident_bytes,
+            size_text(contender.load_peak.resident_bytes),
+            series[contender.name],
+        )
+        for contender in contenders
+        if contender.load_peak is not None
     ]
     if loads:
         panels.append(bars("memory-load", "while loading", loads))
-    disk = [Bar(way.name, way.disk_bytes, size_text(way.disk_bytes), series[way.name]) for way in ways]
+    disk = [
+        Bar(contender.name, contender.disk_bytes, size_text(contender.disk_bytes), series[contender.name])
+        for contender in contenders
+    ]
     panels.append(bars("disk", "bytes on disk", disk))
     content: list[Content] = [
         plots(
@@ -123,7 +135,12 @@ def _memory(found: Benchmark, series: dict[str, int]) -> Html:
 
 def _stage_peaks(case: CaseRuns, stage: str, series: dict[str, int]) -> list[Bar]:
     return [
-        Bar(run.way, run.peaks[stage].resident_bytes, size_text(run.peaks[stage].resident_bytes), series[run.way])
+        Bar(
+            run.contender,
+            run.peaks[stage].resident_bytes,
+            size_text(run.peaks[stage].resident_bytes),
+            series[run.contender],
+        )
         for run in case.runs
         if stage in run.peaks
     ]
@@ -131,20 +148,20 @@ def _stage_peaks(case: CaseRuns, stage: str, series: dict[str, int]) -> list[Bar
 
 def _peak_table(case: CaseRuns) -> Html:
     rows = [
-        (run.way, stage, *map(size_text, (peak.resident_bytes, peak.anonymous_bytes, peak.file_bytes)))
+        (run.contender, stage, *map(size_text, (peak.resident_bytes, peak.anonymous_bytes, peak.file_bytes)))
         for run in case.runs
         for stage, peak in run.peaks.items()
     ]
     return table(("way", "stage", "resident", "allocated", "mapped files"), rows, numbers=(2, 3, 4), caption="Peaks")
 
 
-def _ways(ways: tuple[WayFacts, ...]) -> Html:
+def _ways(contenders: tuple[ContenderInfo, ...]) -> Html:
     rows: list[tuple[Content, ...]] = []
-    for way in ways:
-        if way.missing is not None:
-            rows.append((way.name, way.role, tag("span", way.missing, class_="wrap"), "", "", "", ""))
+    for contender in contenders:
+        if contender.missing is not None:
+            rows.append((contender.name, contender.role, tag("span", contender.missing, class_="wrap"), "", "", "", ""))
             continue
-        rows.append(tuple(map(way.cells(seconds_text).__getitem__, _WAY_COLUMNS)))
+        rows.append(tuple(map(contender.cells(seconds_text).__getitem__, _WAY_COLUMNS)))
     note = (
         "Each way was loaded in a process of its own, and all drew in turn. Load is from a process that has imported "
         "nothing to one that can draw, once."

@@ -83,7 +83,7 @@ def _unclear(items: Sequence[Found], of: int) -> Html:
 
 def _alone(found: Benchmark) -> Html:
     lines = [
-        f"{run.way} draws {case.case} in {seconds_text(run.quantiles['total']['p50'])}"
+        f"{run.contender} draws {case.case} in {seconds_text(run.quantiles['total']['p50'])}"
         for case in found.cases
         for run in case.runs
     ]
@@ -104,7 +104,7 @@ def _noise(found: Benchmark) -> Html:
     for _, run in noisy[1:]:
         worst = worst.worst(run.noise)
     title = f"Noisy in {len(noisy)} of {len(runs)} runs: nothing there is called the same"
-    lines = [f"{run.way}, {case.case}: {run.noise.describe()}" for case, run in noisy]
+    lines = [f"{run.contender}, {case.case}: {run.noise.describe()}" for case, run in noisy]
     if len(lines) == 1:
         return verdict("unclear", title, lines[0])
     return verdict("unclear", title, f"At worst {worst.describe()}.", more("Which", listed(lines)))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qwen_image_engine.calibration.rules.quantisation import Rule
-from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
+from qwen_image_engine.calibration.rules.recipe_file import QuantisationRecipe
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.export.targets import choose_target
 
@@ -23,7 +23,7 @@ def write(folder: Path, content: Any) -> Path:
 
 def test_rules_are_read_in_order(tmp_path: Path) -> None:
     path = write(tmp_path, {"rules": [INT8, FP8], "skip_blocks": [3, 0], "compute_capability": 10.3})
-    found = RecipeFile.read(path)
+    found = QuantisationRecipe.read(path)
     assert found.rules == (Rule("*.attn.*", "int8"), Rule("*", "fp8"))
     chosen = choose_target("tensorrt", "fp8", rules=found, exclude=["*.to_v"], skip_blocks=[1]).quantisation
     assert chosen is not None
@@ -52,16 +52,18 @@ def test_rules_are_read_in_order(tmp_path: Path) -> None:
 )
 def test_other_files_are_refused(tmp_path: Path, content: Any, expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
-        RecipeFile.read(write(tmp_path, content))
+        QuantisationRecipe.read(write(tmp_path, content))
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"recipe\.json: cannot be read"):
-        RecipeFile.read(tmp_path / "recipe.json")
+        QuantisationRecipe.read(tmp_path / "recipe.json")
 
 
 def test_the_twin_mixes_int8_and_fp8_without_a_gpu(tmp_path: Path) -> None:
-    chosen = choose_target("tensorrt-twin", "fp8", rules=RecipeFile.read(write(tmp_path, {"rules": [INT8, FP8]})))
+    chosen = choose_target(
+        "tensorrt-twin", "fp8", rules=QuantisationRecipe.read(write(tmp_path, {"rules": [INT8, FP8]}))
+    )
     assert chosen.quantisation is not None
     assert chosen.quantisation.precisions() == {"int8", "fp8"}
 
@@ -81,4 +83,4 @@ def test_what_a_bundle_cannot_have_is_refused(
     tmp_path: Path, target: str, precision: str, content: Any, expected: str
 ) -> None:
     with pytest.raises(UsageError, match=expected):
-        choose_target(target, precision, rules=RecipeFile.read(write(tmp_path, content)))
+        choose_target(target, precision, rules=QuantisationRecipe.read(write(tmp_path, content)))

@@ -12,7 +12,7 @@ import pytest
 from qwen_image_engine.calibration.observe.calibrate import calibrate
 from qwen_image_engine.calibration.observe.record import RECORD, TENSORS, Calibration
 from qwen_image_engine.calibration.rules.quantisation import FP8_STATIC, Quantisation
-from qwen_image_engine.calibration.rules.recipe_file import RecipeFile
+from qwen_image_engine.calibration.rules.recipe_file import QuantisationRecipe
 from qwen_image_engine.calibration.sensitivity.analysis import Analysis, analyse
 from qwen_image_engine.calibration.sensitivity.sensitivity import GROUPS, judged
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
@@ -103,7 +103,7 @@ def test_recipe(analysed: tuple[Analysis, list[tuple[str, int, int]]]) -> None:
     assert search.error <= 0.02
     # One linear fewer kept high is beyond the target, and was measured to be.
     assert next(probe.error for probe in search.probes if probe.high == len(search.high) - 1) > 0.02
-    recipe = RecipeFile.read(recipe_path := found.recipe)
+    recipe = QuantisationRecipe.read(recipe_path := found.recipe)
     assert recipe_path.name == "recipe-tensorrt-fp8.json"
     recipe.check(FP8_STATIC.precisions(), static=True)
     quantisation = Quantisation(("transformer",), recipe.rules, static=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.cuda.driver import DeviceFacts, device_facts, version_text
+from qwen_image_engine.engines.cuda.driver import DeviceInfo, device_info, version_text
 
 # The functions and their arguments are those of NVIDIA's driver API.
 LIBRARY = r"""
@@ -42,13 +42,13 @@ def driver(folder: Path, driver: int = 13000, init: int = 0, count: int = 1, mem
 
 @pytest.mark.process
 def test_facts_of_the_first_device(tmp_path: Path) -> None:
-    expected = DeviceFacts("A GPU", "9.1", 13000, total_bytes=80 << 30, free_bytes=60 << 30)
-    assert device_facts(driver(tmp_path)) == expected
+    expected = DeviceInfo("A GPU", "9.1", 13000, total_bytes=80 << 30, free_bytes=60 << 30)
+    assert device_info(driver(tmp_path)) == expected
 
 
 def test_no_driver() -> None:
     with pytest.raises(QwenImageError, match=r"no CUDA driver: libabsent\.so cannot be loaded .* driver 580"):
-        device_facts("libabsent.so")
+        device_info("libabsent.so")
 
 
 @pytest.mark.process
@@ -64,7 +64,7 @@ def test_no_driver() -> None:
 )
 def test_refusals_in_words(tmp_path: Path, answers: dict[str, int], words: str) -> None:
     with pytest.raises(QwenImageError, match=words):
-        device_facts(driver(tmp_path, **answers))
+        device_info(driver(tmp_path, **answers))
 
 
 def test_versions_as_one_writes_them() -> None:

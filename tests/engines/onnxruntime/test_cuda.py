@@ -15,7 +15,7 @@ from qwen_image_engine.engines.core.contract import Contract, TensorSpec
 from qwen_image_engine.engines.core.device_array import DeviceArray
 from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.onnxruntime import package
 from qwen_image_engine.engines.onnxruntime.cuda import Device, OnnxRuntimeCudaEngine
 from tests.support.numpy_memory import NumpyMemory, on_device
@@ -44,7 +44,7 @@ def test_no_driver_is_told(step_model: Path, step_contract: Contract, monkeypatc
     def absent() -> None:
         raise QwenImageError("no CUDA driver: libcuda.so.1 cannot be loaded")
 
-    monkeypatch.setattr(package, "device_facts", absent)
+    monkeypatch.setattr(package, "device_info", absent)
     with pytest.raises(QwenImageError, match="no CUDA driver"):
         load_engine("onnxruntime-cuda", step_model, step_contract)
 
@@ -58,7 +58,7 @@ def test_a_gpu_that_the_package_has_no_kernels_for_is_told(
 ) -> None:
     built = SimpleNamespace(get_available_providers=lambda: [package.CUDA_PROVIDER], __version__="1.31.1")
     monkeypatch.setitem(sys.modules, "onnxruntime", built)
-    monkeypatch.setattr(package, "device_facts", lambda: DeviceFacts("A GPU", compute_capability, 13000, 1, 1))
+    monkeypatch.setattr(package, "device_info", lambda: DeviceInfo("A GPU", compute_capability, 13000, 1, 1))
     if runs:
         assert package.onnxruntime_cuda() is built
         return

@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
-from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.engines.plans.fit import check_memory_fits, check_plan_fits
 
-HERE = DeviceFacts("NVIDIA H100", "9.0", 13010, total_bytes=80 << 30, free_bytes=10 << 30)
+HERE = DeviceInfo("NVIDIA H100", "9.0", 13010, total_bytes=80 << 30, free_bytes=10 << 30)
 PLAN = PlanEntry("step.plan", "aa", "11.4.0.106", "NVIDIA H100", "9.0", 13000, ())
 REBUILD = "qwen-image build BUNDLE"
 

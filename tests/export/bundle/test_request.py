@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qwen_image_engine.export.bundle.request import ExportRequest
-from qwen_image_engine.export.estimate.plan import plan_seconds
+from qwen_image_engine.export.estimate.sizes import estimate_seconds
 from qwen_image_engine.export.targets import recipe
 from qwen_image_engine.reference import load
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
@@ -34,7 +34,7 @@ def test_each_network_is_described_once(random_checkpoint: Callable[..., Path], 
     request = ExportRequest.of(checkpoint, chosen, without=("vision",))
     assert request.networks == ("text_encoder", "transformer", "vae")
     assert request.components("transformer") == ["prefix", "step"]
-    plan_seconds(checkpoint, chosen, request.quantised, request.plan)
+    estimate_seconds(checkpoint, chosen, request.quantised, request.plan)
     assert described == list(request.networks)
 
 

@@ -13,8 +13,8 @@ from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.timing import Timing
 from qwen_image_engine.runtime.tools.bench.case import Case
-from qwen_image_engine.runtime.tools.bench.contender import Unavailable, draw_once
-from qwen_image_engine.runtime.tools.bench.spec import WaySpec
+from qwen_image_engine.runtime.tools.bench.contender import Unavailable, run_once
+from qwen_image_engine.runtime.tools.bench.spec import ContenderSpec
 
 CASE = Case(64, 32, 3, 2, 1)
 RESOLUTION = 288
@@ -22,17 +22,17 @@ FIRST_STEP = {"prefix_to_first_step", "step", "total", "rest", "encode", "vision
 
 
 @pytest.fixture
-def spec(exported: Callable[..., Path]) -> Callable[..., WaySpec]:
-    def make(name: str, bundle: Path | None = None, checkpoint: str | None = None) -> WaySpec:
-        return WaySpec(name, "baseline", str(bundle or exported()), checkpoint, 1, "resident", RESOLUTION)
+def spec(exported: Callable[..., Path]) -> Callable[..., ContenderSpec]:
+    def make(name: str, bundle: Path | None = None, checkpoint: str | None = None) -> ContenderSpec:
+        return ContenderSpec(name, "baseline", str(bundle or exported()), checkpoint, 1, "resident", RESOLUTION)
 
     return make
 
 
 @pytest.mark.parametrize("name", ["diffusers", "diffusers-bf16"])
-def test_diffusers(spec: Callable[..., WaySpec], name: str) -> None:
+def test_diffusers(spec: Callable[..., ContenderSpec], name: str) -> None:
     drawer = load_diffusers(spec(name), None)
-    drawn = draw_once(drawer, CASE, 1, RESOLUTION)
+    drawn = run_once(drawer, CASE, 1, RESOLUTION)
     assert set(drawn.sample) == FIRST_STEP
     assert len(drawn.sample["step"]) == CASE.steps - 1
     assert all(seconds > 0 for stage in drawn.sample.values() for seconds in stage)
@@ -41,9 +41,9 @@ def test_diffusers(spec: Callable[..., WaySpec], name: str) -> None:
     assert drawer.precision == {"diffusers": "fp32", "diffusers-bf16": "bf16"}[name]
 
 
-def test_the_reference(spec: Callable[..., WaySpec], exported: Callable[..., Path]) -> None:
+def test_the_reference(spec: Callable[..., ContenderSpec], exported: Callable[..., Path]) -> None:
     drawer = load_torch(spec("torch"), None)
-    drawn = draw_once(drawer, CASE, 1, RESOLUTION)
+    drawn = run_once(drawer, CASE, 1, RESOLUTION)
     assert set(drawn.sample) == FIRST_STEP | {"prefix", "prefix_image", "first_step", "load"}
     assert len(drawn.sample["step"]) == CASE.steps - 1
     folder = Path(read_manifest(exported()).checkpoint.path)

@@ -13,7 +13,7 @@ from qwen_image_engine.export.verify.parity import verify_bundle
 from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.tools.bench.measure import bench
-from qwen_image_engine.runtime.tools.bench.spec import WaySpec
+from qwen_image_engine.runtime.tools.bench.spec import ContenderSpec
 from tests.support.oracles import load_edit_pipeline, load_pipeline
 
 
@@ -39,13 +39,13 @@ def test_bench_runs_the_files_that_it_was_loaded_from(
     folder: Path, pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export_bundle(folder, tmp_path / "bundle")
-    specs: list[WaySpec] = []
+    specs: list[ContenderSpec] = []
 
-    def started(spec: WaySpec) -> Any:
+    def started(spec: ContenderSpec) -> Any:
         specs.append(spec)
         raise QwenImageError("stopped")
 
-    monkeypatch.setattr("qwen_image_engine.runtime.tools.bench.measure.ProcessWay", started)
+    monkeypatch.setattr("qwen_image_engine.runtime.tools.bench.measure.ContenderProcess", started)
     small: Any = {"baselines": ["torch"], "sizes": [(64, 32)], "steps": [2]}
     with pytest.raises(QwenImageError, match="stopped"):
         bench(tmp_path / "bundle", checkpoint=pipeline, **small)

@@ -15,7 +15,7 @@ from qwen_image_engine.reference.networks.text_encoder import TextEncoder
 from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.reference.networks.vae import Vae, up_halo
 from qwen_image_engine.runtime.model.rope import encoder_rotary_tables, rotary_tables
-from qwen_image_engine.runtime.model.sequence import Layout, text_positions
+from qwen_image_engine.runtime.model.sequence import TokenSequence, text_positions
 from qwen_image_engine.runtime.model.tiles import draw_tiles
 from qwen_image_engine.runtime.model.time import time_features
 from tests.support.oracles import load_text_encoder, load_transformer, load_vae
@@ -75,7 +75,7 @@ class TestTransformer:
         # Encoder states before the final norm are large and uneven, as here.
         states = 5 * torch.randn(2, text, config.context_in_dim, generator=generator).exp()
         latents = torch.randn(2, rows * columns, config.in_channels, generator=generator)
-        layout = Layout.text_to_image(text, rows, columns)
+        layout = TokenSequence.text_to_image(text, rows, columns)
         prefix_tables = tables(layout.prefix, config.axes_dims_rope)
         target_tables = tables(layout.target, config.axes_dims_rope)
 
@@ -114,7 +114,7 @@ class TestTransformer:
         states = torch.randn(2, padded, config.context_in_dim, generator=generator)
         latents = torch.randn(2, rows * columns, config.in_channels, generator=generator)
         features = torch.from_numpy(np.stack([time_features(0.8), time_features(0.3)]))
-        layouts = [Layout.text_to_image(length, rows, columns) for length in lengths]
+        layouts = [TokenSequence.text_to_image(length, rows, columns) for length in lengths]
         targets = [tables(layout.target, config.axes_dims_rope) for layout in layouts]
         cos, sin = (torch.stack(table) for table in zip(*targets, strict=True))
         own = torch.arange(padded)[None] < torch.tensor(lengths)[:, None]

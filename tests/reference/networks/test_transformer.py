@@ -15,7 +15,7 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.transformer import KeyValue, Transformer
 from qwen_image_engine.runtime.model.rope import rotary_tables
-from qwen_image_engine.runtime.model.sequence import ImageBlock, Layout, Segment, TextRun, text_mask
+from qwen_image_engine.runtime.model.sequence import ImageBlock, Segment, TextRun, TokenSequence, text_mask
 from qwen_image_engine.runtime.model.time import time_features
 from tests.support.oracles import load_transformer
 
@@ -65,7 +65,7 @@ class Sequence:
             torch.randn(batch, block.height * block.width, config.in_channels, generator=generator)
             for block in (*self.images, TARGET)
         ]
-        layout = Layout.of(segments, TARGET)
+        layout = TokenSequence.of(segments, TARGET)
         self.is_text = torch.from_numpy(text_mask(segments))
         self.prefix = [torch.from_numpy(table) for table in rotary_tables(layout.prefix, config.axes_dims_rope)]
         self.target = [torch.from_numpy(table) for table in rotary_tables(layout.target, config.axes_dims_rope)]

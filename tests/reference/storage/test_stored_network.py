@@ -129,7 +129,7 @@ def test_meta_module_becomes_views_of_the_file(random_checkpoint: Callable[..., 
 
 def test_unaligned_tensors_are_read(tmp_path: Path) -> None:
     """The format lets a header end at any byte; torch.frombuffer alone gives a misaligned float view."""
-    from qwen_image_engine.reference.storage.stored_network import Component
+    from qwen_image_engine.reference.storage.stored_network import StoredNetwork
     from qwen_image_engine.reference.storage.tensor_file import read_header
 
     path = tmp_path / "odd.safetensors"
@@ -139,7 +139,7 @@ def test_unaligned_tensors_are_read(tmp_path: Path) -> None:
     path.write_bytes(struct.pack("<Q", len(header)) + header + values.tobytes())
     tensors = read_header(path)
     assert tensors["a"].offset % 4
-    component = Component("vae", tmp_path, LAYOUT["vae"], tensors, (path,))
+    component = StoredNetwork("vae", tmp_path, LAYOUT["vae"], tensors, (path,))
     assert component.read("a").tolist() == values.tolist()
     assert component.read("a").data_ptr() % 4 == 0
 

@@ -116,7 +116,7 @@ def test_plan_and_export_refuse_too_little_memory(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qwen_image_engine.export.estimate.plan.reachable_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("qwen_image_engine.export.estimate.sizes.reachable_memory_bytes", lambda: 1000)
     for verb in ("plan", "export"):
         assert main([verb, "-m", str(random_checkpoint()), str(tmp_path / "bundle")]) == 1
         assert "1000 bytes are free" in capsys.readouterr().err
@@ -130,7 +130,7 @@ def test_plan_refuses_a_full_disk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("qwen_image_engine.export.estimate.plan.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("qwen_image_engine.export.estimate.sizes.shutil.disk_usage", lambda _: usage)
     for verb in ("plan", "export"):
         assert main([verb, "-m", str(random_checkpoint()), str(tmp_path / "bundle")]) == 1
         assert "1000 free" in capsys.readouterr().err

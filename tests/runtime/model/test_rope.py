@@ -9,9 +9,9 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbe
 from qwen_image_engine.runtime.model.rope import encoder_rotary_tables, rotary_tables
 from qwen_image_engine.runtime.model.sequence import (
     ImageBlock,
-    Layout,
     Segment,
     TextRun,
+    TokenSequence,
     encoder_positions,
     text_positions,
 )
@@ -53,7 +53,7 @@ def test_tables_equal_diffusers(prefix: list[Segment], target: ImageBlock, axes_
             shapes.append((1, segment.height, segment.width))
     expected = QwenImage21Rope(10000, list(axes_dims))(shapes, torch.tensor(mask), torch.device("cpu")).numpy()
 
-    layout = Layout.of(prefix, target)
+    layout = TokenSequence.of(prefix, target)
     cos, sin = rotary_tables(np.concatenate([layout.prefix, layout.target]), axes_dims)
 
     assert cos.dtype == sin.dtype == np.float32

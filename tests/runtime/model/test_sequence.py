@@ -9,9 +9,9 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from qwen_image_engine.runtime.model.sequence import (
     ImageBlock,
-    Layout,
     Segment,
     TextRun,
+    TokenSequence,
     encoder_positions,
     image_positions,
     text_positions,
@@ -53,14 +53,14 @@ TARGETS = [(2, 2), (4, 24), (24, 4), (1, 1), (3, 5), (1, 9), (96, 172), (2, 1024
 @pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
 def test_positions_equal_diffusers(prefix: list[Segment], target: tuple[int, int]) -> None:
     expected = diffusers_positions(prefix, ImageBlock(*target))
-    layout = Layout.of(prefix, ImageBlock(*target))
+    layout = TokenSequence.of(prefix, ImageBlock(*target))
     assert layout.prefix.dtype == layout.target.dtype == np.int32
     assert layout.target.shape == (target[0] * target[1], 3)
     np.testing.assert_array_equal(np.concatenate([layout.prefix, layout.target]), expected)
 
 
 def test_text_to_image_is_one_run_and_the_target() -> None:
-    layout = Layout.text_to_image(11, 4, 6)
+    layout = TokenSequence.text_to_image(11, 4, 6)
     np.testing.assert_array_equal(layout.prefix, text_positions(11))
     np.testing.assert_array_equal(layout.target, image_positions(4, 6, start=11))
 

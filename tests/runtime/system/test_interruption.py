@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("hears_interruptions")
 DROPPED = """
 import signal, sys
 from qwen_image_engine.runtime.cli.main import carry_out
-from qwen_image_engine.runtime.cli.shared.result import Report
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
 from qwen_image_engine.runtime.system.interruption import remembered_interruption
 from qwen_image_engine.runtime.system.progress import ProgressBar
@@ -31,7 +31,7 @@ class Dying:
 
 def work():
     Dying()
-    return Report({}, ["done"])
+    return VerbResult({}, ["done"])
 
 
 def next_component():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_image_engine.runtime.system.run_queue import longest_wait, waited_s
+from qwen_image_engine.runtime.system.run_queue import longest_run_queue_wait, run_queue_wait_s
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="only Linux tells")
@@ -16,12 +16,12 @@ def test_every_thread_is_read() -> None:
     release = threading.Event()
     thread = threading.Thread(target=release.wait)
     thread.start()
-    found = waited_s()
+    found = run_queue_wait_s()
     release.set()
     thread.join()
     assert {str(os.getpid()), str(thread.native_id)} <= found.keys()
     assert all(seconds >= 0 for seconds in found.values())
-    assert all(later >= found[name] for name, later in waited_s().items() if name in found)
+    assert all(later >= found[name] for name, later in run_queue_wait_s().items() if name in found)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds processes to a core")
@@ -29,14 +29,14 @@ def test_two_that_share_a_core_wait_for_each_other() -> None:
     """What is asserted is the kernel's count against its own count of what ran, both of one process."""
     code = """
 import os, sys, time
-from qwen_image_engine.runtime.system.run_queue import longest_wait, waited_s
+from qwen_image_engine.runtime.system.run_queue import longest_run_queue_wait, run_queue_wait_s
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 other = os.fork()
 if not other:
     while True: pass
-before, ran = waited_s(), time.process_time()
+before, ran = run_queue_wait_s(), time.process_time()
 while time.process_time() < ran + 0.2: pass
-waited = longest_wait(before, waited_s())
+waited = longest_run_queue_wait(before, run_queue_wait_s())
 os.kill(other, 9)
 print(waited)
 """
@@ -45,5 +45,5 @@ print(waited)
 
 
 def test_the_longest_wait_of_threads_that_come_and_go() -> None:
-    assert longest_wait({"1": 1.0, "2": 5.0}, {"1": 1.5, "3": 0.25}) == 0.5
-    assert longest_wait({}, {}) is None
+    assert longest_run_queue_wait({"1": 1.0, "2": 5.0}, {"1": 1.5, "3": 0.25}) == 0.5
+    assert longest_run_queue_wait({}, {}) is None

@@ -8,10 +8,10 @@ import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.tensorrt.build.audit import Network, audit, check_audit
-from qwen_image_engine.engines.tensorrt.build.job import Promise
+from qwen_image_engine.engines.tensorrt.build.job import ExpectedFusions
 
 NETWORK = Network(("Attention_8", "Attention_48"), ("Gemm_5", "Gemm_50", "Gemm_6", "Gemm_7"), ("Cast_3",))
-PROMISE = Promise(fp8_products=3, int8_products=0, fp8_attention=0)
+PROMISE = ExpectedFusions(fp8_products=3, int8_products=0, fp8_attention=0)
 
 
 def layer(name: str, nodes: tuple[str, ...] = (), dtype: str = "BF16", kind: str = "kgen", tactic: str = "") -> Any:
@@ -124,7 +124,7 @@ def test_products_that_fell_back_are_listed() -> None:
     found = audit(inspected(*FUSED, layer("q", ("Gemm_5", "Gemm_50"), "Int8")), NETWORK)
     assert (found.fp8_products, found.int8_products) == (0, 2)
     with pytest.raises(QwenImageError, match="2 products in INT8 of 4; in a higher precision: no names given"):
-        check_audit("step", found, NETWORK, Promise(0, 4, 0))
+        check_audit("step", found, NETWORK, ExpectedFusions(0, 4, 0))
 
 
 def test_layers_without_nodes_count_as_one() -> None:

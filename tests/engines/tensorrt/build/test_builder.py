@@ -15,7 +15,7 @@ import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.plans.entry import Profile
-from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildOptions, Promise
+from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildOptions, ExpectedFusions
 from tests.support.fake_tensorrt import FakeTensorRT, forget_modules
 
 PLAN = (b"first part, ", b"second part")
@@ -101,7 +101,7 @@ def job(folder: Path, **changes: Any) -> BuildJob:
         timing_cache=str(folder / "step.timing"),
         profiles=PROFILES,
         options=BuildOptions(),
-        promise=Promise(fp8_products=1, int8_products=0, fp8_attention=1, attentions=("attention_0",)),
+        promise=ExpectedFusions(fp8_products=1, int8_products=0, fp8_attention=1, attentions=("attention_0",)),
         softmax_scale=1 / 448,
         layers=str(folder / "step.layers.json"),
     )
@@ -184,7 +184,7 @@ def test_what_tensorrt_refuses_in_silence_is_told(
 
 
 def test_attention_that_the_parser_decomposed_is_told_before_the_build(trt: FakeTensorRT, tmp_path: Path) -> None:
-    promise = Promise(1, 0, 1, ("attention_0", "attention_1"))
+    promise = ExpectedFusions(1, 0, 1, ("attention_0", "attention_1"))
     words = "step: TensorRT's parser made 1 attention layers of the graph's 2 that must be fused; none of: attention_1"
     with pytest.raises(QwenImageError, match=words):
         builder().build(job(tmp_path, promise=promise), go_on)
@@ -288,7 +288,7 @@ def test_failures_in_words(trt: FakeTensorRT, tmp_path: Path) -> None:
     trt.returns["OnnxParser.parse_from_file"] = lambda parser, model: True
 
     with pytest.raises(QwenImageError, match="1 attentions read FP8 in the parsed graph, expected at least 2"):
-        module.build(job(tmp_path, promise=Promise(1, 0, 2, ("attention_0",))), go_on)
+        module.build(job(tmp_path, promise=ExpectedFusions(1, 0, 2, ("attention_0",))), go_on)
     short = Profile("a", {"latents": PROFILES[0].shapes["latents"]})
     with pytest.raises(QwenImageError, match=r"has the inputs \['cos', 'latents'\], its contract \['latents'\]"):
         module.build(job(tmp_path, profiles=(short,)), go_on)

@@ -8,7 +8,7 @@ import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.plans.entry import Profile
-from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildOptions, BuildResult, Promise
+from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildOptions, BuildResult, ExpectedFusions
 from qwen_image_engine.engines.tensorrt.build.launch import run_build
 
 JOB = BuildJob(
@@ -18,7 +18,7 @@ JOB = BuildJob(
     timing_cache="step.timing",
     profiles=(Profile("512x512", {"latents": ((1, 4, 8), (1, 1024, 8), (1, 1024, 8))}),),
     options=BuildOptions(strip_weights=True, workspace_bytes=7),
-    promise=Promise(3, 0, 1, ("Attention_4", "Attention_9")),
+    promise=ExpectedFusions(3, 0, 1, ("Attention_4", "Attention_9")),
     softmax_scale=1 / 448,
 )
 RESULT = BuildResult(

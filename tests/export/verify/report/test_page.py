@@ -10,7 +10,7 @@ import pytest
 
 from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold
 from qwen_image_engine.export.verify.free_running import FreeRunning
-from qwen_image_engine.export.verify.judge import Judged
+from qwen_image_engine.export.verify.judge import PictureScores
 from qwen_image_engine.export.verify.layers import Layer, Layers
 from qwen_image_engine.export.verify.limits import Limit
 from qwen_image_engine.export.verify.options import command
@@ -54,7 +54,7 @@ def verification(bundle: str, error: float) -> Verification:
         limits=(Limit("step", 0.5), Limit("prefix", 1e-9)),
         free_running=(FreeRunning("one", (0.75, 0.25, 0.0), (error, math.inf, math.inf), 0.125, (1e-3, 2e-3, 0.0)),),
         layers=Layers("step", (("one", 1.0),), layers, ("to_v",)),
-        judged=(Judged("two shapes", Score(8, 7, {}, {f"a fault {ATTACK}": 1}), Score(8, 8, {}, {})),),
+        judged=(PictureScores("two shapes", Score(8, 7, {}, {f"a fault {ATTACK}": 1}), Score(8, 8, {}, {})),),
         pictures=(
             DrawnCase(
                 "one", grey, black if math.isfinite(error) else None, "" if math.isfinite(error) else "not finite"

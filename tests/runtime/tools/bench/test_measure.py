@@ -14,11 +14,11 @@ from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.tools.bench.case import Case
 from qwen_image_engine.runtime.tools.bench.contender import Unavailable
-from qwen_image_engine.runtime.tools.bench.load import computed_precision, load_way
+from qwen_image_engine.runtime.tools.bench.load import computed_precision, load_contender
 from qwen_image_engine.runtime.tools.bench.measure import bench
-from qwen_image_engine.runtime.tools.bench.process import ProcessWay
+from qwen_image_engine.runtime.tools.bench.process import ContenderProcess
 from qwen_image_engine.runtime.tools.bench.result import Benchmark
-from qwen_image_engine.runtime.tools.bench.spec import WaySpec
+from qwen_image_engine.runtime.tools.bench.spec import ContenderSpec
 
 TINY = ("--size", "64x32", "-s", "2", "--threads", "1")
 
@@ -53,17 +53,17 @@ def test_the_command(
     assert document == json.loads(file.read_text(encoding="utf-8"))
     assert json.loads(json.dumps(Benchmark.from_json(document).to_json())) == document
 
-    ways = {way["name"]: way for way in document["ways"]}
+    contenders = {contender["name"]: contender for contender in document["ways"]}
     for name, more in (("torch", ""), ("diffusers", " diffusers transformers torchvision")):
-        assert ways[name]["missing"].endswith(f"install it with: pip install 'qwen-image-engine[export]'{more}")
-        assert "is not installed" in ways[name]["missing"]
+        assert contenders[name]["missing"].endswith(f"install it with: pip install 'qwen-image-engine[export]'{more}")
+        assert "is not installed" in contenders[name]["missing"]
     written = sum(
         path.stat().st_size for path in exported().rglob("*") if path.name != "manifest.json" if path.is_file()
     )
     for name in ("onnxruntime", "openvino"):
-        assert ways[name]["missing"] is None
-        assert ways[name]["disk_bytes"] == sum(document["bundle"]["disk_bytes"].values()) == written
-        assert ways[name]["load_s"] > 0
+        assert contenders[name]["missing"] is None
+        assert contenders[name]["disk_bytes"] == sum(document["bundle"]["disk_bytes"].values()) == written
+        assert contenders[name]["load_s"] > 0
     plain, edit = document["cases"]
     assert [case["case"]["references"] for case in document["cases"]] == [0, 1]
     common = {"encode", "prefix", "first_step", "prefix_to_first_step", "step", "decode", "rest", "total"}
@@ -80,17 +80,17 @@ def test_the_command(
         assert {ratio["stage"] for ratio in case["ratios"]} == stages - {"rest"}
         assert {ratio["ratio"]["count"] for ratio in case["ratios"]} == {5}
     if sys.platform == "linux":
-        for way in ("onnxruntime", "openvino"):
+        for contender in ("onnxruntime", "openvino"):
             peaks = [
                 peak
                 for case in document["cases"]
                 for run in case["runs"]
-                if run["way"] == way
+                if run["way"] == contender
                 for peak in run["peaks"].values()
             ]
-            highest = max(peak["resident_bytes"] for peak in [*peaks, ways[way]["load_peak"]])
+            highest = max(peak["resident_bytes"] for peak in [*peaks, contenders[contender]["load_peak"]])
             # Stages of a picture this small end between two readings; the kernel's two counts differ by some pages.
-            assert 0.75 < highest / ways[way]["peak_bytes"] < 1.01
+            assert 0.75 < highest / contenders[contender]["peak_bytes"] < 1.01
 
     assert document["command"].startswith(f"qwen-image bench {exported()} --engine onnxruntime --baseline openvino,")
     assert document["command"].endswith(f" --output {file}")
@@ -120,9 +120,9 @@ def test_every_engine_that_is_not_installed_is_named(name: str, monkeypatch: pyt
         raise ModuleNotFoundError("hidden", name=module)
 
     monkeypatch.setattr("qwen_image_engine.engines.core.packages.import_module", absent)
-    spec = WaySpec(name, "baseline", "bundle", None, 1, "resident", 288)
+    spec = ContenderSpec(name, "baseline", "bundle", None, 1, "resident", 288)
     with pytest.raises(Unavailable, match="is not installed; install it with"):
-        load_way(spec, None)
+        load_contender(spec, None)
 
 
 def test_cuda_that_is_not_there(
@@ -132,7 +132,7 @@ def test_cuda_that_is_not_there(
     message = fails(1, "bench", exported(), "--engine", "onnxruntime-cuda", *TINY)
     assert message.startswith("onnxruntime-cuda: ")
     found = bench(exported(), baselines=["onnxruntime-cuda"], sizes=[(64, 32)], steps=[2], rounds=1, threads=1)
-    assert [way.missing is None for way in found.ways] == [True, False]
+    assert [contender.missing is None for contender in found.contenders] == [True, False]
 
 
 def test_what_an_engine_computes_in() -> None:
@@ -175,27 +175,27 @@ def test_a_checkpoint_that_nothing_runs_is_refused(exported: Callable[..., Path]
 
 @pytest.mark.process
 def test_a_process_that_dies_is_named(exported: Callable[..., Path]) -> None:
-    spec = WaySpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
-    with ProcessWay(spec) as way:
-        assert way.draw(Case(64, 32, 2), 0, watched=False).sample["total"][0] > 0
-        way._process.kill()
+    spec = ContenderSpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
+    with ContenderProcess(spec) as contender:
+        assert contender.draw(Case(64, 32, 2), 0, watched=False).sample["total"][0] > 0
+        contender._process.kill()
         with pytest.raises(QwenImageError, match="its process ended with code -9; the system kills a process for"):
-            way.draw(Case(64, 32, 2), 1, watched=False)
+            contender.draw(Case(64, 32, 2), 1, watched=False)
 
 
 @pytest.mark.process
 def test_an_error_ends_the_process_at_once(exported: Callable[..., Path]) -> None:
-    spec = WaySpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
-    with pytest.raises(KeyboardInterrupt), ProcessWay(spec) as way:
+    spec = ContenderSpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
+    with pytest.raises(KeyboardInterrupt), ContenderProcess(spec) as contender:
         raise KeyboardInterrupt
-    assert way._process.returncode == -9
+    assert contender._process.returncode == -9
 
 
 @pytest.mark.process
 def test_what_a_picture_refuses_is_refused_there_too(exported: Callable[..., Path]) -> None:
-    spec = WaySpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
-    with ProcessWay(spec) as way, pytest.raises(QwenImageError, match=r"onnxruntime: .*nearest"):
-        way.draw(Case(65, 32, 2), 0, watched=False)
+    spec = ContenderSpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
+    with ContenderProcess(spec) as contender, pytest.raises(QwenImageError, match=r"onnxruntime: .*nearest"):
+        contender.draw(Case(65, 32, 2), 0, watched=False)
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ import pytest
 from qwen_image_engine.runtime.cli.verbs.bench import _lines as bench_lines
 from qwen_image_engine.runtime.system.memory_use import MemoryUse
 from qwen_image_engine.runtime.tools.bench.case import Case, request
-from qwen_image_engine.runtime.tools.bench.contender import pipeline_drawer
+from qwen_image_engine.runtime.tools.bench.contender import pipeline_runner
 from qwen_image_engine.runtime.tools.bench.measure import ROUNDS
-from qwen_image_engine.runtime.tools.bench.result import Benchmark, WayFacts
+from qwen_image_engine.runtime.tools.bench.result import Benchmark, ContenderInfo
 from qwen_image_engine.runtime.tools.bench.rounds import run_rounds
 from qwen_image_engine.runtime.tools.bench.runs import CaseRuns
 from qwen_image_engine.runtime.tools.bench.settings import Settings
-from tests.support.local_way import Clock, ClockedJournal, LocalWay, use_clock
+from tests.support.local_contender import Clock, ClockedJournal, LocalContender, use_clock
 from tests.support.numpy_engines import numpy_pipeline
 from tests.support.paths import RESULTS
 
@@ -48,10 +48,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def way(checkpoint: Path, clock: Clock) -> Callable[..., LocalWay]:
-    def make(name: str, role: str, seconds: Callable[[str], float], log: list[str]) -> LocalWay:
+def contender(checkpoint: Path, clock: Clock) -> Callable[..., LocalContender]:
+    def make(name: str, role: str, seconds: Callable[[str], float], log: list[str]) -> LocalContender:
         pipeline = numpy_pipeline(checkpoint, ClockedJournal(clock=clock, seconds=seconds))
-        return LocalWay(WayFacts(name, role), pipeline_drawer(pipeline, "1", "fp32", 0), log)
+        return LocalContender(ContenderInfo(name, role), pipeline_runner(pipeline, "1", "fp32", 0), log)
 
     return make
 
@@ -64,18 +64,18 @@ def recorded_noise(seed: int) -> Callable[[], float]:
     return lambda: float(rng.choice(factors))
 
 
-def test_order_alternates_and_the_warm_up_stands_apart(way: Callable[..., LocalWay]) -> None:
+def test_order_alternates_and_the_warm_up_stands_apart(contender: Callable[..., LocalContender]) -> None:
     log: list[str] = []
-    ways = [way(name, "engine", SECONDS.__getitem__, log) for name in "AB"]
+    contenders = [contender(name, "engine", SECONDS.__getitem__, log) for name in "AB"]
     advanced: list[None] = []
-    (found,) = run_rounds(ways, [CASE], 3, lambda: advanced.append(None))
+    (found,) = run_rounds(contenders, [CASE], 3, lambda: advanced.append(None))
     assert log == ["A0 watched", "B0 watched", "A1", "B1", "B2", "A2", "A3", "B3", "A4 watched", "B4 watched"]
     assert len(advanced) == len(log)
     assert [len(run.rounds) for run in found.runs] == [3, 3]
 
 
-def test_stages_add_up(way: Callable[..., LocalWay]) -> None:
-    (found,) = run_rounds([way("A", "engine", SECONDS.__getitem__, [])], [Case(64, 96, 5, 2, 1)], 2)
+def test_stages_add_up(contender: Callable[..., LocalContender]) -> None:
+    (found,) = run_rounds([contender("A", "engine", SECONDS.__getitem__, [])], [Case(64, 96, 5, 2, 1)], 2)
     (run,) = found.runs
     for sample in (run.warm_up, *run.rounds):  # nothing is reused from round to round, reference images included
         assert sample == {
@@ -107,55 +107,58 @@ def test_every_round_asks_for_another_picture() -> None:
     assert [picture.tobytes() for picture in again.references] == pixels[:2]
 
 
-def test_every_case_asks_for_other_pictures(way: Callable[..., LocalWay]) -> None:
+def test_every_case_asks_for_other_pictures(contender: Callable[..., LocalContender]) -> None:
     """What the pipeline has kept of one case's prompts and images is of no use to the next, of the same size or not."""
     log: list[str] = []
     cases = [Case(64, 96, 5, references=1), Case(64, 96, 4, references=1), Case(96, 96, 5, references=1)]
-    found = run_rounds([way("A", "engine", SECONDS.__getitem__, log)], cases, 2)
+    found = run_rounds([contender("A", "engine", SECONDS.__getitem__, log)], cases, 2)
     assert [line.split()[0] for line in log] == [f"A{number}" for number in range(12)]
     for case in found:
         for sample in (case.runs[0].warm_up, *case.runs[0].rounds):
             assert {"encode", "vision", "vae_encoder", "prefix"} <= set(sample)
 
 
-def planted(way: Callable[..., LocalWay], slowdown: float, seed: int) -> CaseRuns:
+def planted(contender: Callable[..., LocalContender], slowdown: float, seed: int) -> CaseRuns:
     """An engine against a baseline that is the same but for its steps, noise on both."""
     noise = recorded_noise(seed)
 
     def seconds(scale: float) -> Callable[[str], float]:
         return lambda component: SECONDS[component] * noise() * (scale if component == "step" else 1)
 
-    ways = [way("A", "engine", seconds(slowdown), []), way("B", "baseline", seconds(1.0), [])]
-    return run_rounds(ways, [CASE], ROUNDS)[0]
+    contenders = [contender("A", "engine", seconds(slowdown), []), contender("B", "baseline", seconds(1.0), [])]
+    return run_rounds(contenders, [CASE], ROUNDS)[0]
 
 
 @pytest.mark.parametrize(("slowdown", "expected"), [(1.10, {"slower"}), (1.01, {"same", "unclear"})])
 @pytest.mark.parametrize("seed", range(3))
 def test_planted_slowdowns_of_the_step(
-    way: Callable[..., LocalWay], slowdown: float, expected: set[str], seed: int
+    contender: Callable[..., LocalContender], slowdown: float, expected: set[str], seed: int
 ) -> None:
-    ratios = {ratio.stage: ratio.judged for ratio in planted(way, slowdown, seed).ratios()}
+    ratios = {ratio.stage: ratio.judged for ratio in planted(contender, slowdown, seed).ratios()}
     assert ratios["step"].verdict in expected
     assert ratios["encode"].verdict in {"same", "unclear"}
 
 
-def test_few_rounds_print_no_ratio(way: Callable[..., LocalWay]) -> None:
-    ways = [way("A", "engine", SECONDS.__getitem__, []), way("B", "baseline", SECONDS.__getitem__, [])]
-    (found,) = run_rounds(ways, [CASE], 4)
+def test_few_rounds_print_no_ratio(contender: Callable[..., LocalContender]) -> None:
+    contenders = [
+        contender("A", "engine", SECONDS.__getitem__, []),
+        contender("B", "baseline", SECONDS.__getitem__, []),
+    ]
+    (found,) = run_rounds(contenders, [CASE], 4)
     assert {ratio.judged.interval for ratio in found.ratios()} == {None}
     assert {ratio.judged.reason for ratio in found.ratios()} == {"4 pairs, a ratio needs 5"}
 
 
-def test_noise_is_printed_once_of_each_way(way: Callable[..., LocalWay]) -> None:
+def test_noise_is_printed_once_of_each_way(contender: Callable[..., LocalContender]) -> None:
     """And the lines of ratios stay short."""
     steps = itertools.cycle([1.0, 1.0, 1.0, 2.0])
 
     def seconds(component: str) -> float:
         return next(steps) if component == "step" else SECONDS[component]
 
-    ways = [way("A", "engine", seconds, []), way("B", "baseline", seconds, [])]
-    (case,) = run_rounds(ways, [CASE], 5)
-    found = Benchmark(benchmark_settings(), {}, {}, tuple(item.facts for item in ways), (case,))
+    contenders = [contender("A", "engine", seconds, []), contender("B", "baseline", seconds, [])]
+    (case,) = run_rounds(contenders, [CASE], 5)
+    found = Benchmark(benchmark_settings(), {}, {}, tuple(item.facts for item in contenders), (case,))
     lines = list(bench_lines(found))
     assert sum("the p90 of a steady step" in line for line in lines) == 2
     ratios = lines[next(index for index, line in enumerate(lines) if line.startswith("engine")) :]
@@ -171,7 +174,7 @@ def benchmark_settings() -> Settings:
     )
 
 
-def test_a_machine_that_slows_down_hits_both_alike(way: Callable[..., LocalWay]) -> None:
+def test_a_machine_that_slows_down_hits_both_alike(contender: Callable[..., LocalContender]) -> None:
     """Steady drift of a percent a draw: in one order the second way would be a percent slower in every pair."""
     drawn = [0]
 
@@ -179,7 +182,7 @@ def test_a_machine_that_slows_down_hits_both_alike(way: Callable[..., LocalWay])
         drawn[0] += component == "text_encoder"
         return SECONDS[component] * 1.01 ** drawn[0]
 
-    ways = [way("A", "engine", seconds, []), way("B", "baseline", seconds, [])]
-    ratios = {ratio.stage: ratio.judged.interval for ratio in run_rounds(ways, [CASE], 12)[0].ratios()}
+    contenders = [contender("A", "engine", seconds, []), contender("B", "baseline", seconds, [])]
+    ratios = {ratio.stage: ratio.judged.interval for ratio in run_rounds(contenders, [CASE], 12)[0].ratios()}
     assert ratios["decode"] is not None
     assert ratios["decode"].median == pytest.approx(1, abs=1e-3)

@@ -14,10 +14,16 @@ import pytest
 
 from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.cuda.driver import DeviceFacts
+from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.memory import port_bytes
 from qwen_image_engine.engines.plans.profile import Range
-from qwen_image_engine.engines.tensorrt.build.job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult, Promise
+from qwen_image_engine.engines.tensorrt.build.job import (
+    BUILDER_REVISION,
+    BuildJob,
+    BuildOptions,
+    BuildResult,
+    ExpectedFusions,
+)
 from qwen_image_engine.engines.tensorrt.build.launch import Watch
 from qwen_image_engine.runtime.bundle.files import check_files, describe_file, verify_files
 from qwen_image_engine.runtime.bundle.manifest import (
@@ -39,7 +45,7 @@ from tests.support.numpy_engines import DIMS, FACTS
 from tests.support.toy_manifest import toy_manifest
 
 SHAPES = BuildShapes(sizes=((512, 512), (1024, 1024)))
-GPU = DeviceFacts("NVIDIA H100 80GB HBM3", "9.0", 13000, total_bytes=80 << 30, free_bytes=79 << 30)
+GPU = DeviceInfo("NVIDIA H100 80GB HBM3", "9.0", 13000, total_bytes=80 << 30, free_bytes=79 << 30)
 COMPONENTS = ("text_encoder", "vision", "prefix", "prefix_image", "step", "vae_encoder", "vae_decoder_mid")
 
 
@@ -101,7 +107,7 @@ class Fake:
         return [job.component for job in self.jobs]
 
 
-def build(bundle: Path, run: Fake, shapes: BuildShapes = SHAPES, gpu: DeviceFacts = GPU, **changes: Any) -> Any:
+def build(bundle: Path, run: Fake, shapes: BuildShapes = SHAPES, gpu: DeviceInfo = GPU, **changes: Any) -> Any:
     options = BuildOptions(**{name: changes.pop(name) for name in [*changes] if name in BuildOptions.__annotations__})
     return build_bundle(bundle, shapes, options, device=lambda: gpu, run=run, **changes)
 
@@ -120,7 +126,7 @@ def test_everything_is_built_and_recorded(bundle: Path) -> None:
     (job,) = [job for job in run.jobs if job.component == "step"]
     assert job.profiles == step.profiles
     assert job.model == str(bundle / "step.onnx")
-    assert job.promise == Promise(3, 0, 1, ("Attention_4",))
+    assert job.promise == ExpectedFusions(3, 0, 1, ("Attention_4",))
     assert job.layers == str(bundle / PLANS / "step.layers.json")
     assert job.softmax_scale == 1 / 448
     assert Path(job.timing_cache).name == "tensorrt-11.4.0.106-nvidia-h100-80gb-hbm3-sm-9.0-13000.timing"
@@ -394,7 +400,7 @@ def test_a_bundle_without_what_reads_references(bundle: Path) -> None:
         (GPU, {"only": ("joint", "up")}, "--only joint,up: .* has text_encoder, vision"),
     ],
 )
-def test_refusals(bundle: Path, gpu: DeviceFacts, changes: dict[str, Any], words: str) -> None:
+def test_refusals(bundle: Path, gpu: DeviceInfo, changes: dict[str, Any], words: str) -> None:
     run = Fake()
     with pytest.raises(QwenImageError, match=words):
         build(bundle, run, gpu=gpu, **changes)
@@ -503,7 +509,7 @@ class TestCommand:
 
 
 def test_what_another_build_made_before_the_lock_is_kept(bundle: Path) -> None:
-    def device() -> DeviceFacts:
+    def device() -> DeviceInfo:
         build(bundle, Fake())
         return GPU
 

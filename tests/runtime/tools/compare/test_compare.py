@@ -12,8 +12,8 @@ import pytest
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.system.memory_use import MemoryUse
 from qwen_image_engine.runtime.tools.bench.case import Case
-from qwen_image_engine.runtime.tools.bench.result import Benchmark, WayFacts
-from qwen_image_engine.runtime.tools.bench.runs import CaseRuns, WayRuns
+from qwen_image_engine.runtime.tools.bench.result import Benchmark, ContenderInfo
+from qwen_image_engine.runtime.tools.bench.runs import CaseRuns, ContenderRuns
 from qwen_image_engine.runtime.tools.compare.compare import compare
 from tests.support.paths import RESULTS
 from tests.support.small_benchmark import settings
@@ -33,15 +33,17 @@ def benchmark(
         steps = tuple((0.5 * slowdown * factors[1:]).tolist())
         return {"encode": (0.1 * float(factors[0]),), "step": steps, "rest": (0.01,), "total": (sum(steps) + 0.1,)}
 
-    runs = WayRuns("onnxruntime", "engine", sample(), {}, tuple(sample() for _ in range(rounds)), (0.01,) * rounds)
+    runs = ContenderRuns(
+        "onnxruntime", "engine", sample(), {}, tuple(sample() for _ in range(rounds)), (0.01,) * rounds
+    )
     asked = settings(sizes=((64, 64),), rounds=rounds)
-    ways = (
-        WayFacts("onnxruntime", "engine", None, "1.32", "fp32", 2.0, MemoryUse(1, 2, 3), peak_bytes, 10**8),
-        WayFacts("diffusers", "baseline", "diffusers is not installed"),
+    contenders = (
+        ContenderInfo("onnxruntime", "engine", None, "1.32", "fp32", 2.0, MemoryUse(1, 2, 3), peak_bytes, 10**8),
+        ContenderInfo("diffusers", "baseline", "diffusers is not installed"),
     )
     environment = {"began": "", "machine": {"cpu": "a processor", "cores": 2}, "versions": {}}
     bundle = {"precision": "fp32", "checkpoint": "shapes"}
-    return Benchmark(asked, bundle, environment, ways, (CaseRuns(Case(64, 64, STEPS + 1), (runs,)),))
+    return Benchmark(asked, bundle, environment, contenders, (CaseRuns(Case(64, 64, STEPS + 1), (runs,)),))
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.images.png import png_bytes
 from qwen_image_engine.runtime.system.memory_use import MemoryUse
 from qwen_image_engine.runtime.tools.bench.case import Case
-from qwen_image_engine.runtime.tools.bench.result import Benchmark, WayFacts
-from qwen_image_engine.runtime.tools.bench.runs import CaseRuns, WayRuns
+from qwen_image_engine.runtime.tools.bench.result import Benchmark, ContenderInfo
+from qwen_image_engine.runtime.tools.bench.runs import CaseRuns, ContenderRuns
 from qwen_image_engine.runtime.tools.report import folder as report_folder
 from qwen_image_engine.runtime.tools.report.bench_case import seconds_text
 from qwen_image_engine.runtime.tools.report.folder import check_report, write_report
@@ -30,7 +30,7 @@ from tests.support.small_benchmark import settings
 ATTACK = "<script>alert(1)</script>"
 
 
-def runs(way: str, role: str, step_s: float, rounds: int, picture: int, seed: int) -> WayRuns:
+def runs(contender: str, role: str, step_s: float, rounds: int, picture: int, seed: int) -> ContenderRuns:
     rng = np.random.default_rng(seed)
 
     def sample() -> dict[str, tuple[float, ...]]:
@@ -45,17 +45,21 @@ def runs(way: str, role: str, step_s: float, rounds: int, picture: int, seed: in
 
     peaks = {"encode": MemoryUse(1_230_000, 40, 4_560_000), "step": MemoryUse(2_000_000, 40, 7_890_000)}
     drawn = png_bytes(np.full((32, 48, 4), picture, np.uint8))
-    return WayRuns(way, role, sample(), peaks, tuple(sample() for _ in range(rounds)), (0.01,) * rounds, drawn)
+    return ContenderRuns(
+        contender, role, sample(), peaks, tuple(sample() for _ in range(rounds)), (0.01,) * rounds, drawn
+    )
 
 
 @pytest.fixture
 def benchmark_result() -> Callable[..., Benchmark]:
     def make(rounds: int = 6, bundle: str = ATTACK, **changes: Any) -> Benchmark:
         asked = settings(bundle=bundle, baselines=("torch", "diffusers"), sizes=((48, 32),), rounds=rounds)
-        ways = (
-            WayFacts("onnxruntime", "engine", None, "1.32", "fp32", 2.0, MemoryUse(1, 2, 3_450_000), 9_870_000, 10**8),
-            WayFacts("torch", "baseline", None, "2.13", "fp32", 3.5, None, None, 10**8),
-            WayFacts("diffusers", "baseline", f"diffusers is not installed {ATTACK}"),
+        contenders = (
+            ContenderInfo(
+                "onnxruntime", "engine", None, "1.32", "fp32", 2.0, MemoryUse(1, 2, 3_450_000), 9_870_000, 10**8
+            ),
+            ContenderInfo("torch", "baseline", None, "2.13", "fp32", 3.5, None, None, 10**8),
+            ContenderInfo("diffusers", "baseline", f"diffusers is not installed {ATTACK}"),
         )
         own = runs("onnxruntime", "engine", 0.5, rounds, 100, 0), runs("torch", "baseline", 0.8, rounds, 103, 1)
         environment = {
@@ -64,7 +68,7 @@ def benchmark_result() -> Callable[..., Benchmark]:
             "versions": {"numpy": "2.4.1", "torch": None},
         }
         facts = {"target": "cpu", "precision": "fp32", "checkpoint": ATTACK, "disk_bytes": {"transformer": 5_550_000}}
-        return Benchmark(asked, facts, environment, ways, (CaseRuns(Case(48, 32, 5), own),))
+        return Benchmark(asked, facts, environment, contenders, (CaseRuns(Case(48, 32, 5), own),))
 
     return make
 

@@ -33,7 +33,7 @@ _VAE_ENCODER = ("encoder.", "quant_conv.")
 
 
 @dataclass(frozen=True)
-class NetworkPlan:
+class NetworkEstimate:
     """The estimate for one network of the checkpoint.
 
     Attributes:
@@ -56,7 +56,7 @@ class NetworkPlan:
 
 
 @dataclass(frozen=True)
-class ExportPlan:
+class ExportEstimate:
     """The estimate for a whole export.
 
     Attributes:
@@ -79,7 +79,7 @@ class ExportPlan:
     dtype: str
     weights: Weights
     components: tuple[str, ...]
-    networks: tuple[NetworkPlan, ...]
+    networks: tuple[NetworkEstimate, ...]
     export_memory_bytes: int
     resident_bytes: int
     reference_bytes: int
@@ -96,13 +96,13 @@ class ExportPlan:
         return sum(network.bundle_bytes for network in self.networks)
 
 
-def plan_export(
+def estimate_export(
     checkpoint: Checkpoint,
     target: Target,
     quantised: Mapping[str, QuantisedNetwork],
     weights: Weights,
     components: Sequence[str] | None = None,
-) -> ExportPlan:
+) -> ExportEstimate:
     """Estimate the export of `components` of `checkpoint`, by default all.
 
     The networks are `quantised` as `target` says.
@@ -118,7 +118,7 @@ def plan_export(
     plans = tuple(_network(checkpoint, name, target, quantised[name], weights, chosen) for name in networks(chosen))
     engines = {network.network: network.engine_bytes for network in plans}
     passes = 1 if checkpoint.transformer.bidirectional else 2
-    return ExportPlan(
+    return ExportEstimate(
         target=target.name,
         precision=target.precision,
         dtype=target.dtype,
@@ -133,8 +133,8 @@ def plan_export(
     )
 
 
-def plan_seconds(
-    checkpoint: Checkpoint, target: Target, quantised: Mapping[str, QuantisedNetwork], plan: ExportPlan
+def estimate_seconds(
+    checkpoint: Checkpoint, target: Target, quantised: Mapping[str, QuantisedNetwork], plan: ExportEstimate
 ) -> float:
     """Estimate the seconds of an export on this machine, with a trial of a second or two; see `export_seconds`."""
     entries = [
@@ -145,8 +145,8 @@ def plan_seconds(
     return export_seconds(checkpoint, plan.components, entries, linked=plan.weights == "link")
 
 
-def plan_stages(
-    checkpoint: Checkpoint, plan: ExportPlan, width: int, height: int, references: Sequence[tuple[int, int]] = ()
+def estimate_stages(
+    checkpoint: Checkpoint, plan: ExportEstimate, width: int, height: int, references: Sequence[tuple[int, int]] = ()
 ) -> dict[str, int]:
     """Estimate the bytes that a process holds in each stage of a picture with reference images.
 
@@ -158,7 +158,9 @@ def plan_stages(
     return stage_memory(dims(checkpoint), widths, weights, width, height, references)
 
 
-def plan_cache(checkpoint: Checkpoint, plan: ExportPlan, references: Sequence[tuple[int, int]]) -> tuple[int, int]:
+def estimate_cache(
+    checkpoint: Checkpoint, plan: ExportEstimate, references: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
     """Return the tokens before the target with a prompt of usual length, and the bytes of their keys and values.
 
     Keys and values are in the dtype of the graphs, float32 on a CPU. A transformer with bidirectional attention keeps
@@ -170,7 +172,7 @@ def plan_cache(checkpoint: Checkpoint, plan: ExportPlan, references: Sequence[tu
     return tokens, model_facts(checkpoint).cache_bytes(tokens, DTYPES[plan.dtype].bytes)
 
 
-def check_memory(plan: ExportPlan) -> None:
+def check_memory(plan: ExportEstimate) -> None:
     """Raise if there is too little memory for an export.
 
     Raises:
@@ -184,7 +186,7 @@ def check_memory(plan: ExportPlan) -> None:
         )
 
 
-def check_disk(plan: ExportPlan, bundle: Path) -> int:
+def check_disk(plan: ExportEstimate, bundle: Path) -> int:
     """Return the free bytes of the disk that `bundle` would be on.
 
     Raises:
@@ -225,14 +227,14 @@ def _network(
     quantised: QuantisedNetwork,
     weights: Weights,
     components: Collection[str],
-) -> NetworkPlan:
+) -> NetworkEstimate:
     stored, read = checkpoint.stored(name), _read(checkpoint, name, components)
     names = {tensor.name for tensor in read}
     # What quantisation adds, such as scales, is named after what it belongs to and is always read.
     entries = network_weights(checkpoint, name, target.dtype_of(name), quantised)
     graphs = sum(entry_bytes(entry) for entry in entries if entry.name in names or entry.name not in stored.tensors)
     table = sum(tensor.nbytes for tensor in _table(checkpoint, name))
-    return NetworkPlan(
+    return NetworkEstimate(
         network=name,
         dtypes=stored.dtypes,
         stored_parameters=stored.parameters,

@@ -12,8 +12,8 @@ from qwen_image_engine.runtime import timing
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 from qwen_image_engine.runtime.tools.bench import contender
 from qwen_image_engine.runtime.tools.bench.case import Case
-from qwen_image_engine.runtime.tools.bench.contender import Drawer, Drawn, draw_once
-from qwen_image_engine.runtime.tools.bench.result import WayFacts
+from qwen_image_engine.runtime.tools.bench.contender import Runner, RunSample, run_once
+from qwen_image_engine.runtime.tools.bench.result import ContenderInfo
 from tests.support.numpy_engines import Journal, NumpyEngine
 
 RESOLUTION = 32
@@ -45,19 +45,19 @@ class ClockedEngine(NumpyEngine):
 
 
 @dataclass
-class LocalWay:
-    """See `bench_way.Way`; `log` is of all ways together."""
+class LocalContender:
+    """See `bench_way.Contender`; `log` is of all ways together."""
 
-    facts: WayFacts
-    drawer: Drawer
+    facts: ContenderInfo
+    drawer: Runner
     log: list[str]
 
-    def draw(self, case: Case, number: int, *, watched: bool, picture: bool = False) -> Drawn:
+    def draw(self, case: Case, number: int, *, watched: bool, picture: bool = False) -> RunSample:
         self.log.append(f"{self.facts.name}{number}{' watched' if watched else ''}")
         if watched:
             with MemoryWatch() as watch:
-                return draw_once(self.drawer, case, number, RESOLUTION, watch, picture=picture)
-        return draw_once(self.drawer, case, number, RESOLUTION, picture=picture)
+                return run_once(self.drawer, case, number, RESOLUTION, watch, picture=picture)
+        return run_once(self.drawer, case, number, RESOLUTION, picture=picture)
 
     def close(self) -> None:
         self.drawer.close()
@@ -67,5 +67,5 @@ def use_clock(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Every measurement of a pipeline reads `clock`, and `numpy_pipeline` makes engines that move it."""
     monkeypatch.setattr(timing, "perf_counter", clock.read)
     monkeypatch.setattr(contender, "perf_counter", clock.read)
-    monkeypatch.setattr(contender, "waited_s", dict)
+    monkeypatch.setattr(contender, "run_queue_wait_s", dict)
     monkeypatch.setattr("tests.support.numpy_engines.NumpyEngine", ClockedEngine)
