@@ -1,6 +1,7 @@
 """Fixtures shared by every test folder."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -184,3 +185,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[object]:
     if watch.started > before and "not process" in str(pyfuncitem.config.option.markexpr):
         pytest.fail("this test starts a process: mark it with @pytest.mark.process")
     return result
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With CI=true, fail if a test was skipped: there, everything that a test needs is installed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = len(reporter.stats.get("skipped", ())) if reporter is not None else 0
+    if skipped and os.environ.get("CI") == "true" and exitstatus == 0:
+        reporter.write_line(f"{skipped} skipped, which is a failure with CI=true; install what they name", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
