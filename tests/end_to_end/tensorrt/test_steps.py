@@ -18,6 +18,7 @@ from tests.support.fake_cuda import FakeDriver
 from tests.support.fake_tensorrt_runtime import Context
 from tests.support.numpy_engines import Journal, same_pictures
 from tests.support.played_tensorrt import REFERENCES, SIZE, MakeBundle, expected, pipeline, step_inputs
+from tests.support.request_checks import check_requests
 
 
 @pytest.mark.parametrize("memory", ["resident", "sequential"])
@@ -170,3 +171,12 @@ def test_arrays_of_the_host_stand_for_keys_and_values(make_bundle: MakeBundle) -
     engine.close()
     with pytest.raises(QwenImageError, match="closed"):
         engine.run(inputs)
+
+
+def test_a_request_that_ends_badly_harms_no_other(
+    make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver
+) -> None:
+    drawn = pipeline(make_bundle(), checkpoint)
+    check_requests(drawn)
+    del drawn
+    assert driver.free_bytes == driver.total_bytes
