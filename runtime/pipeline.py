@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from qwen_image_engine.engines.backends import BACKENDS
 from qwen_image_engine.engines.core.components import Attention, components_with
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.bundle.bundle import Bundle
@@ -23,7 +22,7 @@ from qwen_image_engine.runtime.denoiser import check_guidance, denoiser
 from qwen_image_engine.runtime.device_sampling import device_steps, takes_steps
 from qwen_image_engine.runtime.images.picture import Picture, PictureParameters
 from qwen_image_engine.runtime.images.picture import PictureOrigin as PictureOrigin
-from qwen_image_engine.runtime.images.png import to_rgba8
+from qwen_image_engine.runtime.images.png import reduced, to_rgba8
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.images.reference_image import ReferenceImages
 from qwen_image_engine.runtime.model.facts import ModelFacts
@@ -42,9 +41,6 @@ from qwen_image_engine.runtime.text.embedding import EmbeddingTable
 from qwen_image_engine.runtime.timing import Timings
 
 NO_REFERENCES = ReferenceImages()
-
-_QUARTER = 4
-"""Side of the square of latents that a preview at a quarter of the size averages."""
 
 
 def preloaded(attention: Attention) -> tuple[str, ...]:
@@ -300,16 +296,11 @@ class QwenImage:
         return integrate(velocity, inputs.latents, inputs.sigmas, solver)
 
     def _preview(self, latents: NDArray[np.float32], scale: float, *, width: int, height: int) -> NDArray[np.uint8]:
-        """Decode clean latents (batch, tokens, channels), whole or averaged, for `Step.preview`."""
+        """Decode clean latents (batch, tokens, channels), and reduce the pictures to `scale`; see `Step.preview`."""
         rows, columns = latent_size(width, height)
         with self.timings.measure_preview():
-            grids = unpack_latents(latents, rows, columns)
-            if scale == 1:
-                return self._decode(grids)
-            if BACKENDS.get(self.origin.engine) and BACKENDS[self.origin.engine].create is None:
-                # A plan takes the sizes that it was built for.
-                return self._decode(grids)[:, ::_QUARTER, ::_QUARTER]
-            return self._decode(_averaged(grids, _QUARTER))[:, : height // _QUARTER, : width // _QUARTER]
+            pictures = self._decode(unpack_latents(latents, rows, columns))
+            return pictures if scale == 1 else np.stack([reduced(picture, round(1 / scale)) for picture in pictures])
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -475,11 +466,3 @@ class QwenImage:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _averaged(grids: NDArray[np.float32], by: int) -> NDArray[np.float32]:
-    """Average latents (batch, channels, rows, columns) over squares of side `by`. The last ones repeat the edge."""
-    batch, channels, rows, columns = grids.shape
-    padded = np.pad(grids, ((0, 0), (0, 0), (0, -rows % by), (0, -columns % by)), mode="edge")
-    squares = padded.reshape(batch, channels, padded.shape[2] // by, by, padded.shape[3] // by, by)
-    return np.ascontiguousarray(squares.mean(axis=(3, 5)))

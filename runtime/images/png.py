@@ -44,6 +44,12 @@ def check_png_name(path: Path) -> None:
         raise UsageError(f"{path}: pictures are written as PNG, expected a name that ends in .png")
 
 
+def reduced(rgba: NDArray[np.uint8], by: int) -> NDArray[np.uint8]:
+    """Average a picture (height, width, 4) over squares of `by` pixels, colours weighted by their alpha."""
+    picture = Image.fromarray(rgba, "RGBA").convert("RGBa").reduce(by).convert("RGBA")
+    return np.asarray(picture)
+
+
 def save_png(path: Path, rgba: NDArray[np.uint8], parameters: Mapping[str, str]) -> None:
     """Write a PNG file with one text chunk for each parameter. The file appears whole or not at all.
 

@@ -58,8 +58,8 @@ class Step:
         """Decode the predicted clean pictures, (batch, height * scale, width * scale, 4). Its timing is "preview".
 
         Args:
-            scale: scale of the sides. 1 decodes all latents; 1/4 decodes latents averaged over 4x4, in a sixteenth of
-                the time.
+            scale: scale of the sides. 1/4 averages the decoded pixels, which a display or a network then takes faster.
+                Decoding costs the same: fewer latents (averages, medians or every fourth) decode to other colours.
 
         Raises:
             UsageError: the scale is neither 1 nor 1/4, or the run has no decoder.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from qwen_image_engine.engines.core.errors import Cancelled, QwenImageError, UsageError
+from qwen_image_engine.runtime.images.png import reduced
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.request import Request
 from qwen_image_engine.runtime.sampling.step import Step
@@ -83,11 +84,12 @@ class TestSteps:
 
     @pytest.mark.parametrize(("width", "height"), [(64, 96), (160, 32), (1120, 32)])
     def test_a_quarter_of_the_size(self, pipeline: QwenImage, width: int, height: int) -> None:
-        shapes = []
-        pipeline.generate(
-            "a", on_step=lambda step: shapes.append(step.preview().shape), width=width, height=height, steps=2
+        previews: list[Any] = []
+        (picture,) = pipeline.generate(
+            "a", on_step=lambda step: previews.append(step.preview()), width=width, height=height, steps=2
         )
-        assert shapes == [(1, height // 4, width // 4, 4)] * 2
+        assert [preview.shape for preview in previews] == [(1, height // 4, width // 4, 4)] * 2
+        assert np.array_equal(previews[-1][0], reduced(picture.rgba, 4))
 
     def test_previews_are_a_stage_of_their_own(self, pipeline: QwenImage) -> None:
         pipeline.generate("a", **SMALL)

@@ -8,7 +8,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.runtime.images.png import read_png_parameters, save_png, to_rgba8
+from qwen_image_engine.runtime.images.png import read_png_parameters, reduced, save_png, to_rgba8
 
 RGBA = np.random.default_rng(0).integers(0, 256, (32, 64, 4), dtype=np.uint8)
 
@@ -83,3 +83,12 @@ def test_reading_what_is_no_png(tmp_path: Path) -> None:
         (tmp_path / "cut.png").write_bytes(data[:length])
         with pytest.raises(QwenImageError, match=r"cut.png"):
             read_png_parameters(tmp_path / "cut.png")
+
+
+def test_reduced_pictures_average_colours_by_their_alpha() -> None:
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[:4, :2] = (200, 100, 0, 255)
+    found = reduced(rgba, 4)
+    assert found.shape == (2, 2, 4)
+    np.testing.assert_allclose(found[0, 0], (200, 100, 0, 128), atol=2)  # half of it is there, in its own colour
+    assert not found[1].any()
