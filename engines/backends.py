@@ -15,9 +15,9 @@ from qwen_image_engine.engines.core.entries import load_entry
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 
 MAX_THREADS = 1024
-"""Most threads of one run. It is more than any processor here has.
+"""Maximum number of threads of one run, more than any supported processor has cores.
 
-OpenVINO starts as many threads as it is told, and 5,000 took minutes."""
+OpenVINO starts the requested number of threads; 5,000 took minutes."""
 
 
 @dataclass(frozen=True)

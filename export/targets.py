@@ -183,7 +183,7 @@ def choose_target(
     skip_blocks: Sequence[int] = (),
     fp8_attention: bool = False,
 ) -> Target:
-    """Return the row of a target and precision, changed as the caller asks.
+    """Return the row of a target and precision, changed by the arguments.
 
     Args:
         target: name of the target that the graphs are lowered for.

@@ -1,6 +1,6 @@
 """The graph of a component, traced from fake weights: torch.onnx.export sees shapes and dtypes, never a value.
 
-The 7B step graph takes half a minute and half a gigabyte this way.
+The 7B step graph takes half a minute and half a gigabyte of memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The memory policy: which components' engines are held, and when they are freed."""
+"""The memory policy: the components whose engines stay loaded, and the time at which each engine is freed."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

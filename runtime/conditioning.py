@@ -287,7 +287,7 @@ def check_memory(tokens: Collection[PromptTokens], facts: ModelFacts, engine: st
     If the engine is on a GPU, its memory counts. A GPU never holds the attention scores.
 
     Raises:
-        QwenImageError: they do not fit, or the engine needs a GPU and there is none.
+        QwenImageError: the arrays do not fit into free memory, or the engine needs a GPU and there is none.
     """
     on_gpu = engine in ON_GPU
     free, where = (device_info().free_bytes, "the GPU") if on_gpu else (reachable_memory_bytes(), "memory and swap")

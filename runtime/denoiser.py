@@ -21,7 +21,7 @@ from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
 def check_guidance(guidance: float, has_negative: bool) -> None:
     """Raise if guidance and negative prompt do not go together.
 
-    diffusers only warns and draws without guidance, and the picture is not the picture that was asked for.
+    diffusers only warns and generates without guidance, so the picture is not the requested picture.
 
     Raises:
         UsageError: guidance is above 1 without a negative prompt, a negative prompt is given without guidance above 1,

@@ -49,7 +49,7 @@ def preloaded(attention: Attention) -> tuple[str, ...]:
 
 
 class QwenImage:
-    """A pipeline that draws pictures from prompts.
+    """A pipeline that generates pictures from prompts.
 
     `generate` does everything; `prepare` checks a request before that. Callers who own the loop can use the stages:
     `encode`, `sample` (an iterator, so that the caller controls timing and cancelling), `denoiser` (the bare velocity,
@@ -194,7 +194,7 @@ class QwenImage:
             latents: initial noise instead of noise from the seed, float32 (num_images, tokens, channels).
 
         Raises:
-            UsageError: the request cannot be drawn.
+            UsageError: the request is invalid.
             QwenImageError: there is no memory for the request's keys and values, or the pipeline is closed.
         """
         self._check_open()
@@ -222,7 +222,7 @@ class QwenImage:
         on_step: Callable[[Step], None] | None = None,
         **options: Unpack[RequestOptions],
     ) -> list[Picture]:
-        """Draw pictures of one prompt, conditioned on reference images if there are any.
+        """Generate pictures of one prompt, conditioned on reference images if there are any.
 
         The same request gives the same pictures.
 
@@ -324,7 +324,7 @@ class QwenImage:
         """Read and fit reference images. No network runs.
 
         Raises:
-            UsageError: there are too many, one of them cannot be read or fitted, or the bundle was exported without the
+            UsageError: there are too many images, an image cannot be read or fitted, or the bundle was exported without
                 components that read them.
         """
         return ReferenceImages.read(sources, resolution, self.facts.vision, self._absent)
@@ -367,7 +367,7 @@ class QwenImage:
         the prompts.
 
         Raises:
-            UsageError: the picture cannot be drawn as asked for; raised by this call, before the first step.
+            UsageError: the request is invalid; raised by this call, before the first step.
             QwenImageError: the pipeline is closed (raised by this call), or at a step an engine failed or the velocity
                 is not finite.
         """

@@ -32,7 +32,7 @@ class RequestOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A request that can be drawn, made by `QwenImage.prepare`.
+    """A valid request, made by `QwenImage.prepare`.
 
     Attributes:
         prompt: the prompt, as given.

@@ -76,7 +76,7 @@ def calibrate(
     Raises:
         UsageError: there is nothing to draw, a request cannot be drawn, or the device or the dtype is unknown or not
             available here; this is checked before any network is loaded.
-        QwenImageError: the checkpoint is unsound; `output` contains other files or a calibration of other settings, is
+        QwenImageError: the checkpoint is invalid; `output` contains other files or a calibration of other settings, is
             being written by another process, or cannot be written; an activation is not finite or is zero
             everywhere; or memory is too small.
     """

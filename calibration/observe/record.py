@@ -137,7 +137,7 @@ def write(folder: Path, components: Statistics, settings: Settings) -> Calibrati
 
 
 def check_statistics(where: str, components: Statistics, checkpoint: Checkpoint, settings: Settings) -> None:
-    """Check that every activation was seen and that its statistics are valid.
+    """Check that every activation was observed and that the statistics are valid.
 
     A channel may be zero everywhere. An activation that is zero in all channels has no scale.
 

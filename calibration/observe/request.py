@@ -29,7 +29,7 @@ DEFAULT_SIZES = ((1024, 1024), (1344, 768), (768, 1344))
 """Usual picture sizes of the released model. A step's inputs and its sigma depend on the number of tokens."""
 
 DEFAULT_GUIDANCE = 3.0
-"""Default if the schedule is free. A checkpoint with fixed sigmas is distilled to draw without guidance."""
+"""Default guidance scale. A checkpoint with fixed sigmas is distilled for no guidance, and has 1 instead."""
 
 DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, row.name) for name, row in PRECISIONS.items()}
 DEVICES = ("cpu", "cuda")
@@ -87,7 +87,7 @@ class Request:
 
         Raises:
             UsageError: an argument is not valid, or the device is not available here.
-            QwenImageError: the checkpoint's tokenizer or schedule is unsound.
+            QwenImageError: the checkpoint's tokenizer or schedule is invalid.
         """
         _check_device(device, dtype)
         if isinstance(prompts, str):  # whose letters would each be a prompt

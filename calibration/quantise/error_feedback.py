@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 DAMPING = 0.01
-"""Damping as a share of the mean of the diagonal. Channels that calibration hardly saw thus keep their weights."""
+"""Damping as a share of the mean of the diagonal. Channels that are almost always 0 thus keep their weights."""
 
 
 class ErrorFeedback:

@@ -93,8 +93,8 @@ def quantised_networks(
 def check_rules(checkpoint: Checkpoint, quantisation: Quantisation | None, precision: str) -> None:
     """Check that every rule has an effect, that blocks to skip exist, and that a linear is left to quantise.
 
-    A rule may have no effect if earlier rules keep its linears high, as `--exclude` does; if earlier rules give its
-    linears the same precision; or if it matches every linear and so is the default for the rest.
+    A rule may have no effect in three cases. Earlier rules keep its linears high, as `--exclude` does. They give
+    the linears the same precision. Or the rule matches every linear and so is the default for the rest.
 
     Args:
         checkpoint: checkpoint with the linears.

@@ -1,7 +1,7 @@
 """The table of components: the network of each graph of a bundle, when the graph runs, and what it needs of an engine.
 
 The tensors of a component are in its contract in `contract.py`. Everything else that depends on the component alone is
-a column here. A set of components is a comprehension over the rows at its place of use.
+a column here. Every set of components is computed from the rows, here or in the module that uses the set.
 """
 
 from collections.abc import Collection, Mapping

@@ -27,7 +27,7 @@ TIME_FEATURES = 256
 """Width of the time features: 128 cosines, then 128 sines, of 1000 * sigma."""
 
 PATCH_VALUES = 3 * 2 * 16 * 16
-"""Numbers in a patch of the vision tower: channels * frames * rows * columns."""
+"""Values in a patch of the vision tower: channels * frames * rows * columns."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def check_inputs(contract: Contract, inputs: Mapping[str, Values]) -> dict[str, 
     On the host, float32 is accepted for bfloat16 and float16 as well: engines round it.
 
     Raises:
-        QwenImageError: a tensor is missing, not known, or has another dtype or shape. The text says which was expected.
+        QwenImageError: a tensor is missing, not known, or has another dtype or shape. The text has the expectation.
     """
     _check_names(contract.component, "input", contract.inputs, inputs)
     sizes: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The project's errors. Every failure that a user can mend is a `QwenImageError` whose text says how."""
+"""The project's errors. Every failure that a user can fix is a `QwenImageError` whose text names the remedy."""
 
 import re
 from collections.abc import Mapping
@@ -6,19 +6,19 @@ from pathlib import Path
 
 
 class QwenImageError(Exception):
-    """Base of every error raised on purpose. The text is one line: what was found, what was expected, what to do."""
+    """The base of the errors for a user. The text is one line: what was found, what was expected, what to do."""
 
 
 class OutOfDeviceMemory(QwenImageError):
-    """Error: the memory of a GPU is not enough. Freeing other engines may help."""
+    """The error that a GPU has too little memory. Freeing other engines may help."""
 
 
 class Cancelled(QwenImageError):
-    """Error: the caller cancelled the request. If a caller's `on_step` raises it, the run ends too."""
+    """The error that the caller cancelled the request. If a caller's `on_step` raises it, the run ends too."""
 
 
 class UsageError(QwenImageError):
-    """Error: the request can never be carried out as asked (a size, a step count, an unknown option); exit code 2."""
+    """The error that a request is invalid, for example its size, step count or an option; exit code 2."""
 
 
 _SOURCE_LINES = re.compile(
@@ -27,7 +27,7 @@ _SOURCE_LINES = re.compile(
     r"|/onnxruntime_src/\S+:\d+ .*?\) "
     r"|\[ONNXRuntimeError\] : \d+ : \w+ : "
 )
-"""Source locations in the backends' C++ code that an error text contains. They tell a user nothing."""
+"""Source locations in the backends' C++ code that an error text contains. They do not help a user."""
 
 
 _OUT_OF_MEMORY = (

@@ -58,7 +58,7 @@ class Loop(Protocol):
     """
 
     def step(self) -> None:
-        """Enqueue the next step behind the earlier ones, without waiting.
+        """Enqueue the next step after all earlier steps, without waiting.
 
         Raises:
             OutOfDeviceMemory: the device has no room. The latents are unchanged, and the step may be tried again.

@@ -13,7 +13,7 @@ INT8_AND_FP8 = 10.0
 """Compute capability of Blackwell. On an older GPU a plan has either INT8 or FP8."""
 
 ONNXRUNTIME_KERNELS: Mapping[int, int] = {7: 5, 8: 0, 9: 0, 12: 0}
-"""Least minor number by major number of the compute capability, for onnxruntime-gpu 1.31 as published for CUDA 13.
+"""Smallest minor number by major number of the compute capability, for onnxruntime-gpu 1.31 as published for CUDA 13.
 
 The package holds machine code for 7.5, 8.0, 8.6, 8.9, 9.0 and 12.0. It holds no PTX, which a GPU of another major
 number would need."""

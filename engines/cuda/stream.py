@@ -26,7 +26,7 @@ reads and writes."""
 
 
 class HostMemory:
-    """Page-locked memory of the host, from and to which the device copies while the host goes on.
+    """Page-locked host memory. The device copies from it and to it while the host continues.
 
     The array `bytes` is all of the memory. `bytes` does not keep the memory alive: it is freed with this object.
     """
@@ -120,7 +120,7 @@ class CudaStream:
         self.context.call("cuMemcpyDtoHAsync_v2", *arguments, self._handle)
 
     def record(self, event: CudaEvent) -> None:
-        """Enqueue an event behind all earlier work."""
+        """Enqueue an event after all earlier work."""
         self.context.call("cuEventRecord", event.handle, self._handle)
 
     def capture(self, enqueue: Callable[[], None]) -> CudaGraph:

@@ -8,7 +8,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Profile:
-    """An optimization profile: least, best and largest shape of every input by name. `name` is the bucket's name."""
+    """An optimization profile: minimum, optimum, maximum shape of every input by name. `name` is the bucket's name."""
 
     name: str
     shapes: Mapping[str, tuple[Shape, Shape, Shape]]

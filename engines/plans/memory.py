@@ -26,7 +26,7 @@ def port_bytes(contract: Contract, profile: Profile) -> int:
 def missing_bytes(
     contract: Contract, profiles: Sequence[Profile], scratch: Sequence[int], weights: int, there: int
 ) -> dict[str, int]:
-    """Return by profile the bytes that its largest sizes need beyond the `there` bytes; profiles that fit are left out.
+    """Return the bytes by profile that a profile's largest sizes need beyond `there` bytes, without profiles that fit.
 
     `scratch` has the scratch bytes of each profile, or is empty if they are not known yet.
     """

@@ -10,9 +10,9 @@ from qwen_image_engine.engines.plans.entry import Profile, Shape
 
 @dataclass(frozen=True)
 class Range:
-    """The least, best and largest value of a size.
+    """The minimum, optimum and maximum value of a size, TensorRT's kMIN, kOPT and kMAX.
 
-    A plan is tuned for the best value and takes every value from least to largest.
+    A plan is tuned for the optimum and takes every value from the minimum to the maximum.
     """
 
     least: int

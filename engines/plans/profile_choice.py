@@ -80,7 +80,7 @@ def _volume(profile: Profile) -> int:
 
 
 def _distance(profile: Profile, shapes: Mapping[str, Shape]) -> int:
-    """Return how many numbers the inputs hold beyond a profile's largest, or short of its least."""
+    """Return the number of elements by which the inputs are outside the shapes of a profile."""
     return sum(
         max(prod(shapes[name]) - prod(largest), prod(least) - prod(shapes[name]), 0)
         for name, (least, _, largest) in profile.shapes.items()

@@ -1,4 +1,4 @@
-"""The decision when repeating work is captured as a CUDA graph, when it is replayed, and when a capture is void."""
+"""The choice for each call of an execution context: run, capture as a CUDA graph, or replay."""
 
 from collections.abc import Hashable
 from typing import Literal
@@ -7,7 +7,7 @@ Action = Literal["run", "capture", "replay"]
 
 
 class Replay:
-    """The replay of one execution context: the first call runs, the second is captured, all later calls are replayed.
+    """The sequence of calls of one execution context: run the first, capture the second, replay all later calls.
 
     TensorRT sets itself up in the first call of a shape, so that call must not be captured. A graph holds the sizes and
     addresses that it was captured with. If any of them changes, the sequence begins again.
@@ -18,7 +18,7 @@ class Replay:
         self._calls = 0
 
     def next(self, held: Hashable) -> Action:
-        """Return the action for a call whose graph would hold `held`."""
+        """Return the action for a call whose sizes and addresses are `held`."""
         self._calls = self._calls + 1 if held == self._held else 1
         self._held = held
         if self._calls == 1:

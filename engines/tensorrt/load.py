@@ -113,7 +113,7 @@ def streams(engine: trt.ICudaEngine) -> bool:
 
 
 def _stream_weights(session: TensorRtSession, component: str, source: PlanSource, engine: trt.ICudaEngine) -> None:
-    """Set the most weights that stay on the device: as many as fit, and none for components in `_WITHOUT_WEIGHTS`.
+    """Set the limit of weights on the device: as many as fit, and none for components in `_WITHOUT_WEIGHTS`.
 
     TensorRT's own proposal is of no use: the bindings return `get_weight_streaming_automatic_budget` as 32 bits.
     """

@@ -33,7 +33,7 @@ from qwen_image_engine.runtime.bundle.manifest import (
 )
 
 Progress = Callable[[str, int, int], None]
-"""Callback that is told the current stage, bytes done so far, and bytes in all.
+"""Callback with the current stage, the number of bytes done so far, and the number of all bytes.
 
 The stage is "graph of " and a component, "weights of " and a network, "audit of " and a component, or "checkpoint" if
 there is nothing left to do but wait for the checkpoint's hashes.
@@ -84,7 +84,7 @@ def export_bundle(
         UsageError: the table has no such target and precision, `weights` is neither "copy" nor "link", a pattern
             matches nothing, the transformer has no such block, `weights` is "link" for a checkpoint with merged
             adapters, or `without` names a component that is not optional.
-        QwenImageError: the checkpoint is unsound, `output` cannot be written or is no bundle, the weights cannot be
+        QwenImageError: the checkpoint is invalid, `output` cannot be written or is no bundle, the weights cannot be
             hard-linked, or ONNX Runtime does not run a quantised linear as a product of integers.
     """
     chosen = choose_target(

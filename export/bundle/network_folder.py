@@ -48,7 +48,7 @@ MODEL_FILES = {
 """Graph files in a bundle by component: "transformer/step.onnx", "vae/decoder_up.onnx", "vision/model.onnx"."""
 
 Progress = Callable[[str, int], None]
-"""Callback that is told the current stage, and the bytes just done."""
+"""Callback with the current stage and the number of bytes done since the last call."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """A checked export: a sound checkpoint, the target of its bundle, and the estimate for both.
+    """A checked export: a valid checkpoint, the target of its bundle, and the estimate for both.
 
     Attributes:
         checkpoint: the opened checkpoint.
@@ -56,7 +56,7 @@ class ExportRequest:
             UsageError: a pattern of the recipe matches nothing, the transformer has no such block, `weights` is "link"
                 for a checkpoint with merged adapters, a calibration is missing or not needed, or `without` names a
                 component that is not optional.
-            QwenImageError: the checkpoint or the calibration is unsound, ONNX Runtime is missing for the target's
+            QwenImageError: the checkpoint or the calibration is invalid, ONNX Runtime is missing for the target's
                 audit, or memory is too small.
         """
         components = selected(checkpoint, without)
@@ -117,10 +117,10 @@ def open_calibration(checkpoint: Checkpoint, target: Target, folder: str | Path 
 
 
 def _check_calibrated(calibration: Calibration | None, components: Collection[str]) -> None:
-    """Raise if the bundle takes reference images and the calibration saw none.
+    """Raise if the bundle takes reference images and the calibration had none.
 
     Raises:
-        QwenImageError: the calibration saw no reference images.
+        QwenImageError: the bundle takes reference images, and the calibration had none.
     """
     if calibration is not None and {*FOR_REFERENCE_IMAGES} & {*components} and not calibration.settings.images:
         raise QwenImageError(

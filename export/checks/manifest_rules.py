@@ -1,6 +1,6 @@
-"""Rules that hold a graph against the manifest of its bundle and against its own weights.
+"""Rules that compare a graph with its bundle's manifest and with the weights that the graph reads.
 
-They find contents of a graph that have turned into more nodes, other nodes or another precision. A graph that lost its
+They find operations that became more nodes, other nodes or another precision. A graph without any
 Attention breaks no rule about Attention. So Attention nodes are counted, against the projections of queries among the
 weights, whose names are the checkpoint's, and against the manifest's number of blocks.
 """

@@ -1,4 +1,4 @@
-"""Rules for exported graphs, the manifest's values that graphs are held against, and findings."""
+"""Rules for exported graphs, the manifest's values that graphs are checked against, and findings."""
 
 from __future__ import annotations
 

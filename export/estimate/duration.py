@@ -64,7 +64,7 @@ def export_seconds(
 
 
 def _writing_seconds(entries: Sequence[Entry]) -> float:
-    """Return the seconds of writing all entries, each kind at the pace of one entry."""
+    """Return the seconds of writing all entries, each kind at the measured throughput of one entry."""
     kinds: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
         kinds.setdefault(_kind(entry), []).append(entry)

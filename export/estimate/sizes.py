@@ -60,10 +60,10 @@ class ExportEstimate:
     """The estimate for a whole export.
 
     Attributes:
-        target: target that was asked for.
-        precision: precision that was asked for.
+        target: requested target.
+        precision: requested precision.
         dtype: torch's name of the dtype of keys and values.
-        weights: "copy" or "link", as asked for.
+        weights: "copy" or "link", as requested.
         components: components of the bundle.
         networks: estimates for the networks, in the order in which they run.
         export_memory_bytes: peak bytes of the exporter.

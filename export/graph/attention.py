@@ -1,4 +1,4 @@
-"""The RMS norm behind the queries of an Attention node."""
+"""The RMS norm that produces the queries of an Attention node."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def fused_attentions(graph: ir.Graph) -> tuple[str, ...]:
     """Return the names of the Attention nodes that a plan must run fused.
 
     Unfused, each of them would hold tokens * tokens * heads numbers. Two kinds of attention may run unfused. A masked
-    attention may have no fused kernel; the only mask is on the text behind a reference image, whose rows are few. The
+    attention may have no fused kernel; the only mask is on the text after a reference image, which has few rows. The
     VAE's attention has one head, which is too wide: 0.5 GB of scores at 2048x2048. A head of unknown width must be
     fused.
     """

@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 
 def constant(value: ir.Value | None) -> Array | None:
-    """Return the array behind `value`; None if it is computed at run time, or is a weight."""
+    """Return the constant array of `value`; None if it is computed at run time, or is a weight."""
     if value is None or value.const_value is None or isinstance(value.const_value, ir.ExternalTensor):
         return None
     return value.const_value.numpy()

@@ -37,8 +37,8 @@ class AttentionToMultiHeadAttention(InPlacePass):
     """Lowering pass for the CPU: attention becomes com.microsoft.MultiHeadAttention, which works in blocks.
 
     It takes attention without grouped heads and without a mask. Attention-23 of ONNX Runtime holds tokens^2 * heads
-    floats: 34 GB at 2048x2048. In blocks, the VAE's one head over the 16,384 tokens of that size shows in no peak: all
-    activations take 0.9 GB, although the head's scores alone would take 1.1 GB. OpenVINO reads both operators. Causal
+    floats: 34 GB at 2048x2048. In blocks, the scores are never in memory at once. The VAE's one head over 16,384 tokens
+    has 1.1 GB of scores, but all activations together take 0.9 GB. OpenVINO reads both operators. Causal
     attention must be square, or ONNX Runtime aligns its triangle otherwise than ONNX does.
     """
 
@@ -65,7 +65,7 @@ class AttentionWithoutTransposes(InPlacePass):
     """Lowering pass for CPU and CUDA: Attention-23 takes (batch, tokens, heads * head_dim), grouped heads included.
 
     On a CPU it serves two attentions: the text encoder, whose 1,100 tokens need 330 MB of scores at the released size,
-    and the text behind a reference image, which has a mask. On CUDA it serves all: flash attention reads this layout,
+    and the text after a reference image, which has a mask. On CUDA it serves all: flash attention reads this layout,
     and ONNX Runtime would transpose queries and result back to it. With the four transposes of the graph that is 12.9
     GB in a step at 1024x1024.
     """

@@ -24,7 +24,7 @@ class MergeReshapes(InPlacePass):
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Merge in the order of the graph, so that a chain merges in one go."""
+        """Merge in the order of the graph, so that a chain merges in one pass."""
         modified = False
         for node in list(model.graph):
             if node.op_type == "Reshape":

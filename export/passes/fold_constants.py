@@ -21,7 +21,7 @@ class FoldConstants(InPlacePass):
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Fold in the order of the graph, so that a chain folds in one go."""
+        """Fold in the order of the graph, so that a chain folds in one pass."""
         modified = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified
         graph = model.graph
         for node in graph:

@@ -13,7 +13,7 @@ from qwen_image_engine.export.graph.shapes import axes
 class ScaleIntoLayerNorm(InPlacePass):
     """Lowering pass for the CPU: LayerNormalization(x, 1) * scale becomes LayerNormalization(x, scale).
 
-    The scale must be the same for every token. The pass saves one walk over the tokens for each norm.
+    The scale must be the same for every token. The pass saves one read and write of all tokens for each norm.
     """
 
     def call(self, model: ir.Model) -> PassResult:

@@ -30,7 +30,7 @@ class BundleRows:
     Attributes:
         rows: rows of every component, then of the teacher-forced steps.
         distances: for each recording, the distance of the bundle's own trajectory from it after each step.
-        pictures: pictures that these trajectories end in; empty if nobody asked for them.
+        pictures: pictures that these trajectories end in; empty if not requested.
     """
 
     rows: tuple[Row, ...]
@@ -75,7 +75,7 @@ def _components(
     engine: str,
     threads: int | None,
 ) -> Iterator[Row]:
-    """Yield the rows of each component on the reference's inputs, one engine held at a time."""
+    """Yield the rows of each component on the reference's inputs, one engine loaded at a time."""
     for name in bundle.manifest.components:
         with closing(bundle.load_engine(name, engine, threads)) as running:
             for recording in recordings:

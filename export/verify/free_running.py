@@ -29,7 +29,7 @@ SEED = 1
 class FreeRunning:
     """The trajectories of one case, compared after each step.
 
-    They are information, not held to a threshold.
+    They have no threshold.
 
     Attributes:
         case: name of the request.

@@ -35,10 +35,10 @@ class PictureScores:
 
 
 def check_judged(checkpoint: Checkpoint, prompts: int) -> None:
-    """Raise if the judge does not know the checkpoint.
+    """Raise if the checkpoint is not `shapes`, the only one that the judge can score.
 
     A checkpoint is `shapes` if its text encoder and transformer have the sizes of the training recipe. The sizes
-    outlast training it anew, a copy and another folder, and no other checkpoint has them.
+    are the same after new training or a copy to another folder, and no other checkpoint has them.
 
     Raises:
         UsageError: the checkpoint is not `shapes`, or there are no prompts.

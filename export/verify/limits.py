@@ -14,8 +14,8 @@ from qwen_image_engine.engines.core.errors import UsageError
 class Limit:
     """The largest relative L2 that a caller allows in a row, over all cases.
 
-    The row is a component's name or "teacher_forced". The limit is held against the same figure as the row's threshold:
-    the worst step, or the mean over steps. The threshold holds all the same, so that a limit can only be stricter.
+    The row is a component's name or "teacher_forced". The limit applies to the same figure as the row's threshold:
+    the worst step, or the mean over steps. The threshold still applies, so a limit can only be stricter.
     """
 
     row: str

@@ -18,17 +18,17 @@ class Options(TypedDict, total=False):
     """Options of a comparison; every option has a default.
 
     Attributes:
-        transformer_file: the single file of the transformer; None for the one that the manifest names, if any.
-        loras: adapters, in the order in which they were merged; None for those that the manifest names, if any.
-        attention: attention of the transformer; None for what the manifest names, if anything.
+        transformer_file: single file of the transformer; None for the file in the manifest, if any.
+        loras: adapters, in the order in which they were merged; None for the adapters in the manifest.
+        attention: attention of the transformer; None for the attention in the manifest, if any.
         engine: backend that runs the bundles ("onnxruntime").
         threads: number of threads of one engine; None for every core.
         memory: policy by which the reference holds its networks ("resident").
         cases: requests to record; None for three prompts at three sizes, and an edit if a bundle can do one.
         limits: limits of rows, beside their thresholds.
         layers: whether to compare the outputs of the step's layers too.
-        judge: number of held-out prompts of each kind that the judge of `shapes` sees of each bundle and of the
-            reference.
+        judge: number of held-out prompts of each kind, whose pictures by each bundle and by the reference the judge of
+            `shapes` scores.
         polygraphy: a new folder for the reference's inputs and outputs in Polygraphy's format.
         pictures: whether to keep the pictures of the bundles and the reference, for a report.
     """

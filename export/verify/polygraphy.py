@@ -23,7 +23,7 @@ from qwen_image_engine.runtime.bundle.manifest import Manifest
 SCRIPT = "run.sh"
 
 _WORST_STEP = 4
-"""Factor on a threshold for the mean over steps, because Polygraphy holds each run to its tolerance.
+"""Factor on a threshold for the mean over steps, because Polygraphy compares each run with its tolerance.
 
 The last step is up to 3 times as far off as the mean (`thresholds._INT8_STEP`).
 """

@@ -29,7 +29,7 @@ class Row:
         component: name in the contract, or "teacher_forced" for whole steps.
         case: name of the request.
         runs: differences, one for each step and each the worst over outputs; one if the component runs once.
-        threshold: threshold that the runs are held to.
+        threshold: threshold that the runs are compared with.
         sigmas: sigma of each step; empty if the runs are no steps.
     """
 
@@ -126,9 +126,9 @@ class Verification:
         rows: rows, in the order in which they ran.
         limits: limits of the caller for rows, beside their thresholds.
         free_running: the engine's own trajectories, one for each case.
-        layers: errors by layer; None if nobody asked for them.
-        judged: scores by the judge of `shapes`, by kind of prompt; empty if nobody asked for them.
-        pictures: pictures of every case, for a report; empty if nobody asked for them, and not in the JSON.
+        layers: errors by layer; None if not requested.
+        judged: scores by the judge of `shapes`, by kind of prompt; empty if not requested.
+        pictures: pictures of every case, for a report; empty if not requested, and never in the JSON.
     """
 
     bundle: str

@@ -2,7 +2,7 @@
 
 The transformer's weights may come from a single file instead of the folder, and adapters may be merged into them.
 
-Opening reads only JSON and safetensors headers: 16 billion parameters take the same moment as five million.
+Opening reads only JSON and safetensors headers: 16 billion parameters take as long as five million.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Source = str | Path | DiffusersPipeline
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint whose configs, headers and folder structure are sound.
+    """An opened checkpoint whose configs, headers and folder structure are valid.
 
     Attributes:
         name: hub name or folder name, followed by the changes to the weights (single file, adapters, attention).
@@ -62,7 +62,7 @@ class Checkpoint:
         components: stored weights by the keys of `LAYOUT`.
         transformer_file: single file with the transformer's weights; None if they are in the folder.
         loras: adapters that are merged into the transformer.
-        attention: attention that was asked for; None if it is the configuration's own.
+        attention: requested attention; None if it comes from the configuration.
         read_by: tensors that each network reads, by network; `reference.load.read_tensors` fills it.
     """
 
@@ -90,7 +90,7 @@ class Checkpoint:
         loras: Sequence[LoraFile] = (),
         attention: str | None = None,
     ) -> Checkpoint:
-        """Open a folder, or by `org/name` the main revision of a repository in the local hub cache.
+        """Open a checkpoint: a folder, or the main revision of the repository `org/name` in the local hub cache.
 
         Nothing is downloaded.
 

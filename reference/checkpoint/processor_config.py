@@ -37,7 +37,7 @@ class ImageProcessorConfig:
         """Read `processor_config.json` (transformers 5) or `preprocessor_config.json` (transformers 4) in `folder`.
 
         Raises:
-            QwenImageError: both are missing, or a key is missing or holds a value that is not implemented.
+            QwenImageError: both files are missing, or a key is missing or holds a value that is not implemented.
         """
         new, old = folder / "processor_config.json", folder / "preprocessor_config.json"
         if new.is_file():

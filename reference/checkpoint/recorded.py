@@ -1,4 +1,4 @@
-"""The checkpoint that a bundle was made from: opened where its manifest says, and compared with what it says."""
+"""The checkpoint that a bundle was made from: opened from the paths in the manifest, and compared with the manifest."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def open_recorded(
     *,
     flags: Sequence[str] = ("-m", "--transformer", "--lora"),
 ) -> Checkpoint:
-    """Open the checkpoint that a bundle was made from; what is not named is taken from where it was then.
+    """Open the checkpoint that a bundle was made from. Sources that are not given come from the manifest.
 
     Args:
-        manifest: of the bundle.
-        named: the checkpoint, if it is somewhere else now.
-        transformer_file: the single file of its transformer, likewise.
-        loras: its adapters, likewise.
-        attention: of its transformer, if the bundle's is not meant.
-        flags: those of the command that can name a part, for errors.
+        manifest: manifest of the bundle.
+        named: source of the checkpoint; None for the path in the manifest.
+        transformer_file: single file of the transformer; None for the path in the manifest, if any.
+        loras: adapters, in the order of merging; None for the adapters in the manifest.
+        attention: attention of the transformer; None for the attention in the manifest, if any.
+        flags: flags of the command that name a source, for the text of errors.
 
     Raises:
         QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture.
@@ -56,15 +56,15 @@ def open_recorded(
 def check_recorded(
     bundle: str | Path, checkpoint: Checkpoint, what: str, sha256: str, expected: str, advice: str
 ) -> None:
-    """Raise if a hash of a checkpoint is not the one in the bundle's manifest.
+    """Raise if a hash of a checkpoint differs from the hash in the bundle's manifest.
 
     Args:
-        bundle: its folder.
-        checkpoint: the opened one.
+        bundle: folder of the bundle.
+        checkpoint: the opened checkpoint.
         what: "configuration" or "weights".
-        sha256: of the opened one.
-        expected: by the manifest.
-        advice: end of the error: what to do.
+        sha256: SHA-256 of the opened checkpoint's configuration or weights.
+        expected: SHA-256 in the manifest.
+        advice: end of the error's text: the remedy.
 
     Raises:
         QwenImageError: the hashes differ.

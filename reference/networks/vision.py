@@ -1,7 +1,7 @@
 """The Qwen3-VL vision tower with DeepStack: it maps patches of a reference image to features of the encoder's width.
 
 One graph serves every image size: the host gives, for each patch, the rows of the learned position table to mix and
-their shares, and the rotary tables (`runtime.model.vision`). Patches come in 2x2 blocks, and each block becomes one
+their weights, and the rotary tables (`runtime.model.vision`). Patches come in 2x2 blocks, and each block becomes one
 token. Parameter names are the checkpoint's without `model.visual.`.
 """
 
@@ -114,7 +114,7 @@ class Vision(nn.Module):
         Args:
             patches: (B, N, 1536), see `runtime.model.vision.vision_patches`.
             indices: (N, 4) int64, rows of the position table around each patch.
-            weights: (N, 4) float32, share of each of these rows.
+            weights: (N, 4) float32, bilinear weight of each of these rows.
             cos: (N, head_dim/2) float32, see `runtime.model.vision.vision_rotary_tables`.
             sin: Sines of the same angles, shaped like cos.
 

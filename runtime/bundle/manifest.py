@@ -66,7 +66,7 @@ class CheckpointEntry:
         config_sha256: SHA-256 of the configuration files.
         weights_sha256: SHA-256 of the weights.
         transformer_file: single file of the transformer; None if the transformer came from the folder.
-        attention: kind of attention that was asked for; None if it came from the configuration.
+        attention: requested kind of attention; None if it came from the configuration.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A drawn picture with all parameters that determine it."""
+"""A generated picture with all parameters that determine it."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -35,7 +35,7 @@ class PictureParameters:
         steps: number of steps of the sampler.
         width: width of the picture [pixels].
         height: height of the picture [pixels].
-        engine: name of the backend that drew the picture.
+        engine: name of the backend that generated the picture.
         precision: precision of the networks.
         checkpoint: name of the checkpoint.
         version: version of this package.

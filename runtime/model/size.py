@@ -1,4 +1,4 @@
-"""The size rule: the picture sizes that the model can draw, and the number of latents of each."""
+"""The size rule: the picture sizes that the model can generate, and the number of latents of each."""
 
 from numbers import Integral
 
@@ -13,7 +13,7 @@ DEFAULT_RESOLUTION = 1024
 """Default side in pixels of a picture, and of a square of a reference image's area."""
 
 MAX_REFERENCES = 10
-"""Most reference images of a request: the number that the released model was trained for."""
+"""Maximum number of reference images of a request: the number that the released model was trained for."""
 
 
 def latent_size(width: int, height: int) -> tuple[int, int]:
@@ -56,4 +56,4 @@ def _is_valid(side: int) -> bool:
 
 
 MAX_IMAGES = 4
-"""Most pictures of one batch."""
+"""Maximum number of pictures in a batch."""

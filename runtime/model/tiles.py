@@ -20,7 +20,7 @@ FEATURES_PER_LATENT = 2
 """Rows of features for each row of latents."""
 
 TILE_LATENTS = 64
-"""Most latents along a side of a tile without halo: 1024 pixels. A picture of up to that size is one tile."""
+"""Maximum latents along a side of a tile without halo: 1024 pixels. A picture of up to that size is one tile."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def draw_tiles(
             [-1, 1].
         features: features of the whole picture.
         halo: latents on each side of a tile that its pixels depend on.
-        most: most latents along a side of a tile without halo.
+        most: maximum number of latents along a side of a tile without halo.
     """
     rows, columns = (size // FEATURES_PER_LATENT for size in features.shape[2:])
     for row, column in product(spans(rows, halo, most), spans(columns, halo, most)):

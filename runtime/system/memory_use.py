@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 SAMPLE_S = 0.02
-"""Time between two samples [s]. An engine takes longer to fill the smallest buffer that matters."""
+"""Time between two samples [s]. Filling a buffer that is large enough to count takes an engine longer."""
 
 _FIELDS = {"RssAnon": "anonymous_bytes", "RssFile": "file_bytes", "VmRSS": "resident_bytes"}
 _HIGHEST = "VmHWM"

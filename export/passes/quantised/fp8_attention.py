@@ -28,7 +28,7 @@ class Fp8Attention(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Quantise the inputs of every Attention of an FP8 block.
 
-        The name of the queries' norm tells the block.
+        The name of the queries' norm contains the block.
         """
         modified = False
         for node in list(model.graph):
@@ -47,7 +47,7 @@ class Fp8Attention(InPlacePass):
 class DecomposeFp8Attention(InPlacePass):
     """Lowering pass for the twin: FP8 attention becomes two products with a softmax between them.
 
-    The probabilities pass through FP8. The nodes do in ONNX Runtime's operators what TensorRT is told to do.
+    The probabilities pass through FP8. The nodes compute in ONNX Runtime what TensorRT computes in its kernel.
     """
 
     def __init__(self, quantised: QuantisedNetwork) -> None:

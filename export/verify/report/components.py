@@ -74,7 +74,7 @@ def _side_by_side(bundles: tuple[Verification, ...]) -> Html:
 
 
 def layers_section(bundles: tuple[Verification, ...]) -> Html | str:
-    """Return the errors by layer; "" if nobody asked for them."""
+    """Return the errors by layer; "" if they were not requested."""
     asked = [bundle for bundle in bundles if bundle.layers is not None]
     if not asked:
         return ""

@@ -19,7 +19,7 @@ _PAGE_ALONE = ("of it", "least")
 def tables(bundles: Sequence[Verification]) -> Iterator[str]:
     """Yield all lines: components, steps, layers, judge, limits, and the verdict on each bundle.
 
-    Layers and judge appear only if somebody asked for them.
+    Layers and judge appear only if requested.
     """
     for bundle in bundles:
         yield f"✓ {bundle.files} files are what their hashes say{_of(bundle, bundles)}"

@@ -45,7 +45,7 @@ def judge_edit(picture: NDArray[np.uint8], edit: Edit, reference: NDArray[np.uin
 
     Args:
         picture: (H, W, 4) uint8, straight alpha.
-        edit: Edit that was asked for.
+        edit: Requested edit.
         reference: (H, W, 4) uint8, first reference image of the edit.
 
     """

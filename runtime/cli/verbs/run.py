@@ -1,4 +1,4 @@
-"""`qwen-image run`: the drawing of pictures with a bundle's engines."""
+"""`qwen-image run`: the generation of pictures with a bundle's engines."""
 
 import argparse
 import sys
@@ -88,7 +88,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> VerbResult:
-    """Draw the pictures. Nothing is written unless every picture could be drawn."""
+    """Generate all pictures, then write the files. If a picture fails, nothing is written."""
     from qwen_image_engine.runtime.pipeline import QwenImage
     from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 
@@ -144,7 +144,7 @@ def _requests(options: argparse.Namespace, pipeline: "QwenImage") -> "list[Reque
     """Prepare the request of each seed, then load the engines.
 
     Raises:
-        UsageError: the request cannot be drawn.
+        UsageError: the request is invalid.
         QwenImageError: the latents cannot be read, or memory does not suffice.
     """
     first, *others = options.seed

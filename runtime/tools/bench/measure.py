@@ -65,7 +65,7 @@ def bench(
         checkpoint: the checkpoint that baselines run: a folder, a hub name, or a diffusers pipeline, whose weights are
             compared with the files that it was loaded from; None for the checkpoint that the manifest names.
         engines: backends that run the bundle, from `engines.backends.ENGINES`.
-        baselines: names from `BASELINES`. A baseline that cannot run here is in `ways` with the reason and has no runs.
+        baselines: names from `BASELINES`. If a baseline cannot run here, `contenders` has the reason and no runs.
         sizes: (width, height) in pixels, multiples of 32.
         steps: steps of the sampler; None for 40, or for the steps of a checkpoint with a fixed grid.
         batches: numbers of images drawn at once, 1 to 4.
