@@ -16,7 +16,7 @@ from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.vae import up_halo
 from qwen_image_engine.reference.torch_engine import TorchEngine
-from qwen_image_engine.runtime.components import ComponentPool, Memory
+from qwen_image_engine.runtime.component_pool import ComponentPool, Memory
 from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts
 from qwen_image_engine.runtime.pipeline import PictureOrigin, QwenImage, preloaded
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig

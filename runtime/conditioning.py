@@ -14,7 +14,7 @@ from qwen_image_engine.engines.core.device_array import DeviceArray, Values, wit
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.lru_cache import LruCache
 from qwen_image_engine.engines.cuda.driver import device_info
-from qwen_image_engine.runtime.components import ComponentPool
+from qwen_image_engine.runtime.component_pool import ComponentPool
 from qwen_image_engine.runtime.images.pixels import encoder_pixels, vae_pixels
 from qwen_image_engine.runtime.images.reference_image import ReferenceImage
 from qwen_image_engine.runtime.model.facts import ModelFacts

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, repeat
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.components import ComponentPool
+from qwen_image_engine.runtime.component_pool import ComponentPool
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.model.facts import ModelFacts
 from qwen_image_engine.runtime.model.rope import rotary_tables

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.loop import Loop, LoopInputs
-from qwen_image_engine.runtime.components import ComponentPool
+from qwen_image_engine.runtime.component_pool import ComponentPool
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.denoiser import step_inputs
 from qwen_image_engine.runtime.model.facts import ModelFacts

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from qwen_image_engine.engines.core.components import Attention, components_with
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.bundle.bundle import Bundle
-from qwen_image_engine.runtime.components import ComponentPool, Memory
+from qwen_image_engine.runtime.component_pool import ComponentPool, Memory
 from qwen_image_engine.runtime.conditioning import KEPT_BYTES, Conditioning, PromptEncoder, check_finite
 from qwen_image_engine.runtime.denoiser import check_guidance, denoiser
 from qwen_image_engine.runtime.device_sampling import device_steps, takes_steps

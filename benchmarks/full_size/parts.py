@@ -18,7 +18,7 @@ from qwen_image_engine.engines.core.contract import Contract, split_axis
 from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.cli.shared.text import stage_seconds
-from qwen_image_engine.runtime.components import ComponentPool
+from qwen_image_engine.runtime.component_pool import ComponentPool
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import TokenSequence
 from qwen_image_engine.runtime.model.time import time_features

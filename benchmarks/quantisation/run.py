@@ -56,7 +56,7 @@ from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.pipeline import embedding_table, model_facts, schedule_config
 from qwen_image_engine.reference.torch_engine import TorchEngine
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
-from qwen_image_engine.runtime.components import ComponentPool
+from qwen_image_engine.runtime.component_pool import ComponentPool
 from qwen_image_engine.runtime.pipeline import PictureOrigin, QwenImage
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 

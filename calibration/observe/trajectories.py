@@ -19,7 +19,7 @@ from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.pipeline import embedding_table, pipeline_on
 from qwen_image_engine.reference.torch_engine import TorchEngine
-from qwen_image_engine.runtime.components import ComponentPool
+from qwen_image_engine.runtime.component_pool import ComponentPool
 
 
 def empty_sums(request: Request) -> Sums:

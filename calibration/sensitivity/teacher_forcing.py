@@ -25,7 +25,7 @@ from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.reference.pipeline import pipeline_on
 from qwen_image_engine.reference.torch_engine import TorchEngine
-from qwen_image_engine.runtime.components import ComponentPool
+from qwen_image_engine.runtime.component_pool import ComponentPool
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import TokenSequence, text_positions
 from qwen_image_engine.runtime.model.time import time_features

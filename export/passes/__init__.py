@@ -1,1 +1,1 @@
-"""Lowering passes, each module with one rewrite of the graph."""
+"""Lowering passes, each module with one rewrite of the graph. `export.lowering` has their order."""

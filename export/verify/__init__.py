@@ -1,4 +1,4 @@
-"""Parity of bundles with the fp32 reference (`qwen-image verify`)."""
+"""Parity of bundles with the fp32 reference (`qwen-image verify`). `runtime.tools.compare.measures` has the measures."""
 
 from typing import TYPE_CHECKING
 

@@ -11,7 +11,7 @@ from qwen_image_engine.export.verify.limits import Limit
 from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.reference.checkpoint.checkpoint import Source
 from qwen_image_engine.reference.lora.file import LoraFile
-from qwen_image_engine.runtime.components import Memory
+from qwen_image_engine.runtime.component_pool import Memory
 
 
 class Options(TypedDict, total=False):

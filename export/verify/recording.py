@@ -19,7 +19,7 @@ from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.engine import Array, Engine
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import engine_loader, pipeline_on, schedule_config
-from qwen_image_engine.runtime.components import ComponentPool, Memory
+from qwen_image_engine.runtime.component_pool import ComponentPool, Memory
 from qwen_image_engine.runtime.sampling.schedule import sigmas
 
 T = TypeVar("T")

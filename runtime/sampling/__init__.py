@@ -1,1 +1,1 @@
-"""Noise levels, noise, the Euler step, and the checked inputs of a request."""
+"""Noise levels, noise, solvers, steps, and the checked inputs of a sampling run."""

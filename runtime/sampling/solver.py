@@ -27,7 +27,7 @@ class Solver(Protocol):
         """Take step `index`, from sigmas[index] to sigmas[index + 1]. Steps are taken in order, each once.
 
         Args:
-            velocity: the network, evaluated `SolverRow.evaluations` times.
+            velocity: the network.
             latents: latents (batch, tokens, channels) at sigmas[index]; not modified.
             index: index of the step, 0 for the first.
 
@@ -42,16 +42,14 @@ class SolverRow:
     """A row of the table of solvers.
 
     Attributes:
-        name: name of the solver in a request.
+        name: key of the row. Requests cannot choose a solver yet.
         begin: function that creates the solver of one integration over sigmas (N + 1,) float32.
-        evaluations: number of runs of the network in a step, without guidance.
-        on_device: whether an engine that takes the steps itself (`engines.core.loop`) has a kernel of the same
-            arithmetic.
+        on_device: whether engines that take the steps themselves (`engines.core.loop`) do this arithmetic. Their
+            kernel is Euler's.
     """
 
     name: str
     begin: Callable[[NDArray[np.float32]], Solver]
-    evaluations: int
     on_device: bool
 
 
@@ -76,7 +74,7 @@ def euler_step(latents: Latents, velocity: Latents, sigma: np.float32, following
     return latents + (following - sigma) * velocity
 
 
-SOLVERS: Mapping[str, SolverRow] = {row.name: row for row in (SolverRow("euler", Euler, 1, on_device=True),)}
+SOLVERS: Mapping[str, SolverRow] = {row.name: row for row in (SolverRow("euler", Euler, on_device=True),)}
 """Solvers by name."""
 
 

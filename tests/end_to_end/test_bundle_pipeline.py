@@ -9,7 +9,7 @@ import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.bundle.bundle import Bundle
-from qwen_image_engine.runtime.components import Memory
+from qwen_image_engine.runtime.component_pool import Memory
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 pytest.importorskip("onnxruntime")

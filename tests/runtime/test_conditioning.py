@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.components import Memory
+from qwen_image_engine.runtime.component_pool import Memory
 from qwen_image_engine.runtime.images.png import read_png_parameters
 from qwen_image_engine.runtime.pipeline import QwenImage
 from tests.support.images import patches

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.components import Memory
+from qwen_image_engine.runtime.component_pool import Memory
 from qwen_image_engine.runtime.images.png import read_png_parameters, to_rgba8
 from qwen_image_engine.runtime.model.latents import unpack_latents
 from qwen_image_engine.runtime.pipeline import QwenImage

@@ -16,7 +16,7 @@ from qwen_image_engine.engines.core import contract_check
 from qwen_image_engine.engines.core.contract import Contract, Dims, contract
 from qwen_image_engine.engines.core.contract_check import Array
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, on_host
-from qwen_image_engine.runtime.components import ComponentPool, Memory
+from qwen_image_engine.runtime.component_pool import ComponentPool, Memory
 from qwen_image_engine.runtime.conditioning import KEPT_BYTES
 from qwen_image_engine.runtime.images.picture import Picture
 from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts

@@ -12,7 +12,7 @@ import numpy as np
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec, split_axis
 from qwen_image_engine.engines.plans.entry import Profile, Shape
 from qwen_image_engine.runtime.bundle.bundle import Bundle
-from qwen_image_engine.runtime.components import ComponentPool, Memory
+from qwen_image_engine.runtime.component_pool import ComponentPool, Memory
 from qwen_image_engine.runtime.pipeline import QwenImage
 from tests.support.images import patches
 from tests.support.numpy_engines import Journal, numpy_pipeline

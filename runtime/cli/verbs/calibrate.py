@@ -11,12 +11,12 @@ from qwen_image_engine.runtime.cli.shared.arguments import picture_size
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import add_checkpoint_arguments, open_checkpoint
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
-from qwen_image_engine.runtime.cli.shared.stage_progress import Bar, StageProgress
-from qwen_image_engine.runtime.cli.verbs.sensitivity import (
+from qwen_image_engine.runtime.cli.shared.sensitivity_arguments import (
     add_sensitivity_arguments,
     chosen_sensitivity,
     sensitivity_lines,
 )
+from qwen_image_engine.runtime.cli.shared.stage_progress import Bar, StageProgress
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.system.text import table
 

@@ -21,7 +21,7 @@ from qwen_image_engine.engines.core.entries import load_entry
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.manifest import Manifest
-from qwen_image_engine.runtime.components import Memory
+from qwen_image_engine.runtime.component_pool import Memory
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
 from qwen_image_engine.runtime.system.machine import Machine, package_versions

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qwen_image_engine.engines.backends import ENGINES
-from qwen_image_engine.runtime.components import Memory
+from qwen_image_engine.runtime.component_pool import Memory
 
 INSTALL = "pip install 'qwen-image-engine[export]'"
 

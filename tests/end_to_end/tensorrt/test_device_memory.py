@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
-from qwen_image_engine.runtime.components import ComponentPool
+from qwen_image_engine.runtime.component_pool import ComponentPool
 from tests.support.fake_cuda import FakeDriver
 from tests.support.fake_tensorrt_runtime import OUT_OF_MEMORY, Context, Severity
 from tests.support.numpy_engines import Journal, numpy_pipeline, same_pictures

@@ -13,7 +13,7 @@ import pytest
 from qwen_image_engine.engines.core.device_array import DeviceArray
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.cuda.memory import CudaMemory
-from qwen_image_engine.runtime.components import Memory
+from qwen_image_engine.runtime.component_pool import Memory
 from tests.support.fake_cuda import FakeDriver
 from tests.support.fake_tensorrt_runtime import Context
 from tests.support.numpy_engines import Journal, same_pictures
