@@ -1,4 +1,4 @@
-"""Parity of bundles with the fp32 reference (`qwen-image verify`). `runtime.tools.compare.measures` has the measures."""
+"""Parity of bundles with the fp32 reference (`qwen-image verify`), by `runtime.tools.compare.measures`."""
 
 from typing import TYPE_CHECKING
 
