@@ -100,7 +100,9 @@ def execute(options: argparse.Namespace) -> VerbResult:
         with pipeline:
             requests = _requests(options, pipeline)  # everything that can be refused is, before gigabytes are loaded
             began = time.perf_counter()
-            drawn = [_draw(pipeline, request) for request in requests]
+            drawn: list[_Drawn] = []
+            for request in requests:  # the first one's times hold the loads
+                drawn.append(_draw(pipeline, request, len(pipeline.timings.entries) if drawn else 0))
             peaks = pipeline.timings.peaks()
     pictures = [picture for item in drawn for picture in item.pictures]
     for picture, file in zip(pictures, files, strict=True):
@@ -170,10 +172,9 @@ def _requests(options: argparse.Namespace, pipeline: "QwenImage") -> "list[Reque
     return requests
 
 
-def _draw(pipeline: "QwenImage", request: "Request") -> _Drawn:
+def _draw(pipeline: "QwenImage", request: "Request", first: int) -> _Drawn:
     """Draw the pictures of one request, with a progress bar."""
     steps = request.inputs.steps
-    first = len(pipeline.timings.entries)
     with ExitStack() as stack:
         stack.enter_context(ProgressBar("reading the prompt", 0))
         bars: list[ProgressBar] = []

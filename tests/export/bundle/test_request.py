@@ -8,7 +8,7 @@ import pytest
 
 from qwen_image_engine.export.bundle.request import ExportRequest
 from qwen_image_engine.export.estimate.sizes import estimate_seconds
-from qwen_image_engine.export.targets import recipe
+from qwen_image_engine.export.targets import choose_target
 from qwen_image_engine.reference import load
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.load import read_tensors
@@ -30,7 +30,7 @@ def described(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_each_network_is_described_once(random_checkpoint: Callable[..., Path], described: list[str]) -> None:
     checkpoint = Checkpoint.open(random_checkpoint())
-    chosen = recipe("cpu", "int8")
+    chosen = choose_target("cpu", "int8")
     request = ExportRequest.of(checkpoint, chosen, without=("vision",))
     assert request.networks == ("text_encoder", "transformer", "vae")
     assert request.components("transformer") == ["prefix", "step"]
