@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: workers with a thread for every core wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from qwen_image_engine.reference.baselines.cpu_torchvision import leave_out_operators
 from tests.support.paths import ROOT
 from tests.support.processes import ProcessWatch
