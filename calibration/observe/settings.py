@@ -6,6 +6,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from qwen_image_engine.runtime.system.json_schema import (
+    COUNT,
+    NUMBER,
+    TEXT,
+    WHOLE,
+    SchemaError,
+    is_count,
+    is_integer,
+    is_list_of,
+    leaf,
+    many,
+    named,
+    optional,
+    record,
+)
+
 FORMAT = "qwen-image-calibration"
 SCHEMA = 3
 
@@ -76,28 +92,19 @@ class Settings:
         if data.get("schema") != SCHEMA:
             raise ValueError(f"schema version {data.get('schema')!r}, this version reads {SCHEMA}")
         try:
-            negative_prompt = data["negative_prompt"]
-            return cls(
-                checkpoint=CheckpointIdentity(
-                    *(_text(data["checkpoint"][key]) for key in ("name", "config_sha256", "weights_sha256"))
-                ),
-                prompts=int(data["prompts"]),
-                prompts_sha256=_text(data["prompts_sha256"]),
-                images=int(data["images"]),
-                images_sha256=_text(data["images_sha256"]),
-                negative_prompt=None if negative_prompt is None else _text(negative_prompt),
-                guidance=float(data["guidance"]),
-                seeds=tuple(int(seed) for seed in data["seeds"]),
-                steps=int(data["steps"]),
-                sizes=tuple((int(width), int(height)) for width, height in data["sizes"]),
-                dtype=_text(data["dtype"]),
-                device=_text(data["device"]),
-                versions={_text(package): _text(version) for package, version in data["versions"].items()},
-            )
-        except KeyError as error:
-            raise ValueError(f"{error} is missing") from error
-        except (TypeError, AttributeError) as error:
+            _SETTINGS(data, "")
+        except SchemaError as error:
             raise ValueError(str(error)) from error
+        values = {name: data[name] for name in _FIELDS}
+        return cls(
+            **{
+                **values,
+                "checkpoint": CheckpointIdentity(**{name: data["checkpoint"][name] for name in _CHECKPOINT}),
+                "guidance": float(data["guidance"]),
+                "seeds": tuple(data["seeds"]),
+                "sizes": tuple(tuple(size) for size in data["sizes"]),
+            }
+        )
 
     def differences(self, asked: Settings, *, unfinished: bool = False) -> str:
         """Return a description of the differences from `asked`, or "" if there are none.
@@ -122,10 +129,23 @@ class Settings:
         return "; ".join(found)
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
+_CHECKPOINT = dict.fromkeys(("name", "config_sha256", "weights_sha256"), TEXT)
+_FIELDS = {
+    "checkpoint": record(_CHECKPOINT),
+    "prompts": WHOLE,
+    "prompts_sha256": TEXT,
+    "images": WHOLE,
+    "images_sha256": TEXT,
+    "negative_prompt": optional(TEXT),
+    "guidance": NUMBER,
+    "seeds": many(leaf("a whole number", is_integer)),
+    "steps": COUNT,
+    "sizes": many(leaf("a width and a height in pixels", lambda value: is_list_of(value, is_count, 2))),
+    "dtype": TEXT,
+    "device": TEXT,
+    "versions": named(TEXT),
+}
+_SETTINGS = record(_FIELDS)
 
 
 def _described(value: Any) -> str:

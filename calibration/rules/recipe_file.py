@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qwen_image_engine.calibration.rules.quantisation import HIGH, QUANTISED, Rule
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.engines.cuda.compute_capability import INT8_AND_FP8
-from qwen_image_engine.runtime.system.json_schema import is_integer, is_number
+from qwen_image_engine.runtime.system.json_schema import (
+    NUMBER,
+    TEXT,
+    TRUTH,
+    SchemaError,
+    is_integer,
+    leaf,
+    many,
+    optional,
+    record,
+)
 
 
 @dataclass(frozen=True)
@@ -44,25 +53,19 @@ class QuantisationRecipe:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"--recipe {path}: cannot be read as JSON ({error})") from error
-        known = {"rules", "skip_blocks", "fp8_attention", "compute_capability"}
-        if not isinstance(data, dict) or not isinstance(data.get("rules"), list) or data.keys() - known:
+        try:
+            _RECIPE(data, "")
+        except SchemaError as error:
             raise UsageError(
-                f'--recipe {path}: expected an object with the list "rules" and no keys but {", ".join(sorted(known))}'
-            )
+                f'--recipe {path}: {error}; expected an object with the list "rules" of '
+                '{"linears": PATTERN, "precision": PRECISION} and no keys but skip_blocks as a list of numbers, '
+                "fp8_attention as true or false, and compute_capability as a number such as 10.0"
+            ) from error
         if not data["rules"]:
             raise UsageError(
                 f'--recipe {path}: names no layer; give rules such as {{"linears": "*", "precision": "int8"}}'
             )
         capability = data.get("compute_capability")
-        if not (
-            _is_list_of_ints(data.get("skip_blocks", []))
-            and isinstance(data.get("fp8_attention", False), bool)
-            and (capability is None or is_number(capability))
-        ):
-            raise UsageError(
-                f"--recipe {path}: expected skip_blocks as a list of numbers, fp8_attention true or false, and "
-                "compute_capability as a number such as 10.0"
-            )
         return cls(
             path,
             tuple(_rule(path, item) for item in data["rules"]),
@@ -99,11 +102,7 @@ class QuantisationRecipe:
             )
 
 
-def _rule(path: Path, item: Any) -> Rule:
-    if not isinstance(item, dict) or item.keys() != {"linears", "precision"} or not isinstance(item["linears"], str):
-        raise UsageError(
-            f'--recipe {path}: the rule {item!r} is not of the form {{"linears": PATTERN, "precision": PRECISION}}'
-        )
+def _rule(path: Path, item: Mapping[str, str]) -> Rule:
     if item["precision"] not in (*QUANTISED, HIGH):
         raise UsageError(
             f"--recipe {path}: unknown precision {item['precision']!r} for {item['linears']!r}; known: "
@@ -112,5 +111,12 @@ def _rule(path: Path, item: Any) -> Rule:
     return Rule(item["linears"], item["precision"])
 
 
-def _is_list_of_ints(value: Any) -> bool:
-    return isinstance(value, list) and all(is_integer(item) for item in value)
+_RECIPE = record(
+    {"rules": many(record({"linears": TEXT, "precision": TEXT}, closed=True), 0)},
+    {
+        "skip_blocks": many(leaf("a number of a block", is_integer), 0),
+        "fp8_attention": TRUTH,
+        "compute_capability": optional(NUMBER),
+    },
+    closed=True,
+)

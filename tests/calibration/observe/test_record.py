@@ -151,9 +151,9 @@ def test_tensors_of_another_kind(folder: Path, shapes: Path) -> None:
     [
         (lambda record: record.update(schema=99), "schema version 99, this version reads 3"),
         (lambda record: record.update(format="other"), 'no "format": "qwen-image-calibration"'),
-        (lambda record: record.pop("sizes"), "'sizes' is missing"),
+        (lambda record: record.pop("sizes"), "sizes is missing"),
         (lambda record: record.update(sizes=5), "is not the record of a calibration"),
-        (lambda record: record.update(dtype=5), "5 is no text"),
+        (lambda record: record.update(dtype=5), "dtype is 5, expected a text"),
         (lambda record: record.pop("tensors"), "'tensors'"),
         (lambda record: record.update(versions=[]), "is not the record of a calibration"),
         (lambda record: record.update(checkpoint=None), "is not the record of a calibration"),

@@ -44,9 +44,9 @@ def test_rules_are_read_in_order(tmp_path: Path) -> None:
             {"rules": [{"linears": "*", "precision": "int4"}]},
             "unknown precision 'int4' for '\\*'; known: int8, fp8, high",
         ),
-        ({"rules": [{"linears": "*"}]}, "is not of the form"),
-        ({"rules": [FP8], "skip_blocks": "0"}, "expected skip_blocks as a list of numbers"),
-        ({"rules": [FP8], "skip_blocks": [True]}, "expected skip_blocks as a list of numbers"),
+        ({"rules": [{"linears": "*"}]}, "precision is missing; expected"),
+        ({"rules": [FP8], "skip_blocks": "0"}, "skip_blocks as a list of numbers"),
+        ({"rules": [FP8], "skip_blocks": [True]}, "skip_blocks as a list of numbers"),
         ({"rules": [FP8], "compute_capability": "10"}, "compute_capability as a number"),
     ],
 )
