@@ -62,6 +62,7 @@ class OnnxRuntimeEngine:
         )
         contract_check.check_graph(contract, model, *ports)
         self._contract = contract
+        self._package = package
         self._session: Any = session
         self._runs: list[Any] = []
 
@@ -77,7 +78,7 @@ class OnnxRuntimeEngine:
             raise errors.closed(self._contract.component)
         sizes = contract_check.check_inputs(self._contract, inputs)
         names = [spec.name for spec in self._contract.outputs]
-        options = onnxruntime().RunOptions()
+        options = self._package.RunOptions()
         self._runs.append(options)
         try:
             outputs = dict(zip(names, session.run(names, dict(inputs), options), strict=True))
