@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: workers with a thread f
 from qwen_image_engine.reference.baselines.cpu_torchvision import leave_out_operators
 from tests.support.paths import ROOT
 from tests.support.processes import ProcessWatch
+from tests.support.shared import SharedFolders
 
 leave_out_operators()
 
@@ -27,46 +28,50 @@ WATCH = pytest.StashKey[ProcessWatch]()
 
 
 @pytest.fixture(scope="session")
-def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> SharedFolders:
+    """`shared(make, name, *key) -> Path`: a read-only folder that one run makes once for all its workers."""
+    base = tmp_path_factory.getbasetemp()
+    return SharedFolders((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared")
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(shared: SharedFolders) -> Callable[..., Path]:
     """`random_checkpoint(name="narrow", **options) -> Path`: each variant of `write_checkpoint` once."""
-    written: dict[tuple[Any, ...], Path] = {}
 
     def checkpoint(name: str = "narrow", **options: Any) -> Path:
-        from tests.support.random_checkpoint import write_checkpoint
+        def write(folder: Path) -> None:
+            from tests.support.random_checkpoint import write_checkpoint
 
-        key = (name, *sorted(options.items()))
-        if key not in written:
-            written[key] = write_checkpoint(tmp_path_factory.mktemp(name), name, **options)
-        return written[key]
+            write_checkpoint(folder, name, **options)
+
+        return shared(write, name, "checkpoint", *sorted(options.items()))
 
     return checkpoint
 
 
 @pytest.fixture(scope="session")
-def with_outliers(
-    random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[Path, Path]]:
+def with_outliers(random_checkpoint: Callable[..., Path], shared: SharedFolders) -> Callable[[str], tuple[Path, Path]]:
     """`with_outliers(name) -> (plain, planted)`: two checkpoints that are the same in exact arithmetic.
 
     The gates of `random_checkpoint(name)` are opened: at random weights they are nearly shut, and the blocks hardly
     count.
     """
-    written: dict[str, tuple[Path, Path]] = {}
 
     def checkpoints(name: str) -> tuple[Path, Path]:
-        from safetensors.torch import load_file, save_file
+        def write(folder: Path) -> None:
+            from safetensors.torch import load_file, save_file
 
-        from benchmarks.quantisation.outliers import write_with_outliers
+            from benchmarks.quantisation.outliers import write_with_outliers
 
-        if name not in written:
-            folder = tmp_path_factory.mktemp(name)
             plain = shutil.copytree(random_checkpoint(name), folder / "plain")
             file = plain / "transformer" / "diffusion_pytorch_model.safetensors"
             tensors = {key: tensor.clone() for key, tensor in load_file(file).items()}
             tensors["modulation.1.weight"] *= 4
             save_file(tensors, file, {"format": "pt"})
-            written[name] = plain, write_with_outliers(plain, folder / "planted")
-        return written[name]
+            write_with_outliers(plain, folder / "planted")
+
+        folder = shared(write, name, "outliers")
+        return folder / "plain", folder / "planted"
 
     return checkpoints
 
@@ -97,27 +102,23 @@ def trace_once(pytestconfig: pytest.Config) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def exported(
-    random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, trace_once: None
-) -> Callable[..., Path]:
+def exported(random_checkpoint: Callable[..., Path], shared: SharedFolders, trace_once: None) -> Callable[..., Path]:
     """`exported(name="narrow", *, without=(), attention=None, **options) -> Path`; read-only.
 
     The bundle of `random_checkpoint(name, **options)`.
     """
-    bundles: dict[tuple[Any, ...], Path] = {}
 
     def export(
         name: str = "narrow", *, without: tuple[str, ...] = (), attention: str | None = None, **options: Any
     ) -> Path:
-        from qwen_image_engine.export.bundle.bundle import export_bundle
-        from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+        def write(folder: Path) -> None:
+            from qwen_image_engine.export.bundle.bundle import export_bundle
+            from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 
-        key = (name, without, attention, *sorted(options.items()))
-        if key not in bundles:
-            bundles[key] = tmp_path_factory.mktemp(name) / "bundle"
             checkpoint = Checkpoint.open(random_checkpoint(name, **options), attention=attention)
-            export_bundle(checkpoint, bundles[key], without=without)
-        return bundles[key]
+            export_bundle(checkpoint, folder, without=without)
+
+        return shared(write, "bundle", name, without, attention, *sorted(options.items()))
 
     return export
 

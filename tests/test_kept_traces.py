@@ -12,7 +12,7 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from tests.support.paths import ROOT
 from tests.support.traces import KeptTraces, forget, source_hash
 
-COMPONENT = "vae_decoder_up"
+COMPONENT = "prefix"
 
 
 @pytest.fixture
@@ -54,12 +54,21 @@ def test_a_kept_graph_is_the_traced_one(random_checkpoint: Callable[..., Path], 
     assert (first.fresh, again.fresh) == (1, 0)
     fresh = tracing.trace(checkpoint, COMPONENT, "float32")
     assert ir.to_proto(kept) == ir.to_proto(traced) == ir.to_proto(fresh)
-    other = KeptTraces(tracing.trace, tmp_path, "another network")
-    other(checkpoint, COMPONENT, "float32")
-    assert other.fresh == 1
-    half = KeptTraces(tracing.trace, tmp_path, "a")
-    half(checkpoint, COMPONENT, "float16")
-    assert half.fresh == 1
+
+
+def test_another_source_or_dtype_is_another_graph(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(random_checkpoint())
+
+    def empty(checkpoint: Checkpoint, component: str, dtype: str) -> ir.Model:
+        return ir.Model(ir.Graph([], [], nodes=[], name=f"{component} {dtype}"), ir_version=11)
+
+    def fresh(source: str, dtype: str) -> int:
+        kept = KeptTraces(empty, tmp_path, source)
+        assert kept(checkpoint, COMPONENT, dtype).graph.name == f"{COMPONENT} {dtype}"
+        return kept.fresh
+
+    calls = [("a", "float32"), ("another network", "float32"), ("a", "float16"), ("a", "float32")]
+    assert [fresh(*call) for call in calls] == [1, 1, 1, 0]
 
 
 def test_a_graph_that_no_run_uses_goes(tmp_path: Path) -> None:

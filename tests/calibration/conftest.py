@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import SHAPES
+from tests.support.shared import SharedFolders
 from tests.support.small_calibration import PROMPTS, SETTINGS
 
 
@@ -16,13 +17,11 @@ def shapes() -> Path:
 
 
 @pytest.fixture(scope="session")
-def calibrated(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def calibrated(shapes: Path, shared: SharedFolders) -> Path:
     """The folder of a calibration of `shapes` on `PROMPTS` with `SETTINGS`; read-only."""
     from qwen_image_engine.calibration.observe.calibrate import calibrate
 
-    folder = tmp_path_factory.mktemp("calibrated") / "calibration"
-    calibrate(shapes, folder, PROMPTS, **SETTINGS)
-    return folder
+    return shared(lambda folder: calibrate(shapes, folder, PROMPTS, **SETTINGS), "calibration", "shapes")
 
 
 @pytest.fixture

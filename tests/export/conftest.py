@@ -15,6 +15,7 @@ from qwen_image_engine.calibration.observe.calibrate import calibrate
 from qwen_image_engine.engines.core.contract import Contract, split_axis
 from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.export.bundle.bundle import export_bundle
+from tests.support.shared import SharedFolders
 
 ROWS_OF_POSITIONS = 36
 """Of the vision tower's table in the configuration that has fewest."""
@@ -62,65 +63,62 @@ def _size(axis: str, sizes: dict[str, int]) -> int:
 
 @pytest.fixture(scope="session")
 def int8_bundle(
-    random_checkpoint: Callable[..., Path], with_outliers: Callable[[str], tuple[Path, Path]], tmp_path_factory: Any
+    random_checkpoint: Callable[..., Path],
+    with_outliers: Callable[[str], tuple[Path, Path]],
+    shared: SharedFolders,
 ) -> Callable[..., tuple[Path, Path]]:
     """`int8_bundle(name, outliers=False) -> (checkpoint, bundle)`; read-only."""
-    made: dict[tuple[str, bool], tuple[Path, Path]] = {}
 
     def bundle(name: str, outliers: bool = False) -> tuple[Path, Path]:
-        if (name, outliers) not in made:
-            source = with_outliers(name)[1] if outliers else random_checkpoint(name)
-            folder = tmp_path_factory.mktemp(name) / "bundle"
-            export_bundle(source, folder, precision="int8")
-            made[name, outliers] = source, folder
-        return made[name, outliers]
+        source = with_outliers(name)[1] if outliers else random_checkpoint(name)
+        folder = shared(lambda folder: export_bundle(source, folder, precision="int8"), "bundle", "int8", source)
+        return source, folder
 
     return bundle
 
 
 @pytest.fixture(scope="session")
-def calibrated(tmp_path_factory: Any) -> Callable[[Path], Path]:
+def calibrated(shared: SharedFolders) -> Callable[[Path], Path]:
     """`calibrated(checkpoint) -> folder`: two trajectories of small pictures, the first an edit; read-only."""
-    folders: dict[Path, Path] = {}
 
     def folder(checkpoint: Path) -> Path:
-        if checkpoint not in folders:
-            folders[checkpoint] = tmp_path_factory.mktemp("calibration") / "calibration"
+        def write(folder: Path) -> None:
             patches = np.random.default_rng(0).integers(0, 256, (6, 8, 4)).astype(np.uint8)
             image = Image.fromarray(patches).resize((320, 300), Image.Resampling.BICUBIC)
             calibrate(
                 checkpoint,
-                folders[checkpoint],
+                folder,
                 ["a red circle", "蓝色"],
                 images=[image],
                 reference_resolution=288,
                 steps=8,
                 sizes=[(96, 64), (64, 96)],
             )
-        return folders[checkpoint]
+
+        return shared(write, "calibration", checkpoint)
 
     return folder
 
 
 @pytest.fixture(scope="session")
 def static_bundle(
-    calibrated: Callable[[Path], Path], with_outliers: Callable[[str], tuple[Path, Path]], tmp_path_factory: Any
+    calibrated: Callable[[Path], Path],
+    with_outliers: Callable[[str], tuple[Path, Path]],
+    shared: SharedFolders,
 ) -> Callable[..., tuple[Path, Path]]:
     """`static_bundle(name, target, precision, outliers=False, **options) -> (checkpoint, bundle)`; read-only.
 
     Without outliers the checkpoint is one whose gates are open (see `with_outliers`).
     """
-    made: dict[tuple[Any, ...], tuple[Path, Path]] = {}
 
     def bundle(name: str, target: str, precision: str, outliers: bool = False, **options: Any) -> tuple[Path, Path]:
-        key = (name, target, precision, outliers, *sorted(options.items()))
-        if key not in made:
-            source = with_outliers(name)[outliers]
-            folder = tmp_path_factory.mktemp(name) / "bundle"
+        source = with_outliers(name)[outliers]
+
+        def write(folder: Path) -> None:
             calibration = None if precision == "bf16" else calibrated(source)
             export_bundle(source, folder, target=target, precision=precision, calibration=calibration, **options)
-            made[key] = source, folder
-        return made[key]
+
+        return source, shared(write, "bundle", target, precision, source, *sorted(options.items()))
 
     return bundle
 

@@ -13,16 +13,15 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from filelock import FileLock
 
 PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 START = "export/trace.py"
-ABANDONED_S = 300.0
 
 Trace = Callable[[Any, str, Any], ir.Model]
 
@@ -56,7 +55,7 @@ class KeptTraces:
 
     def _kept(self, key: str, checkpoint: Any, component: str, dtype: Any) -> ir.Model:
         file = self._folder / f"{key}.onnx"
-        with _alone(self._folder / f"{key}.lock"):
+        with FileLock(self._folder / f"{key}.lock"):
             if not file.is_file():
                 self.fresh += 1
                 temporary = self._folder / f"{secrets.token_hex(8)}.tmp"
@@ -106,28 +105,3 @@ def _closure(home: Path, start: str) -> set[str]:
                 ]
                 waiting += [file for file in files if (home / file).is_file()]
     return seen
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Wait for another worker that traces the same graph; a lock that is too old is nobody's any more."""
-    while True:
-        try:
-            lock.touch(exist_ok=False)
-            break
-        except FileExistsError:
-            with_age = _age(lock)
-            if with_age is not None and with_age > ABANDONED_S:
-                lock.unlink(missing_ok=True)
-            time.sleep(0.05)
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def _age(file: Path) -> float | None:
-    try:
-        return time.time() - file.stat().st_mtime
-    except FileNotFoundError:
-        return None
