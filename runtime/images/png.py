@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.core.files import whole_file
+from qwen_image_engine.engines.core.files import is_stream, whole_file
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
 
 
@@ -35,12 +35,12 @@ def to_rgba8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def check_png_name(path: Path) -> None:
-    """Raise if a file name does not match the format that is written.
+    """Raise if a file name does not match the format that is written. Pipes and devices may have any name.
 
     Raises:
         UsageError: the name does not end in .png.
     """
-    if path.suffix.lower() != ".png":
+    if path.suffix.lower() != ".png" and not is_stream(path):
         raise UsageError(f"{path}: pictures are written as PNG, expected a name that ends in .png")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.core.files import whole_file
+from qwen_image_engine.engines.core.files import is_stream, link_target, whole_file
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
 
 
@@ -39,18 +40,24 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
 def check_writable(*paths: Path) -> None:
     """Raise if a path could not be written. Try each folder with a probe file that is removed at once.
 
-    Permissions alone do not show read-only disks.
+    Permissions alone do not show read-only disks. A pipe or a device is not probed: opening it may wait for a reader.
 
     Raises:
-        QwenImageError: a path is a folder, or its folder does not exist or is not writable.
+        QwenImageError: a path is a folder, its folder does not exist or is not writable, it is a pipe or a device
+            without permission to write, or a symlink that leads to itself.
     """
     for path in paths:
         if path.is_dir():
             raise QwenImageError(f"cannot write {path}: it is a folder")
-        if not path.parent.is_dir():
-            raise QwenImageError(f"cannot write {path}: no folder {path.parent}; make it with: mkdir -p {path.parent}")
-        probe = path.parent / f".{secrets.token_hex(8)}.tmp"
+        if is_stream(path):
+            if not os.access(path, os.W_OK):
+                raise QwenImageError(f"cannot write {path}: no permission; choose another name")
+            continue
         try:
+            folder = link_target(path).parent
+            if not folder.is_dir():
+                raise QwenImageError(f"cannot write {path}: no folder {folder}; make it with: mkdir -p {folder}")
+            probe = folder / f".{secrets.token_hex(8)}.tmp"
             probe.touch(exist_ok=False)
             probe.unlink()
         except OSError as error:

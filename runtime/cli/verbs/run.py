@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.backends import BACKENDS, ENGINES
 from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.core.files import is_stream
 from qwen_image_engine.runtime.cli.shared.arguments import whole_numbers
 from qwen_image_engine.runtime.cli.shared.output_files import picture_paths, read_latents
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
@@ -136,7 +137,7 @@ def _output_files(options: argparse.Namespace) -> list[Path]:
     if options.latents and len(options.seed) > 1:
         raise UsageError(f"--latents is the noise of one picture, and there are {len(options.seed)} seeds")
     files = picture_paths(options.output, options.num_images * len(options.seed))
-    if options.save_latents and options.save_latents.suffix != ".npy":
+    if options.save_latents and options.save_latents.suffix != ".npy" and not is_stream(options.save_latents):
         raise UsageError(f"--save-latents {options.save_latents}: expected a name that ends in .npy")
     check_writable(*files, *([options.save_latents] if options.save_latents else []))
     return files
