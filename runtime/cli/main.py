@@ -66,7 +66,28 @@ VERBS: Mapping[str, Verb] = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that raises usage errors as `UsageError`, so that they end like every other error."""
+    """A parser that raises usage errors as `UsageError`, and takes values that begin with a dash, such as "-1,2"."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse like argparse, which takes a word that begins with a dash for a flag, and a value for missing.
+
+        The word behind a flag that takes a single value is its value, as in POSIX, unless it is itself a flag.
+        """
+        return super().parse_known_args(self._with_values_joined(args or []), namespace)
+
+    def _with_values_joined(self, words: Sequence[str]) -> list[str]:
+        flags = self._option_string_actions
+        joined: list[str] = []
+        expects_value = False
+        for index, word in enumerate(words):
+            if word == "--":
+                return [*joined, *words[index:]]
+            if expects_value and word.startswith("-") and word != "-" and word.partition("=")[0] not in flags:
+                joined[-1] += f"={word}"
+            else:
+                joined.append(word)
+            expects_value = joined[-1] == word and word in flags and flags[word].nargs is None
+        return joined
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")

@@ -62,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_numbers,
         default=(0,),
         metavar="S[,S…]",
-        help="of the noise, the same on every engine (0); several are drawn one after the other, from one encoding",
+        help="of the noise, the same on every engine (0); -1 is a seed like any other; several are drawn one after the "
+        "other, from one encoding",
     )
     parser.add_argument("-n", "--negative-prompt", help="what to steer away from; needs --guidance above 1")
     parser.add_argument("--guidance", type=float, default=1.0, help="1 for none; above 1 each step runs twice (1)")

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from qwen_image_engine.runtime.cli.main import main
-from qwen_image_engine.runtime.cli.verbs import doctor
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
+from qwen_image_engine.runtime.cli.verbs import doctor, run
 from qwen_image_engine.runtime.images.png import read_png_parameters
 
 COMMAND = [sys.executable, "-c", "import sys; from qwen_image_engine.runtime.cli.main import main; sys.exit(main())"]
@@ -44,6 +45,34 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
             main(arguments)
         assert stopped.value.code == 0
         assert word in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("-p", "-red"), {"prompt": "-red"}),
+        (("--prompt", "--no people"), {"prompt": "--no people"}),
+        (("-p", "-red car", "--seed", "-1,2"), {"prompt": "-red car", "seed": (-1, 2)}),
+        (("-p", "a", "-n", "-5", "--seed", "-7"), {"negative_prompt": "-5", "seed": (-7,)}),
+        (("-p", "-"), {"prompt": "-"}),
+        (("-p=-o", "--negative-prompt=-r"), {"prompt": "-o", "negative_prompt": "-r"}),
+        (("-p", "a", "-r", "-in.png", "--save-latents", "-x.npy"), {"save_latents": Path("-x.npy")}),
+    ],
+)
+def test_values_may_begin_with_a_dash(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], expected: dict[str, Any]
+) -> None:
+    taken: list[dict[str, Any]] = []
+    monkeypatch.setattr(run, "execute", lambda options: taken.append(vars(options)) or VerbResult({}, []))
+    assert main(["run", "BUNDLE", *words, "-o", "out.png"]) == 0
+    assert {name: taken[0][name] for name in expected} == expected
+    assert (taken[0]["bundle"], taken[0]["output"]) == (Path("BUNDLE"), Path("out.png"))
+
+
+@pytest.mark.parametrize("words", [("-p", "-o", "out.png"), ("-o", "out.png", "-p"), ("-p", "--seed=3", "-o", "a.png")])
+def test_a_flag_is_no_value(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    assert main(["run", "BUNDLE", *words]) == 2
+    assert "argument -p/--prompt: expected one argument; see qwen-image run --help" in capsys.readouterr().err
 
 
 def test_doctor(document: Callable[..., Any]) -> None:
