@@ -184,10 +184,9 @@ class QwenImage:
                 the result of `read_references`.
             reference_resolution: side in pixels of a square of the area that each reference image is fitted to.
             guidance: guidance weight. 1 for none; above 1 each step runs twice.
-            width: width in pixels, a multiple of 32. None for the fitted width of the last reference image, or for 1024
-                without reference images.
-            height: height in pixels, a multiple of 32. None for the fitted height of the last reference image, or for
-                1024 without reference images.
+            width: width in pixels, a multiple of 32. None for the width that keeps the aspect ratio of the last
+                reference image at `height`, its fitted width if `height` is None too, or 1024 without reference images.
+            height: height in pixels, likewise.
             steps: number of steps. None for 40, or for the length of the checkpoint's fixed grid if it has one.
             seed: seed of the noise, the same on every engine.
             num_images: number of pictures, 1 to 4, drawn as one batch from one seed.

@@ -11,7 +11,7 @@ from qwen_image_engine.runtime.images.pixels import fit_reference, reference_has
 from qwen_image_engine.runtime.images.read import ReferenceSource, check_references, read_reference, reference_name
 from qwen_image_engine.runtime.model.facts import VisionFacts
 from qwen_image_engine.runtime.model.sequence import ImageBlock
-from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, PIXELS_PER_LATENT
+from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, PIXELS_PER_LATENT, other_side
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +41,13 @@ class ReferenceImages:
         images: fitted reference images.
         size: default (width, height) of a picture [pixels]: the size of the last reference image, or a square of
             `DEFAULT_RESOLUTION` without reference images.
+        proportions: (width, height) of the last reference image before it was fitted [pixels]; None without reference
+            images.
     """
 
     images: tuple[ReferenceImage, ...] = ()
     size: tuple[int, int] = (DEFAULT_RESOLUTION, DEFAULT_RESOLUTION)
+    proportions: tuple[int, int] | None = None
 
     @classmethod
     def read(
@@ -70,22 +73,35 @@ class ReferenceImages:
                 f"there are reference images, and the bundle has no {' and no '.join(absent)}; export it again, "
                 "without the flag --without"
             )
-        images = tuple(cls._fitted(source, resolution, facts) for source in sources)
+        images: list[ReferenceImage] = []
+        for source in sources:
+            image, proportions = cls._fitted(source, resolution, facts)
+            images.append(image)
         height, width = images[-1].rgba.shape[:2]
-        return cls(images, (width, height))
+        return cls(tuple(images), (width, height), proportions)
 
     def picture_size(self, width: int | None, height: int | None) -> tuple[int, int]:
-        """Return (width, height) of a picture. A side that is None is taken from `size`."""
+        """Return (width, height) of a picture, a multiple of 32 each.
+
+        If one side is given and there are reference images, the other follows from the aspect ratio of the last one.
+        Any other side that is None is taken from `size`.
+        """
+        if self.proportions is not None:
+            across, down = self.proportions
+            if width is None and height is not None:
+                width = other_side(height, down, across)
+            elif height is None and width is not None:
+                height = other_side(width, across, down)
         return self.size[0] if width is None else width, self.size[1] if height is None else height
 
     @staticmethod
-    def _fitted(source: ReferenceSource, resolution: int, facts: VisionFacts) -> ReferenceImage:
-        """Read and fit one image. The caller fits one at a time: the largest take half a gigabyte before fitting."""
+    def _fitted(source: ReferenceSource, resolution: int, facts: VisionFacts) -> tuple[ReferenceImage, tuple[int, int]]:
+        """Read and fit one image, and return its size before that too.
+
+        The caller fits one at a time: the largest take half a gigabyte before fitting.
+        """
+        image = read_reference(source)
         rgba = fit_reference(
-            read_reference(source),
-            resolution,
-            name=reference_name(source),
-            min_pixels=facts.min_pixels,
-            max_pixels=facts.max_pixels,
+            image, resolution, name=reference_name(source), min_pixels=facts.min_pixels, max_pixels=facts.max_pixels
         )
-        return ReferenceImage(rgba, reference_hash(rgba))
+        return ReferenceImage(rgba, reference_hash(rgba)), image.size

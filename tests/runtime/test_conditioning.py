@@ -45,7 +45,9 @@ class TestGenerate:
         picture = pipeline.generate("a", **arguments)[0].parameters
         assert (picture.width, picture.height) == (160, 96)  # 128 squared at 3:2
         picture = pipeline.generate("a", **arguments, height=64)[0].parameters
-        assert (picture.width, picture.height) == (160, 64)
+        assert (picture.width, picture.height) == (96, 64)  # of 90x60, not of the fitted 160x96
+        picture = pipeline.generate("a", references=[WIDE, TALL], reference_resolution=128, steps=2, width=320)[0]
+        assert (picture.parameters.width, picture.parameters.height) == (320, 448)
 
     def test_pictures_carry_the_hashes(self, pipeline: QwenImage, tmp_path: Path) -> None:
         picture = pipeline.generate("a", references=[WIDE, TALL], **SMALL)[0]

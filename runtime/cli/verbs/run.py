@@ -53,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"side of a square of the area that each is fitted to ({DEFAULT_RESOLUTION})",
     )
     parser.add_argument(
-        "-W", "--width", type=int, help="pixels, a multiple of 32 (1024, or as the last reference's aspect ratio)"
+        "-W",
+        "--width",
+        type=int,
+        help="pixels, a multiple of 32 (1024, or as the last reference; with -H alone, its aspect ratio is kept)",
     )
     parser.add_argument("-H", "--height", type=int, help="likewise")
     parser.add_argument("-s", "--steps", type=int, help="of the sampler (40, or the checkpoint's own)")

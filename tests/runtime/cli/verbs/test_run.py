@@ -71,7 +71,15 @@ def test_run_with_references_and_seeds(
         assert np.array_equal(np.asarray(one), np.asarray(other))
 
 
-@pytest.mark.parametrize(("flags", "size"), [((), (256, 320)), (("-H", "64"), (256, 64)), (("-W", "64"), (64, 320))])
+@pytest.mark.parametrize(
+    ("flags", "size"),
+    [
+        ((), (256, 320)),
+        (("-H", "128"), (96, 128)),
+        (("-W", "96"), (96, 128)),
+        (("-W", "64", "-H", "320"), (64, 320)),
+    ],
+)
 def test_the_size_is_the_last_references(
     exported: Callable[..., Path],
     references: list[Path],
