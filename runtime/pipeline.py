@@ -165,6 +165,7 @@ class QwenImage:
         negative_prompt: str | None = None,
         references: Sequence[ReferenceSource] | ReferenceImages = (),
         reference_resolution: int = DEFAULT_RESOLUTION,
+        first_frame: bool = False,
         guidance: float = 1.0,
         width: int | None = None,
         height: int | None = None,
@@ -183,6 +184,7 @@ class QwenImage:
             references: at most 10 image files or Pillow images, in the order in which the prompt may number them, or
                 the result of `read_references`.
             reference_resolution: side in pixels of a square of the area that each reference image is fitted to.
+            first_frame: whether to take the first frame of an animated reference image, which is refused otherwise.
             guidance: guidance weight. 1 for none; above 1 each step runs twice.
             width: width in pixels, a multiple of 32. None for the width that keeps the aspect ratio of the last
                 reference image at `height`, its fitted width if `height` is None too, or 1024 without reference images.
@@ -201,7 +203,7 @@ class QwenImage:
         images = (
             references
             if isinstance(references, ReferenceImages)
-            else self.read_references(references, reference_resolution)
+            else self.read_references(references, reference_resolution, first_frame)
         )
         width, height = images.picture_size(width, height)
         inputs = SamplingInputs.prepare(
@@ -318,15 +320,15 @@ class QwenImage:
             raise QwenImageError("this pipeline is closed; load it again with QwenImage.load")
 
     def read_references(
-        self, sources: Sequence[ReferenceSource], resolution: int = DEFAULT_RESOLUTION
+        self, sources: Sequence[ReferenceSource], resolution: int = DEFAULT_RESOLUTION, first_frame: bool = False
     ) -> ReferenceImages:
-        """Read and fit reference images. No network runs.
+        """Read and fit reference images. No network runs. `prepare` describes the arguments.
 
         Raises:
             UsageError: there are too many images, an image cannot be read or fitted, or the bundle was exported without
                 components that read them.
         """
-        return ReferenceImages.read(sources, resolution, self.facts.vision, self._absent)
+        return ReferenceImages.read(sources, resolution, self.facts.vision, self._absent, first_frame)
 
     def prefix_tokens(self, prompt: str, references: ReferenceImages = NO_REFERENCES) -> int:
         """Return the number of prefix tokens that the target attends to. Each takes `facts.cache_token_bytes` in fp32.

@@ -51,7 +51,12 @@ class ReferenceImages:
 
     @classmethod
     def read(
-        cls, sources: Sequence[ReferenceSource], resolution: int, facts: VisionFacts, absent: Collection[str] = ()
+        cls,
+        sources: Sequence[ReferenceSource],
+        resolution: int,
+        facts: VisionFacts,
+        absent: Collection[str] = (),
+        first_frame: bool = False,
     ) -> "ReferenceImages":
         """Read and fit all reference images. No network runs.
 
@@ -60,6 +65,7 @@ class ReferenceImages:
             resolution: side of a square of the area that each image is fitted to [pixels].
             facts: facts of the vision tower.
             absent: names of components that reference images need and that the bundle does not have.
+            first_frame: whether to take the first frame of an animation, which is refused otherwise.
 
         Raises:
             UsageError: there are too many images, an image cannot be read or fitted, or there are images and a
@@ -75,7 +81,7 @@ class ReferenceImages:
             )
         images: list[ReferenceImage] = []
         for source in sources:
-            image, proportions = cls._fitted(source, resolution, facts)
+            image, proportions = cls._fitted(source, resolution, facts, first_frame)
             images.append(image)
         height, width = images[-1].rgba.shape[:2]
         return cls(tuple(images), (width, height), proportions)
@@ -95,12 +101,14 @@ class ReferenceImages:
         return self.size[0] if width is None else width, self.size[1] if height is None else height
 
     @staticmethod
-    def _fitted(source: ReferenceSource, resolution: int, facts: VisionFacts) -> tuple[ReferenceImage, tuple[int, int]]:
+    def _fitted(
+        source: ReferenceSource, resolution: int, facts: VisionFacts, first_frame: bool
+    ) -> tuple[ReferenceImage, tuple[int, int]]:
         """Read and fit one image, and return its size before that too.
 
         The caller fits one at a time: the largest take half a gigabyte before fitting.
         """
-        image = read_reference(source)
+        image = read_reference(source, first_frame=first_frame)
         rgba = fit_reference(
             image, resolution, name=reference_name(source), min_pixels=facts.min_pixels, max_pixels=facts.max_pixels
         )

@@ -53,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"side of a square of the area that each is fitted to ({DEFAULT_RESOLUTION})",
     )
     parser.add_argument(
+        "--first-frame", action="store_true", help="take the first frame of an animation, or the first page of a TIFF"
+    )
+    parser.add_argument(
         "-W",
         "--width",
         type=int,
@@ -160,6 +163,7 @@ def _requests(options: argparse.Namespace, pipeline: "QwenImage") -> "list[Reque
         negative_prompt=options.negative_prompt,
         references=options.reference,
         reference_resolution=options.reference_resolution,
+        first_frame=options.first_frame,
         guidance=options.guidance,
         width=options.width,
         height=options.height,
