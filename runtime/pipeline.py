@@ -20,8 +20,9 @@ from qwen_image_engine.runtime.component_pool import ComponentPool, Memory
 from qwen_image_engine.runtime.conditioning import KEPT_BYTES, Conditioning, PromptEncoder, check_finite
 from qwen_image_engine.runtime.denoiser import check_guidance, denoiser
 from qwen_image_engine.runtime.device_sampling import device_steps, takes_steps
-from qwen_image_engine.runtime.images.picture import Picture, PictureParameters
-from qwen_image_engine.runtime.images.picture import PictureOrigin as PictureOrigin
+from qwen_image_engine.runtime.images.parameters import PictureOrigin as PictureOrigin
+from qwen_image_engine.runtime.images.parameters import PictureParameters, ReferenceOrigin
+from qwen_image_engine.runtime.images.picture import Picture
 from qwen_image_engine.runtime.images.png import reduced, to_rgba8
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.images.reference_image import ReferenceImages
@@ -137,7 +138,9 @@ class QwenImage:
             opened.embeddings(),
             opened.schedule(),
             opened.manifest.facts,
-            PictureOrigin(engine, opened.manifest.precision, opened.manifest.checkpoint.name),
+            PictureOrigin(
+                engine, opened.manifest.precision, opened.manifest.checkpoint.name, opened.manifest.fingerprint
+            ),
             kept_bytes,
             absent=opened.manifest.absent_for_references,
         )
@@ -263,7 +266,8 @@ class QwenImage:
         parameters = PictureParameters(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
-            references=" ".join(image.sha256 for image in request.references.images) or None,
+            references=tuple(ReferenceOrigin(image.name, image.sha256) for image in request.references.images),
+            reference_resolution=request.references.resolution,
             guidance=request.guidance,
             seed=inputs.seed if inputs.given is None else None,
             num_images=inputs.num_images,

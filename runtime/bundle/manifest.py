@@ -6,6 +6,7 @@ not loaded.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -273,6 +274,13 @@ class Manifest:
         needed = [row for row in components_with(self.facts.attention) if row.needs_reference_images]
         needed.sort(key=lambda row: not row.optional)
         return tuple(row.name for row in needed if row.name not in self.components)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the names and hashes of all files but plans: equal for bundles that draw equal pictures."""
+        plans = {plan.file for plan in self.plans.values()}
+        listed = sorted((name, entry.sha256) for name, entry in self.files.items() if name not in plans)
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that manifest.json holds."""

@@ -36,7 +36,7 @@ def to_srgb(rgba: Image.Image, source: Image.Image, profile: bytes) -> Image.Ima
         transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), colours.mode, "RGB")
         if colours.mode == "RGB" and _changes_nothing(transform):
             return rgba
-        converted: Image.Image = ImageCms.applyTransform(colours, transform)
+        converted = transform.apply(colours)
     except (ImageCms.PyCMSError, ImportError, OSError, ValueError, TypeError) as error:
         raise ProfileError(str(error)) from error
     converted.putalpha(rgba.getchannel("A"))

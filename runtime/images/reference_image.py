@@ -2,9 +2,11 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.images.pixels import fit_reference, reference_hash
@@ -21,10 +23,12 @@ class ReferenceImage:
     Attributes:
         rgba: pixels (height, width, 4) uint8, with sides that are multiples of 32.
         sha256: SHA-256 of size and pixels.
+        name: name of the file, without its folder; None for an image from memory.
     """
 
     rgba: NDArray[np.uint8]
     sha256: str
+    name: str | None = None
 
     @property
     def block(self) -> ImageBlock:
@@ -43,11 +47,13 @@ class ReferenceImages:
             `DEFAULT_RESOLUTION` without reference images.
         proportions: (width, height) of the last reference image before it was fitted [pixels]; None without reference
             images.
+        resolution: side of a square of the area that each image was fitted to [pixels]; None without reference images.
     """
 
     images: tuple[ReferenceImage, ...] = ()
     size: tuple[int, int] = (DEFAULT_RESOLUTION, DEFAULT_RESOLUTION)
     proportions: tuple[int, int] | None = None
+    resolution: int | None = None
 
     @classmethod
     def read(
@@ -84,7 +90,7 @@ class ReferenceImages:
             image, proportions = cls._fitted(source, resolution, facts, first_frame)
             images.append(image)
         height, width = images[-1].rgba.shape[:2]
-        return cls(tuple(images), (width, height), proportions)
+        return cls(tuple(images), (width, height), proportions, resolution)
 
     def picture_size(self, width: int | None, height: int | None) -> tuple[int, int]:
         """Return (width, height) of a picture, a multiple of 32 each.
@@ -112,4 +118,5 @@ class ReferenceImages:
         rgba = fit_reference(
             image, resolution, name=reference_name(source), min_pixels=facts.min_pixels, max_pixels=facts.max_pixels
         )
-        return ReferenceImage(rgba, reference_hash(rgba)), image.size
+        file = getattr(source, "filename", None) if isinstance(source, Image.Image) else source
+        return ReferenceImage(rgba, reference_hash(rgba), Path(file).name if file else None), image.size

@@ -21,7 +21,7 @@ from PIL import Image
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.verbs import doctor, run
-from qwen_image_engine.runtime.images.png import read_png_parameters
+from qwen_image_engine.runtime.images.parameters import PictureParameters
 
 COMMAND = [sys.executable, "-c", "import sys; from qwen_image_engine.runtime.cli.main import main; sys.exit(main())"]
 SMALL = ("-W", "96", "-H", "64", "-s", "3")
@@ -231,9 +231,8 @@ def test_run(document: Callable[..., Any], exported: Callable[..., Path], tmp_pa
     for index, file in enumerate(found["files"]):
         with Image.open(file) as picture:
             assert (picture.size, picture.mode) == ((96, 64), "RGBA")
-        parameters = read_png_parameters(Path(file))
-        assert parameters["prompt"] == prompt
-        assert (parameters["seed"], parameters["image"], parameters["engine"]) == ("7", str(index), engine)
+        parameters = PictureParameters.read(file)
+        assert (parameters.prompt, parameters.seed, parameters.image, parameters.engine) == (prompt, 7, index, engine)
 
 
 def test_run_measures_memory_where_asked(
