@@ -47,24 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PICTURE.png",
         help="draw a picture of this command again; other flags take the place of its parameters",
     )
-    parser.add_argument(
-        "-r",
-        "--reference",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="IMAGE",
-        help="an image to edit or to take from; may be repeated up to 10 times, in the order the prompt numbers them",
-    )
-    parser.add_argument(
-        "--reference-resolution",
-        type=int,
-        metavar="PIXELS",
-        help=f"side of a square of the area that each is fitted to ({DEFAULT_RESOLUTION})",
-    )
-    parser.add_argument(
-        "--first-frame", action="store_true", help="take the first frame of an animation, or the first page of a TIFF"
-    )
+    _add_reference_arguments(parser)
     parser.add_argument(
         "-W",
         "--width",
@@ -96,6 +79,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep every engine loaded, or one at a time (resident)",
     )
     parser.add_argument("--measure-memory", action="store_true", help="report each stage's peak; Linux alone tells")
+
+
+def _add_reference_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-r",
+        "--reference",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="IMAGE",
+        help="an image to edit or to take from; may be repeated up to 10 times, in the order the prompt numbers them",
+    )
+    parser.add_argument(
+        "--reference-resolution",
+        type=int,
+        metavar="PIXELS",
+        help=f"side of a square of the area that each is fitted to ({DEFAULT_RESOLUTION})",
+    )
+    parser.add_argument(
+        "--first-frame", action="store_true", help="take the first frame of an animation, or the first page of a TIFF"
+    )
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
