@@ -79,8 +79,8 @@ class Adapter:
             )
         if self.text_encoder_keys:
             notes.append(
-                f"{self.file.path}: {self.text_encoder_keys} tensors of a text encoder are left out; the transformer's "
-                "are merged"
+                f"{self.file.path}: {self.text_encoder_keys} of its keys are of a text encoder and are left out; the "
+                "transformer's are merged"
             )
         return tuple(notes)
 
@@ -176,8 +176,10 @@ def _sorted_entries(component: StoredNetwork, path: Path) -> _Entries:
             f"{'; '.join(faults)}; {len(found.linears)} linears are matched"
         )
     if not found.linears:
-        state = f"{len(found.text_encoder)} tensors, all of a text encoder" if found.text_encoder else "no tensors"
-        raise QwenImageError(f"{path}: holds {state}, expected low-rank updates of the transformer")
+        state = (
+            f"all {len(found.text_encoder)} keys are of a text encoder" if found.text_encoder else "holds no tensors"
+        )
+        raise QwenImageError(f"{path}: {state}, expected low-rank updates of the transformer")
     return found
 
 
@@ -192,9 +194,9 @@ def _refuse_other_kinds(component: StoredNetwork, path: Path, keys: Sequence[str
             "give a transformer as --transformer FILE"
         )
     if kinds:
-        found = "; ".join(f"{kind}: {counted('tensors', names)}" for kind, names in kinds.items())
         raise QwenImageError(
-            f"{path}: is no plain LoRA, the only kind that can be merged here: {found}; merge it with the tool that it "
+            f"{path}: its keys are not those of a plain LoRA, the only kind that can be merged here: "
+            f"{'; '.join(counted(f'of {kind}', names) for kind, names in kinds.items())}; merge it with the tool it "
             "was made for, and give the merged transformer as --transformer FILE"
         )
 

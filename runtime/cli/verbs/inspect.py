@@ -176,7 +176,7 @@ def _adapter_lines(adapter: "Adapter") -> list[str]:
         f"  keys of {' and '.join(adapter.writers)}, {len(adapter.updates)} weights, "
         f"rank {', '.join(map(str, adapter.ranks))}",
         f"  alpha / rank {own}, stated {adapter.scale_from}",
-        *([f"  left out: {adapter.text_encoder_keys} tensors of a text encoder"] if adapter.text_encoder_keys else []),
+        *([f"  left out: {adapter.text_encoder_keys} keys of a text encoder"] if adapter.text_encoder_keys else []),
     ]
 
 
