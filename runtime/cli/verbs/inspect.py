@@ -173,9 +173,9 @@ def _adapter_lines(adapter: "Adapter") -> list[str]:
     own = f"{factors[0]:g}" if len(factors) == 1 else f"{factors[0]:g} to {factors[-1]:g}"
     return [
         f"lora {adapter.file.path} at {adapter.file.scale:g}",
-        f"  keys of {' and '.join(adapter.writers)}, {len(adapter.updates)} weights, "
-        f"rank {', '.join(map(str, adapter.ranks))}",
-        f"  alpha / rank {own}, stated {adapter.scale_from}",
+        f"  keys: {' and '.join(adapter.writers)}; {len(adapter.updates)} weights of rank "
+        f"{', '.join(map(str, adapter.ranks))}",
+        f"  its own scale: {own}, stated {adapter.scale_from}",
         *([f"  left out: {adapter.text_encoder_keys} keys of a text encoder"] if adapter.text_encoder_keys else []),
     ]
 

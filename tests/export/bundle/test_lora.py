@@ -151,7 +151,8 @@ def test_plan_and_inspect_count_what_is_merged(
     assert main(["inspect", str(checkpoint), *flags]) == 0
     text = capsys.readouterr().out
     assert (
-        f"lora {loras[0].path} at 0.8\n  keys of diffusers, 14 weights, rank 4\n  alpha / rank 2, stated by its" in text
+        f"lora {loras[0].path} at 0.8\n  keys: diffusers; 14 weights of rank 4\n  its own scale: 2, stated by its"
+        in text
     )
     assert f"lora {loras[1].path} at -0.5" in text
     assert "--lora: " in fails(2, "inspect", bundle, *flags)
@@ -167,7 +168,7 @@ def test_notes_on_adapters_go_to_standard_error(
     assert notes == f"qwen-image: note: {described['notes'][0]}\n"
     assert "style.safetensors: states no alpha: merged at 1.0 times the given scale" in notes
     assert main(["inspect", str(checkpoint), "--lora", str(path)]) == 0
-    assert "  alpha / rank 1, stated nowhere: alpha is taken as the rank\n" in capsys.readouterr().out
+    assert "  its own scale: 1, stated nowhere: alpha is taken as the rank\n" in capsys.readouterr().out
 
 
 def test_only_the_transformer_is_exported_again(
