@@ -54,6 +54,7 @@ def opened(checkpoint: Path, path: Path, scale: float = 1.0) -> tuple[Adapter, d
     ],
     ids=["plain", "patterns", "rank-stabilised", "fan-in"],
 )
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True:UserWarning")
 def test_weights_are_those_that_peft_merges(
     random_checkpoint: Callable[..., Path],
     peft_folder: Callable[..., tuple[Path, Any]],
