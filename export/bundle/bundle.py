@@ -243,8 +243,9 @@ class _Writer:
             files={**copied, **{name: entry for part in parts for name, entry in part.describe_files().items()}},
             origins={network: self._origin(network) for network in request.networks},
             loras=tuple(
-                LoraEntry(lora.path.name, str(lora.path.absolute()), self.hashes[lora.path], lora.scale)
-                for lora in request.checkpoint.loras
+                LoraEntry(lora.name, str(lora.path.absolute()), self.hashes[adapter.files[0]], lora.scale)
+                for adapter in request.checkpoint.adapters
+                for lora in (adapter.file,)
             ),
             calibration=None
             if calibration is None

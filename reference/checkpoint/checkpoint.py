@@ -26,6 +26,7 @@ from qwen_image_engine.reference.checkpoint.config import (
 from qwen_image_engine.reference.checkpoint.diffusers_pipeline import DiffusersPipeline, check_unchanged, loaded_from
 from qwen_image_engine.reference.checkpoint.hub_cache import REPOSITORY_NAME, snapshot_folder
 from qwen_image_engine.reference.checkpoint.processor_config import ImageProcessorConfig
+from qwen_image_engine.reference.lora.adapter import Adapter, open_adapter
 from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.lora.merge import merge
 from qwen_image_engine.reference.storage.json_file import read_json
@@ -61,7 +62,7 @@ class Checkpoint:
         image_processor: configuration of the image processor.
         components: stored weights by the keys of `LAYOUT`.
         transformer_file: single file with the transformer's weights; None if they are in the folder.
-        loras: adapters that are merged into the transformer.
+        adapters: adapters that are merged into the transformer, in the order of merging.
         attention: requested attention; None if it comes from the configuration.
         read_by: tensors that each network reads, by network; `reference.load.read_tensors` fills it.
     """
@@ -77,7 +78,7 @@ class Checkpoint:
     image_processor: ImageProcessorConfig
     components: Mapping[str, StoredNetwork]
     transformer_file: Path | None = None
-    loras: tuple[LoraFile, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
     attention: str | None = None
     read_by: dict[str, tuple[TensorInfo, ...]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -127,6 +128,8 @@ class Checkpoint:
         check_components(transformer, text_encoder, vae)
         name = str(source) if folder != Path(source).expanduser() else folder.resolve().name
         single = None if transformer_file is None else Path(transformer_file).expanduser()
+        components = _components(folder, single)
+        adapters = tuple(open_adapter(components[TRANSFORMER], lora) for lora in loras)
         return cls(
             name=_described(name, single, loras, bidirectional=transformer.bidirectional),
             folder=folder,
@@ -137,11 +140,16 @@ class Checkpoint:
             vision=vision,
             vae=vae,
             image_processor=ImageProcessorConfig.from_folder(folder / "processor"),
-            components=_components(folder, single, loras),
+            components=components | {TRANSFORMER: merge(components[TRANSFORMER], adapters)},
             transformer_file=single,
-            loras=tuple(loras),
+            adapters=adapters,
             attention=None if attention == configs["transformer"].get("attention", "causal") else attention,
         )
+
+    @property
+    def loras(self) -> tuple[LoraFile, ...]:
+        """Paths and scales of the adapters."""
+        return tuple(adapter.file for adapter in self.adapters)
 
     @property
     def place(self) -> str:
@@ -232,14 +240,14 @@ class Checkpoint:
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        """All files with weights, adapters last."""
+        """All files that decide the weights, adapters last: their settings count if they are in files of their own."""
         stored = [file for component in self.components.values() for file in component.files]
-        return tuple(dict.fromkeys((*stored, *(lora.path for lora in self.loras))))
+        return tuple(dict.fromkeys((*stored, *(file for adapter in self.adapters for file in adapter.files))))
 
     def weights_sha256(self, progress: Callable[[int], None] | None = None) -> str:
         """Return one hash of all weight files.
 
-        The names of a single file and of adapters do not count; the order and scale of adapters do.
+        The names of a single file and of adapters do not count; the order, scale and settings of adapters do.
 
         Args:
             progress: function called with the bytes of each block that was read.
@@ -253,7 +261,11 @@ class Checkpoint:
             for component in self.components.values()
             for file in component.files
         ]
-        merged = [(f"lora {index} at {lora.scale!r}", hashes[lora.path]) for index, lora in enumerate(self.loras)]
+        merged = [
+            (f"lora {index} at {adapter.file.scale!r}" + (", settings" if place else ""), hashes[file])
+            for index, adapter in enumerate(self.adapters)
+            for place, file in enumerate(adapter.files)
+        ]
         return _combined_sha256([*stored, *merged])
 
     def licence(self) -> str:
@@ -317,14 +329,13 @@ def _described(name: str, transformer_file: Path | None, loras: Sequence[LoraFil
     return name + single + "".join(f" + {lora.described}" for lora in loras) + attention
 
 
-def _components(folder: Path, transformer_file: Path | None, loras: Sequence[LoraFile]) -> dict[str, StoredNetwork]:
-    components = {
+def _components(folder: Path, transformer_file: Path | None) -> dict[str, StoredNetwork]:
+    return {
         name: open_network(folder, name, layout)
         if transformer_file is None or name != TRANSFORMER
         else open_single_file(transformer_file, name, layout)
         for name, layout in LAYOUT.items()
     }
-    return components | {TRANSFORMER: merge(components[TRANSFORMER], loras)}
 
 
 def _combined_sha256(hashes: Iterable[tuple[str, str]]) -> str:

@@ -61,7 +61,7 @@ def row_blocks(source: TensorInfo) -> Iterator[Tensor]:
 
 
 def read_tensor(source: TensorInfo) -> Tensor:
-    """Read a tensor of a dtype in `STORED_FLOATS` into memory of its own.
+    """Read a tensor of any dtype into memory of its own.
 
     Raises:
         QwenImageError: the file cannot be read or ends early.
@@ -70,7 +70,7 @@ def read_tensor(source: TensorInfo) -> Tensor:
     for block in tensor_blocks(source):
         memory[done : done + len(block)] = torch.frombuffer(block, dtype=torch.uint8)
         done += len(block)
-    dtype: torch.dtype = getattr(torch, STORED_FLOATS[source.dtype].name)
+    dtype: torch.dtype = getattr(torch, STORED[source.dtype].name)
     return memory.view(dtype).reshape(source.shape)
 
 

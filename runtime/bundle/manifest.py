@@ -84,10 +84,10 @@ class LoraEntry:
     """An adapter that is merged into the transformer.
 
     Attributes:
-        name: name of the adapter's file.
-        path: path of the file at the time of the export.
-        sha256: SHA-256 of the file.
-        scale: factor of the adapter's weights.
+        name: name of the adapter's file, or of the folder that was given.
+        path: path of that file or folder at the time of the export.
+        sha256: SHA-256 of the file with the adapter's weights.
+        scale: factor of the adapter's weights that was given.
     """
 
     name: str

@@ -31,6 +31,7 @@ from qwen_image_engine.runtime.system.text import size_text, table
 
 if TYPE_CHECKING:
     from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+    from qwen_image_engine.reference.lora.adapter import Adapter
 
 SUMMARY = "what a checkpoint or a bundle is"
 
@@ -153,7 +154,7 @@ def _checkpoint(checkpoint: "Checkpoint") -> VerbResult:
     lines = [
         f"checkpoint {checkpoint.name} in {checkpoint.folder}",
         *([f"transformer {checkpoint.transformer_file}"] if checkpoint.transformer_file else []),
-        *(f"lora {lora.path} at {lora.scale:g}" for lora in checkpoint.loras),
+        *(line for adapter in checkpoint.adapters for line in _adapter_lines(adapter)),
         f"attention {checkpoint.transformer.attention}",
         f"licence {checkpoint.licence()}",
         f"configuration sha256 {checkpoint.config_sha256()}",
@@ -165,6 +166,18 @@ def _checkpoint(checkpoint: "Checkpoint") -> VerbResult:
         *(f"  {network}: {', '.join(keys) or 'none'}" for network, keys in ignored.items()),
     ]
     return VerbResult(document, lines)
+
+
+def _adapter_lines(adapter: "Adapter") -> list[str]:
+    factors = adapter.factors
+    own = f"{factors[0]:g}" if len(factors) == 1 else f"{factors[0]:g} to {factors[-1]:g}"
+    return [
+        f"lora {adapter.file.path} at {adapter.file.scale:g}",
+        f"  keys: {' and '.join(adapter.writers)}; {len(adapter.updates)} weights of rank "
+        f"{', '.join(map(str, adapter.ranks))}",
+        f"  its own scale: {own}, stated {adapter.scale_from}",
+        *([f"  left out: {adapter.text_encoder_keys} keys of a text encoder"] if adapter.text_encoder_keys else []),
+    ]
 
 
 def _bundle(folder: Path) -> VerbResult:
