@@ -13,6 +13,7 @@ from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.entries import load_entry
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.packages import newer_than_supported
 
 MAX_THREADS = 1024
 """Maximum number of threads of one run, more than any supported processor has cores.
@@ -99,11 +100,13 @@ class Installation:
         name: name of the backend.
         version: version of the package; None if the package is missing or does not work here.
         missing: why the package does not work, and what to do; None if the package works.
+        newer: sentence that names the package's version and the older supported ones; None for a supported version.
     """
 
     name: str
     version: str | None
     missing: str | None
+    newer: str | None = None
 
 
 def load_engine(backend: str, model: Path, contract: Contract, threads: int | None = None) -> Engine:
@@ -135,7 +138,8 @@ def require(backend: str) -> Any:
     """Import the package of a backend and return the package.
 
     Raises:
-        QwenImageError: the package is not installed, does not load, or cannot work on this machine.
+        QwenImageError: the package is not installed, does not load, is older than supported, or cannot work on this
+            machine.
     """
     return load_entry(BACKENDS[backend].package)()
 
@@ -150,6 +154,7 @@ def available() -> tuple[Installation, ...]:
 
 def _installation(backend: str) -> Installation:
     try:
-        return Installation(backend, str(require(backend).__version__), None)
+        package = require(backend)
+        return Installation(backend, str(package.__version__), None, newer_than_supported(package))
     except QwenImageError as error:
         return Installation(backend, None, str(error))
