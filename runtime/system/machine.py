@@ -33,6 +33,7 @@ PACKAGES = (
     "onnx-ir",
     "onnxscript",
     "safetensors",
+    "filelock",
     "transformers",
     "diffusers",
 )

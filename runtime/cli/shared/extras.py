@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from qwen_image_engine.engines.core.errors import QwenImageError, one_line, pass_interruption
 
-EXPORT_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors")
+EXPORT_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors", "filelock")
 INSTALL = "pip install 'qwen-image-engine[export]'"
 
 
