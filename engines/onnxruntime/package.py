@@ -8,6 +8,9 @@ from qwen_image_engine.engines.core.packages import CUDA_PROVIDER, check_support
 from qwen_image_engine.engines.cuda.compute_capability import BF16, ONNXRUNTIME_KERNELS, runs_onnxruntime
 from qwen_image_engine.engines.cuda.driver import device_info
 
+TELEMETRY_SWITCH = "ORT_DISABLE_TELEMETRY"
+"""Environment variable that switches ONNX Runtime's telemetry off."""
+
 INSTALL_CUDA = (
     "onnxruntime and onnxruntime-gpu hold the same package and must not both be installed: "
     "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'qwen-image-engine[cuda]'"
@@ -51,5 +54,6 @@ def onnxruntime_cuda() -> Any:
 def _import(extra: str) -> Any:
     # From 1.32 on the package's import alone writes a device id and a database below HOME and a file to TMPDIR, and its
     # telemetry sends them. The package reads this variable once, at its import (Privacy.md in the package).
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    if not os.environ.get(TELEMETRY_SWITCH):  # a user's own "0" keeps it on
+        os.environ[TELEMETRY_SWITCH] = "1"
     return import_package("onnxruntime", extra)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,7 +43,8 @@ def check_writable(*paths: Path) -> None:
     Permissions alone do not show read-only disks.
 
     Raises:
-        QwenImageError: a path is a folder, or its folder does not exist or is not writable.
+        QwenImageError: a path is a folder or has a name that the filesystem cannot hold, or its folder does not exist
+            or is not writable.
     """
     for path in paths:
         if path.is_dir():
@@ -51,6 +53,8 @@ def check_writable(*paths: Path) -> None:
             raise QwenImageError(f"cannot write {path}: no folder {path.parent}; make it with: mkdir -p {path.parent}")
         probe = path.parent / f".{secrets.token_hex(8)}.tmp"
         try:
+            with suppress(FileNotFoundError):
+                path.lstat()  # fails for a name that this filesystem cannot hold
             probe.touch(exist_ok=False)
             probe.unlink()
         except OSError as error:

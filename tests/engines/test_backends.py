@@ -53,6 +53,17 @@ def test_available_gives_the_version(backend: str) -> None:
     assert facts.missing is None
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime-cuda", "tensorrt"])
+def test_an_engine_of_another_system_is_told(
+    engine: str, step_model: Path, step_contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    words = r"is not published for macOS, only for Linux and Windows; engines for macOS: onnxruntime, openvino, open"
+    with pytest.raises(QwenImageError, match=words) as caught:
+        load_engine(engine, step_model, step_contract)
+    assert {b.name: b.missing for b in available()}[engine] == str(caught.value)
+
+
 OLDER = {"onnxruntime": "1.22.1", "openvino": "2025.4.1"}
 
 
