@@ -92,7 +92,7 @@ class Fake:
     def __call__(self, job: BuildJob, watch: Watch) -> BuildResult:
         self.jobs.append(job)
         plan = Path(job.plan)
-        plan.write_text(json.dumps(job.to_json()))
+        plan.write_text(json.dumps(job.to_json()), encoding="utf-8")
         if job.component == self.fails and self.error is not None:
             raise self.error
         watch("building")
@@ -221,7 +221,7 @@ def test_what_the_inspector_said_stays_until_the_next_build(bundle: Path) -> Non
             assert not Path(job.layers).exists()
             if self.fails is None:
                 return super().__call__(job, watch)
-            Path(job.layers).write_text("{}")
+            Path(job.layers).write_text("{}", encoding="utf-8")
             return super().__call__(job, watch)
 
     layers = bundle / PLANS / "step.layers.json"
