@@ -44,7 +44,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
     diffusers = _diffusers_fault()
 
     rows = [("python", f"{machine.python} on {machine.system}")]
-    unsupported = {name: str(fault) for name, found in packages.items() if (fault := _version_fault(name, found))}
+    unsupported = {name: str(wrong) for name, found in packages.items() if (wrong := _version_fault(name, found))}
     installed = {name: found for name, found in packages.items() if found}
     rows += [(name, f"✗ {unsupported[name]}" if name in unsupported else found) for name, found in installed.items()]
     rows += [(f"engine {item.name}", _engine_text(item)) for item in engines]

@@ -87,6 +87,17 @@ def test_doctor_names_both_versions_of_a_package_outside_its_range(
     assert openvino["newer"] in shown
 
 
+def test_an_older_package_of_export_is_refused_by_both_versions(
+    fails: Callable[..., str], document: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    older = package_versions() | {"onnxscript": "0.5.0", "onnxruntime": "1.0", "torch": "3000.0"}
+    monkeypatch.setattr("qwen_image_engine.runtime.cli.shared.extras.package_versions", lambda: older)
+    words = fails(1, "plan", "-m", tmp_path)
+    assert words.startswith("onnxscript 0.5.0 is installed, older than the supported >=0.7.2,")
+    assert words.endswith("pip install 'qwen-image-engine[export]'")
+    assert document("doctor")["export"] == {"ready": False, "missing": words}
+
+
 def test_doctor_tells_where_telemetry_is_on_and_what_works_on_each_system(
     document: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
