@@ -88,9 +88,22 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         written.mkdir()
         yield written
-        written.replace(folder)
+        rename_folder(written, folder)
     finally:
         shutil.rmtree(written, ignore_errors=True)
+
+
+def rename_folder(folder: Path, target: Path) -> None:
+    """Rename a folder. `target` is a new path, or that of an empty folder, which is removed first.
+
+    Windows replaces no folder by a rename, not even an empty one.
+
+    Raises:
+        OSError: `target` is a file or a folder that is not empty, or the folder cannot be renamed.
+    """
+    with suppress(FileNotFoundError):
+        target.rmdir()
+    folder.rename(target)
 
 
 def _random_name(path: Path) -> Path:

@@ -8,6 +8,7 @@ from qwen_image_engine.engines.core import contract_check, errors
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.contract_check import Array, PortFacts
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.packages import newer_than_supported
 from qwen_image_engine.engines.openvino.package import openvino
 from qwen_image_engine.engines.openvino.saturation import has_int8_weights, products_saturate
 
@@ -55,7 +56,8 @@ class OpenVinoEngine:
             settings = compile_settings(graph, threads, inference_precision)
             compiled = core.compile_model(graph, "CPU", settings)
         except (RuntimeError, MemoryError) as error:
-            raise errors.load_failure(contract.component, model, "OpenVINO", error) from error
+            newer = newer_than_supported(package)
+            raise errors.load_failure(contract.component, model, "OpenVINO", error, newer=newer) from error
         expected = {spec.name for spec in (*contract.inputs, *contract.outputs)}
         ports = ({_name(port, expected): _facts(port) for port in side} for side in (compiled.inputs, compiled.outputs))
         contract_check.check_graph(contract, model, *ports)
@@ -89,7 +91,8 @@ class OpenVinoEngine:
         except (RuntimeError, MemoryError) as error:
             if run.cancelled:
                 raise errors.Cancelled(f"{self._contract.component}: the run was cancelled") from error
-            raise errors.run_failure(self._contract.component, sizes, "OpenVINO", error) from error
+            newer = newer_than_supported(openvino())
+            raise errors.run_failure(self._contract.component, sizes, "OpenVINO", error, newer=newer) from error
         contract_check.check_outputs(self._contract, outputs, sizes)
         return outputs
 

@@ -71,7 +71,7 @@ def write_polygraphy(folder: Path, recordings: Sequence[Recording], bundles: Map
             for component, found in calls.items():
                 _save(written, component, found)
             script = written / SCRIPT
-            script.write_text(_HEAD + "\n".join(_lines(calls, bundles)), encoding="utf-8")
+            script.write_text(_HEAD + "\n".join(_lines(calls, bundles)), encoding="utf-8", newline="\n")
             script.chmod(0o755)
     except OSError as error:
         raise QwenImageError(f"cannot write {folder}: {error.strerror or error}") from error

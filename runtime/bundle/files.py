@@ -98,7 +98,7 @@ def _size(folder: Path, path: Path, manifest: Manifest) -> int:
     try:
         return path.stat().st_size
     except OSError:
-        raise _changed(folder, str(path.relative_to(folder)), "missing", manifest) from None
+        raise _changed(folder, path.relative_to(folder).as_posix(), "missing", manifest) from None
 
 
 def _changed(folder: Path, name: str, state: str, manifest: Manifest) -> QwenImageError:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from qwen_image_engine.engines.core.components import components_with
@@ -429,8 +429,9 @@ def _are_extents(value: Any) -> bool:
 def _check_files(value: Any, place: str) -> None:
     OBJECT(value, place)
     for name in value:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or not path.parts:
+        # A name may be harmless on one system and lead out of the bundle on another: "..\\weights", "C:weights".
+        paths = (PurePosixPath(name), PureWindowsPath(name))
+        if any(path.anchor or ".." in path.parts or not path.parts for path in paths):
             raise SchemaError(f"{place} has the path {described(name)}, which leaves the bundle")
     named(fields_of(FileEntry))(value, place)
 

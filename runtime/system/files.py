@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,8 +44,8 @@ def check_writable(*paths: Path) -> None:
     Permissions alone do not show read-only disks. A pipe or a device is not probed: opening it may wait for a reader.
 
     Raises:
-        QwenImageError: a path is a folder, its folder does not exist or is not writable, it is a pipe or a device
-            without permission to write, or a symlink that leads to itself.
+        QwenImageError: a path is a folder or has a name that the filesystem cannot hold, its folder does not exist or
+            is not writable, it is a pipe or a device without permission to write, or a symlink that leads to itself.
     """
     for path in paths:
         if path.is_dir():
@@ -54,10 +55,13 @@ def check_writable(*paths: Path) -> None:
                 raise QwenImageError(f"cannot write {path}: no permission; choose another name")
             continue
         try:
-            folder = link_target(path).parent
+            target = link_target(path)
+            folder = target.parent
             if not folder.is_dir():
                 raise QwenImageError(f"cannot write {path}: no folder {folder}; make it with: mkdir -p {folder}")
             probe = folder / f".{secrets.token_hex(8)}.tmp"
+            with suppress(FileNotFoundError):
+                target.lstat()  # fails for a name that this filesystem cannot hold
             probe.touch(exist_ok=False)
             probe.unlink()
         except OSError as error:

@@ -53,6 +53,51 @@ def test_available_gives_the_version(backend: str) -> None:
     assert facts.missing is None
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime-cuda", "tensorrt"])
+def test_an_engine_of_another_system_is_told(
+    engine: str, step_model: Path, step_contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    words = r"is not published for macOS, only for Linux and Windows; engines for macOS: onnxruntime, openvino, open"
+    with pytest.raises(QwenImageError, match=words) as caught:
+        load_engine(engine, step_model, step_contract)
+    assert {b.name: b.missing for b in available()}[engine] == str(caught.value)
+
+
+OLDER = {"onnxruntime": "1.22.1", "openvino": "2025.4.1"}
+
+
+def test_an_older_package_is_refused_by_both_versions(
+    backend: str, step_model: Path, step_contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{backend}.__version__", OLDER[backend])
+    words = rf"^{backend} {OLDER[backend]} is installed, older than the supported >=.*\[{EXTRAS[backend]}\]'$"
+    with pytest.raises(QwenImageError, match=words) as caught:
+        load_engine(backend, step_model, step_contract)
+    assert {b.name: b.missing for b in available()}[backend] == str(caught.value)
+
+
+def test_a_newer_package_is_tried_and_the_first_error_names_both_versions(
+    backend: str, step_contract: Contract, write_graph: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{backend}.__version__", "3000.1")
+    newer = f"{backend} 3000.1 is installed, newer than the supported >="
+    facts = {b.name: b for b in available()}[backend]
+    assert facts.version == "3000.1"
+    assert str(facts.newer).startswith(newer)
+    pair = tuple(TensorSpec(name, (axis,), "float32", "") for name, axis in (("a", "m"), ("b", "n"), ("y", "m")))
+    toy = Contract("toy", "", pair[:2], pair[2:])
+    engine = load_engine(backend, write_graph(toy, helper.make_node("Add", ["a", "b"], ["y"])), toy)
+    assert engine.run({"a": np.ones(2, np.float32), "b": np.ones(2, np.float32)})["y"].tolist() == [2, 2]
+    with pytest.raises(QwenImageError, match=rf"the run in .* failed for m=2, n=3: .*; {newer}"):
+        engine.run({"a": np.ones(2, np.float32), "b": np.ones(3, np.float32)})
+    engine.close()
+    unknown = write_graph(step_contract, helper.make_node("OfTomorrow", ["latents"], ["velocity"]))
+    with pytest.raises(QwenImageError, match=rf"cannot load .*; {newer}") as caught:
+        load_engine(backend, unknown, step_contract)
+    assert "export the bundle again" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("batch", "tokens", "prefix"), [(1, 5, 3), (4, 5, 3), (2, 9, 1), (1, 1, 70)])
 def test_run_equals_numpy_at_every_size(
     backend: str,

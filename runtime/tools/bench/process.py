@@ -40,8 +40,11 @@ class ContenderProcess:
             [sys.executable, "-m", WORKER, json.dumps(asdict(spec))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for this process, which ends that one without a word
+            encoding="utf-8",
+            # Ctrl-C is for this process, which ends that one without a word. The first is for POSIX systems alone, the
+            # second for Windows.
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
         try:
             found = self._answer()["facts"]

@@ -31,7 +31,8 @@ from qwen_image_engine.runtime.tools.bench.spec import CHECK_WEIGHTS, ContenderS
 def main() -> None:
     """Load, then answer requests until standard input ends."""
     # Whatever libraries print goes to standard error: what was standard output is for the answers alone.
-    with suppress(BrokenPipeError), os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:  # who asked may have gone
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    with suppress(BrokenPipeError), answers:  # who asked may have gone
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         _serve(answers)
 

@@ -239,6 +239,8 @@ def test_another_schema_version_says_what_to_do(bundle: Path) -> None:
         (lambda document: document["components"]["step"]["contract"].pop("inputs"), "export the bundle again"),
         (lambda document: document["files"].update({"../outside": {}}), "leaves the bundle"),
         (lambda document: document["files"].update({"/etc/passwd": {}}), "leaves the bundle"),
+        (lambda document: document["files"].update({"..\\outside": {}}), "leaves the bundle"),
+        (lambda document: document["files"].update({"C:outside": {}}), "leaves the bundle"),
         (lambda document: document["embeddings"].update(shape=[3]), "not in the expected format"),
         (lambda document: document["facts"].update(channels=float("inf")), "facts.channels is inf"),
         (lambda document: document["facts"]["vision"].update(image_mean=[10**400]), "facts.vision.image_mean"),

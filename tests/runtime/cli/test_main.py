@@ -22,6 +22,7 @@ from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.verbs import doctor, run
 from qwen_image_engine.runtime.images.parameters import PictureParameters
+from qwen_image_engine.runtime.system.machine import package_versions
 
 COMMAND = [sys.executable, "-c", "import sys; from qwen_image_engine.runtime.cli.main import main; sys.exit(main())"]
 SMALL = ("-W", "96", "-H", "64", "-s", "3")
@@ -94,6 +95,49 @@ def test_doctor_names_what_to_install(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["doctor"]) == 1
     assert "pip install 'qwen-image-engine[cpu]'" in capsys.readouterr().out
+
+
+def test_doctor_names_both_versions_of_a_package_outside_its_range(
+    document: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert document("doctor")["unsupported"] == {}
+    monkeypatch.setattr(doctor, "package_versions", lambda: package_versions() | {"onnx": "1.18.0"})
+    monkeypatch.setattr("openvino.__version__", "3000.1.0-999-releases")
+    found = document("doctor")
+    assert found["unsupported"].keys() == {"onnx"}
+    assert found["unsupported"]["onnx"].startswith("onnx 1.18.0 is installed, older than the supported >=")
+    (openvino,) = (item for item in found["engines"] if item["name"] == "openvino")
+    assert openvino["version"] == "3000.1.0-999-releases"
+    assert openvino["newer"].startswith("openvino 3000.1.0 is installed, newer than the supported >=")
+    capsys.readouterr()
+    main(["doctor"])
+    shown = capsys.readouterr().out
+    assert found["unsupported"]["onnx"] in shown
+    assert openvino["newer"] in shown
+
+
+def test_an_older_package_of_export_is_refused_by_both_versions(
+    fails: Callable[..., str], document: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    older = package_versions() | {"onnxscript": "0.5.0", "onnxruntime": "1.0", "torch": "3000.0"}
+    monkeypatch.setattr("qwen_image_engine.runtime.cli.shared.extras.package_versions", lambda: older)
+    words = fails(1, "plan", "-m", tmp_path)
+    assert words.startswith("onnxscript 0.5.0 is installed, older than the supported >=0.7.2,")
+    assert words.endswith("pip install 'qwen-image-engine[export]'")
+    assert document("doctor")["export"] == {"ready": False, "missing": words}
+
+
+def test_doctor_tells_where_telemetry_is_on_and_what_works_on_each_system(
+    document: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = document("doctor")
+    assert found["telemetry"] == "ONNX Runtime's and OpenVINO's are off"
+    assert found["systems"].keys() == {"Linux", "macOS", "Windows"}
+    assert "tensorrt" in found["systems"]["Windows"]["engines"]
+    assert found["systems"]["macOS"]["engines"] == ["onnxruntime", "openvino", "openvino-bf16"]
+    assert found["systems"]["macOS"]["verbs"] == "all but build"
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    assert document("doctor")["telemetry"].startswith("ONNX Runtime's is on (ORT_DISABLE_TELEMETRY=0)")
 
 
 def test_doctor_tells_of_a_torchvision_for_another_torch(

@@ -232,7 +232,7 @@ def test_what_cannot_be_drawn(
     word: str,
 ) -> None:
     monkeypatch.chdir(references[0].parent)
-    Path("text.txt").write_text("no image")
+    Path("text.txt").write_text("no image", encoding="utf-8")
     usual: list[Any] = ["run", exported(), "-p", "a", "-o", output / "out.png", "-s", 2]
     assert word in fails(2, *usual, *flags)
 
