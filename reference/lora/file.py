@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.runtime.system.files import with_home
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,15 @@ class LoraFile:
 
         Raises:
             UsageError: the scale is not finite.
+            QwenImageError: the path is in the home folder of a user that does not exist.
         """
         path, colon, number = text.rpartition(":")
-        scale = _number(number) if colon and not Path(text).expanduser().is_file() else None
+        scale = _number(number) if colon and not with_home(text).is_file() else None
         if scale is None:
-            return cls(Path(text).expanduser())
+            return cls(with_home(text))
         if not math.isfinite(scale):
             raise UsageError(f"--lora {text}: the scale is {number}, expected a finite number")
-        return cls(Path(path).expanduser(), scale)
+        return cls(with_home(path), scale)
 
     @property
     def described(self) -> str:

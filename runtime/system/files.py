@@ -17,6 +17,18 @@ from qwen_image_engine.engines.core.files import whole_file
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
 
 
+def with_home(path: str | Path) -> Path:
+    """Return a path whose `~` or `~user` is the home folder, as a shell has it.
+
+    Raises:
+        QwenImageError: there is no such user, or the user has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # without HOME and without an entry in the password database
+        raise QwenImageError(f"{path}: there is no home folder {Path(path).parts[0]}; write the whole path") from None
+
+
 def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
     """Return the SHA-256 of a file's bytes, read in blocks. `progress` is called with the bytes of each block.
 

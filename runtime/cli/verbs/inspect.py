@@ -27,6 +27,7 @@ from qwen_image_engine.runtime.cli.shared.extras import export_packages
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.shared.text import plan_text
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
+from qwen_image_engine.runtime.system.files import with_home
 from qwen_image_engine.runtime.system.text import size_text, table
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
         UsageError: `--check` is given for a checkpoint, or flags that change weights are given for a bundle.
         QwenImageError: the checkpoint or the bundle cannot be read.
     """
-    folder = Path(options.subject).expanduser()
+    folder = with_home(options.subject)
     if not is_bundle(folder):
         if options.check:
             raise UsageError(f"--check: {folder} is no bundle; its graphs are what is checked")
