@@ -37,6 +37,7 @@ _OUT_OF_MEMORY = (
     "out of memory",
     "outofmemory",  # TensorRT: "Error Code 2: OutOfMemory (Requested size was 20132809216 bytes.)"
     "can not allocate",
+    "cannot allocate",  # the system's words
     "can't allocate",
 )
 
@@ -53,7 +54,10 @@ def load_failure(
             f"{component}: not enough memory to load {model} in {backend} ({one_line(error)}); "
             "run with --memory sequential, or export with --precision int8"
         )
-    return QwenImageError(f"{component}: {backend} cannot load {model}: {one_line(error)}; export the bundle again")
+    return QwenImageError(
+        f"{component}: {backend} cannot load {model}: {one_line(error)}; qwen-image verify tells whether the files are "
+        "whole, and qwen-image doctor the versions"
+    )
 
 
 def run_failure(

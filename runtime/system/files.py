@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import whole_file
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
+from qwen_image_engine.runtime.system.text import command_line
 
 
 def with_home(path: str | Path) -> Path:
@@ -60,7 +61,7 @@ def check_writable(*paths: Path) -> None:
         if path.is_dir():
             raise QwenImageError(f"cannot write {path}: it is a folder")
         if not path.parent.is_dir():
-            raise QwenImageError(f"cannot write {path}: no folder {path.parent}; make it with: mkdir -p {path.parent}")
+            raise QwenImageError(f"cannot write {path}: {no_folder(path.parent)}")
         probe = path.parent / f".{secrets.token_hex(8)}.tmp"
         try:
             probe.touch(exist_ok=False)
@@ -69,6 +70,11 @@ def check_writable(*paths: Path) -> None:
             raise QwenImageError(
                 f"cannot write {path}: {error.strerror or error}; choose a folder that can be written to"
             ) from error
+
+
+def no_folder(folder: Path) -> str:
+    """Return the text that a folder does not exist, with the command that makes it."""
+    return f"no folder {folder}; make it with: {command_line('mkdir', '-p', folder)}"
 
 
 def write_array(path: Path, array: NDArray[np.float32]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.core.contract import describe_shape
 from qwen_image_engine.engines.core.contract_check import check_model_file
-from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, one_line
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, is_memory, one_line
 from qwen_image_engine.runtime.bundle.manifest import (
     ComponentEntry,
     Manifest,
@@ -28,7 +28,7 @@ from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.shared.text import plan_text
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
 from qwen_image_engine.runtime.system.files import with_home
-from qwen_image_engine.runtime.system.text import size_text, table
+from qwen_image_engine.runtime.system.text import command_line, size_text, table
 
 if TYPE_CHECKING:
     from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
@@ -90,6 +90,8 @@ def _checked(folder: Path) -> VerbResult:
         try:
             graph = ir.load(model)
         except Exception as error:  # protobuf's, and whatever onnx_ir meets in what it has read
+            if is_memory(error):
+                raise
             raise QwenImageError(f"{name}: {model} is damaged ({one_line(error)}); export the bundle again") from error
         broken[name] = broken_rules(graph, Expected.of(manifest, name), rules)
     document = {
@@ -233,7 +235,7 @@ def _engine_lines(folder: Path, manifest: Manifest, name: str) -> list[str]:
             f"sha256 {manifest.files[plan.file].sha256}",
         ]
     if manifest.target == "tensorrt":
-        return [f"  engine: none yet; build one with: qwen-image build {folder}"]
+        return [f"  engine: none yet; build one with: {command_line('qwen-image', 'build', folder)}"]
     return []
 
 
