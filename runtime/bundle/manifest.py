@@ -351,7 +351,7 @@ def _no_bundle(folder: Path) -> str:
     """Return what is in the place of a bundle, and how to get one."""
     if not folder.is_dir():
         return f"{folder}: does not exist; make it with: qwen-image export -m CHECKPOINT {command_line(folder)}"
-    if (folder / "model_index.json").is_file():
+    if (folder / "transformer" / "config.json").is_file():  # no bundle has one
         made = f"make a bundle of it with: qwen-image export -m {command_line(folder)} BUNDLE"
         return f"{folder}: is a checkpoint, expected a bundle; {made}"
     advice = "name a bundle, or make one with: qwen-image export -m CHECKPOINT BUNDLE"

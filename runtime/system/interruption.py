@@ -84,9 +84,10 @@ class Interruption:
                     began = now
                     self._cancel(number)
                     continue
+                self.number = self.number or number
                 if not self._finished:
                     self._last_words(self)
-                os._exit(128 + number)
+                os._exit(self.exit_code)
 
     def _cancel(self, number: int) -> None:
         if self.number is None:
@@ -149,7 +150,8 @@ def interruptible(
 def _watched(interruption: Interruption, numbers: Collection[int]) -> Iterator[None]:
     """Start the thread that watches for signals; it ends after the block."""
     read, write = os.pipe()
-    os.set_blocking(write, False)  # `set_wakeup_fd` demands it
+    if sys.platform != "win32":
+        os.set_blocking(write, False)  # `set_wakeup_fd` demands it; Python 3.11 does not have it on Windows
     threading.Thread(target=interruption.watch, args=(read, numbers), name="signals", daemon=True).start()
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:

@@ -11,7 +11,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, is
 from qwen_image_engine.runtime.system.interruption import Interruption
 
 
-def failed(error: BaseException, interruption: Interruption, wants_json: bool) -> int:
+def failed(error: Exception | KeyboardInterrupt, interruption: Interruption, wants_json: bool) -> int:
     """Print the end of a command that raised `error`, and return the exit code.
 
     An error that is none of the project's is a fault of the program. Its traceback is printed first, unless a signal,

@@ -210,8 +210,8 @@ def test_folders_without_a_manifest_are_no_bundles(tmp_path: Path) -> None:
     with pytest.raises(QwenImageError, match=r"no manifest\.json in it; .* make one with: qwen-image export"):
         read_manifest(tmp_path)
     checkpoint = tmp_path / "a checkpoint"
-    checkpoint.mkdir()
-    (checkpoint / "model_index.json").touch()
+    (checkpoint / "transformer").mkdir(parents=True)
+    (checkpoint / "transformer" / "config.json").touch()
     with pytest.raises(QwenImageError, match=r"expected a bundle; make a bundle .* export -m '.*a checkpoint' BUNDLE"):
         read_manifest(checkpoint)
     with pytest.raises(QwenImageError, match="does not exist"):
