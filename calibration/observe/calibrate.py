@@ -26,6 +26,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
+from qwen_image_engine.runtime.system.files import with_home
 from qwen_image_engine.runtime.system.folder_lock import locked
 
 LOCK = ".lock"
@@ -85,7 +86,7 @@ def calibrate(
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
-    output = Path(output).expanduser().absolute()
+    output = with_home(output).absolute()
     request = Request.of(
         checkpoint,
         prompts,

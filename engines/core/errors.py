@@ -37,6 +37,7 @@ _OUT_OF_MEMORY = (
     "out of memory",
     "outofmemory",  # TensorRT: "Error Code 2: OutOfMemory (Requested size was 20132809216 bytes.)"
     "can not allocate",
+    "cannot allocate",  # the system's words
     "can't allocate",
 )
 
@@ -55,7 +56,8 @@ def load_failure(
             "run with --memory sequential, or export with --precision int8"
         )
     return QwenImageError(
-        f"{component}: {backend} cannot load {model}: {one_line(error)}; {newer or 'export the bundle again'}"
+        f"{component}: {backend} cannot load {model}: {one_line(error)}; "
+        + (newer or "qwen-image verify tells whether the files are whole, and qwen-image doctor the versions")
     )
 
 

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from qwen_image_engine.engines.core.errors import QwenImageError, one_line, pass_interruption
+from qwen_image_engine.engines.core.errors import QwenImageError, is_memory, one_line, pass_interruption
 from qwen_image_engine.engines.core.versions import UnsupportedVersion, unsupported_version
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -27,6 +27,8 @@ def import_package(module: str, extra: str) -> Any:
         ) from error
     except (ImportError, OSError) as error:
         pass_interruption(error)
+        if is_memory(error):
+            raise QwenImageError(f"{module} does not load, because memory ran out ({one_line(error)})") from error
         raise QwenImageError(
             f"{module} is installed and does not load ({one_line(error)}); install it again with: {install}"
         ) from error

@@ -31,6 +31,7 @@ from qwen_image_engine.runtime.bundle.manifest import (
     read_manifest,
     write_manifest,
 )
+from qwen_image_engine.runtime.system.files import with_home
 
 Progress = Callable[[str, int, int], None]
 """Callback with the current stage, the number of bytes done so far, and the number of all bytes.
@@ -109,7 +110,7 @@ def write_bundle(request: ExportRequest, output: str | Path, progress: Progress 
         QwenImageError: `output` cannot be written or is no bundle, the weights cannot be hard-linked, disk or memory
             are too small, or ONNX Runtime does not run a quantised linear as a product of integers.
     """
-    output = Path(output).expanduser().absolute()
+    output = with_home(output).absolute()
     files = request.checkpoint.weight_files
     meter = _Meter(progress, sum(file.stat().st_size for file in files) + request.plan.bundle_bytes)
     try:

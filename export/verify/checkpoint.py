@@ -9,7 +9,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.checkpoint.recorded import check_recorded, open_recorded
 from qwen_image_engine.reference.lora.file import LoraFile
-from qwen_image_engine.runtime.bundle.files import verify_files
+from qwen_image_engine.runtime.bundle.files import export_advice, verify_files
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.system.progress import ProgressBar
 
@@ -27,7 +27,7 @@ def check_hashes(bundle: Path, manifest: Manifest) -> None:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise QwenImageError(
             f"{bundle}: {len(faults)} of {len(manifest.files)} files are not what its manifest says: "
-            f"{', '.join(named)}{more}; export again with: qwen-image export {manifest.flags} {bundle}"
+            f"{', '.join(named)}{more}; {export_advice(bundle, manifest)}"
         )
 
 

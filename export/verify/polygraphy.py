@@ -19,6 +19,7 @@ from qwen_image_engine.export.targets import thresholds
 from qwen_image_engine.export.thresholds import Threshold
 from qwen_image_engine.export.verify.recording import Call, Recording, ends
 from qwen_image_engine.runtime.bundle.manifest import Manifest
+from qwen_image_engine.runtime.system.files import no_folder
 
 SCRIPT = "run.sh"
 
@@ -51,9 +52,7 @@ def check_polygraphy(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise QwenImageError(f"--polygraphy {folder}: is there already and not empty; name a new folder")
     if not folder.parent.is_dir():
-        raise QwenImageError(
-            f"--polygraphy {folder}: no folder {folder.parent}; make it with: mkdir -p {folder.parent}"
-        )
+        raise QwenImageError(f"--polygraphy {folder}: {no_folder(folder.parent)}")
 
 
 def write_polygraphy(folder: Path, recordings: Sequence[Recording], bundles: Mapping[Path, Manifest]) -> None:

@@ -129,6 +129,7 @@ class Verification:
         layers: errors by layer; None if not requested.
         judged: scores by the judge of `shapes`, by kind of prompt; empty if not requested.
         pictures: pictures of every case, for a report; empty if not requested, and never in the JSON.
+        not_recorded: why the bundle's manifest does not hold this result; None if it does.
     """
 
     bundle: str
@@ -147,6 +148,7 @@ class Verification:
     layers: Layers | None = None
     judged: tuple[PictureScores, ...] = ()
     pictures: tuple[DrawnCase, ...] = ()
+    not_recorded: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -188,6 +190,7 @@ class Verification:
             "free_running": [item.to_json() for item in self.free_running],
             "layers": None if self.layers is None else self.layers.to_json(),
             "judged": [item.to_json() for item in self.judged],
+            **({} if self.not_recorded is None else {"not_recorded": self.not_recorded}),
         }
 
     def _component(self, name: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from qwen_image_engine.reference.storage.stored_network import LAYOUT, VISION, S
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle.manifest import MANIFEST
 from qwen_image_engine.runtime.bundle.manifest_entries import checkpoint_flags
-from qwen_image_engine.runtime.system.files import file_sha256
+from qwen_image_engine.runtime.system.files import file_sha256, with_home
 
 PIPELINE_CLASS = "QwenImage21Pipeline"
 TRANSFORMER = "transformer"
@@ -126,8 +126,8 @@ class Checkpoint:
         vision = VisionConfig.from_json(configs["text_encoder"], encoder_json)
         vae = VaeConfig.from_json(configs["vae"], str(folder / "vae/config.json"))
         check_components(transformer, text_encoder, vae)
-        name = str(source) if folder != Path(source).expanduser() else folder.resolve().name
-        single = None if transformer_file is None else Path(transformer_file).expanduser()
+        name = str(source) if folder != with_home(source) else folder.resolve().name
+        single = None if transformer_file is None else with_home(transformer_file)
         components = _components(folder, single)
         adapters = tuple(open_adapter(components[TRANSFORMER], lora) for lora in loras)
         return cls(
@@ -287,7 +287,7 @@ class Checkpoint:
 def _find(path_or_name: str | Path) -> Path:
     if not str(path_or_name):
         raise QwenImageError("the checkpoint's name is empty, expected a folder or the name org/name of a cached one")
-    path = Path(path_or_name).expanduser()
+    path = with_home(path_or_name)
     if path.is_file():
         raise QwenImageError(
             f"{path}: is a single file, expected a folder in the diffusers layout (with model_index.json); a single "

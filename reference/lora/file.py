@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.runtime.system.files import with_home
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 """Name of the weights in a folder of PEFT's `save_pretrained`."""
@@ -29,14 +30,15 @@ class LoraFile:
 
         Raises:
             UsageError: the scale is not finite.
+            QwenImageError: the path is in the home folder of a user that does not exist.
         """
         path, colon, number = text.rpartition(":")
-        scale = _number(number) if colon and not Path(text).expanduser().exists() else None
+        scale = _number(number) if colon and not with_home(text).exists() else None
         if scale is None:
-            return cls(Path(text).expanduser())
+            return cls(with_home(text))
         if not math.isfinite(scale):
             raise UsageError(f"--lora {text}: the scale is {number}, expected a finite number")
-        return cls(Path(path).expanduser(), scale)
+        return cls(with_home(path), scale)
 
     def weights(self) -> Path:
         """Return the safetensors file: `path`, or the file in that folder.

@@ -35,6 +35,7 @@ from qwen_image_engine.runtime.system.json_schema import (
     named,
     optional,
 )
+from qwen_image_engine.runtime.system.text import command_line
 
 MANIFEST = "manifest.json"
 FORMAT = "qwen-image-bundle"
@@ -268,6 +269,21 @@ class Manifest:
         source = self.checkpoint
         return checkpoint_flags(source.path, source.transformer_file, map(str, self.loras), source.attention)
 
+    def export_command(self, folder: str | Path) -> str:
+        """Return the command that exports the bundle in `folder` again; the manifest does not hold every flag.
+
+        The folder of a calibration is left to the user. Recipes and patterns of linears are left out.
+        """
+        flags = ["--target", self.target, "--precision", self.precision]
+        if self.weights == "link":
+            flags += ["--weights", "link"]
+        for row in components_with(self.facts.attention):
+            if row.optional and row.name not in self.components:
+                flags += ["--without", row.name]
+        if self.calibration is not None:
+            flags += ["--calibration", "FOLDER"]
+        return f"qwen-image export {self.flags} {command_line(folder, *flags)}"
+
     @property
     def absent_for_references(self) -> tuple[str, ...]:
         """Names of the components that reference images need and the bundle does not have, optional ones first."""
@@ -318,8 +334,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        state = "is no bundle: no manifest.json in it" if folder.is_dir() else "does not exist"
-        raise QwenImageError(f"{folder}: {state}; make one with: qwen-image export -m CHECKPOINT {folder}") from None
+        raise QwenImageError(_no_bundle(folder)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise QwenImageError(f"{path}: cannot be read ({error})") from error
     try:
@@ -330,14 +345,25 @@ def read_manifest(folder: Path) -> Manifest:
         raise QwenImageError(f'{path}: is not the manifest of a bundle: no "format": "{FORMAT}" in it')
     if data.get("schema") != SCHEMA:
         source = data["checkpoint"].get("path") if isinstance(data.get("checkpoint"), dict) else None
-        raise QwenImageError(
-            f"{path}: schema version {data.get('schema')!r}, this version reads {SCHEMA}; export again with: "
-            f"qwen-image export -m {source or 'CHECKPOINT'} {folder}"
-        )
+        remedy = f"export the bundle with this version, from {source or 'its checkpoint'}"
+        if isinstance(data.get("schema"), int) and data["schema"] > SCHEMA:
+            remedy = "a newer version wrote it; update this one with: pip install -U qwen-image-engine"
+        raise QwenImageError(f"{path}: schema version {data.get('schema')!r}, this version reads {SCHEMA}; {remedy}")
     try:
         return _manifest(data)
     except SchemaError as error:
         raise QwenImageError(f"{path}: not in the expected format: {error}; export the bundle again") from error
+
+
+def _no_bundle(folder: Path) -> str:
+    """Return what is in the place of a bundle, and how to get one."""
+    if not folder.is_dir():
+        return f"{folder}: does not exist; make it with: qwen-image export -m CHECKPOINT {command_line(folder)}"
+    if (folder / "transformer" / "config.json").is_file():  # no bundle has one
+        made = f"make a bundle of it with: qwen-image export -m {command_line(folder)} BUNDLE"
+        return f"{folder}: is a checkpoint, expected a bundle; {made}"
+    advice = "name a bundle, or make one with: qwen-image export -m CHECKPOINT BUNDLE"
+    return f"{folder}: is no bundle: no {MANIFEST} in it; {advice}"
 
 
 def record_verification(folder: Path, result: Mapping[str, Any]) -> None:

@@ -17,6 +17,19 @@ from numpy.typing import NDArray
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import is_stream, link_target, whole_file
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
+from qwen_image_engine.runtime.system.text import command_line
+
+
+def with_home(path: str | Path) -> Path:
+    """Return a path whose `~` or `~user` is the home folder, as a shell has it.
+
+    Raises:
+        QwenImageError: there is no such user, or the user has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # without HOME and without an entry in the password database
+        raise QwenImageError(f"{path}: there is no home folder {Path(path).parts[0]}; write the whole path") from None
 
 
 def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
@@ -58,7 +71,7 @@ def check_writable(*paths: Path) -> None:
             target = link_target(path)
             folder = target.parent
             if not folder.is_dir():
-                raise QwenImageError(f"cannot write {path}: no folder {folder}; make it with: mkdir -p {folder}")
+                raise QwenImageError(f"cannot write {path}: {no_folder(folder)}")
             probe = folder / f".{secrets.token_hex(8)}.tmp"
             with suppress(FileNotFoundError):
                 target.lstat()  # fails for a name that this filesystem cannot hold
@@ -68,6 +81,11 @@ def check_writable(*paths: Path) -> None:
             raise QwenImageError(
                 f"cannot write {path}: {error.strerror or error}; choose a folder that can be written to"
             ) from error
+
+
+def no_folder(folder: Path) -> str:
+    """Return the text that a folder does not exist, with the command that makes it."""
+    return f"no folder {folder}; make it with: {command_line('mkdir', '-p', folder)}"
 
 
 def write_array(path: Path, array: NDArray[np.float32]) -> None:

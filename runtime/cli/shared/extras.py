@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from qwen_image_engine.engines.core.errors import QwenImageError, one_line, pass_interruption
+from qwen_image_engine.engines.core.errors import QwenImageError, is_memory, one_line, pass_interruption
 from qwen_image_engine.engines.core.versions import unsupported_version
 from qwen_image_engine.runtime.system.machine import package_versions
 
@@ -34,6 +34,8 @@ def export_packages() -> Iterator[None]:
         ) from error
     except (ImportError, OSError) as error:
         pass_interruption(error)
+        if is_memory(error):
+            raise
         raise QwenImageError(
             f"the packages of plan, export, calibrate and verify do not load ({one_line(error)}); "
             f"install them again: {INSTALL}"

@@ -33,13 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> VerbResult:
     """Inspect the machine. The exit code is 1 if no engine can run a bundle."""
-    from qwen_image_engine.reference.checkpoint.hub_cache import hub_cache
 
     machine, packages, engines = Machine.here(), package_versions(), available()
     folder = Path.cwd()
     free_bytes = shutil.disk_usage(folder).free
-    cache = hub_cache()
-    cached = sorted(path.name.removeprefix("models--").replace("--", "/") for path in cache.glob("models--*"))
+    cache, cached = _hub_cache()
     fault = _export_fault(packages)
     diffusers = _diffusers_fault()
 
@@ -59,7 +57,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
     if machine.memory_bytes is not None and machine.free_memory_bytes is not None:
         rows.append(("memory", f"{size_text(machine.memory_bytes)}, {size_text(machine.free_memory_bytes)} free"))
     rows.append(("disk", f"{size_text(free_bytes)} free in {folder}"))
-    rows.append(("hub cache", f"{cache}: {', '.join(cached) or 'no checkpoints'}"))
+    rows.append(("hub cache", f"{cache}: {', '.join(cached) or 'no checkpoints'}" if cache else "✗ no home folder"))
     rows.append(("telemetry", _telemetry()))
     rows += [(f"on {system}", _system_text(system)) for system in SYSTEMS]
     document = {
@@ -71,7 +69,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
         "export": {"ready": fault is None, "missing": fault},
         "diffusers": {"ready": diffusers == "", "fault": diffusers or None},
         "disk": {"folder": str(folder), "free_bytes": free_bytes},
-        "hub_cache": {"folder": str(cache), "checkpoints": cached},
+        "hub_cache": {"folder": None if cache is None else str(cache), "checkpoints": cached},
         "telemetry": _telemetry(),
         "systems": {
             system: {"checked": _CHECKED[system], "engines": backends_on(system), "verbs": _verbs_on(system)}
@@ -105,6 +103,17 @@ def _verbs_on(system: str) -> str:
 
 def _system_text(system: str) -> str:
     return f"verbs: {_verbs_on(system)}; engines: {', '.join(backends_on(system))}; {_CHECKED[system]}"
+
+
+def _hub_cache() -> tuple[Path | None, list[str]]:
+    """Return the folder of the hub cache, None if there is no home folder for it, and the checkpoints in it."""
+    from qwen_image_engine.reference.checkpoint.hub_cache import hub_cache
+
+    try:
+        cache = hub_cache()
+    except QwenImageError:
+        return None, []
+    return cache, sorted(path.name.removeprefix("models--").replace("--", "/") for path in cache.glob("models--*"))
 
 
 def _diffusers_fault() -> str | None:

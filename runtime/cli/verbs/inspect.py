@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.core.contract import describe_shape
 from qwen_image_engine.engines.core.contract_check import check_model_file
-from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, one_line
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, is_memory, one_line
 from qwen_image_engine.runtime.bundle.manifest import (
     ComponentEntry,
     Manifest,
@@ -27,7 +27,8 @@ from qwen_image_engine.runtime.cli.shared.extras import export_packages
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.shared.text import plan_text
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
-from qwen_image_engine.runtime.system.text import size_text, table
+from qwen_image_engine.runtime.system.files import with_home
+from qwen_image_engine.runtime.system.text import command_line, size_text, table
 
 if TYPE_CHECKING:
     from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
@@ -54,7 +55,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
         UsageError: `--check` is given for a checkpoint, or flags that change weights are given for a bundle.
         QwenImageError: the checkpoint or the bundle cannot be read.
     """
-    folder = Path(options.subject).expanduser()
+    folder = with_home(options.subject)
     if not is_bundle(folder):
         if options.check:
             raise UsageError(f"--check: {folder} is no bundle; its graphs are what is checked")
@@ -90,6 +91,8 @@ def _checked(folder: Path) -> VerbResult:
         try:
             graph = ir.load(model)
         except Exception as error:  # protobuf's, and whatever onnx_ir meets in what it has read
+            if is_memory(error):
+                raise
             raise QwenImageError(f"{name}: {model} is damaged ({one_line(error)}); export the bundle again") from error
         broken[name] = broken_rules(graph, Expected.of(manifest, name), rules)
     document = {
@@ -245,7 +248,7 @@ def _engine_lines(folder: Path, manifest: Manifest, name: str) -> list[str]:
             f"sha256 {manifest.files[plan.file].sha256}",
         ]
     if manifest.target == "tensorrt":
-        return [f"  engine: none yet; build one with: qwen-image build {folder}"]
+        return [f"  engine: none yet; build one with: {command_line('qwen-image', 'build', folder)}"]
     return []
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -49,7 +51,7 @@ class ContenderProcess:
         try:
             found = self._answer()["facts"]
         except BaseException:
-            self._process.kill()
+            self._kill()
             self.close()
             raise
         peak = found["load_peak"]
@@ -94,7 +96,7 @@ class ContenderProcess:
         try:
             self._process.wait(CLOSING_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill()
             self._process.wait()
         self._process.stdout.close()
 
@@ -105,8 +107,15 @@ class ContenderProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None:  # it may be in the middle of a picture
-            self._process.kill()
+            self._kill()
         self.close()
+
+    def _kill(self) -> None:
+        """Kill the process with everything that it started, such as torch's compilers."""
+        if sys.platform == "win32":
+            self._process.kill()
+        elif self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _answer(self) -> Mapping[str, Any]:
         assert self._process.stdout is not None

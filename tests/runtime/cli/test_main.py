@@ -329,8 +329,10 @@ def test_a_reader_that_leaves(random_checkpoint: Callable[..., Path]) -> None:
     assert found.stderr == ""
 
 
-def interrupted(arguments: list[str], when: Callable[[], bool]) -> subprocess.CompletedProcess[str]:
-    """Run the command, and send it Ctrl-C as soon as `when` holds."""
+def interrupted(
+    arguments: list[str], when: Callable[[], bool], number: int = signal.SIGINT
+) -> subprocess.CompletedProcess[str]:
+    """Run the command, and send it a signal (Ctrl-C) as soon as `when` holds."""
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         stdout=subprocess.PIPE,
@@ -343,7 +345,7 @@ def interrupted(arguments: list[str], when: Callable[[], bool]) -> subprocess.Co
     while not when() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
@@ -353,8 +355,8 @@ def test_interrupted_export_leaves_no_bundle(random_checkpoint: Callable[..., Pa
     folder = tmp_path / "folder"
     folder.mkdir()
     arguments = ["export", "-m", str(random_checkpoint()), str(folder / "bundle")]
-    found = interrupted(arguments, lambda: any(path.name.endswith(".partial") for path in folder.iterdir()))
-    assert (found.returncode, found.stdout, found.stderr) == (130, "", "qwen-image: error: interrupted\n")
+    found = interrupted(arguments, lambda: any(folder.glob(".*.partial")), signal.SIGTERM)
+    assert (found.returncode, found.stdout, found.stderr) == (143, "", "qwen-image: error: ended by SIGTERM\n")
     assert list(folder.iterdir()) == []
 
 

@@ -1,15 +1,16 @@
-"""Outputs that are no plain files: an array and a document sent to a pipe, and written through a symlink."""
+"""Outputs that are no plain files, a pipe and a symlink; paths with `~`, as a shell reads them."""
 
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.runtime.system.files import check_writable, write_array, write_json
+from qwen_image_engine.runtime.system.files import check_writable, with_home, write_array, write_json
 
 
 def test_a_pipe_gets_an_array_and_a_document(tmp_path: Path) -> None:
@@ -41,3 +42,10 @@ def test_a_symlink_is_checked_where_it_leads(tmp_path: Path) -> None:
     link.symlink_to(link)
     with pytest.raises(QwenImageError, match=r"cannot write .*link.json: Too many levels of symbolic links"):
         check_writable(link)
+
+
+def test_home_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert with_home("~/x") == tmp_path / "x"
+    with pytest.raises(QwenImageError, match=re.escape("~nosuchuser/x: there is no home folder ~nosuchuser; write")):
+        with_home("~nosuchuser/x")
