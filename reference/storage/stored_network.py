@@ -17,6 +17,7 @@ from qwen_image_engine.engines.core.dtypes import STORED_FLOATS
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.storage.json_file import read_json
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_header
+from qwen_image_engine.reference.storage.weight_kinds import check_unquantised
 
 if TYPE_CHECKING:
     import torch
@@ -233,6 +234,7 @@ def open_network(root: Path, name: str, layout: NetworkLayout) -> StoredNetwork:
         others = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt"))
         found = f" (found {', '.join(others[:3])})" if others else ""
         raise QwenImageError(f"{folder}: no weights, expected {single.name} or {index.name}{found}")
+    check_unquantised(folder, tensors)
     return StoredNetwork(name, folder, layout, tensors, tuple(sorted(files)))
 
 
@@ -240,7 +242,10 @@ def _read_shards(folder: Path, index: Path) -> tuple[dict[str, TensorInfo], list
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise QwenImageError(f"{index}: no 'weight_map' of tensor names to files")
-    names = sorted({str(name) for name in weight_map.values()})
+    listed: dict[str, set[str]] = {}
+    for tensor, shard_name in weight_map.items():
+        listed.setdefault(str(shard_name), set()).add(tensor)
+    names = sorted(listed)
     outside = [name for name in names if Path(name).name != name]
     if outside:
         raise QwenImageError(f"{index}: names the file {outside[0]!r}, expected one in the same folder")
@@ -251,10 +256,9 @@ def _read_shards(folder: Path, index: Path) -> tuple[dict[str, TensorInfo], list
     tensors: dict[str, TensorInfo] = {}
     for file in files:
         shard = read_header(file)
-        listed = {name for name, shard_name in weight_map.items() if shard_name == file.name}
-        wrong = sorted(listed.symmetric_difference(shard))
+        wrong = sorted(listed[file.name].symmetric_difference(shard))
         if wrong:
-            state = "absent from it" if wrong[0] in listed else "stored but not listed there"
+            state = "absent from it" if wrong[0] in listed[file.name] else "stored but not listed there"
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
             raise QwenImageError(f"{index}: does not agree with {file.name}: tensor {wrong[0]!r} is {state}{more}")
         tensors.update(shard)
