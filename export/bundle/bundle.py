@@ -262,6 +262,7 @@ class _Writer:
             weights_sha256=checkpoint.combined_weights_sha256(self.hashes),
             transformer_file=None if single is None else str(single.absolute()),
             attention=checkpoint.attention,
+            variant=checkpoint.variant,
         )
 
 

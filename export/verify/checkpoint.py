@@ -56,6 +56,7 @@ def open_checkpoint(
     transformer_file: str | Path | None,
     loras: Sequence[LoraFile] | None,
     attention: str | None,
+    variant: str | None,
 ) -> Checkpoint:
     """Open the checkpoint that a bundle was made from.
 
@@ -65,13 +66,13 @@ def open_checkpoint(
         QwenImageError: the checkpoint is not there, or the bundle was made from another checkpoint.
     """
     expected = manifest.checkpoint
-    checkpoint = open_recorded(manifest, named, transformer_file, loras, attention)
+    checkpoint = open_recorded(manifest, named, transformer_file, loras, attention, variant)
     advice = "name the right one with -m and --attention, or export again"
     check_recorded(bundle, checkpoint, "configuration", checkpoint.config_sha256(), expected.config_sha256, advice)
     with ProgressBar(
         "hashing the checkpoint", sum(file.stat().st_size for file in checkpoint.weight_files), "bytes"
     ) as bar:
         weights = checkpoint.weights_sha256(bar.advance)
-    advice = "name the right one with -m, --transformer and --lora, or export again"
+    advice = "name the right one with -m, --variant, --transformer and --lora, or export again"
     check_recorded(bundle, checkpoint, "weights", weights, expected.weights_sha256, advice)
     return checkpoint

@@ -72,7 +72,7 @@ def verify(
     for bundle, manifest in manifests.items():
         check_hashes(bundle, manifest)
     first = bundles[0]
-    named = options.get("transformer_file"), options.get("loras"), options.get("attention")
+    named = (options.get("transformer_file"), options.get("loras"), options.get("attention"), options.get("variant"))
     opened = open_checkpoint(first, manifests[first], checkpoint, *named)
     if judge is not None:
         check_judged(opened, judge)

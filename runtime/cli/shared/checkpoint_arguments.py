@@ -18,7 +18,12 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_weight_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags that change the weights or the attention of a checkpoint."""
+    """Declare the flags that choose or change the weights or the attention of a checkpoint."""
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="of the weight files, as diffusers names them: bf16 for *.bf16.safetensors (the files without a variant)",
+    )
     parser.add_argument(
         "--transformer",
         type=Path,
@@ -45,7 +50,12 @@ def refuse_weight_arguments(options: argparse.Namespace, why: str) -> None:
     Raises:
         UsageError: a flag of `add_weight_arguments` is given.
     """
-    given = {"--transformer": options.transformer, "--lora": options.lora or None, "--attention": options.attention}
+    given = {
+        "--variant": options.variant,
+        "--transformer": options.transformer,
+        "--lora": options.lora or None,
+        "--attention": options.attention,
+    }
     flag = next((name for name, value in given.items() if value is not None), None)
     if flag is not None:
         raise UsageError(f"{flag}: {why}")
@@ -55,6 +65,7 @@ def weight_sources(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Return the sources that change the weights of `checkpoint`, for a JSON document."""
     single, tensors = checkpoint.transformer_file, checkpoint.components["transformer"].tensors.values()
     return {
+        "variant": checkpoint.variant,
         "transformer_file": None if single is None else str(single),
         "loras": [{"path": str(lora.path), "scale": lora.scale} for lora in checkpoint.loras],
         "attention": checkpoint.transformer.attention,
@@ -73,4 +84,10 @@ def open_checkpoint(name: str, options: argparse.Namespace) -> "Checkpoint":
     from qwen_image_engine.reference.lora.file import LoraFile
 
     loras = [LoraFile.parse(text) for text in options.lora]
-    return Checkpoint.open(name, transformer_file=options.transformer, loras=loras, attention=options.attention)
+    return Checkpoint.open(
+        name,
+        transformer_file=options.transformer,
+        loras=loras,
+        attention=options.attention,
+        variant=options.variant,
+    )
