@@ -179,6 +179,7 @@ def _verification(
         limits=tuple(limits),
         free_running=own,
         layers=layers,
+        not_finite=found.not_finite,
         pictures=found.pictures,
     )
 
