@@ -98,6 +98,11 @@ def _size(folder: Path, path: Path, manifest: Manifest) -> int:
     try:
         return path.stat().st_size
     except OSError:
+        if path.is_symlink():
+            raise QwenImageError(
+                f"{path}: is a link to {path.readlink()}, which is not there; bring that file back, or get the bundle "
+                "again"
+            ) from None
         raise _changed(folder, str(path.relative_to(folder)), "missing", manifest) from None
 
 
