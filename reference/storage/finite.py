@@ -36,7 +36,7 @@ def check_finite(source: TensorInfo, values: Tensor, first: int = 0) -> None:
     """
     if _finite(values):
         return
-    where, value = _first(source, values, ~torch.isfinite(values), first)
+    where, value = _first(source, values, first)
     advice = "download the file again, or take another"
     raise NotFiniteError(source, f"values that are not finite, the first {value} at {where}; {advice}")
 
@@ -49,7 +49,7 @@ def check_converted(source: TensorInfo, converted: Tensor, first: int = 0) -> No
     """
     if _finite(converted):
         return
-    where, _ = _first(source, converted, ~torch.isfinite(converted), first)
+    where, _ = _first(source, converted, first)
     dtype = converted.dtype
     raise NotFiniteError(
         source,
@@ -62,10 +62,11 @@ def _finite(values: Tensor) -> bool:
     return values.numel() == 0 or all(math.isfinite(float(bound)) for bound in values.aminmax())
 
 
-def _first(source: TensorInfo, values: Tensor, wrong: Tensor, first: int) -> tuple[list[int], float]:
-    """Return the place and the value of the first wrong value of a block."""
-    index = int(wrong.reshape(-1).int().argmax())
-    rest, where = first + index, []
+def _first(source: TensorInfo, values: Tensor, first: int) -> tuple[list[int], float]:
+    """Return the place in the tensor, and the value, of the first value of a block that is not finite."""
+    index = int((~torch.isfinite(values)).reshape(-1).int().argmax())
+    rest = first + index
+    where: list[int] = []
     for size in reversed(source.shape):
         rest, axis = divmod(rest, size)
         where.insert(0, axis)
