@@ -8,6 +8,7 @@ from qwen_image_engine.engines.core import contract_check, errors
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.contract_check import Array, PortFacts
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.linked_weights import weights_in_folder
 from qwen_image_engine.engines.core.packages import newer_than_supported
 from qwen_image_engine.engines.openvino.package import openvino
 from qwen_image_engine.engines.openvino.saturation import has_int8_weights, products_saturate
@@ -52,7 +53,8 @@ class OpenVinoEngine:
         try:
             core = package.Core()
             _check_precision(contract, core, inference_precision)
-            graph = core.read_model(str(model))
+            with weights_in_folder(contract.component, model) as path:
+                graph = core.read_model(str(path))
             settings = compile_settings(graph, threads, inference_precision)
             compiled = core.compile_model(graph, "CPU", settings)
         except (RuntimeError, MemoryError) as error:

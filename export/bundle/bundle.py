@@ -19,7 +19,9 @@ from qwen_image_engine.export.targets import choose_target
 from qwen_image_engine.export.weights.file_hashes import FileHashes
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.components import dims
+from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.reference.pipeline import model_facts
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import (
     CalibrationEntry,
@@ -85,8 +87,9 @@ def export_bundle(
         UsageError: the table has no such target and precision, `weights` is neither "copy" nor "link", a pattern
             matches nothing, the transformer has no such block, `weights` is "link" for a checkpoint with merged
             adapters, or `without` names a component that is not optional.
-        QwenImageError: the checkpoint is invalid, `output` cannot be written or is no bundle, the weights cannot be
-            hard-linked, or ONNX Runtime does not run a quantised linear as a product of integers.
+        QwenImageError: the checkpoint is invalid, a weight is not finite or does not fit into the precision, `output`
+            cannot be written or is no bundle, the weights cannot be hard-linked, or ONNX Runtime does not run a
+            quantised linear as a product of integers.
     """
     chosen = choose_target(
         target,
@@ -118,7 +121,10 @@ def write_bundle(request: ExportRequest, output: str | Path, progress: Progress 
         previous = _previous(output)
         if previous is None:
             check_disk(request.plan, output)
-        with staged(output) as folder, FileHashes(files, lambda: meter.add("checkpoint", 0)) as hashes:
+        with (
+            staged(output) as folder,
+            FileHashes(files, lambda: meter.add("checkpoint", 0), _linked_tensors(request)) as hashes,
+        ):
             meter.hashes = hashes
             manifest = _Writer(request, folder, output, previous, hashes, meter).write()
             write_manifest(folder, manifest)
@@ -134,6 +140,14 @@ def write_bundle(request: ExportRequest, output: str | Path, progress: Progress 
             f"{output}: memory ran out at {meter.stage}; an export takes about {request.plan.export_memory_bytes} bytes"
         ) from error
     return manifest
+
+
+def _linked_tensors(request: ExportRequest) -> list[TensorInfo]:
+    """Return the tensors that the bundle reads from linked files. Those that are copied are checked as they stream."""
+    if request.plan.weights != "link":
+        return []
+    read = [tensor for network in request.networks for tensor in read_tensors(request.checkpoint, network)]
+    return [*read, request.checkpoint.token_embeddings()]
 
 
 class _Meter:
@@ -264,6 +278,7 @@ class _Writer:
             weights_sha256=checkpoint.combined_weights_sha256(self.hashes),
             transformer_file=None if single is None else str(single.absolute()),
             attention=checkpoint.attention,
+            variant=checkpoint.variant,
         )
 
 

@@ -73,7 +73,7 @@ def verify(
     for bundle, manifest in manifests.items():
         check_hashes(bundle, manifest)
     first = bundles[0]
-    named = options.get("transformer_file"), options.get("loras"), options.get("attention")
+    named = (options.get("transformer_file"), options.get("loras"), options.get("attention"), options.get("variant"))
     opened = open_checkpoint(first, manifests[first], checkpoint, *named)
     if judge is not None:
         check_judged(opened, judge)
@@ -188,6 +188,7 @@ def _verification(
         limits=tuple(limits),
         free_running=own,
         layers=layers,
+        not_finite=found.not_finite,
         pictures=found.pictures,
     )
 

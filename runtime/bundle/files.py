@@ -99,6 +99,11 @@ def _size(folder: Path, path: Path, manifest: Manifest) -> int:
     try:
         return path.stat().st_size
     except OSError:
+        if path.is_symlink():
+            raise QwenImageError(
+                f"{path}: is a link to {path.readlink()}, which is not there; bring that file back, or get the bundle "
+                "again"
+            ) from None
         raise _changed(folder, path.relative_to(folder).as_posix(), "missing", manifest) from None
 
 

@@ -69,6 +69,7 @@ class CheckpointEntry:
         weights_sha256: SHA-256 of the weights.
         transformer_file: single file of the transformer; None if the transformer came from the folder.
         attention: requested kind of attention; None if it came from the configuration.
+        variant: variant of the weight files; None if they had none.
     """
 
     name: str
@@ -78,6 +79,7 @@ class CheckpointEntry:
     weights_sha256: str
     transformer_file: str | None = None
     attention: str | None = None
+    variant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,8 @@ class Manifest:
     def flags(self) -> str:
         """Flags with which the command opens the checkpoint."""
         source = self.checkpoint
-        return checkpoint_flags(source.path, source.transformer_file, map(str, self.loras), source.attention)
+        loras = map(str, self.loras)
+        return checkpoint_flags(source.path, source.transformer_file, loras, source.attention, source.variant)
 
     def export_command(self, folder: str | Path) -> str:
         """Return the command that exports the bundle in `folder` again; the manifest does not hold every flag.

@@ -20,7 +20,12 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_weight_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags that change the weights or the attention of a checkpoint."""
+    """Declare the flags that choose or change the weights or the attention of a checkpoint."""
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="of the weight files, as diffusers names them: bf16 for *.bf16.safetensors (the files without a variant)",
+    )
     parser.add_argument(
         "--transformer",
         type=Path,
@@ -47,7 +52,12 @@ def refuse_weight_arguments(options: argparse.Namespace, why: str) -> None:
     Raises:
         UsageError: a flag of `add_weight_arguments` is given.
     """
-    given = {"--transformer": options.transformer, "--lora": options.lora or None, "--attention": options.attention}
+    given = {
+        "--variant": options.variant,
+        "--transformer": options.transformer,
+        "--lora": options.lora or None,
+        "--attention": options.attention,
+    }
     flag = next((name for name, value in given.items() if value is not None), None)
     if flag is not None:
         raise UsageError(f"{flag}: {why}")
@@ -57,6 +67,7 @@ def weight_sources(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Return the sources that change the weights of `checkpoint`, for a JSON document."""
     single, tensors = checkpoint.transformer_file, checkpoint.components["transformer"].tensors.values()
     return {
+        "variant": checkpoint.variant,
         "transformer_file": None if single is None else str(single),
         "loras": [_described(adapter) for adapter in checkpoint.adapters],
         "attention": checkpoint.transformer.attention,
@@ -91,7 +102,13 @@ def open_checkpoint(name: str, options: argparse.Namespace) -> "Checkpoint":
     from qwen_image_engine.reference.lora.file import LoraFile
 
     loras = [LoraFile.parse(text) for text in options.lora]
-    checkpoint = Checkpoint.open(name, transformer_file=options.transformer, loras=loras, attention=options.attention)
+    checkpoint = Checkpoint.open(
+        name,
+        transformer_file=options.transformer,
+        loras=loras,
+        attention=options.attention,
+        variant=options.variant,
+    )
     if sys.stderr is not None:  # a process without a console has none
         for note in (note for adapter in checkpoint.adapters for note in adapter.notes):
             print(f"qwen-image: note: {note}", file=sys.stderr, flush=True)

@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> VerbResult:
     """Describe a checkpoint or a bundle from its JSON files and headers, or check a bundle's graphs.
 
+    The exit code is 1 if `export` would refuse the checkpoint, or if a graph breaks a rule.
+
     Raises:
         UsageError: `--check` is given for a checkpoint, or flags that change weights are given for a bundle.
         QwenImageError: the checkpoint or the bundle cannot be read.
@@ -61,10 +63,10 @@ def execute(options: argparse.Namespace) -> VerbResult:
             raise UsageError(f"--check: {folder} is no bundle; its graphs are what is checked")
         return _checkpoint(open_checkpoint(options.subject, options))
     refuse_weight_arguments(options, f"{folder} is a bundle, whose weights are what they are")
-    return _checked(folder) if options.check else _bundle(folder)
+    return _graphs(folder) if options.check else _bundle(folder)
 
 
-def _checked(folder: Path) -> VerbResult:
+def _graphs(folder: Path) -> VerbResult:
     """Check every graph with `tensorrt_rules`; for CUDA, with the rules that both targets share.
 
     The exit code is 1 if a graph breaks a rule.
@@ -112,7 +114,22 @@ def _checked(folder: Path) -> VerbResult:
     return VerbResult(document, lines, int(any(broken.values())))
 
 
+def _checked(checkpoint: "Checkpoint") -> tuple[str | None, list[str]]:
+    """Return the reason for which `plan` and `export` refuse the checkpoint, None if they take it, and lines on it."""
+    try:
+        with export_packages():
+            from qwen_image_engine.export.bundle.request import check_checkpoint
+    except QwenImageError as error:
+        return None, ["", f"not checked whether it can be exported: {error}"]
+    try:
+        check_checkpoint(checkpoint)
+    except QwenImageError as error:
+        return str(error), ["", f"✗ it cannot be exported: {error}"]
+    return None, []
+
+
 def _checkpoint(checkpoint: "Checkpoint") -> VerbResult:
+    fault, verdict = _checked(checkpoint)
     ignored = checkpoint.ignored_keys()
     networks = [
         {
@@ -141,6 +158,7 @@ def _checkpoint(checkpoint: "Checkpoint") -> VerbResult:
         "config_sha256": checkpoint.config_sha256(),
         "fixed_sigmas": grid,
         "networks": networks,
+        "fault": fault,
     }
     rows = [("network", "class", "stored as", "tensors", "parameters", "bytes")]
     rows += [
@@ -167,8 +185,9 @@ def _checkpoint(checkpoint: "Checkpoint") -> VerbResult:
         "",
         "keys of config.json that change nothing here:",
         *(f"  {network}: {', '.join(keys) or 'none'}" for network, keys in ignored.items()),
+        *verdict,
     ]
-    return VerbResult(document, lines)
+    return VerbResult(document, lines, 0 if fault is None else 1)
 
 
 def _adapter_lines(adapter: "Adapter") -> list[str]:

@@ -325,6 +325,10 @@ def test_missing_and_shortened_files_are_found(bundle: Path, name: str) -> None:
     with pytest.raises(QwenImageError, match=f"{name}: missing"):
         check_files(bundle, manifest)
     assert [fault.found for fault in verify_files(bundle, manifest)] == [None]
+    (bundle / name).symlink_to("../blobs/5f")
+    with pytest.raises(QwenImageError, match=f"{name}: is a link to ../blobs/5f, which is not there; ") as raised:
+        check_files(bundle, manifest)
+    assert "export" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
