@@ -13,6 +13,7 @@ from qwen_image_engine.engines.backends import available, load_engine
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec
 from qwen_image_engine.engines.core.engine import Array, Engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.openvino.package import core
 
 StepInputs = Callable[..., dict[str, Array]]
 EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino"}
@@ -269,7 +270,7 @@ def test_openvino_computes_in_fp32(step_model: Path, step_contract: Contract) ->
 
 def test_openvino_computes_in_bf16_where_asked_and_possible(step_model: Path, step_contract: Contract) -> None:
     openvino = pytest.importorskip("openvino")
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(
             QwenImageError, match=r"step: this processor has no bf16 instructions.*use the engine openvino"
         ):
