@@ -15,7 +15,7 @@ _DTYPES = {"f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat
 
 InferencePrecision = Literal["f32", "bf16"]
 
-RUNTIME_CACHE_CAPACITY = 64
+RUNTIME_CACHE_CAPACITY = 128
 """Compiled kernels of each kind that a graph keeps, the most recently used.
 
 OpenVINO's default is 5000. Each new shape then adds some 2.5 MB to a process with the five graphs of `shapes`, up to
