@@ -1,13 +1,18 @@
-"""The package openvino, without its telemetry."""
+"""The package openvino without its telemetry, and its one `Core`."""
 
+import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from threading import Lock
 from typing import Any
 
 from qwen_image_engine.engines.core.packages import check_supported, import_package
 
 _TELEMETRY = "openvino_telemetry"
+
+_LOCK = Lock()
 
 
 def openvino() -> Any:
@@ -20,6 +25,28 @@ def openvino() -> Any:
         package = import_package("openvino", "openvino")
     check_supported(package)
     return package
+
+
+def core() -> Any:
+    """Return the `openvino.Core` of this process, which is never freed. Threads may share it.
+
+    A `Core` gives the thread that loads its CPU plugin another signal stack, and restores the previous one when it is
+    freed. The previous one is unmapped if its own `Core` was freed first, and the next signal ends the process with a
+    segmentation fault.
+
+    Raises:
+        QwenImageError: the package is not installed, or does not load.
+        RuntimeError: OpenVINO cannot read its list of plugins.
+    """
+    with _LOCK:  # `cache` alone would let two threads create one each
+        return _core()
+
+
+@cache
+def _core() -> Any:
+    created = openvino().Core()
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(created))  # the end of the interpreter frees what modules hold
+    return created
 
 
 @contextmanager
