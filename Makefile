@@ -32,6 +32,7 @@ test-fast: setup
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --preview --select PLW1514 . # text files say their encoding, which is not UTF-8 on every Windows
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
@@ -44,6 +45,8 @@ bench: setup
 	$(BIN)/qwen-image export -m $(SHAPES) out/bench/bundle
 	$(BIN)/python -m benchmarks.speed.picture --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.quality.bench_quality --bundle out/bench/bundle
+	$(BIN)/python -m benchmarks.reliability.soak --engine onnxruntime --bundle out/bench/bundle
+	$(BIN)/python -m benchmarks.reliability.soak --engine openvino --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.quantisation.run
 	$(BIN)/qwen-image export -m $(SHAPES) out/bench/int8 --precision int8
 	$(BIN)/python -m benchmarks.common.calibration_inputs out/bench/inputs

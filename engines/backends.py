@@ -4,6 +4,7 @@ The module and the package of a backend are imported when the backend is first a
 row.
 """
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,11 @@ from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.entries import load_entry
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.packages import newer_than_supported
+
+LINUX, MACOS, WINDOWS = "Linux", "macOS", "Windows"
+SYSTEMS = (LINUX, MACOS, WINDOWS)
+"""Operating systems that the project is written for."""
 
 MAX_THREADS = 1024
 """Maximum number of threads of one run, more than any supported processor has cores.
@@ -34,6 +40,7 @@ class Backend:
         computes: precision in which the backend computes all unquantised parts; None for the graph's own precision.
         target: the one target whose graphs the backend runs; None if the backend runs the graphs of every target that
             no other backend names.
+        systems: systems that the package is published for.
     """
 
     name: str
@@ -43,8 +50,10 @@ class Backend:
     device: Literal["cpu", "gpu"] = "cpu"
     computes: str | None = None
     target: str | None = None
+    systems: tuple[str, ...] = SYSTEMS
 
 
+_WITH_CUDA = (LINUX, WINDOWS)
 _OPENVINO = "engines.openvino.package:openvino"
 
 BACKENDS: Mapping[str, Backend] = {
@@ -60,10 +69,19 @@ BACKENDS: Mapping[str, Backend] = {
             "onnxruntime-gpu",
             device="gpu",
             target="cuda",
+            systems=_WITH_CUDA,
         ),
         Backend("openvino", _OPENVINO, "engines.openvino.cpu:create", "openvino"),
         Backend("openvino-bf16", _OPENVINO, "engines.openvino.cpu:create_bf16", "openvino", computes="bf16"),
-        Backend("tensorrt", "engines.tensorrt.package:tensorrt", None, "tensorrt", device="gpu", target="tensorrt"),
+        Backend(
+            "tensorrt",
+            "engines.tensorrt.package:tensorrt",
+            None,
+            "tensorrt",
+            device="gpu",
+            target="tensorrt",
+            systems=_WITH_CUDA,
+        ),
     )
 }
 
@@ -85,6 +103,11 @@ def find_backend(name: str) -> Backend:
     return BACKENDS[name]
 
 
+def backends_on(system: str) -> tuple[str, ...]:
+    """Return the names of the backends whose packages are published for a system of `SYSTEMS`."""
+    return tuple(row.name for row in BACKENDS.values() if system in row.systems)
+
+
 def backends_for(target: str) -> tuple[str, ...]:
     """Return the names of the backends that run graphs for a target."""
     named = any(row.target == target for row in BACKENDS.values())
@@ -99,11 +122,13 @@ class Installation:
         name: name of the backend.
         version: version of the package; None if the package is missing or does not work here.
         missing: why the package does not work, and what to do; None if the package works.
+        newer: sentence that names the package's version and the older supported ones; None for a supported version.
     """
 
     name: str
     version: str | None
     missing: str | None
+    newer: str | None = None
 
 
 def load_engine(backend: str, model: Path, contract: Contract, threads: int | None = None) -> Engine:
@@ -119,12 +144,13 @@ def load_engine(backend: str, model: Path, contract: Contract, threads: int | No
         UsageError: there is no such backend, the backend runs plans and not graphs, or `threads` is not in 1 to
             `MAX_THREADS`.
         QwenImageError: the backend's package is not installed, the backend needs bf16 instructions or a GPU that the
-            machine does not have, the file is missing or is no ONNX model, the graph does not match the contract, or
-            there is not enough memory.
+            machine does not have, the package is not published for this system, the file is missing or is no ONNX
+            model, the graph does not match the contract, or there is not enough memory.
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"{threads} threads: expected 1 to {MAX_THREADS}")
-    create = find_backend(backend).create
+    _check_system(find_backend(backend))
+    create = BACKENDS[backend].create
     if create is None:
         raise UsageError(f"{backend} runs what qwen-image build made of a bundle's graphs, not a graph; load a bundle")
     engine: Engine = load_entry(create)(model, contract, threads)
@@ -135,9 +161,20 @@ def require(backend: str) -> Any:
     """Import the package of a backend and return the package.
 
     Raises:
-        QwenImageError: the package is not installed, does not load, or cannot work on this machine.
+        QwenImageError: the package is not installed, does not load, is older than supported, or cannot work on this
+            machine.
     """
+    _check_system(BACKENDS[backend])
     return load_entry(BACKENDS[backend].package)()
+
+
+def _check_system(backend: Backend) -> None:
+    system = {"Darwin": MACOS}.get(platform.system(), platform.system())
+    if system in SYSTEMS and system not in backend.systems:
+        raise QwenImageError(
+            f"{backend.distribution} is not published for {system}, only for {' and '.join(backend.systems)}; "
+            f"engines for {system}: {', '.join(backends_on(system))}"
+        )
 
 
 def available() -> tuple[Installation, ...]:
@@ -150,6 +187,7 @@ def available() -> tuple[Installation, ...]:
 
 def _installation(backend: str) -> Installation:
     try:
-        return Installation(backend, str(require(backend).__version__), None)
+        package = require(backend)
+        return Installation(backend, str(package.__version__), None, newer_than_supported(package))
     except QwenImageError as error:
         return Installation(backend, None, str(error))

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from qwen_image_engine.engines.core.errors import QwenImageError as QwenImageError
     from qwen_image_engine.engines.core.errors import UsageError as UsageError
     from qwen_image_engine.runtime.conditioning import Conditioning as Conditioning
+    from qwen_image_engine.runtime.images.parameters import PictureParameters as PictureParameters
     from qwen_image_engine.runtime.images.picture import Picture as Picture
-    from qwen_image_engine.runtime.images.picture import PictureParameters as PictureParameters
     from qwen_image_engine.runtime.pipeline import QwenImage as QwenImage
     from qwen_image_engine.runtime.request import Request as Request
     from qwen_image_engine.runtime.sampling.step import Step as Step
@@ -43,7 +43,7 @@ __getattr__ = lazy_names(
         "Cancelled": "engines.core.errors",
         "Conditioning": "runtime.conditioning",
         "Picture": "runtime.images.picture",
-        "PictureParameters": "runtime.images.picture",
+        "PictureParameters": "runtime.images.parameters",
         "QwenImage": "runtime.pipeline",
         "QwenImageError": "engines.core.errors",
         "Request": "runtime.request",

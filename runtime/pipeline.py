@@ -20,8 +20,9 @@ from qwen_image_engine.runtime.component_pool import ComponentPool, Memory
 from qwen_image_engine.runtime.conditioning import KEPT_BYTES, Conditioning, PromptEncoder, check_finite
 from qwen_image_engine.runtime.denoiser import check_guidance, denoiser
 from qwen_image_engine.runtime.device_sampling import device_steps, takes_steps
-from qwen_image_engine.runtime.images.picture import Picture, PictureParameters
-from qwen_image_engine.runtime.images.picture import PictureOrigin as PictureOrigin
+from qwen_image_engine.runtime.images.parameters import PictureOrigin as PictureOrigin
+from qwen_image_engine.runtime.images.parameters import PictureParameters, ReferenceOrigin
+from qwen_image_engine.runtime.images.picture import Picture
 from qwen_image_engine.runtime.images.png import reduced, to_rgba8
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.images.reference_image import ReferenceImages
@@ -137,7 +138,9 @@ class QwenImage:
             opened.embeddings(),
             opened.schedule(),
             opened.manifest.facts,
-            PictureOrigin(engine, opened.manifest.precision, opened.manifest.checkpoint.name),
+            PictureOrigin(
+                engine, opened.manifest.precision, opened.manifest.checkpoint.name, opened.manifest.fingerprint
+            ),
             kept_bytes,
             absent=opened.manifest.absent_for_references,
         )
@@ -165,6 +168,7 @@ class QwenImage:
         negative_prompt: str | None = None,
         references: Sequence[ReferenceSource] | ReferenceImages = (),
         reference_resolution: int = DEFAULT_RESOLUTION,
+        first_frame: bool = False,
         guidance: float = 1.0,
         width: int | None = None,
         height: int | None = None,
@@ -183,11 +187,11 @@ class QwenImage:
             references: at most 10 image files or Pillow images, in the order in which the prompt may number them, or
                 the result of `read_references`.
             reference_resolution: side in pixels of a square of the area that each reference image is fitted to.
+            first_frame: whether to take the first frame of an animated reference image, which is refused otherwise.
             guidance: guidance weight. 1 for none; above 1 each step runs twice.
-            width: width in pixels, a multiple of 32. None for the fitted width of the last reference image, or for 1024
-                without reference images.
-            height: height in pixels, a multiple of 32. None for the fitted height of the last reference image, or for
-                1024 without reference images.
+            width: width in pixels, a multiple of 32. None for the width that keeps the aspect ratio of the last
+                reference image at `height`, its fitted width if `height` is None too, or 1024 without reference images.
+            height: height in pixels, likewise.
             steps: number of steps. None for 40, or for the length of the checkpoint's fixed grid if it has one.
             seed: seed of the noise, the same on every engine.
             num_images: number of pictures, 1 to 4, drawn as one batch from one seed.
@@ -202,7 +206,7 @@ class QwenImage:
         images = (
             references
             if isinstance(references, ReferenceImages)
-            else self.read_references(references, reference_resolution)
+            else self.read_references(references, reference_resolution, first_frame)
         )
         width, height = images.picture_size(width, height)
         inputs = SamplingInputs.prepare(
@@ -262,7 +266,8 @@ class QwenImage:
         parameters = PictureParameters(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
-            references=" ".join(image.sha256 for image in request.references.images) or None,
+            references=tuple(ReferenceOrigin(image.name, image.sha256) for image in request.references.images),
+            reference_resolution=request.references.resolution,
             guidance=request.guidance,
             seed=inputs.seed if inputs.given is None else None,
             num_images=inputs.num_images,
@@ -319,15 +324,15 @@ class QwenImage:
             raise QwenImageError("this pipeline is closed; load it again with QwenImage.load")
 
     def read_references(
-        self, sources: Sequence[ReferenceSource], resolution: int = DEFAULT_RESOLUTION
+        self, sources: Sequence[ReferenceSource], resolution: int = DEFAULT_RESOLUTION, first_frame: bool = False
     ) -> ReferenceImages:
-        """Read and fit reference images. No network runs.
+        """Read and fit reference images. No network runs. `prepare` describes the arguments.
 
         Raises:
             UsageError: there are too many images, an image cannot be read or fitted, or the bundle was exported without
                 components that read them.
         """
-        return ReferenceImages.read(sources, resolution, self.facts.vision, self._absent)
+        return ReferenceImages.read(sources, resolution, self.facts.vision, self._absent, first_frame)
 
     def prefix_tokens(self, prompt: str, references: ReferenceImages = NO_REFERENCES) -> int:
         """Return the number of prefix tokens that the target attends to. Each takes `facts.cache_token_bytes` in fp32.

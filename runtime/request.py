@@ -21,6 +21,7 @@ class RequestOptions(TypedDict, total=False):
     negative_prompt: str | None
     references: Sequence[ReferenceSource] | ReferenceImages
     reference_resolution: int
+    first_frame: bool
     guidance: float
     width: int | None
     height: int | None

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from benchmarks.documents.tables import ONNXRUNTIME, OPENVINO, markdown, result, speed_ratio
 
+ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
 
 def measured() -> str:
     """Return README's table of measurements, with one row for each result."""
@@ -96,4 +98,12 @@ def _measured() -> Iterator[tuple[str, str, str]]:
         f"peak resident memory {plain / 1e9:.2f} GB in fp32, {more / 1e9:.2f} GB more in int8; largest tensor "
         f"{memory['largest_tensor_bytes'] / 1e9:.2f} GB",
         "export_memory",
+    )
+    soaks = result("soak")["engines"]
+    grown = (f"{name} {soaks[key][key]['growth_bytes'] / 1e6:+.0f} MB" for key, name in ENGINES.items())
+    yield (
+        f"{soaks['openvino']['requests']:,} requests of `shapes`, new prompt lengths and sizes",
+        f"resident memory after the last against after the hundredth: {', '.join(grown)} "
+        "([performance.md](performance.md))",
+        "soak",
     )

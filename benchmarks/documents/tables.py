@@ -229,6 +229,26 @@ def bench_quality() -> str:
     return markdown(("what", "found", "aim"), rows)
 
 
+def soak() -> str:
+    """Return the table of memory and time over many requests, with a row for each contender."""
+    engines = result("soak")["engines"]
+    rows = []
+    for name, shown in (
+        ("onnxruntime", "ONNX Runtime"),
+        ("openvino", "OpenVINO"),
+        ("openvino, default cache", "OpenVINO, default cache"),
+    ):
+        entry = engines[name.partition(",")[0]]
+        resident = entry[name]["resident_bytes"]
+        memory = (f"{resident[key] / 1e6:.0f} MB" for key in ("1", "100", str(entry["requests"])))
+        times = (f"{entry['ratios'][key]:.2f}x" if name == "openvino" else "" for key in ("list_s", "repeated_s"))
+        rows.append((shown, *memory, *times))
+    requests = f"{engines['openvino']['requests']:,}"
+    return markdown(
+        ("engine", "memory after 1", "after 100", f"after {requests}", "time of all", "of one shape again"), rows
+    )
+
+
 def full_size_export() -> str:
     """Return the table of exports at the released size, with the prediction of `plan` for each figure."""
 
@@ -307,5 +327,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
         full_size_export,
         full_size_run,
         full_size_peaks,
+        soak,
     )
 }

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from benchmarks.common.environment import environment
 from benchmarks.common.paths import RESULTS
 from qwen_image_engine.engines.onnxruntime.cpu import session_options
 from qwen_image_engine.engines.openvino.cpu import InferencePrecision, compile_settings
+from qwen_image_engine.engines.openvino.package import core
 from qwen_image_engine.export.verify.difference import difference
 
 HEADS, DIM = 32, 128
@@ -67,9 +67,8 @@ def in_onnxruntime(model: bytes, threads: int) -> Way:
 
 
 def in_openvino(model: bytes, threads: int, precision: InferencePrecision) -> Way:
-    core = openvino.Core()
-    read = core.read_model(model)
-    request = core.compile_model(read, "CPU", compile_settings(read, threads, precision)).create_infer_request()
+    read = core().read_model(model)
+    request = core().compile_model(read, "CPU", compile_settings(read, threads, precision)).create_infer_request()
     return lambda inputs: request.infer(dict(inputs), share_inputs=True)["y"]
 
 
@@ -103,7 +102,7 @@ def main() -> None:
         "ONNX Runtime Attention-23": in_onnxruntime(standard(), options.threads),
         "OpenVINO f32": in_openvino(blocked(), options.threads, "f32"),
     }
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         ways["OpenVINO bf16"] = in_openvino(blocked(), options.threads, "bf16")
     expected = ways["torch fp32"](inputs)
     errors = {name: difference(way(inputs), expected).relative_l2 for name, way in ways.items()}

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
-import openvino
 
 from qwen_image_engine.engines.core.contract_check import Array
 from qwen_image_engine.engines.onnxruntime.cpu import session_options
 from qwen_image_engine.engines.openvino.cpu import InferencePrecision, compile_settings
+from qwen_image_engine.engines.openvino.package import core
 
 Inputs = Mapping[str, Array]
 Operators = Iterable[tuple[str, float]]
@@ -56,10 +56,9 @@ def onnxruntime_times(model: Path, inputs: Inputs, threads: int) -> dict[str, An
 
 def openvino_times(model: Path, inputs: Inputs, threads: int, precision: InferencePrecision) -> dict[str, Any]:
     """Return the mean seconds of five runs by kind. OpenVINO reports only means, and the first run allocates."""
-    core = openvino.Core()
-    graph = core.read_model(str(model))
+    graph = core().read_model(str(model))
     settings = compile_settings(graph, threads, precision) | {"PERF_COUNT": True}
-    compiled = core.compile_model(graph, "CPU", settings)
+    compiled = core().compile_model(graph, "CPU", settings)
     request = compiled.create_infer_request()
     for _ in range(5):
         request.infer(dict(inputs), share_inputs=True)

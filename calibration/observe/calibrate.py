@@ -26,7 +26,11 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
+from qwen_image_engine.runtime.system.files import with_home
 from qwen_image_engine.runtime.system.folder_lock import locked
+
+LOCK = ".lock"
+"""Name of the lock file in the folder of a calibration that is being written."""
 
 HASHING, SAMPLING = "hashing", "sampling"
 Progress = Callable[[str, int, int], None]
@@ -82,7 +86,7 @@ def calibrate(
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
-    output = Path(output).expanduser().absolute()
+    output = with_home(output).absolute()
     request = Request.of(
         checkpoint,
         prompts,
@@ -171,7 +175,7 @@ def _check_output(output: Path) -> None:
     if output.is_dir():
         found = {path.name for path in output.iterdir()}
         # What a process that was killed left behind.
-        found -= {TENSORS, *(temporary_name(name) for name in (RECORD, TENSORS, PARTIAL))}
+        found -= {LOCK, TENSORS, *(temporary_name(name) for name in (RECORD, TENSORS, PARTIAL))}
         if found and found.isdisjoint((RECORD, PARTIAL)):
             raise QwenImageError(
                 f"{output}: is a folder with other things in it and no calibration ({RECORD}, {PARTIAL}); "
@@ -194,7 +198,8 @@ def _held(output: Path) -> Iterator[None]:
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with locked(output, "another calibration is writing it; wait for its end, or name another folder"):
+        busy = f"{output}: another calibration is writing it; wait for its end, or name another folder"
+        with locked(output / LOCK, busy):
             yield
     except BaseException:
         for folder in made:

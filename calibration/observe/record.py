@@ -20,6 +20,7 @@ from qwen_image_engine.engines.core.components import EVERY_STEP
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.system.files import file_sha256
+from qwen_image_engine.runtime.system.text import command_line
 
 RECORD = "calibration.json"
 TENSORS = "calibration.safetensors"
@@ -96,7 +97,8 @@ def load(folder: Path, record: Record, checkpoint: Checkpoint) -> Calibration:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise QwenImageError(f"{path}: cannot be read ({error.strerror or error}); {_again(folder)}") from error
+        remedy = f"; {_again(folder)}" if isinstance(error, FileNotFoundError) else ""
+        raise QwenImageError(f"{path}: cannot be read ({error.strerror or error}){remedy}") from error
     if size != record.bytes:
         state = "truncated: it holds" if size < record.bytes else "it holds"
         raise QwenImageError(f"{path}: {state} {size} bytes, expected {record.bytes}; {_again(folder)}")
@@ -204,7 +206,7 @@ def _statistics(path: Path, component: str, name: str, values: Mapping[str, Any]
 
 def calibrate_command(flags: str, folder: str | Path) -> str:
     """Return the command that makes a calibration in `folder`, for an error's text; `flags` name the checkpoint."""
-    return f"qwen-image calibrate {flags} {folder} --prompts FILE [--images FOLDER]"
+    return f"qwen-image calibrate {flags} {command_line(folder)} --prompts FILE [--images FOLDER]"
 
 
 def _missing(folder: Path) -> str:

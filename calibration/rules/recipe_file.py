@@ -50,7 +50,7 @@ class QuantisationRecipe:
                 an unknown precision.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"--recipe {path}: cannot be read as JSON ({error})") from error
         try:

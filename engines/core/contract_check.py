@@ -40,9 +40,8 @@ def check_model_file(contract: Contract, model: Path) -> None:
         with model.open("rb") as file:
             whole = _is_model(file, model.stat().st_size)
     except OSError as error:
-        raise QwenImageError(
-            f"{contract.component}: cannot read {model}: {error.strerror}; export the bundle again"
-        ) from error
+        remedy = "; export the bundle again" if isinstance(error, FileNotFoundError) else ""
+        raise QwenImageError(f"{contract.component}: cannot read {model}: {error.strerror}{remedy}") from error
     if not whole:
         raise QwenImageError(f"{contract.component}: {model} is no ONNX model, or is damaged; export the bundle again")
 

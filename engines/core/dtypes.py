@@ -57,5 +57,9 @@ STORED: Mapping[str, DType] = {row.safetensors: row for row in DTYPES.values()}
 STORED_FLOATS: Mapping[str, DType] = {row.safetensors: row for row in DTYPES.values() if row.precision}
 """Dtypes of unquantised weights, by the name in a .safetensors file."""
 
+STORED_FACTORS: Mapping[str, DType] = {row.safetensors: row for row in DTYPES.values() if "float" in row.name}
+"""Dtypes that the factors of an adapter may have, by the name in a .safetensors file. Each converts to float32 with at
+most one rounding."""
+
 PRECISIONS: Mapping[str, DType] = {row.precision: row for row in DTYPES.values() if row.precision}
 """Dtypes of unquantised weights, by the name in flags and manifests."""

@@ -37,31 +37,42 @@ _OUT_OF_MEMORY = (
     "out of memory",
     "outofmemory",  # TensorRT: "Error Code 2: OutOfMemory (Requested size was 20132809216 bytes.)"
     "can not allocate",
+    "cannot allocate",  # the system's words
     "can't allocate",
 )
 
 
 def load_failure(
-    component: str, model: Path, backend: str, error: Exception, on_device: bool = False
+    component: str, model: Path, backend: str, error: Exception, *, newer: str | None = None, on_device: bool = False
 ) -> QwenImageError:
     """Return the error, in one line, of a graph that `backend` could not load.
 
-    `on_device` is whether the backend uses the GPU's memory; running out of it gives `OutOfDeviceMemory`.
+    `newer` is the sentence of `newer_than_supported` for the backend's package. `on_device` is whether the backend uses
+    the GPU's memory; running out of it gives `OutOfDeviceMemory`.
     """
     if is_memory(error):
         return (OutOfDeviceMemory if on_device else QwenImageError)(
             f"{component}: not enough memory to load {model} in {backend} ({one_line(error)}); "
             "run with --memory sequential, or export with --precision int8"
         )
-    return QwenImageError(f"{component}: {backend} cannot load {model}: {one_line(error)}; export the bundle again")
+    return QwenImageError(
+        f"{component}: {backend} cannot load {model}: {one_line(error)}; "
+        + (newer or "qwen-image verify tells whether the files are whole, and qwen-image doctor the versions")
+    )
 
 
 def run_failure(
-    component: str, sizes: Mapping[str, int], backend: str, error: Exception, on_device: bool = False
+    component: str,
+    sizes: Mapping[str, int],
+    backend: str,
+    error: Exception,
+    *,
+    newer: str | None = None,
+    on_device: bool = False,
 ) -> QwenImageError:
     """Return the error, in one line with the sizes of the call, of a run that failed in `backend`.
 
-    `on_device` is whether the backend uses the GPU's memory; running out of it gives `OutOfDeviceMemory`.
+    `newer` and `on_device` are those of `load_failure`.
     """
     call = ", ".join(f"{name}={size}" for name, size in sizes.items())
     if is_memory(error):
@@ -69,7 +80,8 @@ def run_failure(
             f"{component}: {backend} has not enough memory for {call} ({one_line(error)}); "
             "ask for a smaller size, fewer images, or --memory sequential (qwen-image plan --size tells what one takes)"
         )
-    return QwenImageError(f"{component}: the run in {backend} failed for {call}: {one_line(error)}")
+    advice = f"; {newer}" if newer else ""
+    return QwenImageError(f"{component}: the run in {backend} failed for {call}: {one_line(error)}{advice}")
 
 
 def closed(component: str) -> QwenImageError:

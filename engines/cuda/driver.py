@@ -4,6 +4,7 @@ TensorRT's bindings crash the process if there is no driver. The driver's librar
 """
 
 import ctypes
+import sys
 from dataclasses import dataclass
 
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
@@ -11,7 +12,7 @@ from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageEr
 LEAST_DRIVER = 13000
 """CUDA 13.0, the version that the libraries of TensorRT 11 and of ONNX Runtime's CUDA backend are built for."""
 
-LIBRARY = "libcuda.so.1"
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE

@@ -10,6 +10,8 @@ from qwen_image_engine.engines.core import contract_check, errors
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.contract_check import Array, PortFacts
+from qwen_image_engine.engines.core.linked_weights import weights_in_folder
+from qwen_image_engine.engines.core.packages import newer_than_supported
 from qwen_image_engine.engines.onnxruntime.package import onnxruntime
 from qwen_image_engine.engines.onnxruntime.saturation import products_saturate
 
@@ -54,9 +56,13 @@ class OnnxRuntimeEngine:
         if contract.component in _WITHOUT_PREPACKING:
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
-            session = package.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+            with weights_in_folder(contract.component, model, follows=[model.resolve().parent]) as path:
+                session = package.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except errors.QwenImageError:
+            raise
         except Exception as error:  # the package's errors have no base class of their own
-            raise errors.load_failure(contract.component, model, "ONNX Runtime", error) from error
+            newer = newer_than_supported(package)
+            raise errors.load_failure(contract.component, model, "ONNX Runtime", error, newer=newer) from error
         ports = (
             {port.name: port_facts(port) for port in side} for side in (session.get_inputs(), session.get_outputs())
         )
@@ -85,7 +91,8 @@ class OnnxRuntimeEngine:
         except Exception as error:  # the package's errors have no base class of their own
             if options.terminate:
                 raise errors.Cancelled(f"{self._contract.component}: the run was cancelled") from error
-            raise errors.run_failure(self._contract.component, sizes, "ONNX Runtime", error) from error
+            newer = newer_than_supported(self._package)
+            raise errors.run_failure(self._contract.component, sizes, "ONNX Runtime", error, newer=newer) from error
         finally:
             self._runs.remove(options)
         contract_check.check_outputs(self._contract, outputs, sizes)

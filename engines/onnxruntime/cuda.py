@@ -19,9 +19,10 @@ from qwen_image_engine.engines.core.contract import Contract, TensorSpec, split_
 from qwen_image_engine.engines.core.device_array import DeviceArray, DeviceMemory, Values
 from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.packages import CUDA_PROVIDER, newer_than_supported
 from qwen_image_engine.engines.cuda.memory import CudaContext, CudaMemory
 from qwen_image_engine.engines.onnxruntime.cpu import port_facts, return_freed_memory, session_options
-from qwen_image_engine.engines.onnxruntime.package import CUDA_PROVIDER, INSTALL_CUDA, onnxruntime, onnxruntime_cuda
+from qwen_image_engine.engines.onnxruntime.package import INSTALL_CUDA, onnxruntime, onnxruntime_cuda
 
 _NAME = "ONNX Runtime CUDA"
 
@@ -104,7 +105,8 @@ class OnnxRuntimeCudaEngine:
                 str(model), options, providers=[(device.provider, dict(device.options))], enable_fallback=False
             )
         except Exception as error:  # the package's errors have no base class of their own
-            raise errors.load_failure(contract.component, model, _NAME, error, on_device=True) from error
+            newer = newer_than_supported(package)
+            raise errors.load_failure(contract.component, model, _NAME, error, newer=newer, on_device=True) from error
         if device.provider not in session.get_providers():
             raise QwenImageError(
                 f"{contract.component}: ONNX Runtime {package.__version__} did not load {device.provider}; it needs "
@@ -153,7 +155,8 @@ class OnnxRuntimeCudaEngine:
             results = zip(self._contract.outputs, binding.get_outputs(), strict=True)
             host = {spec.name: value.numpy() for spec, value in results if spec.name not in kept}
         except Exception as error:  # the package's errors have no base class of their own
-            raise errors.run_failure(self._contract.component, sizes, _NAME, error, on_device=True) from error
+            component, newer = self._contract.component, newer_than_supported(self._package)
+            raise errors.run_failure(component, sizes, _NAME, error, newer=newer, on_device=True) from error
         outputs: dict[str, Values] = {spec.name: (host | kept)[spec.name] for spec in self._contract.outputs}
         contract_check.check_outputs(self._contract, outputs, sizes)
         return outputs

@@ -8,12 +8,22 @@ from qwen_image_engine.engines.core import contract_check, errors
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.contract_check import Array, PortFacts
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.openvino.package import openvino
+from qwen_image_engine.engines.core.linked_weights import weights_in_folder
+from qwen_image_engine.engines.core.packages import newer_than_supported
+from qwen_image_engine.engines.openvino.package import core, openvino
 from qwen_image_engine.engines.openvino.saturation import has_int8_weights, products_saturate
 
 _DTYPES = {"f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i32": "int32"}
 
 InferencePrecision = Literal["f32", "bf16"]
+
+RUNTIME_CACHE_CAPACITY = 128
+"""Compiled kernels of each kind that a graph keeps, the most recently used.
+
+OpenVINO's default is 5000. Each new shape then adds some 2.5 MB to a process with the five graphs of `shapes`, up to
+gigabytes. A shape needs fewer than 16 kernels of a kind, because layers share them. With 0, layers share none, and new
+shapes take a fifth more time.
+"""
 
 
 def create(model: Path, contract: Contract, threads: int | None) -> "OpenVinoEngine":
@@ -49,13 +59,14 @@ class OpenVinoEngine:
         package = openvino()
         contract_check.check_model_file(contract, model)
         try:
-            core = package.Core()
-            _check_precision(contract, core, inference_precision)
-            graph = core.read_model(str(model))
+            _check_precision(contract, inference_precision)
+            with weights_in_folder(contract.component, model) as path:
+                graph = core().read_model(str(path))
             settings = compile_settings(graph, threads, inference_precision)
-            compiled = core.compile_model(graph, "CPU", settings)
+            compiled = core().compile_model(graph, "CPU", settings)
         except (RuntimeError, MemoryError) as error:
-            raise errors.load_failure(contract.component, model, "OpenVINO", error) from error
+            newer = newer_than_supported(package)
+            raise errors.load_failure(contract.component, model, "OpenVINO", error, newer=newer) from error
         expected = {spec.name for spec in (*contract.inputs, *contract.outputs)}
         ports = ({_name(port, expected): _facts(port) for port in side} for side in (compiled.inputs, compiled.outputs))
         contract_check.check_graph(contract, model, *ports)
@@ -89,7 +100,8 @@ class OpenVinoEngine:
         except (RuntimeError, MemoryError) as error:
             if run.cancelled:
                 raise errors.Cancelled(f"{self._contract.component}: the run was cancelled") from error
-            raise errors.run_failure(self._contract.component, sizes, "OpenVINO", error) from error
+            newer = newer_than_supported(openvino())
+            raise errors.run_failure(self._contract.component, sizes, "OpenVINO", error, newer=newer) from error
         contract_check.check_outputs(self._contract, outputs, sizes)
         return outputs
 
@@ -125,6 +137,7 @@ def compile_settings(
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": inference_precision,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "CPU_RUNTIME_CACHE_CAPACITY": RUNTIME_CACHE_CAPACITY,
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
@@ -134,9 +147,9 @@ def compile_settings(
     return settings
 
 
-def _check_precision(contract: Contract, core: Any, precision: InferencePrecision) -> None:
+def _check_precision(contract: Contract, precision: InferencePrecision) -> None:
     """Raise if the processor has no instructions for `precision`: OpenVINO would compute in fp32 without a warning."""
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if precision == "bf16" and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise QwenImageError(
             f"{contract.component}: this processor has no bf16 instructions (avx512_bf16 or amx_bf16); "
             "use the engine openvino, which computes in fp32"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen_image_engine.engines.openvino.package import openvino
+from qwen_image_engine.engines.openvino.package import core, openvino
 
 
 def has_int8_weights(graph: Any) -> bool:
@@ -31,6 +31,6 @@ def products_saturate() -> bool:
     weights = op.convert(op.constant(np.full((size, size), 127, np.int8)), "f32")
     product = op.matmul(codes, op.multiply(weights, np.ones((size, 1), np.float32)), False, True)
     model = package.Model([product], [rows], "saturation")
-    compiled = package.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     (found,) = compiled.create_infer_request().infer({0: np.full((4, size), 255, np.float32)}).values()
     return bool(np.abs(found / (255 * 127 * size) - 1).max() > 1e-3)

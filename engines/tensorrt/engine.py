@@ -17,6 +17,7 @@ from qwen_image_engine.engines.core.device_array import DeviceArray, Values
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.core.loop import LoopInputs
 from qwen_image_engine.engines.core.lru_cache import LruCache
+from qwen_image_engine.engines.core.packages import newer_than_supported
 from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.cuda.euler_kernel import EulerKernel
 from qwen_image_engine.engines.plans.entry import Shape
@@ -146,7 +147,8 @@ class TensorRtEngine:
             return use(self._calls.get_or_make(key, lambda: self._call(engine)), profile)
         except (QwenImageError, RuntimeError) as error:
             if not errors.is_memory(error):
-                raise errors.run_failure(self._contract.component, sizes, "TensorRT", error) from error
+                newer = newer_than_supported(trt)
+                raise errors.run_failure(self._contract.component, sizes, "TensorRT", error, newer=newer) from error
             with suppress(QwenImageError):  # what is on its way uses them
                 self._session.stream.synchronise()
             self._calls.clear()

@@ -101,7 +101,7 @@ def read_plan(session: TensorRtSession, component: str, source: PlanSource) -> t
         found, expected = engine.num_optimization_profiles, len(source.entry.profiles)
         raise _refused(component, source, f"it has {found} profiles, its manifest {expected}")
     if source.entry.stripped:
-        refit(engine, source.graph, session.log)
+        refit(engine, source.graph, session.log, source.rebuild)
     if source.entry.weight_streaming:
         _stream_weights(session, component, source, engine)
     return engine

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from qwen_image_engine.engines.core.packages import import_package
+from qwen_image_engine.engines.core.packages import check_supported, import_package
 from qwen_image_engine.engines.cuda.driver import device_info
 
 
@@ -12,8 +12,10 @@ def tensorrt() -> Any:
     Without a driver TensorRT's objects end the process at their first use.
 
     Raises:
-        QwenImageError: the package is not installed or does not load, or there is no GPU or driver.
+        QwenImageError: the package is not installed, does not load, or is older than supported; or there is no GPU or
+            driver.
     """
     package = import_package("tensorrt", "tensorrt")
+    check_supported(package)
     device_info()
     return package

@@ -6,8 +6,10 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.tensorrt.bindings import Log, made, trt
 
 
-def refit(engine: trt.ICudaEngine, model: Path, log: Log) -> None:
+def refit(engine: trt.ICudaEngine, model: Path, log: Log, rebuild: str) -> None:
     """Give `engine` the weights that the graph in `model` names, before its first run.
+
+    `rebuild` is the command that builds another plan, for an error's text.
 
     Raises:
         QwenImageError: weights are missing, or TensorRT does not take them.
@@ -22,5 +24,5 @@ def refit(engine: trt.ICudaEngine, model: Path, log: Log) -> None:
         errors = "" if fits else "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
         raise QwenImageError(
             f"{model}: {len(missing)} weights of the plan that was built without them are not in it "
-            f"({', '.join(missing[:5]) or errors or log.errors()}); build again with: qwen-image build"
+            f"({', '.join(missing[:5]) or errors or log.errors()}); build it again with: {rebuild} --strip-weights"
         )

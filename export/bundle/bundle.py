@@ -19,7 +19,9 @@ from qwen_image_engine.export.targets import choose_target
 from qwen_image_engine.export.weights.file_hashes import FileHashes
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.components import dims
+from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.reference.pipeline import model_facts
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import (
     CalibrationEntry,
@@ -31,6 +33,7 @@ from qwen_image_engine.runtime.bundle.manifest import (
     read_manifest,
     write_manifest,
 )
+from qwen_image_engine.runtime.system.files import with_home
 
 Progress = Callable[[str, int, int], None]
 """Callback with the current stage, the number of bytes done so far, and the number of all bytes.
@@ -84,8 +87,9 @@ def export_bundle(
         UsageError: the table has no such target and precision, `weights` is neither "copy" nor "link", a pattern
             matches nothing, the transformer has no such block, `weights` is "link" for a checkpoint with merged
             adapters, or `without` names a component that is not optional.
-        QwenImageError: the checkpoint is invalid, `output` cannot be written or is no bundle, the weights cannot be
-            hard-linked, or ONNX Runtime does not run a quantised linear as a product of integers.
+        QwenImageError: the checkpoint is invalid, a weight is not finite or does not fit into the precision, `output`
+            cannot be written or is no bundle, the weights cannot be hard-linked, or ONNX Runtime does not run a
+            quantised linear as a product of integers.
     """
     chosen = choose_target(
         target,
@@ -109,7 +113,7 @@ def write_bundle(request: ExportRequest, output: str | Path, progress: Progress 
         QwenImageError: `output` cannot be written or is no bundle, the weights cannot be hard-linked, disk or memory
             are too small, or ONNX Runtime does not run a quantised linear as a product of integers.
     """
-    output = Path(output).expanduser().absolute()
+    output = with_home(output).absolute()
     files = request.checkpoint.weight_files
     meter = _Meter(progress, sum(file.stat().st_size for file in files) + request.plan.bundle_bytes)
     try:
@@ -117,7 +121,10 @@ def write_bundle(request: ExportRequest, output: str | Path, progress: Progress 
         previous = _previous(output)
         if previous is None:
             check_disk(request.plan, output)
-        with staged(output) as folder, FileHashes(files, lambda: meter.add("checkpoint", 0)) as hashes:
+        with (
+            staged(output) as folder,
+            FileHashes(files, lambda: meter.add("checkpoint", 0), _linked_tensors(request)) as hashes,
+        ):
             meter.hashes = hashes
             manifest = _Writer(request, folder, output, previous, hashes, meter).write()
             write_manifest(folder, manifest)
@@ -133,6 +140,14 @@ def write_bundle(request: ExportRequest, output: str | Path, progress: Progress 
             f"{output}: memory ran out at {meter.stage}; an export takes about {request.plan.export_memory_bytes} bytes"
         ) from error
     return manifest
+
+
+def _linked_tensors(request: ExportRequest) -> list[TensorInfo]:
+    """Return the tensors that the bundle reads from linked files. Those that are copied are checked as they stream."""
+    if request.plan.weights != "link":
+        return []
+    read = [tensor for network in request.networks for tensor in read_tensors(request.checkpoint, network)]
+    return [*read, request.checkpoint.token_embeddings()]
 
 
 class _Meter:
@@ -243,8 +258,9 @@ class _Writer:
             files={**copied, **{name: entry for part in parts for name, entry in part.describe_files().items()}},
             origins={network: self._origin(network) for network in request.networks},
             loras=tuple(
-                LoraEntry(lora.path.name, str(lora.path.absolute()), self.hashes[lora.path], lora.scale)
-                for lora in request.checkpoint.loras
+                LoraEntry(lora.name, str(lora.path.absolute()), self.hashes[adapter.files[0]], lora.scale)
+                for adapter in request.checkpoint.adapters
+                for lora in (adapter.file,)
             ),
             calibration=None
             if calibration is None
@@ -262,6 +278,7 @@ class _Writer:
             weights_sha256=checkpoint.combined_weights_sha256(self.hashes),
             transformer_file=None if single is None else str(single.absolute()),
             attention=checkpoint.attention,
+            variant=checkpoint.variant,
         )
 
 

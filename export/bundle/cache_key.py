@@ -62,7 +62,7 @@ def cache_key(
         target: row of the target and precision.
         calibration: SHA-256 of the calibration; None if the network uses none.
         weights: "copy" or "link".
-        hashes: SHA-256 of the network's weight files and of the LoRA files, by file.
+        hashes: SHA-256 of the network's weight files and of the adapters' files, by file.
     """
     facts = {
         "tool": tool().source_sha256,
@@ -75,6 +75,10 @@ def cache_key(
         "quantisation": repr(target.quantisation),
         "calibration": calibration,
         "files": {file.name: hashes[file] for file in checkpoint.stored(network).files},
-        "loras": [(hashes[lora.path], lora.scale) for lora in checkpoint.loras] if network == TRANSFORMER else [],
+        "loras": [
+            ([hashes[file] for file in adapter.files], adapter.file.scale)
+            for adapter in checkpoint.adapters
+            if network == TRANSFORMER
+        ],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

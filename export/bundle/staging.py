@@ -13,10 +13,11 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import rename_folder
 from qwen_image_engine.runtime.bundle.manifest import MANIFEST, is_bundle
 from qwen_image_engine.runtime.system.folder_lock import FolderBusyError, locked
 
@@ -24,7 +25,8 @@ from qwen_image_engine.runtime.system.folder_lock import FolderBusyError, locked
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
-_BUSY = "another export is writing it; wait for that to end"
+_LOCK = ".lock"
+"""Suffix of a staged folder's lock file, which lies beside the folder."""
 
 
 def check_output(output: Path) -> None:
@@ -50,22 +52,26 @@ def staged(output: Path) -> Iterator[Path]:
     If the block does not end well, the folder is removed.
 
     Raises:
-        QwenImageError: the folder beside `output` cannot be written.
+        QwenImageError: the folder beside `output` cannot be written, or the package filelock is missing.
     """
     made = [folder for folder in output.parents if not folder.exists()]
-    folder, lock = output.parent / f".{output.name}.{secrets.token_hex(4)}.partial", ExitStack()
+    folder, held = output.parent / f".{output.name}.{secrets.token_hex(4)}.partial", ExitStack()
     try:
-        try:
-            _remove_abandoned(output)
-            folder.mkdir(parents=True)
-            lock.enter_context(locked(folder, _BUSY))
-        except OSError as error:
-            raise QwenImageError(f"{output}: cannot be written ({error.strerror or error})") from error
-        with lock:
-            yield folder
-            _publish(folder, output)
+        with held:
+            try:
+                output.parent.mkdir(parents=True, exist_ok=True)
+                _remove_abandoned(output)
+                held.enter_context(_locked(folder))
+                folder.mkdir()
+            except OSError as error:
+                raise QwenImageError(f"{output}: cannot be written ({error.strerror or error})") from error
+            try:
+                yield folder
+                _publish(folder, output)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
@@ -73,20 +79,35 @@ def staged(output: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(output: Path) -> None:
-    for folder in output.parent.glob(f".{glob.escape(output.name)}.*.partial"):
-        if folder.is_dir():
-            with suppress(FolderBusyError), locked(folder, _BUSY):
-                shutil.rmtree(folder, ignore_errors=True)
+    for lock in output.parent.glob(f".{glob.escape(output.name)}.*.partial{_LOCK}"):
+        folder = lock.with_name(lock.name.removesuffix(_LOCK))
+        with suppress(FolderBusyError), _locked(folder):
+            old = _replaced(folder)
+            if old.is_dir() and not output.exists():  # killed between the two renames of `_publish`
+                old.rename(output)
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaced(folder: Path) -> Path:
+    """Return the path of the bundle that a staged folder replaces, during the replacement."""
+    return folder.with_suffix(".replaced")
+
+
+def _locked(folder: Path) -> AbstractContextManager[None]:
+    return locked(
+        folder.with_name(folder.name + _LOCK), f"{folder}: another export is writing it; wait for that to end"
+    )
 
 
 def _publish(folder: Path, output: Path) -> None:
     if not output.exists() or not any(output.iterdir()):
-        folder.replace(output)  # an empty folder may be replaced
+        rename_folder(folder, output)
         return
     if _exchange(folder, output):
         shutil.rmtree(folder, ignore_errors=True)
         return
-    old = folder.with_suffix(".replaced")
+    old = _replaced(folder)
     output.rename(old)
     try:
         folder.rename(output)

@@ -20,6 +20,7 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.pipeline import model_facts
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
+from qwen_image_engine.runtime.system.files import with_home
 from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
 
 Weights = Literal["copy", "link"]
@@ -192,7 +193,7 @@ def check_disk(plan: ExportEstimate, bundle: Path) -> int:
     Raises:
         QwenImageError: the bundle does not fit on the disk.
     """
-    folder = bundle.expanduser().absolute()
+    folder = with_home(bundle).absolute()
     while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

@@ -14,9 +14,10 @@ from qwen_image_engine.export.targets import thresholds
 from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold
 from qwen_image_engine.export.verify.difference import Difference, difference, worst
 from qwen_image_engine.export.verify.free_running import Trajectory, divergence
+from qwen_image_engine.export.verify.not_finite import first_not_finite
 from qwen_image_engine.export.verify.pictures import DrawnCase
 from qwen_image_engine.export.verify.recording import REFERENCE_RESOLUTION, Call, Recording
-from qwen_image_engine.export.verify.result import Row
+from qwen_image_engine.export.verify.result import NotFiniteOutput, Row
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.images.png import png_bytes
@@ -31,11 +32,13 @@ class BundleRows:
         rows: rows of every component, then of the teacher-forced steps.
         distances: for each recording, the distance of the bundle's own trajectory from it after each step.
         pictures: pictures that these trajectories end in; empty if not requested.
+        not_finite: where values that are not finite come from; None if every output is finite.
     """
 
     rows: tuple[Row, ...]
     distances: tuple[tuple[float, ...], ...]
     pictures: tuple[DrawnCase, ...] = ()
+    not_finite: NotFiniteOutput | None = None
 
 
 def compare_bundle(
@@ -52,7 +55,8 @@ def compare_bundle(
     The bundle's precision must have thresholds.
 
     Raises:
-        QwenImageError: an engine cannot load a graph, or a run fails.
+        QwenImageError: an engine cannot load a graph, or a run fails; or values that are not finite leave no prompt to
+            draw with.
     """
     limits = thresholds(manifest.target, manifest.precision, engine)
     assert limits is not None
@@ -60,12 +64,18 @@ def compare_bundle(
     distances, drawn = [], []
     with QwenImage.load(bundle, engine=engine, memory="sequential", threads=threads) as pipeline:
         for recording in recordings:
-            row, trajectory = _steps(pipeline, recording, limits[TEACHER_FORCED])
+            try:
+                row, trajectory = _steps(pipeline, recording, limits[TEACHER_FORCED])
+            except QwenImageError as error:
+                found = first_not_finite(bundle, manifest, rows)
+                if found is None:
+                    raise
+                raise QwenImageError(f"{bundle}: {found}") from error
             rows.append(row)
             distances.append(trajectory.distances)
             if pictures:
                 drawn.append(_drawn(pipeline, recording, trajectory))
-    return BundleRows(tuple(rows), tuple(distances), tuple(drawn))
+    return BundleRows(tuple(rows), tuple(distances), tuple(drawn), first_not_finite(bundle, manifest, rows))
 
 
 def _components(

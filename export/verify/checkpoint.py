@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.export.weights.file_hashes import finite_sha256
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.checkpoint.recorded import check_recorded, open_recorded
+from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.reference.lora.file import LoraFile
-from qwen_image_engine.runtime.bundle.files import verify_files
+from qwen_image_engine.reference.storage.finite import NotFiniteError
+from qwen_image_engine.runtime.bundle.files import export_advice, verify_files
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.system.progress import ProgressBar
 
@@ -27,7 +31,7 @@ def check_hashes(bundle: Path, manifest: Manifest) -> None:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise QwenImageError(
             f"{bundle}: {len(faults)} of {len(manifest.files)} files are not what its manifest says: "
-            f"{', '.join(named)}{more}; export again with: qwen-image export {manifest.flags} {bundle}"
+            f"{', '.join(named)}{more}; {export_advice(bundle, manifest)}"
         )
 
 
@@ -56,22 +60,41 @@ def open_checkpoint(
     transformer_file: str | Path | None,
     loras: Sequence[LoraFile] | None,
     attention: str | None,
+    variant: str | None,
 ) -> Checkpoint:
     """Open the checkpoint that a bundle was made from.
 
     The manifest says where the checkpoint was; an argument that is not None says where it is now.
 
     Raises:
-        QwenImageError: the checkpoint is not there, or the bundle was made from another checkpoint.
+        QwenImageError: the checkpoint is not there, or the bundle was made from another checkpoint; or a weight that
+            the bundle's components read is not finite in the checkpoint.
     """
     expected = manifest.checkpoint
-    checkpoint = open_recorded(manifest, named, transformer_file, loras, attention)
+    checkpoint = open_recorded(manifest, named, transformer_file, loras, attention, variant)
     advice = "name the right one with -m and --attention, or export again"
     check_recorded(bundle, checkpoint, "configuration", checkpoint.config_sha256(), expected.config_sha256, advice)
-    with ProgressBar(
-        "hashing the checkpoint", sum(file.stat().st_size for file in checkpoint.weight_files), "bytes"
-    ) as bar:
-        weights = checkpoint.weights_sha256(bar.advance)
-    advice = "name the right one with -m, --transformer and --lora, or export again"
+    weights = _weights_sha256(bundle, manifest, checkpoint)
+    advice = "name the right one with -m, --variant, --transformer and --lora, or export again"
     check_recorded(bundle, checkpoint, "weights", weights, expected.weights_sha256, advice)
     return checkpoint
+
+
+def _weights_sha256(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> str:
+    """Return the hash of the checkpoint's weights, and check in the same pass that what the bundle reads is finite.
+
+    Raises:
+        QwenImageError: a file cannot be read, or a weight is not finite; the text names the components that read it.
+    """
+    readers: dict[str, list[str]] = {}
+    for name in manifest.components:
+        readers.setdefault(COMPONENTS[name].network, []).append(name)
+    network_of = {item.stored: network for network in readers for item in read_tensors(checkpoint, network)}
+    total = sum(file.stat().st_size for file in checkpoint.weight_files)
+    with ProgressBar("hashing the checkpoint", total, "bytes") as bar:
+        try:
+            hashes = {file: finite_sha256(file, network_of, bar.advance) for file in checkpoint.weight_files}
+        except NotFiniteError as error:
+            names = ", ".join(readers[network_of[error.source]])
+            raise QwenImageError(f"{error}; of {bundle}, {names} compute with it") from error
+    return checkpoint.combined_weights_sha256(hashes)

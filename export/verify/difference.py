@@ -32,6 +32,11 @@ class Difference:
         """Cosine of the angle between the two; 0 if a value is not finite."""
         return self.values[COSINE.name]
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all values of both arrays are finite."""
+        return math.isfinite(self.values["max_abs"])
+
     def texts(self, measures: Iterable[Measure]) -> list[str]:
         """Return the text of each measure for a person."""
         return [measure.text(self.values[measure.name]) for measure in measures]

@@ -21,6 +21,7 @@ class Options(TypedDict, total=False):
         transformer_file: single file of the transformer; None for the file in the manifest, if any.
         loras: adapters, in the order in which they were merged; None for the adapters in the manifest.
         attention: attention of the transformer; None for the attention in the manifest, if any.
+        variant: variant of the weight files; None for the variant in the manifest, if any.
         engine: backend that runs the bundles ("onnxruntime").
         threads: number of threads of one engine; None for every core.
         memory: policy by which the reference holds its networks ("resident").
@@ -36,6 +37,7 @@ class Options(TypedDict, total=False):
     transformer_file: str | Path | None
     loras: Sequence[LoraFile] | None
     attention: str | None
+    variant: str | None
     engine: str
     threads: int | None
     memory: Memory
@@ -62,6 +64,8 @@ def command(bundles: Sequence[Path], checkpoint: Source | None, options: Options
         words += ["--lora", str(lora)]
     if attention is not None:
         words += ["--attention", attention]
+    if (variant := options.get("variant")) is not None:
+        words += ["--variant", variant]
     words += ["--engine", options.get("engine", "onnxruntime")]
     threads, judge, polygraphy = options.get("threads"), options.get("judge"), options.get("polygraphy")
     if threads is not None:

@@ -43,7 +43,8 @@ def verify(
 ) -> Verifications:
     """Compare bundles with the checkpoint that they were made from, and keep each result in its manifest.
 
-    The reference runs once for all of them.
+    The reference runs once for all of them. A result whose manifest cannot be written is returned all the same; its
+    `not_recorded` says why.
 
     Args:
         bundles: folders of the bundles.
@@ -54,7 +55,7 @@ def verify(
         UsageError: a limit names no row, the judge does not know the checkpoint, no bundle is named, or a bundle is
             named twice.
         QwenImageError: a file does not match its hash, the checkpoint is not the one that a bundle was made from, a
-            precision has no thresholds, the engine or Polygraphy is not installed, or a result cannot be written.
+            precision has no thresholds, or the engine or Polygraphy is not installed.
     """
     began = datetime.now(UTC).isoformat(timespec="seconds")
     bundles = _folders(bundles)
@@ -72,7 +73,7 @@ def verify(
     for bundle, manifest in manifests.items():
         check_hashes(bundle, manifest)
     first = bundles[0]
-    named = options.get("transformer_file"), options.get("loras"), options.get("attention")
+    named = (options.get("transformer_file"), options.get("loras"), options.get("attention"), options.get("variant"))
     opened = open_checkpoint(first, manifests[first], checkpoint, *named)
     if judge is not None:
         check_judged(opened, judge)
@@ -92,10 +93,18 @@ def verify(
     if polygraphy is not None:
         write_polygraphy(polygraphy, recordings, manifests)
     check_cancelled()
-    for bundle, result in zip(manifests, found, strict=True):
-        record_verification(bundle, result.to_json())
+    found = [_recorded(bundle, result) for bundle, result in zip(manifests, found, strict=True)]
     environment = {"began": began, "machine": asdict(Machine.here()), "versions": package_versions()}
     return Verifications(tuple(found), command(bundles, checkpoint, options), environment)
+
+
+def _recorded(bundle: Path, result: Verification) -> Verification:
+    """Record a result in the manifest of its bundle, or note in the result why it is not there."""
+    try:
+        record_verification(bundle, result.to_json())
+    except QwenImageError as error:  # a bundle on a read-only disk, or of another user
+        return replace(result, not_recorded=str(error))
+    return result
 
 
 def _folders(bundles: Sequence[str | Path]) -> list[Path]:
@@ -179,6 +188,7 @@ def _verification(
         limits=tuple(limits),
         free_running=own,
         layers=layers,
+        not_finite=found.not_finite,
         pictures=found.pictures,
     )
 

@@ -19,6 +19,7 @@ from qwen_image_engine.export.targets import thresholds
 from qwen_image_engine.export.thresholds import Threshold
 from qwen_image_engine.export.verify.recording import Call, Recording, ends
 from qwen_image_engine.runtime.bundle.manifest import Manifest
+from qwen_image_engine.runtime.system.files import no_folder
 
 SCRIPT = "run.sh"
 
@@ -51,9 +52,7 @@ def check_polygraphy(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise QwenImageError(f"--polygraphy {folder}: is there already and not empty; name a new folder")
     if not folder.parent.is_dir():
-        raise QwenImageError(
-            f"--polygraphy {folder}: no folder {folder.parent}; make it with: mkdir -p {folder.parent}"
-        )
+        raise QwenImageError(f"--polygraphy {folder}: {no_folder(folder.parent)}")
 
 
 def write_polygraphy(folder: Path, recordings: Sequence[Recording], bundles: Mapping[Path, Manifest]) -> None:
@@ -71,7 +70,7 @@ def write_polygraphy(folder: Path, recordings: Sequence[Recording], bundles: Map
             for component, found in calls.items():
                 _save(written, component, found)
             script = written / SCRIPT
-            script.write_text(_HEAD + "\n".join(_lines(calls, bundles)), encoding="utf-8")
+            script.write_text(_HEAD + "\n".join(_lines(calls, bundles)), encoding="utf-8", newline="\n")
             script.chmod(0o755)
     except OSError as error:
         raise QwenImageError(f"cannot write {folder}: {error.strerror or error}") from error

@@ -90,6 +90,31 @@ class Row:
 
 
 @dataclass(frozen=True)
+class NotFiniteOutput:
+    """The first component whose output is not finite although the reference's inputs are.
+
+    Attributes:
+        component: name of the component, or "teacher_forced" if each component alone is finite.
+        case: name of the request.
+        file: name in the bundle of the weight file with a value that is not finite; None if all weights are finite.
+        tensor: name of the tensor in the file; None if all weights are finite.
+    """
+
+    component: str
+    case: str
+    file: str | None = None
+    tensor: str | None = None
+
+    def __str__(self) -> str:
+        cause = (
+            "its weights are finite, so that a product overflows"
+            if self.tensor is None
+            else f"tensor {self.tensor!r} of {self.file} is not finite"
+        )
+        return f"values that are not finite come first out of {self.component} ({self.case}): {cause}"
+
+
+@dataclass(frozen=True)
 class RecordedCase:
     """A request as it was recorded, without the reference images themselves."""
 
@@ -128,7 +153,9 @@ class Verification:
         free_running: the engine's own trajectories, one for each case.
         layers: errors by layer; None if not requested.
         judged: scores by the judge of `shapes`, by kind of prompt; empty if not requested.
+        not_finite: where values that are not finite come from; None if every output is finite.
         pictures: pictures of every case, for a report; empty if not requested, and never in the JSON.
+        not_recorded: why the bundle's manifest does not hold this result; None if it does.
     """
 
     bundle: str
@@ -146,7 +173,9 @@ class Verification:
     free_running: tuple[FreeRunning, ...] = ()
     layers: Layers | None = None
     judged: tuple[PictureScores, ...] = ()
+    not_finite: NotFiniteOutput | None = None
     pictures: tuple[DrawnCase, ...] = ()
+    not_recorded: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -188,6 +217,8 @@ class Verification:
             "free_running": [item.to_json() for item in self.free_running],
             "layers": None if self.layers is None else self.layers.to_json(),
             "judged": [item.to_json() for item in self.judged],
+            **({} if self.not_recorded is None else {"not_recorded": self.not_recorded}),
+            "not_finite": None if self.not_finite is None else asdict(self.not_finite),
         }
 
     def _component(self, name: str) -> dict[str, Any]:
@@ -253,6 +284,8 @@ def verdict_text(bundle: Verification) -> str:
         if most is not None:
             times = f"{most.growth:.0f} times" if math.isfinite(most.growth) else "without end"
             verdict += f", and the error grows most at {most.name}, {times}"
+    if bundle.not_finite is not None:
+        verdict += f"; {bundle.not_finite}"
     if broken:
         verdict += f"; {broken} of {len(bundle.limits)} limits of --fail-on are broken"
     return f"{verdict} ({bundle.engine} {bundle.engine_version}, {bundle.precision})"

@@ -16,8 +16,9 @@ from qwen_image_engine.export.weights.weight_file import Place
 from qwen_image_engine.reference.storage.stored_network import StoredNetwork
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
-# EXDEV: another filesystem. The others: one that knows no hard links, one that forbids them to this user, too many.
-_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES, errno.ENOSYS)
+# EXDEV: another filesystem. The others: one that knows no hard links (EINVAL on Windows), one that forbids them to this
+# user, too many.
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES, errno.ENOSYS, errno.EINVAL)
 
 
 def link_weights(component: StoredNetwork, tensors: Iterable[TensorInfo], folder: Path) -> dict[str, Place]:

@@ -19,6 +19,7 @@ from qwen_image_engine.calibration.quantise.error_feedback import ErrorFeedback
 from qwen_image_engine.calibration.quantise.hadamard import rotate
 from qwen_image_engine.calibration.quantise.static_input import SCALE_DTYPE, StaticInput, stored_scale
 from qwen_image_engine.engines.core.dtypes import STORED_FLOATS
+from qwen_image_engine.reference.storage.finite import check_converted
 from qwen_image_engine.reference.storage.tensor_blocks import row_blocks
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
@@ -69,8 +70,12 @@ class RescaledWeight(_Weight):
 
     def blocks(self) -> Iterator[memoryview]:
         """Yield the scaled rows."""
+        first = 0
         for rows in self.weight.row_blocks():
-            yield _bytes(rows.to(_torch(self.dtype)))
+            converted = rows.to(_torch(self.dtype))
+            check_converted(self.weight.source, converted, first)
+            first += rows.numel()
+            yield _bytes(converted)
 
 
 class Int8Weight(_Weight):

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 
 from qwen_image_engine.engines.core.dtypes import STORED, STORED_FLOATS
+from qwen_image_engine.reference.storage.finite import check_converted, check_finite
 from qwen_image_engine.reference.storage.tensor_blocks import tensor_blocks
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
@@ -78,15 +79,24 @@ class Stored:
         return self.source.shape
 
     def blocks(self) -> Iterator[memoryview]:
-        """Yield the bytes as stored, or converted block by block."""
+        """Yield the bytes as stored, or converted block by block.
+
+        Raises:
+            QwenImageError: the file cannot be read or ends early; or a value is not finite, as stored or in `dtype`.
+        """
+        first = 0
         stored: torch.dtype = getattr(torch, STORED_FLOATS[self.source.dtype].name)
         wanted: torch.dtype = getattr(torch, STORED_FLOATS[self.dtype].name)
         for block in tensor_blocks(self.source):
+            values = torch.frombuffer(block, dtype=stored)
+            check_finite(self.source, values, first)
             if stored == wanted:
                 yield block
             else:
-                values = torch.frombuffer(block, dtype=stored).to(wanted)
-                yield values.view(torch.uint8).numpy().data
+                converted = values.to(wanted)
+                check_converted(self.source, converted, first)
+                yield converted.view(torch.uint8).numpy().data
+            first += values.numel()
 
 
 @dataclass(frozen=True)

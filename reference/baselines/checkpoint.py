@@ -37,7 +37,9 @@ def pipeline_folder(pipeline: DiffusersPipeline, manifest: Manifest) -> str:
         QwenImageError: the pipeline has another class, or differs from its files.
     """
     source = manifest.checkpoint
-    opened = Checkpoint.open(pipeline, transformer_file=source.transformer_file, attention=source.attention)
+    opened = Checkpoint.open(
+        pipeline, transformer_file=source.transformer_file, attention=source.attention, variant=source.variant
+    )
     return str(opened.folder)
 
 

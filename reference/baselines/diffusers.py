@@ -44,7 +44,7 @@ def load_diffusers(spec: ContenderSpec, watch: MemoryWatch | None) -> Runner:
     transformers.utils.logging.disable_progress_bar()
     timings = Timings(watch=watch)
     with timings.measure("load", "pipeline"):
-        pipeline = QwenImage21Pipeline.from_pretrained(checkpoint.folder, dtype=dtype)
+        pipeline = QwenImage21Pipeline.from_pretrained(checkpoint.folder, dtype=dtype, variant=checkpoint.variant)
     pipeline.set_progress_bar_config(disable=True)
     time_networks(pipeline, timings)
 

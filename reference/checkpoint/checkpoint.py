@@ -26,15 +26,18 @@ from qwen_image_engine.reference.checkpoint.config import (
 from qwen_image_engine.reference.checkpoint.diffusers_pipeline import DiffusersPipeline, check_unchanged, loaded_from
 from qwen_image_engine.reference.checkpoint.hub_cache import REPOSITORY_NAME, snapshot_folder
 from qwen_image_engine.reference.checkpoint.processor_config import ImageProcessorConfig
+from qwen_image_engine.reference.lora.adapter import Adapter, open_adapter
 from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.lora.merge import merge
 from qwen_image_engine.reference.storage.json_file import read_json
 from qwen_image_engine.reference.storage.single_file import open_single_file
-from qwen_image_engine.reference.storage.stored_network import LAYOUT, VISION, StoredNetwork, open_network
+from qwen_image_engine.reference.storage.stored_network import LAYOUT, VISION, StoredNetwork, open_network, variants
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle.manifest import MANIFEST
 from qwen_image_engine.runtime.bundle.manifest_entries import checkpoint_flags
-from qwen_image_engine.runtime.system.files import file_sha256
+from qwen_image_engine.runtime.system.files import file_sha256, with_home
+
+_INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")
 
 PIPELINE_CLASS = "QwenImage21Pipeline"
 TRANSFORMER = "transformer"
@@ -61,8 +64,9 @@ class Checkpoint:
         image_processor: configuration of the image processor.
         components: stored weights by the keys of `LAYOUT`.
         transformer_file: single file with the transformer's weights; None if they are in the folder.
-        loras: adapters that are merged into the transformer.
+        adapters: adapters that are merged into the transformer, in the order of merging.
         attention: requested attention; None if it comes from the configuration.
+        variant: variant of the weight files; None for the files without a variant.
         read_by: tensors that each network reads, by network; `reference.load.read_tensors` fills it.
     """
 
@@ -77,8 +81,9 @@ class Checkpoint:
     image_processor: ImageProcessorConfig
     components: Mapping[str, StoredNetwork]
     transformer_file: Path | None = None
-    loras: tuple[LoraFile, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
     attention: str | None = None
+    variant: str | None = None
     read_by: dict[str, tuple[TensorInfo, ...]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
@@ -89,6 +94,7 @@ class Checkpoint:
         transformer_file: str | Path | None = None,
         loras: Sequence[LoraFile] = (),
         attention: str | None = None,
+        variant: str | None = None,
     ) -> Checkpoint:
         """Open a checkpoint: a folder, or the main revision of the repository `org/name` in the local hub cache.
 
@@ -100,19 +106,22 @@ class Checkpoint:
             transformer_file: single file that replaces the folder's transformer weights; see `single_file`.
             loras: adapters that are merged into the transformer's weights for every reader; see `lora`.
             attention: one of `runtime.model.facts.ATTENTION`, which overrides the transformer's configuration.
+            variant: variant of the weight files, such as "bf16"; see `stored_network.open_network`. None for the files
+                without a variant.
 
         Raises:
-            QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture; an adapter does
+            QwenImageError: the checkpoint is missing, incomplete, damaged, or of another architecture; no network has
+                weights of the variant; an adapter does
                 not fit its transformer; or a pipeline differs from its files.
         """
         if not isinstance(source, str | Path):
             path = loaded_from(source, PIPELINE_CLASS)
-            files = cls.open(path, transformer_file=transformer_file, attention=attention)
+            files = cls.open(path, transformer_file=transformer_file, attention=attention, variant=variant)
             from qwen_image_engine.runtime.text.tokenizer import load_tokenizer  # a package that folders do without
 
             vocabulary = load_tokenizer(files.folder).get_vocab()
             check_unchanged(source, files.components, files.scheduler, vocabulary)
-            return cls.open(path, transformer_file=transformer_file, loras=loras, attention=attention)
+            return cls.open(path, transformer_file=transformer_file, loras=loras, attention=attention, variant=variant)
         folder = _find(source)
         index = read_json(folder / "model_index.json")
         _check_index(folder, index)
@@ -125,10 +134,12 @@ class Checkpoint:
         vision = VisionConfig.from_json(configs["text_encoder"], encoder_json)
         vae = VaeConfig.from_json(configs["vae"], str(folder / "vae/config.json"))
         check_components(transformer, text_encoder, vae)
-        name = str(source) if folder != Path(source).expanduser() else folder.resolve().name
-        single = None if transformer_file is None else Path(transformer_file).expanduser()
+        name = str(source) if folder != with_home(source) else folder.resolve().name
+        single = None if transformer_file is None else with_home(transformer_file)
+        components = _components(folder, single, variant)
+        adapters = tuple(open_adapter(components[TRANSFORMER], lora) for lora in loras)
         return cls(
-            name=_described(name, single, loras, bidirectional=transformer.bidirectional),
+            name=_described(name, variant, single, loras, bidirectional=transformer.bidirectional),
             folder=folder,
             index=index,
             scheduler=scheduler,
@@ -137,11 +148,17 @@ class Checkpoint:
             vision=vision,
             vae=vae,
             image_processor=ImageProcessorConfig.from_folder(folder / "processor"),
-            components=_components(folder, single, loras),
+            components=components | {TRANSFORMER: merge(components[TRANSFORMER], adapters)},
             transformer_file=single,
-            loras=tuple(loras),
+            adapters=adapters,
             attention=None if attention == configs["transformer"].get("attention", "causal") else attention,
+            variant=variant,
         )
+
+    @property
+    def loras(self) -> tuple[LoraFile, ...]:
+        """Paths and scales of the adapters."""
+        return tuple(adapter.file for adapter in self.adapters)
 
     @property
     def place(self) -> str:
@@ -220,7 +237,7 @@ class Checkpoint:
             for path in folder.iterdir()
             if path.is_file()
             and (path.suffix == ".json" or (folder == self.processor and path.suffix in (".txt", ".jinja")))
-            and not path.name.endswith(".index.json")
+            and not _INDEX.search(path.name)
         ]
         hashes = [(path.relative_to(self.folder).as_posix(), file_sha256(path)) for path in files]
         return _combined_sha256([*hashes, *([] if self.attention is None else [("--attention", self.attention)])])
@@ -228,18 +245,19 @@ class Checkpoint:
     @property
     def flags(self) -> str:
         """The command-line flags that open this checkpoint."""
-        return checkpoint_flags(self.folder, self.transformer_file, map(str, self.loras), self.attention)
+        loras = map(str, self.loras)
+        return checkpoint_flags(self.folder, self.transformer_file, loras, self.attention, self.variant)
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        """All files with weights, adapters last."""
+        """All files that decide the weights, adapters last: their settings count if they are in files of their own."""
         stored = [file for component in self.components.values() for file in component.files]
-        return tuple(dict.fromkeys((*stored, *(lora.path for lora in self.loras))))
+        return tuple(dict.fromkeys((*stored, *(file for adapter in self.adapters for file in adapter.files))))
 
     def weights_sha256(self, progress: Callable[[int], None] | None = None) -> str:
         """Return one hash of all weight files.
 
-        The names of a single file and of adapters do not count; the order and scale of adapters do.
+        The names of a single file and of adapters do not count; the order, scale and settings of adapters do.
 
         Args:
             progress: function called with the bytes of each block that was read.
@@ -253,7 +271,11 @@ class Checkpoint:
             for component in self.components.values()
             for file in component.files
         ]
-        merged = [(f"lora {index} at {lora.scale!r}", hashes[lora.path]) for index, lora in enumerate(self.loras)]
+        merged = [
+            (f"lora {index} at {adapter.file.scale!r}" + (", settings" if place else ""), hashes[file])
+            for index, adapter in enumerate(self.adapters)
+            for place, file in enumerate(adapter.files)
+        ]
         return _combined_sha256([*stored, *merged])
 
     def licence(self) -> str:
@@ -275,7 +297,7 @@ class Checkpoint:
 def _find(path_or_name: str | Path) -> Path:
     if not str(path_or_name):
         raise QwenImageError("the checkpoint's name is empty, expected a folder or the name org/name of a cached one")
-    path = Path(path_or_name).expanduser()
+    path = with_home(path_or_name)
     if path.is_file():
         raise QwenImageError(
             f"{path}: is a single file, expected a folder in the diffusers layout (with model_index.json); a single "
@@ -311,20 +333,30 @@ def _check_index(folder: Path, index: Mapping[str, Any]) -> None:
         raise QwenImageError(f"{folder}: incomplete: no folder {', '.join(name + '/' for name in absent)}")
 
 
-def _described(name: str, transformer_file: Path | None, loras: Sequence[LoraFile], *, bidirectional: bool) -> str:
+def _described(
+    name: str, variant: str | None, transformer_file: Path | None, loras: Sequence[LoraFile], *, bidirectional: bool
+) -> str:
+    stored = "" if variant is None else f" ({variant} files)"
     single = "" if transformer_file is None else f" with {transformer_file.name}"
     attention = " (bidirectional attention)" if bidirectional else ""
-    return name + single + "".join(f" + {lora.described}" for lora in loras) + attention
+    return name + stored + single + "".join(f" + {lora.described}" for lora in loras) + attention
 
 
-def _components(folder: Path, transformer_file: Path | None, loras: Sequence[LoraFile]) -> dict[str, StoredNetwork]:
-    components = {
-        name: open_network(folder, name, layout)
+def _components(folder: Path, transformer_file: Path | None, variant: str | None) -> dict[str, StoredNetwork]:
+    if variant is not None:
+        found = {name: variants(folder / name, layout) for name, layout in LAYOUT.items()}
+        if not any(variant in names for names in found.values()):
+            known = ", ".join(sorted({name for names in found.values() for name in names})) or "none"
+            raise QwenImageError(
+                f"{folder}: no weights of the variant {variant!r}, such as transformer/"
+                f"{LAYOUT[TRANSFORMER].weights}.{variant}.safetensors (variants found: {known})"
+            )
+    return {
+        name: open_network(folder, name, layout, variant)
         if transformer_file is None or name != TRANSFORMER
         else open_single_file(transformer_file, name, layout)
         for name, layout in LAYOUT.items()
     }
-    return components | {TRANSFORMER: merge(components[TRANSFORMER], loras)}
 
 
 def _combined_sha256(hashes: Iterable[tuple[str, str]]) -> str:

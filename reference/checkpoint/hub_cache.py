@@ -11,27 +11,37 @@ import re
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.runtime.system.files import with_home
 
 REPOSITORY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def hub_cache() -> Path:
-    """Return the cache folder: HF_HUB_CACHE, else HF_HOME/hub, else huggingface/hub in XDG_CACHE_HOME or ~/.cache."""
+    """Return the cache folder: HF_HUB_CACHE, else HF_HOME/hub, else huggingface/hub in XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        QwenImageError: the folder is in a home folder, and there is none.
+    """
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser()
+            return with_home(os.environ[variable])
     if os.environ.get("HF_HOME"):
-        return Path(os.environ["HF_HOME"]).expanduser() / "hub"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+        return with_home(os.environ["HF_HOME"]) / "hub"
+    return with_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
 
 
 def snapshot_folder(name: str) -> Path:
     """Return the folder of the main revision of `org/name`.
 
     Raises:
-        QwenImageError: the cache has no such repository, or lacks its main revision.
+        QwenImageError: there is no cache, it has no such repository, or it lacks the main revision.
     """
-    cache = hub_cache()
+    try:
+        cache = hub_cache()
+    except QwenImageError as error:
+        raise QwenImageError(
+            f"{name}: not a folder, and the local hub cache is not found ({error}); pass a folder, or set HF_HOME"
+        ) from error
     repository = cache / f"models--{name.replace('/', '--')}"
     if not repository.is_dir():
         raise QwenImageError(

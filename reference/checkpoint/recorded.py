@@ -17,6 +17,7 @@ def open_recorded(
     transformer_file: str | Path | None = None,
     loras: Sequence[LoraFile] | None = None,
     attention: str | None = None,
+    variant: str | None = None,
     *,
     flags: Sequence[str] = ("-m", "--transformer", "--lora"),
 ) -> Checkpoint:
@@ -28,6 +29,7 @@ def open_recorded(
         transformer_file: single file of the transformer; None for the path in the manifest, if any.
         loras: adapters, in the order of merging; None for the adapters in the manifest.
         attention: attention of the transformer; None for the attention in the manifest, if any.
+        variant: variant of the weight files; None for the variant in the manifest, if any.
         flags: flags of the command that name a source, for the text of errors.
 
     Raises:
@@ -46,6 +48,7 @@ def open_recorded(
             transformer_file=source.transformer_file if transformer_file is None else transformer_file,
             loras=[LoraFile(Path(lora.path), lora.scale) for lora in manifest.loras] if loras is None else loras,
             attention=source.attention if attention is None else attention,
+            variant=source.variant if variant is None else variant,
         )
     except QwenImageError as error:
         if not unnamed:

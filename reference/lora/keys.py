@@ -1,26 +1,39 @@
-"""Keys of adapter files: the linear of an entry, and its part of the low-rank update.
+"""Keys of adapter files: the writer, the linear and the part of each entry, and the kinds of adapter that are no LoRA.
 
-Spellings, from diffusers 0.42 (`lora_conversion_utils`, `state_dict_utils`) and ComfyUI (`comfy/lora.py`):
+Spellings, from diffusers 0.42 (`lora_conversion_utils`, `state_dict_utils`), PEFT 0.21 (`save_and_load`), LyCORIS 3.2
+(`wrapper`) and ComfyUI (`comfy/lora.py`):
 
-    transformer.transformer_blocks.0.attn.to_q.lora_A.weight          diffusers, PEFT
+    transformer.transformer_blocks.0.attn.to_q.lora_A.weight          diffusers, SimpleTuner
+    base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight     PEFT
     diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight      ComfyUI
     transformer_blocks.0.attn.to_q.lora_down.weight                   no prefix
     lora_unet_transformer_blocks_0_attn_to_q.lora_down.weight         kohya, dots written as underscores
+    lycoris_transformer_blocks_0_attn_to_q.lora_down.weight           LyCORIS, SimpleTuner
+    lora_transformer_transformer_blocks_0_attn_to_q.lora_down.weight  OneTrainer
 
 each with any of the endings below. ComfyUI stacks gate_layer and proj, so a linear may be called img_mlp.gate_up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Literal
+import re
+from collections.abc import Container, Iterable, Mapping
+from typing import Literal, NamedTuple
 
 from qwen_image_engine.reference.storage.single_file import HALVES, STACKED
+from qwen_image_engine.reference.storage.single_file import PREFIX as SINGLE_FILE_PREFIX
 
 Part = Literal["down", "up", "alpha"]
 
-PREFIXES = ("transformer.", "diffusion_model.")
-FLAT_PREFIX = "lora_unet_"
+PEFT = "PEFT"
+NO_PREFIX = "no prefix"
+
+PREFIXES: Mapping[str, str] = {"base_model.model.": PEFT, "transformer.": "diffusers", "diffusion_model.": "ComfyUI"}
+"""Writers by the prefix of their keys."""
+
+FLAT_PREFIXES: Mapping[str, str] = {"lora_unet_": "kohya", "lycoris_": "LyCORIS", "lora_transformer_": "OneTrainer"}
+"""Writers that put underscores in the place of dots, by the prefix of their keys."""
+
 ENDINGS: Mapping[str, Part] = {
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
@@ -33,9 +46,37 @@ ENDINGS: Mapping[str, Part] = {
     ".alpha": "alpha",
 }
 
+KINDS: Mapping[str, str] = {
+    **dict.fromkeys(("dora_scale", "lora_magnitude_vector"), "DoRA"),
+    **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"), "LoKr"),
+    **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"), "LoHa"),
+    "lora_mid": "LoCon with a Tucker core",
+    **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R"), "OFT"),
+    "boft_R": "BOFT",
+    **dict.fromkeys(("a1", "a2", "b1", "b2"), "GLoRA"),
+    **dict.fromkeys(("diff", "diff_b"), "full differences of weights"),
+    **dict.fromkeys(("w_norm", "b_norm"), "trained norms"),
+    **dict.fromkeys(("on_input", "ia3_l"), "IA3"),
+    **dict.fromkeys(("vera_lambda_b", "vera_lambda_d"), "VeRA"),
+    "lora_diag": "KaSA",
+}
+"""Kinds of adapter that are no LoRA, by a part of their keys between dots (LyCORIS: `weight_list` of its modules)."""
+
+WHOLE = "weights trained whole (PEFT's modules_to_save or bias)"
+
+_TEXT_ENCODER = re.compile(r"(base_model\.model\.|lycoris_)?text_encoders?(_\d+)?[._]|lora_(prior_)?te\d*_")
+
+
+class Key(NamedTuple):
+    """A key of a low-rank update. `name` is a key of `linear_names`."""
+
+    writer: str
+    name: str
+    part: Part
+
 
 def linear_names(weights: Iterable[str]) -> dict[str, str]:
-    """Map every name that an adapter file may use for a linear, without the prefix, to the linear's name here.
+    """Map every name that an adapter file may use for a linear, without a dotted prefix, to the linear's name here.
 
     Names of two stacked linears are included; see `single_file.halves`.
 
@@ -45,14 +86,41 @@ def linear_names(weights: Iterable[str]) -> dict[str, str]:
     linears = [weight.removesuffix(".weight") for weight in weights]
     gate, _ = HALVES
     linears += [name.removesuffix(gate) + STACKED for name in linears if name.endswith(f".{gate}")]
-    return {name: name for name in linears} | {FLAT_PREFIX + name.replace(".", "_"): name for name in linears}
+    flat = {prefix + name.replace(".", "_"): name for prefix in FLAT_PREFIXES for name in linears}
+    return {name: name for name in linears} | flat
 
 
-def split_key(key: str) -> tuple[str, Part] | None:
-    """Split a key into the linear's name, without a prefix, and the part. None if it has none of the endings."""
+def without_prefix(key: str) -> tuple[str, str]:
+    """Return the writer of a key and the key without the writer's prefix. Flat prefixes stay."""
+    for prefix, writer in PREFIXES.items():
+        if key.startswith(prefix):
+            return writer, key.removeprefix(prefix)
+    return next((writer for prefix, writer in FLAT_PREFIXES.items() if key.startswith(prefix)), NO_PREFIX), key
+
+
+def split_key(key: str) -> Key | None:
+    """Split a key into its writer, the linear's name and the part. None if the key has none of the endings."""
     for ending, part in ENDINGS.items():
         if key.endswith(ending):
-            stem = key.removesuffix(ending)
-            prefix = next((prefix for prefix in PREFIXES if stem.startswith(prefix)), "")
-            return stem.removeprefix(prefix), part
+            writer, name = without_prefix(key.removesuffix(ending))
+            return Key(writer, name, part)
     return None
+
+
+def other_kind(key: str, tensors: Container[str]) -> str | None:
+    """Return the kind of adapter that a key without a known ending belongs to. None if no kind is known.
+
+    Args:
+        key: key of an adapter file.
+        tensors: names of the network's own tensors.
+    """
+    if key.endswith(".lora_B.bias"):
+        return "LoRA with biases (lora_bias)"
+    if without_prefix(key.removeprefix(SINGLE_FILE_PREFIX))[1] in tensors:
+        return WHOLE
+    return next((KINDS[part] for part in key.split(".") if part in KINDS), None)
+
+
+def is_text_encoder(key: str) -> bool:
+    """Return whether a key belongs to a text encoder."""
+    return _TEXT_ENCODER.match(key) is not None

@@ -1,4 +1,4 @@
-"""The transformer as one file in ComfyUI's spelling: a prefix before every key, gate and up projection in one tensor.
+"""The transformer as one file, as ComfyUI has it: a prefix before every key, gate and up projection in one tensor.
 
 Source: diffusers 0.42, `convert_qwen_image21_transformer_checkpoint_to_diffusers`. The two projections are halves of
 the rows of one tensor, gate first. Half of the rows is a range of the file's bytes, so splitting them copies nothing.
@@ -6,42 +6,61 @@ the rows of one tensor, gate first. Half of the rows is a range of the file's by
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.reference.storage.stored_network import NetworkLayout, StoredNetwork
+from qwen_image_engine.reference.storage.stored_network import NetworkLayout, StoredNetwork, counted
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_header
+from qwen_image_engine.reference.storage.weight_kinds import check_no_adapter, check_unquantised, model_of
 
-PREFIX = "model.diffusion_model."
 STACKED = "img_mlp.gate_up"
 HALVES = ("img_mlp.gate_layer", "img_mlp.proj")
 """Names of the two linears in `STACKED`: the first and the second half of the rows."""
+
+_IN_BLOCK = re.compile(
+    rf"((?:.*\.)?)transformer_blocks\.\d+\.(?:{'|'.join(map(re.escape, (STACKED, *HALVES)))})\.weight"
+)
 
 
 def open_single_file(path: Path, name: str, layout: NetworkLayout) -> StoredNetwork:
     """Open the component `name` in the file at `path`, with the tensor names of the diffusers layout.
 
-    The prefix may be absent, and the two projections may be separate tensors: tools that convert between the layouts
-    write such files.
+    Any text before `transformer_blocks.` is a prefix, which other keys may have too. The two projections may be
+    separate tensors: tools that convert between the layouts write such files.
 
     Raises:
-        QwenImageError: the file is missing or damaged, is no safetensors file, or has two keys for the same tensor.
+        QwenImageError: the file is missing or damaged, is no safetensors file, holds quantised weights, an adapter or
+            another model, or has two keys for the same tensor.
     """
-    if path.suffix != ".safetensors":
-        raise QwenImageError(f"{path}: expected a .safetensors file with the {name} in it")
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "does not exist"
         raise QwenImageError(f"{path}: {state}, expected a .safetensors file with the {name} in it")
+    stored_tensors = read_header(path)
+    check_no_adapter(path, stored_tensors)
+    check_unquantised(path, stored_tensors)
+    prefixes = _prefixes(stored_tensors)
+    if not prefixes:
+        model = model_of(stored_tensors)
+        found = f"seems to be {model}" if model else f"its {counted('keys', list(stored_tensors))} are unknown"
+        raise QwenImageError(f"{path}: {found}, expected the {name} of Qwen-Image 2 ({layout.class_name})")
     tensors: dict[str, TensorInfo] = {}
     keys: dict[str, str] = {}
-    for key, stored in read_header(path).items():
-        for tensor in _unstacked(stored, key.removeprefix(PREFIX)):
+    for key, stored in stored_tensors.items():
+        prefix = next((prefix for prefix in prefixes if key.startswith(prefix)), "")
+        for tensor in _unstacked(stored, key.removeprefix(prefix)):
             if tensor.name in tensors:
                 raise QwenImageError(f"{path}: keys {keys[tensor.name]!r} and {key!r} are both {tensor.name}")
             tensors[tensor.name], keys[tensor.name] = tensor, key
     return StoredNetwork(name, path, layout, tensors, (path,))
+
+
+def _prefixes(keys: Iterable[str]) -> list[str]:
+    """Return the texts before the blocks' names, longest first; empty if no key is of a block."""
+    found = {match[1] for key in keys if (match := _IN_BLOCK.fullmatch(key))}
+    return sorted(found, key=len, reverse=True)
 
 
 def halves(name: str) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import mmap
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,12 @@ from qwen_image_engine.engines.core.dtypes import STORED_FLOATS
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.storage.json_file import read_json
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_header
+from qwen_image_engine.reference.storage.weight_kinds import check_unquantised
 
 if TYPE_CHECKING:
     import torch
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 @dataclass(frozen=True)
@@ -214,15 +218,21 @@ def counted(what: str, names: Sequence[str]) -> str:
     return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def open_network(root: Path, name: str, layout: NetworkLayout) -> StoredNetwork:
+def open_network(root: Path, name: str, layout: NetworkLayout, variant: str | None = None) -> StoredNetwork:
     """Open the component `name` of the checkpoint in `root`, from one weight file or an index of shards.
+
+    Args:
+        root: folder of the checkpoint.
+        name: name of the component's folder.
+        layout: storage layout of the component.
+        variant: variant of the weight files, "bf16" for `*.bf16.safetensors`; None for the files without a variant. As
+            in diffusers, a component without files of the variant is read from its files without a variant.
 
     Raises:
         QwenImageError: weights are missing or damaged, or do not agree with their index.
     """
     folder = root / name
-    single = folder / f"{layout.weights}.safetensors"
-    index = folder / f"{layout.weights}.safetensors.index.json"
+    single, index = _weight_files(folder, layout, variant if variant in variants(folder, layout) else None)
     if single.is_file() and index.is_file():
         raise QwenImageError(f"{folder}: holds both {single.name} and {index.name}; remove the one that is not meant")
     if index.is_file():
@@ -232,15 +242,48 @@ def open_network(root: Path, name: str, layout: NetworkLayout) -> StoredNetwork:
     else:
         others = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt"))
         found = f" (found {', '.join(others[:3])})" if others else ""
+        named = variants(folder, layout)
+        if named:
+            found = f", and there are the variants {', '.join(named)}; choose one with --variant {named[0]}"
         raise QwenImageError(f"{folder}: no weights, expected {single.name} or {index.name}{found}")
+    check_unquantised(folder, tensors)
     return StoredNetwork(name, folder, layout, tensors, tuple(sorted(files)))
+
+
+def variants(folder: Path, layout: NetworkLayout) -> list[str]:
+    """Return the variants that a component's folder has weights of: "bf16" for `model.bf16.safetensors`, sorted.
+
+    Sharded weights count by their index, `model.safetensors.index.bf16.json` (diffusers and transformers,
+    `_add_variant`) or `model.safetensors.bf16.index.json` (diffusers before 0.32).
+    """
+    stem = re.escape(layout.weights)
+    name = r"([\w-]+)"
+    forms = re.compile(
+        rf"{stem}\.{name}\.safetensors|{stem}\.safetensors\.index\.{name}\.json|{stem}\.safetensors\.{name}\.index\.json"
+    )
+    found = (forms.fullmatch(path.name) for path in folder.glob("*"))
+    named = {next(filter(None, match.groups())) for match in found if match}
+    return sorted(name for name in named if not _SHARD.search(name))
+
+
+def _weight_files(folder: Path, layout: NetworkLayout, variant: str | None) -> tuple[Path, Path]:
+    """Return the places of a component's single weight file and of its index of shards."""
+    stem = f"{layout.weights}.safetensors"
+    if variant is None:
+        return folder / stem, folder / f"{stem}.index.json"
+    index = folder / f"{stem}.index.{variant}.json"
+    former = folder / f"{stem}.{variant}.index.json"
+    return folder / f"{layout.weights}.{variant}.safetensors", index if index.is_file() else former
 
 
 def _read_shards(folder: Path, index: Path) -> tuple[dict[str, TensorInfo], list[Path]]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise QwenImageError(f"{index}: no 'weight_map' of tensor names to files")
-    names = sorted({str(name) for name in weight_map.values()})
+    listed: dict[str, set[str]] = {}
+    for tensor, shard_name in weight_map.items():
+        listed.setdefault(str(shard_name), set()).add(tensor)
+    names = sorted(listed)
     outside = [name for name in names if Path(name).name != name]
     if outside:
         raise QwenImageError(f"{index}: names the file {outside[0]!r}, expected one in the same folder")
@@ -251,10 +294,9 @@ def _read_shards(folder: Path, index: Path) -> tuple[dict[str, TensorInfo], list
     tensors: dict[str, TensorInfo] = {}
     for file in files:
         shard = read_header(file)
-        listed = {name for name, shard_name in weight_map.items() if shard_name == file.name}
-        wrong = sorted(listed.symmetric_difference(shard))
+        wrong = sorted(listed[file.name].symmetric_difference(shard))
         if wrong:
-            state = "absent from it" if wrong[0] in listed else "stored but not listed there"
+            state = "absent from it" if wrong[0] in listed[file.name] else "stored but not listed there"
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
             raise QwenImageError(f"{index}: does not agree with {file.name}: tensor {wrong[0]!r} is {state}{more}")
         tensors.update(shard)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qwen_image_engine.engines.core.dtypes import STORED, STORED_FLOATS
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.reference.storage.finite import check_finite
 from qwen_image_engine.reference.storage.merged_tensor import MergedTensor
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
@@ -53,15 +54,16 @@ def row_blocks(source: TensorInfo) -> Iterator[Tensor]:
     columns = source.shape[1]
     row_bytes = columns * STORED[source.dtype].bytes
     dtype: torch.dtype = getattr(torch, STORED_FLOATS[source.dtype].name)
+    first = 0
     for block in tensor_blocks(source, max(1, ROW_BLOCK_BYTES // row_bytes) * row_bytes):
         rows = torch.frombuffer(block, dtype=dtype).reshape(-1, columns).float()
-        if not torch.isfinite(rows).all():
-            raise QwenImageError(f"{source.file}: tensor {source.name!r} has values that are not finite")
+        check_finite(source, rows, first)
+        first += rows.numel()
         yield rows
 
 
 def read_tensor(source: TensorInfo) -> Tensor:
-    """Read a tensor of a dtype in `STORED_FLOATS` into memory of its own.
+    """Read a tensor of any dtype into memory of its own.
 
     Raises:
         QwenImageError: the file cannot be read or ends early.
@@ -70,7 +72,7 @@ def read_tensor(source: TensorInfo) -> Tensor:
     for block in tensor_blocks(source):
         memory[done : done + len(block)] = torch.frombuffer(block, dtype=torch.uint8)
         done += len(block)
-    dtype: torch.dtype = getattr(torch, STORED_FLOATS[source.dtype].name)
+    dtype: torch.dtype = getattr(torch, STORED[source.dtype].name)
     return memory.view(dtype).reshape(source.shape)
 
 
@@ -88,8 +90,7 @@ def _merged_rows(source: MergedTensor) -> Iterator[Tensor]:
 
 def _finite(source: TensorInfo) -> Tensor:
     values = read_tensor(source).float()
-    if not torch.isfinite(values).all():
-        raise QwenImageError(f"{source.file}: tensor {source.name!r} has values that are not finite")
+    check_finite(source, values)
     return values
 
 

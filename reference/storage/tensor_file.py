@@ -18,7 +18,17 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 
 # The library's own limit (MAX_HEADER_SIZE): a larger length is damage, not a header.
 MAX_HEADER_BYTES = 100_000_000
+MAX_TENSORS = 100_000
+"""Largest number of tensors in a file. A released network has fewer than 1,000; the JSON of a million takes 1 GB."""
+
 _METADATA = "__metadata__"
+_FOREIGN = {
+    b"version ": "is a git-lfs pointer, expected the weights; fetch them with `git lfs pull`",
+    b"GGUF": "is a GGUF file, whose weights are quantised; expected the .safetensors file in BF16, F16 or F32",
+    b"PK\x03\x04": "is a zip archive, as torch.save writes it; expected a .safetensors file",
+    b"\x80\x02": "is a pickle, as torch.save wrote it; expected a .safetensors file",
+}
+"""Errors of files of other formats, by the first bytes."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         QwenImageError: the file cannot be read or has another size than its header says, or its header is malformed.
     """
     header, first_byte, size = _read_json(path)
-    tensors = [_entry(path, name, entry, first_byte) for name, entry in header.items() if name != _METADATA]
+    file = path.resolve()
+    tensors = [_entry(path, file, name, entry, first_byte) for name, entry in header.items() if name != _METADATA]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     end = first_byte
     for tensor in tensors:
@@ -102,14 +113,18 @@ def _read_json(path: Path) -> tuple[dict[str, Any], int, int]:
             text = file.read(length) if 2 <= length <= min(MAX_HEADER_BYTES, size - 8) else None
     except OSError as error:
         raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if start == b"version ":
-        raise QwenImageError(f"{path}: is a git-lfs pointer, expected the weights; fetch them with `git lfs pull`")
+    for first_bytes, fault in _FOREIGN.items():
+        if start.startswith(first_bytes) and (text is None or not text.startswith(b"{")):
+            raise QwenImageError(f"{path}: {fault}")
     if text is None:
         if 2 <= length <= MAX_HEADER_BYTES:
             raise QwenImageError(
                 f"{path}: truncated: it holds {size} bytes, its header alone takes {length + 8}; download it again"
             )
         raise QwenImageError(f"{path}: not a safetensors file: no header in its {size} bytes")
+    count = text.count(b'"data_offsets"')
+    if count > MAX_TENSORS:
+        raise QwenImageError(f"{path}: its header lists {count} tensors, expected at most {MAX_TENSORS}")
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -119,7 +134,8 @@ def _read_json(path: Path) -> tuple[dict[str, Any], int, int]:
     return header, 8 + length, size
 
 
-def _entry(path: Path, name: str, entry: Any, first_byte: int) -> TensorInfo:
+def _entry(path: Path, file: Path, name: str, entry: Any, first_byte: int) -> TensorInfo:
+    """Return the place of a tensor in `file`, which is `path` with symlinks resolved."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end)) and begin <= end
@@ -132,4 +148,4 @@ def _entry(path: Path, name: str, entry: Any, first_byte: int) -> TensorInfo:
     expected = math.prod(shape) * STORED[dtype].bytes
     if end - begin != expected:
         raise QwenImageError(f"{path}: bad header: tensor {name!r} takes {end - begin} bytes, its shape {expected}")
-    return TensorInfo(name, dtype, tuple(shape), path.resolve(), first_byte + begin, expected)
+    return TensorInfo(name, dtype, tuple(shape), file, first_byte + begin, expected)

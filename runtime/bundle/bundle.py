@@ -22,6 +22,7 @@ from qwen_image_engine.runtime.images.reference_image import ReferenceImages
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
 from qwen_image_engine.runtime.system.files import file_sha256
 from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
+from qwen_image_engine.runtime.system.text import command_line
 from qwen_image_engine.runtime.text.embedding import EmbeddingTable
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
@@ -101,7 +102,7 @@ class Bundle:
                 there is no driver, no GPU or no TensorRT.
             OutOfDeviceMemory: the GPU has no room for the plan's weights.
         """
-        rebuild = f"qwen-image build {self.folder}"
+        rebuild = command_line("qwen-image", "build", self.folder)
         plan = self.manifest.plans.get(component)
         if plan is None:
             raise QwenImageError(f"{component}: {self.folder} holds no TensorRT engine of it; make one with: {rebuild}")
@@ -192,11 +193,13 @@ class Bundle:
             raise QwenImageError(f"{path} is not listed in the manifest; {self._again()}")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise QwenImageError(f"cannot read {path}: {error}; {self._again()}") from error
+        except OSError as error:
+            raise QwenImageError(f"cannot read {path}: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
+            raise QwenImageError(f"{path} is not JSON ({error}); {self._again()}") from error
         if not isinstance(values, dict):
             raise QwenImageError(f"{path} holds no object; {self._again()}")
         return values
 
     def _again(self) -> str:
-        return f"export again with: qwen-image export {self.manifest.flags} {self.folder}"
+        return f"export again with: {self.manifest.export_command(self.folder)}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.bundle.manifest import FileEntry, Manifest
 from qwen_image_engine.runtime.system.files import file_sha256
+from qwen_image_engine.runtime.system.text import command_line
 
 SMALL_FILE_BYTES = 8 << 20
 _MAX_HEADER_BYTES = 100_000_000
@@ -98,13 +99,24 @@ def _size(folder: Path, path: Path, manifest: Manifest) -> int:
     try:
         return path.stat().st_size
     except OSError:
-        raise _changed(folder, str(path.relative_to(folder)), "missing", manifest) from None
+        if path.is_symlink():
+            raise QwenImageError(
+                f"{path}: is a link to {path.readlink()}, which is not there; bring that file back, or get the bundle "
+                "again"
+            ) from None
+        raise _changed(folder, path.relative_to(folder).as_posix(), "missing", manifest) from None
 
 
 def _changed(folder: Path, name: str, state: str, manifest: Manifest) -> QwenImageError:
     if any(name == plan.file for plan in manifest.plans.values()):
-        return QwenImageError(f"{folder / name}: {state}; build it again with: qwen-image build {folder}")
-    linked = " (it is linked to the checkpoint's file)" if manifest.weights == "link" else ""
-    return QwenImageError(
-        f"{folder / name}: {state}{linked}; export again with: qwen-image export {manifest.flags} {folder}"
-    )
+        rebuild = command_line("qwen-image", "build", folder)
+        return QwenImageError(f"{folder / name}: {state}; build it again with: {rebuild}")
+    return QwenImageError(f"{folder / name}: {state}; {export_advice(folder, manifest)}")
+
+
+def export_advice(folder: Path, manifest: Manifest) -> str:
+    """Return the remedy for a bundle whose files are not what its manifest says."""
+    again = f"export again with: {manifest.export_command(folder)}"
+    if manifest.weights == "link":
+        return f"its weights are the checkpoint's own files: see that those are whole, then {again}"
+    return again

@@ -6,10 +6,11 @@ not loaded.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from qwen_image_engine.engines.core.components import components_with
@@ -34,6 +35,7 @@ from qwen_image_engine.runtime.system.json_schema import (
     named,
     optional,
 )
+from qwen_image_engine.runtime.system.text import command_line
 
 MANIFEST = "manifest.json"
 FORMAT = "qwen-image-bundle"
@@ -67,6 +69,7 @@ class CheckpointEntry:
         weights_sha256: SHA-256 of the weights.
         transformer_file: single file of the transformer; None if the transformer came from the folder.
         attention: requested kind of attention; None if it came from the configuration.
+        variant: variant of the weight files; None if they had none.
     """
 
     name: str
@@ -76,6 +79,7 @@ class CheckpointEntry:
     weights_sha256: str
     transformer_file: str | None = None
     attention: str | None = None
+    variant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,10 @@ class LoraEntry:
     """An adapter that is merged into the transformer.
 
     Attributes:
-        name: name of the adapter's file.
-        path: path of the file at the time of the export.
-        sha256: SHA-256 of the file.
-        scale: factor of the adapter's weights.
+        name: name of the adapter's file, or of the folder that was given.
+        path: path of that file or folder at the time of the export.
+        sha256: SHA-256 of the file with the adapter's weights.
+        scale: factor of the adapter's weights that was given.
     """
 
     name: str
@@ -265,7 +269,23 @@ class Manifest:
     def flags(self) -> str:
         """Flags with which the command opens the checkpoint."""
         source = self.checkpoint
-        return checkpoint_flags(source.path, source.transformer_file, map(str, self.loras), source.attention)
+        loras = map(str, self.loras)
+        return checkpoint_flags(source.path, source.transformer_file, loras, source.attention, source.variant)
+
+    def export_command(self, folder: str | Path) -> str:
+        """Return the command that exports the bundle in `folder` again; the manifest does not hold every flag.
+
+        The folder of a calibration is left to the user. Recipes and patterns of linears are left out.
+        """
+        flags = ["--target", self.target, "--precision", self.precision]
+        if self.weights == "link":
+            flags += ["--weights", "link"]
+        for row in components_with(self.facts.attention):
+            if row.optional and row.name not in self.components:
+                flags += ["--without", row.name]
+        if self.calibration is not None:
+            flags += ["--calibration", "FOLDER"]
+        return f"qwen-image export {self.flags} {command_line(folder, *flags)}"
 
     @property
     def absent_for_references(self) -> tuple[str, ...]:
@@ -273,6 +293,13 @@ class Manifest:
         needed = [row for row in components_with(self.facts.attention) if row.needs_reference_images]
         needed.sort(key=lambda row: not row.optional)
         return tuple(row.name for row in needed if row.name not in self.components)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the names and hashes of all files but plans: equal for bundles that draw equal pictures."""
+        plans = {plan.file for plan in self.plans.values()}
+        listed = sorted((name, entry.sha256) for name, entry in self.files.items() if name not in plans)
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that manifest.json holds."""
@@ -310,8 +337,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        state = "is no bundle: no manifest.json in it" if folder.is_dir() else "does not exist"
-        raise QwenImageError(f"{folder}: {state}; make one with: qwen-image export -m CHECKPOINT {folder}") from None
+        raise QwenImageError(_no_bundle(folder)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise QwenImageError(f"{path}: cannot be read ({error})") from error
     try:
@@ -322,14 +348,25 @@ def read_manifest(folder: Path) -> Manifest:
         raise QwenImageError(f'{path}: is not the manifest of a bundle: no "format": "{FORMAT}" in it')
     if data.get("schema") != SCHEMA:
         source = data["checkpoint"].get("path") if isinstance(data.get("checkpoint"), dict) else None
-        raise QwenImageError(
-            f"{path}: schema version {data.get('schema')!r}, this version reads {SCHEMA}; export again with: "
-            f"qwen-image export -m {source or 'CHECKPOINT'} {folder}"
-        )
+        remedy = f"export the bundle with this version, from {source or 'its checkpoint'}"
+        if isinstance(data.get("schema"), int) and data["schema"] > SCHEMA:
+            remedy = "a newer version wrote it; update this one with: pip install -U qwen-image-engine"
+        raise QwenImageError(f"{path}: schema version {data.get('schema')!r}, this version reads {SCHEMA}; {remedy}")
     try:
         return _manifest(data)
     except SchemaError as error:
         raise QwenImageError(f"{path}: not in the expected format: {error}; export the bundle again") from error
+
+
+def _no_bundle(folder: Path) -> str:
+    """Return what is in the place of a bundle, and how to get one."""
+    if not folder.is_dir():
+        return f"{folder}: does not exist; make it with: qwen-image export -m CHECKPOINT {command_line(folder)}"
+    if (folder / "transformer" / "config.json").is_file():  # no bundle has one
+        made = f"make a bundle of it with: qwen-image export -m {command_line(folder)} BUNDLE"
+        return f"{folder}: is a checkpoint, expected a bundle; {made}"
+    advice = "name a bundle, or make one with: qwen-image export -m CHECKPOINT BUNDLE"
+    return f"{folder}: is no bundle: no {MANIFEST} in it; {advice}"
 
 
 def record_verification(folder: Path, result: Mapping[str, Any]) -> None:
@@ -421,8 +458,9 @@ def _are_extents(value: Any) -> bool:
 def _check_files(value: Any, place: str) -> None:
     OBJECT(value, place)
     for name in value:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or not path.parts:
+        # A name may be harmless on one system and lead out of the bundle on another: "..\\weights", "C:weights".
+        paths = (PurePosixPath(name), PureWindowsPath(name))
+        if any(path.anchor or ".." in path.parts or not path.parts for path in paths):
             raise SchemaError(f"{place} has the path {described(name)}, which leaves the bundle")
     named(fields_of(FileEntry))(value, place)
 

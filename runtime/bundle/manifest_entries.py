@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from qwen_image_engine.runtime.system.text import command_line
+
 
 def checkpoint_flags(
-    folder: str | Path, transformer_file: str | Path | None, loras: Iterable[str], attention: str | None
+    folder: str | Path,
+    transformer_file: str | Path | None,
+    loras: Iterable[str],
+    attention: str | None,
+    variant: str | None,
 ) -> str:
-    """Return the flags, with spaces between. Each item of `loras` is FILE or FILE:SCALE."""
-    flags = [f"-m {folder}"]
+    """Return the flags as a shell takes them. Each item of `loras` is FILE or FILE:SCALE."""
+    words = ["-m", folder]
+    if variant is not None:
+        words += ["--variant", variant]
     if transformer_file is not None:
-        flags.append(f"--transformer {transformer_file}")
-    flags += [f"--lora {lora}" for lora in loras]
+        words += ["--transformer", transformer_file]
+    for lora in loras:
+        words += ["--lora", lora]
     if attention is not None:
-        flags.append(f"--attention {attention}")
-    return " ".join(flags)
+        words += ["--attention", attention]
+    return command_line(*words)

@@ -1,19 +1,20 @@
 """The command `qwen-image`: parse, call one verb, print its report.
 
-Exit codes: 0 done, 1 failed, 2 a request that cannot be carried out as asked, 130 interrupted. With `--json` standard
-output is exactly one JSON document, `{"error": …}` if the command fails.
+Exit codes: 0 done, 1 failed, 2 a request that cannot be carried out as asked, 130 interrupted (Ctrl-C), 143 ended by
+SIGTERM, 129 ended by SIGHUP. With `--json` standard output is exactly one JSON document, `{"error": …}` if the command
+fails.
 """
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout, suppress
+from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import version
-from typing import Any, NoReturn, Protocol, TextIO
+from typing import Any, NoReturn, Protocol
 
-from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.runtime.cli.shared.failure import failed, write
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.verbs import (
     bench,
@@ -28,9 +29,7 @@ from qwen_image_engine.runtime.cli.verbs import (
     verify,
 )
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
-from qwen_image_engine.runtime.system.interruption import remembered_interruption
-
-INTERRUPTED = 130
+from qwen_image_engine.runtime.system.interruption import interruptible
 
 
 class Verb(Protocol):
@@ -66,7 +65,28 @@ VERBS: Mapping[str, Verb] = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that raises usage errors as `UsageError`, so that they end like every other error."""
+    """A parser that raises usage errors as `UsageError`, and takes values that begin with a dash, such as "-1,2"."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse like argparse, which takes a word that begins with a dash for a flag, and a value for missing.
+
+        The word behind a flag that takes a single value is its value, as in POSIX, unless it is itself a flag.
+        """
+        return super().parse_known_args(self._with_values_joined(args or []), namespace)
+
+    def _with_values_joined(self, words: Sequence[str]) -> list[str]:
+        flags = self._option_string_actions
+        joined: list[str] = []
+        expects_value = False
+        for index, word in enumerate(words):
+            if word == "--":
+                return [*joined, *words[index:]]
+            if expects_value and word.startswith("-") and word != "-" and word.partition("=")[0] not in flags:
+                joined[-1] += f"={word}"
+            else:
+                joined.append(word)
+            expects_value = joined[-1] == word and word in flags and flags[word].nargs is None
+        return joined
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
@@ -95,29 +115,22 @@ def carry_out(work: Callable[[], VerbResult], wants_json: bool, *, quiet: bool) 
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that has no ✓ is no reason to fail
-    try:
-        with remembered_interruption(), redirect_stdout(sys.stderr) if quiet else nullcontext():
-            report = work()
-            check_cancelled()
-        _print(
-            json.dumps(report.document, indent=2, allow_nan=False) if wants_json else "\n".join(report.lines),
-            sys.stdout,
-        )
-        return report.exit_code
-    except UsageError as error:
-        return _fail(str(error), 2, wants_json)
-    except QwenImageError as error:
-        return _fail(str(error), 1, wants_json)
-    except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED, wants_json)
-    except BrokenPipeError:
-        # Whoever read the output has left; the interpreter's own flush at exit must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except MemoryError:
-        return _fail("out of memory", 1, wants_json)
-    except OSError as error:  # a full disk, a folder without permission
-        return _fail(str(error), 1, wants_json)
+    with interruptible() as interruption:
+        try:
+            with redirect_stdout(sys.stderr) if quiet else nullcontext():
+                report = work()
+                check_cancelled()
+            text = json.dumps(report.document, indent=2, allow_nan=False) if wants_json else "\n".join(report.lines)
+            interruption.finish()
+        except (Exception, KeyboardInterrupt) as error:
+            return failed(error, interruption, wants_json)
+        try:
+            write(f"{text}\n", sys.stdout)
+        except BrokenPipeError:  # whoever read the output has left
+            return 1
+        except OSError as error:
+            return failed(error, interruption, wants_json)
+    return report.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,18 +146,3 @@ def _parser() -> argparse.ArgumentParser:
 
 def _asks_for_text(arguments: Sequence[str]) -> bool:
     return not {"-h", "--help", "--version"}.isdisjoint(arguments)
-
-
-def _print(text: str, stream: TextIO | None) -> None:
-    if stream is not None:  # a process without a console has none
-        print(text, file=stream, flush=True)
-
-
-def _fail(message: str, code: int, wants_json: bool) -> int:
-    line = " ".join(message.split())
-    _print(f"qwen-image: error: {line}", sys.stderr)
-    if wants_json:
-        document: dict[str, Any] = {"error": line, "exit_code": code}
-        with suppress(OSError):  # it may be the document that could not be written
-            _print(json.dumps(document, indent=2), sys.stdout)
-    return code

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.runtime.images.colour import ProfileError, to_srgb
 from qwen_image_engine.runtime.model.size import MAX_REFERENCES, SIDE_MULTIPLE
 
 MAX_SIDE = 16_384
@@ -20,11 +21,16 @@ MAX_PIXELS = 2**27
 MAX_ASPECT_RATIO = 200
 """Largest aspect ratio. transformers' `smart_resize`, in front of the vision tower, refuses a longer picture."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
 """Formats that Pillow decodes inside this process. Pillow gives others (EPS) to external programs."""
 
-MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
-"""Pillow's modes that mean one RGBA picture. The range of I and F is the writer's choice; CMYK needs a profile."""
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "I;16B", "I;16L", "I;16N"}
+"""Pillow's modes that mean a single RGBA picture. The range of I and F is the writer's choice."""
+
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_AVIF = (b"avif", b"avis")  # brands: bytes 8 to 11 of a file in the ISO container
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION = 258, 262  # tags of a TIFF
 
 # What Pillow's decoders raise for a damaged file.
 DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error)
@@ -50,14 +56,17 @@ def reference_name(source: ReferenceSource) -> str:
     return f"reference image {str(name) or '(from memory)'}"
 
 
-def read_reference(source: ReferenceSource) -> Image.Image:
-    """Read a reference image, upright as its EXIF orientation says (diffusers' `load_image`), in mode RGBA.
+def read_reference(source: ReferenceSource, *, first_frame: bool = False) -> Image.Image:
+    """Read a reference image, upright as its EXIF orientation says (diffusers' `load_image`), in mode RGBA and sRGB.
 
     Size and mode are checked from the file's header, before the pixels are decoded. 16-bit grey is scaled to 8 bits;
-    Pillow's own conversion would clip it. Colour profiles are not applied, as in diffusers.
+    Pillow's own conversion would clip it. Colours are converted from an embedded ICC profile to sRGB; diffusers ignores
+    profiles. A profile that cannot be applied is warned of, and the colours are taken for sRGB, as in viewers.
 
     Args:
         source: a file in one of `FORMATS`, or an image, which is not modified.
+        first_frame: whether to take the first frame of an animation or the first page of a document, which are errors
+            otherwise. An image from memory is taken at its current frame.
 
     Raises:
         UsageError: the source is neither a path nor an image, the file does not exist, cannot be opened, is no image or
@@ -71,44 +80,78 @@ def read_reference(source: ReferenceSource) -> Image.Image:
         # Pillow warns of damaged metadata, and of sizes that are accepted or refused here.
         with warnings.catch_warnings(action="ignore"):
             if isinstance(source, Image.Image):
-                return _to_rgba(name, source)
-            path = Path(source)
-            if not path.exists():
-                raise UsageError(f"{name}: no such file; check the path")
-            if not path.is_file():
-                raise UsageError(f"{name} is a {'folder' if path.is_dir() else 'device or pipe'}, expected a file")
-            with Image.open(path, formats=FORMATS) as image:
-                return _to_rgba(name, image)
+                rgba, fault = _to_rgba(name, source, first_frame)
+            else:
+                # Pillow maps a TIFF that it opens by its path, with width and height exchanged if it lies on its side.
+                with _checked_path(name, source).open("rb") as file, Image.open(file, formats=FORMATS) as image:
+                    rgba, fault = _to_rgba(name, image, first_frame)
     except UnidentifiedImageError as error:
-        raise UsageError(
-            f"{name} is no image that can be read, expected {', '.join(FORMATS)}; save it as PNG"
-        ) from error
+        raise UsageError(f"{name} {_unidentified(source)}") from error
     except Image.DecompressionBombError as error:
         raise UsageError(f"{name} has more than the {MAX_PIXELS} pixels that are read; scale it down") from error
     except PermissionError as error:
         raise UsageError(f"{name} cannot be opened ({error.strerror}); check its permissions") from error
     except DAMAGE as error:
         raise UsageError(f"{name} cannot be read to its end ({error}); check the file or save it as PNG") from error
+    if fault is not None:
+        warnings.warn(f"{name}: its colour profile cannot be applied ({fault}); read as sRGB", stacklevel=2)
+    return rgba
 
 
-def _to_rgba(name: str, image: Image.Image) -> Image.Image:
+def _checked_path(name: str, source: str | Path) -> Path:
+    path = Path(source)
+    if not path.exists():
+        raise UsageError(f"{name}: no such file; check the path")
+    if not path.is_file():
+        raise UsageError(f"{name} is a {'folder' if path.is_dir() else 'device or pipe'}, expected a file")
+    return path
+
+
+def _unidentified(source: ReferenceSource) -> str:
+    """Return the fault of a file that Pillow does not identify."""
+    start = b""
+    if not isinstance(source, Image.Image):
+        with Path(source).open("rb") as file:
+            start = file.read(12)
+    brand = start[8:] if start[4:8] == b"ftyp" else b""
+    if brand in _HEIC:
+        return "is a HEIC, as phones save, which is not read; convert it to PNG or JPEG"
+    if brand in _AVIF and not features.check("avif"):
+        return "is an AVIF, and this Pillow was built without libavif; convert it to PNG or JPEG"
+    return f"is no image that can be read, expected {', '.join(FORMATS)}; save it as PNG"
+
+
+def _to_rgba(name: str, image: Image.Image, first_frame: bool) -> tuple[Image.Image, str | None]:
+    """Return the picture in RGBA and sRGB, and the fault of its colour profile if that could not be applied."""
     _check_size(name, *image.size)
     # An MPO is a camera's JPEG with a preview or a gain map behind the picture.
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise UsageError(f"{name} has {frames} frames, expected a still image; save one frame as PNG")
-    is_grey16 = image.mode == "I;16" and image.format != "TIFF"  # where white may be the lowest value, or 4095
-    if image.mode not in MODES and not is_grey16:
+    if frames > 1 and not first_frame:
         raise UsageError(
-            f"{name} has mode {image.mode}, expected colours, grey or a palette ({', '.join(sorted(MODES))}, or a PNG "
-            "of 16-bit grey); save it as an RGB or RGBA PNG"
+            f"{name} has {frames} frames, expected a still image; save one frame as PNG, or take the first with the "
+            "flag --first-frame of run (first_frame=True)"
+        )
+    if image.mode not in MODES:
+        raise UsageError(
+            f"{name} has mode {image.mode}, expected colours, 8 or 16 bits of grey, a palette or CMYK; save it as an "
+            "RGB or RGBA PNG"
         )
     transparent = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
         # Pillow keeps the upper bytes of the pixels and compares them with the lower byte of this colour.
         raise UsageError(f"{name} has 16-bit colours and a transparent one, expected 8 bits; save it as an RGBA PNG")
     upright = ImageOps.exif_transpose(image)
-    return _grey16_to_rgba(upright) if is_grey16 else upright.convert("RGBA")
+    if image.mode.startswith("I;16"):
+        rgba = _grey16_to_rgba(upright, *_grey16_levels(image))
+    else:
+        rgba = (upright.convert("RGB") if image.mode == "CMYK" else upright).convert("RGBA")
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return rgba, None
+    try:
+        return to_srgb(rgba, upright, profile), None
+    except ProfileError as error:
+        return rgba, str(error)
 
 
 def _check_size(name: str, width: int, height: int) -> None:
@@ -126,8 +169,17 @@ def _check_size(name: str, width: int, height: int) -> None:
         raise UsageError(f"{size}, {long / short:.0f}:1, expected at most {MAX_ASPECT_RATIO}:1; crop it")
 
 
-def _grey16_to_rgba(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.uint32)
-    grey = (values + 128) // 257  # 65535 is 255; 257 is odd, so there are no ties
+def _grey16_levels(image: Image.Image) -> tuple[int, int]:
+    """Return the values of black and white. A TIFF names them: white may be 0, or 4095 in 12 bits."""
+    tags = getattr(image, "tag_v2", {})
+    levels = 0, 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535
+    return levels[::-1] if tags.get(_PHOTOMETRIC_INTERPRETATION) == 0 else levels
+
+
+def _grey16_to_rgba(image: Image.Image, black: int, white: int) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    most = max(black, white)
+    grey = (510 * values + most) // (2 * most)  # rounded; 257 is odd, so there are no ties in 16 bits
+    grey = np.clip(grey if white else 255 - grey, 0, 255)
     alpha = np.where(values == image.info.get("transparency"), 0, 255)
     return Image.fromarray(np.stack([grey, grey, grey, alpha], axis=-1).astype(np.uint8))

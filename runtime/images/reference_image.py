@@ -2,16 +2,18 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.images.pixels import fit_reference, reference_hash
 from qwen_image_engine.runtime.images.read import ReferenceSource, check_references, read_reference, reference_name
 from qwen_image_engine.runtime.model.facts import VisionFacts
 from qwen_image_engine.runtime.model.sequence import ImageBlock
-from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, PIXELS_PER_LATENT
+from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, PIXELS_PER_LATENT, other_side
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +23,12 @@ class ReferenceImage:
     Attributes:
         rgba: pixels (height, width, 4) uint8, with sides that are multiples of 32.
         sha256: SHA-256 of size and pixels.
+        name: name of the file, without its folder; None for an image from memory.
     """
 
     rgba: NDArray[np.uint8]
     sha256: str
+    name: str | None = None
 
     @property
     def block(self) -> ImageBlock:
@@ -41,14 +45,24 @@ class ReferenceImages:
         images: fitted reference images.
         size: default (width, height) of a picture [pixels]: the size of the last reference image, or a square of
             `DEFAULT_RESOLUTION` without reference images.
+        proportions: (width, height) of the last reference image before it was fitted [pixels]; None without reference
+            images.
+        resolution: side of a square of the area that each image was fitted to [pixels]; None without reference images.
     """
 
     images: tuple[ReferenceImage, ...] = ()
     size: tuple[int, int] = (DEFAULT_RESOLUTION, DEFAULT_RESOLUTION)
+    proportions: tuple[int, int] | None = None
+    resolution: int | None = None
 
     @classmethod
     def read(
-        cls, sources: Sequence[ReferenceSource], resolution: int, facts: VisionFacts, absent: Collection[str] = ()
+        cls,
+        sources: Sequence[ReferenceSource],
+        resolution: int,
+        facts: VisionFacts,
+        absent: Collection[str] = (),
+        first_frame: bool = False,
     ) -> "ReferenceImages":
         """Read and fit all reference images. No network runs.
 
@@ -57,6 +71,7 @@ class ReferenceImages:
             resolution: side of a square of the area that each image is fitted to [pixels].
             facts: facts of the vision tower.
             absent: names of components that reference images need and that the bundle does not have.
+            first_frame: whether to take the first frame of an animation, which is refused otherwise.
 
         Raises:
             UsageError: there are too many images, an image cannot be read or fitted, or there are images and a
@@ -70,22 +85,38 @@ class ReferenceImages:
                 f"there are reference images, and the bundle has no {' and no '.join(absent)}; export it again, "
                 "without the flag --without"
             )
-        images = tuple(cls._fitted(source, resolution, facts) for source in sources)
+        images: list[ReferenceImage] = []
+        for source in sources:
+            image, proportions = cls._fitted(source, resolution, facts, first_frame)
+            images.append(image)
         height, width = images[-1].rgba.shape[:2]
-        return cls(images, (width, height))
+        return cls(tuple(images), (width, height), proportions, resolution)
 
     def picture_size(self, width: int | None, height: int | None) -> tuple[int, int]:
-        """Return (width, height) of a picture. A side that is None is taken from `size`."""
+        """Return (width, height) of a picture, a multiple of 32 each.
+
+        If one side is given and there are reference images, the other follows from the aspect ratio of the last one.
+        Any other side that is None is taken from `size`.
+        """
+        if self.proportions is not None:
+            across, down = self.proportions
+            if width is None and height is not None:
+                width = other_side(height, down, across)
+            elif height is None and width is not None:
+                height = other_side(width, across, down)
         return self.size[0] if width is None else width, self.size[1] if height is None else height
 
     @staticmethod
-    def _fitted(source: ReferenceSource, resolution: int, facts: VisionFacts) -> ReferenceImage:
-        """Read and fit one image. The caller fits one at a time: the largest take half a gigabyte before fitting."""
+    def _fitted(
+        source: ReferenceSource, resolution: int, facts: VisionFacts, first_frame: bool
+    ) -> tuple[ReferenceImage, tuple[int, int]]:
+        """Read and fit one image, and return its size before that too.
+
+        The caller fits one at a time: the largest take half a gigabyte before fitting.
+        """
+        image = read_reference(source, first_frame=first_frame)
         rgba = fit_reference(
-            read_reference(source),
-            resolution,
-            name=reference_name(source),
-            min_pixels=facts.min_pixels,
-            max_pixels=facts.max_pixels,
+            image, resolution, name=reference_name(source), min_pixels=facts.min_pixels, max_pixels=facts.max_pixels
         )
-        return ReferenceImage(rgba, reference_hash(rgba))
+        file = getattr(source, "filename", None) if isinstance(source, Image.Image) else source
+        return ReferenceImage(rgba, reference_hash(rgba), Path(file).name if file else None), image.size

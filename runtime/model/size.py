@@ -51,6 +51,17 @@ def nearest_sides(side: int) -> tuple[int, ...]:
     return (below, below + SIDE_MULTIPLE) if below > 0 else (SIDE_MULTIPLE,)
 
 
+def other_side(side: int, given: int, wanted: int) -> int:
+    """Return the valid side nearest to `side * wanted / given`: a picture of sides in the ratio `given` to `wanted`.
+
+    A `side` that is no positive whole number gives the smallest valid side; `latent_size` refuses the former.
+    """
+    if not isinstance(side, Integral) or side <= 0:
+        return SIDE_MULTIPLE
+    multiples = (2 * side * wanted + given * SIDE_MULTIPLE) // (2 * given * SIDE_MULTIPLE)  # rounds half up
+    return SIDE_MULTIPLE * max(1, multiples)
+
+
 def _is_valid(side: int) -> bool:
     return side > 0 and side % SIDE_MULTIPLE == 0
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,8 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.core.files import whole_file
+from qwen_image_engine.engines.core.files import is_stream, link_target, whole_file
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
+from qwen_image_engine.runtime.system.text import command_line
+
+
+def with_home(path: str | Path) -> Path:
+    """Return a path whose `~` or `~user` is the home folder, as a shell has it.
+
+    Raises:
+        QwenImageError: there is no such user, or the user has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # without HOME and without an entry in the password database
+        raise QwenImageError(f"{path}: there is no home folder {Path(path).parts[0]}; write the whole path") from None
 
 
 def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
@@ -39,24 +54,38 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
 def check_writable(*paths: Path) -> None:
     """Raise if a path could not be written. Try each folder with a probe file that is removed at once.
 
-    Permissions alone do not show read-only disks.
+    Permissions alone do not show read-only disks. A pipe or a device is not probed: opening it may wait for a reader.
 
     Raises:
-        QwenImageError: a path is a folder, or its folder does not exist or is not writable.
+        QwenImageError: a path is a folder or has a name that the filesystem cannot hold, its folder does not exist or
+            is not writable, it is a pipe or a device without permission to write, or a symlink that leads to itself.
     """
     for path in paths:
         if path.is_dir():
             raise QwenImageError(f"cannot write {path}: it is a folder")
-        if not path.parent.is_dir():
-            raise QwenImageError(f"cannot write {path}: no folder {path.parent}; make it with: mkdir -p {path.parent}")
-        probe = path.parent / f".{secrets.token_hex(8)}.tmp"
+        if is_stream(path):
+            if not os.access(path, os.W_OK):
+                raise QwenImageError(f"cannot write {path}: no permission; choose another name")
+            continue
         try:
+            target = link_target(path)
+            folder = target.parent
+            if not folder.is_dir():
+                raise QwenImageError(f"cannot write {path}: {no_folder(folder)}")
+            probe = folder / f".{secrets.token_hex(8)}.tmp"
+            with suppress(FileNotFoundError):
+                target.lstat()  # fails for a name that this filesystem cannot hold
             probe.touch(exist_ok=False)
             probe.unlink()
         except OSError as error:
             raise QwenImageError(
                 f"cannot write {path}: {error.strerror or error}; choose a folder that can be written to"
             ) from error
+
+
+def no_folder(folder: Path) -> str:
+    """Return the text that a folder does not exist, with the command that makes it."""
+    return f"no folder {folder}; make it with: {command_line('mkdir', '-p', folder)}"
 
 
 def write_array(path: Path, array: NDArray[np.float32]) -> None:

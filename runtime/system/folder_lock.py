@@ -1,13 +1,16 @@
-"""The lock of a folder. One process holds it at a time."""
+"""The lock of a folder's writer, held through a lock file. One process holds it at a time.
+
+Locking needs the package filelock, because each system locks files in its own way. Drawing takes no lock.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.packages import import_package
 
 
 class FolderBusyError(QwenImageError):
@@ -15,42 +18,33 @@ class FolderBusyError(QwenImageError):
 
 
 @contextmanager
-def locked(folder: Path, busy: str) -> Iterator[None]:
-    """Hold the lock of `folder` during the block; create the folder if it does not exist.
+def locked(file: Path, busy: str) -> Iterator[None]:
+    """Hold the lock of the lock file `file` during the block; create the file, and remove it at the end.
 
-    The system releases the lock when the process ends, however it ends.
+    The system releases the lock when the process ends, however it ends. The file of a killed process remains, and does
+    not keep the next process from locking it.
 
     Args:
-        folder: the folder, whose parent exists.
-        busy: text of the error after the folder's name: the writer, and the remedy.
+        file: the lock file. On Windows a folder that holds an open file cannot be renamed, so
+            the lock file of a folder that is renamed lies beside it.
+        busy: text of the error: the folder, its writer, and the remedy.
 
     Raises:
         FolderBusyError: another process holds the lock.
-        OSError: the folder cannot be created or opened.
+        QwenImageError: the package filelock is not installed or does not load.
+        OSError: the file cannot be created.
     """
-    descriptor = _lock(folder, busy)
+    filelock = import_package("filelock", "export")
+    lock = filelock.FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise FolderBusyError(busy) from None
     try:
         yield
     finally:
-        os.close(descriptor)
-
-
-def _lock(folder: Path, busy: str) -> int:
-    import fcntl  # Windows has no such module, and there everything but the lock has to work
-
-    while True:
-        folder.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # If the last holder removed the folder after `open`, this lock protects nothing: create it again.
-                if os.path.samestat(os.fstat(descriptor), folder.stat()):
-                    return descriptor
-            except BlockingIOError:
-                os.close(descriptor)
-                raise FolderBusyError(f"{folder}: {busy}") from None
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
+        # Removed while it is held: from 4.2 on filelock takes no lock of a file that was removed meanwhile. Windows
+        # cannot remove it while it is open, and there `release` does.
+        with suppress(OSError):
+            file.unlink()
+        lock.release()

@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +34,7 @@ PACKAGES = (
     "onnx-ir",
     "onnxscript",
     "safetensors",
+    "filelock",
     "transformers",
     "diffusers",
 )
@@ -65,7 +67,7 @@ class Machine:
     def here(cls) -> Self:
         """Read the facts of this machine."""
         flags = _proc("/proc/cpuinfo", "flags")
-        total, free = _proc("/proc/meminfo", "MemTotal"), _proc("/proc/meminfo", "MemAvailable")
+        total, free = _memory_bytes()
         limit = _number("/sys/fs/cgroup/memory.max")
         used = _number("/sys/fs/cgroup/memory.current")
         return cls(
@@ -74,15 +76,16 @@ class Machine:
             cpu=_proc("/proc/cpuinfo", "model name") or platform.processor() or "unknown",
             cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             cpu_flags=None if flags is None else {name: name in flags.split() for name in CPU_FLAGS},
-            memory_bytes=_least(_kibibytes(total), limit),
-            free_memory_bytes=_least(_kibibytes(free), None if limit is None or used is None else limit - used),
+            memory_bytes=_least(total, limit),
+            free_memory_bytes=_least(free, None if limit is None or used is None else limit - used),
         )
 
 
 def reachable_memory_bytes() -> int | None:
     """Return the most bytes that this process could still take, with caches emptied and swap filled.
 
-    This is an upper bound: work that needs more is sure to fail.
+    This is an upper bound: work that needs more is sure to fail. Only Linux reports one: macOS compresses memory and
+    makes swap files as it needs them, and Windows enlarges its paging file.
 
     Returns:
         Bytes; None if the system does not report them.
@@ -125,6 +128,21 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _memory_bytes() -> tuple[int | None, int | None]:
+    """Return the machine's memory and the free part of it, on Linux from proc(5), elsewhere from psutil if it is there.
+
+    The runtime alone does without psutil.
+    """
+    total, free = _kibibytes(_proc("/proc/meminfo", "MemTotal")), _kibibytes(_proc("/proc/meminfo", "MemAvailable"))
+    if total is None:
+        with suppress(ImportError):
+            import psutil
+
+            memory = psutil.virtual_memory()
+            return memory.total, memory.available
+    return total, free
 
 
 def _proc(file: str, key: str) -> str | None:

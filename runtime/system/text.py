@@ -1,5 +1,7 @@
-"""Text for a person: tables, sizes and durations."""
+"""Text for a person: tables, sizes, durations, and commands to copy."""
 
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
 
 
@@ -14,6 +16,16 @@ def table(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> list[str]
         ).rstrip()
         for row in cells
     ]
+
+
+def command_line(*words: object) -> str:
+    """Return a command line that the system's shell splits into these words."""
+    texts = list(map(str, words))
+    if sys.platform == "win32":
+        from subprocess import list2cmdline
+
+        return list2cmdline(texts)
+    return shlex.join(texts)
 
 
 def size_text(count: int) -> str:

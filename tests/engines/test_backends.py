@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from qwen_image_engine.engines.backends import available, load_engine
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec
 from qwen_image_engine.engines.core.engine import Array, Engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.openvino.package import core
 
 StepInputs = Callable[..., dict[str, Array]]
 EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino"}
@@ -51,6 +53,51 @@ def test_available_gives_the_version(backend: str) -> None:
     facts = {b.name: b for b in available()}[backend]
     assert facts.version == sys.modules[backend].__version__
     assert facts.missing is None
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime-cuda", "tensorrt"])
+def test_an_engine_of_another_system_is_told(
+    engine: str, step_model: Path, step_contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    words = r"is not published for macOS, only for Linux and Windows; engines for macOS: onnxruntime, openvino, open"
+    with pytest.raises(QwenImageError, match=words) as caught:
+        load_engine(engine, step_model, step_contract)
+    assert {b.name: b.missing for b in available()}[engine] == str(caught.value)
+
+
+OLDER = {"onnxruntime": "1.22.1", "openvino": "2025.4.1"}
+
+
+def test_an_older_package_is_refused_by_both_versions(
+    backend: str, step_model: Path, step_contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{backend}.__version__", OLDER[backend])
+    words = rf"^{backend} {OLDER[backend]} is installed, older than the supported >=.*\[{EXTRAS[backend]}\]'$"
+    with pytest.raises(QwenImageError, match=words) as caught:
+        load_engine(backend, step_model, step_contract)
+    assert {b.name: b.missing for b in available()}[backend] == str(caught.value)
+
+
+def test_a_newer_package_is_tried_and_the_first_error_names_both_versions(
+    backend: str, step_contract: Contract, write_graph: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{backend}.__version__", "3000.1")
+    newer = f"{backend} 3000.1 is installed, newer than the supported >="
+    facts = {b.name: b for b in available()}[backend]
+    assert facts.version == "3000.1"
+    assert str(facts.newer).startswith(newer)
+    pair = tuple(TensorSpec(name, (axis,), "float32", "") for name, axis in (("a", "m"), ("b", "n"), ("y", "m")))
+    toy = Contract("toy", "", pair[:2], pair[2:])
+    engine = load_engine(backend, write_graph(toy, helper.make_node("Add", ["a", "b"], ["y"])), toy)
+    assert engine.run({"a": np.ones(2, np.float32), "b": np.ones(2, np.float32)})["y"].tolist() == [2, 2]
+    with pytest.raises(QwenImageError, match=rf"the run in .* failed for m=2, n=3: .*; {newer}"):
+        engine.run({"a": np.ones(2, np.float32), "b": np.ones(3, np.float32)})
+    engine.close()
+    unknown = write_graph(step_contract, helper.make_node("OfTomorrow", ["latents"], ["velocity"]))
+    with pytest.raises(QwenImageError, match=rf"cannot load .*; {newer}") as caught:
+        load_engine(backend, unknown, step_contract)
+    assert "export the bundle again" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("batch", "tokens", "prefix"), [(1, 5, 3), (4, 5, 3), (2, 9, 1), (1, 1, 70)])
@@ -243,6 +290,42 @@ print(loaded - before, anonymous_mib() - before)
 """
 
 
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts memory as Linux does")
+def test_memory_does_not_grow_with_new_shapes(backend: str, step_model: Path, step_contract: Contract) -> None:
+    contract = json.dumps(step_contract.to_json())
+    done = subprocess.run([sys.executable, "-c", RUN_NEW_SHAPES, backend, step_model, contract], capture_output=True)
+    # With OpenVINO's default cache each shape adds 0.13 MB.
+    assert float(done.stdout) <= 10e6, done.stderr
+
+
+RUN_NEW_SHAPES = """
+import json
+import sys
+from pathlib import Path
+import numpy as np
+from qwen_image_engine.engines.core.contract import Contract
+from qwen_image_engine.engines.backends import load_engine
+from qwen_image_engine.runtime.system.memory_use import MemoryUse
+
+backend, model, contract = sys.argv[1:]
+contract = Contract.from_json(json.loads(contract))
+engine = load_engine(backend, Path(model), contract, threads=1)
+
+def run(number):
+    sizes = {"batch": 1, "tokens": 1 + number % 53, "prefix": 1 + number % 47}  # a new pair each time
+    shapes = {spec.name: [sizes.get(axis, axis) for axis in spec.shape] for spec in contract.inputs}
+    engine.run({name: np.ones(shape, np.float32) for name, shape in shapes.items()})
+
+for number in range(200):
+    run(number)
+before = MemoryUse.of().anonymous_bytes
+for number in range(200, 600):
+    run(number)
+print(MemoryUse.of().anonymous_bytes - before)
+"""
+
+
 def test_run_that_fails_is_told_in_one_line(backend: str, write_graph: Callable[..., Path]) -> None:
     pair = tuple(TensorSpec(name, (axis,), "float32", "") for name, axis in (("a", "m"), ("b", "n"), ("y", "m")))
     toy = Contract("toy", "", pair[:2], pair[2:])
@@ -269,7 +352,7 @@ def test_openvino_computes_in_fp32(step_model: Path, step_contract: Contract) ->
 
 def test_openvino_computes_in_bf16_where_asked_and_possible(step_model: Path, step_contract: Contract) -> None:
     openvino = pytest.importorskip("openvino")
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(
             QwenImageError, match=r"step: this processor has no bf16 instructions.*use the engine openvino"
         ):

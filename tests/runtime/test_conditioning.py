@@ -10,7 +10,7 @@ import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.component_pool import Memory
-from qwen_image_engine.runtime.images.png import read_png_parameters
+from qwen_image_engine.runtime.images.parameters import PictureParameters
 from qwen_image_engine.runtime.pipeline import QwenImage
 from tests.support.images import patches
 from tests.support.numpy_engines import FACTS, Journal, numpy_pipeline, same_pictures
@@ -45,14 +45,20 @@ class TestGenerate:
         picture = pipeline.generate("a", **arguments)[0].parameters
         assert (picture.width, picture.height) == (160, 96)  # 128 squared at 3:2
         picture = pipeline.generate("a", **arguments, height=64)[0].parameters
-        assert (picture.width, picture.height) == (160, 64)
+        assert (picture.width, picture.height) == (96, 64)  # of 90x60, not of the fitted 160x96
+        picture = pipeline.generate("a", references=[WIDE, TALL], reference_resolution=128, steps=2, width=320)[0]
+        assert (picture.parameters.width, picture.parameters.height) == (320, 448)
 
     def test_pictures_carry_the_hashes(self, pipeline: QwenImage, tmp_path: Path) -> None:
-        picture = pipeline.generate("a", references=[WIDE, TALL], **SMALL)[0]
+        WIDE.save(tmp_path / "wide.png")
+        picture = pipeline.generate("a", references=[tmp_path / "wide.png", TALL], **SMALL)[0]
         picture.save(tmp_path / "picture.png")
         hashes = [image.sha256 for image in pipeline.read_references([WIDE, TALL], 64).images]
-        assert read_png_parameters(tmp_path / "picture.png")["references"] == " ".join(hashes)
-        assert pipeline.generate("a", **SMALL)[0].parameters.references is None
+        found = PictureParameters.read(tmp_path / "picture.png")
+        assert [(item.name, item.sha256) for item in found.references] == [("wide.png", hashes[0]), (None, hashes[1])]
+        assert found.reference_resolution == 64
+        without = pipeline.generate("a", **SMALL)[0].parameters
+        assert (without.references, without.reference_resolution) == ((), None)
 
     def test_files_and_images_are_the_same(self, pipeline: QwenImage, tmp_path: Path) -> None:
         WIDE.save(tmp_path / "wide.png")

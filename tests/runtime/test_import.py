@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen_image_engine.runtime.images.png import read_png_parameters
+from qwen_image_engine.runtime.images.parameters import PictureParameters
 
 HEAVY = ("torch", "matplotlib", "onnx", "onnxruntime", "openvino", "transformers", "diffusers", "safetensors")
 
@@ -83,5 +83,5 @@ assert not BLOCKED & set(sys.modules)
     folder = exported()
     python(code, str(folder), str(tmp_path), engine)
     assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
-    assert read_png_parameters(tmp_path / "0.png")["engine"] == engine
+    assert PictureParameters.read(tmp_path / "0.png").engine == engine
     assert np.array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy"))

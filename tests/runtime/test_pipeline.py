@@ -9,7 +9,8 @@ import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.component_pool import Memory
-from qwen_image_engine.runtime.images.png import read_png_parameters, to_rgba8
+from qwen_image_engine.runtime.images.parameters import PictureParameters
+from qwen_image_engine.runtime.images.png import to_rgba8
 from qwen_image_engine.runtime.model.latents import unpack_latents
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.sampling.schedule import sigmas
@@ -67,11 +68,11 @@ class TestGenerate:
     def test_pictures_carry_their_parameters(self, pipeline: QwenImage, tmp_path: Path) -> None:
         picture = pipeline.generate("写着“你好”\nred", negative_prompt="", guidance=2.0, seed=-5, **SMALL)[0]
         picture.save(tmp_path / "picture.png")
-        found = read_png_parameters(tmp_path / "picture.png")
-        assert found == picture.parameters.to_text()
-        assert found["prompt"] == "写着“你好”\nred"
-        assert (found["negative_prompt"], found["guidance"], found["seed"], found["steps"]) == ("", "2.0", "-5", "3")
-        assert (found["engine"], found["precision"], found["checkpoint"]) == ("numpy", "fp32", "toy")
+        found = PictureParameters.read(tmp_path / "picture.png")
+        assert found == picture.parameters
+        assert found.prompt == "写着“你好”\nred"
+        assert (found.negative_prompt, found.guidance, found.seed, found.steps) == ("", 2.0, -5, 3)
+        assert (found.engine, found.precision, found.checkpoint) == ("numpy", "fp32", "toy")
         assert picture.to_pil().size == (64, 96)
 
     def test_the_default_number_of_steps(self, checkpoint: Path, journal: Journal) -> None:

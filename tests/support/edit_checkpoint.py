@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 def edit_json(path: Path, *keys: str, value: Any) -> None:
     """Set a nested key; `...` removes it."""
-    document = json.loads(path.read_text())
+    document = json.loads(path.read_text(encoding="utf-8"))
     inner = document
     for key in keys[:-1]:
         inner = inner[key]
@@ -20,7 +20,7 @@ def edit_json(path: Path, *keys: str, value: Any) -> None:
         del inner[keys[-1]]
     else:
         inner[keys[-1]] = value
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(document), encoding="utf-8")
 
 
 def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:

@@ -36,6 +36,8 @@ def tables(bundles: Sequence[Verification]) -> Iterator[str]:
         for limit in bundle.limits:
             mark, error = _mark(bundle.holds(limit)), bundle.judged_error(limit.row)
             yield f"{mark} --fail-on {limit.row}={limit.relative_l2:g}: {error:.1e}{_of(bundle, bundles)}"
+        if bundle.not_recorded is not None:
+            yield f"the result is not recorded in the bundle: {bundle.not_recorded}"
         yield verdict_text(bundle) + _of(bundle, bundles)
 
 

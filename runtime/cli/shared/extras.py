@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from qwen_image_engine.engines.core.errors import QwenImageError, one_line, pass_interruption
+from qwen_image_engine.engines.core.errors import QwenImageError, is_memory, one_line, pass_interruption
+from qwen_image_engine.engines.core.versions import unsupported_version
+from qwen_image_engine.runtime.system.machine import package_versions
 
-EXPORT_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors")
+EXPORT_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors", "filelock")
 INSTALL = "pip install 'qwen-image-engine[export]'"
 
 
@@ -14,8 +16,13 @@ def export_packages() -> Iterator[None]:
     """Turn a missing package of the extra `export` into an error that names the extra.
 
     Raises:
-        QwenImageError: a package that the block imports is not installed or cannot be loaded.
+        QwenImageError: a package of the extra is older than supported; or a package that the block imports is not
+            installed or cannot be loaded.
     """
+    for name, found in package_versions().items():
+        fault = unsupported_version(name, found) if found and name in EXPORT_PACKAGES else None
+        if fault is not None and fault.older:
+            raise QwenImageError(str(fault))
     try:
         yield
     except ModuleNotFoundError as error:
@@ -27,6 +34,8 @@ def export_packages() -> Iterator[None]:
         ) from error
     except (ImportError, OSError) as error:
         pass_interruption(error)
+        if is_memory(error):
+            raise
         raise QwenImageError(
             f"the packages of plan, export, calibrate and verify do not load ({one_line(error)}); "
             f"install them again: {INSTALL}"

@@ -6,20 +6,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.files import is_stream
 
 
 def picture_paths(output: Path, num_images: int) -> list[Path]:
     """Return the paths of the pictures: `out.png` for one picture, `out-0.png`, `out-1.png`, … for several.
 
     Raises:
-        UsageError: the name does not end in .png.
+        UsageError: the name does not end in .png, or there are several pictures for a pipe or a device.
     """
     from qwen_image_engine.runtime.images.png import check_png_name  # Pillow, which other verbs do not need
 
     check_png_name(output)
     if num_images == 1:
         return [output]
+    if is_stream(output):
+        raise UsageError(f"{output} is a pipe or a device, which takes one picture, and {num_images} are asked for")
     return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(num_images)]
 
 

@@ -18,6 +18,7 @@ from qwen_image_engine.runtime.cli.shared.sensitivity_arguments import (
 )
 from qwen_image_engine.runtime.cli.shared.stage_progress import Bar, StageProgress
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
+from qwen_image_engine.runtime.system.files import with_home
 from qwen_image_engine.runtime.system.text import table
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
         sensitivity = chosen_sensitivity(options)
     prompts = read_prompts(options.prompts)
     checkpoint = open_checkpoint(options.model, options)
-    reused = (options.output.expanduser() / RECORD).is_file()
+    reused = (with_home(options.output) / RECORD).is_file()
     began = time.perf_counter()
     with StageProgress(_BARS.__getitem__) as progress:
         calibration = calibrate(

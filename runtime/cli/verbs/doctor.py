@@ -2,19 +2,28 @@
 
 import argparse
 import importlib
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
+from qwen_image_engine.engines.backends import LINUX, MACOS, SYSTEMS, WINDOWS, Installation, available, backends_on
 from qwen_image_engine.engines.core.errors import QwenImageError, one_line, pass_interruption
+from qwen_image_engine.engines.core.versions import UnsupportedVersion, unsupported_version
+from qwen_image_engine.engines.onnxruntime.package import TELEMETRY_SWITCH
 from qwen_image_engine.runtime.cli.shared.extras import EXPORT_PACKAGES, INSTALL, export_packages
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.system.machine import CPU_FLAGS, Machine, int8_expectation, package_versions
 from qwen_image_engine.runtime.system.text import size_text, table
 
 SUMMARY = "what this machine has, and what is missing for what"
+_CHECKED = {
+    LINUX: "every test runs there, on x86_64",
+    MACOS: "never run there; the tests on Linux take POSIX-only modules away",
+    WINDOWS: "never run there; the tests on Linux take POSIX-only modules away",
+}
 _FITTING = "install torch and torchvision of one build (both for CPUs, or for one CUDA)"
 
 
@@ -24,20 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> VerbResult:
     """Inspect the machine. The exit code is 1 if no engine can run a bundle."""
-    from qwen_image_engine.engines.backends import available
-    from qwen_image_engine.reference.checkpoint.hub_cache import hub_cache
 
     machine, packages, engines = Machine.here(), package_versions(), available()
     folder = Path.cwd()
     free_bytes = shutil.disk_usage(folder).free
-    cache = hub_cache()
-    cached = sorted(path.name.removeprefix("models--").replace("--", "/") for path in cache.glob("models--*"))
+    cache, cached = _hub_cache()
     fault = _export_fault(packages)
     diffusers = _diffusers_fault()
 
     rows = [("python", f"{machine.python} on {machine.system}")]
-    rows += [(name, found) for name, found in packages.items() if found]
-    rows += [(f"engine {item.name}", f"✓ {item.version}" if item.version else f"✗ {item.missing}") for item in engines]
+    unsupported = {name: str(wrong) for name, found in packages.items() if (wrong := _version_fault(name, found))}
+    installed = {name: found for name, found in packages.items() if found}
+    rows += [(name, f"✗ {unsupported[name]}" if name in unsupported else found) for name, found in installed.items()]
+    rows += [(f"engine {item.name}", _engine_text(item)) for item in engines]
     rows.append(("plan, export, calibrate, verify", f"✗ {fault}" if fault else "✓"))
     if diffusers is not None:
         rows.append(("diffusers pipelines", f"✗ {diffusers}" if diffusers else "✓"))
@@ -49,18 +57,63 @@ def execute(options: argparse.Namespace) -> VerbResult:
     if machine.memory_bytes is not None and machine.free_memory_bytes is not None:
         rows.append(("memory", f"{size_text(machine.memory_bytes)}, {size_text(machine.free_memory_bytes)} free"))
     rows.append(("disk", f"{size_text(free_bytes)} free in {folder}"))
-    rows.append(("hub cache", f"{cache}: {', '.join(cached) or 'no checkpoints'}"))
+    rows.append(("hub cache", f"{cache}: {', '.join(cached) or 'no checkpoints'}" if cache else "✗ no home folder"))
+    rows.append(("telemetry", _telemetry()))
+    rows += [(f"on {system}", _system_text(system)) for system in SYSTEMS]
     document = {
         "machine": asdict(machine),
         "int8": int8_expectation(machine.cpu_flags),
         "packages": packages,
+        "unsupported": unsupported,
         "engines": [asdict(item) for item in engines],
         "export": {"ready": fault is None, "missing": fault},
         "diffusers": {"ready": diffusers == "", "fault": diffusers or None},
         "disk": {"folder": str(folder), "free_bytes": free_bytes},
-        "hub_cache": {"folder": str(cache), "checkpoints": cached},
+        "hub_cache": {"folder": None if cache is None else str(cache), "checkpoints": cached},
+        "telemetry": _telemetry(),
+        "systems": {
+            system: {"checked": _CHECKED[system], "engines": backends_on(system), "verbs": _verbs_on(system)}
+            for system in SYSTEMS
+        },
     }
     return VerbResult(document, table(rows), 0 if any(item.version for item in engines) else 1)
+
+
+def _engine_text(engine: Installation) -> str:
+    if engine.version is None:
+        return f"✗ {engine.missing}"
+    return f"✓ {engine.version}{f', not tried yet: {engine.newer}' if engine.newer else ''}"
+
+
+def _version_fault(package: str, version: str | None) -> UnsupportedVersion | None:
+    return None if version is None else unsupported_version(package, version)
+
+
+def _telemetry() -> str:
+    """Return whether the telemetry of the engines' packages is on, which it is by default in both of them."""
+    value = os.environ.get(TELEMETRY_SWITCH)
+    if value and value.lower() in ("0", "false", "no", "off"):
+        return f"ONNX Runtime's is on ({TELEMETRY_SWITCH}={value}), OpenVINO's is off"
+    return "ONNX Runtime's and OpenVINO's are off"
+
+
+def _verbs_on(system: str) -> str:
+    return "all" if "tensorrt" in backends_on(system) else "all but build"
+
+
+def _system_text(system: str) -> str:
+    return f"verbs: {_verbs_on(system)}; engines: {', '.join(backends_on(system))}; {_CHECKED[system]}"
+
+
+def _hub_cache() -> tuple[Path | None, list[str]]:
+    """Return the folder of the hub cache, None if there is no home folder for it, and the checkpoints in it."""
+    from qwen_image_engine.reference.checkpoint.hub_cache import hub_cache
+
+    try:
+        cache = hub_cache()
+    except QwenImageError:
+        return None, []
+    return cache, sorted(path.name.removeprefix("models--").replace("--", "/") for path in cache.glob("models--*"))
 
 
 def _diffusers_fault() -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.core.contract import describe_shape
 from qwen_image_engine.engines.core.contract_check import check_model_file
-from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, one_line
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, is_memory, one_line
 from qwen_image_engine.runtime.bundle.manifest import (
     ComponentEntry,
     Manifest,
@@ -27,10 +27,12 @@ from qwen_image_engine.runtime.cli.shared.extras import export_packages
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.shared.text import plan_text
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
-from qwen_image_engine.runtime.system.text import size_text, table
+from qwen_image_engine.runtime.system.files import with_home
+from qwen_image_engine.runtime.system.text import command_line, size_text, table
 
 if TYPE_CHECKING:
     from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+    from qwen_image_engine.reference.lora.adapter import Adapter
 
 SUMMARY = "what a checkpoint or a bundle is"
 
@@ -49,20 +51,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> VerbResult:
     """Describe a checkpoint or a bundle from its JSON files and headers, or check a bundle's graphs.
 
+    The exit code is 1 if `export` would refuse the checkpoint, or if a graph breaks a rule.
+
     Raises:
         UsageError: `--check` is given for a checkpoint, or flags that change weights are given for a bundle.
         QwenImageError: the checkpoint or the bundle cannot be read.
     """
-    folder = Path(options.subject).expanduser()
+    folder = with_home(options.subject)
     if not is_bundle(folder):
         if options.check:
             raise UsageError(f"--check: {folder} is no bundle; its graphs are what is checked")
         return _checkpoint(open_checkpoint(options.subject, options))
     refuse_weight_arguments(options, f"{folder} is a bundle, whose weights are what they are")
-    return _checked(folder) if options.check else _bundle(folder)
+    return _graphs(folder) if options.check else _bundle(folder)
 
 
-def _checked(folder: Path) -> VerbResult:
+def _graphs(folder: Path) -> VerbResult:
     """Check every graph with `tensorrt_rules`; for CUDA, with the rules that both targets share.
 
     The exit code is 1 if a graph breaks a rule.
@@ -89,6 +93,8 @@ def _checked(folder: Path) -> VerbResult:
         try:
             graph = ir.load(model)
         except Exception as error:  # protobuf's, and whatever onnx_ir meets in what it has read
+            if is_memory(error):
+                raise
             raise QwenImageError(f"{name}: {model} is damaged ({one_line(error)}); export the bundle again") from error
         broken[name] = broken_rules(graph, Expected.of(manifest, name), rules)
     document = {
@@ -108,7 +114,22 @@ def _checked(folder: Path) -> VerbResult:
     return VerbResult(document, lines, int(any(broken.values())))
 
 
+def _checked(checkpoint: "Checkpoint") -> tuple[str | None, list[str]]:
+    """Return the reason for which `plan` and `export` refuse the checkpoint, None if they take it, and lines on it."""
+    try:
+        with export_packages():
+            from qwen_image_engine.export.bundle.request import check_checkpoint
+    except QwenImageError as error:
+        return None, ["", f"not checked whether it can be exported: {error}"]
+    try:
+        check_checkpoint(checkpoint)
+    except QwenImageError as error:
+        return str(error), ["", f"✗ it cannot be exported: {error}"]
+    return None, []
+
+
 def _checkpoint(checkpoint: "Checkpoint") -> VerbResult:
+    fault, verdict = _checked(checkpoint)
     ignored = checkpoint.ignored_keys()
     networks = [
         {
@@ -137,6 +158,7 @@ def _checkpoint(checkpoint: "Checkpoint") -> VerbResult:
         "config_sha256": checkpoint.config_sha256(),
         "fixed_sigmas": grid,
         "networks": networks,
+        "fault": fault,
     }
     rows = [("network", "class", "stored as", "tensors", "parameters", "bytes")]
     rows += [
@@ -153,7 +175,7 @@ def _checkpoint(checkpoint: "Checkpoint") -> VerbResult:
     lines = [
         f"checkpoint {checkpoint.name} in {checkpoint.folder}",
         *([f"transformer {checkpoint.transformer_file}"] if checkpoint.transformer_file else []),
-        *(f"lora {lora.path} at {lora.scale:g}" for lora in checkpoint.loras),
+        *(line for adapter in checkpoint.adapters for line in _adapter_lines(adapter)),
         f"attention {checkpoint.transformer.attention}",
         f"licence {checkpoint.licence()}",
         f"configuration sha256 {checkpoint.config_sha256()}",
@@ -163,8 +185,21 @@ def _checkpoint(checkpoint: "Checkpoint") -> VerbResult:
         "",
         "keys of config.json that change nothing here:",
         *(f"  {network}: {', '.join(keys) or 'none'}" for network, keys in ignored.items()),
+        *verdict,
     ]
-    return VerbResult(document, lines)
+    return VerbResult(document, lines, 0 if fault is None else 1)
+
+
+def _adapter_lines(adapter: "Adapter") -> list[str]:
+    factors = adapter.factors
+    own = f"{factors[0]:g}" if len(factors) == 1 else f"{factors[0]:g} to {factors[-1]:g}"
+    return [
+        f"lora {adapter.file.path} at {adapter.file.scale:g}",
+        f"  keys: {' and '.join(adapter.writers)}; {len(adapter.updates)} weights of rank "
+        f"{', '.join(map(str, adapter.ranks))}",
+        f"  its own scale: {own}, stated {adapter.scale_from}",
+        *([f"  left out: {adapter.text_encoder_keys} keys of a text encoder"] if adapter.text_encoder_keys else []),
+    ]
 
 
 def _bundle(folder: Path) -> VerbResult:
@@ -232,7 +267,7 @@ def _engine_lines(folder: Path, manifest: Manifest, name: str) -> list[str]:
             f"sha256 {manifest.files[plan.file].sha256}",
         ]
     if manifest.target == "tensorrt":
-        return [f"  engine: none yet; build one with: qwen-image build {folder}"]
+        return [f"  engine: none yet; build one with: {command_line('qwen-image', 'build', folder)}"]
     return []
 
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.backends import BACKENDS, ENGINES
 from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.core.files import is_stream
 from qwen_image_engine.runtime.cli.shared.arguments import whole_numbers
 from qwen_image_engine.runtime.cli.shared.output_files import picture_paths, read_latents
+from qwen_image_engine.runtime.cli.shared.picture_again import differences, take_parameters
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.shared.text import stage_seconds
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
@@ -21,6 +23,7 @@ from qwen_image_engine.runtime.system.progress import ProgressBar
 from qwen_image_engine.runtime.system.text import size_text, table
 
 if TYPE_CHECKING:
+    from qwen_image_engine.runtime.images.parameters import PictureParameters
     from qwen_image_engine.runtime.images.picture import Picture
     from qwen_image_engine.runtime.pipeline import QwenImage
     from qwen_image_engine.runtime.request import Request
@@ -33,8 +36,52 @@ SUMMARY = "draw pictures with a bundle's engines"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags. The code that uses the values checks ranges, so that the API has the same errors."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("-p", "--prompt", required=True, help="what to draw, at most 1,100 tokens; may be empty")
+    parser.add_argument(
+        "-p", "--prompt", help="what to draw, at most 1,100 tokens; may be empty; required but for --from"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="a .png; several become out-0.png, …")
+    parser.add_argument(
+        "--from",
+        dest="picture",
+        type=Path,
+        metavar="PICTURE.png",
+        help="draw a picture of this command again; other flags take the place of its parameters",
+    )
+    _add_reference_arguments(parser)
+    parser.add_argument(
+        "-W",
+        "--width",
+        type=int,
+        help="pixels, a multiple of 32 (1024, or as the last reference; with -H alone, its aspect ratio is kept)",
+    )
+    parser.add_argument("-H", "--height", type=int, help="likewise")
+    parser.add_argument("-s", "--steps", type=int, help="of the sampler (40, or the checkpoint's own)")
+    parser.add_argument(
+        "--seed",
+        type=whole_numbers,
+        metavar="S[,S…]",
+        help="of the noise, the same on every engine (0); -1 is a seed like any other; several are drawn one after the "
+        "other, from one encoding",
+    )
+    parser.add_argument("-n", "--negative-prompt", help="what to steer away from; needs --guidance above 1")
+    parser.add_argument("--guidance", type=float, help="1 for none; above 1 each step runs twice (1)")
+    parser.add_argument("--num-images", type=int, choices=range(1, 5), help="drawn as one batch (1)")
+    parser.add_argument(
+        "--latents", type=Path, metavar="IN.npy", help="initial noise: float32 (batch, tokens, channels)"
+    )
+    parser.add_argument("--save-latents", type=Path, metavar="OUT.npy", help="write the final latents likewise")
+    add_engine_arguments(parser)
+    parser.set_defaults(engine=None)  # a picture of --from names its own
+    parser.add_argument(
+        "--memory",
+        choices=("resident", "sequential"),
+        default="resident",
+        help="keep every engine loaded, or one at a time (resident)",
+    )
+    parser.add_argument("--measure-memory", action="store_true", help="report each stage's peak; Linux alone tells")
+
+
+def _add_reference_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-r",
         "--reference",
@@ -47,37 +94,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference-resolution",
         type=int,
-        default=DEFAULT_RESOLUTION,
         metavar="PIXELS",
         help=f"side of a square of the area that each is fitted to ({DEFAULT_RESOLUTION})",
     )
     parser.add_argument(
-        "-W", "--width", type=int, help="pixels, a multiple of 32 (1024, or as the last reference's aspect ratio)"
+        "--first-frame", action="store_true", help="take the first frame of an animation, or the first page of a TIFF"
     )
-    parser.add_argument("-H", "--height", type=int, help="likewise")
-    parser.add_argument("-s", "--steps", type=int, help="of the sampler (40, or the checkpoint's own)")
-    parser.add_argument(
-        "--seed",
-        type=whole_numbers,
-        default=(0,),
-        metavar="S[,S…]",
-        help="of the noise, the same on every engine (0); several are drawn one after the other, from one encoding",
-    )
-    parser.add_argument("-n", "--negative-prompt", help="what to steer away from; needs --guidance above 1")
-    parser.add_argument("--guidance", type=float, default=1.0, help="1 for none; above 1 each step runs twice (1)")
-    parser.add_argument("--num-images", type=int, default=1, choices=range(1, 5), help="drawn as one batch (1)")
-    parser.add_argument(
-        "--latents", type=Path, metavar="IN.npy", help="initial noise: float32 (batch, tokens, channels)"
-    )
-    parser.add_argument("--save-latents", type=Path, metavar="OUT.npy", help="write the final latents likewise")
-    add_engine_arguments(parser)
-    parser.add_argument(
-        "--memory",
-        choices=("resident", "sequential"),
-        default="resident",
-        help="keep every engine loaded, or one at a time (resident)",
-    )
-    parser.add_argument("--measure-memory", action="store_true", help="report each stage's peak; Linux alone tells")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +114,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
     from qwen_image_engine.runtime.pipeline import QwenImage
     from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 
+    again = take_parameters(options)
     files = _output_files(options)
     with MemoryWatch() if options.measure_memory else nullcontext() as watch:
         pipeline = QwenImage.open(
@@ -99,10 +122,14 @@ def execute(options: argparse.Namespace) -> VerbResult:
         )
         with pipeline:
             requests = _requests(options, pipeline)  # everything that can be refused is, before gigabytes are loaded
+            if again is not None:
+                _tell_differences(options, again, pipeline, requests[0])
+            pipeline.preload()
             began = time.perf_counter()
             drawn: list[_Drawn] = []
             for request in requests:  # the first one's times hold the loads
-                drawn.append(_draw(pipeline, request, len(pipeline.timings.entries) if drawn else 0))
+                first = len(pipeline.timings.entries) if drawn else 0
+                drawn.append(_draw(pipeline, request, first, options.image))
             peaks = pipeline.timings.peaks()
     pictures = [picture for item in drawn for picture in item.pictures]
     for picture, file in zip(pictures, files, strict=True):
@@ -135,15 +162,19 @@ def _output_files(options: argparse.Namespace) -> list[Path]:
     """
     if options.latents and len(options.seed) > 1:
         raise UsageError(f"--latents is the noise of one picture, and there are {len(options.seed)} seeds")
-    files = picture_paths(options.output, options.num_images * len(options.seed))
-    if options.save_latents and options.save_latents.suffix != ".npy":
+    files = picture_paths(options.output, _pictures_a_request(options) * len(options.seed))
+    if options.save_latents and options.save_latents.suffix != ".npy" and not is_stream(options.save_latents):
         raise UsageError(f"--save-latents {options.save_latents}: expected a name that ends in .npy")
     check_writable(*files, *([options.save_latents] if options.save_latents else []))
     return files
 
 
+def _pictures_a_request(options: argparse.Namespace) -> int:
+    return options.num_images if options.image is None else 1
+
+
 def _requests(options: argparse.Namespace, pipeline: "QwenImage") -> "list[Request]":
-    """Prepare the request of each seed, then load the engines.
+    """Prepare the request of each seed.
 
     Raises:
         UsageError: the request is invalid.
@@ -155,6 +186,7 @@ def _requests(options: argparse.Namespace, pipeline: "QwenImage") -> "list[Reque
         negative_prompt=options.negative_prompt,
         references=options.reference,
         reference_resolution=options.reference_resolution,
+        first_frame=options.first_frame,
         guidance=options.guidance,
         width=options.width,
         height=options.height,
@@ -168,12 +200,23 @@ def _requests(options: argparse.Namespace, pipeline: "QwenImage") -> "list[Reque
         cache = request.cache_bytes
         held = f", {size_text(cache)} of keys and values" if cache else ""
         print(f"{request.prefix_tokens} tokens before the target{held}", file=sys.stderr, flush=True)
-    pipeline.preload()
     return requests
 
 
-def _draw(pipeline: "QwenImage", request: "Request", first: int) -> _Drawn:
-    """Draw the pictures of one request, with a progress bar."""
+def _tell_differences(
+    options: argparse.Namespace, again: "PictureParameters", pipeline: "QwenImage", request: "Request"
+) -> None:
+    found = differences(options, again, pipeline.origin, request.references)
+    if found:
+        line = f"{options.picture} was drawn {', and '.join(found)}: the new picture will differ"
+        print(line, file=sys.stderr, flush=True)
+
+
+def _draw(pipeline: "QwenImage", request: "Request", first: int, image: int | None) -> _Drawn:
+    """Draw the pictures of one request, with a progress bar. Keep the picture of index `image`, or all if None.
+
+    The times are those of the entries from index `first`.
+    """
     steps = request.inputs.steps
     with ExitStack() as stack:
         stack.enter_context(ProgressBar("reading the prompt", 0))
@@ -189,6 +232,7 @@ def _draw(pipeline: "QwenImage", request: "Request", first: int) -> _Drawn:
                 stack.enter_context(ProgressBar("decoding", 0))
 
         pictures = pipeline.generate(request, on_step=advance)
+    pictures = pictures if image is None else [pictures[image]]
     return _Drawn(pictures, stage_seconds(pipeline.timings.entries[first:], steps))
 
 
@@ -196,7 +240,7 @@ def _document(
     options: argparse.Namespace, request: "Request", drawn: Sequence[_Drawn], files: Sequence[Path], total_s: float
 ) -> dict[str, Any]:
     parameters = drawn[0].pictures[0].parameters
-    count = options.num_images
+    count = _pictures_a_request(options)
     requests = [
         {
             "seed": item.pictures[0].parameters.seed,

@@ -66,6 +66,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
         transformer_file=options.transformer,
         loras=[LoraFile.parse(text) for text in options.lora] or None,
         attention=options.attention,
+        variant=options.variant,
         engine=options.engine,
         threads=options.threads,
         limits=limits,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -40,13 +42,16 @@ class ContenderProcess:
             [sys.executable, "-m", WORKER, json.dumps(asdict(spec))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for this process, which ends that one without a word
+            encoding="utf-8",
+            # Ctrl-C is for this process, which ends that one without a word. The first is for POSIX systems alone, the
+            # second for Windows.
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
         try:
             found = self._answer()["facts"]
         except BaseException:
-            self._process.kill()
+            self._kill()
             self.close()
             raise
         peak = found["load_peak"]
@@ -91,7 +96,7 @@ class ContenderProcess:
         try:
             self._process.wait(CLOSING_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill()
             self._process.wait()
         self._process.stdout.close()
 
@@ -102,8 +107,15 @@ class ContenderProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None:  # it may be in the middle of a picture
-            self._process.kill()
+            self._kill()
         self.close()
+
+    def _kill(self) -> None:
+        """Kill the process with everything that it started, such as torch's compilers."""
+        if sys.platform == "win32":
+            self._process.kill()
+        elif self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _answer(self) -> Mapping[str, Any]:
         assert self._process.stdout is not None

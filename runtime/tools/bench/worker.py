@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from queue import SimpleQueue
+from threading import Event, Thread
 from typing import Any, TextIO
 
 from qwen_image_engine.engines.core.entries import load_entry
@@ -27,25 +29,58 @@ from qwen_image_engine.runtime.tools.bench.load import load_contender
 from qwen_image_engine.runtime.tools.bench.result import ContenderInfo
 from qwen_image_engine.runtime.tools.bench.spec import CHECK_WEIGHTS, ContenderSpec
 
+_IDLE_S = 1.0
+"""Seconds after the end of standard input in which a worker that waits for a request notices."""
+
 
 def main() -> None:
     """Load, then answer requests until standard input ends."""
     # Whatever libraries print goes to standard error: what was standard output is for the answers alone.
-    with suppress(BrokenPipeError), os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:  # who asked may have gone
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    with suppress(BrokenPipeError), answers:  # who asked may have gone
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         _serve(answers)
 
 
 def _serve(answers: TextIO) -> None:
     spec = ContenderSpec(**json.loads(sys.argv[1]))
+    requests = _Requests()
     loaded: list[Runner] = []
     if not _answer(answers, partial(_load, spec, loaded)):
         return
     (drawer,) = loaded
-    for line in sys.stdin:
+    while (line := requests.next()) is not None:
         if not _answer(answers, partial(_draw, spec, drawer, json.loads(line))):
             return
     drawer.close()
+
+
+class _Requests:
+    """The lines of standard input.
+
+    If the input ends while the worker loads or draws, whoever asked is gone, and the worker ends in the middle of it.
+    """
+
+    def __init__(self) -> None:
+        self._lines: SimpleQueue[bytes | None] = SimpleQueue()
+        self._ended = Event()
+        Thread(target=self._read, daemon=True).start()
+
+    def next(self) -> bytes | None:
+        """Wait for the next line and return it; None at the end."""
+        line = self._lines.get()
+        if line is None:
+            self._ended.set()
+        return line
+
+    def _read(self) -> None:
+        # Without a buffer: its lock, held by a thread, is a fatal error at the interpreter's end.
+        with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as lines:
+            for line in lines:
+                self._lines.put(line)
+        self._lines.put(None)
+        if not self._ended.wait(_IDLE_S):
+            os._exit(1)
 
 
 def _load(spec: ContenderSpec, loaded: list[Runner]) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from qwen_image_engine.engines.plans.memory import missing_bytes
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
 from qwen_image_engine.runtime.bundle.capability import check_capability
 from qwen_image_engine.runtime.bundle.manifest import Manifest
+from qwen_image_engine.runtime.system.files import no_folder
 
 ROOM = (
     "build for less (--profile, --references, --prompt-tokens, --batch) or with --weight-streaming, or export with "
@@ -32,7 +33,7 @@ def check_timing_cache(path: Path) -> None:
     if path.is_dir():
         raise UsageError(f"--timing-cache {path}: is a folder; name a file in it")
     if not path.parent.is_dir():
-        raise UsageError(f"--timing-cache {path}: no folder {path.parent}; make it with: mkdir -p {path.parent}")
+        raise UsageError(f"--timing-cache {path}: {no_folder(path.parent)}")
     if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK)):
         raise UsageError(f"--timing-cache {path}: cannot be read and written there; name another file")
 

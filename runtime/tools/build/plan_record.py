@@ -10,6 +10,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.runtime.bundle.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from qwen_image_engine.runtime.system.files import file_sha256
+from qwen_image_engine.runtime.system.text import command_line
 from qwen_image_engine.runtime.tools.build.plans_folder import PLANS, PlansFolder
 
 
@@ -53,9 +54,10 @@ def take_plan(plans: PlansFolder, source: PlanSource, name: str, key: str) -> Pl
         raise QwenImageError(f"{path}: cannot be copied ({error.strerror or error})") from error
     expected = source.manifest.files[plan.file]
     if not plan.stripped or file_sha256(written) != expected.sha256:
+        rebuild = command_line("qwen-image", "build", source.folder, "--strip-weights")
         raise QwenImageError(
             f"{path}: has {'weights' if not plan.stripped else 'other contents than its sha256 says'}; "
-            f"expected a plan of --strip-weights, whole: have it built again with: qwen-image build {source.folder}"
+            f"expected a plan of --strip-weights, whole: have it built again with: {rebuild}"
         )
     taken = replace(plan, file=f"{PLANS}/{path.name}")
     record_plan(plans, name, taken, written, expected)

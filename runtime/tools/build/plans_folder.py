@@ -37,13 +37,15 @@ class PlansFolder:
 
 @contextmanager
 def plans_folder(folder: Path) -> Iterator[PlansFolder]:
-    """Lock the plans folder for one build. Remove unfinished and unlisted files before and after the build.
+    """Lock the plans folder for one build; create it if it does not exist. Remove unfinished and unlisted files before
+    and after the build.
 
     Raises:
         FolderBusyError: another build holds the lock.
     """
     path = folder / PLANS
-    with locked(path, "another build is writing it; wait for that to end"):
+    with locked(folder / f".{PLANS}.lock", f"{path}: another build is writing it; wait for that to end"):
+        path.mkdir(exist_ok=True)
         plans = PlansFolder(folder, path, read_manifest(folder))  # another build may have written it before the lock
         _sweep(plans)
         try:

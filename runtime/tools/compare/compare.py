@@ -67,7 +67,7 @@ def read_result(path: Path) -> tuple[Literal["bench", "verify"], Mapping[str, An
         return "verify", found  # as verify wrote it before it named its format
     raise UsageError(
         f'{path} is no result of bench or verify: its "format" is {found.get("format")!r}, expected {BENCH!r} or '
-        f"{VERIFY!r}; write one with: qwen-image bench BUNDLE --output {path}"
+        f"{VERIFY!r}; write one with: qwen-image bench BUNDLE --output RESULT.json"
     )
 
 

@@ -1,8 +1,6 @@
 """A calibration against activations that hooks of this file's own collect, and one that was interrupted."""
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook
 
 from qwen_image_engine.calibration.observe import calibrate as calibrate_module
-from qwen_image_engine.calibration.observe.calibrate import HASHING, SAMPLING, calibrate
+from qwen_image_engine.calibration.observe.calibrate import HASHING, LOCK, SAMPLING, calibrate
 from qwen_image_engine.calibration.observe.partial import PARTIAL
 from qwen_image_engine.calibration.observe.record import RECORD, TENSORS, Calibration
 from qwen_image_engine.calibration.observe.statistics import RESOLUTION
@@ -23,6 +21,7 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.networks.text_encoder import TextEncoder
 from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.reference.pipeline import reference_pipeline
+from qwen_image_engine.runtime.system.folder_lock import locked
 from tests.support.small_calibration import PROMPTS, SETTINGS
 
 Seen = dict[str, dict[str, list[tuple[int, torch.Tensor]]]]
@@ -189,16 +188,17 @@ def test_what_is_left_of_a_killed_process_is_no_obstacle(
 ) -> None:
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / f".{PARTIAL}.tmp").write_bytes(b"half")
+    (tmp_path / "killed" / LOCK).touch()
     calibrate(shapes, tmp_path / "killed", PROMPTS, **SETTINGS)
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [RECORD, TENSORS]
 
 
 def test_a_folder_that_another_process_writes_is_refused(shapes: Path, tmp_path: Path) -> None:
-    holder = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(holder, fcntl.LOCK_EX)
-    with pytest.raises(QwenImageError, match="another calibration is writing it"):
+    with (
+        locked(tmp_path / LOCK, "never"),
+        pytest.raises(QwenImageError, match="another calibration is writing it; wait for its end"),
+    ):
         calibrate(shapes, tmp_path, PROMPTS, **SETTINGS)
-    os.close(holder)
     assert list(tmp_path.iterdir()) == []
 
 

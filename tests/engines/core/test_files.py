@@ -4,7 +4,7 @@ from typing import BinaryIO
 
 import pytest
 
-from qwen_image_engine.engines.core.files import whole_file, whole_folder
+from qwen_image_engine.engines.core.files import is_stream, whole_file, whole_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -74,6 +74,68 @@ def test_a_file_that_cannot_be_renamed_is_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "absent" / "out"):
         pytest.fail("the block ran")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_symlink_is_written_through(tmp_path: Path, exists: bool) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "here").mkdir()
+    real, link, chain = tmp_path / "disk" / "real", tmp_path / "here" / "link", tmp_path / "here" / "chain"
+    link.symlink_to("../disk/real")
+    chain.symlink_to("link")
+    if exists:
+        real.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), whole_file(chain) as file:
+        fail(file, KeyboardInterrupt)
+    assert real.exists() == exists
+    with whole_file(chain, durable=True) as file:
+        file.write(b"new")
+        assert names(tmp_path / "here") == ["chain", "link"]
+    assert real.read_bytes() == b"new"
+    assert link.is_symlink()
+    assert chain.is_symlink()
+    assert names(tmp_path / "disk") == ["real"]
+
+
+def test_a_symlink_in_a_folder_of_the_package_is_replaced(tmp_path: Path) -> None:
+    """A bundle in the Hub's cache is made of symlinks to files that are named by their contents."""
+    (tmp_path / "blob").write_bytes(b"old")
+    (tmp_path / "out").symlink_to("blob")
+    with whole_file(tmp_path / "out", temporary=tmp_path / ".out.tmp") as file:
+        file.write(b"new")
+    assert (tmp_path / "blob").read_bytes() == b"old"
+    assert (tmp_path / "out").read_bytes() == b"new"
+
+
+def test_a_symlink_that_leads_to_itself_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("out")
+    with pytest.raises(OSError, match="symbolic links"), whole_file(tmp_path / "out"):
+        pytest.fail("the block ran")
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_pipe_is_written_to(tmp_path: Path, durable: bool) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / name) as file:
+                fail(file, KeyboardInterrupt)
+            with whole_file(tmp_path / name, durable=durable) as file:
+                file.write(b"new")
+            assert os.read(reader, 100) == b"new"
+        finally:
+            os.close(reader)
+    assert names(tmp_path) == ["link", "pipe"]
+    assert is_stream(tmp_path / "pipe")
+
+
+def test_a_device_is_written_to() -> None:
+    with whole_file(Path(os.devnull)) as file:
+        file.write(b"new")
+    assert is_stream(Path(os.devnull))
 
 
 def test_a_folder_appears_at_the_end_of_the_block(tmp_path: Path) -> None:

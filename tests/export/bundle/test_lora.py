@@ -40,7 +40,9 @@ def loras(checkpoint: Path, tmp_path_factory: Any) -> list[LoraFile]:
     folder = tmp_path_factory.mktemp("loras")
     return [
         LoraFile(write_lora(folder / "style.safetensors", factors(checkpoint), alpha=8.0), 0.8),
-        LoraFile(write_lora(folder / "detail.safetensors", factors(checkpoint, ["img_mlp.out"], seed=1)), -0.5),
+        LoraFile(
+            write_lora(folder / "detail.safetensors", factors(checkpoint, ["img_mlp.out"], seed=1), alpha=4.0), -0.5
+        ),
     ]
 
 
@@ -138,13 +140,35 @@ def test_plan_and_inspect_count_what_is_merged(
     assert main(["plan", "-m", str(checkpoint), "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
     assert main(["plan", "-m", str(checkpoint), *flags, "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["checkpoint"]["loras"] == [{"path": str(lora.path), "scale": lora.scale} for lora in loras]
+    text, notes = capsys.readouterr()
+    plan = json.loads(text)
+    described = plan["checkpoint"]["loras"]
+    assert [(item["path"], item["scale"]) for item in described] == [(str(lora.path), lora.scale) for lora in loras]
+    assert [item["factors"] for item in described] == [[2.0], [1.0]]
+    assert notes == ""
     assert plan["checkpoint"]["merged_weights"] == 14
     assert plan["networks"] == plain["networks"]
     assert main(["inspect", str(checkpoint), *flags]) == 0
-    assert f"lora {loras[1].path} at -0.5" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert (
+        f"lora {loras[0].path} at 0.8\n  keys: diffusers; 14 weights of rank 4\n  its own scale: 2, stated by its"
+        in text
+    )
+    assert f"lora {loras[1].path} at -0.5" in text
     assert "--lora: " in fails(2, "inspect", bundle, *flags)
+
+
+def test_notes_on_adapters_go_to_standard_error(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_lora(tmp_path / "style.safetensors", factors(checkpoint))
+    assert main(["inspect", str(checkpoint), "--lora", str(path), "--json"]) == 0
+    text, notes = capsys.readouterr()
+    (described,) = json.loads(text)["loras"]
+    assert notes == f"qwen-image: note: {described['notes'][0]}\n"
+    assert "style.safetensors: states no alpha: merged at 1.0 times the given scale" in notes
+    assert main(["inspect", str(checkpoint), "--lora", str(path)]) == 0
+    assert "  its own scale: 1, stated nowhere: alpha is taken as the rank\n" in capsys.readouterr().out
 
 
 def test_only_the_transformer_is_exported_again(
@@ -192,7 +216,7 @@ def test_links_are_refused(checkpoint: Path, loras: list[LoraFile], output: Path
 
 
 def test_a_refusal_leaves_nothing(checkpoint: Path, output: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
-    path = write_lora(tmp_path / "style.safetensors", factors(checkpoint))
+    path = write_lora(tmp_path / "style.safetensors", factors(checkpoint), alpha=4.0)
     edit_tensors(path, lambda tensors: tensors.update({"transformer.blocks.0.q.lora_A.weight": torch.ones(4, 96)}))
     named = "1 of no linear of the transformer (transformer.blocks.0.q.lora_A.weight); 14 linears are matched"
     for verb, out in (("export", output / "bundle"), ("plan", output / "bundle")):
@@ -204,7 +228,7 @@ def test_a_refusal_leaves_nothing(checkpoint: Path, output: Path, tmp_path: Path
         path,
         lambda tensors: (
             tensors.pop("transformer.blocks.0.q.lora_A.weight"),
-            next(iter(tensors.values())).fill_(float("inf")),
+            tensors["transformer.transformer_blocks.0.attn.to_k.lora_A.weight"].fill_(float("inf")),
         ),
     )
     assert "not finite" in fails(1, "export", "-m", checkpoint, "--lora", path, output / "bundle")

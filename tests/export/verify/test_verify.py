@@ -16,6 +16,7 @@ from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold
 from qwen_image_engine.export.verify.difference import difference
 from qwen_image_engine.export.verify.parity import verify_bundle
 from qwen_image_engine.export.verify.recording import STEPS, Case
+from qwen_image_engine.export.verify.report.tables import tables
 from qwen_image_engine.export.verify.result import Row
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main
@@ -76,6 +77,19 @@ def test_exported_bundle_passes(
     steps = 8 if options else STEPS
     assert len(rows[TEACHER_FORCED]["cases"][0]["relative_l2_by_step"]) == steps
     assert read_manifest(folder).verify == document
+
+
+def test_a_bundle_that_cannot_be_written_is_verified_all_the_same(copied: Path) -> None:
+    before = (copied / "manifest.json").read_bytes()
+    (copied / ".manifest.json.partial").mkdir()  # in the way of the write, for root too
+    found = verify_bundle(copied, cases=QUICK)
+    assert found.passed
+    assert found.not_recorded == f"{copied / 'manifest.json'}: cannot be written (Is a directory)"
+    assert found.to_json()["not_recorded"] == found.not_recorded
+    lines = list(tables([found]))
+    assert lines[-2] == f"the result is not recorded in the bundle: {found.not_recorded}"
+    assert "every row is within its threshold" in lines[-1]
+    assert (copied / "manifest.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])

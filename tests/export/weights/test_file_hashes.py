@@ -1,18 +1,22 @@
 """Hashes by threads: those of hashlib, beside the work of the caller, and gone with it."""
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.bundle import network_folder
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.export.weights import file_hashes
-from qwen_image_engine.export.weights.file_hashes import FileHashes
+from qwen_image_engine.export.weights.file_hashes import FileHashes, finite_sha256
+from qwen_image_engine.reference.storage.tensor_file import read_header
 from qwen_image_engine.runtime.system.files import file_sha256
 
 
@@ -23,6 +27,22 @@ def test_hashes_are_hashlibs(tmp_path: Path) -> None:
     with FileHashes(list(files), lambda: None) as hashes:
         assert dict(hashes) == {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
         assert hashes.bytes_read == sum(map(len, files.values()))
+
+
+def test_tensors_are_checked_in_the_same_pass(tmp_path: Path) -> None:
+    file, values = tmp_path / "model.safetensors", torch.arange(300.0).reshape(10, 30)
+    save_file({"b": values.bfloat16(), "a": values.clone(), "codes": values.to(torch.uint8)}, file)
+    tensors = [tensor for name, tensor in read_header(file).items() if name != "a"]
+    assert finite_sha256(file, tensors) == hashlib.sha256(file.read_bytes()).hexdigest()
+    halves = [tensors[0].rows("second", 5, 5), tensors[0].rows("first", 0, 5)]
+    values[7, 3] = math.nan
+    save_file({"b": values.bfloat16(), "a": values.clone(), "codes": values.to(torch.uint8)}, file)
+    assert finite_sha256(file, tensors[1:]) == hashlib.sha256(file.read_bytes()).hexdigest()
+    with (
+        FileHashes([file], lambda: None, halves) as hashes,
+        pytest.raises(QwenImageError, match=r"'second' has values that are not finite, the first nan at \[2, 3\]"),
+    ):
+        _ = hashes[file]
 
 
 def test_a_file_that_cannot_be_read_is_told_to_who_asks(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.storage.tensor_file import MAX_TENSORS
 from tests.support.edit_checkpoint import edit_json, write_header
 
 
@@ -68,6 +69,12 @@ def damage_dtype(folder: Path) -> None:
     write_header(folder / "vae/diffusion_pytorch_model.safetensors", {"a": entry}, b"123")
 
 
+def damage_number_of_tensors(folder: Path) -> None:
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = {str(number): entry for number in range(MAX_TENSORS + 1)}
+    write_header(folder / "vae/diffusion_pytorch_model.safetensors", header, b"")
+
+
 DAMAGED_FILES = [
     (
         damage_truncated,
@@ -83,6 +90,7 @@ DAMAGED_FILES = [
     (damage_shape, r"bad header: tensor 'a' takes 4 bytes, its shape 8"),
     (damage_gap, r"bad header: tensor 'a' starts at \d+, expected \d+"),
     (damage_trailing, r"vae/.*: it holds \d+ bytes, its header lists \d+"),
+    (damage_number_of_tensors, r"vae/.*: its header lists 100001 tensors, expected at most 100000"),
     (damage_dtype, r"tensor 'a' has dtype 'F6_E3M2', expected BF16, F16 or F32"),
 ]
 

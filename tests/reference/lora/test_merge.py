@@ -205,16 +205,14 @@ def replaced(key: str, value: torch.Tensor) -> Change:
 
 
 REFUSED: dict[str, tuple[Change, str]] = {
-    "another kind": (added(f"{QUERY}.lokr_w1", 4, 4), f"1 of no form that is known ({QUERY}.lokr_w1)"),
-    "magnitudes": (added(f"{QUERY}.dora_scale", 96), f"1 of no form that is known ({QUERY}.dora_scale)"),
-    "a bias": (added(f"{QUERY}.lora_B.bias", 96), f"1 of no form that is known ({QUERY}.lora_B.bias)"),
+    "an unknown form": (added(f"{QUERY}.lora_C.weight", 4, 4), f"1 of no form that is known ({QUERY}.lora_C.weight)"),
     "another layer": (
         added("transformer.transformer_blocks.7.attn.to_q.lora_A.weight", 4, 96),
         "1 of no linear of the transformer (transformer.transformer_blocks.7.attn.to_q.lora_A.weight)",
     ),
     "another network": (
-        added("text_encoder.layers.0.q_proj.lora_A.weight", 4, 96),
-        "1 of no linear of the transformer (text_encoder.layers.0.q_proj.lora_A.weight)",
+        added("unet.layers.0.q_proj.lora_A.weight", 4, 96),
+        "1 of no linear of the transformer (unet.layers.0.q_proj.lora_A.weight)",
     ),
     "a norm": (
         added("transformer.transformer_blocks.0.attn.norm_q.lora_A.weight", 4, 32),
@@ -243,9 +241,9 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "two ranks": (replaced(UP, torch.ones(96, 8)), f"'{UP}' is (96, 8), expected (96, 4)"),
     "a convolution": (replaced(DOWN, torch.ones(4, 96, 1, 1)), f"'{DOWN}' is (4, 96, 1, 1), expected (rank, 96)"),
     "no rank": (replaced(DOWN, torch.ones(0, 96)), f"'{DOWN}' is (0, 96), expected (rank, 96)"),
-    "8 bits": (
-        replaced(DOWN, torch.ones(4, 96).to(torch.float8_e4m3fn)),
-        f"'{DOWN}' has dtype F8_E4M3, expected BF16, F16 or F32",
+    "integers": (
+        replaced(DOWN, torch.ones(4, 96).to(torch.int8)),
+        f"'{DOWN}' has dtype I8, expected one of F64, F32, BF16, F16, F8_E4M3, F8_E5M2",
     ),
     "alphas": (added(f"{QUERY}.alpha", 2), f"'{QUERY}.alpha' is F32 (2,), expected one number"),
     "alpha is no number": (
@@ -302,8 +300,8 @@ def test_two_alphas(random_checkpoint: Callable[..., Path], tmp_path: Path) -> N
 def test_files_that_are_none(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("none")
     for path, word in (
-        (tmp_path / "absent.safetensors", "does not exist, expected an adapter as FILE or FILE:SCALE"),
-        (tmp_path, "is a folder, expected an adapter"),
+        (tmp_path / "absent.safetensors", "does not exist, expected an adapter as PATH or PATH:SCALE"),
+        (tmp_path, "is a folder with neither .*; expected an adapter"),
         (tmp_path / "text.safetensors", "not a safetensors file"),
     ):
         with pytest.raises(QwenImageError, match=word):
@@ -316,10 +314,12 @@ def test_values_that_are_not_finite(random_checkpoint: Callable[..., Path], lora
         merged(random_checkpoint(), LoraFile(lora))
 
 
-def test_a_weight_in_8_bits_is_no_base(random_checkpoint: Callable[..., Path], tmp_path: Path, lora: Path) -> None:
-    single = write_single_file(random_checkpoint(), tmp_path / "fp8.safetensors")
+def test_a_weight_of_another_dtype_is_no_base(
+    random_checkpoint: Callable[..., Path], tmp_path: Path, lora: Path
+) -> None:
+    single = write_single_file(random_checkpoint(), tmp_path / "fp64.safetensors")
     key = "model.diffusion_model.transformer_blocks.0.attn.to_q.weight"
-    edit_tensors(single, lambda tensors: tensors.update({key: tensors[key].to(torch.float8_e4m3fn)}))
+    edit_tensors(single, lambda tensors: tensors.update({key: tensors[key].double()}))
     checkpoint = Checkpoint.open(random_checkpoint(), transformer_file=single, loras=[LoraFile(lora)])
-    with pytest.raises(QwenImageError, match=r"to_q\.weight' has dtype F8_E4M3, expected BF16, F16 or F32"):
+    with pytest.raises(QwenImageError, match=r"to_q\.weight' has dtype F64, expected BF16, F16 or F32"):
         load_network(checkpoint, "transformer")

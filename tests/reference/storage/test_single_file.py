@@ -1,6 +1,7 @@
 """The transformer as a single file in ComfyUI's spelling: against diffusers' own conversion, and what is refused."""
 
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,14 +25,20 @@ def single_file(random_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
     return write_single_file(random_checkpoint(), tmp_path / "qwen_image_2.1.safetensors")
 
 
-@pytest.mark.parametrize("prefix", ["model.diffusion_model.", ""])
-@pytest.mark.parametrize("name", list(CONFIGURATIONS))
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        *((name, prefix) for name in CONFIGURATIONS for prefix in ("model.diffusion_model.", "")),
+        *(("narrow", prefix) for prefix in ("diffusion_model.", "transformer.", "model.", "net.", "_orig_mod.")),
+    ],
+)
 def test_tensors_are_those_of_diffusers(
     random_checkpoint: Callable[..., Path], tmp_path: Path, name: str, prefix: str
 ) -> None:
     folder = random_checkpoint(name, dtype="bfloat16", max_shard_size="500KB")
     path = write_single_file(folder, tmp_path / "model.safetensors", prefix=prefix)
-    expected = convert_qwen_image21_transformer_checkpoint_to_diffusers(load_file(path))
+    renamed = {f"model.diffusion_model.{key.removeprefix(prefix)}": value for key, value in load_file(path).items()}
+    expected = convert_qwen_image21_transformer_checkpoint_to_diffusers(renamed)
     checkpoint = Checkpoint.open(folder, transformer_file=path)
     component = checkpoint.components["transformer"]
     assert component.tensors.keys() == expected.keys()
@@ -73,7 +80,7 @@ def test_missing_and_unmatched_keys_are_named(single_file: Path, random_checkpoi
     def change(tensors: dict[str, torch.Tensor]) -> None:
         del tensors["model.diffusion_model.img_in.weight"]
         tensors["vae.conv1.weight"] = torch.zeros(2)
-        tensors["model.diffusion_model.transformer_blocks.0.img_mlp.gate_up.weight_scale"] = torch.zeros(1)
+        tensors["model.diffusion_model.transformer_blocks.0.img_mlp.gate_up.bias"] = torch.zeros(2, 1)
 
     edit_tensors(single_file, change)
     with pytest.raises(QwenImageError) as raised:
@@ -83,7 +90,7 @@ def test_missing_and_unmatched_keys_are_named(single_file: Path, random_checkpoi
     assert "1 missing (img_in.weight)" in text
     assert "2 unexpected (" in text
     assert "vae.conv1.weight" in text
-    assert "transformer_blocks.0.img_mlp.gate_up.weight_scale" in text
+    assert "transformer_blocks.0.img_mlp.gate_up.bias" in text
 
 
 @pytest.mark.parametrize("key", [f"{BLOCK}.proj.weight", "model.diffusion_model." + f"{BLOCK}.gate_layer.weight"])
@@ -114,3 +121,26 @@ def test_files_that_are_none(random_checkpoint: Callable[..., Path], tmp_path: P
     (tmp_path / "text.safetensors").write_text("none")
     with pytest.raises(QwenImageError, match="not a safetensors file"):
         Checkpoint.open(folder, transformer_file=tmp_path / "text.safetensors")
+
+
+def test_files_of_other_formats(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    tensors = {"transformer_blocks.0.attn.to_q.weight": torch.zeros(4, 4)}
+    torch.save(tensors, tmp_path / "model.ckpt")
+    torch.save(tensors, tmp_path / "model.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "model-Q4_K_M.gguf").write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 0) + bytes(64))
+    folder = random_checkpoint()
+    for name, expected in (
+        ("model.ckpt", r"is a zip archive, as torch\.save writes it; expected a \.safetensors file$"),
+        ("model.pth", r"is a pickle, as torch\.save wrote it; expected a \.safetensors file$"),
+        ("model-Q4_K_M.gguf", "is a GGUF file, whose weights are quantised; expected the .safetensors file in BF16"),
+    ):
+        renamed = shutil.copyfile(tmp_path / name, tmp_path / "renamed.safetensors")
+        for path in (tmp_path / name, renamed):
+            with pytest.raises(QwenImageError, match=expected):
+                Checkpoint.open(folder, transformer_file=path)
+
+
+def test_another_ending_is_taken(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = random_checkpoint()
+    path = write_single_file(folder, tmp_path / "model.sft")
+    load_network(Checkpoint.open(folder, transformer_file=path), "transformer")

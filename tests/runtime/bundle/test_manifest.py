@@ -1,6 +1,7 @@
 """The manifest and the files it lists: read back as written, and every damage told in words."""
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -206,8 +207,13 @@ def test_plans_of_no_component_are_refused(bundle: Path) -> None:
 
 def test_folders_without_a_manifest_are_no_bundles(tmp_path: Path) -> None:
     assert not is_bundle(tmp_path)
-    with pytest.raises(QwenImageError, match=r"no manifest\.json in it; make one with: qwen-image export"):
+    with pytest.raises(QwenImageError, match=r"no manifest\.json in it; .* make one with: qwen-image export"):
         read_manifest(tmp_path)
+    checkpoint = tmp_path / "a checkpoint"
+    (checkpoint / "transformer").mkdir(parents=True)
+    (checkpoint / "transformer" / "config.json").touch()
+    with pytest.raises(QwenImageError, match=r"expected a bundle; make a bundle .* export -m '.*a checkpoint' BUNDLE"):
+        read_manifest(checkpoint)
     with pytest.raises(QwenImageError, match="does not exist"):
         read_manifest(tmp_path / "absent")
 
@@ -223,8 +229,25 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
 def test_another_schema_version_says_what_to_do(bundle: Path) -> None:
     edit(bundle, lambda document: document.update(schema=3, dims=None))
     assert is_bundle(bundle)
-    with pytest.raises(QwenImageError, match=r"schema version 3, this version reads 6; .*export -m /models/small"):
+    with pytest.raises(QwenImageError, match=r"schema version 3, this version reads 6; export .* from /models/small"):
         read_manifest(bundle)
+    edit(bundle, lambda document: document.update(schema=7))
+    with pytest.raises(QwenImageError, match=r"schema version 7, this version reads 6; a newer version .* update"):
+        read_manifest(bundle)
+
+
+def test_the_command_that_exports_a_bundle_again(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    again = manifest.export_command("my bundle")
+    assert shlex.split(again)[:5] == ["qwen-image", "export", "-m", manifest.checkpoint.path, "my bundle"]
+    assert f"--target {manifest.target} --precision {manifest.precision}" in again
+    assert "--weights" not in again
+    linked = replace(manifest, weights="link", checkpoint=replace(manifest.checkpoint, path="/my models/small"))
+    assert "-m '/my models/small' " in linked.export_command(bundle)
+    assert "--weights link" in linked.export_command(bundle)
+    (bundle / "table.safetensors").unlink()
+    with pytest.raises(QwenImageError, match=r"missing; its weights are the checkpoint's own files: see that those"):
+        check_files(bundle, linked)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +262,8 @@ def test_another_schema_version_says_what_to_do(bundle: Path) -> None:
         (lambda document: document["components"]["step"]["contract"].pop("inputs"), "export the bundle again"),
         (lambda document: document["files"].update({"../outside": {}}), "leaves the bundle"),
         (lambda document: document["files"].update({"/etc/passwd": {}}), "leaves the bundle"),
+        (lambda document: document["files"].update({"..\\outside": {}}), "leaves the bundle"),
+        (lambda document: document["files"].update({"C:outside": {}}), "leaves the bundle"),
         (lambda document: document["embeddings"].update(shape=[3]), "not in the expected format"),
         (lambda document: document["facts"].update(channels=float("inf")), "facts.channels is inf"),
         (lambda document: document["facts"]["vision"].update(image_mean=[10**400]), "facts.vision.image_mean"),
@@ -300,6 +325,10 @@ def test_missing_and_shortened_files_are_found(bundle: Path, name: str) -> None:
     with pytest.raises(QwenImageError, match=f"{name}: missing"):
         check_files(bundle, manifest)
     assert [fault.found for fault in verify_files(bundle, manifest)] == [None]
+    (bundle / name).symlink_to("../blobs/5f")
+    with pytest.raises(QwenImageError, match=f"{name}: is a link to ../blobs/5f, which is not there; ") as raised:
+        check_files(bundle, manifest)
+    assert "export" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,10 @@ import pytest
 from PIL import Image
 
 from qwen_image_engine.runtime.cli.main import main
-from qwen_image_engine.runtime.cli.verbs import doctor
-from qwen_image_engine.runtime.images.png import read_png_parameters
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
+from qwen_image_engine.runtime.cli.verbs import doctor, run
+from qwen_image_engine.runtime.images.parameters import PictureParameters
+from qwen_image_engine.runtime.system.machine import package_versions
 
 COMMAND = [sys.executable, "-c", "import sys; from qwen_image_engine.runtime.cli.main import main; sys.exit(main())"]
 SMALL = ("-W", "96", "-H", "64", "-s", "3")
@@ -46,6 +48,34 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("-p", "-red"), {"prompt": "-red"}),
+        (("--prompt", "--no people"), {"prompt": "--no people"}),
+        (("-p", "-red car", "--seed", "-1,2"), {"prompt": "-red car", "seed": (-1, 2)}),
+        (("-p", "a", "-n", "-5", "--seed", "-7"), {"negative_prompt": "-5", "seed": (-7,)}),
+        (("-p", "-"), {"prompt": "-"}),
+        (("-p=-o", "--negative-prompt=-r"), {"prompt": "-o", "negative_prompt": "-r"}),
+        (("-p", "a", "-r", "-in.png", "--save-latents", "-x.npy"), {"save_latents": Path("-x.npy")}),
+    ],
+)
+def test_values_may_begin_with_a_dash(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], expected: dict[str, Any]
+) -> None:
+    taken: list[dict[str, Any]] = []
+    monkeypatch.setattr(run, "execute", lambda options: taken.append(vars(options)) or VerbResult({}, []))
+    assert main(["run", "BUNDLE", *words, "-o", "out.png"]) == 0
+    assert {name: taken[0][name] for name in expected} == expected
+    assert (taken[0]["bundle"], taken[0]["output"]) == (Path("BUNDLE"), Path("out.png"))
+
+
+@pytest.mark.parametrize("words", [("-p", "-o", "out.png"), ("-o", "out.png", "-p"), ("-p", "--seed=3", "-o", "a.png")])
+def test_a_flag_is_no_value(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    assert main(["run", "BUNDLE", *words]) == 2
+    assert "argument -p/--prompt: expected one argument; see qwen-image run --help" in capsys.readouterr().err
+
+
 def test_doctor(document: Callable[..., Any]) -> None:
     found = document("doctor")
     assert found["packages"]["numpy"] == np.__version__
@@ -65,6 +95,49 @@ def test_doctor_names_what_to_install(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["doctor"]) == 1
     assert "pip install 'qwen-image-engine[cpu]'" in capsys.readouterr().out
+
+
+def test_doctor_names_both_versions_of_a_package_outside_its_range(
+    document: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert document("doctor")["unsupported"] == {}
+    monkeypatch.setattr(doctor, "package_versions", lambda: package_versions() | {"onnx": "1.18.0"})
+    monkeypatch.setattr("openvino.__version__", "3000.1.0-999-releases")
+    found = document("doctor")
+    assert found["unsupported"].keys() == {"onnx"}
+    assert found["unsupported"]["onnx"].startswith("onnx 1.18.0 is installed, older than the supported >=")
+    (openvino,) = (item for item in found["engines"] if item["name"] == "openvino")
+    assert openvino["version"] == "3000.1.0-999-releases"
+    assert openvino["newer"].startswith("openvino 3000.1.0 is installed, newer than the supported >=")
+    capsys.readouterr()
+    main(["doctor"])
+    shown = capsys.readouterr().out
+    assert found["unsupported"]["onnx"] in shown
+    assert openvino["newer"] in shown
+
+
+def test_an_older_package_of_export_is_refused_by_both_versions(
+    fails: Callable[..., str], document: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    older = package_versions() | {"onnxscript": "0.5.0", "onnxruntime": "1.0", "torch": "3000.0"}
+    monkeypatch.setattr("qwen_image_engine.runtime.cli.shared.extras.package_versions", lambda: older)
+    words = fails(1, "plan", "-m", tmp_path)
+    assert words.startswith("onnxscript 0.5.0 is installed, older than the supported >=0.7.2,")
+    assert words.endswith("pip install 'qwen-image-engine[export]'")
+    assert document("doctor")["export"] == {"ready": False, "missing": words}
+
+
+def test_doctor_tells_where_telemetry_is_on_and_what_works_on_each_system(
+    document: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = document("doctor")
+    assert found["telemetry"] == "ONNX Runtime's and OpenVINO's are off"
+    assert found["systems"].keys() == {"Linux", "macOS", "Windows"}
+    assert "tensorrt" in found["systems"]["Windows"]["engines"]
+    assert found["systems"]["macOS"]["engines"] == ["onnxruntime", "openvino", "openvino-bf16"]
+    assert found["systems"]["macOS"]["verbs"] == "all but build"
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    assert document("doctor")["telemetry"].startswith("ONNX Runtime's is on (ORT_DISABLE_TELEMETRY=0)")
 
 
 def test_doctor_tells_of_a_torchvision_for_another_torch(
@@ -202,9 +275,8 @@ def test_run(document: Callable[..., Any], exported: Callable[..., Path], tmp_pa
     for index, file in enumerate(found["files"]):
         with Image.open(file) as picture:
             assert (picture.size, picture.mode) == ((96, 64), "RGBA")
-        parameters = read_png_parameters(Path(file))
-        assert parameters["prompt"] == prompt
-        assert (parameters["seed"], parameters["image"], parameters["engine"]) == ("7", str(index), engine)
+        parameters = PictureParameters.read(file)
+        assert (parameters.prompt, parameters.seed, parameters.image, parameters.engine) == (prompt, 7, index, engine)
 
 
 def test_run_measures_memory_where_asked(
@@ -257,8 +329,10 @@ def test_a_reader_that_leaves(random_checkpoint: Callable[..., Path]) -> None:
     assert found.stderr == ""
 
 
-def interrupted(arguments: list[str], when: Callable[[], bool]) -> subprocess.CompletedProcess[str]:
-    """Run the command, and send it Ctrl-C as soon as `when` holds."""
+def interrupted(
+    arguments: list[str], when: Callable[[], bool], number: int = signal.SIGINT
+) -> subprocess.CompletedProcess[str]:
+    """Run the command, and send it a signal (Ctrl-C) as soon as `when` holds."""
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         stdout=subprocess.PIPE,
@@ -271,7 +345,7 @@ def interrupted(arguments: list[str], when: Callable[[], bool]) -> subprocess.Co
     while not when() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
@@ -281,8 +355,8 @@ def test_interrupted_export_leaves_no_bundle(random_checkpoint: Callable[..., Pa
     folder = tmp_path / "folder"
     folder.mkdir()
     arguments = ["export", "-m", str(random_checkpoint()), str(folder / "bundle")]
-    found = interrupted(arguments, lambda: any(path.name.endswith(".partial") for path in folder.iterdir()))
-    assert (found.returncode, found.stdout, found.stderr) == (130, "", "qwen-image: error: interrupted\n")
+    found = interrupted(arguments, lambda: any(folder.glob(".*.partial")), signal.SIGTERM)
+    assert (found.returncode, found.stdout, found.stderr) == (143, "", "qwen-image: error: ended by SIGTERM\n")
     assert list(folder.iterdir()) == []
 
 

@@ -1,3 +1,5 @@
+import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,8 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.runtime.images.png import read_png_parameters, reduced, save_png, to_rgba8
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.runtime.images.png import check_png_name, reduced, save_png, to_rgba8
 
 RGBA = np.random.default_rng(0).integers(0, 256, (32, 64, 4), dtype=np.uint8)
 
@@ -32,16 +34,28 @@ def test_values_that_are_not_finite_are_refused() -> None:
         to_rgba8(values)
 
 
-def test_png_keeps_pixels_and_parameters(tmp_path: Path) -> None:
+def test_png_keeps_pixels(tmp_path: Path) -> None:
     path = tmp_path / "图 1.png"
-    parameters = {"prompt": "一个红色的圆 🙂\nsecond line", "negative": "", "seed": "7", "latin": "café"}
     path.write_bytes(b"an older file")
-    save_png(path, RGBA, parameters)
-    assert read_png_parameters(path) == parameters
+    save_png(path, RGBA)
     with Image.open(path) as image:
         assert image.mode == "RGBA"
         np.testing.assert_array_equal(np.asarray(image), RGBA)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_pipe_may_have_any_name(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    check_png_name(tmp_path / "pipe")
+    with pytest.raises(UsageError, match=r"picture.jpg: pictures are written as PNG"):
+        check_png_name(tmp_path / "picture.jpg")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        save_png(tmp_path / "pipe", RGBA)
+        with Image.open(io.BytesIO(os.read(reader, 100_000))) as image:
+            np.testing.assert_array_equal(np.asarray(image), RGBA)
+    finally:
+        os.close(reader)
 
 
 def test_interrupted_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,35 +68,21 @@ def test_interrupted_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Image.Image, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save_png(path, RGBA, {})
+        save_png(path, RGBA)
     assert path.read_bytes() == b"an older file"
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.png"]
 
 
 def test_unwritable_places_are_named(tmp_path: Path) -> None:
     with pytest.raises(QwenImageError, match=r"cannot write .*absent/out.png: No such file"):
-        save_png(tmp_path / "absent" / "out.png", RGBA, {})
+        save_png(tmp_path / "absent" / "out.png", RGBA)
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(QwenImageError, match=r"cannot write .*folder.png: Is a directory"):
-        save_png(tmp_path / "folder.png", RGBA, {})
+        save_png(tmp_path / "folder.png", RGBA)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(QwenImageError, match=r"cannot write .*: Not a directory"):
-        save_png(tmp_path / "file" / "out.png", RGBA, {})
+        save_png(tmp_path / "file" / "out.png", RGBA)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder.png"]
-
-
-def test_reading_what_is_no_png(tmp_path: Path) -> None:
-    with pytest.raises(QwenImageError, match=r"cannot read .*absent.png"):
-        read_png_parameters(tmp_path / "absent.png")
-    (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(QwenImageError, match=r"text.png is not a PNG"):
-        read_png_parameters(tmp_path / "text.png")
-    save_png(tmp_path / "whole.png", RGBA, {"prompt": "x"})
-    data = (tmp_path / "whole.png").read_bytes()
-    for length in range(0, len(data) - 12, 97):
-        (tmp_path / "cut.png").write_bytes(data[:length])
-        with pytest.raises(QwenImageError, match=r"cut.png"):
-            read_png_parameters(tmp_path / "cut.png")
 
 
 def test_reduced_pictures_average_colours_by_their_alpha() -> None:

@@ -1,7 +1,9 @@
+from typing import Any
+
 import pytest
 
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.runtime.model.size import latent_size, nearest_sides
+from qwen_image_engine.runtime.model.size import latent_size, nearest_sides, other_side
 
 OFFICIAL = [(2048, 2048), (2400, 1792), (1792, 2400), (2528, 1696), (1696, 2528), (2752, 1536), (1536, 2752)]
 
@@ -29,3 +31,16 @@ def test_error_names_the_fault_and_the_nearest_sizes() -> None:
     )
     with pytest.raises(UsageError, match=r"width 0 and height 31 must .* width 32, height 32"):
         latent_size(0, 31)
+
+
+@pytest.mark.parametrize(("across", "down"), [(3, 2), (192, 128), (4000, 3000), (1, 200), (16384, 100)])
+def test_the_other_side_keeps_the_ratio(across: int, down: int) -> None:
+    for side in (32, 96, 512, 1024, 2048):
+        found = other_side(side, across, down)
+        exact = side * down / across
+        assert found == min(range(32, 500_000, 32), key=lambda valid: (abs(valid - exact), -valid))
+
+
+@pytest.mark.parametrize("side", [0, -32, "512", 1.5, None])
+def test_a_side_that_is_refused_later_has_some_other_side(side: Any) -> None:
+    assert other_side(side, 3, 2) == 32

@@ -8,57 +8,65 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.system.folder_lock import FolderBusyError, locked
 
 HOLDER = """
-import os, signal, sys
+import sys
 from pathlib import Path
 from qwen_image_engine.runtime.system.folder_lock import locked
 
 with locked(Path(sys.argv[1]), "never"):
     print("locked", flush=True)
     sys.stdin.readline()
-    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_folder_is_created_and_locked_once(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    with locked(folder, "somebody writes it; wait"):
+def test_a_lock_is_held_once_and_leaves_no_file(tmp_path: Path) -> None:
+    file = tmp_path / ".lock"
+    with locked(file, "never"):
         with (
-            pytest.raises(FolderBusyError, match=r"^.*/folder: somebody writes it; wait$"),
-            locked(folder, "somebody writes it; wait"),
+            pytest.raises(FolderBusyError, match=r"^folder: somebody writes it; wait$"),
+            locked(file, "folder: somebody writes it; wait"),
         ):
             pytest.fail("locked twice")
         with locked(tmp_path / "other", "another lock"):
             pass
-    with locked(folder, "released"):
-        assert list(folder.iterdir()) == []
+    with locked(file, "released"):
+        assert list(tmp_path.iterdir()) == [file]
+    assert list(tmp_path.iterdir()) == []
     assert issubclass(FolderBusyError, QwenImageError)
 
 
 def test_an_exception_releases_the_lock(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), locked(tmp_path, "never"):
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path / ".lock", "never"):
         raise KeyboardInterrupt
-    with locked(tmp_path, "released"):
+    with locked(tmp_path / ".lock", "released"):
         pass
 
 
-def test_a_folder_that_cannot_be_created_is_an_error_of_the_system(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_created_is_an_error_of_the_system(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError), locked(tmp_path / "file", "never"):
-        pytest.fail("a file was locked")
-    with pytest.raises(FileNotFoundError), locked(tmp_path / "absent" / "folder", "never"):
-        pytest.fail("no folder was locked")
+    with pytest.raises(OSError, match="file"), locked(tmp_path / "file" / ".lock", "never"):
+        pytest.fail("locked nothing")
+
+
+def test_without_filelock_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "filelock", None)
+    words = r"^filelock is not installed; install it with: pip install 'qwen-image-engine\[export\]'$"
+    with pytest.raises(QwenImageError, match=words), locked(tmp_path / ".lock", "never"):
+        pytest.fail("locked without a lock")
 
 
 @pytest.mark.process
 def test_a_killed_process_releases_the_lock(tmp_path: Path) -> None:
+    file = tmp_path / ".lock"
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "locked\n"
-    with pytest.raises(FolderBusyError), locked(tmp_path, "busy"):
+    with pytest.raises(FolderBusyError, match="held"), locked(file, "held"):
         pytest.fail("locked twice")
-    holder.communicate("end\n")
-    assert holder.returncode < 0
-    with locked(tmp_path, "released"):
+    holder.kill()
+    holder.communicate()
+    assert file.exists()
+    with locked(file, "released"):
         pass
+    assert not file.exists()

@@ -1,5 +1,6 @@
-"""Ctrl-C that Python drops is still the end of the command; what a caller has done with the signal stays as it is."""
+"""Signals end the command, also one that Python drops; what a caller has done with a signal stays as it is."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
-from qwen_image_engine.runtime.system.interruption import remembered_interruption
+from qwen_image_engine.runtime.system.interruption import interruptible
 
 pytestmark = pytest.mark.usefixtures("hears_interruptions")
 
@@ -17,7 +18,7 @@ import signal, sys
 from qwen_image_engine.runtime.cli.main import carry_out
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
-from qwen_image_engine.runtime.system.interruption import remembered_interruption
+from qwen_image_engine.runtime.system.interruption import interruptible
 from qwen_image_engine.runtime.system.progress import ProgressBar
 from qwen_image_engine.runtime.timing import Timings
 
@@ -40,13 +41,13 @@ def next_component():
 
 
 try:
-    with remembered_interruption():
+    with interruptible():
         signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:
     print("arrived")
 check_cancelled()
 before = sys.unraisablehook
-with remembered_interruption():
+with interruptible():
     check_cancelled()
     Dying()
     for ask in (check_cancelled, lambda: ProgressBar("next", 0), next_component):
@@ -64,17 +65,87 @@ sys.exit(carry_out(work, False, quiet=False))
 @pytest.mark.process
 def test_a_dropped_one_is_remembered_until_the_end() -> None:
     """In a process of its own: one with hundreds of tests behind it crashed at a signal in a destructor."""
-    found = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, check=False, timeout=120)
+    found = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, check=False, timeout=60)
     assert (found.returncode, found.stdout) == (130, "arrived\ntold\ntold\ntold\n"), found.stderr
     assert found.stderr == "qwen-image: error: interrupted\n"
 
 
-def test_a_signal_that_is_ignored_stays_so() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+ENDED = """
+import os, signal, sys, threading, time
+from qwen_image_engine.runtime.cli.entry import main
+from qwen_image_engine.runtime.cli.verbs import doctor
+from qwen_image_engine.runtime.system.interruption import REPEAT_S
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+number, then = int(sys.argv.pop(1)), sys.argv.pop(1)
+
+
+def execute(options):
     try:
-        with remembered_interruption():
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-            signal.raise_signal(signal.SIGINT)
-            check_cancelled()
+        # While the main thread is in a call that Python does not end.
+        threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+        threading.Event().wait()
     finally:
-        signal.signal(signal.SIGINT, before)
+        if then == "removes":
+            signal.raise_signal(number)  # by a held key, or from `timeout`, which sends it twice
+            print("removed", file=sys.stderr)
+        else:
+            time.sleep(REPEAT_S)
+            signal.raise_signal(number)
+            threading.Event().wait()
+
+
+doctor.execute = execute
+sys.exit(main())
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("then", ["removes", "hangs"])
+@pytest.mark.parametrize(
+    ("name", "code", "words"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "ended by SIGTERM")]
+)
+def test_signals_end_the_command(name: str, code: int, words: str, then: str) -> None:
+    """The first lets the command remove what it has made; a later one ends it at once, without a traceback."""
+    command = [sys.executable, "-c", ENDED, str(int(signal.Signals[name])), then, "doctor", "--json"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    removed = "removed\n" if then == "removes" else ""
+    assert (found.returncode, found.stderr) == (code, f"{removed}qwen-image: error: {words}\n")
+    assert json.loads(found.stdout) == {"error": words, "exit_code": code}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs signals of POSIX")
+def test_signals_of_a_caller_stay_as_they_are() -> None:
+    """`nohup` ignores SIGHUP, a shell's background jobs ignore SIGINT, and a caller may have a handler."""
+    heard: list[int] = []
+    handlers = {
+        signal.SIGINT: signal.SIG_IGN,
+        signal.SIGHUP: signal.SIG_IGN,
+        signal.SIGTERM: lambda *_: heard.append(1),
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        with interruptible():
+            for number, handler in handlers.items():
+                assert signal.getsignal(number) is handler
+                signal.raise_signal(number)
+            check_cancelled()
+        assert heard == [1]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs signals of POSIX")
+def test_signals_are_as_before_after_a_block() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers[1:]]
+    try:
+        handlers = [signal.getsignal(number) for number in numbers]
+        with pytest.raises(KeyboardInterrupt), interruptible() as interruption:
+            signal.raise_signal(signal.SIGHUP)
+        assert (interruption.words, interruption.exit_code) == ("ended by SIGHUP", 129)
+        assert [signal.getsignal(number) for number in numbers] == handlers
+    finally:
+        for number, handler in zip(numbers[1:], before, strict=True):
+            signal.signal(number, handler)

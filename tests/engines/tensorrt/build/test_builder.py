@@ -343,7 +343,7 @@ def test_refitting(trt: FakeTensorRT) -> None:
     log = importlib.import_module("qwen_image_engine.engines.tensorrt.bindings").Log()
     engine = trt.fake("ICudaEngine")
     trt.returns["Refitter.get_missing_weights"] = lambda refitter: []
-    refit(engine, Path("step.onnx"), log)
+    refit(engine, Path("step.onnx"), log, "qwen-image build bundle")
     wanted = ["OnnxParserRefitter.refit_from_file", "Refitter.get_missing_weights", "Refitter.refit_cuda_engine"]
     assert [name for name in trt.names() if name in wanted] == wanted
     trt.returns["OnnxParserRefitter.refit_from_file"] = lambda refitter, model: False
@@ -351,11 +351,14 @@ def test_refitting(trt: FakeTensorRT) -> None:
     trt.returns["OnnxParserRefitter.get_error"] = lambda parser, index: trt.fake("ParserError")
     trt.returns["ParserError.desc"] = lambda error: "of another shape"
     trt.returns["Refitter.refit_cuda_engine"] = lambda refitter: False
-    with pytest.raises(QwenImageError, match=r"0 weights of the plan .* \(of another shape\); build again"):
-        refit(engine, Path("step.onnx"), log)
+    with pytest.raises(
+        QwenImageError,
+        match=r"0 weights of the plan .* \(of another shape\); build it again",
+    ):
+        refit(engine, Path("step.onnx"), log, "qwen-image build bundle")
     trt.returns["Refitter.get_missing_weights"] = lambda refitter: ["to_q.weight"]
     with pytest.raises(QwenImageError, match=r"1 weights of the plan .* are not in it \(to_q\.weight\)"):
-        refit(engine, Path("step.onnx"), log)
+        refit(engine, Path("step.onnx"), log, "qwen-image build bundle")
 
 
 def test_the_fake_has_what_the_stub_has(trt: FakeTensorRT) -> None:

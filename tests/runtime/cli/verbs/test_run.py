@@ -1,16 +1,23 @@
 """`qwen-image run` with reference images and with several seeds: files, the document, and what is refused."""
 
 import json
+import os
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from qwen_image_engine.runtime.cli.main import main
-from qwen_image_engine.runtime.images.png import read_png_parameters
+from qwen_image_engine.runtime.images.metadata import text_chunks
+from qwen_image_engine.runtime.images.parameters import PictureParameters
+from qwen_image_engine.runtime.images.png import save_png
+from tests.runtime.images.test_parameters import EDIT
 from tests.support.images import patches
 
 
@@ -59,10 +66,10 @@ def test_run_with_references_and_seeds(
     # Keys and values in float32 of two blocks of 96 channels.
     assert found["cache_bytes"] == found["prefix_tokens"] * 2 * 4 * 2 * 96
     assert f"{found['prefix_tokens']} tokens before the target" in streams.err
-    hashes = " ".join(item["sha256"] for item in found["references"])
+    hashes = [item["sha256"] for item in found["references"]]
     for seed, file in enumerate(files, 1):
-        parameters = read_png_parameters(Path(file))
-        assert (parameters["seed"], parameters["references"]) == (str(seed), hashes)
+        parameters = PictureParameters.read(file)
+        assert (parameters.seed, [item.sha256 for item in parameters.references]) == (seed, hashes)
     assert np.load(latents).shape == (3, 6 * 4, 16)
 
     alone = tmp_path / "alone.png"
@@ -71,7 +78,15 @@ def test_run_with_references_and_seeds(
         assert np.array_equal(np.asarray(one), np.asarray(other))
 
 
-@pytest.mark.parametrize(("flags", "size"), [((), (256, 320)), (("-H", "64"), (256, 64)), (("-W", "64"), (64, 320))])
+@pytest.mark.parametrize(
+    ("flags", "size"),
+    [
+        ((), (256, 320)),
+        (("-H", "128"), (96, 128)),
+        (("-W", "96"), (96, 128)),
+        (("-W", "64", "-H", "320"), (64, 320)),
+    ],
+)
 def test_the_size_is_the_last_references(
     exported: Callable[..., Path],
     references: list[Path],
@@ -86,6 +101,100 @@ def test_the_size_is_the_last_references(
     assert (found["width"], found["height"]) == size
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.size == size
+
+
+def pixels(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_a_picture_is_drawn_again(
+    exported: Callable[..., Path], references: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second picture of a batch, with guidance and a reference image; then with other flags."""
+    first, again, other = (tmp_path / f"{name}.png" for name in ("first", "again", "other"))
+    image = ["-r", str(references[1])]
+    usual = [
+        "run",
+        str(exported()),
+        "-p",
+        "-red 一",
+        "-n",
+        "",
+        "--guidance",
+        "2.5",
+        "--seed",
+        "-3",
+        "-W",
+        "96",
+        "-s",
+        "2",
+    ]
+    assert main([*usual, *image, "--reference-resolution", "288", "--num-images", "2", "-o", str(first)]) == 0
+    second = tmp_path / "first-1.png"
+    capsys.readouterr()
+    assert main(["run", str(exported()), "--from", str(second), *image, "-o", str(again)]) == 0
+    assert "will differ" not in capsys.readouterr().err
+    assert again.read_bytes() == second.read_bytes()
+    assert not np.array_equal(pixels(again), pixels(tmp_path / "first-0.png"))
+
+    changed = ["--seed", "5,6", "--guidance", "1", "-H", "64", "-s", "3", "-r", str(references[0])]
+    assert main(["run", str(exported()), "--from", str(second), *changed, "-o", str(other)]) == 0
+    assert f"{second} was drawn after reference images with other pixels: the new" in capsys.readouterr().err
+    for seed, file in ((5, "other-0.png"), (6, "other-1.png")):
+        found = PictureParameters.read(tmp_path / file)
+        assert (found.prompt, found.negative_prompt, found.seed, found.steps) == ("-red 一", None, seed, 3)
+        assert (found.width, found.height, found.image, found.num_images) == (64, 64, 1, 2)  # 48 x 64 in 96 x 128
+
+
+def test_a_picture_of_another_bundle_and_engine(
+    exported: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again = tmp_path / "first.png", tmp_path / "again.png"
+    size = ["-W", "64", "-H", "64", "-s", "2"]
+    assert main(["run", str(exported()), "-p", "a", "-o", str(first), *size, "--engine", "openvino"]) == 0
+    assert main(["run", str(exported()), "--from", str(first), "-o", str(again)]) == 0
+    assert PictureParameters.read(again) == PictureParameters.read(first)
+    assert first.read_bytes() == again.read_bytes()
+    capsys.readouterr()
+    alone = exported("narrow", without=("vision", "vae_encoder"))
+    assert main(["run", str(alone), "--from", str(first), "-o", str(again), "--engine", "onnxruntime"]) == 0
+    expected = rf'^{first} was drawn with another bundle \("[^"]*", "fp32"\), and by the engine "openvino": the new'
+    assert re.search(expected, capsys.readouterr().err, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_pictures_that_cannot_be_drawn_again(
+    exported: Callable[..., Path], output: Path, fails: Callable[..., str], tmp_path: Path
+) -> None:
+    usual: list[Any] = ["run", exported(), "-o", output / "out.png"]
+    assert "the flag -p/--prompt is required" in fails(2, *usual)
+    assert "cannot read absent.png" in fails(2, *usual, "--from", "absent.png")
+    picture = tmp_path / "picture.png"
+    save_png(picture, np.zeros((32, 32, 4), np.uint8), text_chunks(EDIT))
+    assert '("图.png", from memory), which it does not hold; name them with -r' in fails(2, *usual, "--from", picture)
+    given = replace(EDIT, references=(), seed=None)
+    save_png(picture, np.zeros((32, 32, 4), np.uint8), text_chunks(given))
+    assert "drawn from given noise, which it does not hold" in fails(2, *usual, "--from", picture)
+    save_png(picture, np.zeros((32, 32, 4), np.uint8), text_chunks(replace(given, seed=1, width=0)))
+    assert "width 0 must be a positive multiple of 32" in fails(2, *usual, "--from", picture)
+
+
+def test_a_picture_goes_to_a_pipe(
+    exported: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, plain = tmp_path / "pipe", tmp_path / "plain.png"
+    os.mkfifo(pipe)
+    usual = ["run", str(exported()), "-p", "a", "-W", "64", "-H", "64", "-s", "2"]
+    assert main([*usual, "-o", str(plain)]) == 0
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert main([*usual, "-o", str(pipe)]) == 0
+        assert os.read(reader, 1_000_000) == plain.read_bytes()
+        assert main([*usual, "-o", str(pipe), "--seed", "1,2"]) == 2
+        assert "is a pipe or a device, which takes one picture, and 2 are asked for" in capsys.readouterr().err
+    finally:
+        os.close(reader)
 
 
 def test_lines_name_every_request(
@@ -123,7 +232,7 @@ def test_what_cannot_be_drawn(
     word: str,
 ) -> None:
     monkeypatch.chdir(references[0].parent)
-    Path("text.txt").write_text("no image")
+    Path("text.txt").write_text("no image", encoding="utf-8")
     usual: list[Any] = ["run", exported(), "-p", "a", "-o", output / "out.png", "-s", 2]
     assert word in fails(2, *usual, *flags)
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,19 @@ def test_an_error_ends_the_process_at_once(exported: Callable[..., Path]) -> Non
     with pytest.raises(KeyboardInterrupt), ContenderProcess(spec) as contender:
         raise KeyboardInterrupt
     assert contender._process.returncode == -9
+
+
+@pytest.mark.process
+def test_a_worker_ends_in_the_middle_of_a_picture_that_nobody_waits_for(exported: Callable[..., Path]) -> None:
+    """As where the process that asked was killed."""
+    spec = ContenderSpec("onnxruntime", "engine", str(exported()), None, 1, "resident", 288)
+    with ContenderProcess(spec) as contender:
+        pipe = contender._process.stdin
+        assert pipe is not None
+        wanted = {"case": asdict(Case(1024, 1024, 500)), "number": 0, "watched": False, "picture": False}
+        pipe.write(json.dumps(wanted) + "\n")
+        pipe.close()
+        assert contender._process.wait(timeout=60) == 1
 
 
 @pytest.mark.process

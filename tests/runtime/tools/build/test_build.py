@@ -1,8 +1,6 @@
 """Building a bundle with a builder that writes a few bytes: what is built, kept, recorded, refused and left behind."""
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -94,7 +92,7 @@ class Fake:
     def __call__(self, job: BuildJob, watch: Watch) -> BuildResult:
         self.jobs.append(job)
         plan = Path(job.plan)
-        plan.write_text(json.dumps(job.to_json()))
+        plan.write_text(json.dumps(job.to_json()), encoding="utf-8")
         if job.component == self.fails and self.error is not None:
             raise self.error
         watch("building")
@@ -223,7 +221,7 @@ def test_what_the_inspector_said_stays_until_the_next_build(bundle: Path) -> Non
             assert not Path(job.layers).exists()
             if self.fails is None:
                 return super().__call__(job, watch)
-            Path(job.layers).write_text("{}")
+            Path(job.layers).write_text("{}", encoding="utf-8")
             return super().__call__(job, watch)
 
     layers = bundle / PLANS / "step.layers.json"
@@ -331,12 +329,15 @@ def test_what_a_killed_build_left_is_removed(bundle: Path) -> None:
 
 
 def test_one_build_at_a_time(bundle: Path) -> None:
-    (bundle / PLANS).mkdir()
-    descriptor = os.open(bundle / PLANS, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(QwenImageError, match="another build is writing it"):
-        build(bundle, Fake())
-    os.close(descriptor)
+    class Meanwhile(Fake):
+        def __call__(self, job: BuildJob, watch: Watch) -> BuildResult:
+            with pytest.raises(QwenImageError, match=r"plans: another build is writing it; wait for that to end"):
+                build(bundle, Fake())
+            return super().__call__(job, watch)
+
+    before = {path.name for path in bundle.iterdir()}
+    build(bundle, Meanwhile(), only=("step",))
+    assert {path.name for path in bundle.iterdir()} == before | {PLANS}
 
 
 def test_what_verify_writes_meanwhile_stays(bundle: Path) -> None:
@@ -517,19 +518,3 @@ def test_what_another_build_made_before_the_lock_is_kept(bundle: Path) -> None:
     built = build_bundle(bundle, SHAPES, BuildOptions(), device=device, run=run)
     assert run.built == []
     assert all(item.reused for item in built)
-
-
-def test_a_folder_that_another_build_has_just_removed_is_made_again(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flock, plans = fcntl.flock, bundle / PLANS
-
-    def late(descriptor: int, operation: int) -> None:
-        """The other build removes what is open here already, once."""
-        monkeypatch.setattr(fcntl, "flock", flock)
-        plans.rmdir()
-        flock(descriptor, operation)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    build(bundle, Fake())
-    assert set(read_manifest(bundle).plans) == set(COMPONENTS)

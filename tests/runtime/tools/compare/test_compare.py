@@ -351,3 +351,9 @@ def test_files_that_cannot_be_read(fails: Callable[..., str], tmp_path: Path) ->
     (tmp_path / "text").write_text("{")
     assert "cannot read" in fails(2, "compare", tmp_path / "missing", tmp_path / "text")
     assert "is not JSON" in fails(2, "compare", tmp_path / "text", tmp_path / "text")
+
+
+def test_no_advice_overwrites_what_was_given(written: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = written({"format": "qwen-image-bundle"})
+    assert main(["compare", str(path), str(path)]) == 2
+    assert capsys.readouterr().err.endswith("write one with: qwen-image bench BUNDLE --output RESULT.json\n")

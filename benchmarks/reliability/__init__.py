@@ -1,0 +1,1 @@
+"""Benchmarks of long use: memory and time over many requests."""
