@@ -21,7 +21,6 @@ from collections.abc import Container, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from qwen_image_engine.reference.storage.single_file import HALVES, STACKED
-from qwen_image_engine.reference.storage.single_file import PREFIX as SINGLE_FILE_PREFIX
 
 Part = Literal["down", "up", "alpha"]
 
@@ -116,7 +115,7 @@ def other_kind(key: str, tensors: Container[str]) -> str | None:
     """
     if key.endswith(".lora_B.bias"):
         return "LoRA with biases (lora_bias)"
-    if without_prefix(key.removeprefix(SINGLE_FILE_PREFIX))[1] in tensors:
+    if any(key.split(".", words)[-1] in tensors for words in range(3)):  # behind a prefix of up to two words
         return WHOLE
     return next((KINDS[part] for part in key.split(".") if part in KINDS), None)
 
