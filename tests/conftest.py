@@ -91,13 +91,12 @@ def tensorrt_stub() -> Path:
 def trace_once(pytestconfig: pytest.Config) -> Iterator[None]:
     """Trace each graph once, and keep it: it takes seconds, and the values of weights do not change it."""
     from qwen_image_engine.export.bundle import network_folder
-    from tests.support.traces import KeptTraces, forget, source_hash
+    from tests.support.traces import forget, kept_traces
 
-    folder = ROOT / ".pytest_cache" / "traces"
-    folder.mkdir(parents=True, exist_ok=True)
-    forget(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network_folder, "trace", KeptTraces(network_folder.trace, folder, source_hash(ROOT)))
+        kept = kept_traces(network_folder.trace)
+        forget(kept.folder)
+        patch.setattr(network_folder, "trace", kept)
         yield
 
 

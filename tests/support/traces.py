@@ -20,6 +20,8 @@ from typing import Any
 import onnx_ir as ir
 from filelock import FileLock
 
+from tests.support.paths import ROOT
+
 PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 START = "export/trace.py"
 
@@ -37,7 +39,7 @@ class KeptTraces:
 
     def __init__(self, trace: Trace, folder: Path, source: str) -> None:
         self._trace = trace
-        self._folder = folder
+        self.folder = folder
         self._source = source
         self._traced: dict[str, ir.Model] = {}
         self.fresh = 0
@@ -54,15 +56,22 @@ class KeptTraces:
         return self._traced[key].clone()
 
     def _kept(self, key: str, checkpoint: Any, component: str, dtype: Any) -> ir.Model:
-        file = self._folder / f"{key}.onnx"
-        with FileLock(self._folder / f"{key}.lock"):
+        file = self.folder / f"{key}.onnx"
+        with FileLock(self.folder / f"{key}.lock"):
             if not file.is_file():
                 self.fresh += 1
-                temporary = self._folder / f"{secrets.token_hex(8)}.tmp"
+                temporary = self.folder / f"{secrets.token_hex(8)}.tmp"
                 temporary.write_bytes(ir.to_proto(self._trace(checkpoint, component, dtype)).SerializeToString())
                 temporary.replace(file)
         os.utime(file)  # what is not used any more goes; see `forget`
         return ir.from_proto(ir.serde.onnx.ModelProto.FromString(file.read_bytes()))
+
+
+def kept_traces(trace: Trace) -> KeptTraces:
+    """Return `trace` through the files that all runs of the tests share."""
+    folder = ROOT / ".pytest_cache" / "traces"
+    folder.mkdir(parents=True, exist_ok=True)
+    return KeptTraces(trace, folder, source_hash(ROOT))
 
 
 def source_hash(home: Path, start: str = START) -> str:

@@ -10,6 +10,7 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle.files import verify_files
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
+from tests.support.kept_command import kept_command
 
 SHARDS = {"transformer": 2, "text_encoder": 4, "vae": 1}
 
@@ -28,7 +29,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exports(work: Path) -> list[dict[str, Any]]:
-    return list(full_size(work, "export")["exports"])
+    from benchmarks.full_size import run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "COMMAND", kept_command("qwen_image_engine.runtime.cli.entry:main"))
+        return list(full_size(work, "export")["exports"])
 
 
 def full_size(work: Path, subcommand: str, *arguments: object) -> dict[str, Any]:

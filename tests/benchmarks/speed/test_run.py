@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import onnx
 import pytest
 
+from tests.support.kept_command import kept_command
 from tests.support.paths import ROOT
 
 KINDS = {
@@ -28,7 +28,7 @@ WAYS = {"ONNX Runtime int8", "OpenVINO int8, rest fp32", "OpenVINO int8, rest bf
 def test_every_way_is_timed_and_profiled(tmp_path: Path) -> None:
     output = tmp_path / "speed.json"
     small = ("--heads", "2", "--blocks", "1", "--tokens", "64", "--rounds", "1", "--threads", "1", "--profile")
-    command = [sys.executable, "-m", "benchmarks.speed.run", *small, "--work", tmp_path / "work", "--output", output]
+    command = [*kept_command("benchmarks.speed.run:main"), *small, "--work", tmp_path / "work", "--output", output]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     document = json.loads(output.read_text(encoding="utf-8"))
