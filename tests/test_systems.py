@@ -34,11 +34,10 @@ print("> absent:", *absent, flush=True)
 
 from qwen_image_engine.export.bundle import network_folder
 from qwen_image_engine.runtime.cli.main import main
-from tests.support.traces import KeptTraces, source_hash
+from tests.support.traces import kept_traces
 
-root, bundle, checkpoint, shapes, folder = map(Path, sys.argv[1:])
-traces = root / ".pytest_cache" / "traces"
-network_folder.trace = KeptTraces(network_folder.trace, traces, source_hash(root))
+bundle, checkpoint, shapes, folder = map(Path, sys.argv[1:])
+network_folder.trace = kept_traces(network_folder.trace)
 picture = ["-p", "\\u7ea2", "-W", "64", "-H", "64", "-s", "2"]
 calibration = ["--prompts", folder / "prompts.txt", "--steps", "2", "--size", "64x64"]
 for words in (
@@ -105,7 +104,7 @@ def test_everything_is_imported_and_runs_without_posix(
     Importing torch and every module takes most of the time.
     """
     (tmp_path / "prompts.txt").write_text(f"{PROMPTS[1]}\r\n", encoding="utf-8-sig", newline="")
-    places = (ROOT, exported(), random_checkpoint(), ROOT / "reference" / "shapes" / "checkpoint", tmp_path)
+    places = (exported(), random_checkpoint(), ROOT / "reference" / "shapes" / "checkpoint", tmp_path)
     letters = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": "cp1252"}
     done = subprocess.run(
         [sys.executable, "-c", taking_away() + RUN, *map(str, places)],

@@ -172,7 +172,7 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     write_wide_checkpoint(folder, options.heads, options.blocks)
     checkpoint = Checkpoint.open(folder)
-    manifest = export_bundle(checkpoint, bundle, precision="int8")
+    manifest = export_bundle(checkpoint, bundle, without=["vision", "vae_encoder"], precision="int8")
     entry = manifest.components["step"]
     model = bundle / entry.model
     products = ceilings(options.threads)

@@ -57,12 +57,13 @@ class KeptTraces:
 
     def _kept(self, key: str, checkpoint: Any, component: str, dtype: Any) -> ir.Model:
         file = self.folder / f"{key}.onnx"
-        with FileLock(self.folder / f"{key}.lock"):
-            if not file.is_file():
-                self.fresh += 1
-                temporary = self.folder / f"{secrets.token_hex(8)}.tmp"
-                temporary.write_bytes(ir.to_proto(self._trace(checkpoint, component, dtype)).SerializeToString())
-                temporary.replace(file)
+        if not file.is_file():
+            with FileLock(self.folder / f"{key}.lock"):
+                if not file.is_file():  # another worker may have traced it meanwhile
+                    self.fresh += 1
+                    temporary = self.folder / f"{secrets.token_hex(8)}.tmp"
+                    temporary.write_bytes(ir.to_proto(self._trace(checkpoint, component, dtype)).SerializeToString())
+                    temporary.replace(file)
         os.utime(file)  # what is not used any more goes; see `forget`
         return ir.from_proto(ir.serde.onnx.ModelProto.FromString(file.read_bytes()))
 

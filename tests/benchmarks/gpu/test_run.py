@@ -153,7 +153,7 @@ def test_what_is_compared_has_room_in_the_profiles() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
 def test_tensorrt_is_asked_for_what_the_graphs_hold(
-    precision: str, tensorrt_stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, tensorrt_stub: Path, trace_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exported with synthetic scales and built, on a TensorRT that is played."""
     from benchmarks.common.released_configs import small_configs
