@@ -159,7 +159,8 @@ def test_an_interruption_leaves_nothing(
     found = benchmark_result()
     kept = write_report(found, tmp_path / "kept").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", interrupted)
+        patch.setattr(Path, "replace", interrupted)  # of a file
+        patch.setattr(Path, "rename", interrupted)  # of a folder
         for folder in (tmp_path / "new", tmp_path / "kept"):
             with pytest.raises(KeyboardInterrupt):
                 write_report(replace(found), folder)
