@@ -22,6 +22,9 @@ MEMORY_BYTES = 1 << 30
 """Memory that a worker may have, with the packages that it has imported [bytes]."""
 
 LONGEST_MESSAGE = 2000
+RENEWED_AFTER = 500
+"""Attempts after which a worker starts again, so that memory which libraries keep does not count."""
+
 PROMPTS = ("a red circle in the center on a white background", "左边有一个蓝色的正方形，白色背景")
 CALIBRATION: Mapping[str, Any] = {"steps": 3, "sizes": [(64, 64), (96, 32)], "seed": 5}
 
@@ -35,7 +38,7 @@ class Job:
     """An attempt to use a folder.
 
     Attributes:
-        subject: key of `SUBJECTS`.
+        use: function that uses the folder as a command does and returns the command's exit code.
         folder: folder that may be damaged.
         checkpoint: whole checkpoint, which a calibration is of.
         output: file that a picture is written to; it does not exist.
@@ -43,7 +46,7 @@ class Job:
         reference: reference image; None to draw without one.
     """
 
-    subject: str
+    use: Callable[["Job"], int]
     folder: Path
     checkpoint: Path
     output: Path
@@ -65,11 +68,11 @@ def attempt(job: Job) -> Outcome:
     errors = io.StringIO()
     try:
         with redirect_stderr(errors), redirect_stdout(io.StringIO()):
-            code = SUBJECTS[job.subject](job)
+            code = job.use(job)
     except BaseException as error:  # a panic of a library that is no Exception
         if isinstance(error, KeyboardInterrupt):
             raise
-        return Outcome(TRACEBACK, f"{type(error).__name__}: {error}"[-LONGEST_MESSAGE:])
+        return Outcome(TRACEBACK, shortened(f"{type(error).__name__}: {error}"))
     return _outcome(code, errors.getvalue(), job.output)
 
 
@@ -85,7 +88,12 @@ def _outcome(code: int, text: str, output: Path) -> Outcome:
         state = MEMORY
     elif len(message) > LONGEST_MESSAGE or "\n" in message:
         state = LONG
-    return Outcome(state, message[-LONGEST_MESSAGE:])
+    return Outcome(state, shortened(message))
+
+
+def shortened(text: str, most: int = LONGEST_MESSAGE) -> str:
+    """Return the beginning and the end of a long text."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 def _accepted(output: Path) -> Outcome:
@@ -150,7 +158,7 @@ SUBJECTS: Mapping[str, Callable[[Job], int]] = {
     "calibration": _open_calibration,
     "unfinished calibration": _resume_calibration,
 }
-"""Use of a folder by its kind; returns the command's exit code."""
+"""Use of a folder by its kind."""
 
 
 class Worker:
@@ -168,6 +176,10 @@ class Worker:
 
     def attempt(self, job: Job, limit_s: float) -> Outcome:
         """Make an attempt that may take `limit_s` seconds."""
+        if self._made == RENEWED_AFTER:
+            self.close()
+            self._start()
+        self._made += 1
         self._end.send(job)
         try:
             if self._end.poll(limit_s):
@@ -196,6 +208,7 @@ class Worker:
         self._process.start()
         theirs.close()
         self.expected = tuple(self._end.recv())
+        self._made = 0
 
 
 def _attempt_all(jobs: Connection, whole: tuple[Job, ...]) -> None:

@@ -42,6 +42,7 @@ from benchmarks.reliability.attempts import (
     Outcome,
     Worker,
     attempt,
+    shortened,
 )
 from benchmarks.reliability.mutations import Mutation, copy_folder, mutate
 from qwen_image_engine.engines.core.errors import QwenImageError
@@ -69,9 +70,9 @@ class Record:
     message: str
 
     def document(self) -> dict[str, Any]:
-        """Return the record as JSON, with the end of a long message."""
+        """Return the record as JSON, with the beginning and the end of a long message."""
         flat = asdict(self)
-        return {**flat.pop("mutation"), **flat, "message": self.message[-400:]}
+        return {**flat.pop("mutation"), **flat, "message": shortened(self.message, 400)}
 
 
 class Fuzzer:
@@ -122,39 +123,43 @@ class Fuzzer:
         shutil.rmtree(folder, ignore_errors=True)
         copy_folder(self._sources[subject], folder)
         mutation = mutate(folder, rng, places=subject not in self._in_process)
-        job = Job(subject, folder, self._sources["checkpoint"], self._work / "out.png", engine, reference)
-        outcome = self._attempt(job)
+        output = self._work / "out.png"
+        job = Job(SUBJECTS[subject], folder, self._sources["checkpoint"], output, engine, reference)
+        outcome = self._attempt(subject, job)
         job.output.unlink(missing_ok=True)
         if subject == "unfinished calibration":  # finished by the attempt, beside what was damaged
             shutil.rmtree(folder, ignore_errors=True)
+        message = outcome.message.replace(str(self._work), "WORK")  # a temporary folder, another each time
         state = self._judge(outcome.state, mutation, folder) if subject == "bundle" else outcome.state
-        return Record(seed, subject, engine if subject == "bundle" else None, mutation, state, outcome.message)
+        return Record(seed, subject, engine if subject == "bundle" else None, mutation, state, message)
 
     @property
     def damaged(self) -> Path:
         """The damaged copy of the last attempt."""
         return self._work / "damaged"
 
-    def _attempt(self, job: Job) -> Outcome:
-        if job.subject in self._in_process:
+    def _attempt(self, subject: str, job: Job) -> Outcome:
+        if subject in self._in_process:
             return attempt(job)
-        worker = self._worker(job)
+        worker = self._worker("bundle" if subject == "bundle" else "checkpoint", job)
         outcome = worker.attempt(job, self._limit_s)
-        expected = worker.expected[job.reference is not None] if job.subject == "bundle" else None
-        if expected is not None and outcome.state == SAME and outcome.pixels != expected.pixels:
-            return replace(outcome, state=ANOTHER)
+        if subject == "bundle" and outcome.state == SAME:
+            expected = worker.expected[job.reference is not None]
+            return outcome if outcome.pixels == expected.pixels else replace(outcome, state=ANOTHER)
         return outcome
 
-    def _worker(self, job: Job) -> Worker:
-        """Return the worker for a job: for bundles each engine's own, and one for all that needs torch."""
-        key = job.engine if job.subject == "bundle" else "torch"
+    def _worker(self, whole: str, job: Job) -> Worker:
+        """Return the worker for a job: for bundles each engine's own, and one for all that needs torch.
+
+        It has used the whole folder of the subject `whole`, so that everything is imported.
+        """
+        key = job.engine if whole == "bundle" else "torch"
         if key not in self._workers:
-            subject = job.subject if job.subject == "bundle" else "checkpoint"
-            whole = replace(job, subject=subject, folder=self._sources[subject], reference=None)
-            jobs = (whole, replace(whole, reference=self._reference)) if subject == "bundle" else (whole,)
+            first = replace(job, use=SUBJECTS[whole], folder=self._sources[whole], reference=None)
+            jobs = (first, replace(first, reference=self._reference)) if whole == "bundle" else (first,)
             worker = self._workers[key] = Worker(jobs)
             wrong = [outcome for outcome in worker.expected if outcome.state not in (SAME, ACCEPTED)]
-            assert not wrong, f"the whole {subject} is not usable: {wrong[0].message}"
+            assert not wrong, f"the whole {whole} is not usable: {wrong[0].message}"
         return self._workers[key]
 
     def _judge(self, state: str, mutation: Mutation, folder: Path) -> str:
