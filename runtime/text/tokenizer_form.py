@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from tokenizers.pre_tokenizers import ByteLevel
+
 from qwen_image_engine.runtime.system.json_schema import (
     OBJECT,
     TEXT,
@@ -75,8 +77,14 @@ def _constant(*accepted: Any) -> Check:
     return leaf(expected, lambda value: any(type(value) is type(item) and value == item for item in accepted))
 
 
-def _is_vocabulary(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(type(number) is int and number >= 0 for number in value.values())
+def _vocabulary(value: Any, place: str) -> None:
+    leaf(
+        "an object of token ids",
+        lambda value: isinstance(value, Mapping) and all(type(item) is int and item >= 0 for item in value.values()),
+    )(value, place)
+    missing = [letter for letter in ByteLevel.alphabet() if letter not in value]
+    if missing:  # without an unknown token the library leaves such a byte out
+        raise SchemaError(f"{place} lacks {len(missing)} of the 256 letters that stand for bytes")
 
 
 def _are_merges(value: Any) -> bool:
@@ -156,7 +164,7 @@ _NOTHING_ADDED = {
 _MODEL = record(
     {
         "type": _constant("BPE"),
-        "vocab": leaf("an object of token ids", _is_vocabulary),
+        "vocab": _vocabulary,
         "merges": leaf("a list of pairs of tokens", _are_merges),
     },
     {

@@ -69,6 +69,7 @@ REFUSED = {
     "whole words first": (put("model.ignore_merges", True), "model.ignore_merges is true, expected false"),
     "an id below 0": (put("model.vocab", {"a": -1}), "model.vocab is"),
     "an id that is true": (put("model.vocab", {"a": True}), "model.vocab is"),
+    "bytes without a token": (put("model.vocab", {"a": 0}), "model.vocab lacks 255 of the 256 letters"),
     "a merge of three": (put("model.merges", [["a", "b", "c"]]), "model.merges is"),
     "no key of this version": (put("model.cache", 10**9), "model.cache is no key"),
     "another decoder": (put("decoder", {"type": "Fuse"}), "decoder.type is"),
