@@ -160,15 +160,17 @@ def _change_versions(model: onnx.ModelProto, rng: Random) -> str:
 
 
 def _add_recursion(model: onnx.ModelProto, rng: Random) -> str:
-    """A function that calls itself, in the place of a node with an input."""
+    """A function that calls itself, or another that calls it, in the place of a node with an input."""
     node = rng.choice([node for node in model.graph.node if node.input])
-    call = helper.make_node("Again", ["x"], ["y"], domain="local")
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("local", 1)]
-    model.functions.append(helper.make_function("local", "Again", ["x"], ["y"], [call], opsets))
+    names = rng.choice((["Again"], ["Again", "Other"]))
+    for name, called in zip(names, names[1:] + names[:1], strict=True):
+        call = helper.make_node(called, ["x"], ["y"], domain="local")
+        model.functions.append(helper.make_function("local", name, ["x"], ["y"], [call], opsets))
     model.opset_import.append(helper.make_opsetid("local", 1))
     del node.input[1:], node.output[1:], node.attribute[:]
     node.op_type, node.domain = "Again", "local"
-    return f"a function that calls itself for {node.name}"
+    return f"{len(names)} functions that call each other for {node.name}"
 
 
 def _add_allocation(model: onnx.ModelProto, rng: Random) -> str:
