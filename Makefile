@@ -47,6 +47,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.quality.bench_quality --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.reliability.soak --engine onnxruntime --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.reliability.soak --engine openvino --bundle out/bench/bundle
+	$(BIN)/python -m benchmarks.reliability.fuzz --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.quantisation.run
 	$(BIN)/qwen-image export -m $(SHAPES) out/bench/int8 --precision int8
 	$(BIN)/python -m benchmarks.common.calibration_inputs out/bench/inputs

@@ -89,9 +89,14 @@ def closed(component: str) -> QwenImageError:
     return QwenImageError(f"{component}: this engine is closed; load it again")
 
 
-def one_line(error: Exception) -> str:
-    """Return the text of an error without line breaks and without the C++ source locations in it."""
-    return " ".join(_SOURCE_LINES.sub(" ", str(error)).split()) or type(error).__name__
+def one_line(error: BaseException) -> str:
+    """Return the text of an error without line breaks and without the C++ source locations in it.
+
+    A text from C++ that is no UTF-8 comes as a UnicodeDecodeError. It is returned with the bytes that do not decode
+    escaped: "\\xff".
+    """
+    text = error.object.decode("utf-8", "backslashreplace") if isinstance(error, UnicodeDecodeError) else str(error)
+    return " ".join(_SOURCE_LINES.sub(" ", text).split()) or type(error).__name__
 
 
 def pass_interruption(error: BaseException) -> None:
@@ -106,5 +111,5 @@ def pass_interruption(error: BaseException) -> None:
 def is_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out."""
     return isinstance(error, MemoryError | OutOfDeviceMemory) or any(
-        word in str(error).lower() for word in _OUT_OF_MEMORY
+        word in one_line(error).lower() for word in _OUT_OF_MEMORY
     )

@@ -58,14 +58,12 @@ class OnnxRuntimeEngine:
         try:
             with weights_in_folder(contract.component, model, follows=[model.resolve().parent]) as path:
                 session = package.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            ports = session_ports(session)
         except errors.QwenImageError:
             raise
         except Exception as error:  # the package's errors have no base class of their own
             newer = newer_than_supported(package)
             raise errors.load_failure(contract.component, model, "ONNX Runtime", error, newer=newer) from error
-        ports = (
-            {port.name: port_facts(port) for port in side} for side in (session.get_inputs(), session.get_outputs())
-        )
         contract_check.check_graph(contract, model, *ports)
         self._contract = contract
         self._package = package
@@ -125,8 +123,13 @@ def session_options(package: Any, threads: int | None = None) -> Any:
     return options
 
 
-def port_facts(port: Any) -> PortFacts:
-    """Return dtype and shape of an input or output of a session."""
+def session_ports(session: Any) -> tuple[dict[str, PortFacts], dict[str, PortFacts]]:
+    """Return dtype and shape of the inputs and of the outputs of a session, by name."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    return {port.name: _port_facts(port) for port in inputs}, {port.name: _port_facts(port) for port in outputs}
+
+
+def _port_facts(port: Any) -> PortFacts:
     shape = tuple(axis if isinstance(axis, int) else None for axis in port.shape)
     return PortFacts(_DTYPES.get(port.type, port.type.removeprefix("tensor(").removesuffix(")")), shape)
 

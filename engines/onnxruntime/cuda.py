@@ -21,7 +21,7 @@ from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.packages import CUDA_PROVIDER, newer_than_supported
 from qwen_image_engine.engines.cuda.memory import CudaContext, CudaMemory
-from qwen_image_engine.engines.onnxruntime.cpu import port_facts, return_freed_memory, session_options
+from qwen_image_engine.engines.onnxruntime.cpu import return_freed_memory, session_options, session_ports
 from qwen_image_engine.engines.onnxruntime.package import INSTALL_CUDA, onnxruntime, onnxruntime_cuda
 
 _NAME = "ONNX Runtime CUDA"
@@ -104,6 +104,7 @@ class OnnxRuntimeCudaEngine:
             session = package.InferenceSession(
                 str(model), options, providers=[(device.provider, dict(device.options))], enable_fallback=False
             )
+            ports = session_ports(session)
         except Exception as error:  # the package's errors have no base class of their own
             newer = newer_than_supported(package)
             raise errors.load_failure(contract.component, model, _NAME, error, newer=newer, on_device=True) from error
@@ -118,9 +119,6 @@ class OnnxRuntimeCudaEngine:
                 f"{contract.component}: {', '.join(stray)} of {model} would run on the CPU, {device.provider} having "
                 f"no kernel for it in ONNX Runtime {package.__version__}; export with --target cuda"
             )
-        ports = (
-            {port.name: port_facts(port) for port in side} for side in (session.get_inputs(), session.get_outputs())
-        )
         contract_check.check_graph(contract, model, *ports)
         self._contract, self._device, self._package = contract, device, package
         self._session: Any = session

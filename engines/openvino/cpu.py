@@ -10,7 +10,7 @@ from qwen_image_engine.engines.core.contract_check import Array, PortFacts
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.packages import newer_than_supported
 from qwen_image_engine.engines.graphs.linked_weights import weights_in_folder
-from qwen_image_engine.engines.openvino.package import core, openvino
+from qwen_image_engine.engines.openvino.package import FAILURES, core, openvino
 from qwen_image_engine.engines.openvino.saturation import has_int8_weights, products_saturate
 
 _DTYPES = {"f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i32": "int32"}
@@ -64,12 +64,14 @@ class OpenVinoEngine:
                 graph = core().read_model(str(path))
             settings = compile_settings(graph, threads, inference_precision)
             compiled = core().compile_model(graph, "CPU", settings)
-        except (RuntimeError, MemoryError) as error:
+            expected = {spec.name for spec in (*contract.inputs, *contract.outputs)}
+            inputs, outputs = (
+                {_name(port, expected): _facts(port) for port in side} for side in (compiled.inputs, compiled.outputs)
+            )
+        except FAILURES as error:
             newer = newer_than_supported(package)
             raise errors.load_failure(contract.component, model, "OpenVINO", error, newer=newer) from error
-        expected = {spec.name for spec in (*contract.inputs, *contract.outputs)}
-        ports = ({_name(port, expected): _facts(port) for port in side} for side in (compiled.inputs, compiled.outputs))
-        contract_check.check_graph(contract, model, *ports)
+        contract_check.check_graph(contract, model, inputs, outputs)
         self._contract = contract
         self._compiled: Any = compiled
         self._runs: list[_Run] = []
@@ -97,7 +99,7 @@ class OpenVinoEngine:
             finally:
                 self._runs.remove(run)
             outputs = {spec.name: request.get_tensor(spec.name).data.copy() for spec in self._contract.outputs}
-        except (RuntimeError, MemoryError) as error:
+        except FAILURES as error:
             if run.cancelled:
                 raise errors.Cancelled(f"{self._contract.component}: the run was cancelled") from error
             newer = newer_than_supported(openvino())

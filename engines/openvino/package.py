@@ -10,6 +10,13 @@ from typing import Any
 
 from qwen_image_engine.engines.core.packages import check_supported, import_package
 
+FAILURES = (RuntimeError, MemoryError, ValueError, IndexError, OverflowError)
+"""Errors that pybind11 makes of C++ exceptions. OpenVINO's own are RuntimeError, those of the standard library any.
+
+A message that is no UTF-8 is a UnicodeDecodeError, which is a ValueError.
+Source: https://pybind11.readthedocs.io/en/stable/advanced/exceptions.html
+"""
+
 _TELEMETRY = "openvino_telemetry"
 
 _LOCK = Lock()

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.model.sequence import ImageBlock, Segment, TextRun
+from qwen_image_engine.runtime.text.tokenizer import token_ids
 
 SYSTEM_PROMPT = "Comprehend and analyze the provided prompt."
 SYSTEM_TURN = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n"
@@ -53,7 +54,8 @@ def tokenize(tokenizer: Tokenizer, prompt: str, references: Sequence[ImageBlock]
     Raises:
         UsageError: the prompt is not a str, is longer than `MAX_PROMPT_TOKENS`, is not valid Unicode, or contains an
             image slot or a video slot.
-        QwenImageError: there are reference images, and the tokenizer has no tokens for them.
+        QwenImageError: there are reference images, and the tokenizer has no tokens for them; or the tokenizer fails on
+            the prompt.
     """
     if not isinstance(prompt, str):
         raise UsageError(f"the prompt is {type(prompt).__name__}, expected str")
@@ -62,7 +64,7 @@ def tokenize(tokenizer: Tokenizer, prompt: str, references: Sequence[ImageBlock]
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UsageError(f"the prompt is not valid Unicode at character {error.start}") from error
-    own = tokenizer.encode(prompt).ids
+    own = token_ids(tokenizer, prompt)
     if len(own) > MAX_PROMPT_TOKENS:
         raise UsageError(f"the prompt has {len(own)} tokens, at most {MAX_PROMPT_TOKENS} fit; shorten it")
     for token, meaning in NOT_IN_PROMPTS.items():
@@ -75,7 +77,7 @@ def tokenize(tokenizer: Tokenizer, prompt: str, references: Sequence[ImageBlock]
             "tokenizer, or leave the reference images out"
         )
     images = " ".join(IMAGE_TEMPLATE.format(number) for number in range(1, len(references) + 1))
-    ids = tokenizer.encode(TEXT_TEMPLATE.format(images + prompt)).ids
+    ids = token_ids(tokenizer, TEXT_TEMPLATE.format(images + prompt))
     slot = tokenizer.token_to_id(IMAGE_SLOT)
     whole: list[int] = []
     segments: list[Segment] = []
@@ -86,6 +88,6 @@ def tokenize(tokenizer: Tokenizer, prompt: str, references: Sequence[ImageBlock]
         start = at + 1
     return PromptTokens(
         ids=np.array(whole + ids[start:], dtype=np.int64),
-        dropped=len(tokenizer.encode(SYSTEM_TURN).ids),
+        dropped=len(token_ids(tokenizer, SYSTEM_TURN)),
         segments=(*segments, TextRun(len(ids) - start)),
     )

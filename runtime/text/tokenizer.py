@@ -4,7 +4,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError, one_line
+from qwen_image_engine.runtime.system.json_schema import SchemaError
+from qwen_image_engine.runtime.text.tokenizer_form import MAX_BYTES, check_form, parse
 
 TEMPLATE_TOKENS = ("<|im_start|>", "<|im_end|>")
 """Special tokens of the prompt template. A tokenizer without them would read the template as plain text."""
@@ -17,7 +19,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         folder: folder of the checkpoint (diffusers layout) or of the bundle.
 
     Raises:
-        QwenImageError: the file is missing, unreadable or no tokenizer, or lacks the tokens of the prompt template.
+        QwenImageError: the file is missing, unreadable, larger than `MAX_BYTES` or no tokenizer, is not in Qwen3-VL's
+            form, or lacks the tokens of the prompt template.
     """
     path = folder / "processor" / "tokenizer.json"
     if not path.is_file():
@@ -28,17 +31,55 @@ def load_tokenizer(folder: Path) -> Tokenizer:
                 "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
             )
         raise QwenImageError(f"{path} is missing; {hint}")
+    text = _read(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise QwenImageError(f"cannot read {path}: {error}") from error
+        check_form(parse(text))
+    except SchemaError as error:
+        raise QwenImageError(f"{path}: {error}; expected Qwen3-VL's tokenizer, copy the released one") from error
     try:
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # tokenizers raises bare Exception for every malformed file
-        raise QwenImageError(f"{path} is not a tokenizer of the tokenizers library: {error}") from error
+    except BaseException as error:
+        if not _is_failure(error):
+            raise
+        raise QwenImageError(
+            f"{path} is not a tokenizer of the tokenizers library: {one_line(error)}; copy it from the checkpoint"
+        ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    missing = [token for token in TEMPLATE_TOKENS if tokenizer.encode(token).ids != [tokenizer.token_to_id(token)]]
+    missing = [token for token in TEMPLATE_TOKENS if token_ids(tokenizer, token) != [tokenizer.token_to_id(token)]]
     if missing:
         raise QwenImageError(f"{path} has no special token {', '.join(missing)}; expected the tokenizer of Qwen3-VL")
     return tokenizer
+
+
+def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the token ids of a text.
+
+    Raises:
+        QwenImageError: the library fails on the text.
+    """
+    try:
+        ids: list[int] = tokenizer.encode(text).ids
+    except BaseException as error:
+        if not _is_failure(error):
+            raise
+        raise QwenImageError(
+            f"the tokenizer fails on a text of {len(text)} characters: {one_line(error)}; shorten it"
+        ) from error
+    return ids
+
+
+def _read(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise QwenImageError(f"{path} has {size} bytes, expected at most {MAX_BYTES}; copy it from the checkpoint")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise QwenImageError(f"cannot read {path}: {error}") from error
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Return whether the library raised an error: a bare Exception, or a panic, whose class PyO3 does not export."""
+    kind = type(error)
+    return isinstance(error, Exception) or (kind.__module__, kind.__name__) == ("pyo3_runtime", "PanicException")

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -199,6 +200,17 @@ def test_garbage_file(
     with pytest.raises(QwenImageError, match="is no ONNX model"):
         load_engine(backend, step_model, step_contract)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", [b"cos_batch", b"velocity"])
+def test_name_that_is_no_utf8_is_told_escaped(
+    backend: str, step_model: Path, step_contract: Contract, name: bytes
+) -> None:
+    graph = step_model.read_bytes()
+    at = graph.rindex(name)
+    step_model.write_bytes(graph[:at] + b"\xff" + graph[at + 1 :])
+    with pytest.raises(QwenImageError, match=re.escape(r"\xff" + name[1:].decode())):
+        load_engine(backend, step_model, step_contract)
 
 
 def test_weights_missing_or_short(backend: str, step_model: Path, step_contract: Contract) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_image_engine.engines.core.errors import load_failure
+from qwen_image_engine.engines.core.errors import load_failure, one_line
 
 MODEL = Path("bundle/step.onnx")
 
@@ -22,3 +22,9 @@ def test_a_graph_that_a_backend_refuses(text: str) -> None:
     assert text in found
     assert "again" not in found
     assert "qwen-image doctor" in found
+
+
+def test_text_that_is_no_utf8_is_escaped() -> None:
+    with pytest.raises(UnicodeDecodeError) as caught:
+        b"no tensor \xffsqrt\nfor the node".decode()
+    assert one_line(caught.value) == r"no tensor \xffsqrt for the node"

@@ -3,10 +3,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
+from qwen_image_engine.runtime.text.tokenizer import load_tokenizer, token_ids
+from qwen_image_engine.runtime.text.tokenizer_form import MAX_BYTES
 
 
 @pytest.fixture
@@ -47,3 +48,17 @@ def test_missing_template_tokens_are_named(copy: Path) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(QwenImageError, match=r"no special token <\|im_start\|>; expected"):
         load_tokenizer(copy)
+
+
+def test_file_beyond_the_largest_is_not_read(copy: Path) -> None:
+    with (copy / "processor" / "tokenizer.json").open("r+b") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(QwenImageError, match=rf"has {MAX_BYTES + 1} bytes, expected at most {MAX_BYTES}"):
+        load_tokenizer(copy)
+
+
+def test_panic_of_the_library_is_an_error() -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    with pytest.raises(QwenImageError, match=r"fails on a text of 61 characters: .*retry-limit"):
+        token_ids(tokenizer, "a" * 60 + "!")

@@ -1,0 +1,53 @@
+"""Two hundred seeded mutations of a bundle, a checkpoint and calibrations: each is refused in one line or harmless."""
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.reliability.fuzz import GOOD, Fuzzer, summary, write_calibrations
+from benchmarks.reliability.mutations import copy_folder, mutate
+
+pytestmark = pytest.mark.process
+
+MUTATIONS = 200
+LIMIT_S = 30.0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_mutations_end_well(
+    exported: Callable[..., Path], random_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = random_checkpoint()
+    calibrations = write_calibrations(checkpoint, tmp_path / "calibrations")
+    sources = {"bundle": exported(), "checkpoint": checkpoint, **calibrations}
+    in_process = {"checkpoint", "calibration", "unfinished calibration"}
+    with Fuzzer(sources, tmp_path, LIMIT_S, ("onnxruntime",), in_process) as fuzzer:
+        found = summary(fuzzer.run(range(MUTATIONS)))
+    assert found["ended_badly"] == []
+    assert set(found["states"]) <= GOOD
+    assert found["states"]["refused"] > MUTATIONS / 2
+
+
+def test_a_seed_decides_everything_and_changes_one_file(exported: Callable[..., Path], tmp_path: Path) -> None:
+    whole = exported()
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    for seed in range(40):
+        changed = []
+        for name in ("first", "second"):
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+            copy_folder(whole, tmp_path / name)
+            changed.append((mutate(tmp_path / name, random.Random(seed)), files(tmp_path / name)))
+        assert changed[0] == changed[1]
+        mutation, found = changed[0]
+        others = {mutation.file, "manifest.json"} if mutation.signed else {mutation.file}
+        assert {name for name, data in files(whole).items() if found.get(name) != data} <= others
+    assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
