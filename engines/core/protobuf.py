@@ -75,6 +75,8 @@ def message_field(number: int, payload: bytes) -> bytes:
 
 def _read_varint(data: Bytes, at: int) -> tuple[int, int]:
     """Return the integer at `at`, which has seven bits a byte, and the position of its end."""
+    if at < len(data) and (first := data[at]) < 0x80:  # most keys and lengths have one byte
+        return first, at + 1
     value = 0
     for index, byte in enumerate(data[at : at + _LONGEST_VARINT]):
         value |= (byte & 0x7F) << 7 * index

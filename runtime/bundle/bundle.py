@@ -15,7 +15,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.plans.fit import check_plan_fits
 from qwen_image_engine.runtime.bundle.capability import check_capability
-from qwen_image_engine.runtime.bundle.files import check_files
+from qwen_image_engine.runtime.bundle.files import check_component_graph, check_files
 from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, Manifest, read_manifest
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.images.reference_image import ReferenceImages
@@ -66,7 +66,8 @@ class Bundle:
             UsageError: the backend is unknown or does not run the bundle's graphs, or the number of threads is out of
                 range.
             QwenImageError: the bundle does not have the component, its weights alone need more memory than is free, no
-                plan was built for this GPU, the backend's package or its device is missing, or a file is damaged.
+                plan was built for this GPU, the backend's package or its device is missing, a file is damaged, or the
+                graph holds something that no export holds.
         """
         entry = self.manifest.components.get(component)
         if entry is None:
@@ -75,6 +76,7 @@ class Bundle:
         self._check_backend(row)
         if row.create is None:
             return self._load_plan(component, entry)
+        check_component_graph(self.folder, self.manifest, component)
         self._check_memory(component, entry, row)
         return load_engine(backend, self.folder / entry.model, entry.contract, threads)
 
@@ -113,6 +115,8 @@ class Bundle:
             raise QwenImageError(
                 f"{component}: {path} has other contents than its sha256 says; build it again with: {rebuild}"
             )
+        if plan.stripped:  # TensorRT reads the weights through the graph
+            check_component_graph(self.folder, self.manifest, component)
         from qwen_image_engine.engines.tensorrt.engine import TensorRtEngine
         from qwen_image_engine.engines.tensorrt.load import PlanSource
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.graph.check import check_graph_file
 from qwen_image_engine.runtime.bundle.manifest import FileEntry, Manifest
 from qwen_image_engine.runtime.system.files import file_sha256
 from qwen_image_engine.runtime.system.text import command_line
@@ -53,6 +54,19 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str] | None = 
             raise _changed(folder, name, "other contents than its sha256 says", manifest)
         if not small and expected.header_sha256 not in (None, header_sha256(path)):
             raise _changed(folder, name, "another header than its sha256 says", manifest)
+
+
+def check_component_graph(folder: Path, manifest: Manifest, component: str) -> None:
+    """Check the graph of a component before an engine reads it; see `check_graph_file`.
+
+    The graph may name only the weight files that the manifest lists for the component.
+
+    Raises:
+        QwenImageError: the graph cannot be read, holds something that no export holds, or names another file.
+    """
+    entry = manifest.components[component]
+    weights = {name: manifest.files[name].bytes for name in entry.weights}
+    check_graph_file(component, folder / entry.model, entry.model, weights)
 
 
 def verify_files(folder: Path, manifest: Manifest, progress: Callable[[int], None] | None = None) -> list[FileFault]:

@@ -14,7 +14,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.entry import Profile
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions, ExpectedFusions
-from qwen_image_engine.runtime.bundle.files import check_files
+from qwen_image_engine.runtime.bundle.files import check_component_graph, check_files
 from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, Manifest, read_manifest
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 from qwen_image_engine.runtime.tools.build.checks import check_gpu, check_timing_cache
@@ -80,8 +80,8 @@ class BuildRequest:
             UsageError: the bundle is not for TensorRT, has no component of a name in `only`, or has no components for
                 reference images and `shapes` asks for some; `timing_cache` cannot be written; or `source` has no
                 plans, or is given without `options.strip_weights`.
-            QwenImageError: a file of the bundle does not match its manifest; TensorRT, the driver or the GPU is missing
-                or too old; or the GPU's free memory is too small.
+            QwenImageError: a file of the bundle does not match its manifest; a graph holds something that no export
+                holds; TensorRT, the driver or the GPU is missing or too old; or the GPU's free memory is too small.
         """
         manifest = read_manifest(folder)
         shapes = _without_absent(folder, manifest, shapes)
@@ -93,6 +93,8 @@ class BuildRequest:
         # A damaged plan is no reason to refuse: it is built again.
         engines = {plan.file for plan in manifest.plans.values()}
         check_files(folder, manifest, [name for name in manifest.files if name not in engines])
+        for name in names:
+            check_component_graph(folder, manifest, name)
         template = Template.of(load_tokenizer(folder), shapes.references.largest)
         tensorrt = tensorrt_version()
         facts = device()

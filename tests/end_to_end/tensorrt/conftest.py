@@ -21,6 +21,7 @@ from tests.support.fake_tensorrt import forget_modules
 from tests.support.fake_tensorrt_runtime import VERSION, Known, fake_tensorrt, plan_bytes
 from tests.support.numpy_engines import DIMS
 from tests.support.played_tensorrt import MakeBundle, profile
+from tests.support.toy_graph import toy_graph
 from tests.support.toy_manifest import toy_manifest
 
 
@@ -44,7 +45,7 @@ def make_bundle(driver: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         components, plans, files = {}, {}, {}
         for name, item in contracts.items():
             graph, plan = tmp_path / f"{name}.onnx", tmp_path / f"{name}.plan"
-            graph.write_bytes(b"graph")
+            graph.write_bytes(toy_graph(name))
             plan.write_bytes(plan_bytes(name, values.get("stripped", False)))
             files |= {path.name: describe_file(path) for path in (graph, plan)}
             components[name] = ComponentEntry(graph.name, (graph.name,), "bf16", (), {}, 23, 11, item)

@@ -40,6 +40,7 @@ from qwen_image_engine.runtime.tools.build.build import build_bundle
 from qwen_image_engine.runtime.tools.build.plans_folder import PLANS
 from qwen_image_engine.runtime.tools.build.shapes import BuildShapes, Template, build_profiles
 from tests.support.numpy_engines import DIMS, FACTS
+from tests.support.toy_graph import toy_graph
 from tests.support.toy_manifest import toy_manifest
 
 SHAPES = BuildShapes(sizes=((512, 512), (1024, 1024)))
@@ -55,7 +56,7 @@ def bundle(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.bin"))
     components = {}
     for name in COMPONENTS:
-        (folder / f"{name}.onnx").write_bytes(name.encode())
+        (folder / f"{name}.onnx").write_bytes(toy_graph(name))
         components[name] = ComponentEntry(
             f"{name}.onnx", ("weights.safetensors",), "bf16", (), {}, 23, 11, contract(name, DIMS, "bfloat16")
         )
