@@ -10,8 +10,8 @@ from qwen_image_engine.engines.core import contract_check, errors
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.contract_check import Array, PortFacts
+from qwen_image_engine.engines.core.graph.linked_weights import weights_in_folder
 from qwen_image_engine.engines.core.packages import newer_than_supported
-from qwen_image_engine.engines.graphs.linked_weights import weights_in_folder
 from qwen_image_engine.engines.onnxruntime.package import onnxruntime
 from qwen_image_engine.engines.onnxruntime.saturation import products_saturate
 

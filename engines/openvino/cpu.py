@@ -8,8 +8,8 @@ from qwen_image_engine.engines.core import contract_check, errors
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.contract_check import Array, PortFacts
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.graph.linked_weights import weights_in_folder
 from qwen_image_engine.engines.core.packages import newer_than_supported
-from qwen_image_engine.engines.graphs.linked_weights import weights_in_folder
 from qwen_image_engine.engines.openvino.package import FAILURES, core, openvino
 from qwen_image_engine.engines.openvino.saturation import has_int8_weights, products_saturate
 

@@ -1,1 +1,1 @@
-"""Graph files: the operators that exports hold, and the check of a file against them before an engine reads it."""
+"""Graph files before an engine reads them: the operators that exports hold, the check, and weights behind links."""

@@ -155,7 +155,6 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
         _operator("Tanh", 1),
         _operator("Transpose", 1, perm=range(MAX_RANK)),
         _operator("Trilu", 1, upper=range(1)),
-        _operator("Unsqueeze", 2),
         _operator("Where", 3),
         _microsoft("GemmFloat8", 5, dtype=range(1, 18), transB=range(1, 2)),
         _microsoft("MultiHeadAttention", 3, num_heads=_HEADS, unidirectional=range(1, 2)),

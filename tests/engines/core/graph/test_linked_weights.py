@@ -10,7 +10,11 @@ import pytest
 
 from qwen_image_engine.engines.backends import load_engine
 from qwen_image_engine.engines.core.errors import QwenImageError
+<<<<<<<< HEAD:tests/engines/graphs/test_linked_weights.py
 from qwen_image_engine.engines.graphs.linked_weights import weights_in_folder
+========
+from qwen_image_engine.engines.core.graph.linked_weights import weights_in_folder
+>>>>>>>> graphs22:tests/engines/core/graph/test_linked_weights.py
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 
 COMPONENT, WEIGHTS = "vae_decoder_mid", "weights.safetensors"
