@@ -149,7 +149,10 @@ def _observe(request: Request, settings: Settings, output: Path, progress: Progr
     begun = read_partial(output, request.device)
     if begun is not None:
         _check_same(output / PARTIAL, begun.settings.differences(settings, unfinished=True))
-    first, sums = (0, empty_sums(request)) if begun is None else (begun.trajectories, begun.sums)
+    first, sums = 0, empty_sums(request)
+    if begun is not None:
+        _check_sums(output / PARTIAL, begun.sums, sums)
+        first, sums = begun.trajectories, begun.sums
     count = len(request.prompts)
     if first == count:  # interrupted before the result was written
         return sums
@@ -169,6 +172,16 @@ def _check_same(path: Path, differences: str) -> None:
         raise QwenImageError(
             f"{path}: was made with {differences}; ask for the same, name another folder, or remove it first"
         )
+
+
+def _check_sums(path: Path, found: Sums, expected: Sums) -> None:
+    """Raise if the sums of an unfinished calibration are of other activations than this one observes."""
+    for component, activations in expected.items():
+        for name, sums in activations.items():
+            begun = found.get(component, {}).get(name)
+            if begun is None or not begun.fits(sums):
+                state = "missing" if begun is None else "of another shape"
+                raise QwenImageError(f"{path}: the sums of {component}, {name} are {state}; remove it to begin again")
 
 
 def _check_output(output: Path) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from qwen_image_engine.calibration.observe.settings import Settings
 from qwen_image_engine.calibration.observe.statistics import InputSums
-from qwen_image_engine.calibration.observe.tensor_file import pack, read, write_whole
+from qwen_image_engine.calibration.observe.tensor_file import Fields, pack, read, write_whole
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.runtime.system.json_schema import OBJECT, WHOLE, SchemaError, parse, record
 
 PARTIAL = "partial.safetensors"
 
@@ -18,6 +19,7 @@ Sums = Mapping[str, Mapping[str, InputSums]]
 """Sums by component and activation."""
 
 _METADATA = "calibration"
+_FACTS = record({"settings": OBJECT, "trajectories": WHOLE})
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +62,20 @@ def read_partial(folder: Path, device: str) -> Partial | None:
         return None
     try:
         fields, metadata = read(path, device)
-        facts = json.loads(metadata[_METADATA])
-        sums = {
-            component: {name: InputSums(tensors) for name, tensors in activations.items()}
-            for component, activations in fields.items()
-        }
-        return Partial(Settings.from_json(facts["settings"]), int(facts["trajectories"]), sums)
-    except (QwenImageError, ValueError, KeyError, TypeError, OverflowError) as error:
+        if _METADATA not in metadata:
+            raise SchemaError(f"its metadata has no {_METADATA!r}")
+        facts = parse(metadata[_METADATA])
+        _FACTS(facts, "")
+        settings = Settings.from_json(facts["settings"])
+        if facts["trajectories"] > settings.prompts:
+            raise SchemaError(f"{facts['trajectories']} trajectories of {settings.prompts} prompts")
+        return Partial(settings, facts["trajectories"], _sums(fields))
+    except QwenImageError as error:
         raise QwenImageError(f"{path}: no unfinished calibration ({error}); remove it to begin again") from error
+
+
+def _sums(fields: Fields) -> Sums:
+    return {
+        component: {name: InputSums.read(f"{component}, {name}", tensors) for name, tensors in activations.items()}
+        for component, activations in fields.items()
+    }

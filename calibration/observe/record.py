@@ -18,8 +18,11 @@ from qwen_image_engine.calibration.observe.statistics import PERCENTILES, InputS
 from qwen_image_engine.calibration.observe.tensor_file import pack, read, write_whole
 from qwen_image_engine.engines.core.components import EVERY_STEP
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import read_regular, regular_size
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.system.files import file_sha256
+from qwen_image_engine.runtime.system.json_schema import MAX_JSON_BYTES, TEXT, WHOLE, SchemaError, parse
+from qwen_image_engine.runtime.system.json_schema import record as object_of
 from qwen_image_engine.runtime.system.text import command_line
 
 RECORD = "calibration.json"
@@ -27,6 +30,7 @@ TENSORS = "calibration.safetensors"
 
 Statistics = Mapping[str, Mapping[str, InputStatistics]]
 _FIELDS = tuple(field.name for field in fields(InputStatistics))
+_TENSORS = object_of({"tensors": object_of({"bytes": WHOLE, "sha256": TEXT})})
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,15 +78,15 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / RECORD
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse(read_regular(path, MAX_JSON_BYTES))
         settings = Settings.from_json(data)
-        tensors = data["tensors"]
-        return Record(settings, int(tensors["bytes"]), str(tensors["sha256"]))
+        _TENSORS(data, "")
+        return Record(settings, data["tensors"]["bytes"], data["tensors"]["sha256"])
     except FileNotFoundError:
         raise QwenImageError(_missing(folder)) from None
     except OSError as error:
         raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except SchemaError as error:
         raise QwenImageError(f"{path}: is not the record of a calibration ({error}); {_again(folder)}") from error
 
 
@@ -95,7 +99,7 @@ def load(folder: Path, record: Record, checkpoint: Checkpoint) -> Calibration:
     """
     path = folder / TENSORS
     try:
-        size = path.stat().st_size
+        size = regular_size(path)
     except OSError as error:
         remedy = f"; {_again(folder)}" if isinstance(error, FileNotFoundError) else ""
         raise QwenImageError(f"{path}: cannot be read ({error.strerror or error}){remedy}") from error

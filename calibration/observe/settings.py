@@ -12,6 +12,7 @@ from qwen_image_engine.runtime.system.json_schema import (
     TEXT,
     WHOLE,
     SchemaError,
+    described,
     is_count,
     is_integer,
     is_list_of,
@@ -85,16 +86,13 @@ class Settings:
         """Read the JSON of `to_json`. Other keys are ignored.
 
         Raises:
-            ValueError: `data` is of another format or schema version, or a value is missing or of the wrong type.
+            SchemaError: `data` is of another format or schema version, or a value is missing or of the wrong type.
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ValueError(f'no "format": "{FORMAT}" in it')
+            raise SchemaError(f'no "format": "{FORMAT}" in it')
         if data.get("schema") != SCHEMA:
-            raise ValueError(f"schema version {data.get('schema')!r}, this version reads {SCHEMA}")
-        try:
-            _SETTINGS(data, "")
-        except SchemaError as error:
-            raise ValueError(str(error)) from error
+            raise SchemaError(f"schema version {described(data.get('schema'))}, this version reads {SCHEMA}")
+        _SETTINGS(data, "")
         values = {name: data[name] for name in _FIELDS}
         return cls(
             **{

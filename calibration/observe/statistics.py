@@ -13,6 +13,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from qwen_image_engine.runtime.system.json_schema import SchemaError
+
 PERCENTILES = (99.0, 99.9, 99.99, 99.999)
 
 # The histogram's bins are cut from the bits of float32: 2^6 = 64 to an octave, so a bin is 0.8% to 1.6% wide, over the
@@ -21,6 +23,16 @@ _BINS_BITS = 6
 _LOWEST_EXPONENT, _OCTAVES = -32, 64
 _BINS = _OCTAVES << _BINS_BITS
 _MANTISSA_BITS, _EXPONENT_BIAS = 23, 127
+
+_FORMATS = {
+    "channel_absmax": (torch.float32, 1),
+    "square_sum": (torch.float64, 1),
+    "histogram": (torch.int64, 1),
+    "absmax_by_step": (torch.float32, 1),
+    "gram_sum": (torch.float32, 3),
+    "rows": (torch.int64, 0),
+}
+"""Dtype and number of axes of each tensor of sums."""
 
 RESOLUTION = 2.0**-_BINS_BITS
 """Relative error bound of percentiles from 2^-32 to 2^32. Magnitudes below 2^-32 count as 0."""
@@ -57,6 +69,44 @@ class InputSums:
         self._absmax_by_step = tensors["absmax_by_step"]  # (S,) float32
         self._gram_sum = tensors["gram_sum"]  # (K / B, B, B) float32
         self._rows = tensors["rows"]  # () int64
+
+    @classmethod
+    def read(cls, place: str, tensors: Mapping[str, Tensor]) -> Self:
+        """Continue from tensors of a file, which has no hash.
+
+        Args:
+            place: component and activation, for errors.
+            tensors: sums by name.
+
+        Raises:
+            SchemaError: a tensor is missing, has another dtype or shape, or holds values that are no sums.
+        """
+        for name, (dtype, axes) in _FORMATS.items():
+            found = tensors.get(name)
+            if found is None:
+                raise SchemaError(f"{place}: {name} is missing")
+            if found.dtype != dtype or found.ndim != axes:
+                raise SchemaError(
+                    f"{place}: {name} is {found.dtype} {tuple(found.shape)}, expected {dtype}, {axes} axes"
+                )
+            if not bool(found.isfinite().all()) or (name != "gram_sum" and bool((found < 0).any())):
+                raise SchemaError(f"{place}: {name} holds values that are not finite or below 0")
+        channels, gram = len(tensors["channel_absmax"]), tensors["gram_sum"].shape
+        blocks, block = gram[0], gram[1]
+        if (
+            tensors["square_sum"].shape != (channels,)
+            or tensors["histogram"].shape != (_BINS,)
+            or gram != (blocks, block, block)
+            or (blocks and blocks * block != channels)
+        ):
+            raise SchemaError(f"{place}: its sums have shapes that do not fit each other")
+        return cls(tensors)
+
+    def fits(self, other: InputSums) -> bool:
+        """Return whether the sums have the same shapes as others, so that they are of the same activation."""
+        return {name: item.shape for name, item in self.tensors().items()} == {
+            name: item.shape for name, item in other.tensors().items()
+        }
 
     @classmethod
     def empty(cls, channels: int, steps: int, device: torch.device, block: int = 0) -> Self:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import whole_file
+from qwen_image_engine.reference.storage.tensor_file import read_header
 
 Fields = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
 """Tensors by component, activation and field."""
@@ -33,6 +34,7 @@ def read(path: Path, device: str = "cpu") -> tuple[dict[str, dict[str, dict[str,
     Raises:
         QwenImageError: the file cannot be read, is damaged, or contains a tensor with another kind of name.
     """
+    read_header(path)  # the library would open a pipe, and take tensors of any number
     try:
         with safe_open(path, framework="pt", device=device) as file:
             names = file.keys()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from codecs import BOM_UTF8
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,12 @@ from qwen_image_engine.runtime.system.json_schema import (
     TEXT,
     TRUTH,
     SchemaError,
+    described,
     is_integer,
     leaf,
     many,
     optional,
+    parse,
     record,
 )
 
@@ -50,8 +52,8 @@ class QuantisationRecipe:
                 an unknown precision.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError) as error:
+            data = parse(path.read_bytes().removeprefix(BOM_UTF8))
+        except (OSError, SchemaError) as error:
             raise UsageError(f"--recipe {path}: cannot be read as JSON ({error})") from error
         try:
             _RECIPE(data, "")
@@ -104,10 +106,8 @@ class QuantisationRecipe:
 
 def _rule(path: Path, item: Mapping[str, str]) -> Rule:
     if item["precision"] not in (*QUANTISED, HIGH):
-        raise UsageError(
-            f"--recipe {path}: unknown precision {item['precision']!r} for {item['linears']!r}; known: "
-            f"{', '.join((*QUANTISED, HIGH))}"
-        )
+        found = f"{described(item['precision'])} for {described(item['linears'])}"
+        raise UsageError(f"--recipe {path}: unknown precision {found}; known: {', '.join((*QUANTISED, HIGH))}")
     return Rule(item["linears"], item["precision"])
 
 

@@ -12,6 +12,19 @@ from qwen_image_engine.calibration.observe.settings import Settings
 from qwen_image_engine.calibration.observe.tensor_file import write_whole
 from qwen_image_engine.calibration.sensitivity.sensitivity import Picture
 from qwen_image_engine.calibration.sensitivity.teacher_forcing import Errors
+from qwen_image_engine.engines.core.files import read_regular
+from qwen_image_engine.runtime.system.json_schema import (
+    MAX_JSON_BYTES,
+    NOT_NEGATIVE,
+    OBJECT,
+    SchemaError,
+    many,
+    named,
+    parse,
+    record,
+)
+
+_PARTIAL = record({"decides": OBJECT, "alone": named(many(many(NOT_NEGATIVE)))})
 
 
 @dataclass(frozen=True)
@@ -54,15 +67,18 @@ class PartialSensitivity:
         replaces the file.
         """
         try:
-            data = json.loads(self.path.read_text(encoding="utf-8"))
-            if data["decides"] != self.decides:
-                return {}
-            return {
-                str(linear): tuple(tuple(float(error) for error in picture) for picture in errors)
-                for linear, errors in data["alone"].items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            data = parse(read_regular(self.path, MAX_JSON_BYTES))
+            _PARTIAL(data, "")
+        except (OSError, SchemaError):
             return {}
+        found = data["alone"]
+        steps = [len(picture["sigmas"]) for picture in self.decides["pictures"]]
+        if data["decides"] != self.decides or any([*map(len, errors)] != steps for errors in found.values()):
+            return {}
+        return {
+            linear: tuple(tuple(float(error) for error in picture) for picture in errors)
+            for linear, errors in found.items()
+        }
 
     def write(self, alone: Mapping[str, Errors]) -> None:
         """Replace the file atomically. JSON preserves every bit of a float.

@@ -1,6 +1,7 @@
 """Checks of a model file, a loaded graph, and the arrays of a run against the contract of a component."""
 
 import mmap
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from qwen_image_engine.engines.core import protobuf
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec, describe_shape, split_axis
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, dtype_name
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import open_regular
 
 Array = NDArray[Any]
 
@@ -34,11 +36,11 @@ def check_model_file(contract: Contract, model: Path) -> None:
     are read.
 
     Raises:
-        QwenImageError: the file is missing, unreadable, cut short, or no ONNX model.
+        QwenImageError: the file is missing, unreadable, no regular file, cut short, or no ONNX model.
     """
     try:
-        with model.open("rb") as file:
-            whole = _is_model(file, model.stat().st_size)
+        with open_regular(model) as file:
+            whole = _is_model(file, os.fstat(file.fileno()).st_size)
     except OSError as error:
         remedy = "; export the bundle again" if isinstance(error, FileNotFoundError) else ""
         raise QwenImageError(f"{contract.component}: cannot read {model}: {error.strerror}{remedy}") from error

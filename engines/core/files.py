@@ -1,7 +1,8 @@
-"""Atomic writes of files and folders: each is written under a temporary name, then renamed."""
+"""Reading of regular files, which no pipe can hold up, and atomic writes: a temporary name, then a rename."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import secrets
@@ -11,6 +12,82 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+
+def open_regular(path: Path, most: int | None = None, *, buffering: int = -1) -> BinaryIO:
+    """Open a regular file for reading.
+
+    A pipe would wait for a writer and a device may have no end. The opening does not wait, and the opened file is
+    checked, so that a change of its name in between does not count.
+
+    Args:
+        path: a file, or a symlink to one.
+        most: largest size that is accepted, in bytes; None for any.
+        buffering: buffering as in `open`.
+
+    Raises:
+        OSError: the file cannot be opened, is not regular, or is larger than `most`.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except ValueError:  # a NUL, or half a character
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from None
+    try:
+        _check_regular(path, os.fstat(descriptor), most)
+        return os.fdopen(descriptor, "rb", buffering)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Read a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: the file cannot be read, is not regular, or is larger than `most`.
+    """
+    with open_regular(path, most) as file:
+        data = file.read(most + 1)
+    if len(data) > most:  # it grew, or its size was not known, as in /proc
+        raise _too_large(path, len(data), most)
+    return data
+
+
+def regular_size(path: Path) -> int:
+    """Return the bytes of a regular file.
+
+    Raises:
+        OSError: the file does not exist or is not regular.
+    """
+    status = path.stat()
+    _check_regular(path, status, None)
+    return status.st_size
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Return whether `path` is in a place outside `folder` once symlinks are followed.
+
+    The files of a snapshot in the hub's cache are links into the repository's folder `blobs`, which counts as inside
+    (huggingface_hub, "Understand caching").
+    """
+    home, place = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+    if place.is_relative_to(home):
+        return False
+    return home.parent.name != "snapshots" or place.parent != Path(os.path.realpath(home.parent.parent / "blobs"))
+
+
+def _check_regular(path: Path, status: os.stat_result, most: int | None) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, expected a file", str(path))
+    if most is not None and status.st_size > most:
+        raise _too_large(path, status.st_size, most)
+
+
+def _too_large(path: Path, found: int, most: int) -> OSError:
+    return OSError(errno.EFBIG, f"it holds {found} bytes, expected at most {most}", str(path))
 
 
 @contextmanager

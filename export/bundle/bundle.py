@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qwen_image_engine.calibration.rules.recipe_file import QuantisationRecipe
 from qwen_image_engine.engines.core.errors import QwenImageError, is_memory
+from qwen_image_engine.engines.core.files import leads_out
 from qwen_image_engine.export.bundle.cache_key import cache_key, tool
 from qwen_image_engine.export.bundle.network_folder import NetworkFolder, reuse_network, write_network
 from qwen_image_engine.export.bundle.request import ExportRequest
@@ -293,7 +294,11 @@ def _previous(output: Path) -> Manifest | None:
 
 
 def _copy_host_files(source: Path, folder: Path) -> Mapping[str, FileEntry]:
-    """Copy the files that the runtime reads besides networks, and return their manifest entries by name."""
+    """Copy the files that the runtime reads besides networks, and return their manifest entries by name.
+
+    Raises:
+        QwenImageError: a file is a link out of the checkpoint and its hub cache.
+    """
     names = list(_COPIED_FILES)
     for name in _COPIED_FOLDERS:
         (folder / name).mkdir()
@@ -303,5 +308,10 @@ def _copy_host_files(source: Path, folder: Path) -> Mapping[str, FileEntry]:
             if path.is_file() and not path.name.startswith(".")
         ]
     for name in names:
+        if leads_out(source / name, source):
+            raise QwenImageError(
+                f"{source / name}: is a link out of the checkpoint, whose target is not copied into a bundle; put the "
+                "file itself there"
+            )
         shutil.copyfile(source / name, folder / name)
     return {name: describe_file(folder / name) for name in names}

@@ -16,6 +16,7 @@ from typing import Any
 
 from qwen_image_engine.engines.core.dtypes import STORED_FLOATS
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import leads_out, read_regular
 from qwen_image_engine.reference.checkpoint.config import (
     TextEncoderConfig,
     TransformerConfig,
@@ -36,10 +37,12 @@ from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle.manifest import MANIFEST
 from qwen_image_engine.runtime.bundle.manifest_entries import checkpoint_flags
 from qwen_image_engine.runtime.system.files import file_sha256, with_home
+from qwen_image_engine.runtime.system.json_schema import MISSING, described
 
 _INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")
 
 PIPELINE_CLASS = "QwenImage21Pipeline"
+_MAX_TEXT_BYTES = 1 << 20
 TRANSFORMER = "transformer"
 """The component that a single file may hold."""
 
@@ -322,11 +325,13 @@ def _find(path_or_name: str | Path) -> Path:
 def _check_index(folder: Path, index: Mapping[str, Any]) -> None:
     where = folder / "model_index.json"
     if index.get("_class_name") != PIPELINE_CLASS:
-        raise QwenImageError(f"{where}: key '_class_name' is {index.get('_class_name')!r}, expected {PIPELINE_CLASS!r}")
+        found = described(index.get("_class_name", MISSING))
+        raise QwenImageError(f"{where}: key '_class_name' is {found}, expected {PIPELINE_CLASS!r}")
     for name, layout in LAYOUT.items():
         if index.get(name) != [layout.library, layout.class_name]:
             raise QwenImageError(
-                f"{where}: key {name!r} is {index.get(name)!r}, expected {[layout.library, layout.class_name]!r}"
+                f"{where}: key {name!r} is {described(index.get(name, MISSING))}, "
+                f"expected {[layout.library, layout.class_name]!r}"
             )
     absent = [name for name in (*LAYOUT, "scheduler", "processor") if not (folder / name).is_dir()]
     if absent:
@@ -366,7 +371,10 @@ def _combined_sha256(hashes: Iterable[tuple[str, str]]) -> str:
 
 
 def _text(path: Path) -> str:
+    """Return a file's text, or "" if there is none: a bundle repeats a line of it, so no link may lead elsewhere."""
+    if leads_out(path, path.parent):
+        return ""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_regular(path, _MAX_TEXT_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""

@@ -15,7 +15,7 @@ from typing import Any
 
 from qwen_image_engine.engines.core.components import Attention
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.model.facts import ATTENTION
+from qwen_image_engine.runtime.model.facts import ATTENTION, ROPE_THETA
 from qwen_image_engine.runtime.system.json_schema import MISSING, Reader
 
 
@@ -206,7 +206,7 @@ class VisionConfig:
         if vision.get("rope_parameters") not in (MISSING, None):  # transformers 5
             rope = vision.section("rope_parameters")
             rope.expect("rope_type", "axial")
-            rope_theta = rope.number("rope_theta")
+            rope_theta = float(rope.take("rope_theta", ROPE_THETA))
         return cls(
             depth=depth,
             hidden_size=hidden,
@@ -329,7 +329,7 @@ def _rope(text: Reader, head_dim: int) -> tuple[float, tuple[int, ...], tuple[st
     """
     if text.get("rope_parameters") not in (MISSING, None):
         rope = text.section("rope_parameters")
-        theta = rope.number("rope_theta")
+        theta = float(rope.take("rope_theta", ROPE_THETA))
         if text.get("rope_scaling") not in (MISSING, None, text.values["rope_parameters"]):
             text.refuse("rope_scaling", "none, or the same as rope_parameters: transformers reads either")
         if text.get("rope_theta") not in (MISSING, None, theta):
@@ -337,7 +337,7 @@ def _rope(text: Reader, head_dim: int) -> tuple[float, tuple[int, ...], tuple[st
     else:
         if text.get("rope_theta") is MISSING:
             text.refuse("rope_theta", "a positive number, or 'rope_parameters' with it (transformers 5)")
-        theta = text.number("rope_theta")
+        theta = float(text.take("rope_theta", ROPE_THETA))
         rope = text.section("rope_scaling")
     # Files from before transformers 4.43 spell rope_type `type`.
     if rope.get("rope_type") is MISSING and rope.get("type") is not MISSING:

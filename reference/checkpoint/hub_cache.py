@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import read_regular
 from qwen_image_engine.runtime.system.files import with_home
 
 REPOSITORY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -49,8 +50,8 @@ def snapshot_folder(name: str) -> Path:
             f"pass a folder, or download it first: hf download {name}"
         )
     try:
-        revision = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
-    except OSError:
+        revision = read_regular(repository / "refs" / "main", 1000).decode("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
         revision = ""
     snapshot = repository / "snapshots" / revision
     if revision and Path(revision).name == revision and snapshot.is_dir():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.storage.json_file import read_json
+from qwen_image_engine.runtime.model.facts import IMAGE_MEAN, IMAGE_STD
 from qwen_image_engine.runtime.system.json_schema import MISSING, Reader
 
 
@@ -59,7 +60,8 @@ class ImageProcessorConfig:
                 image.expect(key, value)
         if image.get("rescale_factor") is not MISSING and abs(image.number("rescale_factor") * 255 - 1) > 1e-6:
             image.refuse("rescale_factor", "1/255")
-        mean, std = (image.numbers(key, 3, "3 numbers") for key in ("image_mean", "image_std"))
+        mean = tuple(map(float, image.take("image_mean", IMAGE_MEAN)))
+        std = tuple(map(float, image.take("image_std", IMAGE_STD)))
         size = image.section("size")
         least, most = size.integer("shortest_edge"), size.integer("longest_edge")
         if least > most:

@@ -14,6 +14,7 @@ import numpy as np
 
 from qwen_image_engine.engines.core.dtypes import STORED, STORED_FACTORS
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import open_regular
 from qwen_image_engine.reference.lora.file import PEFT_WEIGHTS, LoraFile
 from qwen_image_engine.reference.lora.keys import (
     NO_PREFIX,
@@ -264,7 +265,7 @@ def _number(path: Path, entry: TensorInfo) -> float:
         number = read_tensor(entry).float().item()
     else:
         try:
-            with entry.file.open("rb") as file:
+            with open_regular(entry.file) as file:
                 file.seek(entry.offset)
                 value = np.frombuffer(file.read(entry.nbytes), STORED[entry.dtype].numpy)
         except OSError as error:

@@ -5,7 +5,6 @@ PEFT 0.21: `LoraModel._create_and_replace` chooses alpha and rank, `LoraLayer.up
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import Any, Self
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.storage.json_file import read_json
-from qwen_image_engine.runtime.system.json_schema import MISSING, NUMBER, Reader, described, named
+from qwen_image_engine.runtime.system.json_schema import MISSING, NUMBER, Reader, SchemaError, described, named, parse
 
 METADATA = "lora_adapter_metadata"
 """Key of PEFT's settings as JSON in the metadata of files from diffusers' `save_lora_weights`."""
@@ -80,9 +79,9 @@ class AdapterConfig:
             return None
         where = f"{path}, {METADATA}"
         try:
-            values = json.loads(metadata[METADATA])
-        except (ValueError, RecursionError) as error:
-            raise QwenImageError(f"{where}: not JSON ({error})") from error
+            values = parse(metadata[METADATA])
+        except SchemaError as error:
+            raise QwenImageError(f"{where}: {error}") from error
         if isinstance(values, dict):
             values = {key.removeprefix(_PREFIX): value for key, value in values.items()}
         return cls._from_json(values, where)

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 
 from qwen_image_engine.engines.core.dtypes import STORED_FLOATS
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import open_regular
 from qwen_image_engine.reference.storage.json_file import read_json
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_header
 from qwen_image_engine.reference.storage.weight_kinds import check_unquantised
+from qwen_image_engine.runtime.system.json_schema import NAME, SchemaError, described, named
 
 if TYPE_CHECKING:
     import torch
@@ -205,7 +207,7 @@ class StoredNetwork:
     def _map(self, file: Path) -> mmap.mmap:
         if file not in self._maps:
             try:
-                with file.open("rb") as opened:
+                with open_regular(file) as opened:
                     # Copy-on-write: torch knows no read-only tensors, and a write into a read-only page is a crash.
                     self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
             except OSError as error:
@@ -280,13 +282,17 @@ def _read_shards(folder: Path, index: Path) -> tuple[dict[str, TensorInfo], list
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise QwenImageError(f"{index}: no 'weight_map' of tensor names to files")
+    try:
+        named(NAME)(weight_map, "weight_map")
+    except SchemaError as error:
+        raise QwenImageError(f"{index}: {error}") from error
     listed: dict[str, set[str]] = {}
     for tensor, shard_name in weight_map.items():
-        listed.setdefault(str(shard_name), set()).add(tensor)
+        listed.setdefault(shard_name, set()).add(tensor)
     names = sorted(listed)
     outside = [name for name in names if Path(name).name != name]
     if outside:
-        raise QwenImageError(f"{index}: names the file {outside[0]!r}, expected one in the same folder")
+        raise QwenImageError(f"{index}: names the file {described(outside[0])}, expected one in the same folder")
     files = [folder / name for name in names]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
@@ -298,6 +304,8 @@ def _read_shards(folder: Path, index: Path) -> tuple[dict[str, TensorInfo], list
         if wrong:
             state = "absent from it" if wrong[0] in listed[file.name] else "stored but not listed there"
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            raise QwenImageError(f"{index}: does not agree with {file.name}: tensor {wrong[0]!r} is {state}{more}")
+            raise QwenImageError(
+                f"{index}: does not agree with {file.name}: tensor {described(wrong[0])} is {state}{more}"
+            )
         tensors.update(shard)
     return tensors, files

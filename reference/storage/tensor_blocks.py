@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qwen_image_engine.engines.core.dtypes import STORED, STORED_FLOATS
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import open_regular
 from qwen_image_engine.reference.storage.finite import check_finite
 from qwen_image_engine.reference.storage.merged_tensor import MergedTensor
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
@@ -34,7 +35,7 @@ def tensor_blocks(source: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterato
         return
     buffer = bytearray(min(block_bytes, source.nbytes))
     try:
-        with source.file.open("rb", buffering=0) as file:
+        with open_regular(source.file, buffering=0) as file:
             file.seek(source.offset)
             for start in range(0, source.nbytes, block_bytes):
                 block = memoryview(buffer)[: min(block_bytes, source.nbytes - start)]

@@ -6,8 +6,8 @@ data_offsets}, then the tensors without gaps; offsets count from the end of the 
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +15,43 @@ from typing import Any
 
 from qwen_image_engine.engines.core.dtypes import STORED
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import open_regular
+from qwen_image_engine.runtime.system.json_schema import (
+    NAME,
+    TEXT,
+    SchemaError,
+    described,
+    is_list_of,
+    is_whole,
+    leaf,
+    named,
+    parse,
+    record,
+)
 
-# The library's own limit (MAX_HEADER_SIZE): a larger length is damage, not a header.
-MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 25_000_000
+"""Largest header that is read: `MAX_TENSORS` with long names. The library takes four times as much, whose JSON may need
+2 GB."""
+
 MAX_TENSORS = 100_000
 """Largest number of tensors in a file. A released network has fewer than 1,000; the JSON of a million takes 1 GB."""
 
 _METADATA = "__metadata__"
+_MOST_AXES = 16
+
+_ENTRY = record(
+    {
+        "dtype": TEXT,
+        "shape": leaf(
+            f"a list of at most {_MOST_AXES} sizes",
+            lambda value: value == [] or (is_list_of(value, is_whole) and len(value) <= _MOST_AXES),
+        ),
+        "data_offsets": leaf(
+            "where the tensor begins and ends",
+            lambda value: is_list_of(value, is_whole, 2) and value[0] <= value[1],
+        ),
+    }
+)
 _FOREIGN = {
     b"version ": "is a git-lfs pointer, expected the weights; fetch them with `git lfs pull`",
     b"GGUF": "is a GGUF file, whose weights are quantised; expected the .safetensors file in BF16, F16 or F32",
@@ -97,17 +127,19 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         QwenImageError: the file cannot be read or is truncated, or its header or metadata is malformed.
     """
-    metadata = _read_json(path)[0].get(_METADATA, {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise QwenImageError(f"{path}: bad header: {_METADATA} holds other things than texts")
+    metadata: dict[str, str] = _read_json(path)[0].get(_METADATA, {})
+    try:
+        named(TEXT)(metadata, _METADATA)
+    except SchemaError as error:
+        raise QwenImageError(f"{path}: bad header: {error}") from error
     return metadata
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any], int, int]:
     """Return the header, the offset of the first tensor, and the size of the file."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             text = file.read(length) if 2 <= length <= min(MAX_HEADER_BYTES, size - 8) else None
@@ -126,9 +158,9 @@ def _read_json(path: Path) -> tuple[dict[str, Any], int, int]:
     if count > MAX_TENSORS:
         raise QwenImageError(f"{path}: its header lists {count} tensors, expected at most {MAX_TENSORS}")
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise QwenImageError(f"{path}: not a safetensors file: its header is not JSON ({error})") from error
+        header = parse(text)
+    except SchemaError as error:
+        raise QwenImageError(f"{path}: not a safetensors file: its header is {error}") from error
     if not isinstance(header, dict):
         raise QwenImageError(f"{path}: not a safetensors file: its header is not a JSON object")
     return header, 8 + length, size
@@ -137,14 +169,13 @@ def _read_json(path: Path) -> tuple[dict[str, Any], int, int]:
 def _entry(path: Path, file: Path, name: str, entry: Any, first_byte: int) -> TensorInfo:
     """Return the place of a tensor in `file`, which is `path` with symlinks resolved."""
     try:
-        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end)) and begin <= end
-    except (TypeError, KeyError, ValueError):
-        sound = False
-    if not sound:
-        raise QwenImageError(f"{path}: bad header: tensor {name!r} has no sound dtype, shape and data_offsets")
+        NAME(name, "the name of a tensor")
+        _ENTRY(entry, f"tensor {name!r}")
+    except SchemaError as error:
+        raise QwenImageError(f"{path}: bad header: {error}") from error
+    dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in STORED:
-        raise QwenImageError(f"{path}: tensor {name!r} has dtype {dtype!r}, expected BF16, F16 or F32")
+        raise QwenImageError(f"{path}: tensor {name!r} has dtype {described(dtype)}, expected BF16, F16 or F32")
     expected = math.prod(shape) * STORED[dtype].bytes
     if end - begin != expected:
         raise QwenImageError(f"{path}: bad header: tensor {name!r} takes {end - begin} bytes, its shape {expected}")

@@ -1,6 +1,5 @@
 """An open bundle: the manifest, and loaders of every part of the pipeline."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,15 +11,17 @@ from tokenizers import Tokenizer
 from qwen_image_engine.engines.backends import Backend, backends_for, find_backend, load_engine, require
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.files import read_regular
 from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.plans.fit import check_plan_fits
 from qwen_image_engine.runtime.bundle.capability import check_capability
-from qwen_image_engine.runtime.bundle.files import check_component_graph, check_files
+from qwen_image_engine.runtime.bundle.files import check_component_graph, check_embeddings, check_files
 from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, Manifest, read_manifest
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.images.reference_image import ReferenceImages
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
 from qwen_image_engine.runtime.system.files import file_sha256
+from qwen_image_engine.runtime.system.json_schema import MAX_JSON_BYTES, SchemaError, parse
 from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
 from qwen_image_engine.runtime.system.text import command_line
 from qwen_image_engine.runtime.text.embedding import EmbeddingTable
@@ -176,8 +177,9 @@ class Bundle:
         """Map the token embedding table into memory.
 
         Raises:
-            QwenImageError: the table's dtype is not supported, or the file is missing or ends before the table does.
+            QwenImageError: the table's dtype is not supported, or the file is missing or has no such table.
         """
+        check_embeddings(self.folder, self.manifest)
         entry = self.manifest.embeddings
         return EmbeddingTable.open(self.folder / entry.file, entry.offset, entry.dtype, entry.shape)
 
@@ -196,11 +198,11 @@ class Bundle:
         if name not in self.manifest.files:
             raise QwenImageError(f"{path} is not listed in the manifest; {self._again()}")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse(read_regular(path, MAX_JSON_BYTES))
         except OSError as error:
             raise QwenImageError(f"cannot read {path}: {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:
-            raise QwenImageError(f"{path} is not JSON ({error}); {self._again()}") from error
+        except SchemaError as error:
+            raise QwenImageError(f"{path} is {error}; {self._again()}") from error
         if not isinstance(values, dict):
             raise QwenImageError(f"{path} holds no object; {self._again()}")
         return values

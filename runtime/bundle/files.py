@@ -13,14 +13,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_image_engine.engines.core.device_array import size_bytes
+from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import leads_out, open_regular, regular_size
 from qwen_image_engine.engines.core.graph.check import check_graph_file
 from qwen_image_engine.runtime.bundle.manifest import FileEntry, Manifest
 from qwen_image_engine.runtime.system.files import file_sha256
+from qwen_image_engine.runtime.system.json_schema import SchemaError, parse
 from qwen_image_engine.runtime.system.text import command_line
 
 SMALL_FILE_BYTES = 8 << 20
-_MAX_HEADER_BYTES = 100_000_000
+_MAX_HEADER_BYTES = 25_000_000
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,16 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str] | None = 
     """Run the quick check of the files `names`, or of all files if `names` is None.
 
     Raises:
-        QwenImageError: a file is missing or cannot be read, or its size, the contents of a small file or the header of
-            a large file do not match the manifest.
+        QwenImageError: a file is missing, cannot be read or is no regular file; its size, the contents of a small file
+            or the header of a large file do not match the manifest; or a file that holds no weights is a link out of
+            the bundle.
     """
     for name in manifest.files if names is None else names:
         path, expected = folder / name, manifest.files[name]
-        if _size(folder, path, manifest) != expected.bytes:
-            raise _changed(folder, name, f"{_size(folder, path, manifest)} bytes, expected {expected.bytes}", manifest)
+        size = _size(folder, path, manifest)
+        check_link(folder, name, manifest)
+        if size != expected.bytes:
+            raise _changed(folder, name, f"{size} bytes, expected {expected.bytes}", manifest)
         small = expected.bytes <= SMALL_FILE_BYTES
         if small and file_sha256(path) != expected.sha256:
             raise _changed(folder, name, "other contents than its sha256 says", manifest)
@@ -69,15 +76,37 @@ def check_component_graph(folder: Path, manifest: Manifest, component: str) -> N
     check_graph_file(component, folder / entry.model, entry.model, weights)
 
 
+def check_link(folder: Path, name: str, manifest: Manifest) -> None:
+    """Raise if the file `name` is in a place outside the bundle to which no link may lead.
+
+    Weights may be links to any place, because nothing of them is shown and the manifest states their size and hash.
+    Other files may be links to the blobs of the hub's cache only, and no folder may be a link out of the bundle.
+
+    Raises:
+        QwenImageError: the file or its folder is a link out of the bundle.
+    """
+    path = folder / name
+    if not leads_out(path, folder) or (name in manifest.weight_files and not leads_out(path.parent, folder)):
+        return
+    link = next(
+        item for item in (*reversed(path.relative_to(folder).parents), Path(name)) if leads_out(folder / item, folder)
+    )
+    raise QwenImageError(
+        f"{folder / link}: is a link out of the bundle, which only weights may be; get the bundle again, or copy it "
+        f"with its links resolved if you made them: {command_line('cp', '-rL', folder, 'COPY')}"
+    )
+
+
 def verify_files(folder: Path, manifest: Manifest, progress: Callable[[int], None] | None = None) -> list[FileFault]:
     """Hash every file and return the mismatches. `progress` is called with the bytes of each block.
 
     Raises:
-        QwenImageError: a file exists and cannot be read.
+        QwenImageError: a file exists and cannot be read, or is a link to a place that `check_link` refuses.
     """
     faults = []
     for name, expected in manifest.files.items():
         path = folder / name
+        check_link(folder, name, manifest)
         found = file_sha256(path, progress) if path.is_file() else None
         if found != expected.sha256:
             faults.append(FileFault(name, expected.sha256, found))
@@ -100,19 +129,50 @@ def header_sha256(path: Path) -> str:
     Raises:
         QwenImageError: the file cannot be read.
     """
+    return hashlib.sha256(_header(path)).hexdigest()
+
+
+def check_embeddings(folder: Path, manifest: Manifest) -> None:
+    """Raise if the header of the token embeddings' file has no tensor in the place that the manifest states.
+
+    Raises:
+        QwenImageError: the file cannot be read, or has no tensor of this dtype, shape and offset.
+    """
+    entry = manifest.embeddings
+    path, header = folder / entry.file, _header(folder / entry.file)
+    begin = entry.offset - len(header)
+    wanted = {
+        "dtype": DTYPES[entry.dtype].safetensors,
+        "shape": [*entry.shape],
+        "data_offsets": [begin, begin + size_bytes(entry.shape, entry.dtype)],
+    }
     try:
-        with path.open("rb") as file:
+        found = parse(header[8:])
+    except SchemaError as error:
+        raise QwenImageError(f"{path}: its header is {error}; {export_advice(folder, manifest)}") from error
+    if not isinstance(found, dict) or wanted not in found.values():
+        raise QwenImageError(
+            f"{path}: no tensor {entry.dtype} {entry.shape} at byte {entry.offset}, where the manifest has the token "
+            f"embeddings; {export_advice(folder, manifest)}"
+        )
+
+
+def _header(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            return hashlib.sha256(start + file.read(min(length, _MAX_HEADER_BYTES))).hexdigest()
+            return start + file.read(min(length, _MAX_HEADER_BYTES))
     except OSError as error:
         raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _size(folder: Path, path: Path, manifest: Manifest) -> int:
     try:
-        return path.stat().st_size
-    except OSError:
+        return regular_size(path)
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise QwenImageError(f"{path}: cannot be read ({error.strerror or error}); get the bundle again") from error
         if path.is_symlink():
             raise QwenImageError(
                 f"{path}: is a link to {path.readlink()}, which is not there; bring that file back, or get the bundle "

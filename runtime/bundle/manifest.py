@@ -14,14 +14,22 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from qwen_image_engine.engines.core.components import components_with
-from qwen_image_engine.engines.core.contract import Contract, Dims, TensorSpec
+from qwen_image_engine.engines.core.contract import CONTRACTS, Contract, Dims, TensorSpec
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.core.files import whole_file
+from qwen_image_engine.engines.core.files import leads_out, read_regular, whole_file
 from qwen_image_engine.engines.cuda.compute_capability import least_compute_capability
 from qwen_image_engine.engines.plans.entry import PlanEntry, Profile, Shape
+from qwen_image_engine.runtime.bundle.consistency import (
+    DIMS_SCHEMA,
+    check_contracts,
+    check_facts,
+    check_plans,
+    check_table,
+)
 from qwen_image_engine.runtime.bundle.manifest_entries import checkpoint_flags
 from qwen_image_engine.runtime.model.facts import FACTS_SCHEMA, ModelFacts
 from qwen_image_engine.runtime.system.json_schema import (
+    MAX_JSON_BYTES,
     OBJECT,
     TEXT,
     SchemaError,
@@ -29,17 +37,23 @@ from qwen_image_engine.runtime.system.json_schema import (
     fields_of,
     is_count,
     is_list_of,
+    is_name,
     is_whole,
     leaf,
     many,
     named,
     optional,
+    parse,
 )
 from qwen_image_engine.runtime.system.text import command_line
 
 MANIFEST = "manifest.json"
 FORMAT = "qwen-image-bundle"
 SCHEMA = 6
+
+_LONGEST_PATH = 4096
+_FACTS_SHA256 = "facts_sha256"
+_DECIDING = ("target", "precision", "dims", "facts", "embeddings", "components")
 
 
 @dataclass(frozen=True)
@@ -301,16 +315,35 @@ class Manifest:
         listed = sorted((name, entry.sha256) for name, entry in self.files.items() if name not in plans)
         return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
+    @property
+    def weight_files(self) -> frozenset[str]:
+        """Names of the files with weights: of the graphs, and the file of the token embedding table."""
+        return frozenset((self.embeddings.file, *(name for item in self.components.values() for name in item.weights)))
+
     def to_json(self) -> dict[str, Any]:
         """Return the object that manifest.json holds."""
-        return {"format": FORMAT, "schema": SCHEMA, **asdict(self)}
+        document = asdict(self)
+        return {"format": FORMAT, "schema": SCHEMA, _FACTS_SHA256: facts_sha256(document), **document}
+
+
+def facts_sha256(document: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of everything in a manifest's JSON that decides pictures: facts, contracts, hashes of files.
+
+    Plans, their files and the result of `verify` are left out: they are added to a bundle later. The hash finds damage.
+    It is no signature: whoever changes the facts can write a hash that fits.
+    """
+    plans = {plan["file"] for plan in document.get("plans", {}).values()}
+    decides = {key: document[key] for key in _DECIDING}
+    files = {name: entry["sha256"] for name, entry in document["files"].items() if name not in plans}
+    text = json.dumps({**decides, "files": files}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_bundle(folder: Path) -> bool:
     """Return whether `folder` has a manifest of any schema version."""
     try:
-        data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        data = parse(read_regular(folder / MANIFEST, MAX_JSON_BYTES))
+    except (OSError, SchemaError):
         return False
     return isinstance(data, dict) and data.get("format") == FORMAT
 
@@ -330,28 +363,33 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of the bundle in `folder` and check its format. `runtime.bundle.files` checks the files.
 
     Raises:
-        QwenImageError: there is no manifest, it cannot be read, or it is not JSON, not a bundle's manifest, of another
-            schema version or not in the expected format.
+        QwenImageError: there is no manifest, it cannot be read, is a link out of the bundle, or it is not JSON, not a
+            bundle's manifest, of another schema version or not in the expected format; or its facts contradict each
+            other, or are not the facts that it was written with.
     """
     path = folder / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        text = read_regular(path, MAX_JSON_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
         raise QwenImageError(_no_bundle(folder)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise QwenImageError(f"{path}: cannot be read ({error})") from error
+    except OSError as error:
+        raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if leads_out(path, folder):
+        raise QwenImageError(f"{path}: is a link out of the bundle, expected a file; get the bundle again")
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise QwenImageError(f"{path}: is not JSON ({error}); export the bundle again") from error
+        data = parse(text)
+    except SchemaError as error:
+        raise QwenImageError(f"{path}: is {error}; export the bundle again") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise QwenImageError(f'{path}: is not the manifest of a bundle: no "format": "{FORMAT}" in it')
     if data.get("schema") != SCHEMA:
         source = data["checkpoint"].get("path") if isinstance(data.get("checkpoint"), dict) else None
-        remedy = f"export the bundle with this version, from {source or 'its checkpoint'}"
+        place = source if isinstance(source, str) and 0 < len(source) <= _LONGEST_PATH else "its checkpoint"
+        remedy = f"export the bundle with this version, from {place}"
         if isinstance(data.get("schema"), int) and data["schema"] > SCHEMA:
             remedy = "a newer version wrote it; update this one with: pip install -U qwen-image-engine"
-        raise QwenImageError(f"{path}: schema version {data.get('schema')!r}, this version reads {SCHEMA}; {remedy}")
+        found = described(data.get("schema"))
+        raise QwenImageError(f"{path}: schema version {found}, this version reads {SCHEMA}; {remedy}")
     try:
         return _manifest(data)
     except SchemaError as error:
@@ -383,22 +421,29 @@ def record_verification(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def _manifest(document: Mapping[str, Any]) -> Manifest:
-    data = {key: value for key, value in document.items() if key not in ("format", "schema")}
+    data = {key: value for key, value in document.items() if key not in ("format", "schema", _FACTS_SHA256)}
     _MANIFEST(data, "")
     files = {name: FileEntry(**entry) for name, entry in data["files"].items()}
     components = {name: _component(name, entry, files) for name, entry in data["components"].items()}
     plans = {name: _plan(name, entry, files) for name, entry in data.get("plans", {}).items()}
-    if strange := set(plans) - set(components):
-        raise SchemaError(f"plans of {', '.join(sorted(strange))}, which are no components of it")
     embeddings, calibration = data["embeddings"], data.get("calibration")
     _check_listed("embeddings.file", embeddings["file"], files)
+    dims, facts = Dims(**data["dims"]), ModelFacts.from_json(data["facts"])
+    check_facts(facts, dims)
+    contracts = {name: entry.contract for name, entry in components.items()}
+    check_contracts(contracts, dims)
+    check_plans(plans, contracts)
+    check_table(embeddings, dims, files[embeddings["file"]].bytes)
+    stated = document.get(_FACTS_SHA256)  # the previous release wrote none
+    if stated is not None and stated != (found := facts_sha256(data)):
+        raise SchemaError(f"its facts have the sha256 {found[:12]}…, expected {described(stated)}: a fact was changed")
     return Manifest(
         **{
             **data,
             "tool": Tool(**data["tool"]),
             "checkpoint": CheckpointEntry(**data["checkpoint"]),
-            "dims": Dims(**data["dims"]),
-            "facts": ModelFacts.from_json(data["facts"]),
+            "dims": dims,
+            "facts": facts,
             "embeddings": EmbeddingsEntry(**{**embeddings, "shape": tuple(embeddings["shape"])}),
             "components": components,
             "files": files,
@@ -460,17 +505,25 @@ def _check_files(value: Any, place: str) -> None:
     for name in value:
         # A name may be harmless on one system and lead out of the bundle on another: "..\\weights", "C:weights".
         paths = (PurePosixPath(name), PureWindowsPath(name))
+        if len(name) > _LONGEST_PATH or not is_name(name):
+            raise SchemaError(f"{place} has the path {described(name)}, which no file can have")
         if any(path.anchor or ".." in path.parts or not path.parts for path in paths):
             raise SchemaError(f"{place} has the path {described(name)}, which leaves the bundle")
     named(fields_of(FileEntry))(value, place)
 
 
+_PATH = leaf(
+    f"a path of at most {_LONGEST_PATH} characters",
+    lambda value: isinstance(value, str) and len(value) <= _LONGEST_PATH and is_name(value),
+)
 _EXTENTS = leaf("the least, best and largest shape, as lists of sizes above 0, in order", _are_extents)
 _PROFILE = fields_of(Profile, shapes=named(_EXTENTS))
 _AXIS = leaf("the name or the size of an axis", lambda value: isinstance(value, str) or is_whole(value))
 _TENSORS = many(fields_of(TensorSpec, shape=many(_AXIS, least=0)), least=0)
 _COMPONENT = fields_of(
     ComponentEntry,
+    model=_PATH,
+    weights=many(_PATH, least=0),
     quantised_layers=named(fields_of(QuantisedLayer)),
     contract=fields_of(Contract, inputs=_TENSORS, outputs=_TENSORS),
     fp8_attention=named(fields_of(Fp8Scales)),
@@ -479,15 +532,15 @@ _COMPONENT = fields_of(
 _MANIFEST = fields_of(
     Manifest,
     tool=fields_of(Tool),
-    checkpoint=fields_of(CheckpointEntry),
-    dims=fields_of(Dims),
+    checkpoint=fields_of(CheckpointEntry, path=_PATH, transformer_file=optional(_PATH)),
+    dims=DIMS_SCHEMA,
     facts=FACTS_SCHEMA,
-    embeddings=fields_of(EmbeddingsEntry, shape=leaf("two sizes", lambda value: is_list_of(value, is_whole, 2))),
-    components=named(_COMPONENT),
+    embeddings=fields_of(EmbeddingsEntry, shape=leaf("two sizes", lambda value: is_list_of(value, is_count, 2))),
+    components=named(_COMPONENT, tuple(CONTRACTS)),
     files=_check_files,
     origins=named(TEXT),
-    loras=many(fields_of(LoraEntry), least=0),
+    loras=many(fields_of(LoraEntry, path=_PATH), least=0),
     calibration=optional(fields_of(CalibrationEntry, settings=OBJECT)),
-    plans=named(fields_of(PlanEntry, profiles=many(_PROFILE, least=0))),
+    plans=named(fields_of(PlanEntry, file=_PATH, profiles=many(_PROFILE, least=0)), tuple(CONTRACTS)),
     verify=optional(OBJECT),
 )

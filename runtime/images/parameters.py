@@ -11,6 +11,7 @@ from typing import Any, Self
 from PIL import Image, UnidentifiedImageError
 
 from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.core.files import open_regular
 from qwen_image_engine.runtime.images.read import DAMAGE
 from qwen_image_engine.runtime.system.json_schema import (
     COUNT,
@@ -20,6 +21,7 @@ from qwen_image_engine.runtime.system.json_schema import (
     leaf,
     many,
     optional,
+    parse,
 )
 
 CHUNK = "qwen-image-engine"
@@ -114,11 +116,11 @@ class PictureParameters:
         try:
             if len(text) > _MAX_CHARACTERS:
                 raise SchemaError(f"{len(text)} characters, expected at most {_MAX_CHARACTERS}")
-            values = json.loads(text)
+            values = parse(text)
             _CHECK(values, "")
             if not values["image"] < values["num_images"]:
                 raise SchemaError(f"image {values['image']} of a batch of {values['num_images']}")
-        except (SchemaError, ValueError, RecursionError) as error:
+        except SchemaError as error:
             raise UsageError(f"{path}: its parameters are damaged or of another version ({error})") from error
         values["references"] = tuple(ReferenceOrigin(**reference) for reference in values["references"])
         return cls(**values)
@@ -141,7 +143,7 @@ def _text(path: Path) -> str:
     try:
         with (
             warnings.catch_warnings(action="ignore"),
-            path.open("rb") as file,
+            open_regular(path) as file,
             Image.open(file, formats=["PNG"]) as image,
         ):
             if CHUNK not in image.info:

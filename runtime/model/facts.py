@@ -9,11 +9,31 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from qwen_image_engine.engines.core.components import Attention, components_with
-from qwen_image_engine.runtime.system.json_schema import fields_of
+from qwen_image_engine.runtime.system.json_schema import (
+    Check,
+    between,
+    fields_of,
+    is_integer,
+    is_list_of,
+    is_number,
+    leaf,
+    whole_between,
+)
 
 ATTENTION: tuple[Attention, Attention] = ("causal", "bidirectional")
 """Kinds of the transformer's attention: block-causal in 2.1, and bidirectional over all tokens in 2.0, as the technical
 report describes it."""
+
+
+ROPE_THETA = between(1.0, 1e12)
+"""Check of a base of rotary frequencies. Released models have 1e4 to 5e6."""
+
+IMAGE_MEAN = leaf(
+    "3 numbers from 0 to 1", lambda value: is_list_of(value, lambda item: is_number(item) and 0 <= item <= 1, 3)
+)
+IMAGE_STD = leaf(
+    "3 numbers above 0, at most 1", lambda value: is_list_of(value, lambda item: is_number(item) and 0 < item <= 1, 3)
+)
 
 
 @dataclass(frozen=True)
@@ -98,4 +118,34 @@ class ModelFacts:
         return cls(**{**data, **sizes, "vision": vision})
 
 
-FACTS_SCHEMA = fields_of(ModelFacts, vision=fields_of(VisionFacts))
+_SIZE = whole_between(1, 2**20)
+
+
+def _rotary(expected: str, least: int) -> Check:
+    """Return the check of three sizes, of `least` or more, of the axes (frame, row, column)."""
+    return leaf(expected, lambda value: is_list_of(value, lambda item: is_integer(item) and least <= item <= 2**20, 3))
+
+
+FACTS_SCHEMA = fields_of(
+    ModelFacts,
+    channels=_SIZE,
+    axes_dims_rope=_rotary("3 even numbers above 0", 2),
+    encoder_heads=_SIZE,
+    encoder_head_dim=_SIZE,
+    encoder_rope_theta=ROPE_THETA,
+    encoder_mrope_section=_rotary("3 whole numbers above 0", 1),
+    deepstack=whole_between(0, 1000),
+    decoder_halo=whole_between(0, 1000),
+    cache_token_bytes=whole_between(0, 2**40),
+    vision=fields_of(
+        VisionFacts,
+        head_dim=_SIZE,
+        rope_theta=ROPE_THETA,
+        position_side=whole_between(1, 4096),
+        image_mean=IMAGE_MEAN,
+        image_std=IMAGE_STD,
+        min_pixels=whole_between(1, 2**40),
+        max_pixels=whole_between(1, 2**40),
+    ),
+)
+"""Check of the facts' JSON: format and range. `runtime.bundle.consistency` holds them against the contracts."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.core.files import is_stream, link_target, whole_file
+from qwen_image_engine.engines.core.files import is_stream, link_target, open_regular, whole_file
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
 from qwen_image_engine.runtime.system.text import command_line
 
@@ -33,15 +33,15 @@ def with_home(path: str | Path) -> Path:
 
 
 def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """Return the SHA-256 of a file's bytes, read in blocks. `progress` is called with the bytes of each block.
+    """Return the SHA-256 of a regular file's bytes, read in blocks. `progress` is called with the bytes of each block.
 
     Raises:
-        QwenImageError: the file cannot be read.
+        QwenImageError: the file cannot be read, or is a pipe or a device.
     """
     digest = hashlib.sha256()
     try:
-        with path.open("rb", buffering=0) as file:
-            buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(1, path.stat().st_size))))
+        with open_regular(path, buffering=0) as file:
+            buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(1, os.fstat(file.fileno()).st_size))))
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])
                 if progress is not None:

@@ -1,5 +1,6 @@
 """The token embedding table. Rows are gathered from the mapped file, so that 151,936 rows never enter memory."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,7 @@ from qwen_image_engine.engines.core.bfloat16 import from_bfloat16
 from qwen_image_engine.engines.core.device_array import size_bytes
 from qwen_image_engine.engines.core.dtypes import DTYPES, PRECISIONS
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import open_regular
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +41,13 @@ class EmbeddingTable:
             raise QwenImageError(f"{file}: the token embeddings are {dtype}, expected {', '.join(names)}")
         end = offset + size_bytes(shape, dtype)
         try:
-            size = file.stat().st_size
-            if size < end:
-                raise QwenImageError(f"{file} has {size} bytes, the token embeddings end at byte {end}; copy it again")
-            stored = np.memmap(file, DTYPES[dtype].numpy, "r", offset, shape)
+            with open_regular(file) as opened:
+                size = os.fstat(opened.fileno()).st_size
+                if size < end:
+                    raise QwenImageError(
+                        f"{file} has {size} bytes, the token embeddings end at byte {end}; copy it again"
+                    )
+                stored = np.memmap(opened, DTYPES[dtype].numpy, "r", offset, shape)
         except OSError as error:
             raise QwenImageError(f"cannot read {file}: {error.strerror or error}") from error
         return cls(stored, dtype, file)

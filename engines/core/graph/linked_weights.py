@@ -46,9 +46,12 @@ def _links(model: Path, folders: Collection[Path]) -> list[Path]:
 
 
 def _hard_linked(component: str, model: Path, links: Sequence[Path]) -> tempfile.TemporaryDirectory[str]:
-    """Return a folder with a copy of the graph and hard links to weights: on the system's disk, or beside the graph."""
+    """Return a folder with a copy of the graph and hard links to weights.
+
+    The folder is on the system's disk, beside the graph, or beside the weights: a hard link stays on one disk.
+    """
     fault: OSError | None = None
-    for place in (None, model.parent):
+    for place in (None, model.parent, links[0].resolve().parent):
         try:
             folder = tempfile.TemporaryDirectory(prefix=".weights-", dir=place, ignore_cleanup_errors=True)
         except OSError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.plans.entry import PlanEntry
+from qwen_image_engine.runtime.bundle.files import check_files
 from qwen_image_engine.runtime.bundle.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from qwen_image_engine.runtime.system.files import file_sha256
 from qwen_image_engine.runtime.system.text import command_line
@@ -47,6 +48,7 @@ def take_plan(plans: PlansFolder, source: PlanSource, name: str, key: str) -> Pl
     if plan is None or plan.key != key:
         return None
     path = source.folder / plan.file
+    check_files(source.folder, source.manifest, [plan.file])
     written = plans.path / f".{name}.partial"
     try:
         shutil.copyfile(path, written)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.runtime.system.json_schema import SchemaError
+from qwen_image_engine.runtime.system.json_schema import SchemaError, described, parse
 from qwen_image_engine.runtime.tools.bench.result import FORMAT as BENCH
 from qwen_image_engine.runtime.tools.bench.result import SCHEMA as BENCH_SCHEMA
 from qwen_image_engine.runtime.tools.compare.result import VERIFY, VERIFY_SCHEMA, Comparison
@@ -51,11 +50,11 @@ def read_result(path: Path) -> tuple[Literal["bench", "verify"], Mapping[str, An
             version.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse(path.read_bytes())
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON ({error})") from error
+    except SchemaError as error:
+        raise UsageError(f"{path} is {error}") from error
     found = data if isinstance(data, dict) else {}
     if found.get("format") == BENCH:
         _check_schema(path, found.get("schema"), BENCH_SCHEMA, "bench")
@@ -66,14 +65,14 @@ def read_result(path: Path) -> tuple[Literal["bench", "verify"], Mapping[str, An
     if "format" not in found and {"passed", "components"} <= found.keys():
         return "verify", found  # as verify wrote it before it named its format
     raise UsageError(
-        f'{path} is no result of bench or verify: its "format" is {found.get("format")!r}, expected {BENCH!r} or '
-        f"{VERIFY!r}; write one with: qwen-image bench BUNDLE --output RESULT.json"
+        f'{path} is no result of bench or verify: its "format" is {described(found.get("format"))}, expected '
+        f"{BENCH!r} or {VERIFY!r}; write one with: qwen-image bench BUNDLE --output RESULT.json"
     )
 
 
 def _check_schema(path: Path, found: object, expected: int, verb: str) -> None:
     if found != expected:
         raise UsageError(
-            f"{path}: schema version {found!r}, this version reads {expected}; run qwen-image {verb} again with this "
-            "version, or compare with the version that wrote it"
+            f"{path}: schema version {described(found)}, this version reads {expected}; run qwen-image {verb} again "
+            "with this version, or compare with the version that wrote it"
         )

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from qwen_image_engine.calibration.observe.statistics import PERCENTILES, RESOLUTION, InputSums
+from qwen_image_engine.runtime.system.json_schema import SchemaError
 
 CPU = torch.device("cpu")
 
@@ -88,3 +89,27 @@ def test_values_are_left_as_they_are() -> None:
     values = -torch.ones(1, 3, 8)
     InputSums.empty(8, 1, CPU).add(values, 0)
     assert torch.equal(values, -torch.ones(1, 3, 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("channel_absmax", torch.tensor([1.0, float("nan"), 1.0, 1.0])),
+        ("channel_absmax", torch.ones(3)),
+        ("channel_absmax", torch.ones(4, dtype=torch.float64)),
+        ("square_sum", -torch.ones(4, dtype=torch.float64)),
+        ("histogram", torch.zeros(7, dtype=torch.int64)),
+        ("gram_sum", torch.zeros(3, 2, 2)),
+        ("gram_sum", torch.zeros(2, 2, 1)),
+        ("rows", torch.tensor(-1)),
+        ("rows", torch.zeros(2, dtype=torch.int64)),
+        ("rows", None),
+    ],
+)
+def test_sums_of_a_file_are_checked(name: str, values: torch.Tensor | None) -> None:
+    sums = InputSums.empty(4, 2, torch.device("cpu"), 2).tensors()
+    assert InputSums.read("step, x", sums).fits(InputSums.empty(4, 2, torch.device("cpu"), 2))
+    assert not InputSums.read("step, x", sums).fits(InputSums.empty(4, 3, torch.device("cpu"), 2))
+    damaged = {key: item for key, item in {**sums, name: values}.items() if item is not None}
+    with pytest.raises(SchemaError, match="step, x: "):
+        InputSums.read("step, x", damaged)

@@ -4,7 +4,14 @@ from typing import BinaryIO
 
 import pytest
 
-from qwen_image_engine.engines.core.files import is_stream, whole_file, whole_folder
+from qwen_image_engine.engines.core.files import (
+    is_stream,
+    leads_out,
+    read_regular,
+    regular_size,
+    whole_file,
+    whole_folder,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -161,3 +168,39 @@ def test_an_exception_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not empty"), whole_folder(tmp_path / "out") as written:
         (written / "page").write_bytes(b"new")
     assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["pipe", "zero", "folder", "a\0b", "half \ud800", "large", "absent"])
+def test_only_regular_files_within_a_bound_are_read(tmp_path: Path, name: str) -> None:
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "large").write_bytes(b"12345")
+    with pytest.raises(OSError, match=r"pipe or a device|irectory|denied|no file can have|expected at most 4|No such"):
+        read_regular(tmp_path / name, 4)
+
+
+def test_regular_files_are_read_through_links(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1234")
+    (tmp_path / "link").symlink_to("file")
+    assert read_regular(tmp_path / "link", 4) == b"1234"
+    assert regular_size(tmp_path / "link") == 4
+
+
+def test_links_that_lead_out_of_a_folder(tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "repository" / "snapshots" / "abc", tmp_path / "repository" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for name, target in {"blob": "../../blobs/01", "beside": "../../refs", "out": "/etc/passwd", "in": "blob"}.items():
+        (snapshot / name).symlink_to(target)
+    assert [leads_out(snapshot / name, snapshot) for name in ("blob", "beside", "out", "in", "no link")] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+    (blobs / "02").symlink_to("/etc/passwd")
+    (snapshot / "twice").symlink_to("../../blobs/02")
+    assert leads_out(snapshot / "twice", snapshot)

@@ -350,3 +350,23 @@ def test_memory_that_runs_out_names_the_stage_and_what_was_needed(
     with pytest.raises(QwenImageError, match=r"memory ran out at weights of text_encoder; .* about \d+ bytes"):
         export_bundle(bundle("narrow")[0], tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["processor/chat_template.jinja", "model_index.json"])
+def test_links_out_of_a_checkpoint_are_not_copied(
+    random_checkpoint: Checkpoints, tmp_path: Path, output: Path, name: str
+) -> None:
+    checkpoint = shutil.copytree(random_checkpoint(), tmp_path / "checkpoint")
+    secret = tmp_path / "secret"
+    if (checkpoint / name).exists():
+        shutil.move(checkpoint / name, secret)
+    else:
+        secret.write_text("secret")
+    (checkpoint / name).symlink_to(secret)
+    with pytest.raises(QwenImageError, match=rf"{name}: is a link out of the checkpoint"):
+        export_bundle(checkpoint, output / "bundle")
+    licence = checkpoint / "README.md"
+    licence.unlink(missing_ok=True)
+    (tmp_path / "other").write_text("---\nlicense: secret\n---\n")
+    licence.symlink_to(tmp_path / "other")
+    assert Checkpoint.open(checkpoint).licence() == "unknown"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.storage.stored_network import LAYOUT
+from qwen_image_engine.reference.storage.tensor_file import read_header
 from tests.support.edit_checkpoint import edit_tensors
 from tests.support.oracles import load_text_encoder, load_transformer, load_vae
 from tests.support.random_checkpoint import TURBO_SIGMAS
@@ -191,3 +192,28 @@ def test_embedding_table_of_another_shape(copied: Callable[..., Path]) -> None:
     )
     with pytest.raises(QwenImageError, match=rf"{name} is F32 \(383, 64\), expected BF16, F16 or F32 \(384, 64\)"):
         Checkpoint.open(folder).token_embeddings()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        {},
+        {"dtype": [], "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": "1", "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [10**400], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [2**62] * 10_000, "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [-1], "data_offsets": [-4, 0]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, float("inf")]},
+        {"dtype": "x" * 200_000, "shape": [1], "data_offsets": [0, 4]},
+    ],
+)
+@pytest.mark.parametrize("name", ["weight", "n" * 200_000, "a\0b", ""])
+def test_headers_are_refused_in_one_short_line(tmp_path: Path, entry: object, name: str) -> None:
+    header = json.dumps({name: entry}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(QwenImageError) as raised:
+        read_header(tmp_path / "x.safetensors")
+    assert len(str(raised.value)) < 1000

@@ -1,18 +1,28 @@
 """The manifest and the files it lists: read back as written, and every damage told in words."""
 
 import json
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from qwen_image_engine.engines.core.contract import Dims, contract
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
-from qwen_image_engine.runtime.bundle.files import SMALL_FILE_BYTES, check_files, describe_file, verify_files
+from qwen_image_engine.engines.plans.entry import PlanEntry
+from qwen_image_engine.engines.plans.profile import Range, profile
+from qwen_image_engine.runtime.bundle.files import (
+    SMALL_FILE_BYTES,
+    check_embeddings,
+    check_files,
+    describe_file,
+    verify_files,
+)
 from qwen_image_engine.runtime.bundle.manifest import (
     MANIFEST,
     CheckpointEntry,
@@ -37,7 +47,7 @@ DIMS = Dims(
     context=12,
     layers=2,
     heads=2,
-    head_dim=4,
+    head_dim=6,
     channels=8,
     z=8,
     features=6,
@@ -46,14 +56,14 @@ DIMS = Dims(
 )
 FACTS = ModelFacts(
     channels=8,
-    axes_dims_rope=(2, 2),
+    axes_dims_rope=(2, 2, 2),
     encoder_heads=3,
     encoder_head_dim=6,
     encoder_rope_theta=5e6,
     encoder_mrope_section=(1, 1, 1),
     deepstack=2,
     decoder_halo=7,
-    cache_token_bytes=128,
+    cache_token_bytes=192,
     bidirectional=False,
     vision=VisionFacts(8, 1e4, 48, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5), 65536, 16777216),
 )
@@ -80,7 +90,7 @@ def bundle(tmp_path: Path) -> Path:
             checkpoint=CheckpointEntry("small", "/models/small", "other", "cd", "ef"),
             dims=DIMS,
             facts=FACTS,
-            embeddings=EmbeddingsEntry("table.safetensors", 8, "bfloat16", (3, 12)),
+            embeddings=EmbeddingsEntry("table.safetensors", 8, "bfloat16", (2, 12)),
             components={
                 "step": ComponentEntry(
                     "transformer/step.onnx",
@@ -108,9 +118,13 @@ PLAN = PlanEntry(
     gpu="NVIDIA H100 80GB HBM3",
     compute_capability="9.0",
     driver=13000,
-    profiles=(
-        Profile("512x512", {"latents": ((1, 1024, 8), (1, 1024, 8), (2, 1024, 8)), "cos": ((1, 2), (1, 2), (1, 2))}),
-        Profile("1024x1024", {"latents": ((1, 1025, 8), (1, 4096, 8), (2, 4096, 8)), "cos": ((1, 2), (1, 2), (1, 2))}),
+    profiles=tuple(
+        profile(
+            contract("step", DIMS),
+            f"{side}x{side}",
+            {"batch": Range(1, 1, 2), "tokens": Range.of((side // 16) ** 2), "prefix": Range(1, 64, 512)},
+        )
+        for side in (512, 1024)
     ),
     stripped=True,
     scratch_bytes=(1000, 4000),
@@ -201,7 +215,7 @@ def test_unexpected_plans_are_refused_in_words(bundle: Path, change: Callable[[A
 def test_plans_of_no_component_are_refused(bundle: Path) -> None:
     build(bundle)
     edit(bundle, lambda document: document["plans"].update(joint=document["plans"]["step"]))
-    with pytest.raises(QwenImageError, match="plans of joint, which are no components"):
+    with pytest.raises(QwenImageError, match="plans has joint, which is no component"):
         read_manifest(bundle)
 
 
@@ -363,3 +377,141 @@ def test_progress_is_the_bytes_of_all_files(bundle: Path) -> None:
     manifest, seen = read_manifest(bundle), []
     verify_files(bundle, manifest, seen.append)
     assert sum(seen) == sum(entry.bytes for entry in manifest.files.values())
+
+
+def unsigned(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest as the previous release wrote it, without a hash of the facts."""
+    edit(bundle, lambda document: (document.pop("facts_sha256"), change(document)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda document: document["facts"].update(channels=-1), r"facts\.channels is -1, expected a whole number"),
+        (lambda document: document["facts"].update(channels=4), r"facts\.channels is 4, expected 8 as the sizes"),
+        (lambda document: document["facts"].update(axes_dims_rope=[2**63, 2, 2]), "axes_dims_rope is"),
+        (lambda document: document["facts"].update(axes_dims_rope=[2, 2, 4]), "axes_dims_rope is 8, expected 6"),
+        (lambda document: document["facts"].update(axes_dims_rope=[3, 2, 1]), "axes_dims_rope is"),
+        (lambda document: document["facts"].update(encoder_mrope_section=[1, 1]), "expected 3 whole numbers above 0"),
+        (lambda document: document["facts"].update(encoder_mrope_section=[1, 1, 2]), "mrope_section is 8, expected 6"),
+        (lambda document: document["facts"].update(encoder_rope_theta=0.5), "encoder_rope_theta is 0.5, expected a"),
+        (lambda document: document["facts"].update(deepstack=9), "deepstack is 9, expected 2"),
+        (lambda document: document["facts"].update(cache_token_bytes=191), "cache_token_bytes is 191, expected 192"),
+        (lambda document: document["facts"].update(decoder_halo=-1), "decoder_halo is -1"),
+        (lambda document: document["facts"]["vision"].update(head_dim=0), "vision.head_dim is 0"),
+        (lambda document: document["facts"]["vision"].update(image_mean=[9, 9, 9]), "image_mean is"),
+        (lambda document: document["facts"]["vision"].update(image_std=[0, 1, 1]), "image_std is"),
+        (lambda document: document["facts"]["vision"].update(min_pixels=2**30), "expected at most max_pixels"),
+        (lambda document: document["dims"].update(layers=10**9), r"dims\.layers is 1000000000"),
+        (lambda document: document["dims"].update(layers=3), "cache_token_bytes is 192, expected 288"),
+        (lambda document: document["dims"].update(features=7) or use(document, "vae_decoder_up"), "vae_decoder_up"),
+        (lambda document: document["embeddings"].update(offset=-1), "embeddings.offset is -1"),
+        (lambda document: document["embeddings"].update(offset=2**40), "embeddings end at byte"),
+        (lambda document: document["embeddings"].update(shape=[2, 6]), r"embeddings\.shape\[1\] is 6, expected 12"),
+        (lambda document: document["embeddings"].update(dtype="int8"), "embeddings.dtype is"),
+        (lambda document: document["checkpoint"].update(path="a\0b"), "checkpoint.path is"),
+        (lambda document: document["files"].update({"a\0b": {}}), "which no file can have"),
+        (lambda document: document["files"].update({"a" * 200_000: {}}), "which no file can have"),
+        (lambda document: document.update({"a" * 200_000: 1}), "is no key that this version knows"),
+    ],
+)
+def test_facts_that_contradict_each_other_are_refused(
+    bundle: Path, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    unsigned(bundle, change)
+    with pytest.raises(QwenImageError, match=words) as raised:
+        read_manifest(bundle)
+    assert len(str(raised.value)) < 1000
+
+
+def use(document: dict[str, Any], component: str) -> None:
+    """Add a component whose contract is of the sizes in `DIMS`."""
+    entry = {**document["components"]["step"], "contract": contract(component, DIMS).to_json()}
+    document["components"][component] = json.loads(json.dumps(entry))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda document: document["facts"].update(encoder_rope_theta=1e6),
+        lambda document: document["facts"]["vision"].update(position_side=4),
+        lambda document: document["embeddings"].update(offset=10),
+        lambda document: document["components"]["step"].update(precision="bf16"),
+        lambda document: document["files"]["table.safetensors"].update(sha256="0" * 64),
+    ],
+)
+def test_a_fact_that_was_changed_is_found(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    edit(bundle, change)
+    with pytest.raises(QwenImageError, match=r"its facts have the sha256 .*: a fact was changed"):
+        read_manifest(bundle)
+    edit(bundle, lambda document: document.pop("facts_sha256"))  # as the previous release wrote it
+    read_manifest(bundle)
+
+
+def test_what_is_added_later_leaves_the_facts_as_they_are(bundle: Path) -> None:
+    before = json.loads((bundle / MANIFEST).read_text())["facts_sha256"]
+    build(bundle)
+    record_verification(bundle, {"passed": True})
+    assert json.loads((bundle / MANIFEST).read_text())["facts_sha256"] == before
+
+
+@pytest.mark.parametrize("name", ["transformer/step.onnx", "transformer/weights.safetensors", MANIFEST])
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])
+def test_devices_and_pipes_are_refused(bundle: Path, name: str, kind: str) -> None:
+    manifest = read_manifest(bundle)
+    (bundle / name).unlink()
+    if kind == "pipe":
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("this system has no pipes in folders")
+        os.mkfifo(bundle / name)
+    else:
+        (bundle / name).symlink_to(kind)
+    with pytest.raises(QwenImageError, match=rf"{name}: cannot be read \(it is a pipe or a device"):
+        check_files(bundle, manifest) if name != MANIFEST else read_manifest(bundle)
+
+
+def test_only_weights_may_be_links_out_of_the_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    manifest, outside = read_manifest(bundle), tmp_path_factory.mktemp("outside")
+    for name in ("transformer/weights.safetensors", "transformer/step.onnx"):
+        moved = outside / Path(name).name
+        (bundle / name).rename(moved)
+        (bundle / name).symlink_to(moved)
+        if name in manifest.weight_files:
+            check_files(bundle, manifest)
+            assert verify_files(bundle, manifest) == []
+            continue
+        for check in (check_files, verify_files):
+            with pytest.raises(QwenImageError, match=rf"{name}: is a link out of the bundle"):
+                check(bundle, manifest)
+        (bundle / name).unlink()
+        moved.rename(bundle / name)
+    (bundle / "transformer").rename(outside / "transformer")
+    (bundle / "transformer").symlink_to(outside / "transformer")
+    with pytest.raises(QwenImageError, match=r"transformer: is a link out of the bundle"):
+        check_files(bundle, manifest)
+
+
+def test_a_bundle_in_the_hubs_cache_is_read(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    repository = tmp_path_factory.mktemp("models--org--name")
+    (repository / "blobs").mkdir()
+    snapshot = repository / "snapshots" / "abc"
+    for number, file in enumerate([path for path in bundle.rglob("*") if path.is_file()]):
+        blob = file.rename(repository / "blobs" / f"{number:064x}")
+        place = snapshot / file.relative_to(bundle)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(os.path.relpath(blob, place.parent))
+    check_files(snapshot, read_manifest(snapshot))
+
+
+def test_the_table_is_where_the_header_says(bundle: Path) -> None:
+    save_file({"other": np.zeros((2, 6), np.float32), "table": np.zeros((2, 12), np.float16)}, bundle / "t.safetensors")
+    manifest = read_manifest(bundle)
+    end = (bundle / "t.safetensors").stat().st_size
+    start = end - 48 - 48  # the library sorts by the size of an item: the float32 tensor is first
+    check_embeddings(
+        bundle, replace(manifest, embeddings=EmbeddingsEntry("t.safetensors", end - 48, "float16", (2, 12)))
+    )
+    for offset, dtype in ((start, "float16"), (end - 50, "float16"), (end - 48, "bfloat16")):
+        entry = EmbeddingsEntry("t.safetensors", offset, dtype, (2, 12))
+        with pytest.raises(QwenImageError, match="where the manifest has the token embeddings"):
+            check_embeddings(bundle, replace(manifest, embeddings=entry))

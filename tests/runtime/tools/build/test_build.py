@@ -74,7 +74,7 @@ def bundle(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
         folder,
         toy_manifest(
             precision="fp8",
-            embeddings=EmbeddingsEntry("weights.safetensors", 8, "bfloat16", (3, 12)),
+            embeddings=EmbeddingsEntry("weights.safetensors", 8, "bfloat16", (3, 8)),
             components=components,
             files={name: describe_file(folder / name) for name in files},
         ),
