@@ -15,6 +15,7 @@ from qwen_image_engine.calibration.observe.calibrate import calibrate
 from qwen_image_engine.engines.core.contract import Contract, split_axis
 from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.export.bundle.bundle import export_bundle
+from qwen_image_engine.export.targets import TARGETS
 from tests.support.shared import SharedFolders
 
 ROWS_OF_POSITIONS = 36
@@ -115,7 +116,7 @@ def static_bundle(
         source = with_outliers(name)[outliers]
 
         def write(folder: Path) -> None:
-            calibration = None if precision == "bf16" else calibrated(source)
+            calibration = calibrated(source) if TARGETS[target, precision].quantisation is not None else None
             export_bundle(source, folder, target=target, precision=precision, calibration=calibration, **options)
 
         return source, shared(write, "bundle", target, precision, source, *sorted(options.items()))
