@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,7 @@ from qwen_image_engine.engines.core.contract import Contract, TensorSpec, split_
 from qwen_image_engine.engines.plans.entry import Profile, Shape
 from tests.support.fake_cuda import FakeDriver
 from tests.support.numpy_engines import Journal, NumpyEngine
+from tests.support.toy_graph import toy_graph
 
 VERSION = "11.4.0.106"
 
@@ -238,8 +240,7 @@ def fake_tensorrt(known: dict[str, Known], driver: FakeDriver) -> ModuleType:
             self._refitter = refitter
 
         def refit_from_file(self, model: str) -> bool:
-            with open(model, "rb") as file:  # noqa: PTH123
-                self._refitter.weights = file.read() == b"graph"
+            self._refitter.weights = Path(model).read_bytes() == toy_graph(Path(model).stem)
             return True
 
     module: Any = ModuleType("tensorrt")

@@ -15,13 +15,14 @@ from qwen_image_engine.runtime.bundle.files import describe_file
 from tests.support.fake_tensorrt_runtime import Severity
 from tests.support.numpy_engines import same_pictures
 from tests.support.played_tensorrt import SIZE, MakeBundle, expected, pipeline
+from tests.support.toy_graph import toy_graph
 
 
 def test_a_plan_without_weights_takes_those_of_the_graph(make_bundle: MakeBundle, checkpoint: Path) -> None:
     bundle = make_bundle(stripped=True)
     with pipeline(bundle, checkpoint) as drawn:
         assert same_pictures(drawn.generate("a", **SIZE), expected(checkpoint))
-    (bundle.folder / "step.onnx").write_bytes(b"another")
+    (bundle.folder / "step.onnx").write_bytes(toy_graph("another"))
     with pytest.raises(QwenImageError, match=r"step\.onnx: 1 weights of the plan .* are not in it \(proj_out"):
         bundle.load_engine("step", "tensorrt")
 

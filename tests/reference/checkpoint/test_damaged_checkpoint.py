@@ -86,12 +86,12 @@ DAMAGED_FILES = [
     (damage_lfs_pointer, r"text_encoder/model\.safetensors: is a git-lfs pointer.*git lfs pull"),
     (damage_header_text, r"not a safetensors file: its header is not JSON"),
     (damage_header_list, r"not a safetensors file: its header is not a JSON object"),
-    (damage_entry, r"bad header: tensor 'a' has no sound dtype, shape and data_offsets"),
+    (damage_entry, r"bad header: tensor 'a'\.data_offsets is missing"),
     (damage_shape, r"bad header: tensor 'a' takes 4 bytes, its shape 8"),
     (damage_gap, r"bad header: tensor 'a' starts at \d+, expected \d+"),
     (damage_trailing, r"vae/.*: it holds \d+ bytes, its header lists \d+"),
     (damage_number_of_tensors, r"vae/.*: its header lists 100001 tensors, expected at most 100000"),
-    (damage_dtype, r"tensor 'a' has dtype 'F6_E3M2', expected BF16, F16 or F32"),
+    (damage_dtype, r"""tensor 'a' has dtype "F6_E3M2", expected BF16, F16 or F32"""),
 ]
 
 
@@ -117,9 +117,9 @@ def test_damaged_shards(copied: Callable[..., Path]) -> None:
             Checkpoint.open(folder)
 
     edit_json(index, "weight_map", value=weight_map | {"extra.weight": shard})
-    refused(rf"model\.safetensors\.index\.json: does not agree with {shard}: tensor 'extra\.weight' is absent from it")
+    refused(rf'model\.safetensors\.index\.json: does not agree with {shard}: tensor "extra\.weight" is absent from it')
     edit_json(index, "weight_map", value={key: file for key, file in weight_map.items() if key != name})
-    refused(rf"does not agree with {shard}: tensor '{name}' is stored but not listed there")
+    refused(rf"does not agree with {shard}: tensor .{name}. is stored but not listed there")
     edit_json(index, "weight_map", value=weight_map | {name: "../model_index.json"})
     refused(r"names the file '\.\./model_index\.json', expected one in the same folder")
     edit_json(index, "weight_map", value=...)
@@ -167,7 +167,7 @@ def test_another_architecture(copied: Callable[..., Path]) -> None:
     with pytest.raises(QwenImageError, match=r"key 'transformer' is .*QwenImageTransformer2DModel.*, expected \["):
         Checkpoint.open(folder)
     edit_json(index, "_class_name", value="QwenImagePipeline")
-    with pytest.raises(QwenImageError, match="'_class_name' is 'QwenImagePipeline', expected 'QwenImage21Pipeline'"):
+    with pytest.raises(QwenImageError, match="'_class_name' is .QwenImagePipeline., expected 'QwenImage21Pipeline'"):
         Checkpoint.open(folder)
     index.unlink()
     with pytest.raises(QwenImageError, match=r"no model_index\.json, expected a checkpoint in the diffusers layout"):
