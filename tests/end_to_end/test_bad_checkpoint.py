@@ -58,7 +58,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "rope on a part": (key(*TEXT, "partial_rotary_factor", value=0.5), "partial_rotary_factor"),
     "more blocks than stored": (key("transformer/config.json", "num_layers", value=10**12), "num_layers"),
     "more layers than stored": (key(*TEXT, "num_hidden_layers", value=10**12), "num_hidden_layers"),
-    "a width beyond tensors": (key("transformer/config.json", "mlp_ratio", value=10**30), "no tensors can have"),
+    "a width beyond tensors": (key("transformer/config.json", "mlp_ratio", value=10**18), "no tensors can have"),
     "nested too deep": (lambda folder: (folder / "vae" / "config.json").write_text("[" * 100_000), "config.json"),
     "no image processor": (lambda folder: (folder / "processor/processor_config.json").unlink(), "incomplete"),
     "another image processor": (

@@ -32,7 +32,7 @@ def test_usage_errors(
 
 
 RECIPES = {
-    "unknown precision": ([{"linears": "*", "precision": "int4"}], {}, "unknown precision 'int4'"),
+    "unknown precision": ([{"linears": "*", "precision": "int4"}], {}, 'unknown precision "int4"'),
     "no layer": ([], {}, "names no layer"),
     "pattern": ([{"linears": "*.to_w", "precision": "fp8"}], {}, "'*.to_w' matches none"),
     "block": ([{"linears": "*", "precision": "fp8"}], {"skip_blocks": [9]}, "9; the transformer has blocks 0 to 1"),

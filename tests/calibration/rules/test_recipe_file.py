@@ -42,7 +42,7 @@ def test_rules_are_read_in_order(tmp_path: Path) -> None:
         ({"rules": []}, "names no layer"),
         (
             {"rules": [{"linears": "*", "precision": "int4"}]},
-            "unknown precision 'int4' for '\\*'; known: int8, fp8, high",
+            'unknown precision "int4" for "\\*"; known: int8, fp8, high',
         ),
         ({"rules": [{"linears": "*"}]}, "precision is missing; expected"),
         ({"rules": [FP8], "skip_blocks": "0"}, "skip_blocks as a list of numbers"),

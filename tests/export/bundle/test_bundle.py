@@ -138,7 +138,7 @@ def test_a_float32_vae_is_linked_and_cast_in_the_graph_of_a_bf16_bundle(
 
 def test_links_go_past_the_symlinks_of_a_hub_snapshot(random_checkpoint: Checkpoints, tmp_path: Path) -> None:
     source = random_checkpoint("narrow")
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "revision"
     blobs.mkdir()
     for number, path in enumerate(sorted(path for path in source.rglob("*") if path.is_file())):
         blob = blobs / str(number)

@@ -19,6 +19,7 @@ from qwen_image_engine.export.verify.report.tables import tables
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from tests.support.edit_manifest import edit_manifest
 from tests.support.paths import SHAPES
 
 QUICK = (Case("quick", "a red circle", 64, 32),)
@@ -119,8 +120,7 @@ def test_limits_on_rows_that_there_are_not(exported: Callable[..., Path], fails:
 
 def test_layers_without_thresholds(exported: Callable[..., Path], tmp_path: Path, fails: Callable[..., str]) -> None:
     folder = shutil.copytree(exported(), tmp_path / "bundle")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"target": "tensorrt", "precision": "fp4"}))
+    edit_manifest(folder, lambda manifest: manifest.update(target="tensorrt", precision="fp4"))
     assert "no thresholds for 'tensorrt' in precision 'fp4'" in fails(1, "verify", folder, "--layers")
 
 

@@ -19,8 +19,8 @@ from qwen_image_engine.export.verify.result import Verification
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.load import empty_network
 from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer, read_manifest
-from qwen_image_engine.runtime.system.files import file_sha256
 from tests.support.differences import planted
+from tests.support.edit_manifest import rehash
 
 QUICK = (Case("quick", "a red circle", 64, 32),)
 PLANTED = "transformer_blocks.1.attn.to_out.0"
@@ -40,10 +40,7 @@ def plant(bundle: Path) -> None:
     assert weight.nbytes == end - begin
     weight[: len(weight) // 10] *= -1
     (bundle / name).write_bytes(data)
-    path = bundle / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["files"][name]["sha256"] = file_sha256(bundle / name)
-    path.write_text(json.dumps(manifest))
+    rehash(bundle, name)
 
 
 def layers_of(result: Verification) -> Layers:

@@ -20,8 +20,8 @@ from qwen_image_engine.export.verify.report.tables import tables
 from qwen_image_engine.export.verify.result import Row
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main
-from qwen_image_engine.runtime.system.files import file_sha256
 from tests.support.differences import planted
+from tests.support.edit_manifest import rehash
 
 QUICK = (Case("quick", "a red circle", 64, 32),)
 
@@ -137,7 +137,7 @@ def test_means_and_cosines_are_judged_where_a_threshold_says_so() -> None:
 
 def test_a_changed_weight_is_seen(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _change_bytes(copied / "transformer" / "weights.safetensors")
-    _rehash(copied, "transformer/weights.safetensors")
+    rehash(copied, "transformer/weights.safetensors")
     assert main(["verify", str(copied), "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert document["passed"] is False
@@ -181,11 +181,3 @@ def _change_bytes(path: Path) -> None:
     values = np.frombuffer(data, np.uint32, offset=header, count=(len(data) - header) // 4)
     values[::1000] ^= np.uint32(1 << 23)
     path.write_bytes(data)
-
-
-def _rehash(folder: Path, file: str) -> None:
-    """Give the manifest the changed file's hash, so that only the comparison can find it."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["files"][file]["sha256"] = file_sha256(folder / file)
-    path.write_text(json.dumps(manifest))

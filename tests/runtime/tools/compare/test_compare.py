@@ -320,7 +320,7 @@ def without(document: dict[str, Any], key: str) -> dict[str, Any]:
     ("document", "message"),
     [
         ({"format": "qwen-image-bench", "schema": 2}, "schema version 2, this version reads 1"),
-        ({"format": "qwen-image-verify", "schema": None}, "schema version None, this version reads 1"),
+        ({"format": "qwen-image-verify", "schema": None}, "schema version null, this version reads 1"),
         ({"format": "qwen-image-bundle"}, "no result of bench or verify"),
         ([1, 2], "no result of bench or verify"),
         (
