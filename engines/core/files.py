@@ -11,10 +11,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 
-def open_regular(path: Path, most: int | None = None, *, buffering: int = -1) -> BinaryIO:
+def open_regular(path: Path, most: int | None = None, *, buffering: int = -1) -> io.BufferedReader | io.FileIO:
     """Open a regular file for reading.
 
     A pipe would wait for a writer and a device may have no end. The opening does not wait, and the opened file is
@@ -35,7 +35,7 @@ def open_regular(path: Path, most: int | None = None, *, buffering: int = -1) ->
         raise OSError(errno.EINVAL, "no file can have this name", str(path)) from None
     try:
         _check_regular(path, os.fstat(descriptor), most)
-        return os.fdopen(descriptor, "rb", buffering)
+        return cast("io.BufferedReader | io.FileIO", os.fdopen(descriptor, "rb", buffering))
     except BaseException:
         os.close(descriptor)
         raise

@@ -155,7 +155,11 @@ class _Check:
         integers = [*map(_signed, attribute.get(3, ())), *_integers(attribute, 8)]
         if len(integers) > 2 * MAX_RANK:
             raise _Refused(f"{where} of {len(integers)} integers, expected {2 * MAX_RANK} at most")
-        values = [*integers, *_floats(attribute), *(bytes(text) for text in _messages(attribute, 4))]
+        values: list[float | bytes] = [
+            *integers,
+            *_floats(attribute),
+            *(bytes(text) for text in _messages(attribute, 4)),
+        ]
         for value in values:
             if not _is_accepted(value, known):
                 raise _Refused(f"{where} is {_shown(value)}, expected {_described(known)}")
