@@ -64,7 +64,7 @@ ARROWS = {name: set(imports(file)) for name, file in SOURCES.items()}
 
 
 def arrows(*, between_rooms: bool) -> dict[str, set[str]]:
-    """What each module, or room, imports."""
+    """Imports of each module, or of each room."""
     if not between_rooms:
         return {name: {target for target, _ in found} for name, found in ARROWS.items()}
     graph: dict[str, set[str]] = {}

@@ -67,7 +67,7 @@ class _WithoutOtherSystems(ast.NodeTransformer):
 
 
 def posix_only_uses(file: Path) -> Iterator[str]:
-    """What a source takes of the standard library that only POSIX has, unless it asks for it or the system first."""
+    """POSIX-only parts of the standard library that a source takes without asking for them or for the system first."""
     tree = _WithoutOtherSystems().visit(ast.parse(file.read_text(encoding="utf-8")))
     asked = {
         (ast.unparse(call.args[0]), ast.literal_eval(call.args[1]))
@@ -111,7 +111,7 @@ def test_facts_of_linux_are_read_in_few_places() -> None:
 def test_everything_is_imported_and_runs_without_posix(
     exported: Callable[..., Path], random_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """One process for all of it, whose text files and console know few letters, as on Windows.
+    """A single process for all of it, whose text files and console know few letters, as on Windows.
 
     Importing torch and every module takes most of the time.
     """

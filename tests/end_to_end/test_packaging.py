@@ -24,7 +24,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(code: str, installed: Path) -> str:
-    """What `code` prints, with the wheel and the other packages, and without this tree.
+    """Output of `code`, with the wheel and the other packages, and without this tree.
 
     The editable install is a line in a .pth file, which `-S` leaves out.
     """

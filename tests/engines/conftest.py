@@ -112,7 +112,7 @@ def step_inputs() -> Callable[..., dict[str, Array]]:
 
 @pytest.fixture
 def step_velocity(time_weight: Array) -> Callable[[Inputs], Array]:
-    """What the graph computes, in numpy and float64."""
+    """The graph's computation, in numpy and float64."""
 
     def velocity(inputs: Inputs) -> Array:
         x = {name: array.astype(np.float64) for name, array in inputs.items()}

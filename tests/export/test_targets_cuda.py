@@ -70,7 +70,7 @@ def cuda_bundle(random_checkpoint: Callable[..., Path], tmp_path_factory: pytest
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_graphs_are_sound_and_keep_the_rules(cuda_bundle: Export, precision: str) -> None:
-    """Those of TensorRT but for layer norms: ONNX Runtime heeds `stash_type`, and a Cast would cost it a pass."""
+    """Graphs of TensorRT but for layer norms: ONNX Runtime heeds `stash_type`, and a Cast would cost it a pass."""
     folder = cuda_bundle(precision)[1]
     manifest = read_manifest(folder)
     for name, entry in manifest.components.items():

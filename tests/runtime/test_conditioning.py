@@ -175,7 +175,7 @@ class TestMemory:
     def test_too_little_for_the_text_encoders_scores_is_refused(
         self, pipeline: QwenImage, journal: Journal, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """They grow with the square of the tokens: beyond the keys and values here, whose model is narrow."""
+        """Scores grow with the square of the tokens: beyond the keys and values here, whose model is narrow."""
         needed = pipeline.prefix_tokens("a", pipeline.read_references([WIDE], 64)) * FACTS.cache_token_bytes
         monkeypatch.setattr("qwen_image_engine.runtime.conditioning.reachable_memory_bytes", lambda: needed)
         with pytest.raises(QwenImageError, match=r"text encoder's attention over \d+ tokens take \d+ bytes"):

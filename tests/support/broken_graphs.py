@@ -252,7 +252,7 @@ def rounded_softmax(graph: ir.Graph) -> None:
 
 
 def lost_pair(graph: ir.Graph) -> None:
-    """One linear of the manifest without its codes: activations and weight as they come."""
+    """A linear of the manifest without its codes: activations and weight as they come."""
     node = next(node for node in graph if node.op_type == "Gemm" and is_dequantised(node))
     for index, dtype in ((0, None), (1, ir.DataType.BFLOAT16)):
         dequantise = node.inputs[index].producer()

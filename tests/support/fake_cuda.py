@@ -22,7 +22,7 @@ Work = Callable[[], None]
 
 
 class FakeDriver:
-    """What `cuda_driver.call` finds functions in. Arguments are ctypes', as the driver takes them."""
+    """The library in which `cuda_driver.call` finds functions. Arguments are ctypes', as the driver takes them."""
 
     def __init__(self, total_bytes: int = 1 << 30) -> None:
         self.total_bytes = total_bytes
@@ -240,7 +240,7 @@ class FakeDriver:
         self.captured, self._strict, self._broken = [], mode.value != 2, False
 
     def _break_capture(self) -> None:
-        """What a capture that is not relaxed forbids its own thread."""
+        """Calls that a capture that is not relaxed forbids its own thread."""
         if self.captured is not None and self._strict:
             self._broken = True
 

@@ -29,7 +29,7 @@ _ARITHMETIC: dict[str, Callable[[Lanes, Lanes], Lanes]] = {
 
 
 class PtxKernel:
-    """One entry of a module."""
+    """An entry of a module."""
 
     def __init__(self, text: str, name: str) -> None:
         found = _ENTRY.search(text)

@@ -41,7 +41,7 @@ class FakeTensorRT(ModuleType):
         return made
 
     def names(self) -> list[str]:
-        """Of the calls, in order."""
+        """Names of the calls, in order."""
         return [name for name, _ in self.calls]
 
     def _class(self, node: ast.ClassDef, name: str) -> type:

@@ -67,7 +67,7 @@ class IStreamReaderV2:
 
 @dataclass(frozen=True)
 class Known:
-    """What a plan of a component holds."""
+    """Contents of a plan of a component."""
 
     contract: Contract
     profiles: Sequence[Profile]

@@ -31,7 +31,7 @@ class Clock:
 
 @dataclass
 class ClockedJournal(Journal):
-    """What the engines did, and how long each run of a component is to take."""
+    """A journal of the engines, and how long each run of a component is to take."""
 
     clock: Clock = field(default_factory=Clock)
     seconds: Callable[[str], float] = lambda component: 0.0

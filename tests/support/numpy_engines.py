@@ -75,7 +75,7 @@ SCHEDULE = ScheduleConfig(
 
 @dataclass
 class Journal:
-    """What the engines did, in order ("load step", "run step", "close step"), and where one is to spoil its output."""
+    """A journal of engines in order ("load step", "run step", "close step"), and where one is to spoil its output."""
 
     events: list[str] = field(default_factory=list)
     spoiled: str | None = None
@@ -165,7 +165,7 @@ def _mean(values: Array) -> Array:
 
 
 def _keys_and_values(states: Array, past: Array | int) -> list[Array]:
-    """Of every layer, from (batch, tokens, 1) with later tokens seeing earlier ones."""
+    """Keys and values of every layer, from (batch, tokens, 1) with later tokens seeing earlier ones."""
     seen = (np.cumsum(states, 1) + past)[..., None].astype(np.float32)
     shape = (*seen.shape[:2], DIMS.heads, DIMS.head_dim)
     return [np.broadcast_to(seen / (index + 1), shape).copy() for index in range(2 * DIMS.layers)]
@@ -199,7 +199,7 @@ def numpy_pipeline(
 
 
 def same_pictures(first: list[Picture], second: list[Picture]) -> bool:
-    """Whether latents and pixels are equal bit for bit."""
+    """Return whether latents and pixels are equal bit for bit."""
     return all(
         np.array_equal(a.latents, b.latents) and np.array_equal(a.rgba, b.rgba)
         for a, b in zip(first, second, strict=True)

@@ -21,7 +21,7 @@ _CODES = {TensorProto.FLOAT8E4M3FN: "FP8", TensorProto.INT8: "Int8"}
 
 
 class PlayedBuilder:
-    """One graph at a time; `profiles` has the shapes of the last one's by input, `inputs` its inputs' axes.
+    """A builder of one graph at a time; `profiles` has the last one's shapes by input, `inputs` its inputs' axes.
 
     `stored` are its weights in files, scales aside, and `left_out` those that its plan is to be without.
     """
@@ -145,7 +145,7 @@ class PlayedBuilder:
 
 
 def _kind(node: NodeProto, makers: dict[str, NodeProto], weights: dict[str, int]) -> str:
-    """What a product reads its weight in."""
+    """The dtype in which a product reads its weight."""
     maker = makers.get(node.input[1])
     if maker is None or maker.op_type != "DequantizeLinear":
         return "BF16"

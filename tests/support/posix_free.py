@@ -1,4 +1,4 @@
-"""What Windows lacks of Python's standard library, and code that takes it away from a process.
+"""The parts of Python's standard library that Windows lacks, and code that takes it away from a process.
 
 The lists are those of typeshed's stubs, which mypy brings along.
 """

@@ -1,4 +1,4 @@
-"""What every report has to be: parsed as HTML, and looked at by Chromium where there is one."""
+"""Checks of every report: parsed as HTML, and looked at by Chromium where there is one."""
 
 from __future__ import annotations
 

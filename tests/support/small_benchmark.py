@@ -1,4 +1,4 @@
-"""What a benchmark was asked for, as the tests of its result and of its page have it."""
+"""Settings of a benchmark, as the tests of its result and of its page have it."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from qwen_image_engine.runtime.tools.bench.settings import Settings
 
 
 def settings(**given: Any) -> Settings:
-    """One engine on one case; `given` says the rest, `sizes` and `rounds` among it."""
+    """An engine on one case; `given` says the rest, `sizes` and `rounds` among it."""
     return Settings(
         **{
             "bundle": "bundle",

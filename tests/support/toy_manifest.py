@@ -7,7 +7,7 @@ from tests.support.numpy_engines import DIMS, FACTS
 
 
 def toy_manifest(**values: Any) -> Manifest:
-    """What a test is not about, with its own components, files and embeddings, and what it wants otherwise."""
+    """A manifest for tests that are about something else; `values` are those that a test chooses."""
     common: dict[str, Any] = {
         "tool": Tool("0.1.0", "ab"),
         "target": "tensorrt",

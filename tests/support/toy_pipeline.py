@@ -116,7 +116,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, prompts: list[str]) -> 
 
 @pytest.fixture
 def journal() -> Journal:
-    """What the toy engines of `pipeline` did."""
+    """The journal of the toy engines of `pipeline`."""
     return Journal()
 
 

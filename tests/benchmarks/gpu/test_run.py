@@ -88,7 +88,7 @@ def test_every_part_has_rows(dry_run: dict[str, Any]) -> None:
 
 
 def test_engines_compute_the_same_step(dry_run: dict[str, Any]) -> None:
-    """Where one is installed; elsewhere the row says why not."""
+    """Rows of engines, where one is installed; elsewhere the row says why not."""
     pytest.importorskip("onnxruntime")
     rows = {row["way"]: row for row in dry_run["steps"]}
     assert rows["onnxruntime cpu fp32"]["relative_l2_to_the_first"] < 1e-5

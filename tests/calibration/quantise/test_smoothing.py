@@ -23,7 +23,7 @@ def through_int8(values: Tensor, largest: Tensor) -> Tensor:
 
 
 def real_error(x: Tensor, weight: Tensor, scales: Tensor) -> float:
-    """Of the product with one scale for the activations and one a row of the weight."""
+    """Error of the product with one scale for the activations and one a row of the weight."""
     smoothed, rescaled = x / scales, weight * scales
     product = (
         through_int8(smoothed, smoothed.abs().max())

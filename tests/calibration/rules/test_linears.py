@@ -1,4 +1,4 @@
-"""What is quantised of the released transformer: the shares that docs/quantisation.md gives."""
+"""Quantised linears of the released transformer: the shares that docs/quantisation.md gives."""
 
 import pytest
 import torch

@@ -77,7 +77,7 @@ def run(simulation: Simulation, trajectory: Trajectory, dtype: torch.dtype = tor
 
 
 def exported(folder: Path, trajectory: Trajectory) -> Array:
-    """What the two graphs of a bundle give, one after the other."""
+    """Velocity by the two graphs of a bundle, one after the other."""
     components = read_manifest(folder).components
     prefix, step = (
         load_engine("onnxruntime", folder / components[name].model, components[name].contract)

@@ -91,7 +91,7 @@ def test_latents_that_the_device_has_overwritten_are_told(make_bundle: MakeBundl
 def test_a_context_that_serves_both_branches_changes_when_its_run_is_done(
     make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where captures fail there is one context; the played one refuses a change while a run of it is on its way."""
+    """A single context, where captures fail; the played one refuses a change while a run of it is on its way."""
     driver.refuse_captures()
     bundle = make_bundle()
     pending = _pending_at_the_end_of_contexts(driver, monkeypatch)
@@ -103,7 +103,7 @@ def test_a_context_that_serves_both_branches_changes_when_its_run_is_done(
 
 
 def _pending_at_the_end_of_contexts(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What is on its way whenever a context goes."""
+    """Runs that are on their way whenever a context goes."""
     from qwen_image_engine.engines.tensorrt.execution import TensorRtCall
 
     pending: list[int] = []

@@ -1,4 +1,4 @@
-"""What stands in the exported files: the contract, the checkpoint's names, and no more nodes than the network needs."""
+"""Contents of the exported files: the contract, the checkpoint's names, and no more nodes than the network needs."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -160,5 +160,5 @@ def test_no_graph_takes_a_mask_or_casts_fp32_weights(
 
 
 def _terms(axis: str | int) -> list[str]:
-    """Of a sum, in any order: torch has its own."""
+    """Terms of a sum, sorted: torch has an order of its own."""
     return sorted(str(axis).replace(" ", "").split("+"))

@@ -1,4 +1,4 @@
-"""What is left beside a bundle's place by exports that were killed, and by those that still run."""
+"""Leftovers beside a bundle's place, by exports that were killed, and by those that still run."""
 
 import subprocess
 import sys

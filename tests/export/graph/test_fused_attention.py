@@ -1,4 +1,4 @@
-"""Which attentions an engine must fuse, by the shapes in the graph."""
+"""Attentions that an engine must fuse, by the shapes in the graph."""
 
 import onnx_ir as ir
 import pytest
@@ -9,7 +9,7 @@ Axes = list[int | str | None]
 
 
 def graph(axes: Axes | None, *, heads: int | None = None, masked: bool = False) -> ir.Graph:
-    """One Attention whose queries have these axes, none for an unknown rank."""
+    """An Attention whose queries have these axes, none for an unknown rank."""
     values = [ir.Value(name=name) for name in ("queries", "keys", "values", "mask")]
     values[0].shape = None if axes is None else ir.Shape(axes)
     attributes = {} if heads is None else {"q_num_heads": heads}

@@ -54,7 +54,7 @@ def test_fails_as_the_verb_does(arguments: list[str], code: int, message: str) -
 
 
 def test_is_not_taken_for_optimum() -> None:
-    """Of the editable install; libraries that ask who provides `optimum` warn where there are two."""
+    """Distributions of the editable install; libraries that ask who provides `optimum` warn where there are two."""
     found = packages_distributions()
     assert found["optimum"] == ["optimum"]
     assert found["qwen_image_engine"] == ["qwen-image-engine"]

@@ -33,7 +33,7 @@ MEAN_ABS = Measure(
 
 
 def verification(error: float) -> Verification:
-    """One step and the teacher-forced steps of one case, half of whose values are `error` too large."""
+    """A step and the teacher-forced steps of one case, half of whose values are `error` too large."""
     runs = tuple(difference(ONES + np.array([0, 0, error, error]) * factor, ONES) for factor in (0.5, 1.0))
     threshold = Threshold(10.0, "a reason")
     return Verification(

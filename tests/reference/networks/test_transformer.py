@@ -94,7 +94,7 @@ class Sequence:
         }
 
     def cache(self, network: Transformer) -> list[KeyValue]:
-        """What the passes of the prefix give, one after the other."""
+        """Results of the passes of the prefix, one after the other."""
         first, *rest = self.segments
         assert isinstance(first, TextRun)
         cache = network.prefix(self.states[:, : first.length], *(table[: first.length] for table in self.prefix))

@@ -70,7 +70,7 @@ def random_patches(rows: int, columns: int) -> Tensor:
 
 
 def features(network: Vision, rows: int, columns: int, patches: Tensor) -> list[Tensor]:
-    """Of images (B, N, 1536)."""
+    """Features of images (B, N, 1536)."""
     config = network.config
     taps = interpolation(rows, columns, config.position_side)
     tables = vision_rotary_tables(rows, columns, config.head_dim, config.rope_theta)
@@ -147,7 +147,7 @@ class Encoded:
         ]
 
     def error_at_last_text(self, network: TextEncoder, tables: Sequence[Tensor], deepstack: Sequence[Tensor]) -> float:
-        """Of the states of the text behind the images, the only ones that the transformer sees."""
+        """Error of the states of the text behind the images, the only ones that the transformer sees."""
         behind = SEQUENCE[-1]
         assert isinstance(behind, TextRun)
         states = network(self.embeddings, *tables, deepstack)

@@ -1,4 +1,4 @@
-"""One network's stored tensors: against safetensors' own reader, and strict loading."""
+"""Stored tensors of a network: against safetensors' own reader, and strict loading."""
 
 import hashlib
 import json

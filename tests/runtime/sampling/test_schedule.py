@@ -53,7 +53,7 @@ def read(scheduler: dict[str, Any], sample_sigmas: object = None) -> ScheduleCon
 def diffusers_sigmas(
     scheduler: dict[str, Any], sample_sigmas: list[float] | None, steps: int, tokens: int
 ) -> NDArray[np.float32]:
-    """What QwenImage21Pipeline.__call__ does in its step 4."""
+    """Step 4 of QwenImage21Pipeline.__call__."""
     oracle = FlowMatchEulerDiscreteScheduler.from_config(scheduler)
     grid = np.linspace(1.0, 1 / steps, steps) if sample_sigmas is None else sample_sigmas
     mu = calculate_shift(

@@ -26,7 +26,7 @@ def test_every_thread_is_read() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds processes to a core")
 def test_two_that_share_a_core_wait_for_each_other() -> None:
-    """What is asserted is the kernel's count against its own count of what ran, both of one process."""
+    """The kernel's count against its own count of what ran, both of one process."""
     code = """
 import os, sys, time
 from qwen_image_engine.runtime.system.run_queue import longest_run_queue_wait, run_queue_wait_s

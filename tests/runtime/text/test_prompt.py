@@ -109,7 +109,7 @@ REFERENCES: dict[str, list[ImageBlock]] = {
 
 
 def diffusers_text(pipeline: Any, prompt: str, references: list[ImageBlock]) -> str:
-    """What QwenImage21Pipeline gives the processor: the template with one slot an image."""
+    """The text that QwenImage21Pipeline gives the processor: the template with one slot an image."""
     given: list[str] = []
 
     class Given(Exception):

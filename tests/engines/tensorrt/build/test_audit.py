@@ -1,4 +1,4 @@
-"""What the inspector says of an engine, counted; its JSON is made by hand in the documented form."""
+"""The inspector's account of an engine, counted; its JSON is made by hand in the documented form."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""One linear as a product of integers: the engines against numpy on the same integers, where kernels are tempted."""
+"""A linear as a product of integers: the engines against numpy on the same integers, where kernels are tempted."""
 
 from collections import Counter
 from pathlib import Path
@@ -63,7 +63,7 @@ def quantised_graph(rotation: int, codes: dict[str, Array], scales: dict[str, Ar
 
 
 def integers(x: Array, rotation: int, codes: Array, scales: Array) -> Array:
-    """What the graph means, in int64 and float64."""
+    """The graph's meaning, in int64 and float64."""
     rotated = (x.reshape(-1, rotation).astype(np.float64) @ hadamard(rotation)).reshape(x.shape)
     largest = np.abs(rotated).max(axis=1, keepdims=True)
     units = np.rint(127 * rotated / np.where(largest > 0, largest, 1)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What training computes for a padded batch with references is what the pipeline computes for each prompt."""
+"""Training on a padded batch with references, which computes the same as the pipeline for each prompt."""
 
 from pathlib import Path
 

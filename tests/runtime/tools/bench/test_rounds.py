@@ -108,7 +108,7 @@ def test_every_round_asks_for_another_picture() -> None:
 
 
 def test_every_case_asks_for_other_pictures(contender: Callable[..., LocalContender]) -> None:
-    """What the pipeline has kept of one case's prompts and images is of no use to the next, of the same size or not."""
+    """Encodings that the pipeline has kept of one case, which are of no use to the next, of the same size or not."""
     log: list[str] = []
     cases = [Case(64, 96, 5, references=1), Case(64, 96, 4, references=1), Case(96, 96, 5, references=1)]
     found = run_rounds([contender("A", "engine", SECONDS.__getitem__, log)], cases, 2)

@@ -1,4 +1,4 @@
-"""What a planted slowdown is called: on noise that was recorded, with the rule that bench and compare use."""
+"""The verdict on a planted slowdown: on noise that was recorded, with the rule that bench and compare use."""
 
 import json
 from statistics import median

@@ -25,7 +25,7 @@ STEPS = 6
 def benchmark(
     slowdown: float = 1.0, seed: int = 0, rounds: int = 12, noise: float = 0.02, peak_bytes: int = 10**9
 ) -> Benchmark:
-    """One engine, its step `slowdown` times as slow, with lognormal noise on every time."""
+    """An engine, its step `slowdown` times as slow, with lognormal noise on every time."""
     rng = np.random.default_rng(seed)
 
     def sample() -> Mapping[str, tuple[float, ...]]:
@@ -174,7 +174,7 @@ RUN = ("cases", 0, "runs", 0)
 def test_damaged_values_are_named(
     fails: Callable[..., str], written: Callable[..., Path], place: tuple[Any, ...], value: Any, words: str
 ) -> None:
-    """Of either file, and in words."""
+    """Refusals of either file, in words."""
     good, bad = written(benchmark().to_json(), "good"), written(damaged(place, value), "bad")
     for files in ((good, bad), (bad, good)):
         message = fails(2, "compare", *files)

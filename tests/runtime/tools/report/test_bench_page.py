@@ -97,7 +97,7 @@ def test_every_figure_stands_in_the_page(benchmark_result: Callable[..., Benchma
 
 
 def test_many_cases_do_not_bury_the_page(benchmark_result: Callable[..., Benchmark], tmp_path: Path) -> None:
-    """One box for each pair, which names its cases, and one for all the noise."""
+    """A box for each pair, which names its cases, and one for all the noise."""
     found = benchmark_result()
     calm = found.cases[0]
     noisy = [
