@@ -5,6 +5,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from qwen_image_engine.engines.core.errors import QwenImageError, one_line
+from qwen_image_engine.engines.core.files import read_regular, regular_size
 from qwen_image_engine.runtime.system.json_schema import SchemaError
 from qwen_image_engine.runtime.text.tokenizer_form import MAX_BYTES, check_form, parse
 
@@ -71,10 +72,10 @@ def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def _read(path: Path) -> str:
     try:
-        size = path.stat().st_size
+        size = regular_size(path)
         if size > MAX_BYTES:
             raise QwenImageError(f"{path} has {size} bytes, expected at most {MAX_BYTES}; copy it from the checkpoint")
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, MAX_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise QwenImageError(f"cannot read {path}: {error}") from error
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import read_regular, regular_size
 from qwen_image_engine.engines.core.graph import accepted
 from qwen_image_engine.engines.core.graph.accepted import MAX_AXIS, MAX_GRAPH_BYTES, MAX_RANK, OPERATORS, Operator
 from qwen_image_engine.engines.core.protobuf import MESSAGE, VARINT, fields
@@ -60,8 +61,8 @@ def check_graph_file(component: str, model: Path, name: str, weights: Mapping[st
             attributes, sizes or weight files are not accepted.
     """
     try:
-        size = model.stat().st_size
-        data = model.read_bytes() if size <= MAX_GRAPH_BYTES else None
+        size = regular_size(model)
+        data = read_regular(model, MAX_GRAPH_BYTES) if size <= MAX_GRAPH_BYTES else None
     except OSError as error:
         raise QwenImageError(f"{component}: cannot read {model}: {error.strerror or error}") from error
     try:
