@@ -30,7 +30,7 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.networks.transformer import Transformer
 
 if TYPE_CHECKING:  # what needs more packages than torch does is imported where it is used
-    from qwen_image_engine.runtime.bundle.manifest import ComponentEntry
+    from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
     from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
 
 PRECISIONS = ("bf16", "fp8", "int8")

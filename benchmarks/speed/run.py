@@ -44,7 +44,8 @@ from qwen_image_engine.export.estimate.sizes import estimate_export
 from qwen_image_engine.export.targets import choose_target
 from qwen_image_engine.export.verify.difference import difference
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, Manifest
+from qwen_image_engine.runtime.bundle.manifest import Manifest
+from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
 
 BASELINES = ("diffusers fp32", "diffusers bf16")
 REFERENCE = "torch reference fp32"

@@ -20,7 +20,7 @@ from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import empty_network
 from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.reference.torch_engine import TorchEngine
-from qwen_image_engine.runtime.bundle.manifest import ComponentEntry
+from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
 from qwen_image_engine.runtime.model.rope import rotary_tables
 from qwen_image_engine.runtime.model.sequence import TokenSequence
 from qwen_image_engine.runtime.model.time import time_features

@@ -18,7 +18,7 @@ from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
-from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer
+from qwen_image_engine.runtime.bundle.manifest_entries import QuantisedLayer
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,8 @@ from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.reference.pipeline import model_facts
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle.files import describe_file
-from qwen_image_engine.runtime.bundle.manifest import (
-    CalibrationEntry,
-    CheckpointEntry,
-    FileEntry,
-    LoraEntry,
-    Manifest,
-    is_bundle,
-    read_manifest,
-    write_manifest,
-)
+from qwen_image_engine.runtime.bundle.manifest import Manifest, is_bundle, read_manifest, write_manifest
+from qwen_image_engine.runtime.bundle.manifest_entries import CalibrationEntry, CheckpointEntry, FileEntry, LoraEntry
 from qwen_image_engine.runtime.system.files import with_home
 
 Progress = Callable[[str, int, int], None]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from qwen_image_engine.export.targets import Target
 from qwen_image_engine.reference.checkpoint.checkpoint import TRANSFORMER, Checkpoint
-from qwen_image_engine.runtime.bundle.manifest import Tool
+from qwen_image_engine.runtime.bundle.manifest_entries import Tool
 
 _PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript")
 _SOURCES = ("calibration", "engines/core", "export", "reference")

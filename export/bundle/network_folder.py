@@ -31,12 +31,12 @@ from qwen_image_engine.reference.components import dims
 from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.bundle.files import describe_file
-from qwen_image_engine.runtime.bundle.manifest import (
+from qwen_image_engine.runtime.bundle.manifest import Manifest
+from qwen_image_engine.runtime.bundle.manifest_entries import (
     ComponentEntry,
     EmbeddingsEntry,
     FileEntry,
     Fp8Scales,
-    Manifest,
     QuantisedLayer,
 )
 from qwen_image_engine.runtime.system.files import file_sha256

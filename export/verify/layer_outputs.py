@@ -12,7 +12,7 @@ import onnx_ir as ir
 from qwen_image_engine.calibration.rules.linears import LINEARS, WEIGHT
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec
 from qwen_image_engine.export.graph.nodes import cast
-from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, QuantisedLayer
+from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry, QuantisedLayer
 
 _LAST_OF_BLOCK = ".img_mlp.out"
 

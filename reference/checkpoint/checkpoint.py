@@ -34,8 +34,8 @@ from qwen_image_engine.reference.storage.json_file import read_json
 from qwen_image_engine.reference.storage.single_file import open_single_file
 from qwen_image_engine.reference.storage.stored_network import LAYOUT, VISION, StoredNetwork, open_network, variants
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
+from qwen_image_engine.runtime.bundle.checkpoint_flags import checkpoint_flags
 from qwen_image_engine.runtime.bundle.manifest import MANIFEST
-from qwen_image_engine.runtime.bundle.manifest_entries import checkpoint_flags
 from qwen_image_engine.runtime.system.files import file_sha256, with_home
 from qwen_image_engine.runtime.system.json_schema import MISSING, described
 

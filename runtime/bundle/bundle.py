@@ -16,7 +16,8 @@ from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.plans.fit import check_plan_fits
 from qwen_image_engine.runtime.bundle.capability import check_capability
 from qwen_image_engine.runtime.bundle.files import check_component_graph, check_embeddings, check_files
-from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, Manifest, read_manifest
+from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
+from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.images.reference_image import ReferenceImages
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig

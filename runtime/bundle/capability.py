@@ -5,7 +5,7 @@ from __future__ import annotations
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.cuda.compute_capability import BF16
 from qwen_image_engine.engines.cuda.driver import DeviceInfo
-from qwen_image_engine.runtime.bundle.manifest import ComponentEntry
+from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
 
 
 def check_capability(name: str, entry: ComponentEntry, facts: DeviceInfo, instead: str) -> None:

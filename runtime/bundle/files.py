@@ -18,7 +18,8 @@ from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import leads_out, open_regular, regular_size
 from qwen_image_engine.engines.core.graph.check import check_graph_file
-from qwen_image_engine.runtime.bundle.manifest import FileEntry, Manifest
+from qwen_image_engine.runtime.bundle.manifest import Manifest
+from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
 from qwen_image_engine.runtime.system.files import file_sha256
 from qwen_image_engine.runtime.system.json_schema import SchemaError, parse
 from qwen_image_engine.runtime.system.text import command_line

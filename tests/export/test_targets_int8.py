@@ -20,7 +20,8 @@ from qwen_image_engine.export.verify.difference import Difference, difference
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.storage.tensor_file import read_header
 from qwen_image_engine.reference.torch_engine import reference_engines
-from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer, read_manifest
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.manifest_entries import QuantisedLayer
 
 Bundles = Callable[..., tuple[Path, Path]]
 Inputs = Callable[..., dict[str, Array]]

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from qwen_image_engine.runtime.bundle.manifest import CheckpointEntry, Manifest, Tool
+from qwen_image_engine.runtime.bundle.manifest import Manifest
+from qwen_image_engine.runtime.bundle.manifest_entries import CheckpointEntry, Tool
 from tests.support.numpy_engines import DIMS, FACTS
 
 

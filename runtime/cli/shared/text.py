@@ -5,7 +5,7 @@ from statistics import median
 
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.plans.entry import PlanEntry
-from qwen_image_engine.runtime.bundle.manifest import FileEntry
+from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
 from qwen_image_engine.runtime.system.text import size_text
 from qwen_image_engine.runtime.timing import Timing
 

@@ -10,13 +10,8 @@ from typing import TYPE_CHECKING, Any
 from qwen_image_engine.engines.core.contract import describe_shape
 from qwen_image_engine.engines.core.contract_check import check_model_file
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, is_memory, one_line
-from qwen_image_engine.runtime.bundle.manifest import (
-    ComponentEntry,
-    Manifest,
-    QuantisedLayer,
-    is_bundle,
-    read_manifest,
-)
+from qwen_image_engine.runtime.bundle.manifest import Manifest, is_bundle, read_manifest
+from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry, QuantisedLayer
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
     add_weight_arguments,
     open_checkpoint,

@@ -16,7 +16,8 @@ from qwen_image_engine.engines.cuda.driver import DeviceInfo, device_info
 from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
 from qwen_image_engine.engines.tensorrt.build.job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult
 from qwen_image_engine.engines.tensorrt.build.launch import Watch, run_build
-from qwen_image_engine.runtime.bundle.manifest import FileEntry, Manifest
+from qwen_image_engine.runtime.bundle.manifest import Manifest
+from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
 from qwen_image_engine.runtime.tools.build.checks import check_disk, missing
 from qwen_image_engine.runtime.tools.build.plan_record import kept_plan, record_plan, take_plan
 from qwen_image_engine.runtime.tools.build.plans_folder import LAYERS, PLANS, PlansFolder, plans_folder

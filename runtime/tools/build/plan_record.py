@@ -9,7 +9,8 @@ from pathlib import Path
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.runtime.bundle.files import check_files
-from qwen_image_engine.runtime.bundle.manifest import FileEntry, Manifest, read_manifest, write_manifest
+from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest, write_manifest
+from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
 from qwen_image_engine.runtime.system.files import file_sha256
 from qwen_image_engine.runtime.system.text import command_line
 from qwen_image_engine.runtime.tools.build.plans_folder import PLANS, PlansFolder

@@ -15,7 +15,8 @@ from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.entry import Profile
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions, ExpectedFusions
 from qwen_image_engine.runtime.bundle.files import check_component_graph, check_files
-from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, Manifest, read_manifest
+from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
+from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 from qwen_image_engine.runtime.tools.build.checks import check_gpu, check_timing_cache
 from qwen_image_engine.runtime.tools.build.plan_record import PlanSource

@@ -15,7 +15,7 @@ from qwen_image_engine.engines.core.contract import CONTRACTS, contract
 from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.files import describe_file
-from qwen_image_engine.runtime.bundle.manifest import ComponentEntry, EmbeddingsEntry
+from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry, EmbeddingsEntry
 from tests.support.fake_cuda import FakeDriver
 from tests.support.fake_tensorrt import forget_modules
 from tests.support.fake_tensorrt_runtime import VERSION, Known, fake_tensorrt, plan_bytes

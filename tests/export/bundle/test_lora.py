@@ -19,7 +19,8 @@ from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.runtime.bundle.manifest import LoraEntry, read_manifest
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.manifest_entries import LoraEntry
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.system.files import file_sha256

@@ -18,7 +18,8 @@ from qwen_image_engine.export.verify.report.tables import tables
 from qwen_image_engine.export.verify.result import Verification
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.load import empty_network
-from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer, read_manifest
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.bundle.manifest_entries import QuantisedLayer
 from tests.support.differences import planted
 from tests.support.edit_manifest import rehash
 

@@ -25,17 +25,19 @@ from qwen_image_engine.runtime.bundle.files import (
 )
 from qwen_image_engine.runtime.bundle.manifest import (
     MANIFEST,
-    CheckpointEntry,
-    ComponentEntry,
-    EmbeddingsEntry,
-    Fp8Scales,
     Manifest,
-    QuantisedLayer,
-    Tool,
     is_bundle,
     read_manifest,
     record_verification,
     write_manifest,
+)
+from qwen_image_engine.runtime.bundle.manifest_entries import (
+    CheckpointEntry,
+    ComponentEntry,
+    EmbeddingsEntry,
+    Fp8Scales,
+    QuantisedLayer,
+    Tool,
 )
 from qwen_image_engine.runtime.model.facts import ModelFacts, VisionFacts
 from qwen_image_engine.runtime.system.files import file_sha256

@@ -14,7 +14,7 @@ from qwen_image_engine.engines.backends import load_engine
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec
 from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.export.passes.quantised.linear_to_int8 import LinearToInt8
-from qwen_image_engine.runtime.bundle.manifest import QuantisedLayer
+from qwen_image_engine.runtime.bundle.manifest_entries import QuantisedLayer
 
 RNG = np.random.default_rng(0)
 ROWS, CHANNELS, OUTPUTS = 37, 192, 72

@@ -24,16 +24,8 @@ from qwen_image_engine.engines.tensorrt.build.job import (
 )
 from qwen_image_engine.engines.tensorrt.build.launch import Watch
 from qwen_image_engine.runtime.bundle.files import check_files, describe_file, verify_files
-from qwen_image_engine.runtime.bundle.manifest import (
-    ComponentEntry,
-    EmbeddingsEntry,
-    Fp8Scales,
-    Manifest,
-    QuantisedLayer,
-    read_manifest,
-    record_verification,
-    write_manifest,
-)
+from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest, record_verification, write_manifest
+from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry, EmbeddingsEntry, Fp8Scales, QuantisedLayer
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 from qwen_image_engine.runtime.tools.build.build import build_bundle
