@@ -14,11 +14,8 @@ from threading import Event, Lock
 from types import TracebackType
 from typing import Self
 
-import torch
-
 from qwen_image_engine.engines.core.dtypes import STORED_FLOATS
-from qwen_image_engine.reference.storage.finite import check_finite
-from qwen_image_engine.reference.storage.tensor_blocks import tensor_blocks
+from qwen_image_engine.reference.storage.tensor_blocks import finite_blocks, tensor_blocks, tensor_bytes
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.system.files import file_sha256
 
@@ -116,16 +113,17 @@ def finite_sha256(path: Path, tensors: Iterable[TensorInfo], progress: Callable[
         return file_sha256(path, progress)
     digest = hashlib.sha256()
     for part in _whole(file, within):
-        first = 0
-        for block in tensor_blocks(part, _BLOCK_BYTES):
+        for block in _checked_blocks(part):
             digest.update(block)
-            if part.dtype in STORED_FLOATS:
-                values = torch.frombuffer(block, dtype=getattr(torch, STORED_FLOATS[part.dtype].name))
-                check_finite(part, values, first)
-                first += values.numel()
             if progress is not None:
                 progress(len(block))
     return digest.hexdigest()
+
+
+def _checked_blocks(part: TensorInfo) -> Iterator[memoryview]:
+    if part.dtype in STORED_FLOATS:
+        return (tensor_bytes(values) for _, values in finite_blocks(part, _BLOCK_BYTES))
+    return tensor_blocks(part, _BLOCK_BYTES)
 
 
 def _whole(file: Path, tensors: Iterable[TensorInfo]) -> Iterator[TensorInfo]:

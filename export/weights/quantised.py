@@ -20,7 +20,7 @@ from qwen_image_engine.calibration.quantise.hadamard import rotate
 from qwen_image_engine.calibration.quantise.static_input import SCALE_DTYPE, StaticInput, stored_scale
 from qwen_image_engine.engines.core.dtypes import STORED_FLOATS
 from qwen_image_engine.reference.storage.finite import check_converted
-from qwen_image_engine.reference.storage.tensor_blocks import row_blocks
+from qwen_image_engine.reference.storage.tensor_blocks import row_blocks, tensor_bytes
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 
@@ -75,7 +75,7 @@ class RescaledWeight(_Weight):
             converted = rows.to(_torch(self.dtype))
             check_converted(self.weight.source, converted, first)
             first += rows.numel()
-            yield _bytes(converted)
+            yield tensor_bytes(converted)
 
 
 class Int8Weight(_Weight):
@@ -105,7 +105,7 @@ class Int8Weight(_Weight):
             codes, scales = int8.quantise_rows(rotate(rows, self.rotation), dtype, feedback)
             self.row_scales[self.rows_read : self.rows_read + len(scales)] = scales
             self.rows_read += len(scales)
-            yield _bytes(codes)
+            yield tensor_bytes(codes)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Int8Scales:
             raise ValueError(
                 f"{self.name}: {self.weight.rows_read} rows were quantised before it, expected {self.shape}"
             )
-        yield _bytes(self.weight.row_scales)
+        yield tensor_bytes(self.weight.row_scales)
 
 
 class Fp8Weight(_Weight):
@@ -158,7 +158,7 @@ class Fp8Weight(_Weight):
         """Yield the codes, computed with the scale as it is stored."""
         scale, feedback = float(self.scale), _feedback(self.channels)
         for rows in self.weight.row_blocks():
-            yield _bytes(fp8.quantise_rows(rows, scale, feedback))
+            yield tensor_bytes(fp8.quantise_rows(rows, scale, feedback))
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Fp8Scale:
 
     def blocks(self) -> Iterator[memoryview]:
         """Yield the scale."""
-        yield _bytes(self.weight.scale.reshape(1))
+        yield tensor_bytes(self.weight.scale.reshape(1))
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class RowScales:
 
     def blocks(self) -> Iterator[memoryview]:
         """Yield all scales, which are powers of two in every dtype."""
-        yield _bytes(self.scales.row_scales.to(_torch(self.dtype)))
+        yield tensor_bytes(self.scales.row_scales.to(_torch(self.dtype)))
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class InputFactors:
 
     def blocks(self) -> Iterator[memoryview]:
         """Yield all factors, which are powers of two in every dtype."""
-        yield _bytes(self.scales.column_scales.to(_torch(self.dtype)))
+        yield tensor_bytes(self.scales.column_scales.to(_torch(self.dtype)))
 
 
 def _feedback(channels: StaticInput | None) -> ErrorFeedback | None:
@@ -219,7 +219,3 @@ def _feedback(channels: StaticInput | None) -> ErrorFeedback | None:
 def _torch(dtype: str) -> torch.dtype:
     found: torch.dtype = getattr(torch, STORED_FLOATS[dtype].name)
     return found
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().view(torch.uint8).numpy().data

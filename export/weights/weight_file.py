@@ -17,8 +17,8 @@ from typing import Protocol
 import torch
 
 from qwen_image_engine.engines.core.dtypes import STORED, STORED_FLOATS
-from qwen_image_engine.reference.storage.finite import check_converted, check_finite
-from qwen_image_engine.reference.storage.tensor_blocks import tensor_blocks
+from qwen_image_engine.reference.storage.finite import check_converted
+from qwen_image_engine.reference.storage.tensor_blocks import finite_blocks, tensor_bytes
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
 # Tensors start at a multiple of 64 bytes after a padded header, so that engines can use mapped ones in place.
@@ -84,19 +84,12 @@ class Stored:
         Raises:
             QwenImageError: the file cannot be read or ends early; or a value is not finite, as stored or in `dtype`.
         """
-        first = 0
-        stored: torch.dtype = getattr(torch, STORED_FLOATS[self.source.dtype].name)
         wanted: torch.dtype = getattr(torch, STORED_FLOATS[self.dtype].name)
-        for block in tensor_blocks(self.source):
-            values = torch.frombuffer(block, dtype=stored)
-            check_finite(self.source, values, first)
-            if stored == wanted:
-                yield block
-            else:
-                converted = values.to(wanted)
+        for first, values in finite_blocks(self.source):
+            converted = values.to(wanted)  # the same tensor if it is in this dtype already
+            if converted is not values:
                 check_converted(self.source, converted, first)
-                yield converted.view(torch.uint8).numpy().data
-            first += values.numel()
+            yield tensor_bytes(converted)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def tensor_blocks(source: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterato
     """
     if isinstance(source, MergedTensor):
         for rows in _merged_rows(source):
-            yield rows.reshape(-1).view(torch.uint8).numpy().data
+            yield tensor_bytes(rows.reshape(-1))
         return
     buffer = bytearray(min(block_bytes, source.nbytes))
     try:
@@ -46,6 +46,24 @@ def tensor_blocks(source: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterato
         raise QwenImageError(f"{source.file}: cannot be read ({error.strerror or error})") from error
 
 
+def finite_blocks(source: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, Tensor]]:
+    """Yield a float tensor's values in its dtype, flat, each block after the index of its first value.
+
+    Each block is valid until the next; `tensor_blocks` describes the blocks.
+
+    Raises:
+        NotFiniteError: a value is NaN or infinite.
+        QwenImageError: the file cannot be read or ends early.
+    """
+    dtype: torch.dtype = getattr(torch, STORED_FLOATS[source.dtype].name)
+    first = 0
+    for block in tensor_blocks(source, block_bytes):
+        values = torch.frombuffer(block, dtype=dtype)
+        check_finite(source, values, first)
+        yield first, values
+        first += values.numel()
+
+
 def row_blocks(source: TensorInfo) -> Iterator[Tensor]:
     """Yield a matrix (N, K) as blocks of whole rows (n, K) in float32.
 
@@ -54,13 +72,13 @@ def row_blocks(source: TensorInfo) -> Iterator[Tensor]:
     """
     columns = source.shape[1]
     row_bytes = columns * STORED[source.dtype].bytes
-    dtype: torch.dtype = getattr(torch, STORED_FLOATS[source.dtype].name)
-    first = 0
-    for block in tensor_blocks(source, max(1, ROW_BLOCK_BYTES // row_bytes) * row_bytes):
-        rows = torch.frombuffer(block, dtype=dtype).reshape(-1, columns).float()
-        check_finite(source, rows, first)
-        first += rows.numel()
-        yield rows
+    for _, values in finite_blocks(source, max(1, ROW_BLOCK_BYTES // row_bytes) * row_bytes):
+        yield values.reshape(-1, columns).float()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return a tensor's bytes, row-major; a view if the tensor lies so in memory."""
+    return tensor.contiguous().view(torch.uint8).numpy().data
 
 
 def read_tensor(source: TensorInfo) -> Tensor:
