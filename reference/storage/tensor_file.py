@@ -153,6 +153,8 @@ def _read_json(path: Path) -> tuple[dict[str, Any], int, int]:
             raise QwenImageError(
                 f"{path}: truncated: it holds {size} bytes, its header alone takes {length + 8}; download it again"
             )
+        if MAX_HEADER_BYTES < length <= size - 8:
+            raise QwenImageError(f"{path}: its header takes {length} bytes, expected at most {MAX_HEADER_BYTES}")
         raise QwenImageError(f"{path}: not a safetensors file: no header in its {size} bytes")
     count = text.count(b'"data_offsets"')
     if count > MAX_TENSORS:

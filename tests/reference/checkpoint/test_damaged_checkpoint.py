@@ -64,6 +64,12 @@ def damage_trailing(folder: Path) -> None:
         file.write(b"more")
 
 
+def damage_long_header(folder: Path) -> None:
+    with (folder / "vae/diffusion_pytorch_model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", 25_000_001))
+        file.truncate(8 + 25_000_001)  # a hole, which takes no disk space
+
+
 def damage_dtype(folder: Path) -> None:
     entry = {"dtype": "F6_E3M2", "shape": [4], "data_offsets": [0, 3]}
     write_header(folder / "vae/diffusion_pytorch_model.safetensors", {"a": entry}, b"123")
@@ -91,6 +97,7 @@ DAMAGED_FILES = [
     (damage_gap, r"bad header: tensor 'a' starts at \d+, expected \d+"),
     (damage_trailing, r"vae/.*: it holds \d+ bytes, its header lists \d+"),
     (damage_number_of_tensors, r"vae/.*: its header lists 100001 tensors, expected at most 100000"),
+    (damage_long_header, r"vae/.*: its header takes 25000001 bytes, expected at most 25000000"),
     (damage_dtype, r"""tensor 'a' has dtype "F6_E3M2", expected BF16, F16 or F32"""),
 ]
 
