@@ -82,6 +82,15 @@ BACKENDS: Mapping[str, Backend] = {
             target="tensorrt",
             systems=_WITH_CUDA,
         ),
+        Backend(
+            "tensorrt-rtx",
+            "engines.tensorrt.package:tensorrt_rtx",
+            None,
+            "tensorrt-rtx",
+            device="gpu",
+            target="tensorrt",
+            systems=_WITH_CUDA,
+        ),
     )
 }
 

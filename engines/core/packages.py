@@ -21,7 +21,7 @@ def import_package(module: str, extra: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         if error.name == module:
-            raise QwenImageError(f"{module} is not installed; install it with: {install}") from None
+            raise QwenImageError(f"{module.replace('_', '-')} is not installed; install it with: {install}") from None
         raise QwenImageError(
             f"{module} needs the package {error.name}, which is not installed; install it again with: {install}"
         ) from error

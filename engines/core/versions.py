@@ -59,7 +59,7 @@ def supported_versions(package: str) -> SupportedVersions | None:
         return None
     for requirement in requirements:
         found = _REQUIREMENT.fullmatch(requirement)
-        if found is None or found[1].lower() != package.lower() or found[3] == _FOR_DEVELOPMENT:
+        if found is None or found[1].lower() != package.lower().replace("_", "-") or found[3] == _FOR_DEVELOPMENT:
             continue
         text = ",".join(sorted(found[2].replace(" ", "").split(","), reverse=True))
         return SupportedVersions(text, f"pip install '{DISTRIBUTION}{f'[{found[3]}]' if found[3] else ''}'")

@@ -1,34 +1,55 @@
-"""Checks that a plan may be loaded here: the same TensorRT, the same kind of GPU, no older driver, and enough memory.
+"""The choice of the plan for a device, and checks that it may be loaded there: builder, GPU, driver, memory.
 
-A plan is machine code for one TensorRT and one kind of GPU. TensorRT refuses some mismatches itself, not all, and its
-error never names the command that builds another plan.
+A plan is code for one version of its builder and for certain compute capabilities. The builder refuses some mismatches
+itself, not all, and its error never names the command that builds another plan.
 """
 
 import warnings
+from collections.abc import Sequence
 
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.cuda.driver import DeviceInfo, version_text
 from qwen_image_engine.engines.plans.entry import PlanEntry
 
 
-def check_plan_fits(component: str, plan: PlanEntry, device: DeviceInfo, tensorrt: str, rebuild: str) -> None:
-    """Compare TensorRT, GPU and driver of the plan's build with the ones here.
+def choose_plan(
+    component: str, plans: Sequence[PlanEntry], builder: str, device: DeviceInfo, rebuild: str
+) -> PlanEntry:
+    """Return the plan of `builder` for a device: of those that run on it, the one for the fewest compute capabilities.
 
-    Another model of GPU of the same compute capability gives a warning: TensorRT takes the plan, whose kernels were
-    timed elsewhere, and promises nothing. `rebuild` is the command that builds another plan.
+    If none runs on the device, the first plan of the builder is returned, which `check_plan_fits` refuses. `rebuild` is
+    the command that builds a plan.
 
     Raises:
-        QwenImageError: TensorRT or the compute capability here is another, or the driver here is older.
+        QwenImageError: there is no plan of this builder.
+    """
+    found = [plan for plan in plans if plan.builder == builder]
+    if not found:
+        raise QwenImageError(f"{component}: the bundle holds no {builder} engine of it; make one with: {rebuild}")
+    fitting = [plan for plan in found if device.compute_capability in plan.compute_capabilities]
+    return min(fitting or found, key=lambda plan: len(plan.compute_capabilities))
+
+
+def check_plan_fits(component: str, plan: PlanEntry, device: DeviceInfo, version: str, rebuild: str) -> None:
+    """Compare builder, GPU and driver of the plan's build with the ones here.
+
+    Another model of GPU of the same compute capability gives a warning for a plan of TensorRT: it is taken, but its
+    kernels were timed elsewhere. `rebuild` is the command that builds another plan.
+
+    Raises:
+        QwenImageError: the version of the builder or the compute capability here is another, or the driver here is
+            older.
     """
     differences = []
-    if plan.tensorrt != tensorrt:
-        differences.append(f"by TensorRT {plan.tensorrt}, this is {tensorrt}")
-    if plan.compute_capability != device.compute_capability:
+    if plan.version != version:
+        differences.append(f"by {plan.builder} {plan.version}, this is {version}")
+    if device.compute_capability not in plan.compute_capabilities:
+        built_on = "for" if plan.gpu is None else f"on {plan.gpu} for"
         differences.append(
-            f"on {plan.gpu} (compute capability {plan.compute_capability}), this is {device.name} "
+            f"{built_on} compute capability {', '.join(plan.compute_capabilities)}, this is {device.name} "
             f"({device.compute_capability})"
         )
-    if plan.driver > device.driver:
+    if plan.driver is not None and plan.driver > device.driver:
         differences.append(
             f"with a driver of CUDA {version_text(plan.driver)}, this one serves {version_text(device.driver)}"
         )
@@ -36,7 +57,7 @@ def check_plan_fits(component: str, plan: PlanEntry, device: DeviceInfo, tensorr
         raise QwenImageError(
             f"{component}: its engine was built {', and '.join(differences)}; build it again here with: {rebuild}"
         )
-    if plan.gpu != device.name:
+    if plan.gpu not in (None, device.name):
         warnings.warn(
             f"{component}: its engine was built on {plan.gpu}, this is {device.name}: it may be slow here, or fail; "
             f"build it again with: {rebuild}",

@@ -1,18 +1,27 @@
 """TensorRT's bindings, imported here alone, and its log: warnings on standard error, errors kept for exceptions.
 
-Every other module takes `trt` from here, so that a package with the same API is chosen in one place.
+Every other module takes `trt` from here: the package tensorrt, or tensorrt_rtx, which has the same API, as
+`engines.tensorrt.package.choose` was told before this module is imported.
 """
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable
-from typing import TypeVar
-
-import tensorrt as trt
+from typing import TYPE_CHECKING, TypeVar
 
 from qwen_image_engine.engines.core.errors import QwenImageError, one_line
+from qwen_image_engine.engines.tensorrt.package import chosen
 
-__all__ = ["Log", "made", "process_log", "trt"]
+PRODUCT = chosen()
+"""The product whose bindings `trt` are."""
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+else:
+    trt = importlib.import_module(PRODUCT.module)
+
+__all__ = ["PRODUCT", "Log", "made", "process_log", "trt"]
 
 _MOST_KEPT = 5
 
@@ -40,7 +49,7 @@ class Log(trt.ILogger):
         if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
             self._errors = [*self._errors, msg][-_MOST_KEPT:]
         if severity not in (trt.ILogger.Severity.INFO, trt.ILogger.Severity.VERBOSE):
-            print(f"TensorRT: {msg}", file=sys.stderr, flush=True)
+            print(f"{PRODUCT.text}: {msg}", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Forget earlier errors, before a call whose own errors matter."""
@@ -69,7 +78,7 @@ def made(what: str, log: Log, make: Callable[[], _Made | None]) -> _Made:
     try:
         found = make()
     except TypeError as error:
-        raise QwenImageError(f"TensorRT makes no {what}: {log.errors()} ({one_line(error)})") from error
+        raise QwenImageError(f"{PRODUCT.text} makes no {what}: {log.errors()} ({one_line(error)})") from error
     if found is None:
-        raise QwenImageError(f"TensorRT makes no {what}: {log.errors()}")
+        raise QwenImageError(f"{PRODUCT.text} makes no {what}: {log.errors()}")
     return found

@@ -1,21 +1,85 @@
-"""The package tensorrt, on a machine with a GPU."""
+"""The two packages with TensorRT's API, and the choice of the one that a process uses.
 
+Both packages in one process would load two copies of one compiler, and classes that are derived from the bindings'
+(`engines.tensorrt.bindings`) can derive from one of them only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.packages import check_supported, import_package
 from qwen_image_engine.engines.cuda.driver import device_info
 
 
-def tensorrt() -> Any:
-    """Import the package tensorrt, check that there is a GPU, and return it.
+@dataclass(frozen=True)
+class Product:
+    """A package with TensorRT's API.
 
-    Without a driver TensorRT's objects end the process at their first use.
+    Attributes:
+        engine: name of its backend, of its distribution and of the extra that installs it.
+        module: name of the package.
+        text: name of the product in messages.
+        needs_gpu: whether its objects need a driver when a plan is built.
+    """
+
+    engine: str
+    module: str
+    text: str
+    needs_gpu: bool
+
+
+TENSORRT = Product("tensorrt", "tensorrt", "TensorRT", needs_gpu=True)
+TENSORRT_RTX = Product("tensorrt-rtx", "tensorrt_rtx", "TensorRT for RTX", needs_gpu=False)
+
+PRODUCTS: Mapping[str, Product] = {row.engine: row for row in (TENSORRT, TENSORRT_RTX)}
+"""The products by the name of their backend."""
+
+_chosen: dict[str, Product] = {}
+
+
+def choose(engine: str) -> Any:
+    """Import the package of a backend, make it the one that this process uses, and return it.
 
     Raises:
-        QwenImageError: the package is not installed, does not load, or is older than supported; or there is no GPU or
-            driver.
+        QwenImageError: the package is not installed, does not load, or is older than supported; or this process uses
+            the other package.
     """
-    package = import_package("tensorrt", "tensorrt")
+    product = PRODUCTS[engine]
+    other = _chosen.get("product", product)
+    if other != product:
+        raise QwenImageError(
+            f"this process uses {other.text}, and {product.text} cannot be loaded beside it; use it in another process"
+        )
+    package = import_package(product.module, product.engine)
     check_supported(package)
+    _chosen["product"] = product
+    return package
+
+
+def chosen() -> Product:
+    """Return the product that this process uses: TensorRT, unless `choose` was called for the other."""
+    return _chosen.setdefault("product", TENSORRT)
+
+
+def tensorrt() -> Any:
+    """Import the package tensorrt, check that there is a GPU, and return it; raises as `_with_gpu` does."""
+    return _with_gpu(TENSORRT)
+
+
+def tensorrt_rtx() -> Any:
+    """Import the package tensorrt_rtx, check that there is a GPU, and return it; raises as `_with_gpu` does."""
+    return _with_gpu(TENSORRT_RTX)
+
+
+def _with_gpu(product: Product) -> Any:
+    """Import a package that is to run plans, and return it. Without a driver its objects fail or end the process.
+
+    Raises:
+        QwenImageError: the package is not installed, does not load, is older than supported, or cannot be loaded
+            beside the one that this process uses; or there is no GPU or driver.
+    """
+    package = choose(product.engine)
     device_info()
     return package

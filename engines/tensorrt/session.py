@@ -10,7 +10,6 @@ from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.cuda.memory import CudaContext, CudaMemory
 from qwen_image_engine.engines.cuda.stream import CudaStream
 from qwen_image_engine.engines.tensorrt.bindings import Log, made, process_log, trt
-from qwen_image_engine.engines.tensorrt.package import tensorrt
 from qwen_image_engine.engines.tensorrt.scratch import Scratch
 
 
@@ -43,7 +42,7 @@ class TensorRtSession:
         Raises:
             QwenImageError: the driver or TensorRT returns an error.
         """
-        version = str(tensorrt().__version__)
+        version = str(trt.__version__)
         context = CudaContext.open()
         log = process_log()
         runtime = made("runtime", log, lambda: trt.Runtime(log))

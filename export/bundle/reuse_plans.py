@@ -26,19 +26,21 @@ def keep_plans(previous: Manifest, old: Path, manifest: Manifest, folder: Path) 
         OSError: a file can neither be linked nor copied.
     """
     kept = {
-        name: plan
-        for name, plan in previous.plans.items()
-        if (old / plan.file).is_file() and _same(name, previous, manifest)
+        name: found
+        for name, plans in previous.plans.items()
+        if _same(name, previous, manifest)
+        and (found := tuple(plan for plan in plans if all((old / file).is_file() for file in plan.listed)))
     }
-    places = {Path(plan.file).parent for plan in previous.plans.values()}
+    listed = [file for plans in kept.values() for plan in plans for file in plan.listed]
+    places = {Path(file).parent for file in previous.plan_files}
     timings = [path.relative_to(old) for place in places for path in (old / place).glob("*.timing")]
-    for name in [*(Path(plan.file) for plan in kept.values()), *timings]:
+    for name in [*map(Path, listed), *timings]:
         (folder / name).parent.mkdir(exist_ok=True)
         try:
             os.link(old / name, folder / name)
         except OSError:
             shutil.copyfile(old / name, folder / name)
-    files = {plan.file: previous.files[plan.file] for plan in kept.values()}
+    files = {file: previous.files[file] for file in listed}
     return replace(manifest, files={**manifest.files, **files}, plans=kept)
 
 

@@ -13,7 +13,7 @@ from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.core.files import read_regular
 from qwen_image_engine.engines.cuda.driver import device_info
-from qwen_image_engine.engines.plans.fit import check_plan_fits
+from qwen_image_engine.engines.plans.fit import check_plan_fits, choose_plan
 from qwen_image_engine.runtime.bundle.capability import check_capability
 from qwen_image_engine.runtime.bundle.files import check_component_graph, check_embeddings, check_files
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
@@ -77,7 +77,7 @@ class Bundle:
         row = find_backend(backend)
         self._check_backend(row)
         if row.create is None:
-            return self._load_plan(component, entry)
+            return self._load_plan(component, entry, row)
         check_component_graph(self.folder, self.manifest, component)
         self._check_memory(component, entry, row)
         return load_engine(backend, self.folder / entry.model, entry.contract, threads)
@@ -98,19 +98,20 @@ class Bundle:
             f"export with --target {backend.target or 'cpu'}"
         )
 
-    def _load_plan(self, component: str, entry: ComponentEntry) -> Engine:
-        """Load the TensorRT plan of a component, after a check of its builder and its hash.
+    def _load_plan(self, component: str, entry: ComponentEntry, backend: Backend) -> Engine:
+        """Load a component's plan for this GPU, after a check of its builder and its hash.
 
         Raises:
             QwenImageError: no plan was built, the plan does not fit this machine, its SHA-256 is not the manifest's, or
-                there is no driver, no GPU or no TensorRT.
+                there is no driver, no GPU or no package of the backend.
             OutOfDeviceMemory: the GPU has no room for the plan's weights.
         """
-        rebuild = command_line("qwen-image", "build", self.folder)
-        plan = self.manifest.plans.get(component)
-        if plan is None:
-            raise QwenImageError(f"{component}: {self.folder} holds no TensorRT engine of it; make one with: {rebuild}")
-        session = self._tensorrt
+        rebuild = command_line("qwen-image", "build", self.folder, "--engine", backend.name)
+        plans = self.manifest.plans.get(component, ())
+        device_info()  # first: without a driver TensorRT's objects end the process
+        require(backend.name)
+        session = self._session
+        plan = choose_plan(component, plans, backend.name, session.device, rebuild)
         check_plan_fits(component, plan, session.device, session.version, rebuild)
         path, expected = self.folder / plan.file, self.manifest.files[plan.file]
         if file_sha256(path) != expected.sha256:  # hashed each time: whoever changes a plan runs code on the GPU
@@ -123,24 +124,21 @@ class Bundle:
         from qwen_image_engine.engines.tensorrt.load import PlanSource
 
         weights = sum(self.manifest.files[name].bytes for name in entry.weights) if plan.stripped else 0
-        scratch = max((most for item in self.manifest.plans.values() for most in item.scratch_bytes), default=0)
+        listed = (item for plans in self.manifest.plans.values() for item in plans if item.place == plan.place)
+        scratch = max((most for item in listed for most in item.scratch_bytes), default=0)
         source = PlanSource(path, plan, expected.bytes + weights, scratch, self.folder / entry.model, rebuild)
         return TensorRtEngine(session, source, entry.contract)
 
     @cached_property
-    def _tensorrt(self) -> "TensorRtSession":
-        """TensorRT session that all engines of this bundle share.
-
-        The driver is checked first, because TensorRT crashes if there is none.
+    def _session(self) -> "TensorRtSession":
+        """Session that all engines of this bundle share; a process uses one product with TensorRT's API.
 
         Raises:
-            QwenImageError: there is no driver, no GPU or no TensorRT.
+            QwenImageError: there is no driver or no GPU.
         """
-        device = device_info()
-        require("tensorrt")
         from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 
-        return TensorRtSession.open(device)
+        return TensorRtSession.open(device_info())
 
     def _check_memory(self, component: str, entry: ComponentEntry, backend: Backend) -> None:
         """Raise if the weights of a component do not fit into free memory, or the GPU is too old for its graph.

@@ -7,7 +7,7 @@ embeddings follow from nothing: the manifest's `facts_sha256` finds damage of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen_image_engine.engines.core.contract import Contract, Dims, contract
@@ -75,24 +75,30 @@ def check_contracts(contracts: Mapping[str, Contract], dims: Dims) -> None:
             raise SchemaError(f"components.{name}.contract is another than the sizes in dims give")
 
 
-def check_plans(plans: Mapping[str, PlanEntry], contracts: Mapping[str, Contract]) -> None:
-    """Raise if a plan's profiles are not of its component's inputs.
+def check_plans(plans: Mapping[str, Sequence[PlanEntry]], contracts: Mapping[str, Contract]) -> None:
+    """Raise if a plan's profiles are not of its component's inputs, or two plans are for the same builder and GPUs.
 
     Raises:
-        SchemaError: there is no such component, a profile has other inputs or an input of another rank, or the scratch
-            memory is of another number of profiles.
+        SchemaError: there is no such component, two of its plans have one builder and one set of compute capabilities,
+            a profile has other inputs or an input of another rank, or the scratch memory is of another number of
+            profiles.
     """
-    for name, plan in plans.items():
+    for name, entries in plans.items():
         if name not in contracts:
             raise SchemaError(f"plans has {name}, which is no component of it")
-        ranks = {spec.name: len(spec.shape) for spec in contracts[name].inputs}
-        for index, profile in enumerate(plan.profiles):
-            if {key: len(shapes[0]) for key, shapes in profile.shapes.items()} != ranks:
-                raise SchemaError(f"plans.{name}.profiles[{index}] is of other inputs than the component has")
-        if len(plan.scratch_bytes) not in (0, len(plan.profiles)):
-            raise SchemaError(
-                f"plans.{name}.scratch_bytes has {len(plan.scratch_bytes)} of {len(plan.profiles)} profiles"
-            )
+        if len({plan.place for plan in entries}) < len(entries):
+            raise SchemaError(f"plans.{name} has two plans of one builder for the same compute capabilities")
+        for number, plan in enumerate(entries):
+            _check_plan(f"plans.{name}[{number}]", plan, contracts[name])
+
+
+def _check_plan(place: str, plan: PlanEntry, component: Contract) -> None:
+    ranks = {spec.name: len(spec.shape) for spec in component.inputs}
+    for index, profile in enumerate(plan.profiles):
+        if {key: len(shapes[0]) for key, shapes in profile.shapes.items()} != ranks:
+            raise SchemaError(f"{place}.profiles[{index}] is of other inputs than the component has")
+    if len(plan.scratch_bytes) not in (0, len(plan.profiles)):
+        raise SchemaError(f"{place}.scratch_bytes has {len(plan.scratch_bytes)} of {len(plan.profiles)} profiles")
 
 
 def check_table(embeddings: Mapping[str, Any], dims: Dims, file_bytes: int) -> None:

@@ -183,7 +183,7 @@ def _size(folder: Path, path: Path, manifest: Manifest) -> int:
 
 
 def _changed(folder: Path, name: str, state: str, manifest: Manifest) -> QwenImageError:
-    if any(name == plan.file for plan in manifest.plans.values()):
+    if name in manifest.plan_files:
         rebuild = command_line("qwen-image", "build", folder)
         return QwenImageError(f"{folder / name}: {state}; build it again with: {rebuild}")
     return QwenImageError(f"{folder / name}: {state}; {export_advice(folder, manifest)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -17,7 +18,7 @@ from qwen_image_engine.engines.core.components import components_with
 from qwen_image_engine.engines.core.contract import CONTRACTS, Contract, Dims, TensorSpec
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import leads_out, read_regular, whole_file
-from qwen_image_engine.engines.plans.entry import PlanEntry, Profile, Shape
+from qwen_image_engine.engines.plans.entry import BUILDERS, PlanEntry, Profile, Shape
 from qwen_image_engine.runtime.bundle.checkpoint_flags import checkpoint_flags
 from qwen_image_engine.runtime.bundle.consistency import (
     DIMS_SCHEMA,
@@ -59,7 +60,10 @@ from qwen_image_engine.runtime.system.text import command_line
 
 MANIFEST = "manifest.json"
 FORMAT = "qwen-image-bundle"
-SCHEMA = 6
+SCHEMA = 7
+"""Version of the manifest's form. Manifests of 6, with one plan a component at most, are read too."""
+
+_ONE_PLAN = 6
 
 _LONGEST_PATH = 4096
 _FACTS_SHA256 = "facts_sha256"
@@ -84,7 +88,8 @@ class Manifest:
         origins: cache key of each network's folder, a hash of all its sources: equal keys make equal folders.
         loras: merged adapters, in the order of merging.
         calibration: calibration of the static scales; None if no scale comes from a calibration.
-        plans: TensorRT plans of `qwen-image build`, by component.
+        plans: plans of `qwen-image build`, by component; a component has one plan for each builder and each set of
+            compute capabilities.
         verify: last result of `qwen-image verify`; None before the first.
     """
 
@@ -101,7 +106,7 @@ class Manifest:
     origins: Mapping[str, str] = field(default_factory=dict)
     loras: tuple[LoraEntry, ...] = ()
     calibration: CalibrationEntry | None = None
-    plans: Mapping[str, PlanEntry] = field(default_factory=dict)
+    plans: Mapping[str, tuple[PlanEntry, ...]] = field(default_factory=dict)
     verify: Mapping[str, Any] | None = None
 
     @property
@@ -136,9 +141,13 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the names and hashes of all files but plans: equal for bundles that draw equal pictures."""
-        plans = {plan.file for plan in self.plans.values()}
-        listed = sorted((name, entry.sha256) for name, entry in self.files.items() if name not in plans)
+        listed = sorted((name, entry.sha256) for name, entry in self.files.items() if name not in self.plan_files)
         return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+    @property
+    def plan_files(self) -> frozenset[str]:
+        """Names of the files that belong to plans."""
+        return frozenset(name for plans in self.plans.values() for plan in plans for name in plan.listed)
 
     @property
     def weight_files(self) -> frozenset[str]:
@@ -157,7 +166,7 @@ def facts_sha256(document: Mapping[str, Any]) -> str:
     Plans, their files and the result of `verify` are left out: they are added to a bundle later. The hash finds damage.
     It is no signature: whoever changes the facts can write a hash that fits.
     """
-    plans = {plan["file"] for plan in document.get("plans", {}).values()}
+    plans = {plan[key] for plans in document.get("plans", {}).values() for plan in plans for key in ("file", "layers")}
     decides = {key: document[key] for key in _DECIDING}
     files = {name: entry["sha256"] for name, entry in document["files"].items() if name not in plans}
     text = json.dumps({**decides, "files": files}, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -207,6 +216,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise QwenImageError(f"{path}: is {error}; export the bundle again") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise QwenImageError(f'{path}: is not the manifest of a bundle: no "format": "{FORMAT}" in it')
+    if data.get("schema") == _ONE_PLAN:
+        data = _with_plan_lists(data)
     if data.get("schema") != SCHEMA:
         source = data["checkpoint"].get("path") if isinstance(data.get("checkpoint"), dict) else None
         place = source if isinstance(source, str) and 0 < len(source) <= _LONGEST_PATH else "its checkpoint"
@@ -250,7 +261,10 @@ def _manifest(document: Mapping[str, Any]) -> Manifest:
     _MANIFEST(data, "")
     files = {name: FileEntry(**entry) for name, entry in data["files"].items()}
     components = {name: _component(name, entry, files) for name, entry in data["components"].items()}
-    plans = {name: _plan(name, entry, files) for name, entry in data.get("plans", {}).items()}
+    plans = {
+        name: tuple(_plan(f"plans.{name}[{index}]", entry, files) for index, entry in enumerate(entries))
+        for name, entries in data.get("plans", {}).items()
+    }
     embeddings, calibration = data["embeddings"], data.get("calibration")
     _check_listed("embeddings.file", embeddings["file"], files)
     dims, facts = Dims(**data["dims"]), ModelFacts.from_json(data["facts"])
@@ -297,13 +311,36 @@ def _component(name: str, entry: Mapping[str, Any], files: Mapping[str, FileEntr
     )
 
 
-def _plan(name: str, entry: Mapping[str, Any], files: Mapping[str, FileEntry]) -> PlanEntry:
-    _check_listed(f"plans.{name}.file", entry["file"], files)
+def _plan(place: str, entry: Mapping[str, Any], files: Mapping[str, FileEntry]) -> PlanEntry:
+    _check_listed(f"{place}.file", entry["file"], files)
+    if entry.get("layers") is not None:
+        _check_listed(f"{place}.layers", entry["layers"], files)
     profiles = tuple(
         Profile(item["name"], {key: _extents(shapes) for key, shapes in item["shapes"].items()})
         for item in entry["profiles"]
     )
-    return PlanEntry(**{**entry, "profiles": profiles, "scratch_bytes": tuple(entry.get("scratch_bytes", ()))})
+    return PlanEntry(
+        **{
+            **entry,
+            "profiles": profiles,
+            "compute_capabilities": tuple(entry["compute_capabilities"]),
+            "scratch_bytes": tuple(entry.get("scratch_bytes", ())),
+        }
+    )
+
+
+def _with_plan_lists(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest of schema 6 in the form of schema 7. What is not as 6 had it stays, for the check to find."""
+    plans = document.get("plans", {})
+    if isinstance(plans, dict):
+        plans = {name: [_with_builder(plan)] if isinstance(plan, dict) else plan for name, plan in plans.items()}
+    return {**document, "schema": SCHEMA, "plans": plans}
+
+
+def _with_builder(plan: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = {"tensorrt": "version", "compute_capability": "compute_capabilities"}
+    found = {renamed.get(key, key): value for key, value in plan.items()}
+    return {**found, "builder": BUILDERS[0], "compute_capabilities": [found.get("compute_capabilities")]}
 
 
 def _extents(shapes: Sequence[Sequence[int]]) -> tuple[Shape, Shape, Shape]:
@@ -341,6 +378,10 @@ _PATH = leaf(
     f"a path of at most {_LONGEST_PATH} characters",
     lambda value: isinstance(value, str) and len(value) <= _LONGEST_PATH and is_name(value),
 )
+_CAPABILITY = leaf(
+    'a compute capability, such as "8.9"',
+    lambda value: isinstance(value, str) and re.fullmatch(r"[0-9]{1,2}\.[0-9]", value) is not None,
+)
 _EXTENTS = leaf("the least, best and largest shape, as lists of sizes above 0, in order", _are_extents)
 _PROFILE = fields_of(Profile, shapes=named(_EXTENTS))
 _AXIS = leaf("the name or the size of an axis", lambda value: isinstance(value, str) or is_whole(value))
@@ -354,6 +395,14 @@ _COMPONENT = fields_of(
     fp8_attention=named(fields_of(Fp8Scales)),
     fused_attentions=optional(many(TEXT, least=0)),
 )
+_PLAN = fields_of(
+    PlanEntry,
+    file=_PATH,
+    builder=leaf(f"{' or '.join(BUILDERS)}", lambda value: value in BUILDERS),
+    compute_capabilities=many(_CAPABILITY),
+    profiles=many(_PROFILE, least=0),
+    layers=optional(_PATH),
+)
 _MANIFEST = fields_of(
     Manifest,
     tool=fields_of(Tool),
@@ -366,6 +415,6 @@ _MANIFEST = fields_of(
     origins=named(TEXT),
     loras=many(fields_of(LoraEntry, path=_PATH), least=0),
     calibration=optional(fields_of(CalibrationEntry, settings=OBJECT)),
-    plans=named(fields_of(PlanEntry, file=_PATH, profiles=many(_PROFILE, least=0)), tuple(CONTRACTS)),
+    plans=named(many(_PLAN), tuple(CONTRACTS)),
     verify=optional(OBJECT),
 )

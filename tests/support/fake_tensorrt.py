@@ -137,7 +137,7 @@ def _signature(arguments: ast.arguments) -> inspect.Signature:
     return inspect.Signature(found)
 
 
-_PURE = ("audit", "inspector", "job", "launch", "onnx_weights", "cuda_graph", "package", "scratch")
+_PURE = ("audit", "inspector", "job", "launch", "onnx_weights", "cuda_graph", "scratch")
 
 
 def forget_modules() -> None:

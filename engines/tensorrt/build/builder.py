@@ -15,7 +15,7 @@ import numpy as np
 from qwen_image_engine.engines.core.bfloat16 import to_bfloat16
 from qwen_image_engine.engines.core.errors import QwenImageError, one_line
 from qwen_image_engine.engines.plans.entry import Profile
-from qwen_image_engine.engines.tensorrt.bindings import Log, made, process_log, trt
+from qwen_image_engine.engines.tensorrt.bindings import PRODUCT, Log, made, process_log, trt
 from qwen_image_engine.engines.tensorrt.build.audit import Network, audit, check_audit, check_parsed
 from qwen_image_engine.engines.tensorrt.build.inspector import node_names
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildResult
@@ -58,7 +58,7 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
     parser = made("parser", log, lambda: trt.OnnxParser(network, log))
     log.clear()
     if not parser.parse_from_file(job.model):
-        raise QwenImageError(f"{job.component}: TensorRT cannot parse {job.model}: {_parse_errors(parser, log)}")
+        raise QwenImageError(f"{job.component}: {PRODUCT.text} cannot parse {job.model}: {_parse_errors(parser, log)}")
     # TensorRT refers to a constant's numbers until the engine is built, and to weight files that the parser maps; so
     # both live as long as this call.
     softmax = SoftmaxScale(job.softmax_scale) if job.softmax_scale is not None else None
@@ -73,7 +73,7 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
         _leave_out_weights(network, job, warnings)
     monitor = Monitor(progress)
     config = _config(builder, network, job, monitor, log)
-    cache = read_timings(config, Path(job.timing_cache), warnings)
+    cache = None if job.timing_cache is None else read_timings(config, Path(job.timing_cache), warnings)
     writer = PlanWriter(Path(job.plan))
     log.clear()
     try:
@@ -82,10 +82,11 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
         sha256 = writer.close()
     if not built:
         raise QwenImageError(
-            f"{job.component}: TensorRT cannot build it: {log.errors()}; where memory ran out, build for smaller sizes "
+            f"{job.component}: {PRODUCT.text} cannot build it: {log.errors()}; where memory ran out, build for smaller sizes "
             "(--profile), with --weight-streaming, or with a limit to scratch memory (--workspace)"
         )
-    keep_timings(cache, Path(job.timing_cache), warnings)
+    if job.timing_cache is not None:
+        keep_timings(cache, Path(job.timing_cache), warnings)
     return writer.bytes, sha256, found
 
 
@@ -124,7 +125,7 @@ def _leave_out_weights(network: trt.INetworkDefinition, job: BuildJob, warnings:
     kept = [name for name in names if not network.mark_weights_refittable(name)]
     if len(kept) == len(names):
         raise QwenImageError(
-            f"{job.component}: TensorRT's parser knows none of {len(names)} weights by its name, so a plan cannot be "
+            f"{job.component}: {PRODUCT.text}'s parser knows none of {len(names)} weights by its name, so a plan cannot be "
             "without them; build without --strip-weights"
         )
     if kept:
@@ -140,6 +141,8 @@ def _config(
     config.clear_flag(trt.BuilderFlag.TF32)  # what the graph keeps in float32 has a reason
     # Scratch memory by the shapes of a call, which are mostly far below what a profile allows.
     config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
+    if job.compute_capabilities:
+        _set_capabilities(config, job, log)
     if job.options.strip_weights:
         # Without the second all weights are left out, those too that the parser makes (epsilons, biases of zeros) and
         # that its refitter does not know afterwards.
@@ -152,8 +155,19 @@ def _config(
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
     for item in job.profiles:
         if config.add_optimization_profile(_profile(builder, item, inputs, job, log)) < 0:
-            raise QwenImageError(f"{job.component}: TensorRT does not take the profile {item.name}: {item.shapes}")
+            raise QwenImageError(f"{job.component}: {PRODUCT.text} does not take the profile {item.name}: {item.shapes}")
     return config
+
+
+def _set_capabilities(config: trt.IBuilderConfig, job: BuildJob, log: Log) -> None:
+    """Set the compute capabilities to build for. TensorRT, which builds for its own GPU, has no such setting."""
+    config.num_compute_capabilities = len(job.compute_capabilities)
+    for index, capability in enumerate(job.compute_capabilities):
+        known = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}", None)
+        if known is None or not config.set_compute_capability(known, index):
+            raise QwenImageError(
+                f"{job.component}: {PRODUCT.text} does not build for compute capability {capability}: {log.errors()}"
+            )
 
 
 def _profile(
@@ -170,7 +184,7 @@ def _profile(
             profile.set_shape(name, trt.Dims(least), trt.Dims(best), trt.Dims(largest))
         except RuntimeError as error:
             raise QwenImageError(
-                f"{job.component}: TensorRT does not take {name} of {least}, {best} and {largest} into the profile "
+                f"{job.component}: {PRODUCT.text} does not take {name} of {least}, {best} and {largest} into the profile "
                 f"{item.name}: {log.errors()} ({one_line(error)})"
             ) from error
     return profile
@@ -178,8 +192,6 @@ def _profile(
 
 def _keep_layers(job: BuildJob, inspected: str, warnings: list[str]) -> Path | None:
     """Write the inspector's JSON for later reports, and return its path, or None if it cannot be written."""
-    if job.layers is None:
-        return None
     path = Path(job.layers)
     try:
         path.write_text(inspected, encoding="utf-8")
@@ -196,7 +208,7 @@ def _inspected(plan: Path, log: Log) -> tuple[str, tuple[int, ...]]:
         runtime = made("runtime", log, lambda: trt.Runtime(log))
         engine = runtime.deserialize_cuda_engine(mapped)
     if engine is None:
-        raise QwenImageError(f"{plan}: TensorRT does not load what it built: {log.errors()}")
+        raise QwenImageError(f"{plan}: {PRODUCT.text} does not load what it built: {log.errors()}")
     profiles = range(engine.num_optimization_profiles)
     scratch = tuple(engine.get_device_memory_size_for_profile_v2(index) for index in profiles)
     inspector = made("inspector", log, engine.create_engine_inspector)

@@ -1,4 +1,4 @@
-"""The request to build one TensorRT plan, and the reply. Both are sent to or from the build process as JSON."""
+"""The request to build one plan, and the reply. Both are sent to or from the build process as JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen_image_engine.engines.plans.entry import Profile
 
-BUILDER_REVISION = 2
+BUILDER_REVISION = 3
 """A part of every plan's key. Raise it if the builder makes another engine of the same job, or audits the engine by
 other rules. Plans of an older version are then built again."""
 
@@ -56,25 +56,29 @@ class BuildJob:
 
     Attributes:
         component: name of the component.
+        builder: name of the backend whose package builds the plan.
+        compute_capabilities: compute capabilities to build for; empty for the one of this machine's GPU.
         model: path of the graph; the weights are where the graph says.
         plan: path to write the plan to.
-        timing_cache: path to read and write timings of kernels.
+        timing_cache: path to read and write timings of kernels; None for a builder that times none.
         profiles: optimization profiles in the order in which the plan numbers them.
         options: options chosen by the user.
         promise: counts that the finished plan is checked against.
         softmax_scale: scale of the probabilities of FP8 attention; None if no attention is FP8.
-        layers: path for the inspector's JSON of the plan; None to write none.
+        layers: path for the compiler's account of the plan's layers.
     """
 
     component: str
+    builder: str
+    compute_capabilities: tuple[str, ...]
     model: str
     plan: str
-    timing_cache: str
+    timing_cache: str | None
     profiles: tuple[Profile, ...]
     options: BuildOptions
     promise: ExpectedFusions
     softmax_scale: float | None
-    layers: str | None = None
+    layers: str
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON. `from_json` reads it back."""
@@ -96,6 +100,7 @@ class BuildJob:
         return cls(
             **{
                 **data,
+                "compute_capabilities": tuple(data["compute_capabilities"]),
                 "profiles": profiles,
                 "options": BuildOptions(**data["options"]),
                 "promise": ExpectedFusions.from_json(data["promise"]),

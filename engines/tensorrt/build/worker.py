@@ -13,7 +13,7 @@ from dataclasses import asdict
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob
-from qwen_image_engine.engines.tensorrt.package import tensorrt
+from qwen_image_engine.engines.tensorrt.package import PRODUCTS, choose
 
 _SAID_EVERY_S = 0.1
 
@@ -41,8 +41,9 @@ def main() -> int:
 
     try:
         job = BuildJob.from_json(json.load(sys.stdin))
-        device_info()  # without a driver TensorRT's objects crash
-        tensorrt()
+        if PRODUCTS[job.builder].needs_gpu:
+            device_info()  # without a driver its objects crash
+        choose(job.builder)
         from qwen_image_engine.engines.tensorrt.build.builder import build
 
         say(result=asdict(build(job, progress)))

@@ -254,13 +254,16 @@ def _component_lines(name: str, entry: ComponentEntry) -> list[str]:
 
 
 def _engine_lines(folder: Path, manifest: Manifest, name: str) -> list[str]:
-    plan = manifest.plans.get(name)
-    if plan is not None:
-        return [
+    lines = []
+    for plan in manifest.plans.get(name, ()):
+        where = "" if plan.gpu is None else f" on {plan.gpu}"
+        lines += [
             f"  engine: {plan_text(plan, manifest.files)}",
-            f"  of TensorRT {plan.tensorrt} on {plan.gpu}, compute capability {plan.compute_capability}, "
+            f"  of {plan.builder} {plan.version}{where}, compute capability {', '.join(plan.compute_capabilities)}, "
             f"sha256 {manifest.files[plan.file].sha256}",
         ]
+    if lines:
+        return lines
     if manifest.target == "tensorrt":
         return [f"  engine: none yet; build one with: {command_line('qwen-image', 'build', folder)}"]
     return []

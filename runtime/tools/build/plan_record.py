@@ -28,12 +28,19 @@ class PlanSource:
 
 
 def kept_plan(plans: PlansFolder, name: str, key: str) -> PlanEntry | None:
-    """Return the existing plan of a component, or None if its key or its file's SHA-256 does not match."""
-    entry = plans.manifest.plans.get(name)
-    if entry is None or entry.key != key:
-        return None
-    path = plans.bundle / entry.file
-    return entry if path.is_file() and file_sha256(path) == plans.manifest.files[entry.file].sha256 else None
+    """Return the existing plan of a component with this key, or None if there is none whose files are as recorded."""
+    entry = _with_key(plans.manifest, name, key)
+    whole = entry is not None and all(_is_whole(plans, file) for file in entry.listed)
+    return entry if whole else None
+
+
+def _with_key(manifest: Manifest, name: str, key: str) -> PlanEntry | None:
+    return next((plan for plan in manifest.plans.get(name, ()) if plan.key == key), None)
+
+
+def _is_whole(plans: PlansFolder, name: str) -> bool:
+    path = plans.bundle / name
+    return path.is_file() and file_sha256(path) == plans.manifest.files[name].sha256
 
 
 def take_plan(plans: PlansFolder, source: PlanSource, name: str, key: str) -> PlanEntry | None:
@@ -45,8 +52,8 @@ def take_plan(plans: PlansFolder, source: PlanSource, name: str, key: str) -> Pl
         QwenImageError: the plan cannot be copied, contains weights, or does not have the SHA-256 that its manifest
             lists.
     """
-    plan = source.manifest.plans.get(name)
-    if plan is None or plan.key != key:
+    plan = _with_key(source.manifest, name, key)
+    if plan is None:
         return None
     path = source.folder / plan.file
     check_files(source.folder, source.manifest, [plan.file])
@@ -62,22 +69,29 @@ def take_plan(plans: PlansFolder, source: PlanSource, name: str, key: str) -> Pl
             f"{path}: has {'weights' if not plan.stripped else 'other contents than its sha256 says'}; "
             f"expected a plan of --strip-weights, whole: have it built again with: {rebuild}"
         )
-    taken = replace(plan, file=f"{PLANS}/{path.name}")
+    taken = replace(plan, file=f"{PLANS}/{path.name}", layers=None)
     record_plan(plans, name, taken, written, expected)
     return taken
 
 
-def record_plan(plans: PlansFolder, name: str, plan: PlanEntry, written: Path, file: FileEntry) -> None:
+def record_plan(
+    plans: PlansFolder, name: str, plan: PlanEntry, written: Path, file: FileEntry, layers: FileEntry | None = None
+) -> None:
     """Rename the written plan to its final name, record it in the manifest, and then delete the plan that it replaces.
 
-    The manifest is read again, because `verify` may have written to it during the build.
+    A plan replaces the one of the same builder and compute capabilities, and no other. The manifest is read again,
+    because `verify` may have written to it during the build.
     """
     written.replace(plans.bundle / plan.file)
     manifest = read_manifest(plans.bundle)
-    old = manifest.plans.get(name)
-    files = {path: entry for path, entry in manifest.files.items() if old is None or path != old.file}
+    others = tuple(item for item in manifest.plans.get(name, ()) if item.place != plan.place)
+    replaced = replace(manifest, plans={**manifest.plans, name: (*others, plan)})
+    gone = manifest.plan_files - replaced.plan_files
+    files = {path: entry for path, entry in manifest.files.items() if path not in gone}
     files[plan.file] = file
-    plans.manifest = replace(manifest, files=files, plans={**manifest.plans, name: plan})
+    if plan.layers is not None and layers is not None:
+        files[plan.layers] = layers
+    plans.manifest = replace(replaced, files=files)
     write_manifest(plans.bundle, plans.manifest)
-    if old is not None and old.file != plan.file:
-        (plans.bundle / old.file).unlink(missing_ok=True)
+    for path in gone:
+        (plans.bundle / path).unlink(missing_ok=True)

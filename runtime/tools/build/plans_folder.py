@@ -11,12 +11,13 @@ from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.system.folder_lock import locked
 
 PLANS = "plans"
-"""Folder of a bundle with its plans, and with timing caches and `LAYERS` files, which the manifest does not list."""
+"""Folder of a bundle with its plans and their `LAYERS` files, and with timing caches, which the manifest does not
+list."""
 
 LAYERS = ".layers.json"
-"""Suffix of the file with the report of TensorRT's engine inspector on a component's last built engine.
+"""Suffix of the file with the compiler's account of a plan's layers. It lies beside the plan, with the same name.
 
-The prefix is the component's name. The file is written for a refused engine too.
+The account of a refused engine stays too, and is not listed in the manifest.
 """
 
 
@@ -58,7 +59,7 @@ def plans_folder(folder: Path) -> Iterator[PlansFolder]:
 
 def _sweep(plans: PlansFolder) -> None:
     """Remove partial files, and plans that the manifest does not list."""
-    listed = {Path(entry.file).name for entry in plans.manifest.plans.values()}
+    listed = {Path(name).name for name in plans.manifest.plan_files}
     for path in plans.path.iterdir():
         if path.suffix == ".partial" or (path.suffix == ".plan" and path.name not in listed):
             path.unlink(missing_ok=True)
