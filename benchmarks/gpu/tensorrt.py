@@ -152,6 +152,8 @@ class TensorRt:
 
         job = BuildJob(
             component=component,
+            builder="tensorrt",
+            compute_capabilities=(),
             model=str(self.folder / entry.model),
             plan=str(plan),
             timing_cache=str(self.work / "kernels.timing"),
@@ -159,6 +161,7 @@ class TensorRt:
             options=BuildOptions(),
             promise=promise(entry),
             softmax_scale=None,
+            layers=str(plan.with_suffix(".layers.json")),
         )
         return entry, plan, profiles, run(job, self.budget.watch(component))
 
@@ -170,9 +173,10 @@ class TensorRt:
         made = PlanEntry(
             file=plan.name,
             key="",
-            tensorrt=session.version,
+            builder="tensorrt",
+            version=session.version,
+            compute_capabilities=(facts.compute_capability,),
             gpu=facts.name,
-            compute_capability=facts.compute_capability,
             driver=facts.driver,
             profiles=profiles,
             scratch_bytes=built.scratch_bytes,

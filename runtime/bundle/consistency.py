@@ -93,6 +93,9 @@ def check_plans(plans: Mapping[str, Sequence[PlanEntry]], contracts: Mapping[str
 
 
 def _check_plan(place: str, plan: PlanEntry, component: Contract) -> None:
+    needs_gpu = plan.builder == "tensorrt"
+    if (plan.gpu is None or plan.driver is None) == needs_gpu:
+        raise SchemaError(f"{place} is of {plan.builder}, which is built {'on a' if needs_gpu else 'without a'} GPU")
     ranks = {spec.name: len(spec.shape) for spec in component.inputs}
     for index, profile in enumerate(plan.profiles):
         if {key: len(shapes[0]) for key, shapes in profile.shapes.items()} != ranks:

@@ -166,7 +166,9 @@ def facts_sha256(document: Mapping[str, Any]) -> str:
     Plans, their files and the result of `verify` are left out: they are added to a bundle later. The hash finds damage.
     It is no signature: whoever changes the facts can write a hash that fits.
     """
-    plans = {plan[key] for plans in document.get("plans", {}).values() for plan in plans for key in ("file", "layers")}
+    plans = {
+        plan.get(key) for plans in document.get("plans", {}).values() for plan in plans for key in ("file", "layers")
+    }
     decides = {key: document[key] for key in _DECIDING}
     files = {name: entry["sha256"] for name, entry in document["files"].items() if name not in plans}
     text = json.dumps({**decides, "files": files}, sort_keys=True, separators=(",", ":"), allow_nan=False)

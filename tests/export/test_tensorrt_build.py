@@ -27,6 +27,7 @@ from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.component_pool import ComponentPool
 from qwen_image_engine.runtime.tools.build.build import build_bundle
 from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
+from tests.support.builders import install_builders
 from tests.support.fake_tensorrt import FakeTensorRT, forget_modules
 from tests.support.images import patches
 from tests.support.played_builder import PlayedBuilder
@@ -53,7 +54,7 @@ def build(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Buil
     fake = FakeTensorRT(tensorrt_stub)
     played = PlayedBuilder(fake)
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.request.tensorrt_version", lambda: "11.4.0.106")
+    install_builders(monkeypatch, tensorrt="11.4.0.106")
     forget_modules()
     builder = importlib.import_module("qwen_image_engine.engines.tensorrt.build.builder")
 

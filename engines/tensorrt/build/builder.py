@@ -82,8 +82,8 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
         sha256 = writer.close()
     if not built:
         raise QwenImageError(
-            f"{job.component}: {PRODUCT.text} cannot build it: {log.errors()}; where memory ran out, build for smaller sizes "
-            "(--profile), with --weight-streaming, or with a limit to scratch memory (--workspace)"
+            f"{job.component}: {PRODUCT.text} cannot build it: {log.errors()}; where memory ran out, build for smaller "
+            "sizes (--profile), with --weight-streaming, or with a limit to scratch memory (--workspace)"
         )
     if job.timing_cache is not None:
         keep_timings(cache, Path(job.timing_cache), warnings)
@@ -125,8 +125,8 @@ def _leave_out_weights(network: trt.INetworkDefinition, job: BuildJob, warnings:
     kept = [name for name in names if not network.mark_weights_refittable(name)]
     if len(kept) == len(names):
         raise QwenImageError(
-            f"{job.component}: {PRODUCT.text}'s parser knows none of {len(names)} weights by its name, so a plan cannot be "
-            "without them; build without --strip-weights"
+            f"{job.component}: {PRODUCT.text}'s parser knows none of {len(names)} weights by its name, so a plan "
+            "cannot be without them; build without --strip-weights"
         )
     if kept:
         warnings.append(f"{job.component}: {len(kept)} of {len(names)} weights stay in the plan: {', '.join(kept)}")
@@ -155,7 +155,9 @@ def _config(
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
     for item in job.profiles:
         if config.add_optimization_profile(_profile(builder, item, inputs, job, log)) < 0:
-            raise QwenImageError(f"{job.component}: {PRODUCT.text} does not take the profile {item.name}: {item.shapes}")
+            raise QwenImageError(
+                f"{job.component}: {PRODUCT.text} does not take the profile {item.name}: {item.shapes}"
+            )
     return config
 
 
@@ -184,8 +186,8 @@ def _profile(
             profile.set_shape(name, trt.Dims(least), trt.Dims(best), trt.Dims(largest))
         except RuntimeError as error:
             raise QwenImageError(
-                f"{job.component}: {PRODUCT.text} does not take {name} of {least}, {best} and {largest} into the profile "
-                f"{item.name}: {log.errors()} ({one_line(error)})"
+                f"{job.component}: {PRODUCT.text} does not take {name} of {least}, {best} and {largest} into "
+                f"the profile {item.name}: {log.errors()} ({one_line(error)})"
             ) from error
     return profile
 

@@ -1,6 +1,7 @@
-"""`qwen-image build`: TensorRT plans for a bundle, built on the GPU that will run them."""
+"""`qwen-image build`: engine files of TensorRT, on the GPU that will run them, or of TensorRT for RTX, anywhere."""
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.plans.cards import Card, find_card
+from qwen_image_engine.engines.plans.entry import BUILDERS
 from qwen_image_engine.engines.plans.profile import Range
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
 from qwen_image_engine.engines.tensorrt.build.launch import Watch
@@ -18,6 +21,7 @@ from qwen_image_engine.runtime.cli.shared.text import plan_text
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.system.progress import Spinner
 from qwen_image_engine.runtime.system.text import duration_text
+from qwen_image_engine.runtime.tools.build.platform import DEFAULT_CAPABILITIES
 from qwen_image_engine.runtime.tools.build.shapes import (
     DEFAULT_PROMPT_TOKENS,
     DEFAULT_REFERENCES,
@@ -28,14 +32,37 @@ from qwen_image_engine.runtime.tools.build.shapes import (
 
 if TYPE_CHECKING:
     from qwen_image_engine.runtime.tools.build.build import Built
+    from qwen_image_engine.runtime.tools.build.platform import Platform
 
-SUMMARY = "build TensorRT engines for a bundle, on the GPU that is to run them"
+SUMMARY = "build engine files of TensorRT for this machine's GPU, or of TensorRT for RTX for any RTX card"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     sizes = ",".join(f"{width}x{height}" for width, height in DEFAULT_SIZES)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle of --target tensorrt; engines go into it")
+    parser.add_argument(
+        "--engine",
+        choices=BUILDERS,
+        help="what builds and runs them: tensorrt for the GPU of this machine, tensorrt-rtx for RTX cards, built on "
+        "any machine (the installed one; with both, tensorrt where there is a GPU)",
+    )
+    cards = parser.add_mutually_exclusive_group()
+    cards.add_argument(
+        "--gpu",
+        type=_cards,
+        default=(),
+        metavar="NAME,…",
+        help="with tensorrt-rtx: cards to build for, such as rtx-5090,rtx-4090",
+    )
+    cards.add_argument(
+        "--compute-capability",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="N.N,…",
+        help=f"with tensorrt-rtx: compute capabilities to build for ({','.join(DEFAULT_CAPABILITIES)}, those of them "
+        "that take the precision)",
+    )
     parser.add_argument(
         "--profile",
         type=_sizes,
@@ -115,12 +142,20 @@ def execute(options: argparse.Namespace) -> VerbResult:
             options.bundle,
             shapes,
             chosen,
+            engine=options.engine,
+            compute_capabilities=[card.compute_capability for card in options.gpu] or options.compute_capability,
             only=options.only,
             timing_cache=options.timing_cache,
             source=options.source,
+            begin=_say_platform,
             announce=announce,
         )
     return _report(options.bundle, built, time.perf_counter() - began)
+
+
+def _say_platform(platform: "Platform") -> None:
+    if sys.stderr is not None:  # a process without a console has none
+        print(f"building with {platform}", file=sys.stderr, flush=True)
 
 
 def _report(bundle: Path, built: "Sequence[Built]", seconds: float) -> VerbResult:
@@ -156,6 +191,14 @@ def _report(bundle: Path, built: "Sequence[Built]", seconds: float) -> VerbResul
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:
     """Parse a flag's value, such as "512x512,1024x768"."""
     return tuple(picture_size(part) for part in text.split(","))
+
+
+def _cards(text: str) -> tuple[Card, ...]:
+    """Parse a flag's value, such as "rtx-5090,rtx-4090"."""
+    try:
+        return tuple(find_card(part) for part in text.split(","))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _range(text: str) -> Range:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qwen_image_engine.engines.core.contract import describe_shape
 from qwen_image_engine.engines.core.contract_check import check_model_file
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, is_memory, one_line
+from qwen_image_engine.engines.tensorrt.package import PRODUCTS
 from qwen_image_engine.runtime.bundle.manifest import Manifest, is_bundle, read_manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry, QuantisedLayer
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
@@ -256,10 +257,10 @@ def _component_lines(name: str, entry: ComponentEntry) -> list[str]:
 def _engine_lines(folder: Path, manifest: Manifest, name: str) -> list[str]:
     lines = []
     for plan in manifest.plans.get(name, ()):
-        where = "" if plan.gpu is None else f" on {plan.gpu}"
+        built = f"of {PRODUCTS[plan.builder].text} {plan.version}" + ("" if plan.gpu is None else f" on {plan.gpu}")
         lines += [
             f"  engine: {plan_text(plan, manifest.files)}",
-            f"  of {plan.builder} {plan.version}{where}, compute capability {', '.join(plan.compute_capabilities)}, "
+            f"  {built}, compute capability {', '.join(plan.compute_capabilities)}, "
             f"sha256 {manifest.files[plan.file].sha256}",
         ]
     if lines:

@@ -1,4 +1,4 @@
-"""The build of a bundle's TensorRT plans: existing plans are reused, and each new plan is recorded in the manifest.
+"""The build of a bundle's plans: existing plans are reused, and each new plan is recorded in the manifest.
 
 A component is recorded when its plan is complete. An interrupted build keeps the plans that it finished and leaves no
 unfinished file.
@@ -16,12 +16,14 @@ from qwen_image_engine.engines.cuda.driver import DeviceInfo, device_info
 from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
 from qwen_image_engine.engines.tensorrt.build.job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult
 from qwen_image_engine.engines.tensorrt.build.launch import Watch, run_build
+from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
 from qwen_image_engine.runtime.tools.build.checks import check_disk, missing
 from qwen_image_engine.runtime.tools.build.plan_record import kept_plan, record_plan, take_plan
 from qwen_image_engine.runtime.tools.build.plans_folder import LAYERS, PLANS, PlansFolder, plans_folder
-from qwen_image_engine.runtime.tools.build.request import BuildRequest, Platform
+from qwen_image_engine.runtime.tools.build.platform import Platform
+from qwen_image_engine.runtime.tools.build.request import BuildRequest
 from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
 
 _KEY_LETTERS = 12
@@ -60,9 +62,12 @@ def build_bundle(
     shapes: BuildShapes,
     options: BuildOptions,
     *,
+    engine: str | None = None,
+    compute_capabilities: Sequence[str] = (),
     only: Sequence[str] = (),
     timing_cache: Path | None = None,
     source: Path | None = None,
+    begin: Callable[[Platform], None] = lambda platform: None,
     announce: Announce = lambda component: lambda words: None,
     device: Callable[[], DeviceInfo] = device_info,
     run: Run = run_build,
@@ -73,10 +78,15 @@ def build_bundle(
         folder: the bundle's folder.
         shapes: input shapes that the engines accept.
         options: build options of the engines.
+        engine: name of the backend to build for, "tensorrt" or "tensorrt-rtx"; None for the installed one, and with
+            both TensorRT if this machine has a GPU and no compute capability is named.
+        compute_capabilities: compute capabilities to build for, of TensorRT for RTX alone; empty for its default, or
+            for the one of this machine's GPU.
         only: names of the components to build; empty for every component that the shapes can need.
         timing_cache: file for timings of kernels; None for a file in the plans folder, named after the platform.
         source: another bundle, or a folder with its manifest and plans alone. Its plans without weights are reused if
             their keys match.
+        begin: called with the platform once every check is done.
         announce: called with the name of each component before its build.
         device: function that asks the driver for the GPU's facts.
         run: function that builds one engine.
@@ -85,12 +95,22 @@ def build_bundle(
         UsageError: the bundle is not for TensorRT, has no component of a name in `only`, or has no components for
             reference images and `shapes` asks for some; `timing_cache` cannot be written; or `source` has no plans, or
             is given without `options.strip_weights`.
-        QwenImageError: TensorRT, the driver or the GPU is missing or too old; the GPU's memory or the disk is too
-            small; a build fails; or a built engine has less than its graph asks for.
+        QwenImageError: the builder, or a driver or GPU that it needs, is missing or too old; a compute capability is
+            too low for a graph; memory or the disk is too small; a build fails; or a built engine has less than its
+            graph asks for.
     """
     request = BuildRequest.of(
-        folder, shapes, options, only=only, timing_cache=timing_cache, source=source, device=device
+        folder,
+        shapes,
+        options,
+        engine=engine,
+        compute_capabilities=compute_capabilities,
+        only=only,
+        timing_cache=timing_cache,
+        source=source,
+        device=device,
     )
+    begin(request.platform)
     with plans_folder(folder) as plans:
         return [_built(request, plans, name, announce, run) for name in request.profiles]
 
@@ -105,34 +125,38 @@ def _built(request: BuildRequest, plans: PlansFolder, name: str, announce: Annou
         file = plans.manifest.files[kept.file]
         return Built(name, kept, file, True, missing(plans.manifest, name, kept, request.device))
     check_disk(plans.path, plans.manifest, name, request.options)
-    layers = (plans.path / f"{name}{LAYERS}").absolute()
-    job = _job(request, plans, name, layers)
+    job = _job(request, plans, name, key)
+    layers = Path(job.layers)
     layers.unlink(missing_ok=True)
     result = run(job, announce(name))
     plan, file = _entry(request, name, key, result), FileEntry(result.bytes, result.sha256)
-    record_plan(plans, name, plan, Path(job.plan), file)
+    record_plan(plans, name, plan, Path(job.plan), file, describe_file(layers))
     return Built(name, plan, file, False, missing(plans.manifest, name, plan, request.device), result.warnings)
 
 
-def _job(request: BuildRequest, plans: PlansFolder, name: str, layers: Path) -> BuildJob:
-    entry = plans.manifest.components[name]
-    timings = request.timing_cache or plans.path / f"{request.platform.slug}.timing"
+def _job(request: BuildRequest, plans: PlansFolder, name: str, key: str) -> BuildJob:
+    entry, platform = plans.manifest.components[name], request.platform
+    timings = None
+    if platform.gpu is not None:  # a builder without a GPU times nothing
+        timings = str((request.timing_cache or plans.path / f"{platform.slug}.timing").absolute())
     return BuildJob(
         component=name,
+        builder=platform.builder,
+        compute_capabilities=platform.compute_capabilities if platform.gpu is None else (),
         model=str((request.folder / entry.model).absolute()),
         plan=str((plans.path / f".{name}.partial").absolute()),
-        timing_cache=str(timings.absolute()),
+        timing_cache=timings,
         profiles=request.profiles[name],
         options=request.options,
         promise=request.promises[name],
         softmax_scale=entry.softmax_scale,
-        layers=str(layers),
+        layers=str((plans.bundle / f"{_stem(name, key)}{LAYERS}").absolute()),
     )
 
 
 def _entry(request: BuildRequest, name: str, key: str, result: BuildResult) -> PlanEntry:
     return PlanEntry(
-        file=f"{PLANS}/{name}-{key[:_KEY_LETTERS]}.plan",
+        file=f"{_stem(name, key)}.plan",
         key=key,
         **asdict(request.platform),
         profiles=request.profiles[name],
@@ -142,7 +166,13 @@ def _entry(request: BuildRequest, name: str, key: str, result: BuildResult) -> P
         fused_attentions=result.fused_attentions,
         fp8_products=result.fp8_products,
         int8_products=result.int8_products,
+        layers=f"{_stem(name, key)}{LAYERS}",
     )
+
+
+def _stem(name: str, key: str) -> str:
+    """Return the path in the bundle of a plan and its account, without suffixes."""
+    return f"{PLANS}/{name}-{key[:_KEY_LETTERS]}"
 
 
 def plan_key(

@@ -1,4 +1,4 @@
-"""Checks before the build of an engine: the GPU's age and memory, free disk space, and the timing cache's file."""
+"""Checks before the build of an engine: the GPUs' age and memory, free disk space, and the timing cache's file."""
 
 from __future__ import annotations
 
@@ -60,11 +60,29 @@ def check_gpu(
         )
 
 
-def missing(manifest: Manifest, name: str, plan: PlanEntry, facts: DeviceInfo) -> Mapping[str, int]:
+def check_capabilities(name: str, manifest: Manifest, capabilities: Sequence[str]) -> None:
+    """Raise if one of the compute capabilities to build for is too low for a graph.
+
+    Raises:
+        QwenImageError: a compute capability is too low for the graph's precision.
+    """
+    least = manifest.components[name].least_compute_capability
+    refused = [item for item in capabilities if least is not None and float(item) < least]
+    if refused:
+        raise QwenImageError(
+            f"{name}: its graph is in {manifest.precision}, which needs compute capability {least} or newer, and "
+            f"{', '.join(refused)} is asked for; build without that, or export with another --precision"
+        )
+
+
+def missing(manifest: Manifest, name: str, plan: PlanEntry, facts: DeviceInfo | None) -> Mapping[str, int]:
     """Return the bytes by profile that the largest sizes take beyond the GPU's memory; profiles that fit are left out.
 
-    The plan's scratch memory for activations counts here, because it is known after the build.
+    The plan's scratch memory for activations counts here, because it is known after the build. Without a GPU nothing is
+    known to be missing.
     """
+    if facts is None:
+        return {}
     weights = 0 if plan.weight_streaming else _weight_bytes(manifest, name)
     contract = manifest.components[name].contract
     return missing_bytes(contract, plan.profiles, plan.scratch_bytes, weights, facts.total_bytes)

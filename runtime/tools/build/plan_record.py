@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.plans.entry import PlanEntry
-from qwen_image_engine.runtime.bundle.files import check_files
+from qwen_image_engine.runtime.bundle.files import check_files, describe_file
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest, write_manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
 from qwen_image_engine.runtime.system.files import file_sha256
@@ -56,12 +56,9 @@ def take_plan(plans: PlansFolder, source: PlanSource, name: str, key: str) -> Pl
     if plan is None:
         return None
     path = source.folder / plan.file
-    check_files(source.folder, source.manifest, [plan.file])
+    check_files(source.folder, source.manifest, plan.listed)
     written = plans.path / f".{name}.partial"
-    try:
-        shutil.copyfile(path, written)
-    except OSError as error:
-        raise QwenImageError(f"{path}: cannot be copied ({error.strerror or error})") from error
+    _copy(path, written)
     expected = source.manifest.files[plan.file]
     if not plan.stripped or file_sha256(written) != expected.sha256:
         rebuild = command_line("qwen-image", "build", source.folder, "--strip-weights")
@@ -69,9 +66,20 @@ def take_plan(plans: PlansFolder, source: PlanSource, name: str, key: str) -> Pl
             f"{path}: has {'weights' if not plan.stripped else 'other contents than its sha256 says'}; "
             f"expected a plan of --strip-weights, whole: have it built again with: {rebuild}"
         )
-    taken = replace(plan, file=f"{PLANS}/{path.name}", layers=None)
-    record_plan(plans, name, taken, written, expected)
+    taken, layers = replace(plan, file=f"{PLANS}/{path.name}"), None
+    if plan.layers is not None:
+        taken = replace(taken, layers=f"{PLANS}/{Path(plan.layers).name}")
+        _copy(source.folder / plan.layers, plans.bundle / str(taken.layers))
+        layers = describe_file(plans.bundle / str(taken.layers))
+    record_plan(plans, name, taken, written, expected, layers)
     return taken
+
+
+def _copy(path: Path, copy: Path) -> None:
+    try:
+        shutil.copyfile(path, copy)
+    except OSError as error:
+        raise QwenImageError(f"{path}: cannot be copied ({error.strerror or error})") from error
 
 
 def record_plan(

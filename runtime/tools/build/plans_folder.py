@@ -17,7 +17,7 @@ list."""
 LAYERS = ".layers.json"
 """Suffix of the file with the compiler's account of a plan's layers. It lies beside the plan, with the same name.
 
-The account of a refused engine stays too, and is not listed in the manifest.
+The account of a refused engine stays until the next build. The manifest does not list it.
 """
 
 
@@ -48,18 +48,18 @@ def plans_folder(folder: Path) -> Iterator[PlansFolder]:
     with locked(folder / f".{PLANS}.lock", f"{path}: another build is writing it; wait for that to end"):
         path.mkdir(exist_ok=True)
         plans = PlansFolder(folder, path, read_manifest(folder))  # another build may have written it before the lock
-        _sweep(plans)
+        _sweep(plans, (".partial", ".plan", LAYERS))
         try:
             yield plans
         finally:
-            _sweep(plans)
+            _sweep(plans, (".partial", ".plan"))
             with suppress(OSError):
                 path.rmdir()  # where nothing came of it
 
 
-def _sweep(plans: PlansFolder) -> None:
-    """Remove partial files, and plans that the manifest does not list."""
+def _sweep(plans: PlansFolder, endings: tuple[str, ...]) -> None:
+    """Remove the files with these endings that the manifest does not list."""
     listed = {Path(name).name for name in plans.manifest.plan_files}
     for path in plans.path.iterdir():
-        if path.suffix == ".partial" or (path.suffix == ".plan" and path.name not in listed):
+        if path.name.endswith(endings) and path.name not in listed:
             path.unlink(missing_ok=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
 
@@ -14,29 +12,20 @@ from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.entry import Profile
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions, ExpectedFusions
+from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX, Product
 from qwen_image_engine.runtime.bundle.files import check_component_graph, check_files
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
-from qwen_image_engine.runtime.tools.build.checks import check_gpu, check_timing_cache
+from qwen_image_engine.runtime.tools.build.checks import check_capabilities, check_gpu, check_timing_cache
 from qwen_image_engine.runtime.tools.build.plan_record import PlanSource
+from qwen_image_engine.runtime.tools.build.platform import (
+    Platform,
+    builder_version,
+    choose_builder,
+    chosen_capabilities,
+)
 from qwen_image_engine.runtime.tools.build.shapes import DEFAULT_REFERENCES, BuildShapes, Template, build_profiles
-
-
-@dataclass(frozen=True)
-class Platform:
-    """The TensorRT version, GPU and driver that a plan is built for. The plan runs with no others."""
-
-    tensorrt: str
-    gpu: str
-    compute_capability: str
-    driver: int
-
-    @property
-    def slug(self) -> str:
-        """The platform as part of a file name."""
-        words = (f"tensorrt {self.tensorrt}", self.gpu, f"sm {self.compute_capability}", str(self.driver))
-        return re.sub(r"[^a-z0-9.]+", "-", " ".join(words).lower())
 
 
 @dataclass(frozen=True)
@@ -48,9 +37,9 @@ class BuildRequest:
         options: build options of every engine.
         profiles: optimisation profiles by component to build, in the order of the manifest.
         promises: expected fusions and 8-bit products by component to build.
-        platform: TensorRT version and GPU.
-        device: facts of the GPU.
-        timing_cache: file for timings of kernels; None for a file in the plans folder.
+        platform: builder and GPUs.
+        device: facts of the GPU; None if the builder needs none.
+        timing_cache: file for timings of kernels; None for a file in the plans folder, or none at all.
         source: another bundle to copy plans from; None to build every plan.
     """
 
@@ -59,7 +48,7 @@ class BuildRequest:
     profiles: Mapping[str, tuple[Profile, ...]]
     promises: Mapping[str, ExpectedFusions]
     platform: Platform
-    device: DeviceInfo
+    device: DeviceInfo | None
     timing_cache: Path | None
     source: PlanSource | None
 
@@ -70,6 +59,8 @@ class BuildRequest:
         shapes: BuildShapes,
         options: BuildOptions,
         *,
+        engine: str | None,
+        compute_capabilities: Sequence[str],
         only: Sequence[str],
         timing_cache: Path | None,
         source: Path | None,
@@ -79,48 +70,76 @@ class BuildRequest:
 
         Raises:
             UsageError: the bundle is not for TensorRT, has no component of a name in `only`, or has no components for
-                reference images and `shapes` asks for some; `timing_cache` cannot be written; or `source` has no
-                plans, or is given without `options.strip_weights`.
+                reference images and `shapes` asks for some; `timing_cache` cannot be written; `source` has no plans,
+                or is given without `options.strip_weights`; or the builder does not take an option or a compute
+                capability.
             QwenImageError: a file of the bundle does not match its manifest; a graph holds something that no export
-                holds; TensorRT, the driver or the GPU is missing or too old; or the GPU's free memory is too small.
+                holds; the builder, or a driver or GPU that it needs, is missing or too old; a compute capability is
+                too low for the graph's precision; or memory is too small.
         """
         manifest = read_manifest(folder)
         shapes = _without_absent(folder, manifest, shapes)
         names = _components(folder, manifest, shapes, only)
+        product = choose_builder(engine, bool(compute_capabilities), device)
+        if product == TENSORRT_RTX:
+            _check_rtx_options(options, timing_cache, source)
+        elif compute_capabilities:
+            raise UsageError(
+                "--gpu and --compute-capability: TensorRT builds for the GPU of this machine alone; for other cards "
+                "build with --engine tensorrt-rtx"
+            )
         if timing_cache is not None:
             check_timing_cache(timing_cache)
         plans = None if source is None else _plan_source(source, options)
         promises = {name: promise(manifest.components[name]) for name in names}
         # A damaged plan is no reason to refuse: it is built again.
-        engines = {plan.file for plan in manifest.plans.values()}
-        check_files(folder, manifest, [name for name in manifest.files if name not in engines])
+        check_files(folder, manifest, [name for name in manifest.files if name not in manifest.plan_files])
         for name in names:
             check_component_graph(folder, manifest, name)
         template = Template.of(load_tokenizer(folder), shapes.references.largest)
-        tensorrt = tensorrt_version()
-        facts = device()
-        platform = Platform(tensorrt, facts.name, facts.compute_capability, facts.driver)
+        platform, facts = _platform(product, manifest, names, compute_capabilities, device)
         halo = manifest.facts.decoder_halo
         profiles = {name: build_profiles(manifest.components[name].contract, shapes, template, halo) for name in names}
         for name in names:
-            check_gpu(name, manifest, profiles[name], options, facts)
+            if facts is None:
+                check_capabilities(name, manifest, platform.compute_capabilities)
+            else:
+                check_gpu(name, manifest, profiles[name], options, facts)
         return cls(folder, options, profiles, promises, platform, facts, timing_cache, plans)
 
 
-def tensorrt_version() -> str:
-    """Return the version of the installed TensorRT package.
+def _platform(
+    product: Product,
+    manifest: Manifest,
+    names: Sequence[str],
+    compute_capabilities: Sequence[str],
+    device: Callable[[], DeviceInfo],
+) -> tuple[Platform, DeviceInfo | None]:
+    version = builder_version(product)
+    if product.needs_gpu:
+        facts = device()
+        return Platform.of_device(version, facts), facts
+    least = max((manifest.components[name].least_compute_capability or 0 for name in names), default=None)
+    return Platform(product.engine, version, chosen_capabilities(compute_capabilities, least)), None
 
-    The package is not imported, because the import loads gigabytes of libraries.
+
+def _check_rtx_options(options: BuildOptions, timing_cache: Path | None, source: Path | None) -> None:
+    """Raise if an option is not for TensorRT for RTX.
 
     Raises:
-        QwenImageError: TensorRT is not installed.
+        UsageError: a plan without weights, a plan of another bundle or a file of timings is asked for.
     """
-    try:
-        return version("tensorrt")
-    except PackageNotFoundError:
-        raise QwenImageError(
-            "tensorrt is not installed; install it with: pip install 'qwen-image-engine[tensorrt]'"
-        ) from None
+    if options.strip_weights or source is not None:
+        flag = "--strip-weights" if options.strip_weights else f"--from {source}"
+        raise UsageError(
+            f"{flag} with --engine tensorrt-rtx: it cannot leave weights out of a plan without a GPU, so its plans "
+            "hold their weights and are a bundle's own; build without it"
+        )
+    if timing_cache is not None:
+        raise UsageError(
+            f"--timing-cache {timing_cache} with --engine tensorrt-rtx: it times nothing when it builds; build "
+            "without it"
+        )
 
 
 def promise(entry: ComponentEntry) -> ExpectedFusions:

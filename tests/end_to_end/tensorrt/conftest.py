@@ -50,7 +50,7 @@ def make_bundle(driver: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             files |= {path.name: describe_file(path) for path in (graph, plan)}
             components[name] = ComponentEntry(graph.name, (graph.name,), "bf16", (), {}, 23, 11, item)
             profiles = tuple(known[name].profiles)
-            plans[name] = PlanEntry(plan.name, "aa", VERSION, "A GPU", "9.0", 13000, profiles)
+            plans[name] = PlanEntry(plan.name, "aa", "tensorrt", VERSION, ("9.0",), "A GPU", 13000, profiles)
             plans[name] = replace(plans[name], **values)
         return Bundle(
             tmp_path,
@@ -58,7 +58,7 @@ def make_bundle(driver: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 embeddings=EmbeddingsEntry("step.onnx", 0, "float32", (1, 1)),
                 components=components,
                 files=files,
-                plans=plans,
+                plans={name: (plan,) for name, plan in plans.items()},
             ),
         )
 

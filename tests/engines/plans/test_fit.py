@@ -8,7 +8,7 @@ from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.engines.plans.fit import check_memory_fits, check_plan_fits
 
 HERE = DeviceInfo("NVIDIA H100", "9.0", 13010, total_bytes=80 << 30, free_bytes=10 << 30)
-PLAN = PlanEntry("step.plan", "aa", "11.4.0.106", "NVIDIA H100", "9.0", 13000, ())
+PLAN = PlanEntry("step.plan", "aa", "tensorrt", "11.4.0.106", ("9.0",), "NVIDIA H100", 13000, ())
 REBUILD = "qwen-image build BUNDLE"
 
 
@@ -21,15 +21,15 @@ def test_the_same_tensorrt_gpu_and_a_driver_not_older_fit() -> None:
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        (replace(PLAN, tensorrt="11.1.0.1"), r"built by TensorRT 11\.1\.0\.1, this is 11\.4\.0\.106; build"),
+        (replace(PLAN, version="11.1.0.1"), r"built by tensorrt 11\.1\.0\.1, this is 11\.4\.0\.106; build"),
         (
-            replace(PLAN, gpu="NVIDIA L40S", compute_capability="8.9"),
-            r"built on NVIDIA L40S \(compute capability 8\.9\), this is NVIDIA H100 \(9\.0\); build",
+            replace(PLAN, gpu="NVIDIA L40S", compute_capabilities=("8.9",)),
+            r"built on NVIDIA L40S for compute capability 8\.9, this is NVIDIA H100 \(9\.0\); build",
         ),
         (replace(PLAN, driver=13020), r"built with a driver of CUDA 13\.2, this one serves 13\.1; build"),
         (
-            replace(PLAN, tensorrt="11.3.0.1", driver=13020),
-            r"by TensorRT 11\.3\.0\.1, this is 11\.4\.0\.106, and with a driver .* with: qwen-image build BUNDLE$",
+            replace(PLAN, version="11.3.0.1", driver=13020),
+            r"by tensorrt 11\.3\.0\.1, this is 11\.4\.0\.106, and with a driver .* with: qwen-image build BUNDLE$",
         ),
     ],
 )

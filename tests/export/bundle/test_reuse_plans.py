@@ -20,10 +20,13 @@ def build(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     plans, files = {}, {**manifest.files}
     for name in manifest.components:
-        plans[name] = PlanEntry(f"plans/{name}.plan", "aa", "11.4.0.106", "A GPU", "9.0", 13000, ())
+        plans[name] = PlanEntry(f"plans/{name}.plan", "aa", "tensorrt", "11.4.0.106", ("9.0",), "A GPU", 13000, ())
         (folder / plans[name].file).write_bytes(name.encode())
         files[plans[name].file] = describe_file(folder / plans[name].file)
-    write_manifest(folder, replace(manifest, files=files, plans=plans, verify={"passed": True}))
+    write_manifest(
+        folder,
+        replace(manifest, files=files, plans={name: (plan,) for name, plan in plans.items()}, verify={"passed": True}),
+    )
     return read_manifest(folder)
 
 

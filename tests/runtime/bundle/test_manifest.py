@@ -116,9 +116,10 @@ def bundle(tmp_path: Path) -> Path:
 PLAN = PlanEntry(
     file="plans/step.plan",
     key="aa",
-    tensorrt="11.4.0.106",
+    builder="tensorrt",
+    version="11.4.0.106",
+    compute_capabilities=("9.0",),
     gpu="NVIDIA H100 80GB HBM3",
-    compute_capability="9.0",
     driver=13000,
     profiles=tuple(
         profile(
@@ -141,7 +142,7 @@ def build(bundle: Path) -> None:
     (bundle / PLAN.file).write_bytes(b"plan")
     manifest = read_manifest(bundle)
     files = {**manifest.files, PLAN.file: describe_file(bundle / PLAN.file)}
-    write_manifest(bundle, replace(manifest, files=files, plans={"step": PLAN}))
+    write_manifest(bundle, replace(manifest, files=files, plans={"step": (PLAN,)}))
 
 
 def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -193,15 +194,53 @@ def test_a_verification_is_kept(bundle: Path) -> None:
 def test_built_engines_are_kept(bundle: Path) -> None:
     assert read_manifest(bundle).plans == {}
     build(bundle)
-    assert read_manifest(bundle).plans == {"step": PLAN}
+    assert read_manifest(bundle).plans == {"step": (PLAN,)}
+
+
+def test_plans_of_the_schema_before_are_read(bundle: Path) -> None:
+    build(bundle)
+
+    def older(document: Any) -> None:
+        (plan,) = document["plans"]["step"]
+        del plan["builder"], plan["layers"]
+        plan["tensorrt"] = plan.pop("version")
+        (plan["compute_capability"],) = plan.pop("compute_capabilities")
+        document.update(schema=6, plans={"step": plan})
+
+    edit(bundle, older)
+    assert read_manifest(bundle).plans == {"step": (PLAN,)}
+
+
+@pytest.mark.parametrize("plans", [[], {"step": None}, {"step": [1]}, {"step": {}}, {"step": {"tensorrt": 1}}, 3])
+def test_damaged_plans_of_the_schema_before_are_refused(bundle: Path, plans: object) -> None:
+    edit(bundle, lambda document: document.update(schema=6, plans=plans))
+    with pytest.raises(QwenImageError, match="plans"):
+        read_manifest(bundle)
+
+
+def test_a_component_has_plans_of_several_builders_and_gpus(bundle: Path) -> None:
+    build(bundle)
+    rtx = replace(PLAN, builder="tensorrt-rtx", gpu=None, driver=None, compute_capabilities=("8.6", "8.9"))
+    plans = (PLAN, rtx, replace(rtx, compute_capabilities=("8.9",)))
+    write_manifest(bundle, replace(read_manifest(bundle), plans={"step": plans}))
+    assert read_manifest(bundle).plans == {"step": plans}
+    write_manifest(bundle, replace(read_manifest(bundle), plans={"step": (*plans, replace(rtx, key="bb"))}))
+    with pytest.raises(QwenImageError, match=r"plans.step has two plans of one builder for the same compute"):
+        read_manifest(bundle)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda plan: plan.pop("key"), "plans.step.key is missing"),
+        (lambda plan: plan.update(builder="tensorrt-lean"), r"plans.step\[0\].builder is \"tensorrt-lean\", expected"),
+        (lambda plan: plan.update(builder="tensorrt-rtx"), "which is built without a GPU"),
+        (lambda plan: plan.update(gpu=None), "which is built on a GPU"),
+        (lambda plan: plan.update(compute_capabilities=["sm_90"]), "expected a compute capability"),
+        (lambda plan: plan.update(compute_capabilities=[]), "compute_capabilities"),
+        (lambda plan: plan.update(layers="plans/step.layers.json"), "layers is .*not listed"),
+        (lambda plan: plan.pop("key"), r"plans.step\[0\].key is missing"),
         (lambda plan: plan.update(file="plans/other.plan"), "not listed"),
-        (lambda plan: plan.update(profiles=[{"name": "512x512"}]), r"plans.step.profiles\[0\].shapes is missing"),
+        (lambda plan: plan.update(profiles=[{"name": "512x512"}]), r"plans.step\[0\].profiles\[0\].shapes is missing"),
         (lambda plan: plan["profiles"][0]["shapes"].update(cos=[[1, 2], [1, 2]]), "not in the expected format"),
         (lambda plan: plan["profiles"][0]["shapes"].update(cos=[[1, 2], [1], [1, 2]]), "least, best and largest"),
         (lambda plan: plan["profiles"][0]["shapes"].update(cos=[[1, 3], [1, 2], [1, 4]]), "least, best and largest"),
@@ -209,7 +248,7 @@ def test_built_engines_are_kept(bundle: Path) -> None:
 )
 def test_unexpected_plans_are_refused_in_words(bundle: Path, change: Callable[[Any], object], words: str) -> None:
     build(bundle)
-    edit(bundle, lambda document: change(document["plans"]["step"]))
+    edit(bundle, lambda document: change(document["plans"]["step"][0]))
     with pytest.raises(QwenImageError, match=words):
         read_manifest(bundle)
 
@@ -245,10 +284,10 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
 def test_another_schema_version_says_what_to_do(bundle: Path) -> None:
     edit(bundle, lambda document: document.update(schema=3, dims=None))
     assert is_bundle(bundle)
-    with pytest.raises(QwenImageError, match=r"schema version 3, this version reads 6; export .* from /models/small"):
+    with pytest.raises(QwenImageError, match=r"schema version 3, this version reads 7; export .* from /models/small"):
         read_manifest(bundle)
-    edit(bundle, lambda document: document.update(schema=7))
-    with pytest.raises(QwenImageError, match=r"schema version 7, this version reads 6; a newer version .* update"):
+    edit(bundle, lambda document: document.update(schema=8))
+    with pytest.raises(QwenImageError, match=r"schema version 8, this version reads 7; a newer version .* update"):
         read_manifest(bundle)
 
 

@@ -29,8 +29,9 @@ from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry, Em
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 from qwen_image_engine.runtime.tools.build.build import build_bundle
-from qwen_image_engine.runtime.tools.build.plans_folder import PLANS
+from qwen_image_engine.runtime.tools.build.plans_folder import LAYERS, PLANS
 from qwen_image_engine.runtime.tools.build.shapes import BuildShapes, Template, build_profiles
+from tests.support.builders import install_builders
 from tests.support.numpy_engines import DIMS, FACTS
 from tests.support.toy_graph import toy_graph
 from tests.support.toy_manifest import toy_manifest
@@ -43,7 +44,7 @@ COMPONENTS = ("text_encoder", "vision", "prefix", "prefix_image", "step", "vae_e
 @pytest.fixture
 def bundle(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """For TensorRT, with graphs that are no graphs."""
-    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.request.tensorrt_version", lambda: "11.4.0.106")
+    install_builders(monkeypatch, tensorrt="11.4.0.106")
     folder = tmp_path / "bundle"
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.bin"))
     components = {}
@@ -88,6 +89,7 @@ class Fake:
         plan.write_text(json.dumps(job.to_json()), encoding="utf-8")
         if job.component == self.fails and self.error is not None:
             raise self.error
+        Path(job.layers).write_text('{"Layers": []}', encoding="utf-8")
         watch("building")
         entry = describe_file(plan)
         scratch = tuple(self.scratch * (index + 1) for index in range(len(job.profiles)))
@@ -109,16 +111,17 @@ def test_everything_is_built_and_recorded(bundle: Path) -> None:
     assert run.built == list(COMPONENTS)
     manifest = read_manifest(bundle)
     assert set(manifest.plans) == set(COMPONENTS)
-    step = manifest.plans["step"]
+    step = manifest.plans["step"][0]
     assert [item.name for item in step.profiles] == ["512x512", "1024x1024"]
-    assert (step.tensorrt, step.gpu, step.compute_capability, step.driver) == ("11.4.0.106", GPU.name, "9.0", 13000)
+    assert (step.builder, step.version, step.compute_capabilities) == ("tensorrt", "11.4.0.106", ("9.0",))
+    assert (step.gpu, step.driver) == (GPU.name, 13000)
     assert built[4].entry == step
     assert verify_files(bundle, manifest) == []
     (job,) = [job for job in run.jobs if job.component == "step"]
     assert job.profiles == step.profiles
     assert job.model == str(bundle / "step.onnx")
     assert job.promise == ExpectedFusions(3, 0, 1, ("Attention_4",))
-    assert job.layers == str(bundle / PLANS / "step.layers.json")
+    assert job.layers == str(bundle / step.layers)
     assert job.softmax_scale == 1 / 448
     assert Path(job.timing_cache).name == "tensorrt-11.4.0.106-nvidia-h100-80gb-hbm3-sm-9.0-13000.timing"
     assert run.jobs[0].softmax_scale is None
@@ -134,9 +137,11 @@ def test_what_is_there_is_kept_by_its_key(bundle: Path) -> None:
     build(bundle, other, replace(SHAPES, prompt_tokens=Range(1, 77, 500)))
     assert other.built == ["text_encoder", "prefix", "prefix_image", "step"]  # whose shapes have text in them
     after = read_manifest(bundle)
-    assert after.plans["step"].key != before.plans["step"].key
-    assert {path.name for path in (bundle / PLANS).iterdir()} == {Path(item.file).name for item in after.plans.values()}
-    assert set(after.files) - set(before.files) == {after.plans[name].file for name in other.built}
+    assert after.plans["step"][0].key != before.plans["step"][0].key
+    assert {path.name for path in (bundle / PLANS).iterdir()} == {Path(name).name for name in after.plan_files}
+    assert set(after.files) - set(before.files) == {
+        file for name in other.built for file in after.plans[name][0].listed
+    }
 
 
 @pytest.mark.parametrize(
@@ -155,7 +160,7 @@ def test_another_option_or_platform_builds_again(bundle: Path, changes: dict[str
     run = Fake()
     build(bundle, run, only=("step",), **changes)
     assert run.built == ["step"]
-    plan = read_manifest(bundle).plans["step"]
+    plan = read_manifest(bundle).plans["step"][0]
     assert plan.stripped is changes.get("strip_weights", False)
     assert plan.weight_streaming is changes.get("weight_streaming", False)
 
@@ -164,7 +169,7 @@ def test_another_graph_weight_or_tensorrt_builds_again(bundle: Path, monkeypatch
     for name in ("step.onnx", "weights.safetensors", "tensorrt"):
         build(bundle, Fake(), only=("step",))
         if name == "tensorrt":
-            monkeypatch.setattr("qwen_image_engine.runtime.tools.build.request.tensorrt_version", lambda: "11.4.1.2")
+            install_builders(monkeypatch, tensorrt="11.4.1.2")
         else:
             data = toy_graph("another") if name == "step.onnx" else b"\1" * 100
             (bundle / name).write_bytes(data)
@@ -208,23 +213,19 @@ def test_warnings_go_on(bundle: Path) -> None:
     assert built.warnings == ("timings are not kept",)
 
 
-def test_what_the_inspector_said_stays_until_the_next_build(bundle: Path) -> None:
-    class Inspecting(Fake):
+def test_the_account_of_a_refused_plan_stays_until_the_next_build(bundle: Path) -> None:
+    class Refused(Fake):
         def __call__(self, job: BuildJob, watch: Watch) -> BuildResult:
-            assert job.layers is not None
-            assert not Path(job.layers).exists()
-            if self.fails is None:
-                return super().__call__(job, watch)
             Path(job.layers).write_text("{}", encoding="utf-8")
             return super().__call__(job, watch)
 
-    layers = bundle / PLANS / "step.layers.json"
     with pytest.raises(QwenImageError):
-        build(bundle, Inspecting("step", QwenImageError("not fused")), only=("step",))
+        build(bundle, Refused("step", QwenImageError("not fused")), only=("step",))
+    (layers,) = (bundle / PLANS).iterdir()
+    assert layers.name.endswith(LAYERS)
     assert layers.read_text() == "{}"
-    assert [path.name for path in (bundle / PLANS).iterdir()] == [layers.name]
     assert verify_files(bundle, read_manifest(bundle)) == []
-    build(bundle, Inspecting(), only=("step",))
+    build(bundle, Fake(), only=("prefix",))
     assert not layers.exists()
 
 
@@ -264,7 +265,7 @@ class TestPlansOfAnotherBundle:
         for source, words in ((bundle, "lists no plans"), (other / PLANS, "no manifest")):
             with pytest.raises(QwenImageError, match=words):
                 build_bundle(bundle, SHAPES, BuildOptions(True), source=source, device=lambda: pytest.fail("asked"))
-        path = other / read_manifest(other).plans["step"].file
+        path = other / read_manifest(other).plans["step"][0].file
         path.write_bytes(path.read_bytes() + b"x")
         with pytest.raises(QwenImageError, match=r"step-.* bytes, expected \d+"):
             build(bundle, Fake(), only=("step",), strip_weights=True, source=other)
@@ -277,7 +278,7 @@ class TestPlansOfAnotherBundle:
 
 def test_a_damaged_plan_is_built_again_and_never_kept(bundle: Path) -> None:
     build(bundle, Fake(), only=("step",))
-    path = bundle / read_manifest(bundle).plans["step"].file
+    path = bundle / read_manifest(bundle).plans["step"][0].file
     data = bytearray(path.read_bytes())
     data[7] ^= 1
     path.write_bytes(data)
@@ -295,9 +296,7 @@ def test_an_end_midway_keeps_what_is_complete_and_nothing_else(bundle: Path, err
         build(bundle, Fake("prefix", error))
     manifest = read_manifest(bundle)
     assert set(manifest.plans) == {"text_encoder", "vision"}
-    assert {path.name for path in (bundle / PLANS).iterdir()} == {
-        Path(item.file).name for item in manifest.plans.values()
-    }
+    assert {path.name for path in (bundle / PLANS).iterdir()} == {Path(name).name for name in manifest.plan_files}
     run = Fake()
     build(bundle, run)
     assert run.built == list(COMPONENTS[2:])
@@ -318,8 +317,8 @@ def test_what_a_killed_build_left_is_removed(bundle: Path) -> None:
     (bundle / PLANS / "a.timing").write_bytes(b"timings")
     build(bundle, Fake(), only=("prefix",))
     left = {path.suffix for path in (bundle / PLANS).iterdir()}
-    assert left == {".plan", ".timing"}
-    assert len([*(bundle / PLANS).iterdir()]) == 2
+    assert left == {".plan", ".json", ".timing"}
+    assert len([*(bundle / PLANS).iterdir()]) == 3
 
 
 def test_one_build_at_a_time(bundle: Path) -> None:
@@ -436,7 +435,7 @@ def test_activations_beyond_the_gpu_are_told_and_the_plan_kept(bundle: Path) -> 
     gpu = replace(GPU, free_bytes=most, total_bytes=most + 900_000)
     (built,) = build(bundle, run, gpu=gpu, only=("step",))
     assert built.missing == {"1024x1024": 100_000}
-    assert read_manifest(bundle).plans["step"].scratch_bytes == (500_000, 1_000_000)
+    assert read_manifest(bundle).plans["step"][0].scratch_bytes == (500_000, 1_000_000)
     (again,) = build(bundle, Fake(), gpu=gpu, only=("step",))
     assert (again.reused, again.missing) == (True, built.missing)
 
