@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.memory import port_bytes
@@ -25,88 +24,19 @@ from qwen_image_engine.engines.tensorrt.build.job import (
 from qwen_image_engine.engines.tensorrt.build.launch import Watch
 from qwen_image_engine.runtime.bundle.files import check_files, describe_file, verify_files
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest, record_verification, write_manifest
-from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry, EmbeddingsEntry, Fp8Scales, QuantisedLayer
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 from qwen_image_engine.runtime.tools.build.build import build_bundle
 from qwen_image_engine.runtime.tools.build.plans_folder import LAYERS, PLANS
-from qwen_image_engine.runtime.tools.build.shapes import BuildShapes, Template, build_profiles
+from qwen_image_engine.runtime.tools.build.shapes import Template, build_profiles
 from tests.support.builders import install_builders
-from tests.support.numpy_engines import DIMS, FACTS
+from tests.support.numpy_engines import FACTS
+from tests.support.played_build import COMPONENTS, GPU, SHAPES, FakeBuild, build
 from tests.support.toy_graph import toy_graph
-from tests.support.toy_manifest import toy_manifest
-
-SHAPES = BuildShapes(sizes=((512, 512), (1024, 1024)))
-GPU = DeviceInfo("NVIDIA H100 80GB HBM3", "9.0", 13000, total_bytes=80 << 30, free_bytes=79 << 30)
-COMPONENTS = ("text_encoder", "vision", "prefix", "prefix_image", "step", "vae_encoder", "vae_decoder_mid")
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """For TensorRT, with graphs that are no graphs."""
-    install_builders(monkeypatch, tensorrt="11.4.0.106")
-    folder = tmp_path / "bundle"
-    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.bin"))
-    components = {}
-    for name in COMPONENTS:
-        (folder / f"{name}.onnx").write_bytes(toy_graph(name))
-        components[name] = ComponentEntry(
-            f"{name}.onnx", ("weights.safetensors",), "bf16", (), {}, 23, 11, contract(name, DIMS, "bfloat16")
-        )
-        components[name] = replace(components[name], fused_attentions=("Attention_4",))
-    (folder / "weights.safetensors").write_bytes(bytes(100))
-    layers = {f"blocks.{index}.to_q": QuantisedLayer("fp8") for index in range(3)}
-    components["step"] = replace(
-        components["step"],
-        precision="fp8",
-        quantised_layers=layers,
-        fp8_attention={"blocks.0": Fp8Scales(1.0, 1.0, 1.0, 1 / 448)},
-    )
-    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    write_manifest(
-        folder,
-        toy_manifest(
-            precision="fp8",
-            embeddings=EmbeddingsEntry("weights.safetensors", 8, "bfloat16", (3, 8)),
-            components=components,
-            files={name: describe_file(folder / name) for name in files},
-        ),
-    )
-    return folder
-
-
-class Fake:
-    """Builds plans that are their jobs as JSON."""
-
-    def __init__(self, fails: str | None = None, error: BaseException | None = None) -> None:
-        self.jobs: list[BuildJob] = []
-        self.fails, self.error, self.scratch = fails, error, 1000
-        self.warnings: tuple[str, ...] = ()
-
-    def __call__(self, job: BuildJob, watch: Watch) -> BuildResult:
-        self.jobs.append(job)
-        plan = Path(job.plan)
-        plan.write_text(json.dumps(job.to_json()), encoding="utf-8")
-        if job.component == self.fails and self.error is not None:
-            raise self.error
-        Path(job.layers).write_text('{"Layers": []}', encoding="utf-8")
-        watch("building")
-        entry = describe_file(plan)
-        scratch = tuple(self.scratch * (index + 1) for index in range(len(job.profiles)))
-        return BuildResult(entry.bytes, entry.sha256, 2, job.promise.fp8_products, 0, scratch, self.warnings)
-
-    @property
-    def built(self) -> list[str]:
-        return [job.component for job in self.jobs]
-
-
-def build(bundle: Path, run: Fake, shapes: BuildShapes = SHAPES, gpu: DeviceInfo = GPU, **changes: Any) -> Any:
-    options = BuildOptions(**{name: changes.pop(name) for name in [*changes] if name in BuildOptions.__annotations__})
-    return build_bundle(bundle, shapes, options, device=lambda: gpu, run=run, **changes)
 
 
 def test_everything_is_built_and_recorded(bundle: Path) -> None:
-    run = Fake()
+    run = FakeBuild()
     built = build(bundle, run)
     assert run.built == list(COMPONENTS)
     manifest = read_manifest(bundle)
@@ -128,12 +58,12 @@ def test_everything_is_built_and_recorded(bundle: Path) -> None:
 
 
 def test_what_is_there_is_kept_by_its_key(bundle: Path) -> None:
-    build(bundle, Fake())
-    again = Fake()
+    build(bundle, FakeBuild())
+    again = FakeBuild()
     assert all(item.reused for item in build(bundle, again))
     assert again.built == []
     before = read_manifest(bundle)
-    other = Fake()
+    other = FakeBuild()
     build(bundle, other, replace(SHAPES, prompt_tokens=Range(1, 77, 500)))
     assert other.built == ["text_encoder", "prefix", "prefix_image", "step"]  # whose shapes have text in them
     after = read_manifest(bundle)
@@ -156,8 +86,8 @@ def test_what_is_there_is_kept_by_its_key(bundle: Path) -> None:
     ],
 )
 def test_another_option_or_platform_builds_again(bundle: Path, changes: dict[str, Any]) -> None:
-    build(bundle, Fake(), only=("step",))
-    run = Fake()
+    build(bundle, FakeBuild(), only=("step",))
+    run = FakeBuild()
     build(bundle, run, only=("step",), **changes)
     assert run.built == ["step"]
     plan = read_manifest(bundle).plans["step"][0]
@@ -167,7 +97,7 @@ def test_another_option_or_platform_builds_again(bundle: Path, changes: dict[str
 
 def test_another_graph_weight_or_tensorrt_builds_again(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("step.onnx", "weights.safetensors", "tensorrt"):
-        build(bundle, Fake(), only=("step",))
+        build(bundle, FakeBuild(), only=("step",))
         if name == "tensorrt":
             install_builders(monkeypatch, tensorrt="11.4.1.2")
         else:
@@ -175,15 +105,15 @@ def test_another_graph_weight_or_tensorrt_builds_again(bundle: Path, monkeypatch
             (bundle / name).write_bytes(data)
             manifest = read_manifest(bundle)
             write_manifest(bundle, replace(manifest, files={**manifest.files, name: describe_file(bundle / name)}))
-        run = Fake()
+        run = FakeBuild()
         build(bundle, run, only=("step",))
         assert run.built == ["step"], name
 
 
 def test_another_revision_of_the_builder_builds_again(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build(bundle, Fake(), only=("step",))
+    build(bundle, FakeBuild(), only=("step",))
     monkeypatch.setattr("qwen_image_engine.runtime.tools.build.build.BUILDER_REVISION", BUILDER_REVISION + 1)
-    run = Fake()
+    run = FakeBuild()
     build(bundle, run, only=("step",))
     assert run.built == ["step"]
 
@@ -192,7 +122,7 @@ def test_a_manifest_that_promises_no_attention_is_refused(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     step = replace(manifest.components["step"], fused_attentions=None)
     write_manifest(bundle, replace(manifest, components={**manifest.components, "step": step}))
-    run = Fake()
+    run = FakeBuild()
     with pytest.raises(QwenImageError, match=r"step: the manifest does not name the attentions .* export the bundle"):
         build(bundle, run)
     assert run.built == []
@@ -200,21 +130,21 @@ def test_a_manifest_that_promises_no_attention_is_refused(bundle: Path) -> None:
 
 @pytest.mark.parametrize(("place", "words"), [("gone/a.timing", "no folder .*mkdir -p"), ("", "is a folder")])
 def test_a_timing_cache_that_can_be_no_file_is_told_beforehand(bundle: Path, place: str, words: str) -> None:
-    run = Fake()
+    run = FakeBuild()
     with pytest.raises(UsageError, match=f"--timing-cache .*: {words}"):
         build(bundle, run, timing_cache=bundle / place)
     assert run.built == []
 
 
 def test_warnings_go_on(bundle: Path) -> None:
-    run = Fake()
+    run = FakeBuild()
     run.warnings = ("timings are not kept",)
     (built,) = build(bundle, run, only=("step",))
     assert built.warnings == ("timings are not kept",)
 
 
 def test_the_account_of_a_refused_plan_stays_until_the_next_build(bundle: Path) -> None:
-    class Refused(Fake):
+    class Refused(FakeBuild):
         def __call__(self, job: BuildJob, watch: Watch) -> BuildResult:
             Path(job.layers).write_text("{}", encoding="utf-8")
             return super().__call__(job, watch)
@@ -225,7 +155,7 @@ def test_the_account_of_a_refused_plan_stays_until_the_next_build(bundle: Path) 
     assert layers.name.endswith(LAYERS)
     assert layers.read_text() == "{}"
     assert verify_files(bundle, read_manifest(bundle)) == []
-    build(bundle, Fake(), only=("prefix",))
+    build(bundle, FakeBuild(), only=("prefix",))
     assert not layers.exists()
 
 
@@ -234,7 +164,7 @@ class TestPlansOfAnotherBundle:
     def other(self, bundle: Path, tmp_path: Path) -> Path:
         """Its manifest and plans alone, as one shares them."""
         whole = shutil.copytree(bundle, tmp_path / "whole")
-        build(whole, Fake(), strip_weights=True)
+        build(whole, FakeBuild(), strip_weights=True)
         shared = tmp_path / "shared"
         shared.mkdir()
         shutil.copy(whole / "manifest.json", shared)
@@ -242,7 +172,7 @@ class TestPlansOfAnotherBundle:
         return shared
 
     def test_they_are_taken(self, bundle: Path, other: Path) -> None:
-        run = Fake()
+        run = FakeBuild()
         built = build(bundle, run, strip_weights=True, source=other)
         assert run.built == []
         assert all(item.reused for item in built)
@@ -255,36 +185,36 @@ class TestPlansOfAnotherBundle:
         manifest = read_manifest(bundle)
         entry = describe_file(bundle / "step.onnx")
         write_manifest(bundle, replace(manifest, files={**manifest.files, "step.onnx": entry}))
-        run = Fake()
+        run = FakeBuild()
         build(bundle, run, strip_weights=True, source=other)
         assert run.built == ["step"]
 
     def test_refusals(self, bundle: Path, other: Path) -> None:
         with pytest.raises(UsageError, match=r"--from .* without --strip-weights"):
-            build(bundle, Fake(), source=other)
+            build(bundle, FakeBuild(), source=other)
         for source, words in ((bundle, "lists no plans"), (other / PLANS, "no manifest")):
             with pytest.raises(QwenImageError, match=words):
                 build_bundle(bundle, SHAPES, BuildOptions(True), source=source, device=lambda: pytest.fail("asked"))
         path = other / read_manifest(other).plans["step"][0].file
         path.write_bytes(path.read_bytes() + b"x")
         with pytest.raises(QwenImageError, match=r"step-.* bytes, expected \d+"):
-            build(bundle, Fake(), only=("step",), strip_weights=True, source=other)
+            build(bundle, FakeBuild(), only=("step",), strip_weights=True, source=other)
         assert "step" not in read_manifest(bundle).plans
         assert not [*bundle.rglob("*.partial")]
         path.unlink()
         with pytest.raises(QwenImageError, match=r"step-.*missing"):
-            build(bundle, Fake(), only=("step",), strip_weights=True, source=other)
+            build(bundle, FakeBuild(), only=("step",), strip_weights=True, source=other)
 
 
 def test_a_damaged_plan_is_built_again_and_never_kept(bundle: Path) -> None:
-    build(bundle, Fake(), only=("step",))
+    build(bundle, FakeBuild(), only=("step",))
     path = bundle / read_manifest(bundle).plans["step"][0].file
     data = bytearray(path.read_bytes())
     data[7] ^= 1
     path.write_bytes(data)
     with pytest.raises(QwenImageError, match=r"step-\w+\.plan: other contents .*; build it again with: qwen"):
         check_files(bundle, read_manifest(bundle))
-    run = Fake()
+    run = FakeBuild()
     build(bundle, run, only=("step",))
     assert run.built == ["step"]
     check_files(bundle, read_manifest(bundle))
@@ -293,11 +223,11 @@ def test_a_damaged_plan_is_built_again_and_never_kept(bundle: Path) -> None:
 @pytest.mark.parametrize("error", [QwenImageError("no kernel"), KeyboardInterrupt(), OSError(28, "No space left")])
 def test_an_end_midway_keeps_what_is_complete_and_nothing_else(bundle: Path, error: BaseException) -> None:
     with pytest.raises(type(error)):
-        build(bundle, Fake("prefix", error))
+        build(bundle, FakeBuild("prefix", error))
     manifest = read_manifest(bundle)
     assert set(manifest.plans) == {"text_encoder", "vision"}
     assert {path.name for path in (bundle / PLANS).iterdir()} == {Path(name).name for name in manifest.plan_files}
-    run = Fake()
+    run = FakeBuild()
     build(bundle, run)
     assert run.built == list(COMPONENTS[2:])
 
@@ -305,7 +235,7 @@ def test_an_end_midway_keeps_what_is_complete_and_nothing_else(bundle: Path, err
 def test_a_first_build_that_fails_leaves_the_bundle_as_it_was(bundle: Path) -> None:
     before = (bundle / "manifest.json").read_bytes()
     with pytest.raises(QwenImageError):
-        build(bundle, Fake("text_encoder", QwenImageError("no")))
+        build(bundle, FakeBuild("text_encoder", QwenImageError("no")))
     assert (bundle / "manifest.json").read_bytes() == before
     assert not (bundle / PLANS).exists()
 
@@ -315,17 +245,17 @@ def test_what_a_killed_build_left_is_removed(bundle: Path) -> None:
     (bundle / PLANS / ".step.partial").write_bytes(b"half")
     (bundle / PLANS / "step-0123.plan").write_bytes(b"complete and not recorded")
     (bundle / PLANS / "a.timing").write_bytes(b"timings")
-    build(bundle, Fake(), only=("prefix",))
+    build(bundle, FakeBuild(), only=("prefix",))
     left = {path.suffix for path in (bundle / PLANS).iterdir()}
     assert left == {".plan", ".json", ".timing"}
     assert len([*(bundle / PLANS).iterdir()]) == 3
 
 
 def test_one_build_at_a_time(bundle: Path) -> None:
-    class Meanwhile(Fake):
+    class Meanwhile(FakeBuild):
         def __call__(self, job: BuildJob, watch: Watch) -> BuildResult:
             with pytest.raises(QwenImageError, match=r"plans: another build is writing it; wait for that to end"):
-                build(bundle, Fake())
+                build(bundle, FakeBuild())
             return super().__call__(job, watch)
 
     before = {path.name for path in bundle.iterdir()}
@@ -334,7 +264,7 @@ def test_one_build_at_a_time(bundle: Path) -> None:
 
 
 def test_what_verify_writes_meanwhile_stays(bundle: Path) -> None:
-    class Verifying(Fake):
+    class Verifying(FakeBuild):
         def __call__(self, job: BuildJob, watch: Watch) -> BuildResult:
             record_verification(bundle, {"passed": True})
             return super().__call__(job, watch)
@@ -355,30 +285,30 @@ def test_the_manifest_is_read_before_the_lock_under_it_and_for_each_record(
 
     for name in ("request", "plans_folder", "plan_record"):
         monkeypatch.setattr(f"qwen_image_engine.runtime.tools.build.{name}.read_manifest", reading(name))
-    build(bundle, Fake(), only=("step", "prefix"))
+    build(bundle, FakeBuild(), only=("step", "prefix"))
     assert readers == ["request", "plans_folder", "plan_record", "plan_record"]
     readers.clear()
-    build(bundle, Fake(), only=("step", "prefix"))
+    build(bundle, FakeBuild(), only=("step", "prefix"))
     assert readers == ["request", "plans_folder"]
 
 
 def test_without_reference_images_their_components_are_left_out(bundle: Path) -> None:
-    run = Fake()
+    run = FakeBuild()
     build(bundle, run, replace(SHAPES, references=Range.of(0)))
     assert run.built == ["text_encoder", "prefix", "step", "vae_decoder_mid"]
     with pytest.raises(UsageError, match="--only vision with --references 0"):
-        build(bundle, Fake(), replace(SHAPES, references=Range.of(0)), only=("vision",))
+        build(bundle, FakeBuild(), replace(SHAPES, references=Range.of(0)), only=("vision",))
 
 
 def test_a_bundle_without_what_reads_references(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     kept = {name: entry for name, entry in manifest.components.items() if name != "vision"}
     write_manifest(bundle, replace(manifest, components=kept))
-    run = Fake()
+    run = FakeBuild()
     build(bundle, run)
     assert run.built == ["text_encoder", "prefix", "step", "vae_decoder_mid"]
     with pytest.raises(UsageError, match="--references 1:1:1: the bundle has no vision"):
-        build(bundle, Fake(), replace(SHAPES, references=Range.of(1)))
+        build(bundle, FakeBuild(), replace(SHAPES, references=Range.of(1)))
 
 
 @pytest.mark.parametrize(
@@ -395,14 +325,14 @@ def test_a_bundle_without_what_reads_references(bundle: Path) -> None:
     ],
 )
 def test_refusals(bundle: Path, gpu: DeviceInfo, changes: dict[str, Any], words: str) -> None:
-    run = Fake()
+    run = FakeBuild()
     with pytest.raises(QwenImageError, match=words):
         build(bundle, run, gpu=gpu, **changes)
     assert run.built == []
 
 
 def test_too_little_memory_for_a_profile_is_told_before_anything_is_built(bundle: Path) -> None:
-    run = Fake()
+    run = FakeBuild()
     words = (
         r"step: its weights take 100 bytes, inputs and outputs of the profile 1024x1024 up to \d+, .* free, 40 too "
         r"few; .*--profile.* or with --weight-stream"
@@ -429,22 +359,22 @@ def largest_step(bundle: Path) -> int:
 
 
 def test_activations_beyond_the_gpu_are_told_and_the_plan_kept(bundle: Path) -> None:
-    run = Fake()
+    run = FakeBuild()
     run.scratch = 500_000
     most = largest_step(bundle)
     gpu = replace(GPU, free_bytes=most, total_bytes=most + 900_000)
     (built,) = build(bundle, run, gpu=gpu, only=("step",))
     assert built.missing == {"1024x1024": 100_000}
     assert read_manifest(bundle).plans["step"][0].scratch_bytes == (500_000, 1_000_000)
-    (again,) = build(bundle, Fake(), gpu=gpu, only=("step",))
+    (again,) = build(bundle, FakeBuild(), gpu=gpu, only=("step",))
     assert (again.reused, again.missing) == (True, built.missing)
 
 
 def test_a_full_disk_is_told_beforehand(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(QwenImageError, match=r"engine takes about 100 bytes and 10 are free .* --strip-weights"):
-        build(bundle, Fake())
-    build(bundle, Fake(), strip_weights=True)
+        build(bundle, FakeBuild())
+    build(bundle, FakeBuild(), strip_weights=True)
 
 
 class TestCommand:
@@ -484,7 +414,7 @@ class TestCommand:
     def test_a_build(self, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setattr(
             "qwen_image_engine.runtime.tools.build.build.build_bundle.__kwdefaults__",
-            {**build_bundle.__kwdefaults__, "device": lambda: GPU, "run": Fake()},
+            {**build_bundle.__kwdefaults__, "device": lambda: GPU, "run": FakeBuild()},
         )
         flags = ["--profile", "1024x1024,512x512", "--only", "step,prefix", "--batch", "1:1:2", "--references", "0"]
         assert main(["build", str(bundle), *flags, "--json"]) == 0
@@ -504,10 +434,10 @@ class TestCommand:
 
 def test_what_another_build_made_before_the_lock_is_kept(bundle: Path) -> None:
     def device() -> DeviceInfo:
-        build(bundle, Fake())
+        build(bundle, FakeBuild())
         return GPU
 
-    run = Fake()
+    run = FakeBuild()
     built = build_bundle(bundle, SHAPES, BuildOptions(), device=device, run=run)
     assert run.built == []
     assert all(item.reused for item in built)
