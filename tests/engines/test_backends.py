@@ -22,7 +22,7 @@ EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino"}
 
 
 def test_unknown_backend_names_the_known(step_contract: Contract) -> None:
-    with pytest.raises(UsageError, match=r"unknown engine 'tvm'; known: onnxruntime, .*, tensorrt$"):
+    with pytest.raises(UsageError, match=r"unknown engine 'tvm'; known: onnxruntime, .*, tensorrt-rtx$"):
         load_engine("tvm", Path("step.onnx"), step_contract)
 
 

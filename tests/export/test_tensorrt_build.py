@@ -93,7 +93,7 @@ def requested(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> list[t
 def check_profiles(manifest: Manifest, calls: list[tuple[str, Mapping[str, Shape]]]) -> None:
     """Each call has a profile, and each component a call."""
     for component, shapes in calls:
-        plan = manifest.plans[component]
+        (plan,) = manifest.plans[component]
         choose_profile(manifest.components[component].contract, plan.profiles, shapes, "qwen-image build")
     assert {component for component, _ in calls} == set(manifest.plans) == set(manifest.components)
 
@@ -114,22 +114,22 @@ def test_a_bundle_is_built_as_its_graphs_are(
     check_profiles(manifest, requested(Checkpoint.open(checkpoint), monkeypatch))
     layers = Checkpoint.open(checkpoint).transformer.num_layers
     for name, entry in manifest.components.items():
-        found, quantised = manifest.plans[name], len(entry.quantised_layers)
+        found, quantised = manifest.plans[name][0], len(entry.quantised_layers)
         assert (found.fp8_products, found.int8_products) == {
             "bf16": (0, 0),
             "fp8": (quantised, 0),
             "int8": (0, quantised),
         }[precision], name
     assert all(
-        manifest.plans[name].fused_attentions == len(entry.fused_attentions or ())
+        manifest.plans[name][0].fused_attentions == len(entry.fused_attentions or ())
         for name, entry in manifest.components.items()
     )
     # Of a prefix's last layer keys and values are enough; of an image's, the text behind it has a mask.
-    fused = {name: manifest.plans[name].fused_attentions for name in ("step", "prefix", "prefix_image")}
+    fused = {name: manifest.plans[name][0].fused_attentions for name in ("step", "prefix", "prefix_image")}
     assert fused == {"step": layers, "prefix": layers - 1, "prefix_image": layers - 1}
-    assert all(len(plan.scratch_bytes) == len(plan.profiles) for plan in manifest.plans.values())
+    assert all(len(plan.scratch_bytes) == len(plan.profiles) for (plan,) in manifest.plans.values())
     assert bool(manifest.components["step"].quantised_layers) == (precision != "bf16")
-    assert all(plan.stripped for plan in build(folder, strip_weights=True).plans.values())
+    assert all(plan.stripped for (plan,) in build(folder, strip_weights=True).plans.values())
 
 
 def test_plans_without_weights_that_have_other_names_in_their_file(
@@ -139,7 +139,7 @@ def test_plans_without_weights_that_have_other_names_in_their_file(
     folder = random_checkpoint(dtype="bfloat16")
     checkpoint = Checkpoint.open(folder, transformer_file=write_single_file(folder, tmp_path / "one.safetensors"))
     export_bundle(checkpoint, tmp_path / "bundle", target="tensorrt", precision="bf16", weights="link")
-    assert all(plan.stripped for plan in build(tmp_path / "bundle", strip_weights=True).plans.values())
+    assert all(plan.stripped for (plan,) in build(tmp_path / "bundle", strip_weights=True).plans.values())
 
 
 def test_bidirectional_attention(

@@ -39,8 +39,33 @@ SUMMARY = "build engine files of TensorRT for this machine's GPU, or of TensorRT
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    sizes = ",".join(f"{width}x{height}" for width, height in DEFAULT_SIZES)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle of --target tensorrt; engines go into it")
+    _add_platform_arguments(parser)
+    _add_shape_arguments(parser)
+    parser.add_argument(
+        "--only", type=lambda text: tuple(text.split(",")), default=(), metavar="COMPONENT,…", help="build these alone"
+    )
+    parser.add_argument(
+        "--strip-weights", action="store_true", help="plans without weights, which come from the bundle when loaded"
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="OTHER",
+        help="with --strip-weights: take plans from another bundle, or from its manifest.json and plans alone, where "
+        "they are what would be built; a plan is code that the GPU runs, so take none from whom you do not trust",
+    )
+    parser.add_argument(
+        "--weight-streaming", action="store_true", help="let weights stay in host memory, for a GPU with too little"
+    )
+    parser.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="timings of kernels (a file beside the plans, by platform)"
+    )
+    parser.add_argument("--workspace", type=int, metavar="BYTES", help="scratch memory that a kernel may take (all)")
+
+
+def _add_platform_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         choices=BUILDERS,
@@ -63,6 +88,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"with tensorrt-rtx: compute capabilities to build for ({','.join(DEFAULT_CAPABILITIES)}, those of them "
         "that take the precision)",
     )
+
+
+def _add_shape_arguments(parser: argparse.ArgumentParser) -> None:
+    sizes = ",".join(f"{width}x{height}" for width, height in DEFAULT_SIZES)
     parser.add_argument(
         "--profile",
         type=_sizes,
@@ -89,27 +118,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help=f"side of a square of a reference image's area ({DEFAULT_RESOLUTION})",
     )
-    parser.add_argument(
-        "--only", type=lambda text: tuple(text.split(",")), default=(), metavar="COMPONENT,…", help="build these alone"
-    )
-    parser.add_argument(
-        "--strip-weights", action="store_true", help="plans without weights, which come from the bundle when loaded"
-    )
-    parser.add_argument(
-        "--from",
-        dest="source",
-        type=Path,
-        metavar="OTHER",
-        help="with --strip-weights: take plans from another bundle, or from its manifest.json and plans alone, where "
-        "they are what would be built; a plan is code that the GPU runs, so take none from whom you do not trust",
-    )
-    parser.add_argument(
-        "--weight-streaming", action="store_true", help="let weights stay in host memory, for a GPU with too little"
-    )
-    parser.add_argument(
-        "--timing-cache", type=Path, metavar="FILE", help="timings of kernels (a file beside the plans, by platform)"
-    )
-    parser.add_argument("--workspace", type=int, metavar="BYTES", help="scratch memory that a kernel may take (all)")
 
 
 def execute(options: argparse.Namespace) -> VerbResult:
@@ -119,7 +127,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
         UsageError: the workspace is below 1 byte, or the plans cannot be built as asked.
         QwenImageError: a build failed.
     """
-    from qwen_image_engine.runtime.tools.build.build import build_bundle  # its folder's lock is of POSIX alone
+    from qwen_image_engine.runtime.tools.build.build import build_bundle  # filelock is of the extras alone
 
     if options.workspace is not None and options.workspace < 1:
         raise UsageError(f"--workspace {options.workspace}: expected a number of bytes")

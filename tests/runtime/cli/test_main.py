@@ -79,7 +79,13 @@ def test_a_flag_is_no_value(capsys: pytest.CaptureFixture[str], words: tuple[str
 def test_doctor(document: Callable[..., Any]) -> None:
     found = document("doctor")
     assert found["packages"]["numpy"] == np.__version__
-    assert {item["name"] for item in found["engines"]} == {"onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt"}
+    assert {item["name"] for item in found["engines"]} == {
+        "onnxruntime",
+        "onnxruntime-cuda",
+        "openvino",
+        "tensorrt",
+        "tensorrt-rtx",
+    }
     assert found["machine"]["cores"] >= 1
     assert found["int8"]
     assert found["disk"]["free_bytes"] > 0
