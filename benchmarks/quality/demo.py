@@ -1,5 +1,7 @@
 """The program of `make demo`, from checkpoint to pictures: export, draw with engine and torch reference, verify.
 
+Where TensorRT for RTX is installed, engine files for RTX cards are built last; building them needs no GPU.
+
 python -m benchmarks.quality.demo --checkpoint reference/shapes/checkpoint --output out/demo
 """
 
@@ -8,6 +10,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.common.environment import environment
@@ -87,10 +90,24 @@ def demo(checkpoint: str, output: Path, engine: str, steps: int, most: int | Non
     began_verify = time.perf_counter()
     code = qwen_image(["verify", str(bundle), "-m", checkpoint, "--output", str(output / "verify.json")])
     seconds["verify"] = time.perf_counter() - began_verify
+    code = code or build_for_rtx_cards(checkpoint, output / "rtx", seconds)
     seconds["total"] = time.perf_counter() - began
     document = {"passed": code == 0, "engine": engine, "pictures": len(requests), "steps": steps, "seconds": seconds}
     (output / "demo.json").write_text(json.dumps(document | environment(), indent=2) + "\n", encoding="utf-8")
     print(f"look at {output / 'sheet.png'}: engine above, reference below; the table is in {output / 'verify.json'}")
+    return code
+
+
+def build_for_rtx_cards(checkpoint: str, bundle: Path, seconds: dict[str, float]) -> int:
+    """Export graphs for TensorRT and build engine files of them if the compiler is installed. Return the exit code."""
+    if find_spec("tensorrt_rtx") is None:
+        print("no engine files for RTX cards: tensorrt-rtx is not installed")
+        return 0
+    print(f"build engine files for RTX cards in {bundle}")
+    began = time.perf_counter()
+    code = qwen_image(["export", "-m", checkpoint, str(bundle), "--target", "tensorrt"])
+    code = code or qwen_image(["build", str(bundle), "--engine", "tensorrt-rtx", "--profile", "256x256,512x512"])
+    seconds["rtx"] = time.perf_counter() - began
     return code
 
 

@@ -124,7 +124,7 @@ def _built(request: BuildRequest, plans: PlansFolder, name: str, announce: Annou
     if kept is not None:
         file = plans.manifest.files[kept.file]
         return Built(name, kept, file, True, missing(plans.manifest, name, kept, request.device))
-    check_disk(plans.path, plans.manifest, name, request.options)
+    check_disk(plans.path, plans.manifest, name, request.options, request.platform.builder)
     job = _job(request, plans, name, key)
     layers = Path(job.layers)
     layers.unlink(missing_ok=True)

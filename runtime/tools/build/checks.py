@@ -88,7 +88,7 @@ def missing(manifest: Manifest, name: str, plan: PlanEntry, facts: DeviceInfo | 
     return missing_bytes(contract, plan.profiles, plan.scratch_bytes, weights, facts.total_bytes)
 
 
-def check_disk(plans: Path, manifest: Manifest, name: str, options: BuildOptions) -> None:
+def check_disk(plans: Path, manifest: Manifest, name: str, options: BuildOptions, builder: str) -> None:
     """Raise if the disk has no room for a component's plan.
 
     Raises:
@@ -97,9 +97,9 @@ def check_disk(plans: Path, manifest: Manifest, name: str, options: BuildOptions
     needed = 0 if options.strip_weights else _weight_bytes(manifest, name)
     free = shutil.disk_usage(plans).free
     if needed > free:
+        instead = ", or build with --strip-weights" if builder == "tensorrt" else ""
         raise QwenImageError(
-            f"{name}: its engine takes about {needed} bytes and {free} are free in {plans}; free some, or build with "
-            "--strip-weights"
+            f"{name}: its engine takes about {needed} bytes and {free} are free in {plans}; free some{instead}"
         )
 
 
