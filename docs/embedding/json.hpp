@@ -39,7 +39,11 @@ public:
     bool is_true() const { return kind_ == Kind::word && text_ == "true"; }
     const std::string& text() const { return of(Kind::text).text_; }
     double number() const { return std::strtod(of(Kind::number).text_.c_str(), nullptr); }
-    std::size_t size() const { return static_cast<std::size_t>(number()); }
+    std::size_t size() const {
+        const double found = number();
+        if (!(found >= 0 && found < 0x1p53)) throw std::runtime_error(text_ + " where a count is expected");
+        return static_cast<std::size_t>(found);
+    }
 
 private:
     enum class Kind { object, array, text, number, word };
