@@ -13,8 +13,9 @@ from benchmarks.documents.figures import FIGURES
 from benchmarks.documents.gpu import gpu
 from benchmarks.documents.measured import measured
 from benchmarks.documents.tables import TABLES
+from qwen_image_engine.engines.core import contract
 
-_TABLES = {**TABLES, "measured": measured, "gpu": gpu}
+_TABLES = {**TABLES, "measured": measured, "gpu": gpu, "contracts": contract.markdown}
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _FIGURE = re.compile(r"(<!-- figure: (\w+) -->).*?(<!-- end -->)")
 
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a document has drifted")
     options = parser.parse_args()
     drifted = False
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = path.read_text(encoding="utf-8")
         new = written(text)
         if new != text:
