@@ -15,6 +15,7 @@ from qwen_image_engine.engines.tensorrt.build.inspector import Bits, EngineLayer
 from qwen_image_engine.engines.tensorrt.build.job import ExpectedFusions
 
 _MOST_LISTED = 20
+_FUSED = "fused attentions"
 _FP8_ATTENTION = "attentions in FP8"
 
 
@@ -160,9 +161,8 @@ def check_audit(
             where[fault].append(profile)
     if where:
         texts = [f"{text} ({_profiles(names, len(found))})" for (_, text), names in where.items()]
-        instead = (
-            "without --fp8-attention" if {kind for kind, _ in where} == {_FP8_ATTENTION} else "with --precision bf16"
-        )
+        of_attention = promise.fp8_attention and {kind for kind, _ in where} <= {_FUSED, _FP8_ATTENTION}
+        instead = "without --fp8-attention" if of_attention else "with --precision bf16"
         raise QwenImageError(
             f"{component}: the engine is not what its graph promises: {'. '.join(texts)}. It was not kept; export "
             f"{instead}, or report this with the names of GPU and compiler{f' and {layers}' if layers else ''}"
@@ -177,7 +177,7 @@ def _faults(found: Audit, network: Network, promise: ExpectedFusions) -> Iterato
         name for name in found.wide_attentions if name in network.fp8_attentions
     ] or found.wide_attentions
     for kind, count, wanted, words, names in (
-        ("fused attentions", found.fused_attentions, len(promise.attentions), "not fused", found.unfused),
+        (_FUSED, found.fused_attentions, len(promise.attentions), "not fused", found.unfused),
         (_FP8_ATTENTION, found.fp8_attentions, promise.fp8_attention, wider, wide_attentions),
         ("products in FP8", found.fp8_products, promise.fp8_products, wider, wide),
         ("products in INT8", found.int8_products, promise.int8_products, wider, wide),
