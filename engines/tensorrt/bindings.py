@@ -1,5 +1,7 @@
 """TensorRT's bindings, imported here alone, and its log: warnings on standard error, errors kept for exceptions.
 
+What the log says in more detail is dropped, except what a caller asks to keep.
+
 Every other module takes `trt` from here: the package tensorrt, or tensorrt_rtx, which has the same API, as
 `engines.tensorrt.package.choose` was told before this module is imported.
 """
@@ -7,7 +9,8 @@ Every other module takes `trt` from here: the package tensorrt, or tensorrt_rtx,
 import functools
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from qwen_image_engine.engines.core.errors import QwenImageError, one_line
@@ -43,17 +46,31 @@ class Log(trt.ILogger):
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
         self._errors: list[str] = []
+        self._kept: list[str] = []
+        self._is_kept: Callable[[str], bool] = lambda message: False
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """Log a message. TensorRT calls this from any thread."""
         if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
             self._errors = [*self._errors, msg][-_MOST_KEPT:]
-        if severity not in (trt.ILogger.Severity.INFO, trt.ILogger.Severity.VERBOSE):
+        if severity in (trt.ILogger.Severity.INFO, trt.ILogger.Severity.VERBOSE):
+            if self._is_kept(msg):
+                self._kept.append(msg)
+        else:
             print(f"{PRODUCT.text}: {msg}", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Forget earlier errors, before a call whose own errors matter."""
         self._errors = []
+
+    @contextmanager
+    def keeping(self, is_kept: Callable[[str], bool]) -> Iterator[list[str]]:
+        """Keep the messages of severity INFO and VERBOSE for which `is_kept` is true, and yield the list of them."""
+        self._kept, self._is_kept = [], is_kept
+        try:
+            yield self._kept
+        finally:
+            self._is_kept = lambda message: False
 
     @property
     def failed(self) -> bool:

@@ -14,8 +14,10 @@ import numpy as np
 
 from qwen_image_engine.engines.core.bfloat16 import to_bfloat16
 from qwen_image_engine.engines.core.errors import QwenImageError, one_line
+from qwen_image_engine.engines.core.files import whole_file
 from qwen_image_engine.engines.plans.entry import Profile
 from qwen_image_engine.engines.tensorrt.bindings import PRODUCT, Log, made, process_log, trt
+from qwen_image_engine.engines.tensorrt.build.account import file_text, is_part, layers_of_log, scratch_of_log
 from qwen_image_engine.engines.tensorrt.build.audit import Network, audit, check_audit, check_parsed
 from qwen_image_engine.engines.tensorrt.build.inspector import node_names
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildResult
@@ -29,7 +31,7 @@ _VALUES = 2
 
 
 def build(job: BuildJob, progress: Progress) -> BuildResult:
-    """Build the engine, write its plan, and compare the plan's inspection with the graph's promise.
+    """Build the engine, write its plan and the compiler's account of it, and compare the account with the promise.
 
     Args:
         job: the job to build.
@@ -41,14 +43,27 @@ def build(job: BuildJob, progress: Progress) -> BuildResult:
     """
     log = process_log()
     warnings: list[str] = []
-    written, sha256, network = _write_plan(job, log, progress, warnings)
+    with log.keeping(is_part) as messages:
+        written, sha256, network = _write_plan(job, log, progress, warnings)
     # Builder, parser and network are gone: the inspector needs the memory that they held.
-    inspected, scratch = _inspected(Path(job.plan), log)
-    layers = _keep_layers(job, inspected, warnings)
-    found = audit(inspected, network)
-    check_audit(job.component, found, network, job.promise, layers)
+    if PRODUCT.needs_gpu:
+        inspected, scratch = _inspected(Path(job.plan), log)
+    else:
+        inspected, scratch = layers_of_log(messages), scratch_of_log(messages)
+    profiles = [item.name for item in job.profiles]
+    layers = Path(job.layers)
+    with whole_file(layers) as file:  # for a plan that is refused, too
+        file.write(file_text(inspected, profiles, network.all_attentions, network.products).encode())
+    found = audit(inspected, network, len(profiles))
+    check_audit(job.component, dict(zip(profiles, found, strict=True)), network, job.promise, layers)
     return BuildResult(
-        written, sha256, found.fused_attentions, found.fp8_products, found.int8_products, scratch, tuple(warnings)
+        written,
+        sha256,
+        min(item.fused_attentions for item in found),
+        min(item.fp8_products for item in found),
+        min(item.int8_products for item in found),
+        scratch if len(scratch) == len(profiles) else (),
+        tuple(warnings),
     )
 
 
@@ -62,13 +77,8 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
     # TensorRT refers to a constant's numbers until the engine is built, and to weight files that the parser maps; so
     # both live as long as this call.
     softmax = SoftmaxScale(job.softmax_scale) if job.softmax_scale is not None else None
-    found, fp8_attentions = _prepare_attention(network, job.promise.attentions, softmax)
+    found = _prepare_attention(network, job.promise.attentions, softmax)
     check_parsed(job.component, found, job.promise)
-    if fp8_attentions < job.promise.fp8_attention:
-        raise QwenImageError(
-            f"{job.component}: {fp8_attentions} attentions read FP8 in the parsed graph, expected at least "
-            f"{job.promise.fp8_attention}; export without --fp8-attention"
-        )
     if job.options.strip_weights:
         _leave_out_weights(network, job, warnings)
     monitor = Monitor(progress)
@@ -92,32 +102,47 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
 
 def _prepare_attention(
     network: trt.INetworkDefinition, fused: Collection[str], softmax: SoftmaxScale | None
-) -> tuple[Network, int]:
-    """Mark the attentions `fused` as not decomposable, and give attentions that read FP8 their softmax scale.
+) -> Network:
+    """Keep the attentions `fused` whole, give attentions that read FP8 their softmax scale, and return the nodes.
 
-    Returns:
-        Names of the marked attentions, all products and all nodes; and the number of attentions that read FP8.
+    TensorRT must not try unfused kernels, which might not fit into the GPU's memory: it fails where there is no fused
+    one. TensorRT for RTX runs nothing, and fails without the name of the attention; its account has the names.
     """
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     from_codes = {layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE}
     kept: list[str] = []
-    in_fp8 = 0
+    others: list[str] = []
+    in_fp8: list[str] = []
     for layer in layers:
         if layer.type != trt.LayerType.ATTENTION_INPUT:
             continue
         layer.__class__ = trt.IAttentionInputLayer  # the bindings give ILayer; this is how they name another class
         attention = cast(trt.IAttentionInputLayer, layer).attention
         name = _node(attention.metadata, attention.name or layer.name)
-        attention.decomposable = name not in fused
-        if name in fused and not attention.decomposable:  # the setter refuses in silence
-            kept.append(name)
+        attention.decomposable = name not in fused or not PRODUCT.needs_gpu
+        is_kept = name in fused and (not attention.decomposable or not PRODUCT.needs_gpu)  # the setter may refuse
+        (kept if is_kept else others).append(name)
         # The parser multiplies queries and keys by the square root of their scale, be it 1: values alone are the
         # graph's own tensor.
-        if softmax is not None and attention.get_input(_VALUES).name in from_codes:
-            in_fp8 += softmax.give_to(attention, network)
-    products = [_node(item.metadata, item.name) for item in layers if item.type == trt.LayerType.MATRIX_MULTIPLY]
-    nodes = {_node(item.metadata, item.name) for item in layers}
-    return Network(kept, products, nodes), in_fp8
+        if (
+            softmax is not None
+            and attention.get_input(_VALUES).name in from_codes
+            and softmax.give_to(attention, network)
+        ):
+            in_fp8.append(name)
+    products = {
+        _node(item.metadata, item.name): all(item.get_input(index).name in from_codes for index in range(2))
+        for item in layers
+        if item.type == trt.LayerType.MATRIX_MULTIPLY
+    }
+    return Network(
+        attentions=kept,
+        products=[*products],
+        nodes={_node(item.metadata, item.name) for item in layers},
+        from_codes=[name for name, both in products.items() if both],
+        fp8_attentions=in_fp8,
+        other_attentions=others,
+    )
 
 
 def _leave_out_weights(network: trt.INetworkDefinition, job: BuildJob, warnings: list[str]) -> None:
@@ -190,17 +215,6 @@ def _profile(
                 f"the profile {item.name}: {log.errors()} ({one_line(error)})"
             ) from error
     return profile
-
-
-def _keep_layers(job: BuildJob, inspected: str, warnings: list[str]) -> Path | None:
-    """Write the inspector's JSON for later reports, and return its path, or None if it cannot be written."""
-    path = Path(job.layers)
-    try:
-        path.write_text(inspected, encoding="utf-8")
-    except OSError as error:
-        warnings.append(f"{path}: what the inspector says cannot be kept ({error.strerror or error})")
-        return None
-    return path
 
 
 def _inspected(plan: Path, log: Log) -> tuple[str, tuple[int, ...]]:

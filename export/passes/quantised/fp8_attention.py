@@ -12,6 +12,13 @@ from qwen_image_engine.export.graph.attention import query_norm
 from qwen_image_engine.export.graph.nodes import add_constant
 from qwen_image_engine.export.passes.quantised.linear_to_static import through_codes
 
+COMPONENTS_IN_FP8 = ("step", "joint")
+"""Components whose attention can be in FP8: those that run once in every step.
+
+TensorRT for RTX 1.7.1 has a kernel for it where there are 32 keys at least (SM89 and SM120), and the text of a prefix
+may be shorter. A prefix runs once for a picture.
+"""
+
 
 class Fp8Attention(InPlacePass):
     """Lowering pass for TensorRT and its twin: the three inputs of Attention pass through FP8.
@@ -26,12 +33,12 @@ class Fp8Attention(InPlacePass):
         self._blocks = quantised.attention
 
     def call(self, model: ir.Model) -> PassResult:
-        """Quantise the inputs of every Attention of an FP8 block.
+        """Quantise the inputs of every Attention of an FP8 block of a component whose attention can be in FP8.
 
         The name of the queries' norm contains the block.
         """
         modified = False
-        for node in list(model.graph):
+        for node in _attentions(model.graph):
             name = _block(node)
             if name in self._blocks:
                 scales = zip(("query", "key", "value"), self._blocks[name].scales(), strict=True)
@@ -57,7 +64,7 @@ class DecomposeFp8Attention(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Decompose every Attention that is FP8; leave all others."""
         modified = False
-        for node in list(model.graph):
+        for node in _attentions(model.graph):
             if _block(node) in self._blocks:
                 _decompose(model.graph, node)
                 modified = True
@@ -69,12 +76,17 @@ def fp8_scale_name(block: str, what: str) -> str:
     return f"{block}.attn.{what}_scale"
 
 
+def _attentions(graph: ir.Graph) -> list[ir.Node]:
+    """Return the Attention nodes of a component whose attention can be in FP8; none of another component."""
+    return [node for node in graph if node.op_type == "Attention" and graph.name in COMPONENTS_IN_FP8]
+
+
 def _block(node: ir.Node) -> str:
     """Return the block of an Attention: the part before ".attn." in the name of the queries' norm.
 
-    Empty if the node is no Attention, or if its queries come from no norm.
+    Empty if its queries come from no norm.
     """
-    norm = query_norm(node) if node.op_type == "Attention" else None
+    norm = query_norm(node)
     value = norm.inputs[1] if norm is not None else None
     while value is not None and not value.is_initializer():
         producer = value.producer()

@@ -99,7 +99,11 @@ class BuildRequest:
         template = Template.of(load_tokenizer(folder), shapes.references.largest)
         platform, facts = _platform(product, manifest, names, compute_capabilities, device)
         halo = manifest.facts.decoder_halo
-        profiles = {name: build_profiles(manifest.components[name].contract, shapes, template, halo) for name in names}
+        profiles = {
+            name: build_profiles(entry.contract, shapes, template, halo, fp8_attention=bool(entry.fp8_attention))
+            for name, entry in manifest.components.items()
+            if name in names
+        }
         for name in names:
             if facts is None:
                 check_capabilities(name, manifest, platform.compute_capabilities)

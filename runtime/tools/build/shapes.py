@@ -50,6 +50,9 @@ _BORDER = 8
 The tokenizer may split text at a border in another way than it splits the prompt and the template alone.
 """
 
+_FEWEST_FP8_KEYS = 32
+"""Keys of an attention in FP8 from which TensorRT for RTX 1.7.1 has a kernel for it. A prefix has one key at least."""
+
 _SIZED = tuple(row.name for row in COMPONENTS.values() if row.on_latents and not row.needs_reference_images)
 """Components whose input shapes depend on the picture's size."""
 
@@ -182,7 +185,9 @@ class Template:
         return sum(self.runs[references])
 
 
-def build_profiles(contract: Contract, shapes: BuildShapes, template: Template, halo: int) -> tuple[Profile, ...]:
+def build_profiles(
+    contract: Contract, shapes: BuildShapes, template: Template, halo: int, *, fp8_attention: bool = False
+) -> tuple[Profile, ...]:
     """Return the profiles of a component, in the order in which the engine numbers them.
 
     A component whose inputs depend on the picture's size has one profile for each bucket. If two buckets need the same
@@ -194,8 +199,10 @@ def build_profiles(contract: Contract, shapes: BuildShapes, template: Template, 
         shapes: sizes of the requests.
         template: token counts of the prompt's template.
         halo: latents around a tile of the decoder.
+        fp8_attention: whether the component's attention is in FP8.
     """
     component = contract.component
+    least = _FEWEST_FP8_KEYS - 1 if fp8_attention else _SIDE**2
     axes = _axes(component, shapes, template)
     if component not in _SIZED:
         return (profile(contract, ANY_SIZE, axes),)
@@ -209,7 +216,7 @@ def build_profiles(contract: Contract, shapes: BuildShapes, template: Template, 
         elif component == "vae_decoder_up":
             named = {"": {name: _tile(side, bucket.longest, halo) for name, side in bucket.sides}}
         else:
-            tokens = Range(max(smaller + 1, _SIDE**2), bucket.tokens, bucket.tokens)
+            tokens = Range(max(smaller + 1, min(least, bucket.tokens)), bucket.tokens, bucket.tokens)
             named = {"": {"tokens": tokens + shapes.references * axes["image"] if component == "joint" else tokens}}
         smaller = bucket.tokens
         for kind, own in named.items():
