@@ -219,6 +219,7 @@ _BY_TYPE: Mapping[Any, Check] = {
     float: NUMBER,
     bool: TRUTH,
     str | None: optional(TEXT),
+    int | None: optional(WHOLE),
     float | None: optional(NUMBER),
     tuple[int, ...]: many(WHOLE, least=0),
     tuple[float, ...]: many(NUMBER, least=0),
