@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from qwen_image_engine.engines.tensorrt.package import _chosen
+
 
 class FakeTensorRT(ModuleType):
     """The module; `calls` are ("Class.method", arguments), `returns` what tests want returned by "Class.method"."""
@@ -137,14 +139,18 @@ def _signature(arguments: ast.arguments) -> inspect.Signature:
     return inspect.Signature(found)
 
 
-_PURE = ("audit", "inspector", "job", "launch", "onnx_weights", "cuda_graph", "scratch")
+_PURE = ("audit", "inspector", "job", "launch", "onnx_weights", "cuda_graph", "jit_cache", "package", "scratch")
 
 
 def forget_modules() -> None:
-    """Forget the modules of `engines.tensorrt` that import TensorRT: the next import finds what is in its place."""
+    """Forget the modules of `engines.tensorrt` that import TensorRT: the next import finds what is in its place.
+
+    The choice of a product is forgotten with them.
+    """
     home = "qwen_image_engine.engines.tensorrt"
     for name in [name for name in sys.modules if name.startswith(f"{home}.")]:
         package, _, module = name.rpartition(".")
         if module not in (*_PURE, "build"):
             del sys.modules[name]
             vars(sys.modules[package]).pop(module, None)
+    _chosen.clear()

@@ -30,10 +30,10 @@ def test_a_plan_without_weights_takes_those_of_the_graph(make_bundle: MakeBundle
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"tensorrt": "11.1.0.1"}, r"built by TensorRT 11\.1\.0\.1, this is 11\.4\.0\.106; .*qwen-image build"),
+        ({"version": "11.1.0.1"}, r"built by tensorrt 11\.1\.0\.1, this is 11\.4\.0\.106; .*qwen-image build"),
         (
-            {"gpu": "B GPU", "compute_capability": "8.9"},
-            r"on B GPU \(compute capability 8\.9\), this is A GPU \(9\.0\)",
+            {"gpu": "B GPU", "compute_capabilities": ("8.9",)},
+            r"on B GPU for compute capability 8\.9, this is A GPU \(9\.0\)",
         ),
         ({"driver": 13020}, r"a driver of CUDA 13\.2, this one serves 13\.0"),
         ({"profiles": ()}, r"it has 2 profiles, its manifest 0"),
@@ -84,7 +84,7 @@ def test_a_bundle_without_plans_names_the_command(make_bundle: MakeBundle) -> No
     bundle = make_bundle()
     bare = replace(bundle, manifest=replace(bundle.manifest, plans={}))
     with pytest.raises(
-        QwenImageError, match=r"step: .* holds no TensorRT engine of it; make one with: qwen-image build"
+        QwenImageError, match=r"step: .* holds no tensorrt engine of it; make one with: qwen-image build .* --engine tensorrt$"
     ):
         bare.load_engine("step", "tensorrt")
 
