@@ -91,8 +91,9 @@ class JitContexts:
 
     CUDA graphs are captured by TensorRT for RTX. A capture of ours would keep whichever kernels served the captured
     run: NVIDIA's "Working with RTX CUDA Graphs" says that for dynamic shapes those are fallback kernels until kernels
-    for the shape are compiled, which makes the right moment hard to tell from outside, and that
-    `WHOLE_GRAPH_CAPTURE` captures once the latter are there.
+    for the shape are compiled, which makes the right moment hard to tell from outside. `WHOLE_GRAPH_CAPTURE` captures
+    once the latter are there. A capture from outside also needs plans built with `REQUIRE_USER_ALLOCATION` (release
+    notes of 1.2).
     """
 
     def __init__(
@@ -153,7 +154,14 @@ class JitContexts:
                 write_kernels(self._path, cast(bytes, kernels))  # a buffer, which the stub does not say
                 self._kept_bytes = kernels.nbytes
         except (OSError, QwenImageError, RuntimeError) as error:
-            self._warn(f"cannot be written ({one_line(error)}); the next process compiles its kernels again")
+            # One text for all components, so that it is told once.
+            reason = getattr(error, "strerror", None) or one_line(error)
+            warnings.warn(
+                f"kernels that were compiled for this GPU cannot be kept in {self._path.parent} ({reason}); the next "
+                "process compiles them again",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _take(self) -> int:
         """Fill the cache from the file and return the bytes; 0 if there is no file, or none that can be used."""
@@ -165,7 +173,8 @@ class JitContexts:
                 if self._cache.deserialize(kernels):
                     return len(kernels)
         except (OSError, QwenImageError, RuntimeError) as error:
-            self._warn(f"cannot be used ({one_line(error)}); its kernels are compiled again")
+            reason = getattr(error, "strerror", None) or one_line(error)
+            self._warn(f"cannot be used ({reason}); its kernels are compiled again")
         else:
             self._warn("is damaged or from another system; its kernels are compiled again")
         return 0

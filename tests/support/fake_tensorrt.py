@@ -1,4 +1,4 @@
-"""A tensorrt module made from the stub of the real API: what the stub has not, it has not.
+"""A module tensorrt or tensorrt_rtx made from the stub of the real API: what the stub has not, it has not.
 
 Every call is held against the stub's signatures (number and names of arguments; their types are mypy's to check) and
 recorded. What a call returns is a fake of the class that the stub names, True, 0 or an empty string; tests put their
@@ -24,8 +24,8 @@ class FakeTensorRT(ModuleType):
     """The module; `calls` are ("Class.method", arguments), `returns` what tests want returned by "Class.method"."""
 
     def __init__(self, stub: Path) -> None:
-        super().__init__("tensorrt")
-        self.__spec__ = ModuleSpec("tensorrt", None)  # torch asks whether it can be found
+        super().__init__(stub.parent.name)
+        self.__spec__ = ModuleSpec(stub.parent.name, None)  # torch asks whether it can be found
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.returns: dict[str, Callable[..., Any]] = {}
         for node in ast.parse(stub.read_text(encoding="utf-8")).body:

@@ -13,6 +13,7 @@ import pytest
 
 from qwen_image_engine.engines.core.contract import CONTRACTS, contract
 from qwen_image_engine.engines.plans.entry import PlanEntry
+from qwen_image_engine.engines.tensorrt.package import choose
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry, EmbeddingsEntry
@@ -81,5 +82,6 @@ def make_bundle(
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt_rtx(known, driver))
     IRuntimeConfig.made.clear()
     forget_modules()
+    choose(product)  # whatever a test imports first
     yield make
     forget_modules()

@@ -84,7 +84,8 @@ def test_a_bundle_without_plans_names_the_command(make_bundle: MakeBundle) -> No
     bundle = make_bundle()
     bare = replace(bundle, manifest=replace(bundle.manifest, plans={}))
     with pytest.raises(
-        QwenImageError, match=r"step: .* holds no tensorrt engine of it; make one with: qwen-image build .* --engine tensorrt$"
+        QwenImageError,
+        match=r"step: .* holds no tensorrt engine of it; make one with: qwen-image build .* --engine tensorrt$",
     ):
         bare.load_engine("step", "tensorrt")
 
@@ -99,7 +100,8 @@ def test_a_size_outside_every_profile_is_told(make_bundle: MakeBundle, checkpoin
 
 @pytest.mark.process
 @pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is a driver")
-def test_no_driver_is_told_and_the_process_lives(make_bundle: MakeBundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("product", ["tensorrt", "tensorrt-rtx"], indirect=True)
+def test_no_driver_is_told_and_the_process_lives(make_bundle: MakeBundle, product: str, tmp_path: Path) -> None:
     """In a process of its own: TensorRT crashes where there is no driver."""
     import pickle
 
@@ -107,9 +109,9 @@ def test_no_driver_is_told_and_the_process_lives(make_bundle: MakeBundle, tmp_pa
     kept.write_bytes(pickle.dumps(make_bundle()))
     code = (
         "import pickle, sys; bundle = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "try: bundle.load_engine('step', 'tensorrt')\n"
+        "try: bundle.load_engine('step', sys.argv[2])\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, kept], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, kept, product], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("QwenImageError no CUDA driver: libcuda.so.1 cannot be loaded")
