@@ -4,6 +4,7 @@ Both packages in one process would load two copies of one compiler, and classes 
 (`engines.tensorrt.bindings`) can derive from one of them only.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -57,7 +58,7 @@ def choose(engine: str) -> Any:
     """
     product = PRODUCTS[engine]
     other = _chosen.get("product", product)
-    if other != product:
+    if other != product and (product.module in sys.modules or installed_version(engine) is not None):
         raise OtherProductError(
             f"this process uses {other.text}, and {product.text} cannot be loaded beside it; use it in another process"
         )

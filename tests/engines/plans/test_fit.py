@@ -42,9 +42,7 @@ def test_another_machine_is_told_with_the_command(plan: PlanEntry, words: str) -
 
 def test_a_plan_of_tensorrt_for_rtx_has_no_gpu_or_driver_of_its_own() -> None:
     check_plan_fits("step", FOR_RTX, AT_HOME, "1.7.1.116", REBUILD)
-    words = (
-        r"built by tensorrt-rtx 1\.7\.1\.116, this is 1\.8\.0\.1, and for compute capability 8\.6, 8\.9, this is"
-    )
+    words = r"built by tensorrt-rtx 1\.7\.1\.116, this is 1\.8\.0\.1, and for compute capability 8\.6, 8\.9, this is"
     with pytest.raises(QwenImageError, match=rf"{words} NVIDIA H100 \(9\.0\); build it again here with: {REBUILD}$"):
         check_plan_fits("step", FOR_RTX, HERE, "1.8.0.1", REBUILD)
 
