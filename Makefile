@@ -36,10 +36,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Against the real API's signatures; plain lint takes whatever TensorRT is asked for as Any.
+# Against the real APIs' signatures, of TensorRT and of TensorRT for RTX in its place; plain lint takes whatever they are
+# asked for as Any.
 typecheck-tensorrt: setup
 	$(BIN)/python .ci/tensorrt_stubs.py $(STUBS)
 	MYPYPATH=$(STUBS) $(BIN)/mypy
+	MYPYPATH=$(STUBS)/rtx $(BIN)/mypy --cache-dir .mypy_cache/rtx
 
 bench: setup
 	$(BIN)/qwen-image export -m $(SHAPES) out/bench/bundle

@@ -8,13 +8,19 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.entries import load_entry
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.core.packages import newer_than_supported
+from qwen_image_engine.engines.tensorrt.package import (
+    TENSORRT_RTX,
+    KernelSpecialization,
+    OtherProductError,
+    installed_version,
+)
 
 LINUX, MACOS, WINDOWS = "Linux", "macOS", "Windows"
 SYSTEMS = (LINUX, MACOS, WINDOWS)
@@ -41,6 +47,8 @@ class Backend:
         target: the one target whose graphs the backend runs; None if the backend runs the graphs of every target that
             no other backend names.
         systems: systems that the package is published for.
+        builder: entry of the function that returns the version of the package where it builds plans on a machine that
+            cannot run them, or None; None if the backend runs no plans, or builds them where it runs them.
     """
 
     name: str
@@ -51,6 +59,7 @@ class Backend:
     computes: str | None = None
     target: str | None = None
     systems: tuple[str, ...] = SYSTEMS
+    builder: str | None = None
 
 
 _WITH_CUDA = (LINUX, WINDOWS)
@@ -90,6 +99,7 @@ BACKENDS: Mapping[str, Backend] = {
             device="gpu",
             target="tensorrt",
             systems=_WITH_CUDA,
+            builder="engines.tensorrt.package:builder_without_gpu",
         ),
     )
 }
@@ -132,12 +142,14 @@ class Installation:
         version: version of the package; None if the package is missing or does not work here.
         missing: why the package does not work, and what to do; None if the package works.
         newer: sentence that names the package's version and the older supported ones; None for a supported version.
+        builds: version of the package if it builds plans here and cannot run them; None otherwise.
     """
 
     name: str
     version: str | None
     missing: str | None
     newer: str | None = None
+    builds: str | None = None
 
 
 def load_engine(backend: str, model: Path, contract: Contract, threads: int | None = None) -> Engine:
@@ -164,6 +176,22 @@ def load_engine(backend: str, model: Path, contract: Contract, threads: int | No
         raise UsageError(f"{backend} runs what qwen-image build made of a bundle's graphs, not a graph; load a bundle")
     engine: Engine = load_entry(create)(model, contract, threads)
     return engine
+
+
+def check_kernel_specialization(backend: str, chosen: str | None) -> None:
+    """Check the choice of when kernels for the shapes of a call are compiled; None leaves it to the backend.
+
+    Raises:
+        UsageError: the choice is unknown, or the backend has none.
+    """
+    known = get_args(KernelSpecialization)
+    if chosen is not None and chosen not in known:
+        raise UsageError(f"kernel specialization {chosen!r}: expected {' or '.join(known)}")
+    if chosen is not None and backend != TENSORRT_RTX.engine:
+        raise UsageError(
+            f"kernel specialization {chosen!r}: {backend} does not compile kernels for single shapes; leave it out, or "
+            f"run with --engine {TENSORRT_RTX.engine}"
+        )
 
 
 def require(backend: str) -> Any:
@@ -198,5 +226,8 @@ def _installation(backend: str) -> Installation:
     try:
         package = require(backend)
         return Installation(backend, str(package.__version__), None, newer_than_supported(package))
+    except OtherProductError:  # two that cannot be loaded together
+        return Installation(backend, installed_version(backend), None)
     except QwenImageError as error:
-        return Installation(backend, None, str(error))
+        builder = BACKENDS[backend].builder
+        return Installation(backend, None, str(error), builds=None if builder is None else load_entry(builder)())

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from qwen_image_engine.engines.core.components import Attention, components_with
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.tensorrt.package import KernelSpecialization
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.component_pool import ComponentPool, Memory
 from qwen_image_engine.runtime.conditioning import KEPT_BYTES, Conditioning, PromptEncoder, check_finite
@@ -89,6 +90,7 @@ class QwenImage:
         threads: int | None = None,
         watch: MemoryWatch | None = None,
         kept_bytes: int = KEPT_BYTES,
+        kernel_specialization: KernelSpecialization | None = None,
     ) -> Self:
         """Open a bundle and load its engines.
 
@@ -102,14 +104,17 @@ class QwenImage:
             watch: watch of this process's memory, so that `timings` holds peaks too; the caller closes it.
             kept_bytes: limit of the cache of encodings, keys and values [bytes]. Values of the last request are never
                 evicted. A request with a cached prompt and reference images costs steps and decoding alone.
+            kernel_specialization: when tensorrt-rtx compiles kernels for the shapes of a call. "lazy" compiles in the
+                background while other kernels serve, which may round differently; "eager" compiles first. None for
+                "lazy", and for other engines.
 
         Raises:
-            UsageError: the engine or the memory policy is unknown, the engine does not run the bundle's graphs, or the
-                number of threads is out of range.
+            UsageError: the engine or the memory policy is unknown, the engine does not run the bundle's graphs, the
+                number of threads is out of range, or `kernel_specialization` is unknown or the engine has none.
             QwenImageError: the bundle is missing, changed, incomplete or of another schema version, the engine's
                 package is not installed, or memory does not suffice.
         """
-        pipeline = cls.open(bundle, engine, memory, threads, watch, kept_bytes)
+        pipeline = cls.open(bundle, engine, memory, threads, watch, kept_bytes, kernel_specialization)
         pipeline.preload()
         return pipeline
 
@@ -122,6 +127,7 @@ class QwenImage:
         threads: int | None = None,
         watch: MemoryWatch | None = None,
         kept_bytes: int = KEPT_BYTES,
+        kernel_specialization: KernelSpecialization | None = None,
     ) -> Self:
         """Open a bundle without loading an engine, so that a request can be prepared before gigabytes are read.
 
@@ -132,8 +138,9 @@ class QwenImage:
             QwenImageError: the bundle is missing, changed, incomplete or of another schema version.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
+        load = partial(opened.load_engine, backend=engine, threads=threads, kernel_specialization=kernel_specialization)
         return cls(
-            ComponentPool(partial(opened.load_engine, backend=engine, threads=threads), memory, watch),
+            ComponentPool(load, memory, watch),
             opened.tokenizer,
             opened.embeddings(),
             opened.schedule(),

@@ -79,12 +79,22 @@ def with_outliers(random_checkpoint: Callable[..., Path], shared: SharedFolders)
 @pytest.fixture(scope="session")
 def tensorrt_stub() -> Path:
     """The stub of TensorRT's real API, where `make typecheck-tensorrt` keeps it; made once, which needs the network."""
+    return _stubs("tensorrt") / "tensorrt" / "__init__.pyi"
+
+
+@pytest.fixture(scope="session")
+def tensorrt_rtx_stub() -> Path:
+    """The stub of TensorRT for RTX's real API, likewise."""
+    return _stubs("tensorrt-rtx") / "rtx" / "tensorrt_rtx" / "__init__.pyi"
+
+
+def _stubs(product: str) -> Path:
     folder = ROOT / "out" / "tensorrt-stubs"
     script = ROOT / ".ci" / "tensorrt_stubs.py"
-    made = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, check=False)
+    made = subprocess.run([sys.executable, script, folder, product], capture_output=True, text=True, check=False)
     if made.returncode:
-        pytest.skip(f"no stubs of TensorRT could be made: {made.stderr[-500:]}")
-    return folder / "tensorrt" / "__init__.pyi"
+        pytest.skip(f"no stubs of {product} could be made: {made.stderr[-500:]}")
+    return folder
 
 
 @pytest.fixture(scope="session")

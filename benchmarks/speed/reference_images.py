@@ -27,7 +27,7 @@ from onnx import TensorProto, helper
 from benchmarks.common.environment import environment
 from benchmarks.common.paths import RESULTS
 from benchmarks.common.wide_checkpoint import write_wide_checkpoint
-from qwen_image_engine.engines.backends import ENGINES, load_engine
+from qwen_image_engine.engines.backends import ENGINES, ON_GPU, load_engine
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.onnxruntime.cpu import session_options
 from qwen_image_engine.export.bundle.bundle import export_bundle
@@ -37,7 +37,7 @@ from qwen_image_engine.runtime.model.sequence import ImageBlock, TextRun, TokenS
 from qwen_image_engine.runtime.model.time import time_features
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 
-ON_CPU = tuple(name for name in ENGINES if name not in ("onnxruntime-cuda", "tensorrt"))
+ON_CPU = tuple(name for name in ENGINES if name not in ON_GPU)
 HEADS, DIM = 32, 128
 FIRST = 8
 """Text tokens before the image, as in the template."""

@@ -25,7 +25,9 @@ def choose_plan(
     """
     found = [plan for plan in plans if plan.builder == builder]
     if not found:
-        raise QwenImageError(f"{component}: the bundle holds no {builder} engine of it; make one with: {rebuild}")
+        others = dict.fromkeys(plan.builder for plan in plans)
+        only = f", only one for --engine {' and one for '.join(others)}" if others else ""
+        raise QwenImageError(f"{component}: the bundle holds no {builder} engine of it{only}; make one with: {rebuild}")
     fitting = [plan for plan in found if device.compute_capability in plan.compute_capabilities]
     return min(fitting or found, key=lambda plan: len(plan.compute_capabilities))
 

@@ -1,6 +1,6 @@
-"""The TensorRT 11 engine on the first CUDA device, from plans that `qwen-image build` made.
+"""The engine of TensorRT 11, or of TensorRT for RTX, on the first CUDA device, from plans that `qwen-image build` made.
 
-It has not run on a GPU yet. Every call is checked against the types of TensorRT 11.4's own bindings.
+It has not run on a GPU yet. Every call is checked against the types of the bindings of both products.
 """
 
 import warnings
@@ -23,11 +23,13 @@ from qwen_image_engine.engines.cuda.euler_kernel import EulerKernel
 from qwen_image_engine.engines.plans.entry import Shape
 from qwen_image_engine.engines.plans.fit import check_memory_fits
 from qwen_image_engine.engines.plans.profile_choice import choose_profile
-from qwen_image_engine.engines.tensorrt.bindings import trt
+from qwen_image_engine.engines.tensorrt.bindings import PRODUCT, made, trt
 from qwen_image_engine.engines.tensorrt.device_latents import DeviceLatents
 from qwen_image_engine.engines.tensorrt.execution import TensorRtCall, axes
 from qwen_image_engine.engines.tensorrt.load import PlanSource, read_plan, streams
 from qwen_image_engine.engines.tensorrt.loop import TensorRtLoop
+from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX
+from qwen_image_engine.engines.tensorrt.rtx import JitContexts
 from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 
 _CALLS = 4
@@ -66,9 +68,15 @@ class TensorRtEngine:
         self._engine: trt.ICudaEngine | None = engine
         # Of enqueueV3 the header says that where weights are streamed it waits and cannot be captured.
         self._streams = entry.weight_streaming and streams(engine)
-        # What repeats with the same shapes and addresses is replayed as a CUDA graph.
-        self._graphs = contract.component in EVERY_STEP and not self._streams
-        self._calls: LruCache[Hashable, TensorRtCall] = LruCache(_CALLS if self._graphs else 1)
+        # What repeats with the same shapes is replayed as a CUDA graph: by TensorRT for RTX itself, as `JitContexts`
+        # says, or by a capture here, which holds addresses too.
+        self._repeats = contract.component in EVERY_STEP and not self._streams
+        self._jit: JitContexts | None = None
+        if PRODUCT == TENSORRT_RTX:
+            component, chosen = contract.component, source.specialization
+            self._jit = JitContexts(session, engine, component, source.path, chosen, self._repeats)
+        self._graphs = self._repeats and self._jit is None
+        self._calls: LruCache[Hashable, TensorRtCall] = LruCache(_CALLS if self._repeats else 1)
         self._latents: LruCache[Hashable, DeviceLatents] = LruCache(_PLACES)
         self._euler: EulerKernel | None = None
         self._loop: weakref.ref[TensorRtLoop] | None = None
@@ -142,13 +150,15 @@ class TensorRtEngine:
         shapes = _shapes(inputs)
         profile = self._profile(shapes)
         # A context that is not captured serves any shape.
-        key = (profile, *shapes.items(), *_addresses(inputs), *_addresses(outputs)) if self._graphs else None
+        key: Hashable = (profile, *shapes.items()) if self._repeats else None
+        if self._graphs:
+            key = (key, *_addresses(inputs), *_addresses(outputs))
         try:
             return use(self._calls.get_or_make(key, lambda: self._call(engine)), profile)
         except (QwenImageError, RuntimeError) as error:
             if not errors.is_memory(error):
                 newer = newer_than_supported(trt)
-                raise errors.run_failure(self._contract.component, sizes, "TensorRT", error, newer=newer) from error
+                raise errors.run_failure(self._contract.component, sizes, PRODUCT.text, error, newer=newer) from error
             with suppress(QwenImageError):  # what is on its way uses them
                 self._session.stream.synchronise()
             self._calls.clear()
@@ -160,7 +170,10 @@ class TensorRtEngine:
         if self._engine is not None:
             with suppress(QwenImageError):  # nothing is on its way, unless a run was interrupted
                 self._session.stream.synchronise()
+            if self._jit is not None:
+                self._jit.keep()
             self._calls.clear()
+            self._jit = None
             self._latents.clear()
             self._session.scratch.release(self._engine)
             self._engine = None
@@ -170,12 +183,20 @@ class TensorRtEngine:
         return choose_profile(self._contract, self._source.entry.profiles, shapes, self._source.rebuild)
 
     def _call(self, engine: trt.ICudaEngine) -> TensorRtCall:
-        return TensorRtCall(self._session, engine, self._contract, self._streams, self._without_graphs)
+        context = self._context(engine)
+        return TensorRtCall(self._session, engine, context, self._contract, self._streams, self._without_graphs)
+
+    def _context(self, engine: trt.ICudaEngine) -> trt.IExecutionContext:
+        """Return a new execution context, without memory for activations."""
+        if self._jit is not None:
+            return self._jit.make()
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        return made("execution context", self._session.log, lambda: engine.create_execution_context(strategy))
 
     def _without_graphs(self, error: QwenImageError) -> None:
         """Switch CUDA graphs off from now on. Runs are slower and give the same picture."""
         self._session.stream.synchronise()  # contexts that go may be at work
-        self._graphs, self._calls = False, LruCache(1)
+        self._graphs, self._repeats, self._calls = False, False, LruCache(1)
         warnings.warn(
             f"{self._contract.component}: its runs cannot become CUDA graphs, so each is launched kernel by kernel "
             f"({errors.one_line(error)})",

@@ -1,6 +1,6 @@
 """An execution context with its own buffers: uploads the inputs, runs or replays the network, downloads the outputs.
 
-It has not run on a GPU yet. Every call is checked against the types of TensorRT 11.4's own bindings.
+It has not run on a GPU yet. Every call is checked against the types of the bindings of both products.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from qwen_image_engine.engines.cuda.buffer import DeviceBuffer
 from qwen_image_engine.engines.cuda.memory import CudaMemory
 from qwen_image_engine.engines.cuda.stream import CudaGraph
 from qwen_image_engine.engines.plans.entry import Shape
-from qwen_image_engine.engines.tensorrt.bindings import made, trt
+from qwen_image_engine.engines.tensorrt.bindings import PRODUCT, trt
 from qwen_image_engine.engines.tensorrt.cuda_graph import Replay
 from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 
@@ -36,29 +36,26 @@ class TensorRtCall:
         self,
         session: TensorRtSession,
         engine: trt.ICudaEngine,
+        context: trt.IExecutionContext,
         contract: Contract,
         streams: bool,
         not_captured: Callable[[QwenImageError], None],
     ) -> None:
-        """Create an execution context.
+        """Take an execution context, which nothing else uses.
 
         Args:
             session: runtime, stream and scratch buffer that all contexts share.
-            engine: the engine that the context is created from.
+            engine: the engine that the context was created from.
+            context: the context, to which no memory was given yet.
             contract: contract of the engine's component.
             streams: whether some weights come from the host in every run.
             not_captured: called with the error if a run cannot be captured as a CUDA graph; the run is then launched
                 directly.
-
-        Raises:
-            QwenImageError: TensorRT does not create the context.
         """
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = made("execution context", session.log, lambda: engine.create_execution_context(strategy))
         self._session, self._engine, self._contract = session, engine, contract
         # Ranges for profilers, in the verbosity that the engine was built with for its inspector, would cost every run.
         context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
-        self._context: trt.IExecutionContext = context
+        self._context = context
         self._streams, self._not_captured = streams, not_captured
         self._profile: int | None = None
         self._shapes: dict[str, Shape] = {}
@@ -199,7 +196,7 @@ class TensorRtCall:
         try:
             unknown = self._context.infer_shapes()
         except RuntimeError as error:  # a code, without what TensorRT logged
-            raise QwenImageError(f"TensorRT infers no shapes: {self._session.log.errors()} ({error})") from error
+            raise QwenImageError(f"{PRODUCT.text} infers no shapes: {self._session.log.errors()} ({error})") from error
         self._done(not unknown, f"does not know the shapes of {', '.join(unknown)}")
 
     def _choose(self, profile: int) -> None:
@@ -265,4 +262,4 @@ class TensorRtCall:
 
     def _done(self, done: bool, what: str) -> None:
         if not done:
-            raise QwenImageError(f"TensorRT {what}: {self._session.log.errors()}")
+            raise QwenImageError(f"{PRODUCT.text} {what}: {self._session.log.errors()}")

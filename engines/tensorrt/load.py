@@ -1,6 +1,6 @@
 """Loading of a plan: streamed from its file, refitted if it has no weights, with its weights on the device or the host.
 
-It has not run on a GPU yet. Every call is checked against the types of TensorRT 11.4's own bindings.
+It has not run on a GPU yet. Every call is checked against the types of the bindings of both products.
 """
 
 import os
@@ -11,8 +11,10 @@ from typing import BinaryIO
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError, is_memory, one_line
 from qwen_image_engine.engines.plans.entry import PlanEntry
-from qwen_image_engine.engines.tensorrt.bindings import trt
+from qwen_image_engine.engines.tensorrt.bindings import PRODUCT, trt
+from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX, KernelSpecialization
 from qwen_image_engine.engines.tensorrt.refit import refit
+from qwen_image_engine.engines.tensorrt.rtx import check_validity
 from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 
 _CHUNK_BYTES = 64 << 20
@@ -38,6 +40,7 @@ class PlanSource:
         scratch_bytes: most bytes that activations of any plan of the bundle take; all plans share one buffer.
         graph: path of the ONNX file that the plan was built from; a stripped plan takes its weights from it.
         rebuild: the command that builds the plan.
+        specialization: when TensorRT for RTX compiles kernels for single shapes; None for its default.
     """
 
     path: Path
@@ -46,6 +49,7 @@ class PlanSource:
     scratch_bytes: int
     graph: Path
     rebuild: str
+    specialization: KernelSpecialization | None = None
 
 
 class _Reader(trt.IStreamReaderV2):
@@ -80,11 +84,14 @@ def read_plan(session: TensorRtSession, component: str, source: PlanSource) -> t
     """Return the engine of the plan, with its weights, ready to create contexts from.
 
     Raises:
+        OutOfDeviceMemory: the device has no room for the weights.
         QwenImageError: the file cannot be read, or TensorRT refuses the plan, its weights, or the placement of its
             weights.
     """
     session.log.clear()
     try:
+        if PRODUCT == TENSORRT_RTX:
+            check_validity(session, component, source.path, source.rebuild)
         # Of each piece the bindings ask the driver where it is to lie, which needs a context.
         with source.path.open("rb") as file, session.context.current():
             reader = _Reader(file)
@@ -137,5 +144,5 @@ def _refused(component: str, source: PlanSource, why: str) -> QwenImageError:
             f"weights on the host with: {source.rebuild} --weight-streaming, or export with --precision fp8 or int8"
         )
     return QwenImageError(
-        f"{component}: TensorRT cannot use {source.path}: {why}; build it again with: {source.rebuild}"
+        f"{component}: {PRODUCT.text} cannot use {source.path}: {why}; build it again with: {source.rebuild}"
     )

@@ -4,13 +4,19 @@ Both packages in one process would load two copies of one compiler, and classes 
 (`engines.tensorrt.bindings`) can derive from one of them only.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.packages import check_supported, import_package
 from qwen_image_engine.engines.cuda.driver import device_info
+
+KernelSpecialization = Literal["lazy", "eager"]
+"""When TensorRT for RTX compiles kernels for the shapes of a call: "lazy" in the background, while other kernels serve
+those shapes, or "eager" before the call runs."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +45,21 @@ PRODUCTS: Mapping[str, Product] = {row.engine: row for row in (TENSORRT, TENSORR
 _chosen: dict[str, Product] = {}
 
 
+class OtherProductError(QwenImageError):
+    """The error of a product that is asked for in a process that uses the other one."""
+
+
 def choose(engine: str) -> Any:
     """Import the package of a backend, make it the one that this process uses, and return it.
 
     Raises:
         QwenImageError: the package is not installed, does not load, or is older than supported; or this process uses
-            the other package.
+            the other package (`OtherProductError`).
     """
     product = PRODUCTS[engine]
     other = _chosen.get("product", product)
-    if other != product:
-        raise QwenImageError(
+    if other != product and (product.module in sys.modules or installed_version(engine) is not None):
+        raise OtherProductError(
             f"this process uses {other.text}, and {product.text} cannot be loaded beside it; use it in another process"
         )
     package = import_package(product.module, product.engine)
@@ -61,6 +71,22 @@ def choose(engine: str) -> Any:
 def chosen() -> Product:
     """Return the product that this process uses: TensorRT, unless `choose` was called for the other."""
     return _chosen.setdefault("product", TENSORRT)
+
+
+def installed_version(engine: str) -> str | None:
+    """Return the version of a backend's package, which is not imported; None if it is not installed."""
+    try:
+        return version(engine)
+    except PackageNotFoundError:
+        return None
+
+
+def builder_without_gpu() -> str | None:
+    """Return the version of TensorRT for RTX if it builds plans in this process, which needs no GPU; None if not."""
+    try:
+        return str(choose(TENSORRT_RTX.engine).__version__)
+    except QwenImageError:
+        return None
 
 
 def tensorrt() -> Any:
@@ -80,6 +106,8 @@ def _with_gpu(product: Product) -> Any:
         QwenImageError: the package is not installed, does not load, is older than supported, or cannot be loaded
             beside the one that this process uses; or there is no GPU or driver.
     """
+    if installed_version(product.engine) is not None:
+        device_info()  # first: where nothing runs, this process may still build with the other product
     package = choose(product.engine)
     device_info()
     return package

@@ -1,7 +1,7 @@
 """The objects that all TensorRT engines of a process share: the runtime, a stream, a scratch buffer.
 
-This module imports TensorRT. It has not run on a GPU yet. Every call is checked against the types of TensorRT 11.4's
-own bindings.
+This module imports TensorRT. It has not run on a GPU yet. Every call is checked against the types of the bindings of
+both products.
 """
 
 from dataclasses import dataclass

@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tokenizers import Tokenizer
 
-from qwen_image_engine.engines.backends import Backend, backends_for, find_backend, load_engine, require
+from qwen_image_engine.engines.backends import (
+    Backend,
+    backends_for,
+    check_kernel_specialization,
+    find_backend,
+    load_engine,
+    require,
+)
 from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.core.files import read_regular
 from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.plans.fit import check_plan_fits, choose_plan
+from qwen_image_engine.engines.tensorrt.package import KernelSpecialization
 from qwen_image_engine.runtime.bundle.capability import check_capability
 from qwen_image_engine.runtime.bundle.files import check_component_graph, check_embeddings, check_files
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
@@ -61,12 +69,25 @@ class Bundle:
         manifest = self.manifest
         return ReferenceImages.read(sources, resolution, manifest.facts.vision, manifest.absent_for_references)
 
-    def load_engine(self, component: str, backend: str, threads: int | None = None) -> Engine:
+    def load_engine(
+        self,
+        component: str,
+        backend: str,
+        threads: int | None = None,
+        kernel_specialization: KernelSpecialization | None = None,
+    ) -> Engine:
         """Load the engine of `component` on a backend.
 
+        Args:
+            component: name of a component of the bundle.
+            backend: name of a backend.
+            threads: threads of one run on the CPU; None leaves the number to the backend.
+            kernel_specialization: when tensorrt-rtx compiles kernels for the shapes of a call, "lazy" or "eager"; None
+                for "lazy".
+
         Raises:
-            UsageError: the backend is unknown or does not run the bundle's graphs, or the number of threads is out of
-                range.
+            UsageError: the backend is unknown or does not run the bundle's graphs, the number of threads is out of
+                range, or `kernel_specialization` is unknown or given for another backend.
             QwenImageError: the bundle does not have the component, its weights alone need more memory than is free, no
                 plan was built for this GPU, the backend's package or its device is missing, a file is damaged, or the
                 graph holds something that no export holds.
@@ -76,8 +97,9 @@ class Bundle:
             raise QwenImageError(f"{self.folder} has no component {component}; {self._again()}")
         row = find_backend(backend)
         self._check_backend(row)
+        check_kernel_specialization(backend, kernel_specialization)
         if row.create is None:
-            return self._load_plan(component, entry, row)
+            return self._load_plan(component, entry, row, kernel_specialization)
         check_component_graph(self.folder, self.manifest, component)
         self._check_memory(component, entry, row)
         return load_engine(backend, self.folder / entry.model, entry.contract, threads)
@@ -92,13 +114,21 @@ class Bundle:
         able = backends_for(target)
         if backend.name in able:
             return
-        wanted = f"--engine {able[0]}" if len(able) == 1 else "another --engine"
+        built = {plan.builder for plans in self.manifest.plans.values() for plan in plans}
+        named = [name for name in able if name in built] or able
+        wanted = f"--engine {' or '.join(named)}" if len(named) <= 2 else "another --engine"
         raise UsageError(
             f"{self.folder} holds graphs for {target}, which {backend.name} does not run; run it with {wanted}, or "
             f"export with --target {backend.target or 'cpu'}"
         )
 
-    def _load_plan(self, component: str, entry: ComponentEntry, backend: Backend) -> Engine:
+    def _load_plan(
+        self,
+        component: str,
+        entry: ComponentEntry,
+        backend: Backend,
+        kernel_specialization: KernelSpecialization | None,
+    ) -> Engine:
         """Load a component's plan for this GPU, after a check of its builder and its hash.
 
         Raises:
@@ -106,9 +136,12 @@ class Bundle:
                 there is no driver, no GPU or no package of the backend.
             OutOfDeviceMemory: the GPU has no room for the plan's weights.
         """
-        rebuild = command_line("qwen-image", "build", self.folder, "--engine", backend.name)
+        device = device_info()  # first: without a driver TensorRT's objects end the process
+        words: list[str | Path] = ["qwen-image", "build", self.folder, "--engine", backend.name]
+        if backend.builder is not None:  # which builds for any GPU
+            words += ["--compute-capability", device.compute_capability]
+        rebuild = command_line(*words)
         plans = self.manifest.plans.get(component, ())
-        device_info()  # first: without a driver TensorRT's objects end the process
         require(backend.name)
         session = self._session
         plan = choose_plan(component, plans, backend.name, session.device, rebuild)
@@ -126,7 +159,8 @@ class Bundle:
         weights = sum(self.manifest.files[name].bytes for name in entry.weights) if plan.stripped else 0
         listed = (item for plans in self.manifest.plans.values() for item in plans if item.place == plan.place)
         scratch = max((most for item in listed for most in item.scratch_bytes), default=0)
-        source = PlanSource(path, plan, expected.bytes + weights, scratch, self.folder / entry.model, rebuild)
+        model = self.folder / entry.model
+        source = PlanSource(path, plan, expected.bytes + weights, scratch, model, rebuild, kernel_specialization)
         return TensorRtEngine(session, source, entry.contract)
 
     @cached_property

@@ -29,6 +29,7 @@ PACKAGES = (
     "onnxruntime",
     "openvino",
     "tensorrt",
+    "tensorrt-rtx",
     "torch",
     "onnx",
     "onnx-ir",

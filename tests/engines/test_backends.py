@@ -22,7 +22,7 @@ EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino"}
 
 
 def test_unknown_backend_names_the_known(step_contract: Contract) -> None:
-    with pytest.raises(UsageError, match=r"unknown engine 'tvm'; known: onnxruntime, .*, tensorrt-rtx$"):
+    with pytest.raises(UsageError, match=r"unknown engine 'tvm'; known: onnxruntime, .*, tensorrt, tensorrt-rtx$"):
         load_engine("tvm", Path("step.onnx"), step_contract)
 
 
@@ -56,7 +56,7 @@ def test_available_gives_the_version(backend: str) -> None:
     assert facts.missing is None
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime-cuda", "tensorrt"])
+@pytest.mark.parametrize("engine", ["onnxruntime-cuda", "tensorrt", "tensorrt-rtx"])
 def test_an_engine_of_another_system_is_told(
     engine: str, step_model: Path, step_contract: Contract, monkeypatch: pytest.MonkeyPatch
 ) -> None:

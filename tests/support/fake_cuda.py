@@ -24,8 +24,9 @@ Work = Callable[[], None]
 class FakeDriver:
     """The library in which `cuda_driver.call` finds functions. Arguments are ctypes', as the driver takes them."""
 
-    def __init__(self, total_bytes: int = 1 << 30) -> None:
+    def __init__(self, total_bytes: int = 1 << 30, compute_capability: tuple[int, int] = (9, 0)) -> None:
         self.total_bytes = total_bytes
+        self.compute_capability = compute_capability
         self.calls: Counter[str] = Counter()
         self.queue: list[Work] = []
         self.captured: list[Work] | None = None
@@ -38,7 +39,7 @@ class FakeDriver:
         self._kernels: dict[int, PtxKernel] = {}
         self._events: dict[int, int | None] = {}  # milliseconds at which each was passed
         self._clock = 0
-        self._depth = 0  # of pushed contexts
+        self.depth = 0  # of pushed contexts
         self._handles = count(1)  # none comes twice
 
     def refuse_captures(self) -> None:
@@ -70,7 +71,7 @@ class FakeDriver:
             raise AttributeError(name)
         function = getattr(self, f"do_{name}")
         needs_context = name.startswith(("cuMem", "cuStream", "cuEvent", "cuGraph", "cuLaunch", "cuModule"))
-        assert self._depth >= 1 or not needs_context, name
+        assert self.depth >= 1 or not needs_context, name
 
         def call(*arguments: Any) -> int:
             self.calls[name] += 1
@@ -93,7 +94,7 @@ class FakeDriver:
         name.value = b"A GPU"
 
     def do_cuDeviceGetAttribute(self, value: Any, which: Any, device: Any) -> None:
-        value._obj.value = {75: 9, 76: 0}[which.value]
+        value._obj.value = dict(zip((75, 76), self.compute_capability, strict=True))[which.value]
 
     def do_cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> None:
         context._obj.value = 1
@@ -101,10 +102,10 @@ class FakeDriver:
     def do_cuDevicePrimaryCtxRelease_v2(self, device: Any) -> None: ...
 
     def do_cuCtxPushCurrent_v2(self, context: Any) -> None:
-        self._depth += 1
+        self.depth += 1
 
     def do_cuCtxPopCurrent_v2(self, context: Any) -> None:
-        self._depth -= 1
+        self.depth -= 1
 
     def do_cuCtxSynchronize(self) -> None: ...
 

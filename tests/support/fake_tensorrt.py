@@ -1,4 +1,4 @@
-"""A tensorrt module made from the stub of the real API: what the stub has not, it has not.
+"""A module tensorrt or tensorrt_rtx made from the stub of the real API: what the stub has not, it has not.
 
 Every call is held against the stub's signatures (number and names of arguments; their types are mypy's to check) and
 recorded. What a call returns is a fake of the class that the stub names, True, 0 or an empty string; tests put their
@@ -17,13 +17,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from qwen_image_engine.engines.tensorrt.package import _chosen
+
 
 class FakeTensorRT(ModuleType):
     """The module; `calls` are ("Class.method", arguments), `returns` what tests want returned by "Class.method"."""
 
     def __init__(self, stub: Path) -> None:
-        super().__init__("tensorrt")
-        self.__spec__ = ModuleSpec("tensorrt", None)  # torch asks whether it can be found
+        super().__init__(stub.parent.name)
+        self.__spec__ = ModuleSpec(stub.parent.name, None)  # torch asks whether it can be found
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.returns: dict[str, Callable[..., Any]] = {}
         for node in ast.parse(stub.read_text(encoding="utf-8")).body:
@@ -137,14 +139,18 @@ def _signature(arguments: ast.arguments) -> inspect.Signature:
     return inspect.Signature(found)
 
 
-_PURE = ("audit", "inspector", "job", "launch", "onnx_weights", "cuda_graph", "scratch")
+_PURE = ("audit", "inspector", "job", "launch", "onnx_weights", "cuda_graph", "jit_cache", "package", "scratch")
 
 
 def forget_modules() -> None:
-    """Forget the modules of `engines.tensorrt` that import TensorRT: the next import finds what is in its place."""
+    """Forget the modules of `engines.tensorrt` that import TensorRT: the next import finds what is in its place.
+
+    The choice of a product is forgotten with them.
+    """
     home = "qwen_image_engine.engines.tensorrt"
     for name in [name for name in sys.modules if name.startswith(f"{home}.")]:
         package, _, module = name.rpartition(".")
         if module not in (*_PURE, "build"):
             del sys.modules[name]
             vars(sys.modules[package]).pop(module, None)
+    _chosen.clear()

@@ -1,5 +1,7 @@
 """TensorRT's API as far as the runtime uses it, on the toy networks of `numpy_engines` and a `FakeDriver`.
 
+`tests.support.fake_tensorrt_rtx` adds what TensorRT for RTX alone has.
+
 Which calls exist and what they take is not known from here: mypy checks that against the real bindings' types. This
 says what they do, as their documentation has it, and refuses what that calls undefined: shapes outside the profile,
 scratch memory that is too small, a graph whose context has changed since it was captured.
@@ -188,7 +190,7 @@ class Engine:
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         return TensorIOMode.INPUT if self._spec(name) in self.inputs else TensorIOMode.OUTPUT
 
-    def create_execution_context(self, strategy: Strategy) -> Context:
+    def create_execution_context(self, strategy: Any) -> Context:
         assert strategy == Strategy.USER_MANAGED
         assert not self.stripped
         context = Context(self)
@@ -211,6 +213,7 @@ def fake_tensorrt(known: dict[str, Known], driver: FakeDriver) -> ModuleType:
 
         def deserialize_cuda_engine(self, reader: Any) -> Engine | None:
             assert not self.engine_host_code_allowed
+            assert driver.depth > 0, "no current context"
             reader.seek(0, SeekPosition.SET)
             data = b"".join(iter(lambda: reader.read(100, 0), b""))
             try:

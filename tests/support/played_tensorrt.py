@@ -40,9 +40,11 @@ def profile(of: Contract, name: str, **most: int) -> Profile:
     )
 
 
-def pipeline(bundle: Bundle, checkpoint: Path, memory: Memory = "resident") -> QwenImage:
+def pipeline(
+    bundle: Bundle, checkpoint: Path, memory: Memory = "resident", engine: str = "tensorrt", **options: Any
+) -> QwenImage:
     toy = numpy_pipeline(checkpoint, Journal())
-    toy._components = ComponentPool(partial(bundle.load_engine, backend="tensorrt"), memory)
+    toy._components = ComponentPool(partial(bundle.load_engine, backend=engine, **options), memory)
     toy._encoder._components = toy._components
     return toy
 

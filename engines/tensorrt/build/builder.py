@@ -25,6 +25,7 @@ from qwen_image_engine.engines.tensorrt.build.onnx_weights import weights_left_o
 from qwen_image_engine.engines.tensorrt.build.plan_writer import PlanWriter
 from qwen_image_engine.engines.tensorrt.build.progress import Monitor, Progress
 from qwen_image_engine.engines.tensorrt.build.timing_cache import keep_timings, read_timings
+from qwen_image_engine.engines.tensorrt.rtx import set_compute_capabilities
 
 _VALUES = 2
 """Index of the values among an attention's inputs."""
@@ -167,7 +168,7 @@ def _config(
     # Scratch memory by the shapes of a call, which are mostly far below what a profile allows.
     config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     if job.compute_capabilities:
-        _set_capabilities(config, job, log)
+        set_compute_capabilities(config, job.component, job.compute_capabilities, log)
     if job.options.strip_weights:
         # Without the second all weights are left out, those too that the parser makes (epsilons, biases of zeros) and
         # that its refitter does not know afterwards.
@@ -184,17 +185,6 @@ def _config(
                 f"{job.component}: {PRODUCT.text} does not take the profile {item.name}: {item.shapes}"
             )
     return config
-
-
-def _set_capabilities(config: trt.IBuilderConfig, job: BuildJob, log: Log) -> None:
-    """Set the compute capabilities to build for. TensorRT, which builds for its own GPU, has no such setting."""
-    config.num_compute_capabilities = len(job.compute_capabilities)
-    for index, capability in enumerate(job.compute_capabilities):
-        known = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}", None)
-        if known is None or not config.set_compute_capability(known, index):
-            raise QwenImageError(
-                f"{job.component}: {PRODUCT.text} does not build for compute capability {capability}: {log.errors()}"
-            )
 
 
 def _profile(

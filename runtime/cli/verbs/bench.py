@@ -10,6 +10,7 @@ from qwen_image_engine.engines.backends import ENGINES
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size
 from qwen_image_engine.runtime.cli.shared.output_files import add_report_argument
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
+from qwen_image_engine.runtime.cli.verbs.run import add_kernel_specialization_argument
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.system.files import check_writable, write_json
 from qwen_image_engine.runtime.system.text import table
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="resident",
         help="keep every engine loaded, or one at a time (resident)",
     )
+    add_kernel_specialization_argument(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the --json document here as well")
     add_report_argument(parser)
 
@@ -84,6 +86,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
         rounds=ROUNDS if options.rounds is None else options.rounds,
         threads=options.threads,
         memory=options.memory,
+        kernel_specialization=options.kernel_specialization,
         pictures=options.report is not None,
     )
     output, report = (None if path is None else str(path) for path in (options.output, options.report))

@@ -80,6 +80,8 @@ def execute(options: argparse.Namespace) -> VerbResult:
 
 
 def _engine_text(engine: Installation) -> str:
+    if engine.builds is not None:
+        return f"✓ {engine.builds} builds engine files, ✗ cannot run them: {engine.missing}"
     if engine.version is None:
         return f"✗ {engine.missing}"
     return f"✓ {engine.version}{f', not tried yet: {engine.newer}' if engine.newer else ''}"

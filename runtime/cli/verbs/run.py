@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from qwen_image_engine.engines.backends import BACKENDS, ENGINES
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.engines.core.files import is_stream
+from qwen_image_engine.engines.tensorrt.package import KernelSpecialization
 from qwen_image_engine.runtime.cli.shared.arguments import whole_numbers
 from qwen_image_engine.runtime.cli.shared.output_files import picture_paths, read_latents
 from qwen_image_engine.runtime.cli.shared.picture_again import differences, take_parameters
@@ -71,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--save-latents", type=Path, metavar="OUT.npy", help="write the final latents likewise")
     add_engine_arguments(parser)
+    add_kernel_specialization_argument(parser)
     parser.set_defaults(engine=None)  # a picture of --from names its own
     parser.add_argument(
         "--memory",
@@ -109,6 +111,16 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="of one engine (every core)")
 
 
+def add_kernel_specialization_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the flag of verbs that draw with tensorrt-rtx."""
+    parser.add_argument(
+        "--kernel-specialization",
+        choices=get_args(KernelSpecialization),
+        help="of tensorrt-rtx: compile kernels for the shapes of a call in the background, while others serve, or "
+        "before it runs (lazy)",
+    )
+
+
 def execute(options: argparse.Namespace) -> VerbResult:
     """Generate all pictures, then write the files. If a picture fails, nothing is written."""
     from qwen_image_engine.runtime.pipeline import QwenImage
@@ -118,7 +130,12 @@ def execute(options: argparse.Namespace) -> VerbResult:
     files = _output_files(options)
     with MemoryWatch() if options.measure_memory else nullcontext() as watch:
         pipeline = QwenImage.open(
-            options.bundle, engine=options.engine, memory=options.memory, threads=options.threads, watch=watch
+            options.bundle,
+            engine=options.engine,
+            memory=options.memory,
+            threads=options.threads,
+            watch=watch,
+            kernel_specialization=options.kernel_specialization,
         )
         with pipeline:
             requests = _requests(options, pipeline)  # everything that can be refused is, before gigabytes are loaded

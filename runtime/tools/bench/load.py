@@ -33,7 +33,14 @@ def _engine(spec: ContenderSpec, watch: MemoryWatch | None) -> Runner:
         raise Unavailable(str(error)) from error
     bundle = Bundle.open(Path(spec.bundle))
     try:
-        pipeline = QwenImage.load(bundle, engine=spec.name, memory=spec.memory, threads=spec.threads, watch=watch)
+        pipeline = QwenImage.load(
+            bundle,
+            engine=spec.name,
+            memory=spec.memory,
+            threads=spec.threads,
+            watch=watch,
+            kernel_specialization=spec.kernel_specialization,
+        )
     except QwenImageError as error:  # no bf16 in this processor, no memory, a component that the bundle has not
         raise Unavailable(str(error)) from error
     disk_bytes = sum(file.bytes for file in bundle.manifest.files.values())

@@ -16,9 +16,10 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
-from qwen_image_engine.engines.backends import ENGINES, MAX_THREADS
+from qwen_image_engine.engines.backends import ENGINES, MAX_THREADS, check_kernel_specialization
 from qwen_image_engine.engines.core.entries import load_entry
 from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX, KernelSpecialization
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.component_pool import Memory
@@ -54,6 +55,7 @@ def bench(
     rounds: int = ROUNDS,
     threads: int | None = None,
     memory: Memory = "resident",
+    kernel_specialization: KernelSpecialization | None = None,
     pictures: bool = False,
 ) -> Benchmark:
     """Measure every combination of sizes, steps, batches and reference images on every engine and baseline.
@@ -74,6 +76,8 @@ def bench(
         rounds: number of counted rounds; a ratio needs 5.
         threads: threads of one contender; None for every core. Contenders do not run at the same time.
         memory: "resident", or "sequential", which loads each stage in every picture.
+        kernel_specialization: when tensorrt-rtx compiles kernels for the shapes of a call, "lazy" or "eager"; None for
+            "lazy", and where it is not among the engines and baselines.
         pictures: whether the result keeps one picture of each case and contender, for a report. The picture is drawn
             after the last round.
 
@@ -96,6 +100,7 @@ def bench(
         rounds=rounds,
         threads=threads,
         memory=memory,
+        kernel_specialization=kernel_specialization,
     )
     opened = Bundle.open(Path(bundle))
     _check(settings)
@@ -120,6 +125,7 @@ def bench(
                 memory,
                 settings.reference_resolution,
                 hashes=name in PEERS and not hashed,  # once: the first of them that loads
+                kernel_specialization=kernel_specialization if name == TENSORRT_RTX.engine else None,
             )
             with ProgressBar(f"loading {name}{', and hashing its weights' if spec.hashes else ''}", 0):
                 contenders.append(stack.enter_context(ContenderProcess(spec)))
@@ -153,7 +159,7 @@ def _check(settings: Settings) -> None:
 
     Raises:
         UsageError: a list is empty; a name is unknown, repeated, or both an engine and a baseline; a checkpoint is
-            given without a baseline that runs it; or rounds, threads or memory are not valid.
+            given without a baseline that runs it; or rounds, threads, memory or kernel specialization are not valid.
     """
     for what, found, known in (("engine", settings.engines, ENGINES), ("baseline", settings.baselines, BASELINES)):
         unknown = [name for name in found if name not in known]
@@ -178,6 +184,9 @@ def _check(settings: Settings) -> None:
         raise UsageError(f"{settings.threads} threads: expected 1 to {MAX_THREADS}")
     if settings.memory not in get_args(Memory):
         raise UsageError(f"memory {settings.memory!r}: expected {' or '.join(get_args(Memory))}")
+    names = (*settings.engines, *settings.baselines)
+    one = TENSORRT_RTX.engine if TENSORRT_RTX.engine in names else names[0]
+    check_kernel_specialization(one, settings.kernel_specialization)
 
 
 def _cases(bundle: Bundle, settings: Settings) -> Iterator[Case]:

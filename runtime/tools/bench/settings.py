@@ -51,6 +51,7 @@ class Settings:
         memory: "resident" or "sequential".
         output: file to which the command wrote the result; None if it wrote no file.
         report: folder to which the command wrote a page; None if it wrote no page.
+        kernel_specialization: when tensorrt-rtx compiles kernels for the shapes of a call; None for its default.
     """
 
     bundle: str
@@ -67,6 +68,7 @@ class Settings:
     memory: str
     output: str | None = None
     report: str | None = None
+    kernel_specialization: str | None = None
 
     @classmethod
     def of(cls, **given: Any) -> Self:
@@ -105,6 +107,8 @@ class Settings:
         if self.threads is not None:
             words += ["--threads", str(self.threads)]
         words += ["--memory", self.memory]
+        if self.kernel_specialization is not None:
+            words += ["--kernel-specialization", self.kernel_specialization]
         for flag, path in (("--output", self.output), ("--report", self.report)):
             words += [] if path is None else [flag, path]
         return shlex.join(words)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qwen_image_engine.engines.backends import ENGINES
+from qwen_image_engine.engines.tensorrt.package import KernelSpecialization
 from qwen_image_engine.runtime.component_pool import Memory
 
 INSTALL = "pip install 'qwen-image-engine[export]'"
@@ -65,6 +66,7 @@ class ContenderSpec:
         memory: "resident" or "sequential"; diffusers ignores it and holds all networks.
         resolution: side of reference images [pixels].
         hashes: whether a peer compares the hash of its weights with the bundle's hash after loading.
+        kernel_specialization: when tensorrt-rtx compiles kernels for the shapes of a call; None for its default.
     """
 
     name: str
@@ -75,3 +77,4 @@ class ContenderSpec:
     memory: Memory
     resolution: int
     hashes: bool = False
+    kernel_specialization: KernelSpecialization | None = None

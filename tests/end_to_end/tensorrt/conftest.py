@@ -13,11 +13,13 @@ import pytest
 
 from qwen_image_engine.engines.core.contract import CONTRACTS, contract
 from qwen_image_engine.engines.plans.entry import PlanEntry
+from qwen_image_engine.engines.tensorrt.package import choose
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry, EmbeddingsEntry
 from tests.support.fake_cuda import FakeDriver
 from tests.support.fake_tensorrt import forget_modules
+from tests.support.fake_tensorrt_rtx import RTX_VERSION, IRuntimeConfig, fake_tensorrt_rtx
 from tests.support.fake_tensorrt_runtime import VERSION, Known, fake_tensorrt, plan_bytes
 from tests.support.numpy_engines import DIMS
 from tests.support.played_tensorrt import MakeBundle, profile
@@ -33,8 +35,19 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
 
 
 @pytest.fixture
-def make_bundle(driver: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeBundle]:
+def product(request: pytest.FixtureRequest) -> str:
+    """The engine that is played, where a test takes another than TensorRT."""
+    return str(getattr(request, "param", "tensorrt"))
+
+
+@pytest.fixture
+def make_bundle(
+    driver: FakeDriver, product: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MakeBundle]:
     """A bundle of the toy networks, with what its plan entries are to say."""
+    rtx = product == "tensorrt-rtx"
+    if rtx:
+        driver.compute_capability = (8, 9)
     contracts = {name: contract(name, DIMS) for name in CONTRACTS}
     known = {
         name: Known(item, (profile(item, "all"), *([profile(item, "small", tokens=16)] if name == "step" else ())))
@@ -50,8 +63,11 @@ def make_bundle(driver: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             files |= {path.name: describe_file(path) for path in (graph, plan)}
             components[name] = ComponentEntry(graph.name, (graph.name,), "bf16", (), {}, 23, 11, item)
             profiles = tuple(known[name].profiles)
-            plans[name] = PlanEntry(plan.name, "aa", "tensorrt", VERSION, ("9.0",), "A GPU", 13000, profiles)
-            plans[name] = replace(plans[name], **values)
+            if rtx:
+                entry = PlanEntry(plan.name, "aa", product, RTX_VERSION, ("8.6", "8.9"), None, None, profiles)
+            else:
+                entry = PlanEntry(plan.name, "aa", product, VERSION, ("9.0",), "A GPU", 13000, profiles)
+            plans[name] = (replace(entry, **values),)
         return Bundle(
             tmp_path,
             toy_manifest(
@@ -63,6 +79,9 @@ def make_bundle(driver: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         )
 
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(known, driver))
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt_rtx(known, driver))
+    IRuntimeConfig.made.clear()
     forget_modules()
+    choose(product)  # whatever a test imports first
     yield make
     forget_modules()

@@ -30,10 +30,10 @@ def test_a_plan_without_weights_takes_those_of_the_graph(make_bundle: MakeBundle
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"tensorrt": "11.1.0.1"}, r"built by TensorRT 11\.1\.0\.1, this is 11\.4\.0\.106; .*qwen-image build"),
+        ({"version": "11.1.0.1"}, r"built by tensorrt 11\.1\.0\.1, this is 11\.4\.0\.106; .*qwen-image build"),
         (
-            {"gpu": "B GPU", "compute_capability": "8.9"},
-            r"on B GPU \(compute capability 8\.9\), this is A GPU \(9\.0\)",
+            {"gpu": "B GPU", "compute_capabilities": ("8.9",)},
+            r"on B GPU for compute capability 8\.9, this is A GPU \(9\.0\)",
         ),
         ({"driver": 13020}, r"a driver of CUDA 13\.2, this one serves 13\.0"),
         ({"profiles": ()}, r"it has 2 profiles, its manifest 0"),
@@ -84,7 +84,8 @@ def test_a_bundle_without_plans_names_the_command(make_bundle: MakeBundle) -> No
     bundle = make_bundle()
     bare = replace(bundle, manifest=replace(bundle.manifest, plans={}))
     with pytest.raises(
-        QwenImageError, match=r"step: .* holds no TensorRT engine of it; make one with: qwen-image build"
+        QwenImageError,
+        match=r"step: .* holds no tensorrt engine of it; make one with: qwen-image build .* --engine tensorrt$",
     ):
         bare.load_engine("step", "tensorrt")
 
@@ -99,7 +100,8 @@ def test_a_size_outside_every_profile_is_told(make_bundle: MakeBundle, checkpoin
 
 @pytest.mark.process
 @pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is a driver")
-def test_no_driver_is_told_and_the_process_lives(make_bundle: MakeBundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("product", ["tensorrt", "tensorrt-rtx"], indirect=True)
+def test_no_driver_is_told_and_the_process_lives(make_bundle: MakeBundle, product: str, tmp_path: Path) -> None:
     """In a process of its own: TensorRT crashes where there is no driver."""
     import pickle
 
@@ -107,9 +109,9 @@ def test_no_driver_is_told_and_the_process_lives(make_bundle: MakeBundle, tmp_pa
     kept.write_bytes(pickle.dumps(make_bundle()))
     code = (
         "import pickle, sys; bundle = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "try: bundle.load_engine('step', 'tensorrt')\n"
+        "try: bundle.load_engine('step', sys.argv[2])\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, kept], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, kept, product], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("QwenImageError no CUDA driver: libcuda.so.1 cannot be loaded")

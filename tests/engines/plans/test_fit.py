@@ -5,10 +5,12 @@ import pytest
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.entry import PlanEntry
-from qwen_image_engine.engines.plans.fit import check_memory_fits, check_plan_fits
+from qwen_image_engine.engines.plans.fit import check_memory_fits, check_plan_fits, choose_plan
 
 HERE = DeviceInfo("NVIDIA H100", "9.0", 13010, total_bytes=80 << 30, free_bytes=10 << 30)
 PLAN = PlanEntry("step.plan", "aa", "tensorrt", "11.4.0.106", ("9.0",), "NVIDIA H100", 13000, ())
+FOR_RTX = PlanEntry("rtx.plan", "bb", "tensorrt-rtx", "1.7.1.116", ("8.6", "8.9"), None, None, ())
+AT_HOME = DeviceInfo("GeForce RTX 4090", "8.9", 13000, total_bytes=24 << 30, free_bytes=23 << 30)
 REBUILD = "qwen-image build BUNDLE"
 
 
@@ -36,6 +38,35 @@ def test_the_same_tensorrt_gpu_and_a_driver_not_older_fit() -> None:
 def test_another_machine_is_told_with_the_command(plan: PlanEntry, words: str) -> None:
     with pytest.raises(QwenImageError, match=words):
         check_plan_fits("step", plan, HERE, "11.4.0.106", REBUILD)
+
+
+def test_a_plan_of_tensorrt_for_rtx_has_no_gpu_or_driver_of_its_own() -> None:
+    check_plan_fits("step", FOR_RTX, AT_HOME, "1.7.1.116", REBUILD)
+    words = r"built by tensorrt-rtx 1\.7\.1\.116, this is 1\.8\.0\.1, and for compute capability 8\.6, 8\.9, this is"
+    with pytest.raises(QwenImageError, match=rf"{words} NVIDIA H100 \(9\.0\); build it again here with: {REBUILD}$"):
+        check_plan_fits("step", FOR_RTX, HERE, "1.8.0.1", REBUILD)
+
+
+def test_the_plan_for_the_fewest_gpus_is_chosen_among_those_that_run() -> None:
+    for_one = replace(FOR_RTX, file="one.plan", compute_capabilities=("8.9",))
+    for_others = replace(FOR_RTX, file="others.plan", compute_capabilities=("12.0",))
+    plans = (PLAN, for_others, FOR_RTX, for_one)
+    assert choose_plan("step", plans, "tensorrt-rtx", AT_HOME, REBUILD) is for_one
+    assert choose_plan("step", plans[:3], "tensorrt-rtx", AT_HOME, REBUILD) is FOR_RTX
+    assert choose_plan("step", plans, "tensorrt", HERE, REBUILD) is PLAN
+    assert choose_plan("step", plans[:2], "tensorrt-rtx", AT_HOME, REBUILD) is for_others  # which is refused in words
+
+
+@pytest.mark.parametrize(
+    ("plans", "words"),
+    [
+        ((), r"no tensorrt engine of it; make one with: qwen-image build BUNDLE$"),
+        ((FOR_RTX, FOR_RTX), r"no tensorrt engine of it, only one for --engine tensorrt-rtx; make one with"),
+    ],
+)
+def test_a_builder_without_a_plan_is_told(plans: tuple[PlanEntry, ...], words: str) -> None:
+    with pytest.raises(QwenImageError, match=words):
+        choose_plan("step", plans, "tensorrt", HERE, REBUILD)
 
 
 def test_how_much_memory_is_missing_and_which_flag_helps() -> None:

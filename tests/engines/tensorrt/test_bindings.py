@@ -35,11 +35,14 @@ def mypy(tensorrt_stub: Path, folder: Path, line: str) -> str:
     return found.stdout
 
 
-def test_one_module_imports_the_package() -> None:
-    names = re.compile(r"^\s*(?:import tensorrt\b|from tensorrt\b)", re.MULTILINE)
+@pytest.mark.parametrize(
+    ("package", "module"), [("tensorrt", "engines/tensorrt/bindings.py"), ("tensorrt_rtx", "engines/tensorrt/rtx.py")]
+)
+def test_one_module_imports_each_package(package: str, module: str) -> None:
+    names = re.compile(rf"^\s*(?:import {package}\b|from {package}\b)", re.MULTILINE)
     files = (file for top in ("engines", "runtime") for file in (ROOT / top).rglob("*.py"))
     found = [file.relative_to(ROOT).as_posix() for file in files if names.search(file.read_text(encoding="utf-8"))]
-    assert found == ["engines/tensorrt/bindings.py"]
+    assert found == [module]
 
 
 @pytest.mark.process

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -89,6 +90,16 @@ def test_doctor(document: Callable[..., Any]) -> None:
     assert found["machine"]["cores"] >= 1
     assert found["int8"]
     assert found["disk"]["free_bytes"] > 0
+
+
+@pytest.mark.process
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is a driver")
+def test_doctor_tells_that_engines_are_built_without_a_gpu() -> None:
+    pytest.importorskip("tensorrt_rtx_libs")
+    done = subprocess.run([*COMMAND, "doctor"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("engine tensorrt-rtx"))
+    assert re.search(r"✓ 1\.7\S+ builds engine files, ✗ cannot run them: no CUDA driver: ", line)
 
 
 def test_doctor_names_what_to_install(

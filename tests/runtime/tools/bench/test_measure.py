@@ -121,6 +121,7 @@ def test_every_engine_that_is_not_installed_is_named(name: str, monkeypatch: pyt
         raise ModuleNotFoundError("hidden", name=module)
 
     monkeypatch.setattr("qwen_image_engine.engines.core.packages.import_module", absent)
+    monkeypatch.setattr("qwen_image_engine.engines.tensorrt.package.installed_version", lambda engine: None)
     spec = ContenderSpec(name, "baseline", "bundle", None, 1, "resident", 288)
     with pytest.raises(Unavailable, match="is not installed; install it with"):
         load_contender(spec, None)
