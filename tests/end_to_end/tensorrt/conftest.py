@@ -74,7 +74,7 @@ def make_bundle(
                 embeddings=EmbeddingsEntry("step.onnx", 0, "float32", (1, 1)),
                 components=components,
                 files=files,
-                plans={name: (plan,) for name, plan in plans.items()},
+                plans=plans,
             ),
         )
 
