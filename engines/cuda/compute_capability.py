@@ -19,6 +19,10 @@ The package holds machine code for 7.5, 8.0, 8.6, 8.9, 9.0 and 12.0. It holds no
 number would need."""
 
 
+TENSORRT_RTX = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities that TensorRT for RTX 1.7 builds for: `ComputeCapability` of its bindings."""
+
+
 def runs_onnxruntime(compute_capability: str) -> bool:
     """Return whether ONNX Runtime's kernels run on a GPU of this compute capability, "9.0"."""
     major, minor = map(int, compute_capability.split("."))

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_image_engine.engines.tensorrt.jit_cache import SUFFIX
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.system.folder_lock import locked
 
@@ -58,8 +59,11 @@ def plans_folder(folder: Path) -> Iterator[PlansFolder]:
 
 
 def _sweep(plans: PlansFolder, endings: tuple[str, ...]) -> None:
-    """Remove the files with these endings that the manifest does not list."""
+    """Remove the files with these endings that the manifest does not list, and kernels compiled for no listed plan."""
     listed = {Path(name).name for name in plans.manifest.plan_files}
+    stems = {Path(name).stem for name in plans.manifest.plan_files}
     for path in plans.path.iterdir():
-        if path.name.endswith(endings) and path.name not in listed:
+        # What was compiled on a card for a plan goes with the plan.
+        of_none = path.suffix == SUFFIX and not any(path.name.startswith(f"{stem}.") for stem in stems)
+        if of_none or (path.name.endswith(endings) and path.name not in listed):
             path.unlink(missing_ok=True)

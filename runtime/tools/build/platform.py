@@ -9,12 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Self
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.cuda import compute_capability
 from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.entry import BUILDERS
 from qwen_image_engine.engines.tensorrt.package import PRODUCTS, TENSORRT, TENSORRT_RTX, Product
-
-CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""Compute capabilities that TensorRT for RTX builds for: `ComputeCapability` of its bindings."""
 
 DEFAULT_CAPABILITIES = ("8.6", "8.9", "12.0")
 """Compute capabilities of GeForce RTX 30, 40 and 50, which one plan is for unless others are asked for."""
@@ -109,10 +107,11 @@ def chosen_capabilities(capabilities: Sequence[str], least: float | None) -> tup
     Raises:
         UsageError: TensorRT for RTX does not build for one of them.
     """
-    unknown = [item for item in capabilities if item not in CAPABILITIES]
+    unknown = [item for item in capabilities if item not in compute_capability.TENSORRT_RTX]
     if unknown:
         raise UsageError(
-            f"--compute-capability {', '.join(unknown)}: TensorRT for RTX builds for {', '.join(CAPABILITIES)}"
+            f"--compute-capability {', '.join(unknown)}: TensorRT for RTX builds for "
+            f"{', '.join(compute_capability.TENSORRT_RTX)}"
         )
     wanted = capabilities or [item for item in DEFAULT_CAPABILITIES if float(item) >= (least or 0)]
     return tuple(sorted(set(wanted), key=float))

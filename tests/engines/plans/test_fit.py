@@ -43,8 +43,9 @@ def test_another_machine_is_told_with_the_command(plan: PlanEntry, words: str) -
 def test_a_plan_of_tensorrt_for_rtx_has_no_gpu_or_driver_of_its_own() -> None:
     check_plan_fits("step", FOR_RTX, AT_HOME, "1.7.1.116", REBUILD)
     words = r"built by tensorrt-rtx 1\.7\.1\.116, this is 1\.8\.0\.1, and for compute capability 8\.6, 8\.9, this is"
-    with pytest.raises(QwenImageError, match=rf"{words} NVIDIA H100 \(9\.0\); build it again here with: {REBUILD}$"):
-        check_plan_fits("step", FOR_RTX, HERE, "1.8.0.1", REBUILD)
+    newer = replace(AT_HOME, name="GeForce RTX 5090", compute_capability="12.0")
+    with pytest.raises(QwenImageError, match=rf"{words} GeForce RTX 5090 \(12\.0\); build it again here .*{REBUILD}$"):
+        check_plan_fits("step", FOR_RTX, newer, "1.8.0.1", REBUILD)
 
 
 def test_the_plan_for_the_fewest_gpus_is_chosen_among_those_that_run() -> None:
@@ -77,3 +78,8 @@ def test_how_much_memory_is_missing_and_which_flag_helps() -> None:
     )
     with pytest.raises(OutOfDeviceMemory, match=words):
         check_memory_fits("step", 9 << 30, (1 << 30) + 5, HERE, REBUILD)
+
+
+def test_a_card_that_tensorrt_for_rtx_does_not_know_is_told() -> None:
+    with pytest.raises(QwenImageError, match=r"does not run on NVIDIA H100 .* only on 7\.5, .*; build and run with"):
+        check_plan_fits("step", FOR_RTX, HERE, "1.7.1.116", REBUILD)

@@ -50,6 +50,9 @@ def test_a_plan_replaces_only_the_one_for_the_same_gpus(bundle: Path, monkeypatc
     rtx(bundle, FakeBuild(), "12.0", only=("step",))
     install_builders(monkeypatch, tensorrt="11.4.0.106")
     build(bundle, FakeBuild(), only=("step",))
+    gone = bundle / read_manifest(bundle).plans["step"][0].file
+    kernels = gone.with_name(f"{gone.stem}.rtx-4090-13.0-1.7.1.116.jit")
+    kernels.write_bytes(b"kernels")
     install_builders(monkeypatch, tensorrt_rtx="1.7.2.1")
     rtx(bundle, FakeBuild(), "8.9", only=("step",))
     manifest = read_manifest(bundle)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.cuda.compute_capability import TENSORRT_RTX
 from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.runtime.tools.build.platform import (
-    CAPABILITIES,
     Platform,
     choose_builder,
     chosen_capabilities,
@@ -66,7 +66,7 @@ def test_capabilities_are_in_order_and_each_once() -> None:
 def test_capabilities_are_those_of_the_compiler() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     known = {name.removeprefix("SM") for name in trt.ComputeCapability.__members__ if name.startswith("SM")}
-    assert {item.replace(".", "") for item in CAPABILITIES} == known
+    assert {item.replace(".", "") for item in TENSORRT_RTX} == known
 
 
 def test_a_platform_is_told_in_words() -> None:
