@@ -14,7 +14,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.entry import Profile
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions, ExpectedFusions
-from qwen_image_engine.runtime.bundle.files import check_component_graph, check_files
+from qwen_image_engine.runtime.bundle.files import check_files, check_graphs
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
@@ -94,8 +94,7 @@ class BuildRequest:
         # A damaged plan is no reason to refuse: it is built again.
         engines = {plan.file for plan in manifest.plans.values()}
         check_files(folder, manifest, [name for name in manifest.files if name not in engines])
-        for name in names:
-            check_component_graph(folder, manifest, name)
+        check_graphs(folder, manifest, names)
         template = Template.of(load_tokenizer(folder), shapes.references.largest)
         tensorrt = tensorrt_version()
         facts = device()
