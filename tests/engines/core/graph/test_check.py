@@ -21,7 +21,9 @@ Change = Callable[[onnx.ModelProto], object]
 
 def model() -> onnx.ModelProto:
     """Return a Mul and a Conv, whose weight of 4 values is at byte 60 of a weight file."""
-    weight = TensorProto(name="weight", dims=[1, 1, 2, 2], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+    weight = TensorProto(
+        name="weight", dims=[1, 1, 2, 2], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL
+    )
     for key, value in (("location", "weights.safetensors"), ("offset", "60"), ("length", "16")):
         weight.external_data.add(key=key, value=value)
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1, 4, 4]) for name in ("x", "y")]
