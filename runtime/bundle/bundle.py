@@ -15,7 +15,7 @@ from qwen_image_engine.engines.core.files import read_regular
 from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.plans.fit import check_plan_fits
 from qwen_image_engine.runtime.bundle.capability import check_capability
-from qwen_image_engine.runtime.bundle.files import check_embeddings, check_files, check_graphs
+from qwen_image_engine.runtime.bundle.files import check_files, check_graphs, check_tables
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
 from qwen_image_engine.runtime.images.read import ReferenceSource
@@ -56,7 +56,7 @@ class Bundle:
         manifest = read_manifest(folder)
         check_files(folder, manifest)
         check_graphs(folder, manifest)
-        check_embeddings(folder, manifest)
+        check_tables(folder, manifest)
         return cls(folder, manifest)
 
     def read_references(self, sources: Sequence[ReferenceSource], resolution: int) -> ReferenceImages:

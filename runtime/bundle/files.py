@@ -25,6 +25,7 @@ from qwen_image_engine.runtime.system.tensor_header import MAX_HEADER_BYTES, rea
 from qwen_image_engine.runtime.system.text import command_line
 
 SMALL_FILE_BYTES = 8 << 20
+_POSITIONS = "visual.pos_embed.weight"
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,12 @@ def header_sha256(path: Path) -> str:
         raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def check_embeddings(folder: Path, manifest: Manifest) -> None:
-    """Raise if the header of the token embeddings' file has no tensor in the place that the manifest states.
+def check_tables(folder: Path, manifest: Manifest) -> None:
+    """Raise if a table is another in the header of its file than the manifest says: of token embeddings, of positions.
 
     Raises:
-        QwenImageError: the file cannot be read, or has no tensor of this dtype, shape and offset.
+        QwenImageError: a file cannot be read; there is no table of token embeddings of this dtype, shape and offset; or
+            the table of the vision network's positions has another side.
     """
     entry = manifest.embeddings
     path = folder / entry.file
@@ -160,6 +162,14 @@ def check_embeddings(folder: Path, manifest: Manifest) -> None:
             f"{path}: no tensor {entry.dtype} {entry.shape} at byte {entry.offset}, where the manifest has the token "
             f"embeddings; {export_advice(folder, manifest)}"
         )
+    side = manifest.facts.vision.position_side
+    for name in manifest.components["vision"].weights if "vision" in manifest.components else ():
+        for tensor in read_tensor_header(folder / name):
+            if tensor.name.endswith(_POSITIONS) and tensor.shape[:1] != (side**2,):
+                raise QwenImageError(
+                    f"{folder / name}: {tensor.name} has the shape {list(tensor.shape)}, expected {side**2} rows as "
+                    f"facts.vision.position_side {side} has it; {export_advice(folder, manifest)}"
+                )
 
 
 def _size(folder: Path, path: Path, manifest: Manifest) -> int:
