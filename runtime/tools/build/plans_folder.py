@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import leads_out
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.system.folder_lock import locked
 
@@ -42,9 +44,12 @@ def plans_folder(folder: Path) -> Iterator[PlansFolder]:
 
     Raises:
         FolderBusyError: another build holds the lock.
+        QwenImageError: the folder is a link out of the bundle.
     """
     path = folder / PLANS
     with locked(folder / f".{PLANS}.lock", f"{path}: another build is writing it; wait for that to end"):
+        if leads_out(path, folder):  # whatever looks like a plan would be removed there
+            raise QwenImageError(f"{path}: is a link out of the bundle, expected a folder; remove it")
         path.mkdir(exist_ok=True)
         plans = PlansFolder(folder, path, read_manifest(folder))  # another build may have written it before the lock
         _sweep(plans)
@@ -57,8 +62,11 @@ def plans_folder(folder: Path) -> Iterator[PlansFolder]:
 
 
 def _sweep(plans: PlansFolder) -> None:
-    """Remove partial files, and plans that the manifest does not list."""
+    """Remove partial files, links, and plans that the manifest does not list.
+
+    A bundle from others may hold a link in the place of a timing cache, and timings are written where it leads.
+    """
     listed = {Path(entry.file).name for entry in plans.manifest.plans.values()}
     for path in plans.path.iterdir():
-        if path.suffix == ".partial" or (path.suffix == ".plan" and path.name not in listed):
+        if path.suffix == ".partial" or ((path.is_symlink() or path.suffix == ".plan") and path.name not in listed):
             path.unlink(missing_ok=True)

@@ -322,6 +322,22 @@ def test_what_a_killed_build_left_is_removed(bundle: Path) -> None:
     assert len([*(bundle / PLANS).iterdir()]) == 2
 
 
+def test_links_in_the_plans_folder_lead_nowhere(bundle: Path, tmp_path: Path) -> None:
+    """Timings are written through a link, and what looks like a plan is removed: not outside the bundle."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "own.plan").write_bytes(b"own")
+    (bundle / PLANS).mkdir()
+    (bundle / PLANS / "a.timing").symlink_to(outside / "own.plan")
+    build(bundle, Fake(), only=("prefix",))
+    assert not (bundle / PLANS / "a.timing").is_symlink()
+    shutil.rmtree(bundle / PLANS)
+    (bundle / PLANS).symlink_to(outside)
+    with pytest.raises(QwenImageError, match="plans: is a link out of the bundle"):
+        build(bundle, Fake())
+    assert (outside / "own.plan").read_bytes() == b"own"
+
+
 def test_one_build_at_a_time(bundle: Path) -> None:
     class Meanwhile(Fake):
         def __call__(self, job: BuildJob, watch: Watch) -> BuildResult:
