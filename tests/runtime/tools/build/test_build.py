@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,9 @@ SHAPES = BuildShapes(sizes=((512, 512), (1024, 1024)))
 GPU = DeviceInfo("NVIDIA H100 80GB HBM3", "9.0", 13000, total_bytes=80 << 30, free_bytes=79 << 30)
 COMPONENTS = ("text_encoder", "vision", "prefix", "prefix_image", "step", "vae_encoder", "vae_decoder_mid")
 
+NO_TENSORS = struct.pack("<Q", 92) + b"{}".ljust(92)
+"""A weight file of 100 bytes."""
+
 
 @pytest.fixture
 def bundle(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -53,7 +57,7 @@ def bundle(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
             f"{name}.onnx", ("weights.safetensors",), "bf16", (), {}, 23, 11, contract(name, DIMS, "bfloat16")
         )
         components[name] = replace(components[name], fused_attentions=("Attention_4",))
-    (folder / "weights.safetensors").write_bytes(bytes(100))
+    (folder / "weights.safetensors").write_bytes(NO_TENSORS)
     layers = {f"blocks.{index}.to_q": QuantisedLayer("fp8") for index in range(3)}
     components["step"] = replace(
         components["step"],
@@ -166,7 +170,7 @@ def test_another_graph_weight_or_tensorrt_builds_again(bundle: Path, monkeypatch
         if name == "tensorrt":
             monkeypatch.setattr("qwen_image_engine.runtime.tools.build.request.tensorrt_version", lambda: "11.4.1.2")
         else:
-            data = toy_graph("another") if name == "step.onnx" else b"\1" * 100
+            data = toy_graph("another") if name == "step.onnx" else NO_TENSORS.replace(b" ", b"\n")
             (bundle / name).write_bytes(data)
             manifest = read_manifest(bundle)
             write_manifest(bundle, replace(manifest, files={**manifest.files, name: describe_file(bundle / name)}))
