@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +56,10 @@ def read_partial(folder: Path, device: str) -> Partial | None:
     """Read the unfinished calibration in `folder`, with the sums on `device`. Return None if there is none.
 
     Raises:
-        QwenImageError: the file is damaged or of another schema version.
+        QwenImageError: the file is no regular one, is damaged or of another schema version.
     """
     path = folder / PARTIAL
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
         fields, metadata = read(path, device)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from qwen_image_engine.calibration.rules.quantisation import HIGH, QUANTISED, Rule
 from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.core.files import read_regular
 from qwen_image_engine.engines.cuda.compute_capability import INT8_AND_FP8
 from qwen_image_engine.runtime.system.json_schema import (
+    MAX_JSON_BYTES,
     NUMBER,
     TEXT,
     TRUTH,
@@ -48,12 +50,14 @@ class QuantisationRecipe:
         """Read the file at `path`.
 
         Raises:
-            UsageError: the file cannot be read, is not JSON of the expected form, has no rule, or has an unknown key or
-                an unknown precision.
+            UsageError: the file cannot be read, is not regular, is not JSON of the expected form, has no rule, or has
+                an unknown key or an unknown precision.
         """
         try:
-            data = parse(path.read_bytes().removeprefix(BOM_UTF8))
-        except (OSError, SchemaError) as error:
+            data = parse(read_regular(path, MAX_JSON_BYTES).removeprefix(BOM_UTF8))
+        except OSError as error:
+            raise UsageError(f"--recipe {path}: cannot be read ({error.strerror or error})") from error
+        except SchemaError as error:
             raise UsageError(f"--recipe {path}: cannot be read as JSON ({error})") from error
         try:
             _RECIPE(data, "")

@@ -94,13 +94,15 @@ def _too_large(path: Path, found: int, most: int) -> OSError:
 def whole_file(path: Path, *, temporary: Path | None = None, durable: bool = False) -> Iterator[BinaryIO]:
     """Open a file beside `path`. Rename it to `path` if the block ends without an exception, and remove it otherwise.
 
-    A pipe or a device cannot be replaced. The block then writes to memory, and the contents go there at its end.
+    A pipe or a device is not replaced, except with `temporary`. The block then writes to memory, and the contents go
+    there at its end.
 
     Args:
         path: the file to write; an existing one is replaced. A symlink is kept and its target replaced, except with
             `temporary`.
         temporary: path of the file until it is renamed, in the same folder. None for a random name, which two writers
-            cannot share. A killed process leaves this file behind; under a fixed name the next writer overwrites it.
+            cannot share. A killed process leaves this file behind; under a fixed name the next writer removes it. So it
+            does with a link or a pipe of that name, which a folder from others may hold: nothing is written there.
             Fixed names are for folders that belong to the package.
         durable: whether to flush the contents to the disk before the rename, so that a power cut cannot leave an empty
             file.
@@ -108,7 +110,7 @@ def whole_file(path: Path, *, temporary: Path | None = None, durable: bool = Fal
     Raises:
         OSError: the file cannot be written or renamed.
     """
-    if is_stream(path):
+    if temporary is None and is_stream(path):
         buffer = io.BytesIO()
         yield buffer
         with path.open("wb") as stream:
@@ -117,8 +119,9 @@ def whole_file(path: Path, *, temporary: Path | None = None, durable: bool = Fal
     if temporary is None:
         path = link_target(path)
     written = temporary or _random_name(path)
+    written.unlink(missing_ok=True)
     try:
-        with written.open("xb" if temporary is None else "wb") as file:
+        with written.open("xb") as file:
             yield file
             if durable:
                 file.flush()

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError, is_memory, one_line
+from qwen_image_engine.engines.core.files import open_regular
 from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.engines.tensorrt.bindings import PRODUCT, trt
 from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX, KernelSpecialization
@@ -93,7 +94,7 @@ def read_plan(session: TensorRtSession, component: str, source: PlanSource) -> t
         if PRODUCT == TENSORRT_RTX:
             check_validity(session, component, source.path, source.rebuild)
         # Of each piece the bindings ask the driver where it is to lie, which needs a context.
-        with source.path.open("rb") as file, session.context.current():
+        with open_regular(source.path) as file, session.context.current():
             reader = _Reader(file)
             engine = session.runtime.deserialize_cuda_engine(reader)
             if engine is None and reader.fault is not None:

@@ -30,7 +30,8 @@ from qwen_image_engine.reference.lora.scaling import CONFIG, METADATA, AdapterCo
 from qwen_image_engine.reference.storage.merged_tensor import LowRank
 from qwen_image_engine.reference.storage.single_file import halves
 from qwen_image_engine.reference.storage.stored_network import StoredNetwork, counted
-from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_header, read_metadata
+from qwen_image_engine.reference.storage.tensor_file import TensorInfo, read_header
+from qwen_image_engine.runtime.system.tensor_header import read_metadata
 
 Parts = dict[Part, TensorInfo]
 

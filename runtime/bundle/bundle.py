@@ -23,7 +23,7 @@ from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.plans.fit import check_plan_fits, choose_plan
 from qwen_image_engine.engines.tensorrt.package import KernelSpecialization
 from qwen_image_engine.runtime.bundle.capability import check_capability
-from qwen_image_engine.runtime.bundle.files import check_component_graph, check_embeddings, check_files
+from qwen_image_engine.runtime.bundle.files import check_files, check_graphs, check_tables
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
 from qwen_image_engine.runtime.images.read import ReferenceSource
@@ -42,21 +42,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle folder whose files match its manifest in size, header and, if they are small, contents."""
+    """A bundle folder whose files match its manifest in size, header and, if they are small, contents.
+
+    Its graphs hold what exports hold, and read weights where the files have them.
+    """
 
     folder: Path
     manifest: Manifest
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Read the manifest of the bundle in `folder` and run the quick check of the files.
+        """Read the manifest of the bundle in `folder`, run the quick check of the files, and check the graphs.
+
+        Everything that a sampler needs minutes to reach is checked here: an engine reads a graph when it first runs.
 
         Raises:
-            QwenImageError: the folder has no bundle, the manifest is damaged or of another schema version, or a file is
-                missing or changed.
+            QwenImageError: the folder has no bundle, the manifest is damaged or of another schema version, a file is
+                missing or changed, a graph holds something that no export holds, or a weight is not where its file has
+                it.
         """
         manifest = read_manifest(folder)
         check_files(folder, manifest)
+        check_graphs(folder, manifest)
+        check_tables(folder, manifest)
         return cls(folder, manifest)
 
     def read_references(self, sources: Sequence[ReferenceSource], resolution: int) -> ReferenceImages:
@@ -89,8 +97,7 @@ class Bundle:
             UsageError: the backend is unknown or does not run the bundle's graphs, the number of threads is out of
                 range, or `kernel_specialization` is unknown or given for another backend.
             QwenImageError: the bundle does not have the component, its weights alone need more memory than is free, no
-                plan was built for this GPU, the backend's package or its device is missing, a file is damaged, or the
-                graph holds something that no export holds.
+                plan was built for this GPU, the backend's package or its device is missing, or a file is damaged.
         """
         entry = self.manifest.components.get(component)
         if entry is None:
@@ -100,7 +107,6 @@ class Bundle:
         check_kernel_specialization(backend, kernel_specialization)
         if row.create is None:
             return self._load_plan(component, entry, row, kernel_specialization)
-        check_component_graph(self.folder, self.manifest, component)
         self._check_memory(component, entry, row)
         return load_engine(backend, self.folder / entry.model, entry.contract, threads)
 
@@ -151,8 +157,6 @@ class Bundle:
             raise QwenImageError(
                 f"{component}: {path} has other contents than its sha256 says; build it again with: {rebuild}"
             )
-        if plan.stripped:  # TensorRT reads the weights through the graph
-            check_component_graph(self.folder, self.manifest, component)
         from qwen_image_engine.engines.tensorrt.engine import TensorRtEngine
         from qwen_image_engine.engines.tensorrt.load import PlanSource
 
@@ -210,9 +214,8 @@ class Bundle:
         """Map the token embedding table into memory.
 
         Raises:
-            QwenImageError: the table's dtype is not supported, or the file is missing or has no such table.
+            QwenImageError: the table's dtype is not supported, or the file is missing or ends before the table does.
         """
-        check_embeddings(self.folder, self.manifest)
         entry = self.manifest.embeddings
         return EmbeddingTable.open(self.folder / entry.file, entry.offset, entry.dtype, entry.shape)
 

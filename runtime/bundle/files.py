@@ -13,19 +13,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_image_engine.engines.core.device_array import size_bytes
 from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import leads_out, open_regular, regular_size
 from qwen_image_engine.engines.core.graph.check import check_graph_file
+from qwen_image_engine.engines.core.graph.weight_file import WeightFile
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
 from qwen_image_engine.runtime.system.files import file_sha256
-from qwen_image_engine.runtime.system.json_schema import SchemaError, parse
+from qwen_image_engine.runtime.system.tensor_header import MAX_HEADER_BYTES, read_tensor_header
 from qwen_image_engine.runtime.system.text import command_line
 
 SMALL_FILE_BYTES = 8 << 20
-_MAX_HEADER_BYTES = 25_000_000
+_POSITIONS = "visual.pos_embed.weight"
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,24 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str] | None = 
             raise _changed(folder, name, "another header than its sha256 says", manifest)
 
 
-def check_component_graph(folder: Path, manifest: Manifest, component: str) -> None:
-    """Check the graph of a component before an engine reads it; see `check_graph_file`.
+def check_graphs(folder: Path, manifest: Manifest, components: Iterable[str] | None = None) -> None:
+    """Check the graphs of `components`, or all if `components` is None, before an engine reads them.
 
-    The graph may name only the weight files that the manifest lists for the component.
+    A graph may name only the weight files that the manifest lists for its component, and only places where their
+    headers have its tensors; see `check_graph_file`. Components of a network share a file, whose header is read once.
 
     Raises:
-        QwenImageError: the graph cannot be read, holds something that no export holds, or names another file.
+        QwenImageError: a graph or a header cannot be read; a graph holds something that no export holds, names another
+            file, or has a tensor where the file has another.
     """
-    entry = manifest.components[component]
-    weights = {name: manifest.files[name].bytes for name in entry.weights}
-    check_graph_file(component, folder / entry.model, entry.model, weights)
+    headers: dict[str, WeightFile] = {}
+    for component in manifest.components if components is None else components:
+        entry = manifest.components[component]
+        for name in entry.weights:
+            if name not in headers:
+                headers[name] = WeightFile(read_tensor_header(folder / name))
+        weights = {name: headers[name] for name in entry.weights}
+        check_graph_file(component, folder / entry.model, entry.model, weights)
 
 
 def check_link(folder: Path, name: str, manifest: Manifest) -> None:
@@ -130,42 +137,39 @@ def header_sha256(path: Path) -> str:
     Raises:
         QwenImageError: the file cannot be read.
     """
-    return hashlib.sha256(_header(path)).hexdigest()
-
-
-def check_embeddings(folder: Path, manifest: Manifest) -> None:
-    """Raise if the header of the token embeddings' file has no tensor in the place that the manifest states.
-
-    Raises:
-        QwenImageError: the file cannot be read, or has no tensor of this dtype, shape and offset.
-    """
-    entry = manifest.embeddings
-    path, header = folder / entry.file, _header(folder / entry.file)
-    begin = entry.offset - len(header)
-    wanted = {
-        "dtype": DTYPES[entry.dtype].safetensors,
-        "shape": [*entry.shape],
-        "data_offsets": [begin, begin + size_bytes(entry.shape, entry.dtype)],
-    }
-    try:
-        found = parse(header[8:])
-    except SchemaError as error:
-        raise QwenImageError(f"{path}: its header is {error}; {export_advice(folder, manifest)}") from error
-    if not isinstance(found, dict) or wanted not in found.values():
-        raise QwenImageError(
-            f"{path}: no tensor {entry.dtype} {entry.shape} at byte {entry.offset}, where the manifest has the token "
-            f"embeddings; {export_advice(folder, manifest)}"
-        )
-
-
-def _header(path: Path) -> bytes:
     try:
         with open_regular(path) as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            return start + file.read(min(length, _MAX_HEADER_BYTES))
+            return hashlib.sha256(start + file.read(min(length, MAX_HEADER_BYTES))).hexdigest()
     except OSError as error:
         raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def check_tables(folder: Path, manifest: Manifest) -> None:
+    """Raise if a table is another in the header of its file than the manifest says: of token embeddings, of positions.
+
+    Raises:
+        QwenImageError: a file cannot be read; there is no table of token embeddings of this dtype, shape and offset; or
+            the table of the vision network's positions has another side.
+    """
+    entry = manifest.embeddings
+    path = folder / entry.file
+    found = WeightFile(read_tensor_header(path)).at(entry.offset)
+    wanted = (DTYPES[entry.dtype].safetensors, entry.shape, entry.offset)
+    if found is None or (found.dtype, found.shape, found.offset) != wanted:
+        raise QwenImageError(
+            f"{path}: no tensor {entry.dtype} {entry.shape} at byte {entry.offset}, where the manifest has the token "
+            f"embeddings; {export_advice(folder, manifest)}"
+        )
+    side = manifest.facts.vision.position_side
+    for name in manifest.components["vision"].weights if "vision" in manifest.components else ():
+        for tensor in read_tensor_header(folder / name):
+            if tensor.name.endswith(_POSITIONS) and tensor.shape[:1] != (side**2,):
+                raise QwenImageError(
+                    f"{folder / name}: {tensor.name} has the shape {list(tensor.shape)}, expected {side**2} rows as "
+                    f"facts.vision.position_side {side} has it; {export_advice(folder, manifest)}"
+                )
 
 
 def _size(folder: Path, path: Path, manifest: Manifest) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.core.files import open_regular
 from qwen_image_engine.runtime.images.colour import ProfileError, to_srgb
 from qwen_image_engine.runtime.model.size import MAX_REFERENCES, SIDE_MULTIPLE
 
@@ -83,7 +84,7 @@ def read_reference(source: ReferenceSource, *, first_frame: bool = False) -> Ima
                 rgba, fault = _to_rgba(name, source, first_frame)
             else:
                 # Pillow maps a TIFF that it opens by its path, with width and height exchanged if it lies on its side.
-                with _checked_path(name, source).open("rb") as file, Image.open(file, formats=FORMATS) as image:
+                with open_regular(_checked_path(name, source)) as file, Image.open(file, formats=FORMATS) as image:
                     rgba, fault = _to_rgba(name, image, first_frame)
     except UnidentifiedImageError as error:
         raise UsageError(f"{name} {_unidentified(source)}") from error
@@ -111,7 +112,7 @@ def _unidentified(source: ReferenceSource) -> str:
     """Return the fault of a file that Pillow does not identify."""
     start = b""
     if not isinstance(source, Image.Image):
-        with Path(source).open("rb") as file:
+        with open_regular(Path(source)) as file:
             start = file.read(12)
     brand = start[8:] if start[4:8] == b"ftyp" else b""
     if brand in _HEIC:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import is_stream
 from qwen_image_engine.engines.core.packages import import_package
 
 
@@ -31,9 +32,12 @@ def locked(file: Path, busy: str) -> Iterator[None]:
 
     Raises:
         FolderBusyError: another process holds the lock.
-        QwenImageError: the package filelock is not installed or does not load.
+        QwenImageError: the lock file is a link, a pipe or a device, or the package filelock is not installed or does
+            not load.
         OSError: the file cannot be created.
     """
+    if file.is_symlink() or is_stream(file):  # the folder may come from others, and locking empties the file
+        raise QwenImageError(f"{file}: is a link, a pipe or a device, expected a lock file; remove it")
     filelock = import_package("filelock", "export")
     lock = filelock.FileLock(file, timeout=0)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
 SHAPES = BuildShapes(sizes=((512, 512), (1024, 1024)))
 GPU = DeviceInfo("NVIDIA H100 80GB HBM3", "9.0", 13000, total_bytes=80 << 30, free_bytes=79 << 30)
 COMPONENTS = ("text_encoder", "vision", "prefix", "prefix_image", "step", "vae_encoder", "vae_decoder_mid")
+
+NO_TENSORS = struct.pack("<Q", 92) + b"{}".ljust(92)
+"""A weight file of 100 bytes."""
 
 
 class FakeBuild:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from qwen_image_engine.engines.core.dtypes import DTYPES
@@ -17,12 +18,13 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import read_regular, regular_size
 from qwen_image_engine.engines.core.graph import accepted
 from qwen_image_engine.engines.core.graph.accepted import MAX_AXIS, MAX_GRAPH_BYTES, MAX_RANK, OPERATORS, Operator
+from qwen_image_engine.engines.core.graph.weight_file import StoredTensor, WeightFile
 from qwen_image_engine.engines.core.protobuf import MESSAGE, VARINT, fields
 
 Message = dict[int, list[int | memoryview]]
 """The values of a message by number of field: integers, or the bytes of texts, messages and fixed numbers."""
 
-_ELEMENT_BYTES = {row.onnx: row.bytes for row in DTYPES.values() if row.name in accepted.DTYPES}
+_DTYPES = {row.onnx: row for row in DTYPES.values() if row.name in accepted.DTYPES}
 _INT64 = DTYPES["int64"].onnx
 _INT64_ENDS = (-(1 << 63), (1 << 63) - 1)
 _FIXED32 = 5
@@ -47,14 +49,14 @@ _SHAPE = {1: _BYTES}
 _AXIS = {1: _NUMBERS, 2: _BYTES}
 
 
-def check_graph_file(component: str, model: Path, name: str, weights: Mapping[str, int]) -> None:
-    """Raise if a graph's file holds something that no export holds, or names a file that its bundle does not list.
+def check_graph_file(component: str, model: Path, name: str, weights: Mapping[str, WeightFile]) -> None:
+    """Raise if a graph's file holds something that no export holds, or names weights that its bundle does not list.
 
     Args:
         component: name of the component, for the error.
         model: the graph's file.
         name: name of the graph's file in the bundle, with slashes.
-        weights: sizes of the weight files that the graph may name, by name in the bundle [bytes].
+        weights: weight files that the graph may name, by name in the bundle.
 
     Raises:
         QwenImageError: the file cannot be read, is larger than `MAX_GRAPH_BYTES` or is no ONNX model; or its operators,
@@ -82,7 +84,7 @@ class _Refused(ValueError):
 class _Check:
     """The check of one graph. Types and attributes repeat, so each form is checked once."""
 
-    def __init__(self, folder: str, weights: Mapping[str, int]) -> None:
+    def __init__(self, folder: str, weights: Mapping[str, WeightFile]) -> None:
         self._folder = folder
         self._weights = weights
         self._seen: set[tuple[str, bytes]] = set()
@@ -175,13 +177,14 @@ class _Check:
         name, dims, dtype = _text(tensor, 8), _integers(tensor, 1), _last(tensor, 2)
         if len(dims) > MAX_RANK or not all(0 <= size <= MAX_AXIS for size in dims):
             raise _Refused(f"the tensor {_shown(name)} has the axes {_shown(dims)}, expected {MAX_AXIS} at most")
-        if dtype not in _ELEMENT_BYTES:
+        if dtype not in _DTYPES:
             raise _Refused(f"the tensor {_shown(name)} is of the type {dtype}, which exports do not hold")
-        expected = math.prod(dims) * _ELEMENT_BYTES[dtype]
+        expected = math.prod(dims) * _DTYPES[dtype].bytes
         if 13 in tensor or tensor.get(14, [0]) != [0]:
             if internal or 9 in tensor or tensor.get(14) != [_EXTERNAL]:
                 raise _Refused(f"the tensor {_shown(name)} is both in the graph and in another file")
-            self._check_place(name, expected, list(_messages(tensor, 13)))
+            wanted = StoredTensor(name, _DTYPES[dtype].safetensors, tuple(dims), -1, expected)
+            self._check_place(wanted, list(_messages(tensor, 13)))
             return name
         stored = list(_messages(tensor, 9))
         if sum(map(len, stored)) != expected or len(stored) > 1:
@@ -192,34 +195,44 @@ class _Check:
                     raise _Refused(f"the tensor {_shown(name)} holds {value}, expected {MAX_AXIS} at most")
         return name
 
-    def _check_place(self, name: str, expected: int, entries: list[memoryview]) -> None:
-        """Raise if the place of a tensor's bytes is not in a listed weight file."""
+    def _check_place(self, tensor: StoredTensor, entries: list[memoryview]) -> None:
+        """Raise if the place of a tensor's bytes is not where a listed weight file has such a tensor."""
         pairs = [_read(entry, _PAIR, "a place") for entry in entries]
         place = {_text(pair, 1): _text(pair, 2) for pair in pairs}
+        name = _shown(tensor.name)
         if len(place) != len(pairs) or place.keys() != {"location", "offset", "length"}:
-            raise _Refused(f"the place of the tensor {_shown(name)} is not one location, offset and length")
+            raise _Refused(f"the place of the tensor {name} is not one location, offset and length")
         location = place["location"]
-        size = self._weights.get(location if self._folder == "." else f"{self._folder}/{location}")
-        if size is None:
+        file = self._weights.get(location if self._folder == "." else f"{self._folder}/{location}")
+        if file is None:
             raise _Refused(
-                f"the tensor {_shown(name)} is in the file {_shown(location)}, which the manifest does not list among "
-                "the component's weights"
+                f"the tensor {name} is in the file {_shown(location)}, which the manifest does not list among the "
+                "component's weights"
             )
         if not all(_is_decimal(place[key]) for key in ("offset", "length")):
-            raise _Refused(f"the place of the tensor {_shown(name)} has an offset or a length that is no number")
-        offset, length = int(place["offset"]), int(place["length"])
-        if length != expected or offset + length > size:
+            raise _Refused(f"the place of the tensor {name} has an offset or a length that is no number")
+        wanted = replace(tensor, offset=int(place["offset"]))
+        if (length := int(place["length"])) != wanted.nbytes:
+            raise _Refused(f"the tensor {name} has {length} bytes of {_shown(location)}, expected {wanted.nbytes}")
+        if not file.holds(wanted):
+            found = file.at(wanted.offset)
             raise _Refused(
-                f"the tensor {_shown(name)} has bytes {offset} to {offset + length} of {_shown(location)}, expected "
-                f"{expected} of its {size} bytes"
+                f"the tensor {name}, {wanted.dtype} {_shown([*wanted.shape])}, is at byte {wanted.offset} of "
+                f"{_shown(location)}, whose header has {_described_tensor(found)} there"
             )
+
+
+def _described_tensor(tensor: StoredTensor | None) -> str:
+    if tensor is None:
+        return "nothing"
+    return f"{_shown(tensor.name)}, {tensor.dtype} {_shown([*tensor.shape])} from byte {tensor.offset},"
 
 
 def _check_type(data: memoryview, name: str) -> None:
     """Raise if a value is no tensor, or has an axis out of range."""
     for item in _messages(_read(data, _TYPE, f"the type of {_shown(name)}"), 1):
         tensor = _read(item, _TENSOR_TYPE, f"the type of {_shown(name)}")
-        if not set(tensor.get(1, ())) <= _ELEMENT_BYTES.keys():
+        if not set(tensor.get(1, ())) <= _DTYPES.keys():
             raise _Refused(f"{_shown(name)} is of the type {_listed(tensor[1])}, which exports do not hold")
         for shape in _messages(tensor, 2):
             axes = list(_messages(_read(shape, _SHAPE, f"the shape of {_shown(name)}"), 1))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qwen_image_engine.engines.core.files import read_regular
+from qwen_image_engine.engines.core.graph.accepted import MAX_GRAPH_BYTES
 from qwen_image_engine.engines.core.protobuf import VARINT, Field, fields, messages
 
 _MODEL_GRAPH = 7
@@ -24,10 +26,13 @@ def weights_left_out(model: Path) -> list[str]:
     """Return the names of the weights that are in other files.
 
     Scales of quantisation are not among them: TensorRT needs them when it builds.
+
+    Raises:
+        OSError: the file cannot be read, is not regular, or is larger than `MAX_GRAPH_BYTES`.
     """
     weights: list[str] = []
     scales: set[str] = set()
-    for graph in messages(memoryview(model.read_bytes()), _MODEL_GRAPH):
+    for graph in messages(memoryview(read_regular(model, MAX_GRAPH_BYTES)), _MODEL_GRAPH):
         for tensor in messages(graph, _GRAPH_INITIALIZER):
             if Field(_TENSOR_LOCATION, VARINT, _EXTERNAL) in fields(tensor):
                 weights += map(_text, messages(tensor, _TENSOR_NAME))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from qwen_image_engine.engines.core.files import whole_file
+from qwen_image_engine.engines.core.files import read_regular, whole_file
 from qwen_image_engine.engines.tensorrt.bindings import trt
+
+_MAX_BYTES = 1 << 30
 
 
 def read_timings(config: trt.IBuilderConfig, path: Path, warnings: list[str]) -> trt.ITimingCache | None:
@@ -16,7 +18,7 @@ def read_timings(config: trt.IBuilderConfig, path: Path, warnings: list[str]) ->
         The builder's timing cache; None if TensorRT makes none.
     """
     try:
-        data = path.read_bytes() if path.exists() else b""
+        data = read_regular(path, _MAX_BYTES) if path.exists() else b""
     except OSError as error:
         warnings.append(f"{path}: timings of kernels cannot be read ({error.strerror or error})")
         data = b""

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.core.files import read_regular
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import add_checkpoint_arguments, open_checkpoint
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
@@ -167,15 +168,14 @@ def read_prompts(path: Path) -> list[str]:
     """Return the lines of a file that are not blank, stripped of white space.
 
     Raises:
-        UsageError: the file has no such lines.
-        QwenImageError: the file cannot be read or is not UTF-8.
+        UsageError: the file cannot be read, is not regular, is not UTF-8, or has no such lines.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, _MAX_PROMPTS_BYTES).decode("utf-8-sig")
     except OSError as error:
-        raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
-        raise QwenImageError(f"{path}: is not UTF-8 (byte {error.start}), expected one prompt a line") from error
+        raise UsageError(f"{path}: is not UTF-8 (byte {error.start}), expected one prompt a line") from error
     prompts = [line.strip() for line in text.split("\n") if line.strip()]
     if not prompts:
         raise UsageError(f"{path}: holds no prompts, expected one a line")
@@ -215,6 +215,7 @@ def _largest(values: Mapping[str, float]) -> dict[str, Any]:
     return {"activation": name, "value": values[name]}
 
 
+_MAX_PROMPTS_BYTES = 16 << 20
 _BARS = {
     "hashing": Bar("hashing the checkpoint", "bytes"),
     "sampling": Bar("calibrating", "steps", resumes=True),

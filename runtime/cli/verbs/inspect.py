@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.core.contract import describe_shape
-from qwen_image_engine.engines.core.contract_check import check_model_file
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, is_memory, one_line
 from qwen_image_engine.engines.tensorrt.package import PRODUCTS
+from qwen_image_engine.runtime.bundle.files import check_graphs
 from qwen_image_engine.runtime.bundle.manifest import Manifest, is_bundle, read_manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry, QuantisedLayer
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
@@ -69,7 +69,7 @@ def _graphs(folder: Path) -> VerbResult:
 
     Raises:
         UsageError: the bundle is for a target without rules.
-        QwenImageError: a package of the extra `export` is missing, or a graph is damaged.
+        QwenImageError: a package of the extra `export` is missing, or a graph holds something that no export holds.
     """
     with export_packages():
         import onnx_ir as ir
@@ -82,10 +82,10 @@ def _graphs(folder: Path) -> VerbResult:
     if target is None or target.rules is None:
         raise UsageError(f"--check: {folder} is for {manifest.target}, and the rules are those of TensorRT and CUDA")
     rules = tuple(target.rules())
+    check_graphs(folder, manifest)
     broken = {}
     for name, entry in manifest.components.items():
         model = folder / entry.model
-        check_model_file(entry.contract, model)
         try:
             graph = ir.load(model)
         except Exception as error:  # protobuf's, and whatever onnx_ir meets in what it has read

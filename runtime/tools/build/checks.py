@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.files import is_stream
 from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
 from qwen_image_engine.engines.plans.memory import missing_bytes
@@ -27,11 +28,13 @@ def check_timing_cache(path: Path) -> None:
     """Raise if the timing cache cannot be written. TensorRT writes it only after minutes of building.
 
     Raises:
-        UsageError: `path` is a folder, its parent folder is missing or not writable, or an existing file at `path` is
-            not readable.
+        UsageError: `path` is a folder, a pipe or a device, its parent folder is missing or not writable, or an existing
+            file at `path` is not readable.
     """
     if path.is_dir():
         raise UsageError(f"--timing-cache {path}: is a folder; name a file in it")
+    if is_stream(path):
+        raise UsageError(f"--timing-cache {path}: is a pipe or a device, expected a file; name another file")
     if not path.parent.is_dir():
         raise UsageError(f"--timing-cache {path}: {no_folder(path.parent)}")
     if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK)):

@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.files import leads_out
 from qwen_image_engine.engines.tensorrt.jit_cache import SUFFIX
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.system.folder_lock import locked
@@ -44,9 +46,12 @@ def plans_folder(folder: Path) -> Iterator[PlansFolder]:
 
     Raises:
         FolderBusyError: another build holds the lock.
+        QwenImageError: the folder is a link out of the bundle.
     """
     path = folder / PLANS
     with locked(folder / f".{PLANS}.lock", f"{path}: another build is writing it; wait for that to end"):
+        if leads_out(path, folder):  # whatever looks like a plan would be removed there
+            raise QwenImageError(f"{path}: is a link out of the bundle, expected a folder; remove it")
         path.mkdir(exist_ok=True)
         plans = PlansFolder(folder, path, read_manifest(folder))  # another build may have written it before the lock
         _sweep(plans, (".partial", ".plan", LAYERS))
@@ -59,11 +64,15 @@ def plans_folder(folder: Path) -> Iterator[PlansFolder]:
 
 
 def _sweep(plans: PlansFolder, endings: tuple[str, ...]) -> None:
-    """Remove the files with these endings that the manifest does not list, and kernels compiled for no listed plan."""
+    """Remove links, the files with these endings that the manifest does not list, and kernels compiled for no listed
+    plan.
+
+    A bundle from others may hold a link in the place of a timing cache, and timings are written where it leads.
+    """
     listed = {Path(name).name for name in plans.manifest.plan_files}
     stems = {Path(name).stem for name in plans.manifest.plan_files}
     for path in plans.path.iterdir():
         # What was compiled on a card for a plan goes with the plan.
         of_none = path.suffix == SUFFIX and not any(path.name.startswith(f"{stem}.") for stem in stems)
-        if of_none or (path.name.endswith(endings) and path.name not in listed):
+        if of_none or ((path.is_symlink() or path.name.endswith(endings)) and path.name not in listed):
             path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.entry import Profile
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions, ExpectedFusions
 from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX, Product
-from qwen_image_engine.runtime.bundle.files import check_component_graph, check_files
+from qwen_image_engine.runtime.bundle.files import check_files, check_graphs
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
@@ -94,8 +94,7 @@ class BuildRequest:
         promises = {name: promise(manifest.components[name]) for name in names}
         # A damaged plan is no reason to refuse: it is built again.
         check_files(folder, manifest, [name for name in manifest.files if name not in manifest.plan_files])
-        for name in names:
-            check_component_graph(folder, manifest, name)
+        check_graphs(folder, manifest, names)
         template = Template.of(load_tokenizer(folder), shapes.references.largest)
         platform, facts = _platform(product, manifest, names, compute_capabilities, device)
         halo = manifest.facts.decoder_halo

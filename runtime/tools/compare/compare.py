@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.runtime.system.json_schema import SchemaError, described, parse
+from qwen_image_engine.engines.core.files import read_regular
+from qwen_image_engine.runtime.system.json_schema import MAX_JSON_BYTES, SchemaError, described, parse
 from qwen_image_engine.runtime.tools.bench.result import FORMAT as BENCH
 from qwen_image_engine.runtime.tools.bench.result import SCHEMA as BENCH_SCHEMA
 from qwen_image_engine.runtime.tools.compare.result import VERIFY, VERIFY_SCHEMA, Comparison
@@ -46,11 +47,11 @@ def read_result(path: Path) -> tuple[Literal["bench", "verify"], Mapping[str, An
     """Read a result file, and return the verb that wrote it and the JSON object in it.
 
     Raises:
-        UsageError: the file cannot be read, is not JSON, is not a result of `bench` or `verify`, or has another schema
-            version.
+        UsageError: the file cannot be read, is not regular, is not JSON, is not a result of `bench` or `verify`, or has
+            another schema version.
     """
     try:
-        data = parse(path.read_bytes())
+        data = parse(read_regular(path, MAX_JSON_BYTES))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except SchemaError as error:

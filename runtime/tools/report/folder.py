@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qwen_image_engine.engines.core.entries import load_entry
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, one_line, pass_interruption
-from qwen_image_engine.engines.core.files import whole_file, whole_folder
+from qwen_image_engine.engines.core.files import open_regular, whole_file, whole_folder
 from qwen_image_engine.runtime.system.files import check_writable
 from qwen_image_engine.runtime.tools.report.sections import GENERATOR
 
@@ -109,5 +109,5 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _head(page: Path) -> str:
-    with page.open("rb") as file:
+    with open_regular(page) as file:
         return file.read(_HEAD_BYTES).decode("utf-8", errors="replace")

@@ -114,6 +114,23 @@ def test_a_symlink_in_a_folder_of_the_package_is_replaced(tmp_path: Path) -> Non
     assert (tmp_path / "out").read_bytes() == b"new"
 
 
+@pytest.mark.parametrize("planted", ["link", "pipe"])
+def test_nothing_goes_where_a_folder_from_others_leads(tmp_path: Path, planted: str) -> None:
+    """A link or a pipe has the name of the file, or of the temporary one, which is known before."""
+    (tmp_path / "other").write_bytes(b"other")
+    for name in ("out", ".out.tmp"):
+        if planted == "link":
+            (tmp_path / name).symlink_to("other")
+        elif hasattr(os, "mkfifo"):
+            os.mkfifo(tmp_path / name)
+    with whole_file(tmp_path / "out", temporary=tmp_path / ".out.tmp") as file:
+        file.write(b"new")
+    assert names(tmp_path) == ["other", "out"]
+    assert (tmp_path / "other").read_bytes() == b"other"
+    assert read_regular(tmp_path / "out", 3) == b"new"
+    assert not (tmp_path / "out").is_symlink()
+
+
 def test_a_symlink_that_leads_to_itself_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to("out")
     with pytest.raises(OSError, match="symbolic links"), whole_file(tmp_path / "out"):

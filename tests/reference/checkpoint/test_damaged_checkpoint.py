@@ -10,7 +10,7 @@ import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.storage.tensor_file import MAX_TENSORS
+from qwen_image_engine.runtime.system.tensor_header import MAX_TENSORS
 from tests.support.edit_checkpoint import edit_json, write_header
 
 

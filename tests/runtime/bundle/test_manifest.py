@@ -18,8 +18,8 @@ from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.engines.plans.profile import Range, profile
 from qwen_image_engine.runtime.bundle.files import (
     SMALL_FILE_BYTES,
-    check_embeddings,
     check_files,
+    check_tables,
     describe_file,
     verify_files,
 )
@@ -549,10 +549,8 @@ def test_the_table_is_where_the_header_says(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     end = (bundle / "t.safetensors").stat().st_size
     start = end - 48 - 48  # the library sorts by the size of an item: the float32 tensor is first
-    check_embeddings(
-        bundle, replace(manifest, embeddings=EmbeddingsEntry("t.safetensors", end - 48, "float16", (2, 12)))
-    )
+    check_tables(bundle, replace(manifest, embeddings=EmbeddingsEntry("t.safetensors", end - 48, "float16", (2, 12))))
     for offset, dtype in ((start, "float16"), (end - 50, "float16"), (end - 48, "bfloat16")):
         entry = EmbeddingsEntry("t.safetensors", offset, dtype, (2, 12))
         with pytest.raises(QwenImageError, match="where the manifest has the token embeddings"):
-            check_embeddings(bundle, replace(manifest, embeddings=entry))
+            check_tables(bundle, replace(manifest, embeddings=entry))

@@ -34,6 +34,14 @@ def test_a_lock_is_held_once_and_leaves_no_file(tmp_path: Path) -> None:
     assert issubclass(FolderBusyError, QwenImageError)
 
 
+def test_a_link_in_the_place_of_the_lock_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"other")
+    (tmp_path / ".lock").symlink_to("other")
+    with pytest.raises(QwenImageError, match="expected a lock file; remove it"), locked(tmp_path / ".lock", "never"):
+        pytest.fail("locked")
+    assert (tmp_path / "other").read_bytes() == b"other"
+
+
 def test_an_exception_releases_the_lock(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), locked(tmp_path / ".lock", "never"):
         raise KeyboardInterrupt

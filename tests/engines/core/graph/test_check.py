@@ -9,16 +9,21 @@ from onnx import TensorProto, helper
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.graph.check import check_graph_file
+from qwen_image_engine.engines.core.graph.weight_file import StoredTensor, WeightFile
 
-NAME, LISTED = "vae/graph.onnx", {"vae/weights.safetensors": 100}
+NAME = "vae/graph.onnx"
+TENSORS = (StoredTensor("other", "F32", (3, 1, 1), 48, 12), StoredTensor("weight", "F32", (1, 1, 2, 2), 60, 16))
+LISTED = {"vae/weights.safetensors": WeightFile(TENSORS)}
 LONG = "x" * 300_000
 
 Change = Callable[[onnx.ModelProto], object]
 
 
 def model() -> onnx.ModelProto:
-    """Return a Mul and a Conv, whose weight of 4 values is at byte 60 of a weight file of 100 bytes."""
-    weight = TensorProto(name="weight", dims=[1, 1, 2, 2], data_type=TensorProto.FLOAT, data_location=1)
+    """Return a Mul and a Conv, whose weight of 4 values is at byte 60 of a weight file."""
+    weight = TensorProto(
+        name="weight", dims=[1, 1, 2, 2], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL
+    )
     for key, value in (("location", "weights.safetensors"), ("offset", "60"), ("length", "16")):
         weight.external_data.add(key=key, value=value)
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1, 4, 4]) for name in ("x", "y")]
@@ -57,7 +62,11 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "unlisted weights": (place("location", "other.bin"), "'other.bin', which the manifest does not list"),
     "weights above": (place("location", "../vae/weights.safetensors"), "does not list"),
     "long location": (place("location", LONG), "300002 characters"),
-    "offset": (place("offset", "85"), "bytes 85 to 101"),
+    "offset": (place("offset", "64"), "at byte 64 of 'weights.safetensors', whose header has 'weight', F32"),
+    "offset of another": (place("offset", "48"), "whose header has 'other', F32 [3, 1, 1] from byte 48"),
+    "offset behind": (place("offset", "76"), "whose header has nothing"),
+    "other dtype": (lambda m: setattr(m.graph.initializer[0], "data_type", 16), "16 bytes of 'weights.safetensors'"),
+    "other shape": (lambda m: m.graph.initializer[0].dims.__setitem__(slice(None), [1, 1, 4]), "F32 [1, 1, 4]"),
     "negative offset": (place("offset", "-1"), "no number"),
     "long offset": (place("offset", "9" * 400), "no number"),
     "length": (place("length", "17"), "expected 16"),

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,39 @@ def test_links_are_followed_without_a_copy(bundle: Path, tmp_path: Path) -> None
     assert not path.parent.exists()
 
 
+def test_weights_on_several_disks_are_copied_to_the_one_with_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two folders play disks, each with a file of weights, and the graph is on a third."""
+
+    def link(source: Path, target: Path) -> None:
+        if source.relative_to(tmp_path).parts[0] != target.relative_to(tmp_path).parts[0]:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        made.append(source.name)
+        hard_link(source, target)
+
+    made: list[str] = []
+    hard_link = os.link
+    for name in ("small", "large", "bundle", "system"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "system"))
+    model = tmp_path / "bundle" / "graph.onnx"
+    model.write_bytes(b"graph")
+    for name in ("small", "large"):
+        file = tmp_path / name / f"{name}.safetensors"
+        file.write_bytes(b"weights" * len(name) ** (name == "large"))
+        (model.parent / file.name).symlink_to(file)
+    with weights_in_folder(COMPONENT, model) as path:
+        assert path.is_relative_to(tmp_path / "large")
+        assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == {
+            file.name: file.read_bytes() for file in model.parent.iterdir()
+        }
+        assert (path.parent / "large.safetensors").samefile(tmp_path / "large" / "large.safetensors")
+        assert not (path.parent / "small.safetensors").samefile(tmp_path / "small" / "small.safetensors")
+    assert not path.parent.exists()
+
+
 def test_where_links_cannot_be_followed_the_text_says_so(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,10 +102,11 @@ def test_where_links_cannot_be_followed_the_text_says_so(
     model = linked(bundle, tmp_path / "cache", "disk")
     before = sorted(model.parent.iterdir())
     monkeypatch.setattr(os, "link", refused)
+    monkeypatch.setattr(shutil, "copyfile", refused)
     for engine in ("onnxruntime", "openvino"):
         pytest.importorskip(engine)
         with pytest.raises(
-            QwenImageError, match=r"is a link to .*blobs, which this engine .*not permitted\); copy"
+            QwenImageError, match=r"is a link to .*blobs, which this engine .*not permitted\); copy the bundle"
         ) as e:
             load_engine(engine, model, read_manifest(bundle).components[COMPONENT].contract, 1)
         assert "export" not in str(e.value)

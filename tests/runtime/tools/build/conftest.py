@@ -12,7 +12,7 @@ from qwen_image_engine.runtime.bundle.manifest import write_manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry, EmbeddingsEntry, Fp8Scales, QuantisedLayer
 from tests.support.builders import install_builders
 from tests.support.numpy_engines import DIMS
-from tests.support.played_build import COMPONENTS
+from tests.support.played_build import COMPONENTS, NO_TENSORS
 from tests.support.toy_graph import toy_graph
 from tests.support.toy_manifest import toy_manifest
 
@@ -30,7 +30,7 @@ def bundle(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
             f"{name}.onnx", ("weights.safetensors",), "bf16", (), {}, 23, 11, contract(name, DIMS, "bfloat16")
         )
         components[name] = replace(components[name], fused_attentions=("Attention_4",))
-    (folder / "weights.safetensors").write_bytes(bytes(100))
+    (folder / "weights.safetensors").write_bytes(NO_TENSORS)
     layers = {f"blocks.{index}.to_q": QuantisedLayer("fp8") for index in range(3)}
     components["step"] = replace(
         components["step"],

@@ -31,7 +31,7 @@ from qwen_image_engine.runtime.tools.build.plans_folder import LAYERS, PLANS
 from qwen_image_engine.runtime.tools.build.shapes import Template, build_profiles
 from tests.support.builders import install_builders
 from tests.support.numpy_engines import FACTS
-from tests.support.played_build import COMPONENTS, GPU, SHAPES, FakeBuild, build
+from tests.support.played_build import COMPONENTS, GPU, NO_TENSORS, SHAPES, FakeBuild, build
 from tests.support.toy_graph import toy_graph
 
 
@@ -101,7 +101,7 @@ def test_another_graph_weight_or_tensorrt_builds_again(bundle: Path, monkeypatch
         if name == "tensorrt":
             install_builders(monkeypatch, tensorrt="11.4.1.2")
         else:
-            data = toy_graph("another") if name == "step.onnx" else b"\1" * 100
+            data = toy_graph("another") if name == "step.onnx" else NO_TENSORS.replace(b" ", b"\n")
             (bundle / name).write_bytes(data)
             manifest = read_manifest(bundle)
             write_manifest(bundle, replace(manifest, files={**manifest.files, name: describe_file(bundle / name)}))
@@ -249,6 +249,22 @@ def test_what_a_killed_build_left_is_removed(bundle: Path) -> None:
     left = {path.suffix for path in (bundle / PLANS).iterdir()}
     assert left == {".plan", ".json", ".timing"}
     assert len([*(bundle / PLANS).iterdir()]) == 3
+
+
+def test_links_in_the_plans_folder_lead_nowhere(bundle: Path, tmp_path: Path) -> None:
+    """Timings are written through a link, and what looks like a plan is removed: not outside the bundle."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "own.plan").write_bytes(b"own")
+    (bundle / PLANS).mkdir()
+    (bundle / PLANS / "a.timing").symlink_to(outside / "own.plan")
+    build(bundle, FakeBuild(), only=("prefix",))
+    assert not (bundle / PLANS / "a.timing").is_symlink()
+    shutil.rmtree(bundle / PLANS)
+    (bundle / PLANS).symlink_to(outside)
+    with pytest.raises(QwenImageError, match="plans: is a link out of the bundle"):
+        build(bundle, FakeBuild())
+    assert (outside / "own.plan").read_bytes() == b"own"
 
 
 def test_one_build_at_a_time(bundle: Path) -> None:
