@@ -48,7 +48,7 @@ def calibrate(folder: Path, work: Path) -> None:
     prompts.write_text("\n".join(lines[:PROMPTS]) + "\n", encoding="utf-8")
     _command(
         *("calibrate", "-m", str(SHAPES), str(folder), "--prompts", str(prompts)),
-        *("--steps", "4", "--size", "128x128", "256x256", "--precision", "fp8"),
+        *("--steps", "4", "--size", "128x128", "256x256"),
     )
 
 
