@@ -23,18 +23,23 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=int, default=8, help="of an instruction and a prompt")
     options = parser.parse_args()
-    images = options.folder / "images"
+    write_inputs(options.folder, options.pairs)
+
+
+def write_inputs(folder: Path, pairs: int) -> None:
+    """Write `folder`/prompts.txt and `folder`/images with this number of instructions and of prompts."""
+    images = folder / "images"
     shutil.rmtree(images, ignore_errors=True)  # of an earlier run, which may have made more
     images.mkdir(parents=True)
     rng = np.random.default_rng(0)
     kinds = [kind for kind in KINDS if kind != "combine"]  # which has two references
     lines = []
-    for index in range(options.pairs):
+    for index in range(pairs):
         edit = split_edit(rng, kinds[index % len(kinds)], held_out=False)
         width, height = SIZES[index % len(SIZES)]
         Image.fromarray(edit.references[0].draw(width, height)).save(images / f"{index:02}.png")
         lines += [write_instruction(edit, rng), write_prompt(split_scene(rng, held_out=False), rng)]
-    (options.folder / "prompts.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "prompts.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

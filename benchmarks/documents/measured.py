@@ -107,3 +107,11 @@ def _measured() -> Iterator[tuple[str, str, str]]:
         "([performance.md](performance.md))",
         "soak",
     )
+    builds = [build for found in result("rtx_builds")["builds"].values() for build in found]
+    alone = [build["seconds"] for build in builds if len(build["compute_capabilities"]) == 1]
+    yield (
+        f"engine files of `shapes` for RTX cards: {len(builds)} builds in bf16, INT8 and FP8, by the real compiler",
+        f"{min(alone):.0f} to {max(alone):.0f} s for one compute capability, again at most "
+        f"{max(build['seconds_again'] for build in builds):.1f} s ([rtx.md](rtx.md))",
+        "rtx_builds",
+    )

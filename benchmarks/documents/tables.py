@@ -249,6 +249,28 @@ def soak() -> str:
     )
 
 
+def rtx_builds() -> str:
+    """Return the table of builds with TensorRT for RTX, with a row for each precision and set of GPUs."""
+    rows = []
+    for precision, builds in result("rtx_builds")["builds"].items():
+        for build in builds:
+            step = build["plans"]["step"]
+            products = [f"{step[f'{kind}_products']} in {kind.upper()}" for kind in ("fp8", "int8")]
+            rows.append(
+                (
+                    precision,
+                    ", ".join(build["compute_capabilities"]),
+                    f"{build['seconds']:.0f} s",
+                    f"{build['seconds_again']:.1f} s",
+                    f"{sum(plan['bytes'] for plan in build['plans'].values()) / 1e6:.0f} MB",
+                    str(step["fused_attentions"]),
+                    ", ".join(item for item in products if not item.startswith("0 ")) or "",
+                )
+            )
+    head = ("precision", "capability", "build", "again", "plans", "fused attentions of the step", "its products")
+    return markdown(head, rows)
+
+
 def full_size_export() -> str:
     """Return the table of exports at the released size, with the prediction of `plan` for each figure."""
 
@@ -328,5 +350,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
         full_size_run,
         full_size_peaks,
         soak,
+        rtx_builds,
     )
 }

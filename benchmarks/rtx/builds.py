@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.calibration_inputs import write_inputs
 from benchmarks.common.environment import environment
 from benchmarks.common.paths import ROOT, SHAPES
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
@@ -28,8 +29,8 @@ GPUS = {
 }
 """Compute capabilities to build for, by precision."""
 
-PROMPTS = 4
-"""Prompts of the calibration: scales decide numbers, not kernels."""
+PAIRS = 2
+"""Instructions and prompts of the calibration: scales decide numbers, not kernels."""
 
 
 def export(precision: str, bundle: Path, calibration: Path) -> None:
@@ -43,11 +44,10 @@ def export(precision: str, bundle: Path, calibration: Path) -> None:
 
 
 def calibrate(folder: Path, work: Path) -> None:
-    lines = (ROOT / "benchmarks" / "prompts.txt").read_text(encoding="utf-8").splitlines()
-    prompts = work / "prompts.txt"
-    prompts.write_text("\n".join(lines[:PROMPTS]) + "\n", encoding="utf-8")
+    write_inputs(work, PAIRS)
     _command(
-        *("calibrate", "-m", str(SHAPES), str(folder), "--prompts", str(prompts)),
+        *("calibrate", "-m", str(SHAPES), str(folder), "--prompts", str(work / "prompts.txt")),
+        *("--images", str(work / "images"), "--reference-resolution", "192"),
         *("--steps", "4", "--size", "128x128", "256x256"),
     )
 
