@@ -160,7 +160,7 @@ def check_audit(
         for fault in _faults(counts, network, promise):
             where[fault].append(profile)
     if where:
-        texts = [f"{text} ({_profiles(names, len(found))})" for (_, text), names in where.items()]
+        texts = [f"{_profiles(names, len(found))}{text}" for (_, text), names in where.items()]
         of_attention = promise.fp8_attention and {kind for kind, _ in where} <= {_FUSED, _FP8_ATTENTION}
         instead = "without --fp8-attention" if of_attention else "with --precision bf16"
         raise QwenImageError(
@@ -187,7 +187,7 @@ def _faults(found: Audit, network: Network, promise: ExpectedFusions) -> Iterato
 
 
 def _profiles(names: Collection[str], of: int) -> str:
-    return "in every profile" if len(names) == of else f"profile {', '.join(names)}"
+    return "" if len(names) == of else f"profile {', '.join(names)}: "
 
 
 def attention_kernels(layers: Collection[EngineLayer], names: Collection[str]) -> dict[str, list[EngineLayer]]:

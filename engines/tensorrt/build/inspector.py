@@ -34,7 +34,7 @@ _SOFTMAX = re.compile(r"softmax|max\w?subexp", re.IGNORECASE)
 _PRODUCT = re.compile(r"gemm|matmul|matrixmultiply|(?-i:Fc(?![a-z]))", re.IGNORECASE)
 _COPY = re.compile(r"reformat|noop", re.IGNORECASE)
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
-_SUBGRAPH = re.compile(r"_myl(\d+)_\d+(?= \[profile \d+\]|$)")
+_SUBGRAPH = re.compile(r"_myl(\d+)_\d+(?: \[profile \d+\])?$")
 _PROFILE = re.compile(r"\[profile (\d+)\]")
 
 # Of A and B, with C's between them: gemm_e4m3bf16_e4m3f32_f32, gemm_i8i8_i8i32_f32, gemm_f8_f8_f32_f16_f16.
