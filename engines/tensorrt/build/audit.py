@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.tensorrt.build.account import Names
 from qwen_image_engine.engines.tensorrt.build.inspector import Bits, EngineLayer, engine_layers
 from qwen_image_engine.engines.tensorrt.build.job import ExpectedFusions
 
@@ -39,10 +40,10 @@ class Network:
     fp8_attentions: Collection[str] = ()
     other_attentions: Collection[str] = ()
 
-    @property
-    def all_attentions(self) -> tuple[str, ...]:
-        """Names of all attentions."""
-        return (*self.attentions, *self.other_attentions)
+    def names(self, profiles: tuple[str, ...]) -> Names:
+        """Return the names for the file beside a plan with these profiles."""
+        attentions = (*self.attentions, *self.other_attentions)
+        return Names(profiles, attentions, tuple(self.products), tuple(self.from_codes))
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,7 @@ def test_a_build(trt: FakeTensorRT, tmp_path: Path) -> None:
     assert account["Layers"] == json.loads(inspected())["Layers"]
     assert account["Profiles"] == ["512x512", "1024x1024"]
     assert (account["Attentions"], account["Products"]) == (["attention_0", "vae"], ["gemm_q", "gemm_out"])
+    assert account["FromCodes"] == []
     assert result.warnings == ()
 
     names = trt.names()
