@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from qwen_image_engine.engines.core.errors import QwenImageError
@@ -74,20 +75,47 @@ def scratch_of_log(messages: Sequence[str]) -> tuple[int, ...]:
     return tuple(int(match.group(1)) for match in found if match is not None)
 
 
-def file_text(inspected: str, profiles: Sequence[str], attentions: Sequence[str], products: Sequence[str]) -> str:
-    """Return the text of the file beside a plan.
+@dataclass(frozen=True)
+class Names:
+    """The names that the file beside a plan has in addition to the layers.
 
-    Args:
-        inspected: the layers, as the inspector's JSON.
+    Attributes:
         profiles: names of the profiles in the order in which the plan numbers them.
         attentions: names of all attentions of the graph.
         products: names of all products of the graph.
+        from_codes: names of the products whose operands are dequantised codes.
+    """
+
+    profiles: tuple[str, ...]
+    attentions: tuple[str, ...]
+    products: tuple[str, ...]
+    from_codes: tuple[str, ...]
+
+
+_NAMES = {"Profiles": "profiles", "Attentions": "attentions", "Products": "products", "FromCodes": "from_codes"}
+
+
+def file_text(inspected: str, names: Names) -> str:
+    """Return the text of the file beside a plan: names, and the layers in the inspector's JSON `inspected`.
 
     Raises:
         QwenImageError: `inspected` has another form.
     """
-    own = {"Profiles": [*profiles], "Attentions": [*attentions], "Products": [*products]}
+    own = {key: [*getattr(names, attribute)] for key, attribute in _NAMES.items()}
     return json.dumps({**own, "Layers": listed_layers(inspected)}, indent=0)
+
+
+def names_of_file(text: str) -> Names:
+    """Return the names in the text of the file beside a plan.
+
+    Raises:
+        QwenImageError: the text has another form.
+    """
+    try:
+        found = {attribute: tuple(map(str, json.loads(text)[key])) for key, attribute in _NAMES.items()}
+    except (ValueError, KeyError, TypeError):
+        raise _other_form("no names of profiles, attentions and products") from None
+    return Names(**found)
 
 
 def listed_layers(inspected: str) -> list[Mapping[str, Any]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.tensorrt.build.account import Names
 from qwen_image_engine.engines.tensorrt.build.inspector import Bits, EngineLayer, engine_layers
 from qwen_image_engine.engines.tensorrt.build.job import ExpectedFusions
 
@@ -39,10 +40,10 @@ class Network:
     fp8_attentions: Collection[str] = ()
     other_attentions: Collection[str] = ()
 
-    @property
-    def all_attentions(self) -> tuple[str, ...]:
-        """Names of all attentions."""
-        return (*self.attentions, *self.other_attentions)
+    def names(self, profiles: tuple[str, ...]) -> Names:
+        """Return the names for the file beside a plan with these profiles."""
+        attentions = (*self.attentions, *self.other_attentions)
+        return Names(profiles, attentions, tuple(self.products), tuple(self.from_codes))
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def check_audit(
         for fault in _faults(counts, network, promise):
             where[fault].append(profile)
     if where:
-        texts = [f"{text} ({_profiles(names, len(found))})" for (_, text), names in where.items()]
+        texts = [f"{_profiles(names, len(found))}{text}" for (_, text), names in where.items()]
         of_attention = promise.fp8_attention and {kind for kind, _ in where} <= {_FUSED, _FP8_ATTENTION}
         instead = "without --fp8-attention" if of_attention else "with --precision bf16"
         raise QwenImageError(
@@ -187,7 +188,7 @@ def _faults(found: Audit, network: Network, promise: ExpectedFusions) -> Iterato
 
 
 def _profiles(names: Collection[str], of: int) -> str:
-    return "in every profile" if len(names) == of else f"profile {', '.join(names)}"
+    return "" if len(names) == of else f"profile {', '.join(names)}: "
 
 
 def attention_kernels(layers: Collection[EngineLayer], names: Collection[str]) -> dict[str, list[EngineLayer]]:

@@ -51,10 +51,10 @@ def build(job: BuildJob, progress: Progress) -> BuildResult:
         inspected, scratch = _inspected(Path(job.plan), log)
     else:
         inspected, scratch = layers_of_log(messages), scratch_of_log(messages)
-    profiles = [item.name for item in job.profiles]
+    profiles = tuple(item.name for item in job.profiles)
     layers = Path(job.layers)
     with whole_file(layers) as file:  # for a plan that is refused, too
-        file.write(file_text(inspected, profiles, network.all_attentions, network.products).encode())
+        file.write(file_text(inspected, network.names(profiles)).encode())
     found = audit(inspected, network, len(profiles))
     check_audit(job.component, dict(zip(profiles, found, strict=True)), network, job.promise, layers)
     return BuildResult(

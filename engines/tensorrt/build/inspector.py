@@ -33,8 +33,9 @@ _ATTENTION = re.compile(r"(?<![a-z])f?mha|flash", re.IGNORECASE)
 _SOFTMAX = re.compile(r"softmax|max\w?subexp", re.IGNORECASE)
 _PRODUCT = re.compile(r"gemm|matmul|matrixmultiply|(?-i:Fc(?![a-z]))", re.IGNORECASE)
 _COPY = re.compile(r"reformat|noop", re.IGNORECASE)
+_NO_KERNEL = re.compile(r"shape_call|signal|wait", re.IGNORECASE)
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
-_SUBGRAPH = re.compile(r"_myl(\d+)_\d+(?= \[profile \d+\]|$)")
+_SUBGRAPH = re.compile(r"_myl(\d+)_\d+(?: \[profile \d+\])?$")
 _PROFILE = re.compile(r"\[profile (\d+)\]")
 
 # Of A and B, with C's between them: gemm_e4m3bf16_e4m3f32_f32, gemm_i8i8_i8i32_f32, gemm_f8_f8_f32_f16_f16.
@@ -62,6 +63,7 @@ class EngineLayer:
         name: name of the layer in the account.
         profile: index of the profile that the layer belongs to.
         nodes: names of the graph nodes that the layer names.
+        is_kernel: whether the layer runs a kernel, which layers that wait, signal or compute shapes do not.
         kind: "attention" for a kernel of fused attention, "softmax" for a kernel of a softmax alone, "product" for a
             kernel of a matrix product, "other".
         bits: 8-bit format of both operands of a product; None if an operand has more bits or the format is not known.
@@ -73,6 +75,7 @@ class EngineLayer:
     name: str
     profile: int
     nodes: frozenset[str]
+    is_kernel: bool
     kind: Literal["attention", "softmax", "product", "other"]
     bits: Bits | None
     precision: Precision | None
@@ -102,6 +105,7 @@ def engine_layers(inspected: str, nodes: Collection[str]) -> Iterator[EngineLaye
             name=name,
             profile=profile,
             nodes=frozenset((*node_names(str(layer.get("Metadata", ""))), *known.findall(name))),
+            is_kernel=not _NO_KERNEL.fullmatch(str(layer.get("LayerType", ""))),
             kind=_kind(f"{known.sub('', name)} {kernel}", kernel),
             bits=bits,
             precision=bits or _widest(operands, outputs),

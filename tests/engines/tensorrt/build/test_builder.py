@@ -1,4 +1,7 @@
-"""Every call of the builder on a module made from the stub of the real API: no TensorRT runs here."""
+"""The builder on a module made from the stub of TensorRT's real API: what it asks of a TensorRT that has a GPU.
+
+What a compiler answers is asked of a real one, in `test_compiler`.
+"""
 
 import errno
 import importlib
@@ -86,9 +89,11 @@ def attention(fake: FakeTensorRT, name: str, values: str) -> Any:
 
 
 def inspected(fp8: str = "FP8") -> str:
+    """The account of an engine with two profiles."""
     layers = [
-        {"Name": "_gemm_mha_v2_0", "Metadata": "[ONNX Layer: attention_0]", "Inputs": [{"Format/Datatype": "FP8"}]},
-        {"Name": "a", "Metadata": "[ONNX Layer: gemm_q]", "Inputs": [{"Name": "x", "Format/Datatype": fp8}]},
+        {"Name": f"{name}{tag}", "Metadata": f"[ONNX Layer: {node}]", "Inputs": [{"Name": "x", "Datatype": dtype}]}
+        for tag in ("", " [profile 1]")
+        for name, node, dtype in (("_gemm_mha_v2_0", "attention_0", "FP8"), ("a", "gemm_q", fp8))
     ]
     return json.dumps({"Layers": layers})
 
@@ -96,6 +101,8 @@ def inspected(fp8: str = "FP8") -> str:
 def job(folder: Path, **changes: Any) -> BuildJob:
     made = BuildJob(
         component="step",
+        builder="tensorrt",
+        compute_capabilities=(),
         model="step.onnx",
         plan=str(folder / "step.plan"),
         timing_cache=str(folder / "step.timing"),
@@ -145,7 +152,11 @@ def test_a_build(trt: FakeTensorRT, tmp_path: Path) -> None:
     assert said == [("Building", 1, 2)]
     assert (tmp_path / "step.timing").read_bytes() == b"timings"
     assert {path.name for path in tmp_path.iterdir()} == {"step.plan", "step.timing", "step.layers.json"}
-    assert (tmp_path / "step.layers.json").read_text() == inspected()
+    account = json.loads((tmp_path / "step.layers.json").read_text())
+    assert account["Layers"] == json.loads(inspected())["Layers"]
+    assert account["Profiles"] == ["512x512", "1024x1024"]
+    assert (account["Attentions"], account["Products"]) == (["attention_0", "vae"], ["gemm_q", "gemm_out"])
+    assert account["FromCodes"] == []
     assert result.warnings == ()
 
     names = trt.names()
@@ -185,7 +196,7 @@ def test_what_tensorrt_refuses_in_silence_is_told(
 
 def test_attention_that_the_parser_decomposed_is_told_before_the_build(trt: FakeTensorRT, tmp_path: Path) -> None:
     promise = ExpectedFusions(1, 0, 1, ("attention_0", "attention_1"))
-    words = "step: TensorRT's parser made 1 attention layers of the graph's 2 that must be fused; none of: attention_1"
+    words = "step: the parser made 1 attention layers of the graph's 2 that must be fused; none of: attention_1"
     with pytest.raises(QwenImageError, match=words):
         builder().build(job(tmp_path, promise=promise), go_on)
     assert "Builder.build_serialized_network_to_stream" not in trt.names()
@@ -193,9 +204,10 @@ def test_attention_that_the_parser_decomposed_is_told_before_the_build(trt: Fake
 
 def test_what_the_inspector_says_is_kept_where_the_audit_fails(trt: FakeTensorRT, tmp_path: Path) -> None:
     trt.returns["EngineInspector.get_engine_information"] = lambda inspector, format: inspected("BF16")
-    with pytest.raises(QwenImageError, match=r"report this with the GPU's name and .*step\.layers\.json$"):
+    with pytest.raises(QwenImageError, match=r"report this with the names of .*step\.layers\.json$"):
         builder().build(job(tmp_path), go_on)
-    assert (tmp_path / "step.layers.json").read_text() == inspected("BF16")
+    account = json.loads((tmp_path / "step.layers.json").read_text())
+    assert account["Layers"] == json.loads(inspected("BF16"))["Layers"]
 
 
 def test_a_plan_is_without_the_weights_of_the_files_alone(trt: FakeTensorRT, tmp_path: Path) -> None:
@@ -293,7 +305,7 @@ def test_failures_in_words(trt: FakeTensorRT, tmp_path: Path) -> None:
     with pytest.raises(QwenImageError, match=r"has the inputs \['cos', 'latents'\], its contract \['latents'\]"):
         module.build(job(tmp_path, profiles=(short,)), go_on)
     trt.returns["EngineInspector.get_engine_information"] = lambda inspector, format: inspected("BF16")
-    with pytest.raises(QwenImageError, match="0 products in FP8 of 1; in a higher precision: a"):
+    with pytest.raises(QwenImageError, match="0 products in FP8 of 1; in a higher precision: gemm_q"):
         module.build(job(tmp_path), go_on)
     trt.returns["IBuilderConfig.add_optimization_profile"] = lambda config, profile: -1
     with pytest.raises(QwenImageError, match="does not take the profile 512x512"):
