@@ -60,7 +60,7 @@ def layers_of_log(messages: Sequence[str]) -> str:
     """
     lists = [message.removeprefix(_LAYERS) for message in messages if message.startswith(_LAYERS)]
     if len(lists) != 1:
-        raise _other_form(f"{len(lists)} lists of layers")
+        raise other_form(f"{len(lists)} lists of layers")
     lines = lists[0].partition("\n\n")[0].splitlines()
     return json.dumps({"Layers": [*map(_layer, lines)]})
 
@@ -113,8 +113,8 @@ def names_of_file(text: str) -> Names:
     """
     try:
         found = {attribute: tuple(map(str, json.loads(text)[key])) for key, attribute in _NAMES.items()}
-    except (ValueError, KeyError, TypeError):
-        raise _other_form("no names of profiles, attentions and products") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise other_form("no names of profiles, attentions and products") from None
     return Names(**found)
 
 
@@ -126,17 +126,17 @@ def listed_layers(inspected: str) -> list[Mapping[str, Any]]:
     """
     try:
         layers = json.loads(inspected)["Layers"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         layers = None
     if not isinstance(layers, list) or not all(isinstance(layer, Mapping) for layer in layers):
-        raise _other_form('no list of objects under "Layers"')
+        raise other_form('no list of objects under "Layers"')
     return layers
 
 
 def _layer(line: str) -> dict[str, Any]:
     match = _LAYER.fullmatch(line)
     if match is None:
-        raise _other_form(f"the line {_quoted(line)}")
+        raise other_form(f"the line {_quoted(line)}")
     found: dict[str, Any] = match.groupdict()
     tensors = {key: [*_tensors(found[key], line)] for key in _TENSORS}
     return {**found, **tensors, "StreamId": int(found["StreamId"])}
@@ -147,7 +147,7 @@ def _tensors(text: str, line: str) -> Iterator[dict[str, Any]]:
     while end < len(text):
         match = _TENSOR.match(text, end)
         if match is None:
-            raise _other_form(f"the tensors {_quoted(text[end:])} of {_quoted(line)}")
+            raise other_form(f"the tensors {_quoted(text[end:])} of {_quoted(line)}")
         end = match.end()
         yield {
             key: [int(number) for number in value.split(",") if number.strip()] if key in _LISTS else value
@@ -160,8 +160,9 @@ def _quoted(text: str) -> str:
     return f'"{text[:_LONGEST_QUOTE]}{"…" if len(text) > _LONGEST_QUOTE else ""}"'
 
 
-def _other_form(found: str) -> QwenImageError:
+def other_form(found: str) -> QwenImageError:
+    """Return the error for an account in a form that is not known; `found` is what was met."""
     return QwenImageError(
         f"the compiler's account of an engine has another form than known ({found}); the engine's fusions cannot be "
-        "checked, so it was not kept; report this with the compiler's version"
+        "checked; report this with the compiler's version"
     )

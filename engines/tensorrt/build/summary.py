@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from qwen_image_engine.engines.tensorrt.build.account import Names, names_of_file
+from qwen_image_engine.engines.core.errors import one_line
+from qwen_image_engine.engines.tensorrt.build.account import Names, names_of_file, other_form
 from qwen_image_engine.engines.tensorrt.build.audit import attention_kernels, product_kernels
 from qwen_image_engine.engines.tensorrt.build.inspector import EngineLayer, engine_layers
 
@@ -57,7 +58,10 @@ def summary(text: str) -> tuple[ProfileSummary, ...]:
         QwenImageError: the text has another form.
     """
     names = names_of_file(text)
-    layers = [*engine_layers(text, {*names.attentions, *names.products})]
+    try:
+        layers = [*engine_layers(text, {*names.attentions, *names.products})]
+    except (AttributeError, TypeError, ValueError) as error:  # a file from others may hold anything
+        raise other_form(f"a layer with {one_line(error)}") from error
     return tuple(
         _summary(profile, [layer for layer in layers if layer.profile == index], names)
         for index, profile in enumerate(names.profiles)

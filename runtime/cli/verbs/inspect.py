@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.core.contract import describe_shape
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, is_memory, one_line
+from qwen_image_engine.engines.tensorrt.build.summary import HEADINGS, ProfileSummary
 from qwen_image_engine.engines.tensorrt.package import PRODUCTS
+from qwen_image_engine.runtime.bundle.accounts import read_account
 from qwen_image_engine.runtime.bundle.files import check_graphs
 from qwen_image_engine.runtime.bundle.manifest import Manifest, is_bundle, read_manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry, QuantisedLayer
@@ -200,16 +202,30 @@ def _adapter_lines(adapter: "Adapter") -> list[str]:
 
 def _bundle(folder: Path) -> VerbResult:
     manifest = read_manifest(folder)
+    accounts, faults = _accounts(folder, manifest)
     document = {
         "kind": "bundle",
         "path": str(folder),
         "bytes": sum(file.bytes for file in manifest.files.values()),
         **manifest.to_json(),
+        "accounts": {name: [asdict(profile) for profile in found] for name, found in accounts.items()},
+        "faults": faults,
     }
     lines = _bundle_lines(folder, manifest)
     for name, entry in manifest.components.items():
-        lines += ["", *_component_lines(name, entry), *_engine_lines(folder, manifest, name)]
-    return VerbResult(document, lines)
+        lines += ["", *_component_lines(name, entry), *_engine_lines(folder, manifest, name, accounts)]
+    return VerbResult(document, [*lines, *(["", *(f"✗ {fault}" for fault in faults)] if faults else [])])
+
+
+def _accounts(folder: Path, manifest: Manifest) -> tuple[dict[str, tuple[ProfileSummary, ...]], list[str]]:
+    """Return the compiler's account by plan, and what is wrong with accounts that cannot be read."""
+    accounts, faults = {}, []
+    for plan in (plan for plans in manifest.plans.values() for plan in plans):
+        try:
+            accounts[plan.file] = read_account(folder, manifest, plan)
+        except QwenImageError as error:
+            faults.append(str(error))
+    return accounts, faults
 
 
 def _bundle_lines(folder: Path, manifest: Manifest) -> list[str]:
@@ -254,7 +270,9 @@ def _component_lines(name: str, entry: ComponentEntry) -> list[str]:
     return lines
 
 
-def _engine_lines(folder: Path, manifest: Manifest, name: str) -> list[str]:
+def _engine_lines(
+    folder: Path, manifest: Manifest, name: str, accounts: Mapping[str, Sequence[ProfileSummary]]
+) -> list[str]:
     lines = []
     for plan in manifest.plans.get(name, ()):
         built = f"of {PRODUCTS[plan.builder].text} {plan.version}" + ("" if plan.gpu is None else f" on {plan.gpu}")
@@ -263,6 +281,9 @@ def _engine_lines(folder: Path, manifest: Manifest, name: str) -> list[str]:
             f"  {built}, compute capability {', '.join(plan.compute_capabilities)}, "
             f"sha256 {manifest.files[plan.file].sha256}",
         ]
+        if profiles := accounts.get(plan.file):
+            rows = table([HEADINGS, *(profile.row() for profile in profiles)], right=(1, 3))
+            lines += [f"    {row}".rstrip() for row in rows]
     if lines:
         return lines
     if manifest.target == "tensorrt":

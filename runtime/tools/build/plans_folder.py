@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import leads_out
 from qwen_image_engine.engines.tensorrt.jit_cache import SUFFIX
-from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
+from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest, write_manifest
 from qwen_image_engine.runtime.system.folder_lock import locked
 
 PLANS = "plans"
@@ -53,7 +53,10 @@ def plans_folder(folder: Path) -> Iterator[PlansFolder]:
         if leads_out(path, folder):  # whatever looks like a plan would be removed there
             raise QwenImageError(f"{path}: is a link out of the bundle, expected a folder; remove it")
         path.mkdir(exist_ok=True)
-        plans = PlansFolder(folder, path, read_manifest(folder))  # another build may have written it before the lock
+        manifest = read_manifest(folder)  # another build may have written it before the lock
+        plans = PlansFolder(folder, path, _without_lost_plans(folder, manifest))
+        if plans.manifest != manifest:
+            write_manifest(folder, plans.manifest)
         _sweep(plans, (".partial", ".plan", LAYERS))
         try:
             yield plans
@@ -61,6 +64,17 @@ def plans_folder(folder: Path) -> Iterator[PlansFolder]:
             _sweep(plans, (".partial", ".plan"))
             with suppress(OSError):
                 path.rmdir()  # where nothing came of it
+
+
+def _without_lost_plans(folder: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest without plans whose files are gone: somebody removed them, with the folder perhaps."""
+    kept = {
+        name: tuple(plan for plan in plans if all((folder / file).is_file() for file in plan.listed))
+        for name, plans in manifest.plans.items()
+    }
+    found = replace(manifest, plans={name: plans for name, plans in kept.items() if plans})
+    lost = manifest.plan_files - found.plan_files
+    return replace(found, files={name: entry for name, entry in manifest.files.items() if name not in lost})
 
 
 def _sweep(plans: PlansFolder, endings: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """Building for TensorRT for RTX, without a GPU: what is asked of the builder, recorded, kept and refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,19 @@ def test_a_plan_replaces_only_the_one_for_the_same_gpus(bundle: Path, monkeypatc
         ("tensorrt", "11.4.0.106", ("9.0",)),
     }
     assert {path.name for path in (bundle / "plans").iterdir()} == {Path(name).name for name in manifest.plan_files}
+
+
+def test_plans_that_somebody_removed_are_forgotten(bundle: Path) -> None:
+    rtx(bundle, FakeBuild(), "8.9", only=("step", "prefix"))
+    before = read_manifest(bundle)
+    shutil.rmtree(bundle / "plans")
+    rtx(bundle, FakeBuild(), "12.0", only=("step",))
+    manifest = read_manifest(bundle)
+    assert {name: [plan.compute_capabilities for plan in plans] for name, plans in manifest.plans.items()} == {
+        "step": [("12.0",)]
+    }
+    assert not before.plan_files & set(manifest.files)
+    assert verify_files(bundle, manifest) == []
 
 
 @pytest.mark.parametrize(
