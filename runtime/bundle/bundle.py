@@ -55,6 +55,7 @@ class Bundle:
         """Read the manifest of the bundle in `folder`, run the quick check of the files, and check the graphs.
 
         Everything that a sampler needs minutes to reach is checked here: an engine reads a graph when it first runs.
+        Plans are checked when they are loaded: a bundle may have those of one card alone.
 
         Raises:
             QwenImageError: the folder has no bundle, the manifest is damaged or of another schema version, a file is
@@ -62,7 +63,7 @@ class Bundle:
                 it.
         """
         manifest = read_manifest(folder)
-        check_files(folder, manifest)
+        check_files(folder, manifest, [name for name in manifest.files if name not in manifest.plan_files])
         check_graphs(folder, manifest)
         check_tables(folder, manifest)
         return cls(folder, manifest)
@@ -152,6 +153,7 @@ class Bundle:
         session = self._session
         plan = choose_plan(component, plans, backend.name, session.device, rebuild)
         check_plan_fits(component, plan, session.device, session.version, rebuild)
+        check_files(self.folder, self.manifest, [plan.file])
         path, expected = self.folder / plan.file, self.manifest.files[plan.file]
         if file_sha256(path) != expected.sha256:  # hashed each time: whoever changes a plan runs code on the GPU
             raise QwenImageError(

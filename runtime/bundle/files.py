@@ -187,8 +187,12 @@ def _size(folder: Path, path: Path, manifest: Manifest) -> int:
 
 
 def _changed(folder: Path, name: str, state: str, manifest: Manifest) -> QwenImageError:
-    if name in manifest.plan_files:
-        rebuild = command_line("qwen-image", "build", folder)
+    plans = (plan for plans in manifest.plans.values() for plan in plans if name in plan.listed)
+    for plan in plans:
+        words = ["--engine", plan.builder]
+        if plan.gpu is None:  # which is built for any GPU
+            words += ["--compute-capability", ",".join(plan.compute_capabilities)]
+        rebuild = command_line("qwen-image", "build", folder, *words)
         return QwenImageError(f"{folder / name}: {state}; build it again with: {rebuild}")
     return QwenImageError(f"{folder / name}: {state}; {export_advice(folder, manifest)}")
 
