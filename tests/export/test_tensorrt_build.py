@@ -1,25 +1,25 @@
-"""Exported graphs through the whole build: real inputs against profiles, real nodes against the audit.
+"""Exported graphs through the whole build with the real compiler: every component of `shapes`, and real requests.
 
-TensorRT is played (`played_builder`); graphs, manifest, profiles and every call's form are real.
+The compiler is TensorRT for RTX, which needs no GPU. Its account of the layers is held against what graphs promise, and
+its profiles against the calls of real requests to the reference.
 """
 
 from __future__ import annotations
 
-import importlib
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qwen_image_engine.engines.cuda.driver import DeviceInfo
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.plans.entry import Shape
 from qwen_image_engine.engines.plans.profile import Range
 from qwen_image_engine.engines.plans.profile_choice import choose_profile
-from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildOptions, BuildResult
-from qwen_image_engine.engines.tensorrt.build.launch import Watch
+from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
+from qwen_image_engine.engines.tensorrt.build.onnx_weights import weights_left_out
+from qwen_image_engine.engines.tensorrt.build.summary import summary
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
@@ -27,54 +27,63 @@ from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.component_pool import ComponentPool
 from qwen_image_engine.runtime.tools.build.build import build_bundle
 from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
-from tests.support.builders import install_builders
-from tests.support.fake_tensorrt import FakeTensorRT, forget_modules
+from tests.support.compiler import CAPABILITIES, need_compiler
 from tests.support.images import patches
-from tests.support.played_builder import PlayedBuilder
+from tests.support.paths import ROOT
+from tests.support.shared import SharedFolders
 from tests.support.single_file import write_single_file
 
-Bundles = Callable[..., tuple[Path, Path]]
-Build = Callable[..., Manifest]
-
-GPU = DeviceInfo("A GPU", "9.0", 13000, total_bytes=80 << 30, free_bytes=79 << 30)
 SHAPES = BuildShapes(
-    sizes=((96, 64), (160, 160)), references=Range(0, 1, 2), reference_resolution=288, batch=Range(1, 1, 2)
+    sizes=((96, 96), (160, 160)), references=Range(0, 1, 2), reference_resolution=288, batch=Range(1, 1, 2)
 )
 REQUESTS: tuple[dict[str, Any], ...] = (
     {"prompt": "", "width": 32, "height": 32},
-    {"prompt": "a red circle " * 40, "width": 96, "height": 64, "num_images": 2},
+    {"prompt": "a red circle " * 40, "width": 96, "height": 96, "num_images": 2},
     {"prompt": "make it blue", "width": 160, "height": 128, "references": [patches(200, 101)]},
     {"prompt": "蓝色", "width": 128, "height": 96, "references": [patches(60, 110), patches(90, 90, "RGB", 1)]},
 )
+TRANSFORMER = ("prefix", "prefix_image", "step")
 
 
-@pytest.fixture
-def build(tensorrt_stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
-    """`build(folder)`: the manifest after it; the graphs are parsed and built by a TensorRT that is played."""
-    fake = FakeTensorRT(tensorrt_stub)
-    played = PlayedBuilder(fake)
-    monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    install_builders(monkeypatch, tensorrt="11.4.0.106")
-    forget_modules()
-    builder = importlib.import_module("qwen_image_engine.engines.tensorrt.build.builder")
+@pytest.fixture(scope="session")
+def shapes_bundle(calibrated: Callable[[Path], Path], shared: SharedFolders) -> Callable[[str], tuple[Path, Path]]:
+    """`shapes_bundle(precision) -> (checkpoint, bundle)`; read-only. In FP8 the attention is too."""
 
-    def run(job: BuildJob, watch: Watch) -> BuildResult:
-        result: BuildResult = builder.build(BuildJob.from_json(job.to_json()), lambda *words: True)
-        if job.options.strip_weights:
-            assert played.stored
-            assert played.left_out == played.stored
-            assert result.warnings == ()
-        return result
+    def bundle(precision: str) -> tuple[Path, Path]:
+        source = ROOT / "reference" / "shapes" / "checkpoint"
 
-    def built(folder: Path, strip_weights: bool = False) -> Manifest:
-        build_bundle(folder, SHAPES, BuildOptions(strip_weights), device=lambda: GPU, run=run)
-        return read_manifest(folder)
+        def write(folder: Path) -> None:
+            calibration = calibrated(source) if precision != "bf16" else None
+            own = {"precision": precision, "calibration": calibration, "fp8_attention": precision == "fp8"}
+            export_bundle(source, folder, target="tensorrt", **own)
 
-    yield built
-    forget_modules()
+        return source, shared(write, "bundle", "shapes", "tensorrt", precision)
+
+    return bundle
 
 
-def requested(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Mapping[str, Shape]]]:
+def no_gpu() -> Any:
+    raise QwenImageError("no GPU is asked for")
+
+
+def build(folder: Path, precision: str, only: tuple[str, ...] = ()) -> Manifest:
+    """Build a bundle's components for the oldest GPUs that take its precision."""
+    need_compiler()
+    build_bundle(
+        folder,
+        SHAPES,
+        BuildOptions(),
+        engine="tensorrt-rtx",
+        compute_capabilities=(CAPABILITIES[precision],),
+        only=only,
+        device=no_gpu,
+    )
+    return read_manifest(folder)
+
+
+def requested(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, requests: tuple[dict[str, Any], ...] = REQUESTS
+) -> list[tuple[str, Mapping[str, Shape]]]:
     """Every component's calls, by the shapes of their inputs, in real requests to the reference."""
     seen: list[tuple[str, Mapping[str, Shape]]] = []
     run = ComponentPool.run
@@ -85,70 +94,86 @@ def requested(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> list[t
 
     monkeypatch.setattr(ComponentPool, "run", watched)
     with reference_pipeline(checkpoint) as pipeline:
-        for request in REQUESTS:
+        for request in requests:
             pipeline.generate(**request, steps=2, reference_resolution=288)
     return seen
 
 
 def check_profiles(manifest: Manifest, calls: list[tuple[str, Mapping[str, Shape]]]) -> None:
-    """Each call has a profile, and each component a call."""
+    """Each call to a built component has a profile, and each component a call."""
     for component, shapes in calls:
-        (plan,) = manifest.plans[component]
-        choose_profile(manifest.components[component].contract, plan.profiles, shapes, "qwen-image build")
-    assert {component for component, _ in calls} == set(manifest.plans) == set(manifest.components)
+        for plan in manifest.plans.get(component, ()):
+            choose_profile(manifest.components[component].contract, plan.profiles, shapes, "qwen-image build")
+    assert {component for component, _ in calls} == set(manifest.components)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
-def test_a_bundle_is_built_as_its_graphs_are(
-    static_bundle: Bundles,
-    build: Build,
+def test_every_component_of_shapes_is_built_as_its_graph_is(
+    shapes_bundle: Callable[[str], tuple[Path, Path]],
     precision: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = {"fp8_attention": True} if precision == "fp8" else {}
-    checkpoint, exported = static_bundle("narrow", "tensorrt", precision, **options)
-    # Without the engines that another test may have left.
-    folder = Path(shutil.copytree(exported, tmp_path / "bundle", ignore=shutil.ignore_patterns("plans")))
-    manifest = build(folder)
-    check_profiles(manifest, requested(Checkpoint.open(checkpoint), monkeypatch))
+    checkpoint, exported = shapes_bundle(precision)
+    folder = Path(shutil.copytree(exported, tmp_path / "bundle"))
+    # The graphs of the other networks are those of the bf16 bundle.
+    manifest = build(folder, precision, only=() if precision == "bf16" else TRANSFORMER)
+    requests = REQUESTS[1:] if precision == "fp8" else REQUESTS  # FP8 attention wants 32 keys
+    check_profiles(manifest, requested(Checkpoint.open(checkpoint), monkeypatch, requests))
     layers = Checkpoint.open(checkpoint).transformer.num_layers
-    for name, entry in manifest.components.items():
-        found, quantised = manifest.plans[name][0], len(entry.quantised_layers)
-        assert (found.fp8_products, found.int8_products) == {
-            "bf16": (0, 0),
-            "fp8": (quantised, 0),
-            "int8": (0, quantised),
-        }[precision], name
-    assert all(
-        manifest.plans[name][0].fused_attentions == len(entry.fused_attentions or ())
-        for name, entry in manifest.components.items()
-    )
-    # Of a prefix's last layer keys and values are enough; of an image's, the text behind it has a mask.
-    fused = {name: manifest.plans[name][0].fused_attentions for name in ("step", "prefix", "prefix_image")}
-    assert fused == {"step": layers, "prefix": layers - 1, "prefix_image": layers - 1}
-    assert all(len(plan.scratch_bytes) == len(plan.profiles) for (plan,) in manifest.plans.values())
+    # Of a prefix's last layer keys and values are enough.
+    attentions = {"step": layers, "prefix": layers - 1, "prefix_image": layers - 1}
+    for name, (plan,) in manifest.plans.items():
+        entry = manifest.components[name]
+        assert len(plan.scratch_bytes) == len(plan.profiles)
+        assert plan.fused_attentions == len(entry.fused_attentions or ()) == attentions.get(name, plan.fused_attentions)
+        counts = {"fp8": plan.fp8_products, "int8": plan.int8_products}
+        assert counts.pop(precision, 0) == len(entry.quantised_layers)
+        assert not any(counts.values())
+        account = summary((folder / str(plan.layers)).read_text(encoding="utf-8"))
+        assert [item.profile for item in account] == [item.name for item in plan.profiles]
+        for item in account:
+            assert item.products.get(precision, 0) >= len(entry.quantised_layers)
+            assert (
+                item.fp8_attentions
+                == len(entry.fp8_attention)
+                == (layers if (name, precision) == ("step", "fp8") else 0)
+            )
+            assert not item.wide
+            assert not set(item.unfused).intersection(entry.fused_attentions or ())
+            assert "unknown" not in item.products
     assert bool(manifest.components["step"].quantised_layers) == (precision != "bf16")
-    assert all(plan.stripped for (plan,) in build(folder, strip_weights=True).plans.values())
 
 
-def test_plans_without_weights_that_have_other_names_in_their_file(
-    random_checkpoint: Callable[..., Path], build: Build, tmp_path: Path
+def test_weights_in_files_have_the_names_that_the_parser_gives_them(
+    random_checkpoint: Callable[..., Path], trace_once: None, tmp_path: Path
 ) -> None:
-    """A single file names and stacks them as ComfyUI does; `build` compares what is left out with the graph's own."""
+    """A single file names and stacks them as ComfyUI does; a plan without weights is refitted by the graph's names."""
+    need_compiler()
+    import tensorrt_rtx as trt
+
     folder = random_checkpoint(dtype="bfloat16")
     checkpoint = Checkpoint.open(folder, transformer_file=write_single_file(folder, tmp_path / "one.safetensors"))
     export_bundle(checkpoint, tmp_path / "bundle", target="tensorrt", precision="bf16", weights="link")
-    assert all(plan.stripped for (plan,) in build(tmp_path / "bundle", strip_weights=True).plans.values())
+    log = trt.Logger(trt.Logger.ERROR)
+    for entry in read_manifest(tmp_path / "bundle").components.values():
+        network = trt.Builder(log).create_network()
+        parser = trt.OnnxParser(network, log)
+        model = tmp_path / "bundle" / entry.model
+        assert parser.parse_from_file(str(model))
+        names = weights_left_out(model)
+        assert names
+        assert all(network.mark_weights_refittable(name) for name in names)
 
 
+@pytest.mark.process
 def test_bidirectional_attention(
-    random_checkpoint: Callable[..., Path],
-    build: Build,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    random_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = Checkpoint.open(random_checkpoint("narrow"), attention="bidirectional")
     folder = tmp_path / "bundle"
     export_bundle(checkpoint, folder, target="tensorrt", precision="bf16")
-    check_profiles(build(folder), requested(checkpoint, monkeypatch))
+    manifest = build(folder, "bf16", only=("joint",))
+    check_profiles(manifest, requested(checkpoint, monkeypatch))
+    assert manifest.plans["joint"][0].fused_attentions == checkpoint.transformer.num_layers
