@@ -83,7 +83,7 @@ class Names:
         profiles: names of the profiles in the order in which the plan numbers them.
         attentions: names of all attentions of the graph.
         products: names of all products of the graph.
-        from_codes: names of the products whose operands are dequantised codes.
+        from_codes: names of the products that read dequantised codes.
     """
 
     profiles: tuple[str, ...]

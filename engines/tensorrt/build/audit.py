@@ -28,7 +28,7 @@ class Network:
         attentions: names of the attentions that must be fused.
         products: names of all matrix products.
         nodes: names of all nodes that the parser made layers of.
-        from_codes: names of the products whose operands are dequantised codes.
+        from_codes: names of the products that read dequantised codes.
         fp8_attentions: names of the attentions that were told to read codes.
         other_attentions: names of the attentions that may run unfused.
     """
@@ -121,14 +121,15 @@ def check_parsed(component: str, network: Network, promise: ExpectedFusions) -> 
     """Raise if the parsed graph lacks attentions that its plan must fuse or run in FP8, before the long build.
 
     Raises:
-        QwenImageError: some attentions were parsed as other layers, or do not read FP8. The text lists the former.
+        QwenImageError: some attentions were parsed as other layers, have a mask, or do not read FP8.
     """
     missing = sorted(set(promise.attentions).difference(network.attentions))
     if missing:
+        whole, wanted = len(promise.attentions) - len(missing), len(promise.attentions)
         raise QwenImageError(
-            f"{component}: the parser made {len(promise.attentions) - len(missing)} attention layers of the "
-            f"graph's {len(promise.attentions)} that must be fused; none of: {_listed(missing)}. Unfused they would "
-            "hold tokens * tokens * heads numbers; report this with the compiler's version"
+            f"{component}: the parser made {whole} attention layers without a mask of the graph's {wanted} that must "
+            f"be fused; none of: {_listed(missing)}. Unfused they would hold tokens * tokens * heads numbers; report "
+            "this with the compiler's version"
         )
     if len(network.fp8_attentions) < promise.fp8_attention:
         raise QwenImageError(

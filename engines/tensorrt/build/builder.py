@@ -121,7 +121,8 @@ def _prepare_attention(
         attention = cast(trt.IAttentionInputLayer, layer).attention
         name = _node(attention.metadata, attention.name or layer.name)
         attention.decomposable = name not in fused or not PRODUCT.needs_gpu
-        is_kept = name in fused and (not attention.decomposable or not PRODUCT.needs_gpu)  # the setter may refuse
+        is_whole = not attention.decomposable or not PRODUCT.needs_gpu  # the setter may refuse in silence
+        is_kept = name in fused and is_whole and attention.mask is None
         (kept if is_kept else others).append(name)
         # The parser multiplies queries and keys by the square root of their scale, be it 1: values alone are the
         # graph's own tensor.
@@ -132,7 +133,7 @@ def _prepare_attention(
         ):
             in_fp8.append(name)
     products = {
-        _node(item.metadata, item.name): all(item.get_input(index).name in from_codes for index in range(2))
+        _node(item.metadata, item.name): any(item.get_input(index).name in from_codes for index in range(2))
         for item in layers
         if item.type == trt.LayerType.MATRIX_MULTIPLY
     }
@@ -140,7 +141,7 @@ def _prepare_attention(
         attentions=kept,
         products=[*products],
         nodes={_node(item.metadata, item.name) for item in layers},
-        from_codes=[name for name, both in products.items() if both],
+        from_codes=[name for name, reads_codes in products.items() if reads_codes],
         fp8_attentions=in_fp8,
         other_attentions=others,
     )

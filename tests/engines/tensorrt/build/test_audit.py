@@ -193,7 +193,9 @@ def test_a_subgraph_of_two_profiles_is_told() -> None:
 
 def test_what_the_parser_made_is_checked_before_the_build() -> None:
     check_parsed("step", NETWORK, PROMISE)
-    with pytest.raises(QwenImageError, match=r"made 1 attention layers of the graph's 2 .* none of: Attention_48\. Un"):
+    with pytest.raises(
+        QwenImageError, match=r"made 1 attention layers without a mask of the graph's 2 .* none of: Attention_48\. Un"
+    ):
         check_parsed("step", replace(NETWORK, attentions=("Attention_8",)), PROMISE)
     with pytest.raises(QwenImageError, match="step: 0 attentions read FP8 in the parsed graph, expected at least 2"):
         check_parsed("step", NETWORK, replace(PROMISE, fp8_attention=2))

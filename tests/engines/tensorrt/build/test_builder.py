@@ -186,7 +186,10 @@ def test_what_tensorrt_refuses_in_silence_is_told(
 ) -> None:
     for refused, words in (
         ("normalization_quantize_to_type", "0 attentions read FP8 in the parsed graph, expected at least 1"),
-        ("decomposable", "made 0 attention layers of the graph's 1 that must be fused; none of: attention_0"),
+        (
+            "decomposable",
+            "made 0 attention layers without a mask of the graph's 1 that must be fused; none of: attention_0",
+        ),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(trt.IAttention, refused, property(lambda self: True, lambda self, value: None), raising=False)
@@ -196,7 +199,7 @@ def test_what_tensorrt_refuses_in_silence_is_told(
 
 def test_attention_that_the_parser_decomposed_is_told_before_the_build(trt: FakeTensorRT, tmp_path: Path) -> None:
     promise = ExpectedFusions(1, 0, 1, ("attention_0", "attention_1"))
-    words = "step: the parser made 1 attention layers of the graph's 2 that must be fused; none of: attention_1"
+    words = "made 1 attention layers without a mask of the graph's 2 that must be fused; none of: attention_1"
     with pytest.raises(QwenImageError, match=words):
         builder().build(job(tmp_path, promise=promise), go_on)
     assert "Builder.build_serialized_network_to_stream" not in trt.names()

@@ -13,6 +13,8 @@ from qwen_image_engine.engines.tensorrt.build.launch import run_build
 
 JOB = BuildJob(
     component="step",
+    builder="tensorrt-rtx",
+    compute_capabilities=("8.9", "12.0"),
     model="step.onnx",
     plan="step.plan",
     timing_cache="step.timing",
@@ -20,6 +22,7 @@ JOB = BuildJob(
     options=BuildOptions(strip_weights=True, workspace_bytes=7),
     promise=ExpectedFusions(3, 0, 1, ("Attention_4", "Attention_9")),
     softmax_scale=1 / 448,
+    layers="step.layers.json",
 )
 RESULT = BuildResult(
     bytes=4,
