@@ -62,6 +62,8 @@ def layers_of_log(messages: Sequence[str]) -> str:
     if len(lists) != 1:
         raise other_form(f"{len(lists)} lists of layers")
     lines = lists[0].partition("\n\n")[0].splitlines()
+    if not lines:
+        raise other_form("no layers")
     return json.dumps({"Layers": [*map(_layer, lines)]})
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,4 +106,4 @@ def test_without_a_driver_the_real_process_tells_so() -> None:
     if Path("/dev/nvidia0").exists():
         pytest.skip("this machine has a GPU")
     with pytest.raises(QwenImageError, match=r"no CUDA driver: libcuda\.so\.1 cannot be loaded"):
-        run_build(JOB, lambda words: None)
+        run_build(replace(JOB, builder="tensorrt", compute_capabilities=()), lambda words: None)
