@@ -1,5 +1,6 @@
 """Fixtures shared by every test folder."""
 
+import gc
 import json
 import os
 import shutil
@@ -177,6 +178,12 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def pytest_configure(config: pytest.Config) -> None:
     """Watch for processes that tests start."""
     config.stash[WATCH] = ProcessWatch()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep what is imported by now out of every later collection of garbage: torch alone is a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
