@@ -56,6 +56,7 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("benchmarks.gpu.run.signal.signal", lambda *arguments: None)
+        monkeypatch.setattr("benchmarks.common.environment.commit", lambda: "0123456789ab")  # asks git
         monkeypatch.setattr(sys, "argv", ["gpu.py", *map(str, arguments)])
         return gpu.main()
 
@@ -285,6 +286,7 @@ def test_what_would_not_end_in_time_is_a_row() -> None:
     assert rows[4]["missing"].startswith("failed: RuntimeError: as before: ")  # which is not made twice
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("fails", "also"),
     [

@@ -1,7 +1,5 @@
 """The twins of the small real checkpoint, on a calibration of a picture a size, within the thresholds of verify."""
 
-from pathlib import Path
-
 import pytest
 
 from qwen_image_engine.calibration.observe.calibrate import calibrate
