@@ -22,13 +22,13 @@ $(STAMP): pyproject.toml setup.py $(shell find $(FOLDERS) -name '*.py')
 demo: setup
 	$(BIN)/python -m benchmarks.quality.demo --checkpoint $(SHAPES) --output out/demo
 
-# Two workers, each of whole files, so that what a file's tests share is made once; the slow files come first by name.
+# Two workers, each of whole files, so that what a file's tests share is made once; tests/conftest.py orders them.
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# The tests that start no process: a minute or so once their graphs have been traced.
+# The tests that start no process and neither export nor calibrate: a minute or so.
 test-fast: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not process"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not process and not slow"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Fixtures shared by every test folder."""
 
+import gc
 import json
 import os
 import shutil
@@ -25,6 +26,8 @@ leave_out_operators()
 pytest_plugins = ["tests.support.toy_pipeline"]
 
 WATCH = pytest.StashKey[ProcessWatch]()
+CHECKPOINTS = frozenset({"trace_once", "calibrated"})
+"""Fixtures of every test that exports or calibrates a checkpoint, or runs what others have."""
 
 
 @pytest.fixture(scope="session")
@@ -187,6 +190,22 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def pytest_configure(config: pytest.Config) -> None:
     """Watch for processes that tests start."""
     config.stash[WATCH] = ProcessWatch()
+
+
+@pytest.hookimpl(tryfirst=True)  # before what `-m` leaves out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what exports or calibrates, and put files first in which anything takes long: two workers end together."""
+    for item in items:
+        if CHECKPOINTS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+    long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("process")}
+    items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep what is imported by now out of every later collection of garbage: torch alone is a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -45,6 +45,7 @@ def test_a_changed_network_traces_again_and_a_changed_pass_does_not(home: Path, 
     assert (source_hash(home) != before) == traces_again
 
 
+@pytest.mark.slow
 def test_a_kept_graph_is_the_traced_one(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(random_checkpoint())
     first = KeptTraces(tracing.trace, tmp_path, "a")

@@ -25,6 +25,7 @@ from benchmarks.common.measured_process import Measured, run_measured
 from benchmarks.common.paths import RESULTS
 from qwen_image_engine.engines.backends import ENGINES
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
+from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.system.text import size_text, table
 
 PARTS = (sys.executable, "-m", "benchmarks.full_size.parts")
@@ -122,10 +123,14 @@ def part(options: argparse.Namespace, name: str, *arguments: object) -> dict[str
 
 def predicted_peaks(bundle: Path, size: int) -> dict[str, int]:
     """Return the memory peak of each stage of a picture that `plan` predicts. Measured peaks have the same stages."""
+    from qwen_image_engine.export.estimate.estimate import PictureRequest, estimate
+    from qwen_image_engine.export.targets import choose_target
+    from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+
     manifest = read_manifest(bundle)
-    ways = ("-m", manifest.checkpoint.path, "--target", manifest.target, "--precision", manifest.precision)
-    plan = run_measured(*COMMAND, "plan", *ways, "--size", f"{size}x{size}", "--json")
-    return dict(json.loads(plan.output)["stages"])
+    checkpoint, target = Checkpoint.open(manifest.checkpoint.path), choose_target(manifest.target, manifest.precision)
+    picture = PictureRequest((size, size), 0, DEFAULT_RESOLUTION)
+    return estimate(checkpoint, target, picture, weights="copy", components=tuple(manifest.components)).stages
 
 
 def process(run: Measured) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def main() -> None:
     manifest = export_bundle(checkpoint, bundle, without=["vision", "vae_encoder"], precision="int8")
     entry = manifest.components["step"]
     model = bundle / entry.model
-    products = ceilings(options.threads)
+    products = ceilings(options.threads, 128 * options.heads, options.rounds)
     results, cases = times(checkpoint, model, entry, options)
     document = {
         "what": f"seconds of one cached step of {options.blocks} blocks {128 * options.heads} wide, random weights; "

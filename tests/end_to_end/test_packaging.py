@@ -40,6 +40,7 @@ def python(code: str, installed: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.process
 def test_every_module_is_in_it(installed: Path) -> None:
     modules = {
         path.relative_to(ROOT)
@@ -51,6 +52,7 @@ def test_every_module_is_in_it(installed: Path) -> None:
     assert packed == modules
 
 
+@pytest.mark.process
 def test_the_small_checkpoint_is_not(installed: Path) -> None:
     assert not list(installed.rglob("*.safetensors"))
 

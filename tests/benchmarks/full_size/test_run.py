@@ -91,6 +91,7 @@ def test_making_it_again_writes_what_is_missing_alone(work: Path) -> None:
     assert not list(folder.rglob("*.partial"))
 
 
+@pytest.mark.process
 def test_linked_export_copies_no_weights(work: Path, exports: list[dict[str, Any]]) -> None:
     (found,) = (item for item in exports if item["weights"] == "link")
     assert found["written_bytes"] < 5_000_000 < found["bundle_bytes"]
@@ -100,6 +101,7 @@ def test_linked_export_copies_no_weights(work: Path, exports: list[dict[str, Any
     assert {f"graph of {name}" for name in components} <= found["stages"].keys()
 
 
+@pytest.mark.process
 def test_int8_export_writes_what_was_predicted(work: Path, exports: list[dict[str, Any]]) -> None:
     (found,) = (item for item in exports if item["precision"] == "int8")
     assert found["written_bytes"] == pytest.approx(found["predicted"]["written_bytes"], rel=0.25)
@@ -107,6 +109,7 @@ def test_int8_export_writes_what_was_predicted(work: Path, exports: list[dict[st
     assert verify_files(folder, read_manifest(folder)) == []
 
 
+@pytest.mark.process
 def test_both_memory_policies_draw_the_same_and_encode_once(work: Path, exports: list[dict[str, Any]]) -> None:
     assert exports
     pictures = work / "pictures"
@@ -123,6 +126,7 @@ def test_both_memory_policies_draw_the_same_and_encode_once(work: Path, exports:
         assert drawn[0] == drawn[1]
 
 
+@pytest.mark.process
 def test_a_step_and_a_decode_alone(work: Path, exports: list[dict[str, Any]]) -> None:
     assert exports
     step = full_size(work, "step", "--size", 128, "--rounds", 2)

@@ -2,11 +2,12 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.kept_command import kept_command
 from tests.support.paths import BENCHMARKS, ROOT, SHAPES
 
 NO_GPU = not torch.cuda.is_available()
@@ -33,21 +35,43 @@ def gpu(*arguments: object, python: str = sys.executable) -> subprocess.Complete
 
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    output = tmp_path_factory.mktemp("gpu") / "gpu.json"
-    tiny = ("--device", "cpu", "--tiny")
-    done = gpu(*tiny, "--output", output)
+    folder = tmp_path_factory.mktemp("gpu")
+    output, python = folder / "gpu.json", folder / "python"
+    command = " ".join(map(shlex.quote, kept_command("benchmarks.gpu.run:main")))
+    start = f'if [ "$1" = -m ]; then shift 2; exec {command} "$@"; fi'  # gpu.sh starts that module
+    python.write_text(f'#!/bin/sh\n{start}\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    done = gpu("--device", "cpu", "--tiny", "--output", output, python=str(python))
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     return document
 
 
-@pytest.mark.process
-def test_a_dry_run_writes_no_result(tmp_path: Path) -> None:
-    code = "from benchmarks.gpu import run as gpu; gpu.run_all = lambda *given: None; gpu.main()"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, "--device", "cpu", "--tiny"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
-    assert done.stderr.splitlines()[-1] == "out/gpu.json"
+@pytest.fixture
+def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """`in_process(*arguments)`: the exit code of `benchmarks/gpu/run.py` in this process, started in `tmp_path`."""
+
+    def run(*arguments: object) -> int:
+        from benchmarks.gpu import run as gpu
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("benchmarks.gpu.run.signal.signal", lambda *arguments: None)
+        monkeypatch.setattr("benchmarks.common.environment.commit", lambda: "0123456789ab")  # asks git
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *map(str, arguments)])
+        return gpu.main()
+
+    return run
+
+
+def test_a_dry_run_writes_no_result(
+    in_process: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("benchmarks.gpu.run.run_all", lambda *given: None)
+    assert in_process("--device", "cpu", "--tiny") == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "out/gpu.json"
     assert (tmp_path / "out" / "gpu.json").is_file()
 
 
@@ -66,6 +90,7 @@ def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert json.loads(output.read_text(encoding="utf-8"))["complete"] is False
 
 
+@pytest.mark.process
 def test_every_part_has_rows(dry_run: dict[str, Any]) -> None:
     assert {"machine", "versions", "commit", "device", "network", "seconds"} <= dry_run.keys()
     assert dry_run["complete"] is True
@@ -87,6 +112,7 @@ def test_every_part_has_rows(dry_run: dict[str, Any]) -> None:
         assert row["attention_kernels"]
 
 
+@pytest.mark.process
 def test_engines_compute_the_same_step(dry_run: dict[str, Any]) -> None:
     """Rows of engines, where one is installed; elsewhere the row says why not."""
     pytest.importorskip("onnxruntime")
@@ -120,6 +146,7 @@ def test_diffusers_computes_the_same_step() -> None:
     assert error < 1e-5
 
 
+@pytest.mark.process
 def test_bf16_is_compared_component_by_component(dry_run: dict[str, Any]) -> None:
     found = {(row["checkpoint"], row["component"]): row for row in dry_run["parity"] if "missing" not in row}
     assert {"text_encoder", "vision", "prefix", "step", "vae_encoder"} <= {component for _, component in found}
@@ -259,6 +286,7 @@ def test_what_would_not_end_in_time_is_a_row() -> None:
     assert rows[4]["missing"].startswith("failed: RuntimeError: as before: ")  # which is not made twice
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("fails", "also"),
     [
@@ -268,10 +296,12 @@ def test_what_would_not_end_in_time_is_a_row() -> None:
     ],
 )
 def test_what_fails_leaves_the_other_rows(
-    fails: str, also: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fails: str,
+    also: str,
+    in_process: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from benchmarks.gpu import run as gpu
-
     monkeypatch.setattr(f"benchmarks.gpu.{fails}", broken)
     monkeypatch.setattr(f"benchmarks.gpu.{also}", broken)
     monkeypatch.setattr("benchmarks.gpu.run.torch_rows", lambda *arguments: iter([{"way": "torch bf16"}]))
@@ -280,10 +310,8 @@ def test_what_fails_leaves_the_other_rows(
         "benchmarks.gpu.run.Checkpoint", type("Opened", (), {"open": staticmethod(lambda folder: None)})
     )
     monkeypatch.setattr("benchmarks.gpu.run.peers", lambda *arguments: [])
-    monkeypatch.setattr("benchmarks.gpu.run.signal.signal", lambda *arguments: None)
     output = tmp_path / "gpu.json"
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--tiny", "--output", str(output)])
-    assert gpu.main() == 0
+    assert in_process("--device", "cpu", "--tiny", "--output", output) == 0
     document = json.loads(output.read_text(encoding="utf-8"))
     assert document["complete"] is True
     assert len(document["parity"]) == 2 + 6

@@ -14,6 +14,7 @@ from qwen_image_engine.calibration.observe.record import RECORD, TENSORS, Calibr
 from qwen_image_engine.calibration.rules.quantisation import FP8_STATIC, Quantisation
 from qwen_image_engine.calibration.rules.recipe_file import QuantisationRecipe
 from qwen_image_engine.calibration.sensitivity.analysis import Analysis, analyse
+from qwen_image_engine.calibration.sensitivity.partial import PartialSensitivity
 from qwen_image_engine.calibration.sensitivity.sensitivity import GROUPS, judged
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
@@ -24,6 +25,7 @@ PARTIAL = "sensitivity-tensorrt-fp8.partial.json"
 
 
 def run(shapes: Path, calibrated: Path, folder: Path, **options: object) -> tuple[Analysis, list[tuple[str, int, int]]]:
+    """An analysis with the calls of its progress; a measurement in `folder` goes on."""
     checkpoint = Checkpoint.open(shapes)
     calls: list[tuple[str, int, int]] = []
     folder.mkdir(exist_ok=True)
@@ -39,11 +41,29 @@ def run(shapes: Path, calibrated: Path, folder: Path, **options: object) -> tupl
 
 
 @pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder for the file of every linear alone, as `analysed` has measured it before it ends."""
+    return tmp_path_factory.mktemp("measured")
+
+
+@pytest.fixture(scope="module")
 def analysed(
-    shapes: Path, calibrated: Path, tmp_path_factory: pytest.TempPathFactory
+    shapes: Path, calibrated: Path, measured: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Analysis, list[tuple[str, int, int]]]:
     """FP8 for TensorRT, and a recipe for a third of its error."""
-    return run(shapes, calibrated, tmp_path_factory.mktemp("analysed"), target_error=0.02)
+    folder = tmp_path_factory.mktemp("analysed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartialSensitivity, "remove", lambda self: self.path.rename(measured / PARTIAL))
+        return run(shapes, calibrated, folder, target_error=0.02)
+
+
+@pytest.fixture
+def nearly(analysed: tuple[Analysis, list[tuple[str, int, int]]], measured: Path, tmp_path: Path) -> Path:
+    """A folder in which nothing but all linears together and the search are left to be measured."""
+    folder = tmp_path / "nearly"
+    folder.mkdir()
+    shutil.copyfile(measured / PARTIAL, folder / PARTIAL)
+    return folder
 
 
 def test_errors(analysed: tuple[Analysis, list[tuple[str, int, int]]], shapes: Path) -> None:
@@ -187,19 +207,19 @@ def test_a_measurement_of_anything_else_begins_anew(shapes: Path, interrupted: P
         analyse(checkpoint, calibration, interrupted, PROMPTS, progress=progress)
 
 
-def test_a_calibration_made_on_cuda_is_analysed_on_a_cpu(shapes: Path, calibrated: Path, tmp_path: Path) -> None:
+def test_a_calibration_made_on_cuda_is_analysed_on_a_cpu(shapes: Path, calibrated: Path, nearly: Path) -> None:
     checkpoint = Checkpoint.open(shapes)
     calibration = Calibration.open(calibrated, checkpoint)
     elsewhere = replace(calibration, settings=replace(calibration.settings, device="cuda", versions={"torch": "2.0"}))
-    found = analyse(checkpoint, elsewhere, tmp_path, PROMPTS, precision="int8").to_json()
+    found = analyse(checkpoint, elsewhere, nearly, PROMPTS).to_json()
     assert found["device"] == "cpu"
     assert found["versions"] == calibration.settings.versions
 
 
-def test_target_that_keeps_everything_high(shapes: Path, calibrated: Path, tmp_path: Path) -> None:
+def test_target_that_keeps_everything_high(shapes: Path, calibrated: Path, nearly: Path) -> None:
     with pytest.raises(QwenImageError, match="keeps every one of the 49 linears high"):
-        run(shapes, calibrated, tmp_path, target_error=1e-7)
-    assert not list(tmp_path.glob("recipe-*"))
+        run(shapes, calibrated, nearly, target_error=1e-7)
+    assert not list(nearly.glob("recipe-*"))
 
 
 def test_other_prompts(shapes: Path, calibrated: Path, output: Path) -> None:

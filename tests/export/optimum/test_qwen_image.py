@@ -38,6 +38,12 @@ def test_exports_the_same_bundle(
 
 
 @pytest.mark.process
+def test_fails_as_the_verb_does() -> None:
+    done = optimum("-m", "nowhere", "BUNDLE")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nowhere: does not exist" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -47,10 +53,22 @@ def test_exports_the_same_bundle(
     ],
     ids=["failed", "impossible", "flags"],
 )
-def test_fails_as_the_verb_does(arguments: list[str], code: int, message: str) -> None:
-    done = optimum(*arguments)
-    assert (done.returncode, done.stdout) == (code, "")
-    assert message in done.stderr
+def test_exits_as_the_verb_does(
+    arguments: list[str],
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from optimum.commands.optimum_cli import main as optimum_main
+
+    monkeypatch.setattr(sys, "argv", ["optimum-cli", "export", "qwen-image", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        optimum_main()
+    assert exit_.value.code == code
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert message in err
 
 
 def test_is_not_taken_for_optimum() -> None:

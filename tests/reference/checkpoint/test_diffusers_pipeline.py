@@ -27,6 +27,7 @@ def pipeline(folder: Path) -> Any:
     return load_edit_pipeline(folder)
 
 
+@pytest.mark.usefixtures("trace_once")
 def test_exports_the_files_that_it_was_loaded_from(folder: Path, pipeline: Any, tmp_path: Path) -> None:
     manifest = export_bundle(pipeline, tmp_path / "bundle")
     assert manifest.checkpoint.path == str(folder.resolve())
@@ -35,6 +36,7 @@ def test_exports_the_files_that_it_was_loaded_from(folder: Path, pipeline: Any, 
     assert verify_bundle(tmp_path / "bundle", pipeline, cases=[quick]).passed
 
 
+@pytest.mark.usefixtures("trace_once")
 def test_bench_runs_the_files_that_it_was_loaded_from(
     folder: Path, pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ def test_every_thread_is_read() -> None:
     assert all(later >= found[name] for name, later in run_queue_wait_s().items() if name in found)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds processes to a core")
 def test_two_that_share_a_core_wait_for_each_other() -> None:
     """The kernel's count against its own count of what ran, both of one process."""

@@ -66,6 +66,7 @@ def test_an_error_is_passed_on() -> None:
         run_build(JOB, lambda words: None, child('print(json.dumps({"error": "no parser"}))', "sys.exit(1)"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("end", "words"),
     [

@@ -113,6 +113,7 @@ def test_several_bundles_have_a_column_each(tmp_path: Path) -> None:
     assert "a/first (cpu int8) b/first (cpu int8)" in same.text
 
 
+@pytest.mark.process
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH")
 def test_in_a_browser(tmp_path: Path) -> None:
     names = ("a-folder-with-a-name-that-does-not-fit-a-phone-" * 3, "b/second")

@@ -1,10 +1,12 @@
 import numpy as np
+import pytest
 
 from qwen_image_engine.reference.shapes.judge.edit import judge_edit, kept_share
 from qwen_image_engine.reference.shapes.judge.evaluate import edit_judge_quality
 from qwen_image_engine.reference.shapes.scenes.edits import KINDS, random_edit
 
 
+@pytest.mark.slow
 def test_the_judge_accepts_own_edits_and_refuses_none_and_others() -> None:
     accepted = edit_judge_quality(90)
     assert accepted.pop("own") >= 0.99

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from qwen_image_engine.reference.shapes.judge.evaluate import judge_quality
 from qwen_image_engine.reference.shapes.judge.picture import judge
@@ -8,6 +9,7 @@ from qwen_image_engine.reference.shapes.scenes.scene import TRANSPARENT, Item, S
 SCENE = Scene((Item("circle", "red", "top left"), Item("square", "blue", "center")), "white")
 
 
+@pytest.mark.slow
 def test_the_judge_accepts_own_drawings_and_refuses_swapped_ones() -> None:
     accepted = judge_quality(240)
     assert accepted.pop("own") >= 0.99

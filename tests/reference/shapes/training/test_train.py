@@ -18,6 +18,7 @@ from qwen_image_engine.reference.shapes.training.train import train
 from tests.support.paths import SHAPES as COMMITTED
 
 
+@pytest.mark.slow
 def test_the_recipe_writes_a_checkpoint_that_diffusers_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vae, "PHASES", ((32, 2, 2),))
     monkeypatch.setattr(vae, "STEPS", 2)

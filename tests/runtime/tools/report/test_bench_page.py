@@ -121,6 +121,7 @@ def test_a_result_read_back_has_no_pictures(benchmark_result: Callable[..., Benc
     assert "2 pairs, a ratio needs 5" in page.text
 
 
+@pytest.mark.process
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH")
 def test_in_a_browser(benchmark_result: Callable[..., Benchmark], tmp_path: Path) -> None:
     long = benchmark_result(bundle="a-folder-with-a-name-that-does-not-fit-a-phone-" * 3)
@@ -188,6 +189,7 @@ def test_refused_before_the_work(
     assert "does not exist" in fails(1, verb, tmp_path / "bundle")
 
 
+@pytest.mark.process
 def test_the_command(exported: Callable[..., Path], tmp_path: Path) -> None:
     """Pictures of one seed from processes of their own."""
     arguments = ["--baseline", "openvino", "--size", "64x32", "-s", "2", "--threads", "1", "--rounds", "1"]
