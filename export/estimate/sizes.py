@@ -12,7 +12,7 @@ from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.estimate.duration import export_seconds
-from qwen_image_engine.export.estimate.stage_memory import PROMPT_TOKENS, StageWidths, stage_memory
+from qwen_image_engine.export.estimate.stage_memory import StageWidths, stage_memory
 from qwen_image_engine.export.targets import Target, networks, selected
 from qwen_image_engine.export.weights.network import network_weights
 from qwen_image_engine.export.weights.weight_file import entry_bytes
@@ -22,6 +22,7 @@ from qwen_image_engine.reference.pipeline import model_facts
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 from qwen_image_engine.runtime.system.files import with_home
 from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
+from qwen_image_engine.runtime.text.prompt import USUAL_PROMPT_TOKENS
 
 Weights = Literal["copy", "link"]
 
@@ -169,7 +170,7 @@ def estimate_cache(
     """
     if checkpoint.transformer.bidirectional:
         return 0, 0
-    tokens = PROMPT_TOKENS + sum(width // 16 * (height // 16) for width, height in references)
+    tokens = USUAL_PROMPT_TOKENS + sum(width // 16 * (height // 16) for width, height in references)
     return tokens, model_facts(checkpoint).cache_bytes(tokens, DTYPES[plan.dtype].bytes)
 
 

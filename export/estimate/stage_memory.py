@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from qwen_image_engine.engines.core.contract import Dims
 from qwen_image_engine.runtime.model.facts import ModelFacts
 from qwen_image_engine.runtime.model.tiles import spans
-
-PROMPT_TOKENS = 200
-"""Tokens of a prompt as people write it, with the template."""
+from qwen_image_engine.runtime.text.prompt import USUAL_PROMPT_TOKENS
 
 _F32 = 4
 _PROCESS = 100_000_000  # Python, numpy and the backend
@@ -49,7 +47,7 @@ def stage_memory(
     width: int,
     height: int,
     references: Sequence[tuple[int, int]] = (),
-    tokens: int = PROMPT_TOKENS,
+    tokens: int = USUAL_PROMPT_TOKENS,
 ) -> dict[str, int]:
     """Return the peak bytes of a process in each stage of one picture.
 

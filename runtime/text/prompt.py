@@ -24,6 +24,9 @@ NOT_IN_PROMPTS = {IMAGE_SLOT: "a reference image", "<|video_pad|>": "a video"}
 MAX_PROMPT_TOKENS = 1100
 """Longest prompt [tokens, without the template]."""
 
+USUAL_PROMPT_TOKENS = 200
+"""Tokens of a prompt as people write it, with the template."""
+
 
 @dataclass(frozen=True, eq=False)
 class PromptTokens:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.plans.cards import find_card
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size, whole_numbers
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
     add_checkpoint_arguments,
@@ -16,6 +17,8 @@ from qwen_image_engine.runtime.cli.shared.extras import export_packages
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, MAX_REFERENCES
 from qwen_image_engine.runtime.system.text import duration_text, size_text, table
+from qwen_image_engine.runtime.tools.build.card_fit import card_fit, fit_json, fit_lines
+from qwen_image_engine.runtime.tools.build.device_memory import needs
 
 if TYPE_CHECKING:
     from qwen_image_engine.export.estimate.estimate import Estimate
@@ -51,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_RESOLUTION,
         metavar="PIXELS",
         help=f"side of each of them, taken as squares ({DEFAULT_RESOLUTION})",
+    )
+    parser.add_argument(
+        "--gpu",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="CARD,…",
+        help="with --target tensorrt: whether the plans fit these cards, such as rtx-5090,rtx-4070-super",
     )
     add_recipe_arguments(parser)
 
@@ -125,7 +135,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
     """Estimate the export from the headers of the checkpoint's files.
 
     Raises:
-        UsageError: there is no such target or precision, or flags contradict each other.
+        UsageError: there is no such target, precision or card, or flags contradict each other.
         QwenImageError: the checkpoint cannot be read or exported, or a package of the extra `export` is missing.
     """
     with export_packages():
@@ -136,6 +146,9 @@ def execute(options: argparse.Namespace) -> VerbResult:
         chosen = chosen_recipe(options)
     if options.references and options.without:
         raise UsageError("--references with --without: that bundle takes none")
+    cards = [find_card(name) for name in options.gpu]
+    if cards and not chosen.runs_plans:
+        raise UsageError(f"--gpu with --target {chosen.name}: plans for cards are built from --target tensorrt")
     checkpoint = open_checkpoint(options.model, options)
     components = selected(checkpoint, options.without)
     check_checkpoint(checkpoint, components)
@@ -150,7 +163,16 @@ def execute(options: argparse.Namespace) -> VerbResult:
         },
         **found.to_json(),
     }
-    return VerbResult(document, [*_export_lines(checkpoint, found), *_picture_lines(checkpoint, found)])
+    lines = [*_export_lines(checkpoint, found), *_picture_lines(checkpoint, found)]
+    if cards:
+        from qwen_image_engine.export.estimate.plans import estimated_model
+
+        model = estimated_model(checkpoint, found.plan)
+        pictures = needs(model, options.references, options.reference_resolution)
+        fits = [card_fit(model, pictures, card) for card in cards]
+        document["gpu"] = fit_json(model, pictures, fits)
+        lines += ["", *fit_lines(model, pictures, fits)]
+    return VerbResult(document, lines)
 
 
 def _export_lines(checkpoint: "Checkpoint", found: "Estimate") -> list[str]:

@@ -1,0 +1,41 @@
+"""The peak host memory of a build with TensorRT for RTX, and its check before the build."""
+
+from __future__ import annotations
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+
+# Fitted to benchmarks/results/build-memory.json: the build's process by its kernel's count, pages of mapped files among
+# them (weights, once). The process begins with Python and the compiler's libraries; graph and code of profiles add
+# little to that.
+_PROCESS_BYTES = 400_000_000
+_TIMES_WEIGHTS = 2.45
+
+
+def build_memory_bytes(weight_bytes: int) -> int:
+    """Return the estimate of the peak memory of the process that builds a plan [bytes].
+
+    `weight_bytes` is the bytes of the weights that the plan's graph reads. Profiles, their sizes and the number of
+    compute capabilities hardly matter: the compiler runs nothing, so it allocates no activations.
+    """
+    return _PROCESS_BYTES + int(_TIMES_WEIGHTS * weight_bytes)
+
+
+def check_host_memory(component: str, weight_bytes: int, free_bytes: int | None) -> None:
+    """Raise if a component's build needs more memory than the machine has free.
+
+    Args:
+        component: name of the component.
+        weight_bytes: bytes of the weights that its graph reads.
+        free_bytes: most bytes that the build's process can take; None if the system does not report them, and then
+            nothing is checked.
+
+    Raises:
+        QwenImageError: the build is estimated to need more than `free_bytes`.
+    """
+    needed = build_memory_bytes(weight_bytes)
+    if free_bytes is not None and needed > free_bytes:
+        raise QwenImageError(
+            f"{component}: its build takes about {needed} bytes of this machine's memory for {weight_bytes} bytes of "
+            f"weights, and {free_bytes} are free, swap included; free some, export with --precision fp8 or int8, build "
+            "the smaller components alone with --only, or build on another machine: a bundle can be copied"
+        )

@@ -1,0 +1,84 @@
+"""`qwen-image plan --gpu`: the fit into cards, from headers alone."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.common.released_configs import released_configs
+from benchmarks.full_size.export_memory import write_checkpoint
+from qwen_image_engine.runtime.cli.main import main
+
+TENSORRT = ("--target", "tensorrt")
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the released sizes whose weight files are holes behind their headers."""
+    folder = tmp_path_factory.mktemp("released") / "model"
+    write_checkpoint(folder, contents=False, values=released_configs())
+    return folder
+
+
+@pytest.fixture
+def document(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """`document(*arguments)`: the one JSON document that the verb prints, exit code 0."""
+
+    def read(*arguments: object) -> Any:
+        capsys.readouterr()
+        assert main([*map(str, arguments), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return read
+
+
+def test_the_released_model_on_cards(document: Callable[..., Any], released: Path) -> None:
+    found = document("plan", "-m", released, *TENSORRT, "--gpu", "rtx-pro-6000,rtx-5090,RTX 4090,rtx-3060")["gpu"]
+    plans = {plan["name"]: plan for plan in found["plans"]}
+    assert plans["step"]["weight_bytes"] == plans["prefix"]["weight_bytes"] == 2 * 7_115_124_736
+    for picture in found["pictures"]:
+        assert picture["cache_bytes"] == 200 * 2 * 2 * 32 * 4096
+        assert picture["ways"]["resident"] > picture["ways"]["in turns"] > picture["ways"]["sequential"]
+    cards = {card["name"]: card for card in found["cards"]}
+    assert list(cards) == ["rtx-pro-6000", "rtx-5090", "rtx-4090", "rtx-3060"]
+    assert set(cards["rtx-pro-6000"]["ways"].values()) == {"resident"}
+    assert set(cards["rtx-4090"]["ways"].values()) == {"sequential"}
+    assert cards["rtx-3060"]["ways"]["1024x1024"] == "streaming"
+    assert cards["rtx-4090"]["largest"]["sequential"] == "2048x2048"
+    assert cards["rtx-4090"]["largest"]["resident"] is None
+    assert "--memory sequential" in cards["rtx-4090"]["helps"]
+
+
+def test_reference_images_need_more(document: Callable[..., Any], released: Path) -> None:
+    def resident(*flags: object) -> int:
+        found = document("plan", "-m", released, *TENSORRT, "--gpu", "rtx-4090", *flags)
+        return int(found["gpu"]["pictures"][1]["ways"]["resident"])
+
+    weights = 2 * 7_115_124_736 + 2 * 576_388_336  # of prefix_image and the vision tower
+    assert resident("--references", "1") - resident() > weights
+
+
+def test_lines(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "-m", str(released), *TENSORRT, "--gpu", "rtx-4090,rtx-5070"]) == 0
+    text = capsys.readouterr().out
+    assert "prefix, prefix_image, step each have the transformer's weights, 14.23 GB" in text
+    lines = [line.split() for line in text.splitlines()]
+    assert ["rtx-4090", "24", "GiB", "8.9"] in [line[:4] for line in lines]
+    assert ["rtx-5070", "12", "GiB", "12.0"] in [line[:4] for line in lines]
+
+
+def test_no_cards_no_fit(document: Callable[..., Any], released: Path) -> None:
+    assert "gpu" not in document("plan", "-m", released, *TENSORRT)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ((*TENSORRT, "--gpu", "rtx-4099"), "unknown card 'rtx-4099'; did you mean rtx-4090"),
+        (("--gpu", "rtx-4090"), "--gpu with --target cpu: plans for cards are built from --target tensorrt"),
+    ],
+)
+def test_bad_flags(fails: Callable[..., str], released: Path, flags: tuple[str, ...], words: str) -> None:
+    assert words in fails(2, "plan", "-m", released, *flags)
