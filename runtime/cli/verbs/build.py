@@ -15,6 +15,7 @@ from qwen_image_engine.engines.plans.entry import BUILDERS
 from qwen_image_engine.engines.plans.profile import Range
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
 from qwen_image_engine.engines.tensorrt.build.launch import Watch
+from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.shared.text import plan_text
@@ -158,7 +159,21 @@ def execute(options: argparse.Namespace) -> VerbResult:
             begin=_say_platform,
             announce=announce,
         )
-    return _report(options.bundle, built, time.perf_counter() - began)
+    result = _report(options.bundle, built, time.perf_counter() - began)
+    return _with_fit(result, options.bundle, options.gpu) if options.gpu else result
+
+
+def _with_fit(result: VerbResult, bundle: Path, cards: "Sequence[Card]") -> VerbResult:
+    """Return the result of a build with what fits the cards that it was for."""
+    from qwen_image_engine.runtime.bundle.manifest import read_manifest
+    from qwen_image_engine.runtime.tools.build.card_fit import card_fit, fit_json, fit_lines
+    from qwen_image_engine.runtime.tools.build.device_memory import model_of_bundle, needs
+
+    model = model_of_bundle(bundle, read_manifest(bundle), TENSORRT_RTX.engine, cards[0])
+    pictures = needs(model)
+    fits = [card_fit(model, pictures, card) for card in cards]
+    document = {**result.document, "fit": fit_json(model, pictures, fits)}
+    return VerbResult(document, [*result.lines, "", *fit_lines(model, pictures, fits)])
 
 
 def _say_platform(platform: "Platform") -> None:

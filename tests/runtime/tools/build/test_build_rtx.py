@@ -99,6 +99,14 @@ def test_refusals_come_before_anything_is_built(bundle: Path, arguments: Any, wo
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
 
 
+def test_a_machine_with_too_little_memory_is_told_before(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.request.reachable_memory_bytes", lambda: 100)
+    run = FakeBuild()
+    with pytest.raises(QwenImageError, match=r"text_encoder: its build takes about \d+ bytes .* and 100 are free"):
+        rtx(bundle, run)
+    assert run.built == []
+
+
 def test_other_cards_are_not_for_tensorrt(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_builders(monkeypatch, tensorrt="11.4.0.106")
     with pytest.raises(UsageError, match=r"builds for the GPU of this machine alone; .* --engine tensorrt-rtx"):
@@ -115,7 +123,9 @@ class TestCommand:
         flags = ["--only", "step", "--gpu", "rtx-5090,rtx-4090"]
         assert main(["build", str(bundle), *flags, "--json"]) == 0
         shown = capsys.readouterr()
-        (step,) = json.loads(shown.out)["components"]
+        document = json.loads(shown.out)
+        (step,) = document["components"]
+        assert [card["name"] for card in document["fit"]["cards"]] == ["rtx-5090", "rtx-4090"]
         assert step["compute_capabilities"] == ["8.9", "12.0"]
         assert "building with TensorRT for RTX 1.7.1.116 for compute capability 8.9, 12.0\n" in shown.err
         assert main(["inspect", str(bundle)]) == 0
