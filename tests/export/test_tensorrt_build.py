@@ -54,7 +54,11 @@ def shapes_bundle(calibrated: Callable[[Path], Path], shared: SharedFolders) -> 
 
         def write(folder: Path) -> None:
             calibration = calibrated(source) if precision != "bf16" else None
-            own = {"precision": precision, "calibration": calibration, "fp8_attention": precision == "fp8"}
+            own: dict[str, Any] = {
+                "precision": precision,
+                "calibration": calibration,
+                "fp8_attention": precision == "fp8",
+            }
             export_bundle(source, folder, target="tensorrt", **own)
 
         return source, shared(write, "bundle", "shapes", "tensorrt", precision)

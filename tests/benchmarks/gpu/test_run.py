@@ -178,30 +178,23 @@ def test_what_is_compared_has_room_in_the_profiles() -> None:
         choose_profile(spec, build_profiles(spec, compared_shapes(), template, 7), shapes, "qwen-image build")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
-def test_tensorrt_is_asked_for_what_the_graphs_hold(
-    precision: str, tensorrt_stub: Path, trace_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Exported with synthetic scales and built, on a TensorRT that is played."""
+def test_what_the_compiler_makes_of_the_graphs(precision: str, trace_once: None, tmp_path: Path) -> None:
+    """Exported with synthetic scales, and built by the compiler that needs no GPU."""
     from benchmarks.common.released_configs import small_configs
     from benchmarks.gpu.network import random_transformer
     from benchmarks.gpu.tensorrt import TensorRt, shapes_of
     from benchmarks.gpu.timings import Budget
-    from tests.support.fake_tensorrt import FakeTensorRT, forget_modules
-    from tests.support.played_builder import PlayedBuilder
+    from tests.support.compiler import CAPABILITIES, compiled_for, need_compiler
 
-    fake = FakeTensorRT(tensorrt_stub)
-    PlayedBuilder(fake)
-    monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    forget_modules()
-    from qwen_image_engine.engines.tensorrt.build.builder import build
-
+    need_compiler()
     configs = small_configs()
     network = random_transformer(configs["transformer"], torch.device("cpu"), torch.float32)
     item = TensorRt(network, configs, tmp_path, precision, lambda: shapes_of([4, 8], 8), Budget(100))
     for component in ("step", "prefix"):
-        entry, plan, profiles, built = item.build(component, lambda job, watch: build(job, lambda *words: True))
-        assert plan.read_bytes() == b"a plan"
+        entry, plan, profiles, built = item.build(component, compiled_for(CAPABILITIES[precision]))
+        assert plan.stat().st_size == built.bytes
         assert [profile.name for profile in profiles] == (["64x64", "128x128"] if component == "step" else ["any"])
         layers = len(entry.quantised_layers)
         assert (built.fp8_products, built.int8_products) == (
@@ -216,7 +209,6 @@ def test_tensorrt_is_asked_for_what_the_graphs_hold(
         late.build("step", lambda job, watch: watch("tactics"))  # type: ignore[arg-type,return-value,func-returns-value]
     item.close()
     assert not item.folder.exists()
-    forget_modules()
 
 
 @pytest.mark.process
