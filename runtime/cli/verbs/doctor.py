@@ -9,7 +9,17 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from qwen_image_engine.engines.backends import LINUX, MACOS, SYSTEMS, WINDOWS, Installation, available, backends_on
+from qwen_image_engine.engines.backends import (
+    BACKENDS,
+    ENGINES,
+    LINUX,
+    MACOS,
+    SYSTEMS,
+    WINDOWS,
+    Installation,
+    available,
+    backends_on,
+)
 from qwen_image_engine.engines.core.errors import QwenImageError, one_line, pass_interruption
 from qwen_image_engine.engines.core.versions import UnsupportedVersion, unsupported_version
 from qwen_image_engine.engines.onnxruntime.package import TELEMETRY_SWITCH
@@ -28,13 +38,19 @@ _FITTING = "install torch and torchvision of one build (both for CPUs, or for on
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare nothing: the verb has no flags."""
+    """Declare the flag."""
+    parser.add_argument(
+        "--engine", choices=ENGINES, help="tell of this engine alone; exit code 1 if it cannot run here"
+    )
 
 
 def execute(options: argparse.Namespace) -> VerbResult:
-    """Inspect the machine. The exit code is 1 if no engine can run a bundle."""
+    """Inspect the machine. The exit code is 1 if no engine can run a bundle, or the one that is asked for cannot."""
 
     machine, packages, engines = Machine.here(), package_versions(), available()
+    if options.engine is not None:  # engines of one package have one row
+        package = BACKENDS[options.engine].package
+        engines = tuple(item for item in engines if BACKENDS[item.name].package == package)
     folder = Path.cwd()
     free_bytes = shutil.disk_usage(folder).free
     cache, cached = _hub_cache()

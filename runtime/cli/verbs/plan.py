@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen_image_engine.engines.backends import BACKENDS, ENGINES, backends_for
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.engines.plans.cards import find_card
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from qwen_image_engine.export.estimate.estimate import Estimate
     from qwen_image_engine.export.targets import Target
     from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+
+TYPICAL_CARDS = ("rtx-3060", "rtx-4060-ti-16gb", "rtx-4090", "rtx-5070-ti", "rtx-5090")
+"""Cards whose fit is told for tensorrt-rtx if none is named: one or two of each memory size that many people have."""
 
 SUMMARY = "what an export would read, write and need, before anything is written"
 
@@ -54,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_RESOLUTION,
         metavar="PIXELS",
         help=f"side of each of them, taken as squares ({DEFAULT_RESOLUTION})",
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, help="what is to run the bundle; decides --target, and for tensorrt-rtx the cards"
     )
     parser.add_argument(
         "--gpu",
@@ -143,7 +150,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
         from qwen_image_engine.export.estimate.estimate import PictureRequest, estimate
         from qwen_image_engine.export.targets import selected
 
-        chosen = chosen_recipe(options)
+        chosen = chosen_recipe(_for_engine(options))
     if options.references and options.without:
         raise UsageError("--references with --without: that bundle takes none")
     cards = [find_card(name) for name in options.gpu]
@@ -173,6 +180,25 @@ def execute(options: argparse.Namespace) -> VerbResult:
         document["gpu"] = fit_json(model, pictures, fits)
         lines += ["", *fit_lines(model, pictures, fits)]
     return VerbResult(document, lines)
+
+
+def _for_engine(options: argparse.Namespace) -> argparse.Namespace:
+    """Return the flags with the target and the cards that `--engine` asks for.
+
+    Raises:
+        UsageError: the engine runs no graphs of the target.
+    """
+    if options.engine is None:
+        return options
+    target = BACKENDS[options.engine].target
+    if target is not None and options.target in ("cpu", target):
+        options.target = target
+    elif options.engine not in backends_for(options.target):
+        able = ", ".join(backends_for(options.target))
+        raise UsageError(f"--engine {options.engine} with --target {options.target}: expected {able}")
+    if options.engine == "tensorrt-rtx" and not options.gpu:
+        options.gpu = TYPICAL_CARDS
+    return options
 
 
 def _export_lines(checkpoint: "Checkpoint", found: "Estimate") -> list[str]:

@@ -92,6 +92,15 @@ def test_doctor(document: Callable[..., Any]) -> None:
     assert found["disk"]["free_bytes"] > 0
 
 
+def test_doctor_of_one_engine(document: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert [item["name"] for item in document("doctor", "--engine", "openvino-bf16")["engines"]] == ["openvino"]
+    capsys.readouterr()
+    assert main(["doctor", "--engine", "tensorrt"]) == 1
+    shown = capsys.readouterr().out
+    assert "engine tensorrt " in shown
+    assert "engine openvino" not in shown
+
+
 @pytest.mark.process
 @pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is a driver")
 def test_doctor_tells_that_engines_are_built_without_a_gpu() -> None:

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.common.released_configs import released_configs
 from benchmarks.full_size.export_memory import write_checkpoint
 from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.cli.verbs.plan import TYPICAL_CARDS
 
 TENSORRT = ("--target", "tensorrt")
 
@@ -82,3 +83,15 @@ def test_no_cards_no_fit(document: Callable[..., Any], released: Path) -> None:
 )
 def test_bad_flags(fails: Callable[..., str], released: Path, flags: tuple[str, ...], words: str) -> None:
     assert words in fails(2, "plan", "-m", released, *flags)
+
+
+def test_an_engine_decides_target_and_cards(document: Callable[..., Any], released: Path) -> None:
+    found = document("plan", "-m", released, "--engine", "tensorrt-rtx")
+    assert found["target"] == "tensorrt"
+    assert [card["name"] for card in found["gpu"]["cards"]] == list(TYPICAL_CARDS)
+    assert document("plan", "-m", released, "--engine", "openvino")["target"] == "cpu"
+
+
+def test_an_engine_of_another_target_is_told(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "-m", str(released), "--engine", "openvino", *TENSORRT]) == 2
+    assert "--engine openvino with --target tensorrt: expected tensorrt, tensorrt-rtx" in capsys.readouterr().err
