@@ -192,3 +192,15 @@ def test_ranges() -> None:
         Range(2, 1, 3)
     with pytest.raises(KeyError, match="tokens"):
         profile(contract("step", DIMS), "none", {"batch": Range.of(1)})
+
+
+def test_fp8_attention_has_32_keys_at_least() -> None:
+    """The kernel takes no fewer; the prefix has one key at least."""
+    shapes = BuildShapes(sizes=((64, 64), (96, 96), (512, 512)))
+    for name in ("step", "joint"):
+        plain, fp8 = (
+            build_profiles(contract(name, DIMS), shapes, TEMPLATE, 7, fp8_attention=in_fp8) for in_fp8 in (False, True)
+        )
+        assert [item.shapes["latents"][0][1] for item in plain] == [4, 17, 37]
+        # A profile of smaller pictures than that is for the audit to refuse.
+        assert [item.shapes["latents"][0][1] for item in fp8] == [16, 31, 37]
