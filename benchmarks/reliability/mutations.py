@@ -1,8 +1,8 @@
 """Seeded mutations of the files of a bundle, a checkpoint or a calibration.
 
 A mutation changes a single file of a copied folder: its bytes, its length, its place in the file system, a value of its
-JSON or of its safetensors header, or the structure of its graph. Signed mutations repair the hash that the bundle or
-the calibration has of the file, so that they reach what lies behind the checks of hashes.
+JSON or of its safetensors header, or the structure of its graph. Signed mutations repair the hashes that the bundle or
+the calibration has of the file and of the facts, so that they reach what lies behind the checks of hashes.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.reliability.graph_mutations import change_graph
 from qwen_image_engine.runtime.bundle.files import describe_file
+from qwen_image_engine.runtime.bundle.manifest import facts_sha256
 
 Random = random.Random
 
@@ -51,7 +52,7 @@ class Mutation:
     Attributes:
         file: name of the file, relative to the folder.
         kind: one of `SPECIFIC`, `COMMON` or `PLACES`.
-        signed: whether the hash of the file was repaired.
+        signed: whether the hash of the file was repaired, or that of the facts if the file is the manifest.
         detail: the change in a few words.
     """
 
@@ -77,16 +78,14 @@ def mutate(folder: Path, rng: Random, places: bool = True) -> Mutation:
     file = manifest[0] if manifest and rng.random() < _SHARE_OF_MANIFEST else rng.choice(names)
     specific = SPECIFIC.get(Path(file).suffix, COMMON)
     kind = rng.choice(rng.choices((specific, COMMON, PLACES if places else COMMON), _GROUPS)[0])
-    signed = kind not in PLACES and rng.random() < _SIGNED and _is_signed(folder, file)
+    signed = kind not in PLACES and rng.random() < _SIGNED and _can_sign(folder, file)
     path = folder / file
     if kind in PLACES:
         return Mutation(file, kind, False, _move(path, kind))
     data, detail = _changed(path.read_bytes(), kind, rng)
     path.unlink()  # the file is a hard link
     path.write_bytes(data)
-    if signed:
-        _sign(folder, file)
-    return Mutation(file, kind, signed, detail)
+    return Mutation(file, kind, signed and _sign(folder, file), detail)
 
 
 def _move(path: Path, kind: str) -> str:
@@ -207,27 +206,31 @@ def _other_header(data: bytes, kind: str, rng: Random) -> tuple[bytes, str]:
     return struct.pack("<Q", len(header)) + header + data[8 + length :], detail
 
 
-def _is_signed(folder: Path, file: str) -> bool:
-    return file == "calibration.safetensors" or ((folder / "manifest.json").is_file() and file != "manifest.json")
+def _can_sign(folder: Path, file: str) -> bool:
+    return file == "calibration.safetensors" or (folder / "manifest.json").is_file()
 
 
-def _sign(folder: Path, file: str) -> None:
-    """Write the hash of a changed file to the document that has it."""
-    record = folder / "calibration.json"
-    if file == "calibration.safetensors":
+def _sign(folder: Path, file: str) -> bool:
+    """Write the hash of a changed file to the document that has it. Return whether there is such a document."""
+    record = folder / ("calibration.json" if file == "calibration.safetensors" else "manifest.json")
+    try:
         document = json.loads(record.read_bytes())
-        data = (folder / file).read_bytes()
-        document["tensors"] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    else:
-        record = folder / "manifest.json"
-        document = json.loads(record.read_bytes())
-        if file in document["files"]:
-            entry = describe_file(folder / file)
-            document["files"][file] |= {"bytes": entry.bytes, "sha256": entry.sha256}
-            if entry.header_sha256 is not None:
-                document["files"][file]["header_sha256"] = entry.header_sha256
+        if record.name == "calibration.json":
+            data = (folder / file).read_bytes()
+            document["tensors"] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        else:
+            if file in document["files"]:
+                entry = describe_file(folder / file)
+                document["files"][file] |= {"bytes": entry.bytes, "sha256": entry.sha256}
+                if entry.header_sha256 is not None:
+                    document["files"][file]["header_sha256"] = entry.header_sha256
+            document["facts_sha256"] = facts_sha256(document)
+        text = json.dumps(document)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # a manifest without facts to hash
+        return False
     record.unlink()
-    record.write_text(json.dumps(document), encoding="utf-8")
+    record.write_text(text, encoding="utf-8")
+    return True
 
 
 def _short(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from qwen_image_engine.engines.core.components import COMPONENTS
@@ -12,17 +13,19 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.checkpoint.recorded import check_recorded, open_recorded
 from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.reference.lora.file import LoraFile
+from qwen_image_engine.reference.pipeline import model_facts
 from qwen_image_engine.reference.storage.finite import NotFiniteError
-from qwen_image_engine.runtime.bundle.files import export_advice, verify_files
+from qwen_image_engine.runtime.bundle.files import check_graphs, check_tables, export_advice, verify_files
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.system.progress import ProgressBar
 
 
-def check_hashes(bundle: Path, manifest: Manifest) -> None:
-    """Check the hash of every file of a bundle.
+def check_contents(bundle: Path, manifest: Manifest) -> None:
+    """Check the hash of every file of a bundle, and then its graphs and tables as every opening does.
 
     Raises:
-        QwenImageError: a file is missing, or differs from the manifest.
+        QwenImageError: a file is missing, or differs from the manifest; a graph holds something that no export holds;
+            or a weight is not where its file has it.
     """
     with ProgressBar("hashing the bundle", sum(file.bytes for file in manifest.files.values()), "bytes") as bar:
         faults = verify_files(bundle, manifest, bar.advance)
@@ -33,6 +36,8 @@ def check_hashes(bundle: Path, manifest: Manifest) -> None:
             f"{bundle}: {len(faults)} of {len(manifest.files)} files are not what its manifest says: "
             f"{', '.join(named)}{more}; {export_advice(bundle, manifest)}"
         )
+    check_graphs(bundle, manifest)
+    check_tables(bundle, manifest)
 
 
 def check_same_checkpoint(manifests: Mapping[Path, Manifest]) -> None:
@@ -67,17 +72,33 @@ def open_checkpoint(
     The manifest says where the checkpoint was; an argument that is not None says where it is now.
 
     Raises:
-        QwenImageError: the checkpoint is not there, or the bundle was made from another checkpoint; or a weight that
-            the bundle's components read is not finite in the checkpoint.
+        QwenImageError: the checkpoint is not there, or the bundle was made from another checkpoint or has other facts;
+            or a weight that the bundle's components read is not finite in the checkpoint.
     """
     expected = manifest.checkpoint
     checkpoint = open_recorded(manifest, named, transformer_file, loras, attention, variant)
     advice = "name the right one with -m and --attention, or export again"
     check_recorded(bundle, checkpoint, "configuration", checkpoint.config_sha256(), expected.config_sha256, advice)
+    _check_facts(bundle, manifest, checkpoint)
     weights = _weights_sha256(bundle, manifest, checkpoint)
     advice = "name the right one with -m, --variant, --transformer and --lora, or export again"
     check_recorded(bundle, checkpoint, "weights", weights, expected.weights_sha256, advice)
     return checkpoint
+
+
+def _check_facts(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Raise if the manifest has other facts than the checkpoint: its own hash of them is no proof.
+
+    Raises:
+        QwenImageError: a fact differs. The text names the first.
+    """
+    stated, facts = asdict(manifest.facts), asdict(model_facts(checkpoint))
+    for name, value in facts.items():
+        if stated[name] != value:
+            raise QwenImageError(
+                f"{bundle}: its manifest has the fact {name} {stated[name]}, its checkpoint {value}; "
+                f"{export_advice(bundle, manifest)}"
+            )
 
 
 def _weights_sha256(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> str:

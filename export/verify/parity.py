@@ -15,7 +15,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.targets import TARGETS, thresholds
 from qwen_image_engine.export.thresholds import TEACHER_FORCED
 from qwen_image_engine.export.verify.bundle import BundleRows, compare_bundle
-from qwen_image_engine.export.verify.checkpoint import check_hashes, check_same_checkpoint, open_checkpoint
+from qwen_image_engine.export.verify.checkpoint import check_contents, check_same_checkpoint, open_checkpoint
 from qwen_image_engine.export.verify.free_running import FreeRunning, free_running
 from qwen_image_engine.export.verify.judge import PictureScores, check_judged, judge_pictures
 from qwen_image_engine.export.verify.layers import check_layers, compare_layers
@@ -71,7 +71,7 @@ def verify(
     if polygraphy is not None:
         check_polygraphy(polygraphy := Path(polygraphy))
     for bundle, manifest in manifests.items():
-        check_hashes(bundle, manifest)
+        check_contents(bundle, manifest)
     first = bundles[0]
     named = (options.get("transformer_file"), options.get("loras"), options.get("attention"), options.get("variant"))
     opened = open_checkpoint(first, manifests[first], checkpoint, *named)

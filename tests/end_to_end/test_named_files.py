@@ -22,7 +22,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "--prompts": read_prompts,
     "--timing-cache": check_timing_cache,
     "--reference": read_reference,
-    "--like": PictureParameters.read,
+    "--from": PictureParameters.read,
     "compare": read_result,
 }
 

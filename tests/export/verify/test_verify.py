@@ -20,8 +20,9 @@ from qwen_image_engine.export.verify.report.tables import tables
 from qwen_image_engine.export.verify.result import Row
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.system.files import file_sha256
 from tests.support.differences import planted
-from tests.support.edit_manifest import rehash
+from tests.support.edit_manifest import edit_manifest, rehash
 
 QUICK = (Case("quick", "a red circle", 64, 32),)
 
@@ -150,6 +151,26 @@ def test_a_changed_weight_is_seen(copied: Path, capsys: pytest.CaptureFixture[st
 def test_changed_file_is_refused(copied: Path) -> None:
     _change_bytes(copied / "vae" / "weights.safetensors")
     with pytest.raises(QwenImageError, match=r"1 of \d+ files .*vae/weights.safetensors has changed; export again"):
+        verify_bundle(copied, cases=QUICK)
+
+
+def test_facts_are_those_of_the_checkpoint(copied: Path) -> None:
+    """The hash of the facts fits, and no contract and no header shows a base of rotary frequencies."""
+    edit_manifest(copied, lambda document: document["facts"].update(encoder_rope_theta=50_000.0))
+    with pytest.raises(QwenImageError, match=r"the fact encoder_rope_theta 50000\.0, its checkpoint \d+\.0; export"):
+        verify_bundle(copied, cases=QUICK)
+
+
+def test_graphs_are_checked_before_an_engine_reads_them(copied: Path) -> None:
+    path = copied / "vae" / "decoder_up.onnx"
+    path.write_bytes(path.read_bytes() + b"\xca\x01\x00")  # an empty function
+    edit_manifest(
+        copied,
+        lambda document: document["files"]["vae/decoder_up.onnx"].update(
+            bytes=path.stat().st_size, sha256=file_sha256(path)
+        ),
+    )
+    with pytest.raises(QwenImageError, match=r"vae_decoder_up: .* the field 25"):
         verify_bundle(copied, cases=QUICK)
 
 
