@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -174,10 +175,13 @@ def axes(contract: Contract, profile: Profile) -> dict[str, int]:
     return found
 
 
+temporary = partial(tempfile.TemporaryFile, "w+", encoding="utf-8")
+
+
 def build(job: dict[str, Any]) -> dict[str, Any]:
     """Build a plan in a process of its own, and return its bytes, its time, its memory's peaks, its scratch memory."""
     began, peak, highest = time.perf_counter(), MemoryUse(0, 0, 0), 0
-    with tempfile.TemporaryFile("w+") as lines, tempfile.TemporaryFile("w+") as log:
+    with temporary() as lines, temporary() as log:
         process = subprocess.Popen([*SELF, "--worker"], stdin=subprocess.PIPE, stdout=lines, stderr=log, text=True)
         assert process.stdin is not None
         with process.stdin as stdin:
