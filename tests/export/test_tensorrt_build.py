@@ -42,26 +42,26 @@ REQUESTS: tuple[dict[str, Any], ...] = (
     {"prompt": "make it blue", "width": 160, "height": 128, "references": [patches(200, 101)]},
     {"prompt": "蓝色", "width": 128, "height": 96, "references": [patches(60, 110), patches(90, 90, "RGB", 1)]},
 )
+Calls = list[tuple[str, Mapping[str, Shape]]]
+SOURCE = ROOT / "reference" / "shapes" / "checkpoint"
 TRANSFORMER = ("prefix", "prefix_image", "step")
 
 
 @pytest.fixture(scope="session")
-def shapes_bundle(calibrated: Callable[[Path], Path], shared: SharedFolders) -> Callable[[str], tuple[Path, Path]]:
-    """`shapes_bundle(precision) -> (checkpoint, bundle)`; read-only. In FP8 the attention is too."""
+def shapes_bundle(calibrated: Callable[[Path], Path], shared: SharedFolders) -> Callable[[str], Path]:
+    """`shapes_bundle(precision) -> bundle`; read-only. In FP8 the attention is too."""
 
-    def bundle(precision: str) -> tuple[Path, Path]:
-        source = ROOT / "reference" / "shapes" / "checkpoint"
-
+    def bundle(precision: str) -> Path:
         def write(folder: Path) -> None:
-            calibration = calibrated(source) if precision != "bf16" else None
+            calibration = calibrated(SOURCE) if precision != "bf16" else None
             own: dict[str, Any] = {
                 "precision": precision,
                 "calibration": calibration,
                 "fp8_attention": precision == "fp8",
             }
-            export_bundle(source, folder, target="tensorrt", **own)
+            export_bundle(SOURCE, folder, target="tensorrt", **own)
 
-        return source, shared(write, "bundle", "shapes", "tensorrt", precision)
+        return shared(write, "bundle", "shapes", "tensorrt", precision)
 
     return bundle
 
@@ -85,26 +85,34 @@ def build(folder: Path, precision: str, only: tuple[str, ...] = ()) -> Manifest:
     return read_manifest(folder)
 
 
-def requested(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, requests: tuple[dict[str, Any], ...] = REQUESTS
-) -> list[tuple[str, Mapping[str, Shape]]]:
-    """Every component's calls, by the shapes of their inputs, in real requests to the reference."""
-    seen: list[tuple[str, Mapping[str, Shape]]] = []
+def requested(checkpoint: Checkpoint) -> list[Calls]:
+    """Every component's calls, by the shapes of their inputs, in each of the requests to the reference."""
+    seen: Calls = []
+    found: list[Calls] = []
     run = ComponentPool.run
 
     def watched(components: ComponentPool, component: str, inputs: Mapping[str, Any]) -> Any:
         seen.append((component, {name: tuple(values.shape) for name, values in inputs.items()}))
         return run(components, component, inputs)
 
-    monkeypatch.setattr(ComponentPool, "run", watched)
-    with reference_pipeline(checkpoint) as pipeline:
-        for request in requests:
+    with pytest.MonkeyPatch.context() as patch, reference_pipeline(checkpoint) as pipeline:
+        patch.setattr(ComponentPool, "run", watched)
+        for request in REQUESTS:
             pipeline.generate(**request, steps=2, reference_resolution=288)
-    return seen
+            found.append([*seen])
+            seen.clear()
+    return found
 
 
-def check_profiles(manifest: Manifest, calls: list[tuple[str, Mapping[str, Shape]]]) -> None:
+@pytest.fixture(scope="module")
+def calls() -> list[Calls]:
+    """The calls of the requests to `shapes`, by request."""
+    return requested(Checkpoint.open(SOURCE))
+
+
+def check_profiles(manifest: Manifest, requests: list[Calls]) -> None:
     """Each call to a built component has a profile, and each component a call."""
+    calls = [call for request in requests for call in request]
     for component, shapes in calls:
         for plan in manifest.plans.get(component, ()):
             choose_profile(manifest.components[component].contract, plan.profiles, shapes, "qwen-image build")
@@ -114,18 +122,16 @@ def check_profiles(manifest: Manifest, calls: list[tuple[str, Mapping[str, Shape
 @pytest.mark.process
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
 def test_every_component_of_shapes_is_built_as_its_graph_is(
-    shapes_bundle: Callable[[str], tuple[Path, Path]],
+    shapes_bundle: Callable[[str], Path],
     precision: str,
+    calls: list[Calls],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    checkpoint, exported = shapes_bundle(precision)
-    folder = Path(shutil.copytree(exported, tmp_path / "bundle"))
+    folder = Path(shutil.copytree(shapes_bundle(precision), tmp_path / "bundle"))
     # The graphs of the other networks are those of the bf16 bundle.
     manifest = build(folder, precision, only=() if precision == "bf16" else TRANSFORMER)
-    requests = REQUESTS[1:] if precision == "fp8" else REQUESTS  # FP8 attention wants 32 keys
-    check_profiles(manifest, requested(Checkpoint.open(checkpoint), monkeypatch, requests))
-    layers = Checkpoint.open(checkpoint).transformer.num_layers
+    check_profiles(manifest, calls[1:] if precision == "fp8" else calls)  # FP8 attention wants 32 keys
+    layers = Checkpoint.open(SOURCE).transformer.num_layers
     # Of a prefix's last layer keys and values are enough.
     attentions = {"step": layers, "prefix": layers - 1, "prefix_image": layers - 1}
     for name, (plan,) in manifest.plans.items():
@@ -172,12 +178,10 @@ def test_weights_in_files_have_the_names_that_the_parser_gives_them(
 
 
 @pytest.mark.process
-def test_bidirectional_attention(
-    random_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bidirectional_attention(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(random_checkpoint("narrow"), attention="bidirectional")
     folder = tmp_path / "bundle"
     export_bundle(checkpoint, folder, target="tensorrt", precision="bf16")
     manifest = build(folder, "bf16", only=("joint",))
-    check_profiles(manifest, requested(checkpoint, monkeypatch))
+    check_profiles(manifest, requested(checkpoint))
     assert manifest.plans["joint"][0].fused_attentions == checkpoint.transformer.num_layers
