@@ -75,10 +75,10 @@ def test_no_cuda(prompts: Path, output: Path, fails: Callable[..., str], monkeyp
         (b"", 2, "holds no prompts, expected one a line"),
         (b"\n \n\r\n", 2, "holds no prompts"),
         (b"\xef\xbb\xbf\n", 2, "holds no prompts"),  # a byte order mark is no prompt
-        ("a circle\nein grüner Kreis\n".encode("latin-1"), 1, "is not UTF-8 (byte 15)"),
+        ("a circle\nein grüner Kreis\n".encode("latin-1"), 2, "is not UTF-8 (byte 15)"),
         (b"a circle\na <|image_pad|>\n", 2, "prompt 2 of 2: the prompt holds <|image_pad|>"),
         (b"a circle\n" + b"a " * 1200, 2, "prompt 2 of 2: the prompt has"),
-        (None, 1, "cannot be read (No such file"),
+        (None, 2, "cannot be read (No such file"),
     ],
 )
 def test_prompts(
@@ -93,7 +93,7 @@ def test_prompts(
 
 def test_prompts_are_a_folder(tmp_path: Path, output: Path, fails: Callable[..., str]) -> None:
     usual = ("calibrate", "-m", SHAPES, output / "calibration", "--prompts", tmp_path, *SMALL)
-    assert "cannot be read (Is a directory)" in fails(1, *usual)
+    assert "cannot be read (Is a directory)" in fails(2, *usual)
 
 
 @pytest.mark.parametrize(

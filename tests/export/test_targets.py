@@ -26,7 +26,7 @@ def test_a_row_is_whole(row: Target) -> None:
 
 def test_each_target_has_engines_of_its_own_or_those_that_no_target_names() -> None:
     assert backends_for("cuda") == ("onnxruntime-cuda",)
-    assert backends_for("tensorrt") == ("tensorrt",)
+    assert backends_for("tensorrt") == ("tensorrt", "tensorrt-rtx")
     assert backends_for("cpu") == backends_for("tensorrt-twin") == ("onnxruntime", "openvino", "openvino-bf16")
     assert {row.target for row in BACKENDS.values() if row.target} <= {row.name for row in TARGETS.values()}
 

@@ -161,3 +161,7 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     )
 }
 """Rows by domain and name."""
+
+OF_EARLIER_EXPORTS = frozenset({("", "ConstantOfShape"), ("", "Trilu"), ("", "Where")})
+"""Rows that no export needs any more: the mask of `prefix_image` in bundles of `--fp8-attention` before its attention
+there became bf16's."""

@@ -111,6 +111,7 @@ def _notes(first: Benchmark, second: Benchmark) -> Iterator[str]:
         ("cores", first.environment["machine"]["cores"], second.environment["machine"]["cores"]),
         ("threads", first.settings.threads, second.settings.threads),
         ("memory policy", first.settings.memory, second.settings.memory),
+        ("kernel specialization", first.settings.kernel_specialization, second.settings.kernel_specialization),
         ("precision", first.bundle["precision"], second.bundle["precision"]),
         ("checkpoint", first.bundle["checkpoint"], second.bundle["checkpoint"]),
         *((f"{name} version", before, after) for name, before, after in _versions(first.contenders, second.contenders)),

@@ -50,7 +50,7 @@ _SETTINGS = record(
         "threads": optional(COUNT),
         "memory": TEXT,
     },
-    {"output": optional(TEXT), "report": optional(TEXT)},
+    dict.fromkeys(("output", "report", "kernel_specialization"), optional(TEXT)),
     closed=True,
 )
 
