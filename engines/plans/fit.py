@@ -14,12 +14,12 @@ from qwen_image_engine.engines.plans.entry import PlanEntry
 
 
 def choose_plan(
-    component: str, plans: Sequence[PlanEntry], builder: str, device: DeviceInfo, rebuild: str
+    component: str, plans: Sequence[PlanEntry], builder: str, device: DeviceInfo, version: str, rebuild: str
 ) -> PlanEntry:
     """Return the plan of `builder` for a device: of those that run on it, the one for the fewest compute capabilities.
 
-    If none runs on the device, the first plan of the builder is returned, which `check_plan_fits` refuses. `rebuild` is
-    the command that builds a plan.
+    A plan of this `version` of the builder comes before others. If none runs on the device, a plan of the builder is
+    returned, which `check_plan_fits` refuses. `rebuild` is the command that builds a plan.
 
     Raises:
         QwenImageError: there is no plan of this builder.
@@ -30,7 +30,8 @@ def choose_plan(
         only = f", only one for --engine {' and one for '.join(others)}" if others else ""
         raise QwenImageError(f"{component}: the bundle holds no {builder} engine of it{only}; make one with: {rebuild}")
     fitting = [plan for plan in found if device.compute_capability in plan.compute_capabilities]
-    return min(fitting or found, key=lambda plan: len(plan.compute_capabilities))
+    current = [plan for plan in fitting if plan.version == version]
+    return min(current or fitting or found, key=lambda plan: len(plan.compute_capabilities))
 
 
 def check_plan_fits(component: str, plan: PlanEntry, device: DeviceInfo, version: str, rebuild: str) -> None:

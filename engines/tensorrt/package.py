@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.packages import check_supported, import_package
+from qwen_image_engine.engines.cuda import compute_capability
 from qwen_image_engine.engines.cuda.driver import device_info
 
 KernelSpecialization = Literal["lazy", "eager"]
@@ -109,5 +110,10 @@ def _with_gpu(product: Product) -> Any:
     if installed_version(product.engine) is not None:
         device_info()  # first: where nothing runs, this process may still build with the other product
     package = choose(product.engine)
-    device_info()
+    device = device_info()
+    if product == TENSORRT_RTX and device.compute_capability not in compute_capability.TENSORRT_RTX:
+        raise QwenImageError(
+            f"{product.text} does not run on {device.name} (compute capability {device.compute_capability}), only on "
+            f"{', '.join(compute_capability.TENSORRT_RTX)}; build and run with --engine tensorrt"
+        )
     return package

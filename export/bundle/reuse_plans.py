@@ -15,7 +15,7 @@ from qwen_image_engine.runtime.bundle.manifest import Manifest
 
 
 def keep_plans(previous: Manifest, old: Path, manifest: Manifest, folder: Path) -> Manifest:
-    """Link the plans of the bundle `old` that `manifest` may reuse into `folder`, with timings of kernels.
+    """Link the plans of the bundle `old` that `manifest` may reuse into `folder`, with their kernels and timings.
 
     The files are not read: whoever loads a plan compares it with its SHA-256.
 
@@ -34,7 +34,14 @@ def keep_plans(previous: Manifest, old: Path, manifest: Manifest, folder: Path) 
     listed = [file for plans in kept.values() for plan in plans for file in plan.listed]
     places = {Path(file).parent for file in previous.plan_files}
     timings = [path.relative_to(old) for place in places for path in (old / place).glob("*.timing")]
-    for name in [*map(Path, listed), *timings]:
+    stems = {Path(file).stem for file in listed}
+    kernels = [
+        path.relative_to(old)
+        for place in places
+        for path in (old / place).glob("*.jit")
+        if path.name.partition(".")[0] in stems and path.is_file() and not path.is_symlink()
+    ]
+    for name in [*map(Path, listed), *timings, *kernels]:
         (folder / name).parent.mkdir(exist_ok=True)
         try:
             os.link(old / name, folder / name)

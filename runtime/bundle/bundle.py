@@ -151,7 +151,7 @@ class Bundle:
         plans = self.manifest.plans.get(component, ())
         require(backend.name)
         session = self._session
-        plan = choose_plan(component, plans, backend.name, session.device, rebuild)
+        plan = choose_plan(component, plans, backend.name, session.device, session.version, rebuild)
         check_plan_fits(component, plan, session.device, session.version, rebuild)
         check_files(self.folder, self.manifest, [plan.file])
         path, expected = self.folder / plan.file, self.manifest.files[plan.file]
@@ -163,7 +163,12 @@ class Bundle:
         from qwen_image_engine.engines.tensorrt.load import PlanSource
 
         weights = sum(self.manifest.files[name].bytes for name in entry.weights) if plan.stripped else 0
-        listed = (item for plans in self.manifest.plans.values() for item in plans if item.place == plan.place)
+        listed = (
+            item
+            for plans in self.manifest.plans.values()
+            for item in plans
+            if item.builder == plan.builder and device.compute_capability in item.compute_capabilities
+        )
         scratch = max((most for item in listed for most in item.scratch_bytes), default=0)
         model = self.folder / entry.model
         source = PlanSource(path, plan, expected.bytes + weights, scratch, model, rebuild, kernel_specialization)

@@ -75,6 +75,9 @@ def check_contracts(contracts: Mapping[str, Contract], dims: Dims) -> None:
             raise SchemaError(f"components.{name}.contract is another than the sizes in dims give")
 
 
+_LAYERS = ".layers.json"
+
+
 def check_plans(plans: Mapping[str, Sequence[PlanEntry]], contracts: Mapping[str, Contract]) -> None:
     """Raise if a plan's profiles are not of its component's inputs, or two plans are for the same builder and GPUs.
 
@@ -90,9 +93,15 @@ def check_plans(plans: Mapping[str, Sequence[PlanEntry]], contracts: Mapping[str
             raise SchemaError(f"plans.{name} has two plans of one builder for the same compute capabilities")
         for number, plan in enumerate(entries):
             _check_plan(f"plans.{name}[{number}]", plan, contracts[name])
+    listed = [file for entries in plans.values() for plan in entries for file in plan.listed]
+    if len(set(listed)) < len(listed):
+        raise SchemaError("plans has a file twice")
 
 
 def _check_plan(place: str, plan: PlanEntry, component: Contract) -> None:
+    # Files of plans are left out of hashes and replaced by builds: no other file may pass for one.
+    if not plan.file.endswith(".plan") or not (plan.layers or _LAYERS).endswith(_LAYERS):
+        raise SchemaError(f"{place} has the files {described(list(plan.listed))}, expected *.plan and *{_LAYERS}")
     needs_gpu = plan.builder == "tensorrt"
     if (plan.gpu is None or plan.driver is None) == needs_gpu:
         raise SchemaError(f"{place} is of {plan.builder}, which is built {'on a' if needs_gpu else 'without a'} GPU")

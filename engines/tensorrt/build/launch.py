@@ -90,5 +90,6 @@ def _crash(component: str, code: int, log: IO[str]) -> QwenImageError:
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return QwenImageError(
         f"{component}: the process that builds its engine ended with {how}; its last words: {words}. "
-        "Where that is SIGKILL, memory of the host ran out: build one component at a time with --only"
+        "Where that is SIGKILL, memory of the host ran out: free some, export with --precision fp8 or int8, or build "
+        "on another machine"
     )

@@ -12,13 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from qwen_image_engine.engines.core.graph.weight_bytes import weight_bytes
 from qwen_image_engine.engines.cuda.driver import DeviceInfo, device_info
+from qwen_image_engine.engines.plans.build_memory import check_host_memory
 from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
 from qwen_image_engine.engines.tensorrt.build.job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult
 from qwen_image_engine.engines.tensorrt.build.launch import Watch, run_build
 from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
+from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
 from qwen_image_engine.runtime.tools.build.checks import check_disk, missing
 from qwen_image_engine.runtime.tools.build.plan_record import kept_plan, record_plan, take_plan
 from qwen_image_engine.runtime.tools.build.plans_folder import LAYERS, PLANS, PlansFolder, plans_folder
@@ -112,26 +115,47 @@ def build_bundle(
     )
     begin(request.platform)
     with plans_folder(folder) as plans:
-        return [_built(request, plans, name, announce, run) for name in request.profiles]
+        keys = {
+            name: plan_key(plans.manifest, name, profiles, request.options, request.platform)
+            for name, profiles in request.profiles.items()
+        }
+        kept = {name: _kept(request, plans, name, key) for name, key in keys.items()}
+        pending = [name for name, plan in kept.items() if plan is None]
+        check_disk(plans.path, plans.manifest, pending, request.options, request.platform.builder)
+        if request.device is None:
+            for name in pending:
+                check_host_memory(
+                    name, weight_bytes(folder / plans.manifest.components[name].model), reachable_memory_bytes()
+                )
+        return [
+            _built(request, plans, name, keys[name], announce, run)
+            if plan is None
+            else Built(name, plan, plans.manifest.files[plan.file], True, _missing(request, plans, name, plan))
+            for name, plan in kept.items()
+        ]
 
 
-def _built(request: BuildRequest, plans: PlansFolder, name: str, announce: Announce, run: Run) -> Built:
-    """Reuse the plan of a component if its key matches, else build and record a new plan."""
-    key = plan_key(plans.manifest, name, request.profiles[name], request.options, request.platform)
-    kept = kept_plan(plans, name, key)
-    if kept is None and request.source is not None:
-        kept = take_plan(plans, request.source, name, key)
-    if kept is not None:
-        file = plans.manifest.files[kept.file]
-        return Built(name, kept, file, True, missing(plans.manifest, name, kept, request.device))
-    check_disk(plans.path, plans.manifest, name, request.options, request.platform.builder)
+def _kept(request: BuildRequest, plans: PlansFolder, name: str, key: str) -> PlanEntry | None:
+    """Return the plan of this key, of the bundle itself or copied from the other bundle; None if there is none."""
+    found = kept_plan(plans, name, key)
+    if found is None and request.source is not None:
+        found = take_plan(plans, request.source, name, key)
+    return found
+
+
+def _missing(request: BuildRequest, plans: PlansFolder, name: str, plan: PlanEntry) -> Mapping[str, int]:
+    return missing(plans.manifest, name, plan, request.device)
+
+
+def _built(request: BuildRequest, plans: PlansFolder, name: str, key: str, announce: Announce, run: Run) -> Built:
+    """Build the plan of a component and record it."""
     job = _job(request, plans, name, key)
     layers = Path(job.layers)
     layers.unlink(missing_ok=True)
     result = run(job, announce(name))
     plan, file = _entry(request, name, key, result), FileEntry(result.bytes, result.sha256)
     record_plan(plans, name, plan, Path(job.plan), file, describe_file(layers))
-    return Built(name, plan, file, False, missing(plans.manifest, name, plan, request.device), result.warnings)
+    return Built(name, plan, file, False, _missing(request, plans, name, plan), result.warnings)
 
 
 def _job(request: BuildRequest, plans: PlansFolder, name: str, key: str) -> BuildJob:

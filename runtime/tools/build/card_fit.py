@@ -92,13 +92,14 @@ def fit_lines(model: Model, found: Sequence[Need], fits: Sequence[CardFit]) -> l
         (_square(need.side), *map(size_text, (need.cache_bytes, need.scratch_bytes, *need.ways.values())))
         for need in found
     ]
-    cards: list[tuple[str, ...]] = [("card", "memory", "capability", *map(_square, SIDES), "largest", "what helps")]
+    sides = [need.side for need in found]
+    cards: list[tuple[str, ...]] = [("card", "memory", "capability", *map(_square, sides), "largest", "what helps")]
     cards += [
         (
             fit.card.name,
             f"{fit.card.memory_bytes >> 30} GiB",
             fit.card.compute_capability,
-            *(fit.ways[side] or "-" for side in SIDES),
+            *(fit.ways[side] or "-" for side in sides),
             _square(fit.largest_side) if fit.largest_side else "-",
             fit.refused or ", ".join(fit.helps),
         )

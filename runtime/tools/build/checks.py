@@ -91,18 +91,19 @@ def missing(manifest: Manifest, name: str, plan: PlanEntry, facts: DeviceInfo | 
     return missing_bytes(contract, plan.profiles, plan.scratch_bytes, weights, facts.total_bytes)
 
 
-def check_disk(plans: Path, manifest: Manifest, name: str, options: BuildOptions, builder: str) -> None:
-    """Raise if the disk has no room for a component's plan.
+def check_disk(plans: Path, manifest: Manifest, names: Sequence[str], options: BuildOptions, builder: str) -> None:
+    """Raise if the disk has no room for the plans of the components `names`, before the first is built.
 
     Raises:
-        QwenImageError: the weights in the plan take more bytes than are free in the plans folder.
+        QwenImageError: the weights in the plans take more bytes than are free in the plans folder.
     """
-    needed = 0 if options.strip_weights else _weight_bytes(manifest, name)
+    needed = 0 if options.strip_weights else sum(_weight_bytes(manifest, name) for name in names)
     free = shutil.disk_usage(plans).free
     if needed > free:
         instead = ", or build with --strip-weights" if builder == "tensorrt" else ""
         raise QwenImageError(
-            f"{name}: its engine takes about {needed} bytes and {free} are free in {plans}; free some{instead}"
+            f"engines of {', '.join(names)} take about {needed} bytes and {free} are free in {plans}; free some, build "
+            f"fewer with --only{instead}"
         )
 
 

@@ -109,8 +109,9 @@ def model_of_bundle(folder: Path, manifest: Manifest, builder: str, card: Card |
     for name, entry in manifest.components.items():
         weights = weight_bytes(folder / entry.model)
         found = [plan for plan in manifest.plans.get(name, ()) if plan.builder == builder and _is_for(plan, card)]
-        if found:
-            size = manifest.files[found[0].file].bytes + (weights if found[0].stripped else 0)
+        if found:  # as `engines.plans.fit.choose_plan` chooses
+            chosen = min(found, key=lambda plan: len(plan.compute_capabilities))
+            size = manifest.files[chosen.file].bytes + (weights if chosen.stripped else 0)
             plans.append(PlanSize(name, (name,), size, weights, built=True))
         else:
             plans.append(PlanSize.estimated(name, (name,), weights))

@@ -69,8 +69,12 @@ def take_plan(plans: PlansFolder, source: PlanSource, name: str, key: str) -> Pl
     taken, layers = replace(plan, file=f"{PLANS}/{path.name}"), None
     if plan.layers is not None:
         taken = replace(taken, layers=f"{PLANS}/{Path(plan.layers).name}")
-        _copy(source.folder / plan.layers, plans.bundle / str(taken.layers))
-        layers = describe_file(plans.bundle / str(taken.layers))
+        account = plans.path / f".{name}.layers.partial"
+        _copy(source.folder / plan.layers, account)
+        layers = describe_file(account)
+        if layers != source.manifest.files[plan.layers]:
+            raise QwenImageError(f"{source.folder / plan.layers}: other contents than its sha256 says; get it again")
+        account.replace(plans.bundle / str(taken.layers))
     record_plan(plans, name, taken, written, expected, layers)
     return taken
 

@@ -9,16 +9,13 @@ from typing import Self
 
 from qwen_image_engine.engines.core.components import FOR_REFERENCE_IMAGES
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.engines.core.graph.weight_bytes import weight_bytes
 from qwen_image_engine.engines.cuda.driver import DeviceInfo
-from qwen_image_engine.engines.plans.build_memory import check_host_memory
 from qwen_image_engine.engines.plans.entry import Profile
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions, ExpectedFusions
 from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX, Product
 from qwen_image_engine.runtime.bundle.files import check_files, check_graphs
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
-from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 from qwen_image_engine.runtime.tools.build.checks import check_capabilities, check_gpu, check_timing_cache
 from qwen_image_engine.runtime.tools.build.plan_record import PlanSource
@@ -109,9 +106,6 @@ class BuildRequest:
         for name in names:
             if facts is None:
                 check_capabilities(name, manifest, platform.compute_capabilities)
-                check_host_memory(
-                    name, weight_bytes(folder / manifest.components[name].model), reachable_memory_bytes()
-                )
             else:
                 check_gpu(name, manifest, profiles[name], options, facts)
         return cls(folder, options, profiles, promises, platform, facts, timing_cache, plans)

@@ -52,10 +52,12 @@ def test_the_plan_for_the_fewest_gpus_is_chosen_among_those_that_run() -> None:
     for_one = replace(FOR_RTX, file="one.plan", compute_capabilities=("8.9",))
     for_others = replace(FOR_RTX, file="others.plan", compute_capabilities=("12.0",))
     plans = (PLAN, for_others, FOR_RTX, for_one)
-    assert choose_plan("step", plans, "tensorrt-rtx", AT_HOME, REBUILD) is for_one
-    assert choose_plan("step", plans[:3], "tensorrt-rtx", AT_HOME, REBUILD) is FOR_RTX
-    assert choose_plan("step", plans, "tensorrt", HERE, REBUILD) is PLAN
-    assert choose_plan("step", plans[:2], "tensorrt-rtx", AT_HOME, REBUILD) is for_others  # which is refused in words
+    assert choose_plan("step", plans, "tensorrt-rtx", AT_HOME, "1.7.1.116", REBUILD) is for_one
+    assert choose_plan("step", plans[:3], "tensorrt-rtx", AT_HOME, "1.7.1.116", REBUILD) is FOR_RTX
+    assert choose_plan("step", plans, "tensorrt", HERE, "1.7.1.116", REBUILD) is PLAN
+    assert (
+        choose_plan("step", plans[:2], "tensorrt-rtx", AT_HOME, "1.7.1.116", REBUILD) is for_others
+    )  # which is refused in words
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_the_plan_for_the_fewest_gpus_is_chosen_among_those_that_run() -> None:
 )
 def test_a_builder_without_a_plan_is_told(plans: tuple[PlanEntry, ...], words: str) -> None:
     with pytest.raises(QwenImageError, match=words):
-        choose_plan("step", plans, "tensorrt", HERE, REBUILD)
+        choose_plan("step", plans, "tensorrt", HERE, "1.7.1.116", REBUILD)
 
 
 def test_how_much_memory_is_missing_and_which_flag_helps() -> None:
@@ -83,3 +85,8 @@ def test_how_much_memory_is_missing_and_which_flag_helps() -> None:
 def test_a_card_that_tensorrt_for_rtx_does_not_know_is_told() -> None:
     with pytest.raises(QwenImageError, match=r"does not run on NVIDIA H100 .* only on 7\.5, .*; build and run with"):
         check_plan_fits("step", FOR_RTX, HERE, "1.7.1.116", REBUILD)
+
+
+def test_a_plan_of_this_version_comes_before_a_narrower_one_of_another() -> None:
+    older = replace(FOR_RTX, file="older.plan", version="1.7.0.1", compute_capabilities=("8.9",))
+    assert choose_plan("step", (older, FOR_RTX), "tensorrt-rtx", AT_HOME, "1.7.1.116", REBUILD) == FOR_RTX

@@ -221,12 +221,21 @@ def test_damaged_plans_of_the_schema_before_are_refused(bundle: Path, plans: obj
 def test_a_component_has_plans_of_several_builders_and_gpus(bundle: Path) -> None:
     build(bundle)
     rtx = replace(PLAN, builder="tensorrt-rtx", gpu=None, driver=None, compute_capabilities=("8.6", "8.9"))
-    plans = (PLAN, rtx, replace(rtx, compute_capabilities=("8.9",)))
-    write_manifest(bundle, replace(read_manifest(bundle), plans={"step": plans}))
-    assert read_manifest(bundle).plans == {"step": plans}
-    write_manifest(bundle, replace(read_manifest(bundle), plans={"step": (*plans, replace(rtx, key="bb"))}))
-    with pytest.raises(QwenImageError, match=r"plans.step has two plans of one builder for the same compute"):
-        read_manifest(bundle)
+    others = (replace(rtx, file="plans/b.plan"), replace(rtx, file="plans/c.plan", compute_capabilities=("8.9",)))
+    manifest = read_manifest(bundle)
+    files = {**manifest.files, **{plan.file: manifest.files[PLAN.file] for plan in others}}
+    manifest = replace(manifest, files=files, plans={"step": (PLAN, *others)})
+    write_manifest(bundle, manifest)
+    assert read_manifest(bundle).plans == manifest.plans
+    for plans, words in (
+        ((PLAN, *others, replace(others[0], file="plans/d.plan")), "two plans of one builder for the same compute"),
+        ((PLAN, replace(others[0], file=PLAN.file)), "has a file twice"),
+        ((replace(PLAN, layers="tokenizer.json"),), r"expected \*\.plan and \*\.layers\.json"),
+    ):
+        listed = {plan.file: files[PLAN.file] for plan in plans} | {"tokenizer.json": files[PLAN.file]}
+        write_manifest(bundle, replace(manifest, files={**files, **listed}, plans={"step": plans}))
+        with pytest.raises(QwenImageError, match=words):
+            read_manifest(bundle)
 
 
 @pytest.mark.parametrize(

@@ -388,7 +388,7 @@ def test_activations_beyond_the_gpu_are_told_and_the_plan_kept(bundle: Path) -> 
 
 def test_a_full_disk_is_told_beforehand(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
-    with pytest.raises(QwenImageError, match=r"engine takes about 100 bytes and 10 are free .* --strip-weights"):
+    with pytest.raises(QwenImageError, match=r"engines of .* take about 700 bytes and 10 are free .* --strip-weights"):
         build(bundle, FakeBuild())
     build(bundle, FakeBuild(), strip_weights=True)
 

@@ -100,11 +100,17 @@ def test_refusals_come_before_anything_is_built(bundle: Path, arguments: Any, wo
 
 
 def test_a_machine_with_too_little_memory_is_told_before(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.request.reachable_memory_bytes", lambda: 100)
+    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.build.reachable_memory_bytes", lambda: 100)
     run = FakeBuild()
     with pytest.raises(QwenImageError, match=r"text_encoder: its build takes about \d+ bytes .* and 100 are free"):
         rtx(bundle, run)
     assert run.built == []
+
+
+def test_what_is_built_already_needs_no_memory(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rtx(bundle, FakeBuild())
+    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.build.reachable_memory_bytes", lambda: 100)
+    assert all(item.reused for item in rtx(bundle, FakeBuild()))
 
 
 def test_other_cards_are_not_for_tensorrt(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +136,15 @@ class TestCommand:
         assert "building with TensorRT for RTX 1.7.1.116 for compute capability 8.9, 12.0\n" in shown.err
         assert main(["inspect", str(bundle)]) == 0
         assert "of TensorRT for RTX 1.7.1.116, compute capability 8.9, 12.0, sha256" in capsys.readouterr().out
+
+    def test_sizes_that_the_plans_do_not_take_are_not_told(
+        self, bundle: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        flags = ["--only", "step", "--gpu", "rtx-4090", "--profile", "1024x1024"]
+        assert main(["build", str(bundle), *flags]) == 0
+        shown = capsys.readouterr().out
+        assert "1024x1024" in shown
+        assert "2048x2048" not in shown
 
     def test_an_unknown_card_is_told_with_the_list(self, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["build", str(bundle), "--gpu", "rtx-9999"]) == 2
