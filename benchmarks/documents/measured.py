@@ -107,3 +107,10 @@ def _measured() -> Iterator[tuple[str, str, str]]:
         "([performance.md](performance.md))",
         "soak",
     )
+    fuzzed = result("fuzz")
+    yield (
+        f"{fuzzed['mutations']:,} damaged bundles, checkpoints and calibrations",
+        f"{fuzzed['states']['refused']:,} refused in one line, {fuzzed['bad'] or 'none'} ended badly "
+        "([trust.md](trust.md))",
+        "fuzz",
+    )
