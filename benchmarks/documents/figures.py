@@ -53,6 +53,11 @@ def minutes(run: str, stage: str, digits: int) -> str:
     return f"{sum(float(item['seconds']) for item in stages if stage in item['stage']) / 60:.{digits}f}"
 
 
+def fuzzed() -> str:
+    found = result("fuzz")
+    return f"{found['mutations']:,} mutations, of which {found['bad'] or 'none'} ended badly"
+
+
 FIGURES: Mapping[str, Callable[[], str]] = {
     "shapes_rates": shapes_rates,
     "from_nothing_rates": from_nothing_rates,
@@ -75,4 +80,5 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "step_2048_core_s": step_2048_core_s,
     "decode_2048_minutes": partial(minutes, "decode-2048", "vae_decoder", 1),
     "final_latents": final_latents,
+    "fuzzed": fuzzed,
 }

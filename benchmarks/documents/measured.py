@@ -115,3 +115,10 @@ def _measured() -> Iterator[tuple[str, str, str]]:
         f"{max(build['seconds_again'] for build in builds):.1f} s ([rtx.md](rtx.md))",
         "rtx_builds",
     )
+    fuzzed = result("fuzz")
+    yield (
+        f"{fuzzed['mutations']:,} damaged bundles, checkpoints and calibrations",
+        f"{fuzzed['states']['refused']:,} refused in one line, {fuzzed['bad'] or 'none'} ended badly "
+        "([trust.md](trust.md))",
+        "fuzz",
+    )

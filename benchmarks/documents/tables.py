@@ -1,6 +1,7 @@
 """Tables of README.md and docs/, from the committed results."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -271,6 +272,24 @@ def rtx_builds() -> str:
     return markdown(head, rows)
 
 
+def fuzz() -> str:
+    """Return the table of the ends of damaged folders, with a row for each subject and for each kind of damage."""
+    found = result("fuzz")
+    states = list(found["states"])
+    counts: dict[str, Counter[str]] = {}
+    for subject, kinds in found["by_subject"].items():
+        for kind, ends in kinds.items():
+            counts.setdefault(f"a {subject}".replace("a un", "an un"), Counter()).update(ends)
+            counts.setdefault(f"by {kind}", Counter()).update(ends)
+    return markdown(
+        ("damaged", "mutations", *states),
+        (
+            (name, f"{sum(ends.values()):,}", *(f"{ends[state]:,}" for state in states))
+            for name, ends in sorted(counts.items())
+        ),
+    )
+
+
 def full_size_export() -> str:
     """Return the table of exports at the released size, with the prediction of `plan` for each figure."""
 
@@ -351,5 +370,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
         full_size_peaks,
         soak,
         rtx_builds,
+        fuzz,
     )
 }

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.reliability.fuzz import GOOD, Fuzzer, summary, write_calibrations
+from benchmarks.documents.tables import result
+from benchmarks.reliability.fuzz import GOOD, SIGNED, Fuzzer, summary, write_calibrations
 from benchmarks.reliability.mutations import copy_folder, mutate
 
 pytestmark = pytest.mark.process
@@ -48,6 +49,17 @@ def test_a_seed_decides_everything_and_changes_one_file(exported: Callable[..., 
         others = {mutation.file, "manifest.json"} if mutation.signed else {mutation.file}
         assert {name for name, data in files(whole).items() if found.get(name) != data} <= others
     assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+
+
+def test_the_committed_run_is_large_and_none_ended_badly() -> None:
+    found = result("fuzz")
+    assert found["mutations"] >= 5000
+    assert found["bad"] == 0
+    assert set(found["states"]) <= GOOD
+    assert found["states"][SIGNED] > 0  # repaired hashes reach what lies behind them
+    ends = (count for kinds in found["by_subject"].values() for states in kinds.values() for count in states.values())
+    assert sum(ends) == found["mutations"]
+    assert not found["commit"].endswith("-dirty")
 
 
 def files(folder: Path) -> dict[str, bytes]:
