@@ -9,6 +9,13 @@ BUILDERS = ("tensorrt", "tensorrt-rtx")
 """Names of the backends that build plans and run them."""
 
 
+PLAN = ".plan"
+"""Ending of the file of a plan."""
+
+LAYERS = ".layers.json"
+"""Ending of the file with the compiler's account of a plan's layers."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """An optimization profile: minimum, optimum, maximum shape of every input by name. `name` is the bucket's name."""

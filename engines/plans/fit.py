@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Sequence
 
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
-from qwen_image_engine.engines.cuda.compute_capability import TENSORRT_RTX
 from qwen_image_engine.engines.cuda.driver import DeviceInfo, version_text
 from qwen_image_engine.engines.plans.entry import PlanEntry
 
@@ -42,13 +41,8 @@ def check_plan_fits(component: str, plan: PlanEntry, device: DeviceInfo, version
 
     Raises:
         QwenImageError: the version of the builder or the compute capability here is another, or the driver here is
-            older; or no plan of the builder runs on the device.
+            older.
     """
-    if plan.builder == "tensorrt-rtx" and device.compute_capability not in TENSORRT_RTX:
-        raise QwenImageError(
-            f"{component}: TensorRT for RTX does not run on {device.name} (compute capability "
-            f"{device.compute_capability}), only on {', '.join(TENSORRT_RTX)}; build and run with --engine tensorrt"
-        )
     differences = []
     if plan.version != version:
         differences.append(f"by {plan.builder} {plan.version}, this is {version}")

@@ -6,6 +6,9 @@ from qwen_image_engine.engines.core.contract import Contract, split_axis
 from qwen_image_engine.engines.core.device_array import size_bytes
 from qwen_image_engine.engines.plans.entry import Profile
 
+SPARE = 20
+"""Divisor of a device's memory: where weights are streamed, one twentieth is left for inputs, outputs, keys, values."""
+
 
 def port_bytes(contract: Contract, profile: Profile) -> int:
     """Return the bytes of all inputs and outputs at a profile's largest sizes, keys and values among them."""

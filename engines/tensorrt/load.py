@@ -12,6 +12,7 @@ from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError, is_memory, one_line
 from qwen_image_engine.engines.core.files import open_regular
 from qwen_image_engine.engines.plans.entry import PlanEntry
+from qwen_image_engine.engines.plans.memory import SPARE
 from qwen_image_engine.engines.tensorrt.bindings import PRODUCT, trt
 from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX, KernelSpecialization
 from qwen_image_engine.engines.tensorrt.refit import refit
@@ -19,9 +20,6 @@ from qwen_image_engine.engines.tensorrt.rtx import check_validity
 from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 
 _CHUNK_BYTES = 64 << 20
-
-_SPARE = 20
-"""Divisor of the device's memory: one twentieth is left for inputs, outputs, keys and values."""
 
 _WITHOUT_WEIGHTS = frozenset(
     row.name for row in COMPONENTS.values() if row.network == "transformer" and row.runs != "step"
@@ -131,7 +129,7 @@ def _stream_weights(session: TensorRtSession, component: str, source: PlanSource
         profiles = range(engine.num_optimization_profiles)
         sizes = (engine.get_device_memory_size_for_profile_v2(index) for index in profiles)
         scratch = max(source.scratch_bytes, *sizes)
-        taken = max(0, scratch - session.scratch.nbytes) + session.device.total_bytes // _SPARE
+        taken = max(0, scratch - session.scratch.nbytes) + session.device.total_bytes // SPARE
         budget = max(0, min(session.context.free_bytes() - taken, engine.streamable_weights_size))
     engine.weight_streaming_budget_v2 = budget
     if engine.weight_streaming_budget_v2 != budget:

@@ -59,7 +59,7 @@ def choose(engine: str) -> Any:
     """
     product = PRODUCTS[engine]
     other = _chosen.get("product", product)
-    if other != product and (product.module in sys.modules or installed_version(engine) is not None):
+    if other != product and _is_there(product):
         raise OtherProductError(
             f"this process uses {other.text}, and {product.text} cannot be loaded beside it; use it in another process"
         )
@@ -80,6 +80,10 @@ def installed_version(engine: str) -> str | None:
         return version(engine)
     except PackageNotFoundError:
         return None
+
+
+def _is_there(product: Product) -> bool:
+    return product.module in sys.modules or installed_version(product.engine) is not None
 
 
 def builder_without_gpu() -> str | None:
@@ -107,10 +111,10 @@ def _with_gpu(product: Product) -> Any:
         QwenImageError: the package is not installed, does not load, is older than supported, or cannot be loaded
             beside the one that this process uses; or there is no GPU or driver.
     """
-    if installed_version(product.engine) is not None:
-        device_info()  # first: where nothing runs, this process may still build with the other product
+    # The device first: where nothing runs, this process may still build with the other product.
+    device = device_info() if _is_there(product) else None
     package = choose(product.engine)
-    device = device_info()
+    device = device or device_info()
     if product == TENSORRT_RTX and device.compute_capability not in compute_capability.TENSORRT_RTX:
         raise QwenImageError(
             f"{product.text} does not run on {device.name} (compute capability {device.compute_capability}), only on "

@@ -15,7 +15,13 @@ from qwen_image_engine.reference.load import read_tensors
 from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.pipeline import model_facts
 from qwen_image_engine.reference.storage.finite import NotFiniteError
-from qwen_image_engine.runtime.bundle.files import check_graphs, check_tables, export_advice, verify_files
+from qwen_image_engine.runtime.bundle.files import (
+    WeightHeaders,
+    check_graphs,
+    check_tables,
+    export_advice,
+    verify_files,
+)
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.system.progress import ProgressBar
 
@@ -36,8 +42,9 @@ def check_contents(bundle: Path, manifest: Manifest) -> None:
             f"{bundle}: {len(faults)} of {len(manifest.files)} files are not what its manifest says: "
             f"{', '.join(named)}{more}; {export_advice(bundle, manifest)}"
         )
-    check_graphs(bundle, manifest)
-    check_tables(bundle, manifest)
+    headers = WeightHeaders(bundle)
+    check_graphs(bundle, manifest, headers=headers)
+    check_tables(bundle, manifest, headers)
 
 
 def check_same_checkpoint(manifests: Mapping[Path, Manifest]) -> None:

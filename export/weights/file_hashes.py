@@ -138,4 +138,4 @@ def _whole(file: Path, tensors: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
 
 
 def _bytes(file: Path, begin: int, end: int) -> TensorInfo:
-    return TensorInfo("", "U8", (end - begin,), file, begin, end - begin)
+    return TensorInfo("", "U8", (end - begin,), begin, end - begin, file)

@@ -36,7 +36,7 @@ class MergedTensor(TensorInfo):
     def of(cls, base: TensorInfo, updates: tuple[LowRank, ...]) -> Self:
         """Return the sum of a weight (N, K) and updates."""
         nbytes = base.elements * STORED["F32"].bytes
-        return cls(base.name, "F32", base.shape, base.file, base.offset, nbytes, base, updates)
+        return cls(base.name, "F32", base.shape, base.offset, nbytes, base.file, base, updates)
 
     @property
     def stored(self) -> TensorInfo:

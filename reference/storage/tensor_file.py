@@ -7,22 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen_image_engine.engines.core.dtypes import STORED
+from qwen_image_engine.engines.core.graph.weight_file import StoredTensor
 from qwen_image_engine.runtime.system.tensor_header import read_tensor_header
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """The place of a stored tensor: `nbytes` bytes at `offset` of `file` (symlinks resolved), little-endian, row-major.
+class TensorInfo(StoredTensor):
+    """The place of a stored tensor, with its file; symlinks are resolved."""
 
-    `dtype` is safetensors' spelling: F32, BF16, F16, ...
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
     file: Path
-    offset: int
-    nbytes: int
 
     @property
     def elements(self) -> int:
@@ -54,6 +47,6 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """
     file = path.resolve()
     return {
-        item.name: TensorInfo(item.name, item.dtype, item.shape, file, item.offset, item.nbytes)
+        item.name: TensorInfo(item.name, item.dtype, item.shape, item.offset, item.nbytes, file)
         for item in read_tensor_header(path)
     }

@@ -23,7 +23,7 @@ from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.plans.fit import check_plan_fits, choose_plan
 from qwen_image_engine.engines.tensorrt.package import KernelSpecialization
 from qwen_image_engine.runtime.bundle.capability import check_capability
-from qwen_image_engine.runtime.bundle.files import check_files, check_graphs, check_tables
+from qwen_image_engine.runtime.bundle.files import WeightHeaders, build_command, check_files, check_graphs, check_tables
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
 from qwen_image_engine.runtime.images.read import ReferenceSource
@@ -32,7 +32,6 @@ from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
 from qwen_image_engine.runtime.system.files import file_sha256
 from qwen_image_engine.runtime.system.json_schema import MAX_JSON_BYTES, SchemaError, parse
 from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
-from qwen_image_engine.runtime.system.text import command_line
 from qwen_image_engine.runtime.text.embedding import EmbeddingTable
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
@@ -64,8 +63,9 @@ class Bundle:
         """
         manifest = read_manifest(folder)
         check_files(folder, manifest, [name for name in manifest.files if name not in manifest.plan_files])
-        check_graphs(folder, manifest)
-        check_tables(folder, manifest)
+        headers = WeightHeaders(folder)
+        check_graphs(folder, manifest, headers=headers)
+        check_tables(folder, manifest, headers)
         return cls(folder, manifest)
 
     def read_references(self, sources: Sequence[ReferenceSource], resolution: int) -> ReferenceImages:
@@ -144,10 +144,8 @@ class Bundle:
             OutOfDeviceMemory: the GPU has no room for the plan's weights.
         """
         device = device_info()  # first: without a driver TensorRT's objects end the process
-        words: list[str | Path] = ["qwen-image", "build", self.folder, "--engine", backend.name]
-        if backend.builder is not None:  # which builds for any GPU
-            words += ["--compute-capability", device.compute_capability]
-        rebuild = command_line(*words)
+        named = (device.compute_capability,) if backend.builder is not None else ()  # which builds for any GPU
+        rebuild = build_command(self.folder, backend.name, named)
         plans = self.manifest.plans.get(component, ())
         require(backend.name)
         session = self._session

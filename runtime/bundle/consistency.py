@@ -13,7 +13,7 @@ from typing import Any
 from qwen_image_engine.engines.core.contract import Contract, Dims, contract
 from qwen_image_engine.engines.core.device_array import size_bytes
 from qwen_image_engine.engines.core.dtypes import PRECISIONS
-from qwen_image_engine.engines.plans.entry import PlanEntry
+from qwen_image_engine.engines.plans.entry import LAYERS, PLAN, PlanEntry
 from qwen_image_engine.runtime.model.facts import ModelFacts
 from qwen_image_engine.runtime.system.json_schema import SchemaError, described, fields_of, whole_between
 
@@ -75,9 +75,6 @@ def check_contracts(contracts: Mapping[str, Contract], dims: Dims) -> None:
             raise SchemaError(f"components.{name}.contract is another than the sizes in dims give")
 
 
-_LAYERS = ".layers.json"
-
-
 def check_plans(plans: Mapping[str, Sequence[PlanEntry]], contracts: Mapping[str, Contract]) -> None:
     """Raise if a plan's profiles are not of its component's inputs, or two plans are for the same builder and GPUs.
 
@@ -100,8 +97,8 @@ def check_plans(plans: Mapping[str, Sequence[PlanEntry]], contracts: Mapping[str
 
 def _check_plan(place: str, plan: PlanEntry, component: Contract) -> None:
     # Files of plans are left out of hashes and replaced by builds: no other file may pass for one.
-    if not plan.file.endswith(".plan") or not (plan.layers or _LAYERS).endswith(_LAYERS):
-        raise SchemaError(f"{place} has the files {described(list(plan.listed))}, expected *.plan and *{_LAYERS}")
+    if not plan.file.endswith(PLAN) or not (plan.layers or LAYERS).endswith(LAYERS):
+        raise SchemaError(f"{place} has the files {described(list(plan.listed))}, expected *{PLAN} and *{LAYERS}")
     needs_gpu = plan.builder == "tensorrt"
     if (plan.gpu is None or plan.driver is None) == needs_gpu:
         raise SchemaError(f"{place} is of {plan.builder}, which is built {'on a' if needs_gpu else 'without a'} GPU")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,22 +64,36 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str] | None = 
             raise _changed(folder, name, "another header than its sha256 says", manifest)
 
 
-def check_graphs(folder: Path, manifest: Manifest, components: Iterable[str] | None = None) -> None:
+class WeightHeaders(dict[str, WeightFile]):
+    """The headers of a bundle's weight files by name, each read when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __missing__(self, name: str) -> WeightFile:
+        found = self[name] = WeightFile(read_tensor_header(self._folder / name))
+        return found
+
+
+def check_graphs(
+    folder: Path,
+    manifest: Manifest,
+    components: Iterable[str] | None = None,
+    headers: WeightHeaders | None = None,
+) -> None:
     """Check the graphs of `components`, or all if `components` is None, before an engine reads them.
 
     A graph may name only the weight files that the manifest lists for its component, and only places where their
-    headers have its tensors; see `check_graph_file`. Components of a network share a file, whose header is read once.
+    headers have its tensors; see `check_graph_file`. `headers` are those that another check reads too.
 
     Raises:
         QwenImageError: a graph or a header cannot be read; a graph holds something that no export holds, names another
             file, or has a tensor where the file has another.
     """
-    headers: dict[str, WeightFile] = {}
+    headers = WeightHeaders(folder) if headers is None else headers
     for component in manifest.components if components is None else components:
         entry = manifest.components[component]
-        for name in entry.weights:
-            if name not in headers:
-                headers[name] = WeightFile(read_tensor_header(folder / name))
         weights = {name: headers[name] for name in entry.weights}
         check_graph_file(component, folder / entry.model, entry.model, weights)
 
@@ -146,16 +160,19 @@ def header_sha256(path: Path) -> str:
         raise QwenImageError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def check_tables(folder: Path, manifest: Manifest) -> None:
+def check_tables(folder: Path, manifest: Manifest, headers: WeightHeaders | None = None) -> None:
     """Raise if a table is another in the header of its file than the manifest says: of token embeddings, of positions.
+
+    `headers` are those that another check reads too.
 
     Raises:
         QwenImageError: a file cannot be read; there is no table of token embeddings of this dtype, shape and offset; or
             the table of the vision network's positions has another side.
     """
+    headers = WeightHeaders(folder) if headers is None else headers
     entry = manifest.embeddings
     path = folder / entry.file
-    found = WeightFile(read_tensor_header(path)).at(entry.offset)
+    found = headers[entry.file].at(entry.offset)
     wanted = (DTYPES[entry.dtype].safetensors, entry.shape, entry.offset)
     if found is None or (found.dtype, found.shape, found.offset) != wanted:
         raise QwenImageError(
@@ -164,7 +181,7 @@ def check_tables(folder: Path, manifest: Manifest) -> None:
         )
     side = manifest.facts.vision.position_side
     for name in manifest.components["vision"].weights if "vision" in manifest.components else ():
-        for tensor in read_tensor_header(folder / name):
+        for tensor in headers[name]:
             if tensor.name.endswith(_POSITIONS) and tensor.shape[:1] != (side**2,):
                 raise QwenImageError(
                     f"{folder / name}: {tensor.name} has the shape {list(tensor.shape)}, expected {side**2} rows as "
@@ -187,14 +204,16 @@ def _size(folder: Path, path: Path, manifest: Manifest) -> int:
 
 
 def _changed(folder: Path, name: str, state: str, manifest: Manifest) -> QwenImageError:
-    plans = (plan for plans in manifest.plans.values() for plan in plans if name in plan.listed)
-    for plan in plans:
-        words = ["--engine", plan.builder]
-        if plan.gpu is None:  # which is built for any GPU
-            words += ["--compute-capability", ",".join(plan.compute_capabilities)]
-        rebuild = command_line("qwen-image", "build", folder, *words)
+    for plan in (plan for plans in manifest.plans.values() for plan in plans if name in plan.listed):
+        rebuild = build_command(folder, plan.builder, plan.compute_capabilities if plan.gpu is None else ())
         return QwenImageError(f"{folder / name}: {state}; build it again with: {rebuild}")
     return QwenImageError(f"{folder / name}: {state}; {export_advice(folder, manifest)}")
+
+
+def build_command(folder: Path, builder: str, compute_capabilities: Sequence[str]) -> str:
+    """Return the command that builds a bundle's plans; without capabilities for the GPU of the machine."""
+    words = ["--compute-capability", ",".join(compute_capabilities)] if compute_capabilities else []
+    return command_line("qwen-image", "build", folder, "--engine", builder, *words)
 
 
 def export_advice(folder: Path, manifest: Manifest) -> str:

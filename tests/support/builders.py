@@ -14,4 +14,4 @@ def install_builders(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
             raise PackageNotFoundError(name)
         return found
 
-    monkeypatch.setattr("qwen_image_engine.runtime.tools.build.platform.version", version)
+    monkeypatch.setattr("qwen_image_engine.engines.tensorrt.package.version", version)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from qwen_image_engine.engines.core.dtypes import STORED
@@ -39,6 +39,10 @@ class WeightFile:
         self._tensors = sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes))
         self._offsets = [tensor.offset for tensor in self._tensors]
         self._by_name = {tensor.name: tensor for tensor in self._tensors}
+
+    def __iter__(self) -> Iterator[StoredTensor]:
+        """Yield the tensors in the order of their bytes."""
+        return iter(self._tensors)
 
     def holds(self, wanted: StoredTensor) -> bool:
         """Return whether `wanted` is a tensor of the file, or whole rows of one.

@@ -114,7 +114,8 @@ def names_of_file(text: str) -> Names:
         QwenImageError: the text has another form.
     """
     try:
-        found = {attribute: tuple(map(str, json.loads(text)[key])) for key, attribute in _NAMES.items()}
+        document = json.loads(text)
+        found = {attribute: tuple(map(str, document[key])) for key, attribute in _NAMES.items()}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise other_form("no names of profiles, attentions and products") from None
     return Names(**found)

@@ -166,7 +166,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
 def _with_fit(result: VerbResult, bundle: Path, cards: "Sequence[Card]", shapes: BuildShapes) -> VerbResult:
     """Return the result of a build with what fits the cards that it was for, of the sizes that its plans take."""
     from qwen_image_engine.runtime.bundle.manifest import read_manifest
-    from qwen_image_engine.runtime.tools.build.card_fit import card_fit, fit_json, fit_lines
+    from qwen_image_engine.runtime.tools.build.card_fit import fit_of
     from qwen_image_engine.runtime.tools.build.device_memory import model_of_bundle, needs
 
     model = model_of_bundle(bundle, read_manifest(bundle), TENSORRT_RTX.engine, cards[0])
@@ -174,9 +174,8 @@ def _with_fit(result: VerbResult, bundle: Path, cards: "Sequence[Card]", shapes:
     pictures = tuple(need for need in needs(model) if need.side**2 <= most)
     if not pictures:  # sizes that are told begin at 512x512
         return result
-    fits = [card_fit(model, pictures, card) for card in cards]
-    document = {**result.document, "fit": fit_json(model, pictures, fits)}
-    return VerbResult(document, [*result.lines, "", *fit_lines(model, pictures, fits)])
+    document, lines = fit_of(model, pictures, cards)
+    return VerbResult({**result.document, "fit": document}, [*result.lines, "", *lines])
 
 
 def _say_platform(platform: "Platform") -> None:

@@ -18,7 +18,7 @@ from qwen_image_engine.runtime.cli.shared.extras import export_packages
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, MAX_REFERENCES
 from qwen_image_engine.runtime.system.text import duration_text, size_text, table
-from qwen_image_engine.runtime.tools.build.card_fit import card_fit, fit_json, fit_lines
+from qwen_image_engine.runtime.tools.build.card_fit import fit_of
 from qwen_image_engine.runtime.tools.build.device_memory import needs
 
 if TYPE_CHECKING:
@@ -176,9 +176,8 @@ def execute(options: argparse.Namespace) -> VerbResult:
 
         model = estimated_model(checkpoint, found.plan)
         pictures = needs(model, options.references, options.reference_resolution)
-        fits = [card_fit(model, pictures, card) for card in cards]
-        document["gpu"] = fit_json(model, pictures, fits)
-        lines += ["", *fit_lines(model, pictures, fits)]
+        document["gpu"], fit = fit_of(model, pictures, cards)
+        lines += ["", *fit]
     return VerbResult(document, lines)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from qwen_image_engine.engines.core.graph.weight_bytes import weight_bytes
 from qwen_image_engine.engines.cuda.driver import DeviceInfo, device_info
 from qwen_image_engine.engines.plans.build_memory import check_host_memory
-from qwen_image_engine.engines.plans.entry import PlanEntry, Profile
+from qwen_image_engine.engines.plans.entry import LAYERS, PLAN, PlanEntry, Profile
 from qwen_image_engine.engines.tensorrt.build.job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult
 from qwen_image_engine.engines.tensorrt.build.launch import Watch, run_build
 from qwen_image_engine.runtime.bundle.files import describe_file
@@ -24,7 +24,7 @@ from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
 from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
 from qwen_image_engine.runtime.tools.build.checks import check_disk, missing
 from qwen_image_engine.runtime.tools.build.plan_record import kept_plan, record_plan, take_plan
-from qwen_image_engine.runtime.tools.build.plans_folder import LAYERS, PLANS, PlansFolder, plans_folder
+from qwen_image_engine.runtime.tools.build.plans_folder import PLANS, PlansFolder, plans_folder
 from qwen_image_engine.runtime.tools.build.platform import Platform
 from qwen_image_engine.runtime.tools.build.request import BuildRequest
 from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
@@ -180,7 +180,7 @@ def _job(request: BuildRequest, plans: PlansFolder, name: str, key: str) -> Buil
 
 def _entry(request: BuildRequest, name: str, key: str, result: BuildResult) -> PlanEntry:
     return PlanEntry(
-        file=f"{_stem(name, key)}.plan",
+        file=f"{_stem(name, key)}{PLAN}",
         key=key,
         **asdict(request.platform),
         profiles=request.profiles[name],

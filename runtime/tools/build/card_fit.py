@@ -9,14 +9,12 @@ from typing import Any
 from qwen_image_engine.engines.cuda.compute_capability import FP8, least_compute_capability
 from qwen_image_engine.engines.plans.build_memory import build_memory_bytes
 from qwen_image_engine.engines.plans.cards import Card
+from qwen_image_engine.engines.plans.memory import SPARE
 from qwen_image_engine.runtime.system.text import size_text, table
 from qwen_image_engine.runtime.tools.build.device_memory import SIDES, WAYS, Model, Need
 
 RESERVED_BYTES = 1_000_000_000
 """Estimate of what a driver, a context, its kernels and a desktop take of a card's memory."""
-
-_SPARE = 20
-"""Divisor of a card's memory: streaming leaves one twentieth free (`engines/tensorrt/load.py`)."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def card_fit(model: Model, found: Sequence[Need], card: Card) -> CardFit:
         refused = f"{model.precision} needs compute capability {least}; export in {other}"
         return CardFit(card, refused, dict.fromkeys(SIDES), dict.fromkeys(WAYS), ())
     room = card.memory_bytes - RESERVED_BYTES
-    streamed = room - card.memory_bytes // _SPARE
+    streamed = room - card.memory_bytes // SPARE
     fits = {
         need.side: [way for way, taken in need.ways.items() if taken <= (streamed if way == WAYS[-1] else room)]
         for need in found
@@ -73,6 +71,12 @@ def _helps(model: Model, ways: Mapping[int, str | None], capability: float) -> I
     if model.precision not in ("fp8", "int8"):
         yield "--precision fp8 or int8" if capability >= FP8 else "--precision int8"
     yield "4 bits, once they are there"
+
+
+def fit_of(model: Model, found: Sequence[Need], cards: Sequence[Card]) -> tuple[dict[str, Any], list[str]]:
+    """Return the fit of a model into cards as plain JSON and as lines."""
+    fits = [card_fit(model, found, card) for card in cards]
+    return fit_json(model, found, fits), fit_lines(model, found, fits)
 
 
 def fit_lines(model: Model, found: Sequence[Need], fits: Sequence[CardFit]) -> list[str]:

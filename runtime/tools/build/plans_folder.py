@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import leads_out
+from qwen_image_engine.engines.plans.entry import LAYERS, PLAN
 from qwen_image_engine.engines.tensorrt.jit_cache import SUFFIX
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest, write_manifest
 from qwen_image_engine.runtime.system.folder_lock import locked
@@ -17,11 +18,8 @@ PLANS = "plans"
 """Folder of a bundle with its plans and their `LAYERS` files, and with timing caches, which the manifest does not
 list."""
 
-LAYERS = ".layers.json"
-"""Suffix of the file with the compiler's account of a plan's layers. It lies beside the plan, with the same name.
 
-The account of a refused engine stays until the next build. The manifest does not list it.
-"""
+_PARTIAL = ".partial"
 
 
 @dataclass
@@ -57,11 +55,11 @@ def plans_folder(folder: Path) -> Iterator[PlansFolder]:
         plans = PlansFolder(folder, path, _without_lost_plans(folder, manifest))
         if plans.manifest != manifest:
             write_manifest(folder, plans.manifest)
-        _sweep(plans, (".partial", ".plan", LAYERS))
+        _sweep(plans, (_PARTIAL, PLAN, LAYERS))  # the account of a refused engine stays until here
         try:
             yield plans
         finally:
-            _sweep(plans, (".partial", ".plan"))
+            _sweep(plans, (_PARTIAL, PLAN))
             with suppress(OSError):
                 path.rmdir()  # where nothing came of it
 

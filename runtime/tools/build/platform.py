@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Self
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.cuda import compute_capability
 from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.entry import BUILDERS
-from qwen_image_engine.engines.tensorrt.package import PRODUCTS, TENSORRT, TENSORRT_RTX, Product
+from qwen_image_engine.engines.tensorrt.package import PRODUCTS, TENSORRT, TENSORRT_RTX, Product, installed_version
 
 DEFAULT_CAPABILITIES = ("8.6", "8.9", "12.0")
 """Compute capabilities of GeForce RTX 30, 40 and 50, which one plan is for unless others are asked for."""
@@ -72,7 +71,7 @@ def choose_builder(engine: str | None, chosen_gpus: bool, device: Callable[[], D
             raise UsageError(f"--engine {engine}: builds no engines; expected {' or '.join(BUILDERS)}")
         builder_version(PRODUCTS[engine])
         return PRODUCTS[engine]
-    installed = [product for product in PRODUCTS.values() if _version(product) is not None]
+    installed = [product for product in PRODUCTS.values() if installed_version(product.engine) is not None]
     if not installed:
         raise QwenImageError(
             "neither tensorrt-rtx nor tensorrt is installed; for RTX cards, on any machine: "
@@ -90,7 +89,7 @@ def builder_version(product: Product) -> str:
     Raises:
         QwenImageError: the product is not installed.
     """
-    found = _version(product)
+    found = installed_version(product.engine)
     if found is None:
         install = f"pip install 'qwen-image-engine[{product.engine}]'"
         raise QwenImageError(f"{product.engine} is not installed; install it with: {install}")
@@ -115,13 +114,6 @@ def chosen_capabilities(capabilities: Sequence[str], least: float | None) -> tup
         )
     wanted = capabilities or [item for item in DEFAULT_CAPABILITIES if float(item) >= (least or 0)]
     return tuple(sorted(set(wanted), key=float))
-
-
-def _version(product: Product) -> str | None:
-    try:
-        return version(product.engine)
-    except PackageNotFoundError:
-        return None
 
 
 def _has_gpu(device: Callable[[], DeviceInfo]) -> bool:

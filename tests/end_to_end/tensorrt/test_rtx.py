@@ -301,3 +301,10 @@ def test_a_bundle_of_plans_of_one_builder_names_it(make_bundle: MakeBundle) -> N
     bare = replace(bundle, manifest=replace(bundle.manifest, plans={}))
     with pytest.raises(UsageError, match=r"run it with --engine tensorrt or tensorrt-rtx, or"):
         bare.load_engine("step", "onnxruntime")
+
+
+def test_a_card_that_tensorrt_for_rtx_does_not_know_is_told(make_bundle: MakeBundle, driver: FakeDriver) -> None:
+    bundle = make_bundle()
+    driver.compute_capability = (9, 0)
+    with pytest.raises(QwenImageError, match=r"does not run on A GPU .* only on 7\.5, .*; build and run with"):
+        bundle.load_engine("step", RTX)

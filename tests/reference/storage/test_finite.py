@@ -8,7 +8,7 @@ import torch
 from qwen_image_engine.reference.storage.finite import NotFiniteError, check_converted, check_finite
 from qwen_image_engine.reference.storage.tensor_file import TensorInfo
 
-SOURCE = TensorInfo("proj.weight", "F32", (40, 30), Path("model.safetensors"), 0, 4800)
+SOURCE = TensorInfo("proj.weight", "F32", (40, 30), 0, 4800, Path("model.safetensors"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

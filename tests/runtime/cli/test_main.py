@@ -29,18 +29,6 @@ COMMAND = [sys.executable, "-c", "import sys; from qwen_image_engine.runtime.cli
 SMALL = ("-W", "96", "-H", "64", "-s", "3")
 
 
-@pytest.fixture
-def document(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """`document(*arguments)`: the one JSON document that a verb prints, exit code 0."""
-
-    def read(*arguments: object) -> Any:
-        capsys.readouterr()
-        assert main([*map(str, arguments), "--json"]) == 0
-        return json.loads(capsys.readouterr().out)
-
-    return read
-
-
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, word in ((["--version"], version("qwen-image-engine")), (["run", "--help", "--json"], "--seed")):
         with pytest.raises(SystemExit) as stopped:

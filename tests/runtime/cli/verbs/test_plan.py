@@ -1,6 +1,5 @@
 """`qwen-image plan --gpu`: the fit into cards, from headers alone."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,6 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("released") / "model"
     write_checkpoint(folder, contents=False, values=released_configs())
     return folder
-
-
-@pytest.fixture
-def document(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """`document(*arguments)`: the one JSON document that the verb prints, exit code 0."""
-
-    def read(*arguments: object) -> Any:
-        capsys.readouterr()
-        assert main([*map(str, arguments), "--json"]) == 0
-        return json.loads(capsys.readouterr().out)
-
-    return read
 
 
 def test_the_released_model_on_cards(document: Callable[..., Any], released: Path) -> None:

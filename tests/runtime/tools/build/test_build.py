@@ -12,6 +12,7 @@ import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.cuda.driver import DeviceInfo
+from qwen_image_engine.engines.plans.entry import LAYERS
 from qwen_image_engine.engines.plans.memory import port_bytes
 from qwen_image_engine.engines.plans.profile import Range
 from qwen_image_engine.engines.tensorrt.build.job import (
@@ -27,7 +28,7 @@ from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest, r
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 from qwen_image_engine.runtime.tools.build.build import build_bundle
-from qwen_image_engine.runtime.tools.build.plans_folder import LAYERS, PLANS
+from qwen_image_engine.runtime.tools.build.plans_folder import PLANS
 from qwen_image_engine.runtime.tools.build.shapes import Template, build_profiles
 from tests.support.builders import install_builders
 from tests.support.numpy_engines import FACTS
