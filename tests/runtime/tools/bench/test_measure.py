@@ -12,6 +12,7 @@ import pytest
 
 from qwen_image_engine.engines.backends import ENGINES
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.tensorrt.package import PRODUCTS
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.tools.bench.case import Case
 from qwen_image_engine.runtime.tools.bench.contender import Unavailable
@@ -125,6 +126,8 @@ def test_every_engine_that_is_not_installed_is_named(name: str, monkeypatch: pyt
 
     monkeypatch.setattr("qwen_image_engine.engines.core.packages.import_module", absent)
     monkeypatch.setattr("qwen_image_engine.engines.tensorrt.package.installed_version", lambda engine: None)
+    for product in PRODUCTS.values():  # what an earlier test imported
+        monkeypatch.delitem(sys.modules, product.module, raising=False)
     spec = ContenderSpec(name, "baseline", "bundle", None, 1, "resident", 288)
     with pytest.raises(Unavailable, match="is not installed; install it with"):
         load_contender(spec, None)
