@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qwen_image_engine.engines.plans.bound_weight import BoundWeight
+
 Shape = tuple[int, ...]
 
 BUILDERS = ("tensorrt", "tensorrt-rtx")
@@ -47,6 +49,7 @@ class PlanEntry:
         int8_products: products in INT8 that the audit counted in the plan.
         layers: name in `Manifest.files` of the compiler's account of the plan's layers; None for plans of older
             versions.
+        bound: weights that are inputs of the plan, in the order of its inputs; empty if the plan holds its weights.
     """
 
     file: str
@@ -64,6 +67,7 @@ class PlanEntry:
     fp8_products: int = 0
     int8_products: int = 0
     layers: str | None = None
+    bound: tuple[BoundWeight, ...] = ()
 
     @property
     def place(self) -> tuple[str, tuple[str, ...]]:
