@@ -18,6 +18,7 @@ from qwen_image_engine.engines.core.components import components_with
 from qwen_image_engine.engines.core.contract import CONTRACTS, Contract, Dims, TensorSpec
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import leads_out, read_regular, whole_file
+from qwen_image_engine.engines.plans.bound_weight import BoundWeight
 from qwen_image_engine.engines.plans.entry import BUILDERS, PlanEntry, Profile, Shape
 from qwen_image_engine.runtime.bundle.checkpoint_flags import checkpoint_flags
 from qwen_image_engine.runtime.bundle.consistency import (
@@ -327,6 +328,7 @@ def _plan(place: str, entry: Mapping[str, Any], files: Mapping[str, FileEntry]) 
             "profiles": profiles,
             "compute_capabilities": tuple(entry["compute_capabilities"]),
             "scratch_bytes": tuple(entry.get("scratch_bytes", ())),
+            "bound": tuple(BoundWeight(**{**item, "shape": tuple(item["shape"])}) for item in entry.get("bound", ())),
         }
     )
 
@@ -404,6 +406,7 @@ _PLAN = fields_of(
     compute_capabilities=many(_CAPABILITY),
     profiles=many(_PROFILE, least=0),
     layers=optional(_PATH),
+    bound=many(fields_of(BoundWeight, file=_PATH), least=0),
 )
 _MANIFEST = fields_of(
     Manifest,
