@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen_image_engine.engines.core.device_array import DeviceMemory
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.cuda.memory import CudaContext, CudaMemory
 
@@ -106,13 +107,13 @@ class CudaStream:
         self.context = context
         self.handle = stream.value or 0
 
-    def upload(self, target: CudaMemory, source: HostMemory, nbytes: int, start: int = 0) -> None:
-        """Enqueue a copy of `nbytes` bytes of `source`, from `start` on, to `target`.
+    def upload(self, target: DeviceMemory, source: HostMemory, nbytes: int, start: int = 0, *, into: int = 0) -> None:
+        """Enqueue a copy of `nbytes` bytes of `source`, from `start` on, to byte `into` of `target`.
 
         The bytes of `source` must not change before the copy is done.
         """
-        arguments = ctypes.c_uint64(target.address), ctypes.c_void_p(source.address + start), ctypes.c_size_t(nbytes)
-        self.context.call("cuMemcpyHtoDAsync_v2", *arguments, self._handle)
+        to, origin = ctypes.c_uint64(target.address + into), ctypes.c_void_p(source.address + start)
+        self.context.call("cuMemcpyHtoDAsync_v2", to, origin, ctypes.c_size_t(nbytes), self._handle)
 
     def download(self, target: HostMemory, source: CudaMemory, nbytes: int) -> None:
         """Enqueue a copy of the first `nbytes` bytes of `source` to `target`."""
