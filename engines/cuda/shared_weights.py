@@ -4,7 +4,7 @@ It has not run on a GPU yet.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
@@ -39,11 +39,9 @@ class SharedWeights:
         self._held: WeakValueDictionary[_Key, DeviceArray] = WeakValueDictionary()
         self._checked: dict[_Key, _State] = {}
 
-    def missing_bytes(self, parts: Mapping[str, FilePart]) -> int:
-        """Return the bytes of device memory that `take` would allocate."""
-        return sum(
-            map(_room, {part.key: part.nbytes for part in parts.values() if part.key not in self._held}.values())
-        )
+    def missing(self, parts: Iterable[FilePart]) -> list[FilePart]:
+        """Return the parts that are not on the device."""
+        return [part for part in parts if part.key not in self._held]
 
     def take(self, parts: Mapping[str, FilePart]) -> dict[str, DeviceArray]:
         """Return the bytes of each part on the device. Upload what is not there.
@@ -81,12 +79,17 @@ class SharedWeights:
 
     def _room_for(self, parts: Mapping[_Key, FilePart]) -> dict[_Key, DeviceArray]:
         """Allocate a block with a place for each part."""
-        block = CudaMemory(self._stream.context, sum(_room(part.nbytes) for part in parts.values()), "weights")
+        block = CudaMemory(self._stream.context, room_bytes(parts.values()), "weights")
         places, offset = {}, 0
         for key, part in parts.items():
             places[key] = DeviceArray(block, (part.nbytes,), "uint8", offset)
             offset += _room(part.nbytes)
         return places
+
+
+def room_bytes(parts: Iterable[FilePart]) -> int:
+    """Return the bytes of device memory that parts take, each place and content once."""
+    return sum(map(_room, {part.key: part.nbytes for part in parts}.values()))
 
 
 def _room(nbytes: int) -> int:

@@ -87,3 +87,30 @@ def check_memory_fits(component: str, weights: int, scratch: int, device: Device
             f"run with --memory sequential, keep weights on the host with: {rebuild} --weight-streaming, build for "
             "less (--profile, --references, --prompt-tokens, --batch), or export with --precision fp8 or int8"
         )
+
+
+def check_shared_weights_fit(
+    component: str, weights: int, held: int, plan: int, scratch: int, device: DeviceInfo
+) -> None:
+    """Raise if the device has no room for the weights that a plan takes as inputs, before any is uploaded.
+
+    Args:
+        component: name of the component.
+        weights: bytes of the weights.
+        held: bytes of them that are on the device already, for other components.
+        plan: bytes of the plan.
+        scratch: as in `check_memory_fits`.
+        device: properties of the device, with its free memory now.
+
+    Raises:
+        OutOfDeviceMemory: the missing weights, the plan and the activations are larger than the free memory.
+    """
+    missing = weights - held + plan + scratch - device.free_bytes
+    if missing > 0:
+        raise OutOfDeviceMemory(
+            f"{component}: its weights take {weights} bytes, of which {held} are on the GPU for other components, its "
+            f"plan {plan} and activations of its smallest profile {scratch} more, and {device.free_bytes} of the "
+            f"{device.total_bytes} bytes of {device.name} are free: {missing} are missing; run with --memory "
+            "sequential, build for less (--profile, --references, --prompt-tokens, --batch), or export with "
+            "--precision fp8 or int8"
+        )

@@ -11,22 +11,20 @@ from typing import TypeVar
 
 from qwen_image_engine.engines.core import contract_check, errors
 from qwen_image_engine.engines.core.components import EVERY_STEP
-from qwen_image_engine.engines.core.contract import Contract
-from qwen_image_engine.engines.core.contract_check import PortFacts
+from qwen_image_engine.engines.core.contract import Contract, describe_shape
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.core.loop import LoopInputs
 from qwen_image_engine.engines.core.lru_cache import LruCache
 from qwen_image_engine.engines.core.packages import newer_than_supported
-from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.cuda.euler_kernel import EulerKernel
 from qwen_image_engine.engines.plans.entry import Shape
-from qwen_image_engine.engines.plans.fit import check_memory_fits
 from qwen_image_engine.engines.plans.profile_choice import choose_profile
 from qwen_image_engine.engines.tensorrt.bindings import PRODUCT, made, trt
+from qwen_image_engine.engines.tensorrt.bound_weights import check_room, weight_parts, without_weights
 from qwen_image_engine.engines.tensorrt.device_latents import DeviceLatents
-from qwen_image_engine.engines.tensorrt.execution import TensorRtCall, axes
-from qwen_image_engine.engines.tensorrt.load import PlanSource, read_plan, streams
+from qwen_image_engine.engines.tensorrt.execution import TensorRtCall
+from qwen_image_engine.engines.tensorrt.load import PlanSource, ports, read_plan, streams
 from qwen_image_engine.engines.tensorrt.loop import TensorRtLoop
 from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX
 from qwen_image_engine.engines.tensorrt.rtx import JitContexts
@@ -40,11 +38,9 @@ _PLACES = 2
 
 _Result = TypeVar("_Result")
 
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64"}
-
 
 class TensorRtEngine:
-    """A plan loaded in TensorRT.
+    """A plan loaded in TensorRT, with the weights that it takes as inputs.
 
     Keys and values stay on the device. All other inputs and outputs of `run` are on the host.
 
@@ -56,18 +52,18 @@ class TensorRtEngine:
 
         Raises:
             OutOfDeviceMemory: the device has no room for the weights.
-            QwenImageError: TensorRT refuses the plan, or the plan does not match the contract.
+            QwenImageError: TensorRT refuses the plan, or the plan does not match the contract and the list of weights
+                that it takes as inputs; or a file of these weights is missing or changed.
         """
-        entry = source.entry
-        weights = 0 if entry.weight_streaming else source.weights_bytes
-        scratch = max(0, min(entry.scratch_bytes, default=0) - session.scratch.nbytes)
-        check_memory_fits(contract.component, weights, scratch, device_info(), source.rebuild)
+        parts = weight_parts(source)
+        check_room(session, contract.component, source, parts)
         engine = read_plan(session, contract.component, source)
-        contract_check.check_graph(contract, source.path, *_ports(engine))
+        inputs, outputs = ports(engine)
+        contract_check.check_graph(contract, source.path, without_weights(contract, source, inputs), outputs)
         self._session, self._source, self._contract = session, source, contract
         self._engine: trt.ICudaEngine | None = engine
         # Of enqueueV3 the header says that where weights are streamed it waits and cannot be captured.
-        self._streams = entry.weight_streaming and streams(engine)
+        self._streams = source.may_stream and streams(engine)
         # What repeats with the same shapes is replayed as a CUDA graph: by TensorRT for RTX itself, as `JitContexts`
         # says, or by a capture here, which holds addresses too.
         self._repeats = contract.component in EVERY_STEP and not self._streams
@@ -80,6 +76,7 @@ class TensorRtEngine:
         self._latents: LruCache[Hashable, DeviceLatents] = LruCache(_PLACES)
         self._euler: EulerKernel | None = None
         self._loop: weakref.ref[TensorRtLoop] | None = None
+        self._weights = session.weights.take(parts)
 
     @property
     def contract(self) -> Contract:
@@ -136,6 +133,26 @@ class TensorRtEngine:
         self._loop = weakref.ref(loop)  # the loop holds the engine
         return loop
 
+    def bind(self, name: str, array: DeviceArray) -> None:
+        """Bind another array on the device to a weight that the plan takes as an input, instead of the file's.
+
+        Other engines keep theirs. Contexts and CUDA graphs, which hold addresses, are made again.
+
+        Raises:
+            QwenImageError: the engine is closed, or the plan takes no weight of this name, dtype and shape.
+        """
+        if self._engine is None:
+            raise errors.closed(self._contract.component)
+        known = {weight.name: (weight.dtype, weight.shape) for weight in self._source.entry.bound}
+        if known.get(name) != (array.dtype, array.shape):
+            raise QwenImageError(
+                f"{self._contract.component}: {array.dtype} {describe_shape(array.shape)} cannot be bound to {name}, "
+                f"expected {' '.join(map(str, known.get(name, ('a weight that the plan takes as an input',))))}"
+            )
+        self._session.stream.synchronise()  # contexts that go may be at work
+        self._calls.clear()
+        self._weights[name] = array
+
     def _use(
         self,
         inputs: Mapping[str, Values],
@@ -177,6 +194,7 @@ class TensorRtEngine:
             self._latents.clear()
             self._session.scratch.release(self._engine)
             self._engine = None
+            self._weights.clear()  # what another engine holds stays on the device
 
     def _profile(self, shapes: Mapping[str, Shape]) -> int:
         """Return the index of the optimization profile that serves a call; raises as `choose_profile` does."""
@@ -184,7 +202,9 @@ class TensorRtEngine:
 
     def _call(self, engine: trt.ICudaEngine) -> TensorRtCall:
         context = self._context(engine)
-        return TensorRtCall(self._session, engine, context, self._contract, self._streams, self._without_graphs)
+        return TensorRtCall(
+            self._session, engine, context, self._contract, self._weights, self._streams, self._without_graphs
+        )
 
     def _context(self, engine: trt.ICudaEngine) -> trt.IExecutionContext:
         """Return a new execution context, without memory for activations."""
@@ -211,19 +231,3 @@ def _shapes(inputs: Mapping[str, Values]) -> dict[str, Shape]:
 
 def _addresses(inputs: Mapping[str, Values]) -> list[int]:
     return [values.address for values in inputs.values() if isinstance(values, DeviceArray)]
-
-
-def _ports(engine: trt.ICudaEngine) -> tuple[dict[str, PortFacts], dict[str, PortFacts]]:
-    """Return dtype and shape of inputs and outputs; None stands for a free axis."""
-    sides: tuple[dict[str, PortFacts], dict[str, PortFacts]] = ({}, {})
-    for index in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(index)
-        if engine.is_shape_inference_io(name):
-            raise QwenImageError(
-                f"the plan computes shapes from {name}, which TensorRT then wants on the host; export the bundle again"
-            )
-        dtype = engine.get_tensor_dtype(name).name
-        shape = tuple(None if size < 0 else size for size in axes(engine.get_tensor_shape(name)))
-        is_output = engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT
-        sides[is_output][name] = PortFacts(_DTYPES.get(dtype, dtype.lower()), shape)
-    return sides

@@ -38,6 +38,7 @@ class TensorRtCall:
         engine: trt.ICudaEngine,
         context: trt.IExecutionContext,
         contract: Contract,
+        weights: Mapping[str, DeviceArray],
         streams: bool,
         not_captured: Callable[[QwenImageError], None],
     ) -> None:
@@ -48,9 +49,13 @@ class TensorRtCall:
             engine: the engine that the context was created from.
             context: the context, to which no memory was given yet.
             contract: contract of the engine's component.
+            weights: weights that are inputs of the plan, bound once and for all runs. The caller must hold them.
             streams: whether some weights come from the host in every run.
             not_captured: called with the error if a run cannot be captured as a CUDA graph; the run is then launched
                 directly.
+
+        Raises:
+            QwenImageError: TensorRT does not take the address of a weight.
         """
         self._session, self._engine, self._contract = session, engine, contract
         # Ranges for profilers, in the verbosity that the engine was built with for its inspector, would cost every run.
@@ -66,6 +71,8 @@ class TensorRtCall:
         self._replay = Replay()
         self._graph: CudaGraph | None = None
         self._pending = False
+        for name, array in weights.items():  # graphs hold these addresses too
+            self._done(context.set_tensor_address(name, array.address), f"takes no address for {name}")
 
     def run(self, profile: int, inputs: Mapping[str, Values], graphs: bool) -> dict[str, Values]:
         """Run the network and return the outputs by name.

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qwen_image_engine.engines.core.components import COMPONENTS
+from qwen_image_engine.engines.core.contract_check import PortFacts
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError, is_memory, one_line
 from qwen_image_engine.engines.core.files import open_regular
 from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.engines.plans.memory import SPARE
 from qwen_image_engine.engines.tensorrt.bindings import PRODUCT, trt
+from qwen_image_engine.engines.tensorrt.execution import axes
 from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX, KernelSpecialization
 from qwen_image_engine.engines.tensorrt.refit import refit
 from qwen_image_engine.engines.tensorrt.rtx import check_validity
@@ -28,6 +30,20 @@ _WITHOUT_WEIGHTS = frozenset(
 weights on the device beside the step's."""
 
 
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "FP8": "float8_e4m3fn",
+    "INT64": "int64",
+    "INT32": "int32",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+"""Names of dtypes by TensorRT's."""
+
+
 @dataclass(frozen=True)
 class PlanSource:
     """A component's plan whose checksum has been checked.
@@ -35,11 +51,13 @@ class PlanSource:
     Attributes:
         path: path of the plan.
         entry: manifest entry of the plan.
-        weights_bytes: bytes of the plan's weights on the device.
+        weights_bytes: bytes of the plan on the device with the weights in it, without those that are its inputs.
         scratch_bytes: most bytes that activations of any plan of the bundle take; all plans share one buffer.
         graph: path of the ONNX file that the plan was built from; a stripped plan takes its weights from it.
         rebuild: the command that builds the plan.
         specialization: when TensorRT for RTX compiles kernels for single shapes; None for its default.
+        folder: folder of the bundle, in which the files of the weights are that the plan takes as inputs.
+        mend: advice for a file of weights that is missing or has other contents.
     """
 
     path: Path
@@ -49,6 +67,13 @@ class PlanSource:
     graph: Path
     rebuild: str
     specialization: KernelSpecialization | None = None
+    folder: Path = Path()
+    mend: str = "export the bundle again"
+
+    @property
+    def may_stream(self) -> bool:
+        """Whether weights may stay on the host. Weights that are inputs never do, and nearly all weights are then."""
+        return self.entry.weight_streaming and not self.entry.bound
 
 
 class _Reader(trt.IStreamReaderV2):
@@ -108,14 +133,36 @@ def read_plan(session: TensorRtSession, component: str, source: PlanSource) -> t
         raise _refused(component, source, f"it has {found} profiles, its manifest {expected}")
     if source.entry.stripped:
         refit(engine, source.graph, session.log, source.rebuild)
-    if source.entry.weight_streaming:
+    if source.may_stream:
         _stream_weights(session, component, source, engine)
+    elif source.entry.weight_streaming:
+        engine.weight_streaming_budget_v2 = engine.streamable_weights_size
     return engine
 
 
 def streams(engine: trt.ICudaEngine) -> bool:
     """Return whether some weights come from the host in every run."""
     return engine.weight_streaming_budget_v2 < engine.streamable_weights_size
+
+
+def ports(engine: trt.ICudaEngine) -> tuple[dict[str, PortFacts], dict[str, PortFacts]]:
+    """Return dtype and shape of a plan's inputs and outputs; None stands for a free axis.
+
+    Raises:
+        QwenImageError: the plan computes shapes from the numbers of an input.
+    """
+    sides: tuple[dict[str, PortFacts], dict[str, PortFacts]] = ({}, {})
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        if engine.is_shape_inference_io(name):
+            raise QwenImageError(
+                f"the plan computes shapes from {name}, which TensorRT then wants on the host; export the bundle again"
+            )
+        dtype = engine.get_tensor_dtype(name).name
+        shape = tuple(None if size < 0 else size for size in axes(engine.get_tensor_shape(name)))
+        is_output = engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT
+        sides[is_output][name] = PortFacts(_DTYPES.get(dtype, dtype.lower()), shape)
+    return sides
 
 
 def _stream_weights(session: TensorRtSession, component: str, source: PlanSource, engine: trt.ICudaEngine) -> None:

@@ -1,4 +1,4 @@
-"""The objects that all TensorRT engines of a process share: the runtime, a stream, a scratch buffer.
+"""The objects that all TensorRT engines of a process share: the runtime, a stream, a scratch buffer, weights.
 
 This module imports TensorRT. It has not run on a GPU yet. Every call is checked against the types of the bindings of
 both products.
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.cuda.memory import CudaContext, CudaMemory
+from qwen_image_engine.engines.cuda.shared_weights import SharedWeights
 from qwen_image_engine.engines.cuda.stream import CudaStream
 from qwen_image_engine.engines.tensorrt.bindings import Log, made, process_log, trt
 from qwen_image_engine.engines.tensorrt.scratch import Scratch
@@ -25,6 +26,7 @@ class TensorRtSession:
         context: primary CUDA context of the device.
         stream: stream that all work runs in.
         scratch: buffer for the activations of the engine that runs.
+        weights: weights that plans take as inputs, one copy for all engines.
     """
 
     device: DeviceInfo
@@ -34,6 +36,7 @@ class TensorRtSession:
     context: CudaContext
     stream: CudaStream
     scratch: Scratch
+    weights: SharedWeights
 
     @classmethod
     def open(cls, device: DeviceInfo) -> "TensorRtSession":
@@ -49,4 +52,5 @@ class TensorRtSession:
         # Code of a plan that runs on the host is never wanted, whatever the default of a version is.
         runtime.engine_host_code_allowed = False
         scratch = Scratch(lambda nbytes: CudaMemory(context, nbytes, "activations"))
-        return cls(device, version, log, runtime, context, CudaStream(context), scratch)
+        stream = CudaStream(context)
+        return cls(device, version, log, runtime, context, stream, scratch, SharedWeights(stream))

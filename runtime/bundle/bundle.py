@@ -22,8 +22,16 @@ from qwen_image_engine.engines.core.files import read_regular
 from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.plans.fit import check_plan_fits, choose_plan
 from qwen_image_engine.engines.tensorrt.package import KernelSpecialization
+from qwen_image_engine.runtime.bundle.bound_weights import check_bound_weights
 from qwen_image_engine.runtime.bundle.capability import check_capability
-from qwen_image_engine.runtime.bundle.files import WeightHeaders, build_command, check_files, check_graphs, check_tables
+from qwen_image_engine.runtime.bundle.files import (
+    WeightHeaders,
+    build_command,
+    check_files,
+    check_graphs,
+    check_tables,
+    export_advice,
+)
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
 from qwen_image_engine.runtime.images.read import ReferenceSource
@@ -139,8 +147,9 @@ class Bundle:
         """Load a component's plan for this GPU, after a check of its builder and its hash.
 
         Raises:
-            QwenImageError: no plan was built, the plan does not fit this machine, its SHA-256 is not the manifest's, or
-                there is no driver, no GPU or no package of the backend.
+            QwenImageError: no plan was built, the plan does not fit this machine, its SHA-256 is not the manifest's, a
+                file does not hold a weight that the plan takes as an input, or there is no driver, no GPU or no package
+                of the backend.
             OutOfDeviceMemory: the GPU has no room for the plan's weights.
         """
         device = device_info()  # first: without a driver TensorRT's objects end the process
@@ -157,20 +166,34 @@ class Bundle:
             raise QwenImageError(
                 f"{component}: {path} has other contents than its sha256 says; build it again with: {rebuild}"
             )
+        check_bound_weights(self.folder, self.manifest, component, plan, rebuild)
         from qwen_image_engine.engines.tensorrt.engine import TensorRtEngine
         from qwen_image_engine.engines.tensorrt.load import PlanSource
 
-        weights = sum(self.manifest.files[name].bytes for name in entry.weights) if plan.stripped else 0
+        refitted = plan.stripped and not plan.bound  # which are inputs, and shared
+        weights = sum(self.manifest.files[name].bytes for name in entry.weights) if refitted else 0
+        source = PlanSource(
+            path=path,
+            entry=plan,
+            weights_bytes=expected.bytes + weights,
+            scratch_bytes=self._scratch_bytes(plan.builder, device.compute_capability),
+            graph=self.folder / entry.model,
+            rebuild=rebuild,
+            specialization=kernel_specialization,
+            folder=self.folder,
+            mend=export_advice(self.folder, self.manifest),
+        )
+        return TensorRtEngine(session, source, entry.contract)
+
+    def _scratch_bytes(self, builder: str, capability: str) -> int:
+        """Return the most bytes of activations of any plan of `builder` for a compute capability."""
         listed = (
             item
             for plans in self.manifest.plans.values()
             for item in plans
-            if item.builder == plan.builder and device.compute_capability in item.compute_capabilities
+            if item.builder == builder and capability in item.compute_capabilities
         )
-        scratch = max((most for item in listed for most in item.scratch_bytes), default=0)
-        model = self.folder / entry.model
-        source = PlanSource(path, plan, expected.bytes + weights, scratch, model, rebuild, kernel_specialization)
-        return TensorRtEngine(session, source, entry.contract)
+        return max((most for item in listed for most in item.scratch_bytes), default=0)
 
     @cached_property
     def _session(self) -> "TensorRtSession":
