@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -150,7 +151,7 @@ def upload_parts(
 def _pieces(transfers: Iterable[_Transfer]) -> Iterator[_Piece]:
     """Yield all pieces, those of up to `_LANES` parts in turn, each part's in order."""
     waiting = iter(transfers)
-    lanes = deque(_pieces_of(transfer) for transfer, _ in zip(waiting, range(_LANES), strict=False))
+    lanes = deque(map(_pieces_of, islice(waiting, _LANES)))
     while lanes:
         piece = next(lanes[0], None)
         if piece is not None:
@@ -158,7 +159,7 @@ def _pieces(transfers: Iterable[_Transfer]) -> Iterator[_Piece]:
             lanes.rotate(-1)
             continue
         lanes.popleft()
-        lanes.extend(_pieces_of(transfer) for transfer, _ in zip(waiting, range(1), strict=False))
+        lanes.extend(map(_pieces_of, islice(waiting, 1)))
 
 
 def _pieces_of(transfer: _Transfer) -> Iterator[_Piece]:

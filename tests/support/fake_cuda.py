@@ -119,7 +119,8 @@ class FakeDriver:
         self._break_capture()
         if nbytes.value > self.free_bytes:
             return 2
-        block = np.full(nbytes.value, 0xFF, np.uint8)  # which is NaN
+        room = np.full(nbytes.value + 511, 0xFF, np.uint8)  # which is NaN
+        block = room[-room.ctypes.data % 512 :][: nbytes.value]
         self._device[block.ctypes.data] = block
         address._obj.value = block.ctypes.data
         return 0

@@ -13,6 +13,7 @@ import ctypes
 import enum
 import json
 import weakref
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -24,6 +25,7 @@ import numpy as np
 
 from qwen_image_engine.engines.core import contract_check
 from qwen_image_engine.engines.core.contract import Contract, TensorSpec, split_axis
+from qwen_image_engine.engines.core.device_array import size_bytes
 from qwen_image_engine.engines.plans.entry import Profile, Shape
 from tests.support.fake_cuda import FakeDriver
 from tests.support.numpy_engines import Journal, NumpyEngine
@@ -31,12 +33,38 @@ from tests.support.toy_graph import toy_graph
 
 VERSION = "11.4.0.106"
 
+_NAMES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "FP8",
+    "int8": "INT8",
+    "int64": "INT64",
+}
+"""Names of `trt.DataType`."""
+
 OUT_OF_MEMORY = "[virtualMemoryBuffer.cpp::resizePhysical::153] Error Code 2: OutOfMemory (Requested size was 8 bytes.)"
 
 
-def plan_bytes(component: str, stripped: bool = False) -> bytes:
+def plan_bytes(component: str, stripped: bool = False, weights: Sequence[PlanWeight] = ()) -> bytes:
     """A plan of a component, too long for one read of a small piece."""
-    return json.dumps({"component": component, "stripped": stripped}).encode() + b"\n" + bytes(1000)
+    bound = [(weight.name, weight.dtype, weight.shape, weight.mark) for weight in weights]
+    return json.dumps({"component": component, "stripped": stripped, "bound": bound}).encode() + b"\n" + bytes(1000)
+
+
+@dataclass(frozen=True)
+class PlanWeight:
+    """A weight that is an input of a plan. Outputs are as they should be if its bytes have this `mark`."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    mark: int
+
+
+def mark(data: bytes) -> int:
+    """What bytes are known by, whichever place they have."""
+    return zlib.crc32(data)
 
 
 class Severity(enum.Enum):
@@ -141,6 +169,11 @@ class Context:
                 held = driver.view(addresses[spec.name], 4 * prod(shape) * (2 if spec.dtype == "int64" else 1))
                 inputs[spec.name] = held.view(spec.dtype).reshape(shape).copy()
             found = NumpyEngine(self._engine.known.contract.component, Journal()).outputs(inputs)
+            for weight in self._engine.weights:
+                address, nbytes = addresses[weight.name], size_bytes(weight.shape, weight.dtype)
+                assert address % 256 == 0
+                if mark(driver.view(address, nbytes).tobytes()) != weight.mark:
+                    found = [values + 1 for values in found]
             for spec, values in zip(self._engine.outputs, found, strict=True):
                 rows = np.ascontiguousarray(values, spec.dtype)
                 driver.view(addresses[spec.name], rows.nbytes)[:] = rows.reshape(-1).view(np.uint8)
@@ -152,12 +185,17 @@ class Context:
 class Engine:
     refuses_profiles = False
 
-    def __init__(self, known: Known, driver: FakeDriver, stripped: bool, logger: Any) -> None:
+    def __init__(
+        self, known: Known, driver: FakeDriver, stripped: bool, logger: Any, weights: Sequence[PlanWeight] = ()
+    ) -> None:
         self.known, self.driver, self.stripped, self.logger = known, driver, stripped, logger
+        self.weights = weights
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         self.inputs, self.outputs = known.contract.inputs, known.contract.outputs
         self.num_optimization_profiles = len(known.profiles)
-        self.num_io_tensors = len(self.inputs) + len(self.outputs)
+        bound = (TensorSpec(weight.name, weight.shape, weight.dtype, "") for weight in weights)
+        self._ports = (*self.inputs, *bound, *self.outputs)
+        self.num_io_tensors = len(self._ports)
         self.streamable_weights_size = self._budget = known.streamable_bytes
 
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
@@ -179,16 +217,16 @@ class Engine:
         return False
 
     def get_tensor_name(self, index: int) -> str:
-        return (*self.inputs, *self.outputs)[index].name
+        return self._ports[index].name
 
     def get_tensor_dtype(self, name: str) -> Any:
-        return SimpleNamespace(name={"float32": "FLOAT", "int64": "INT64"}[self._spec(name).dtype])
+        return SimpleNamespace(name=_NAMES[self._spec(name).dtype])
 
     def get_tensor_shape(self, name: str) -> Shape:
         return tuple(-1 if isinstance(axis, str) else axis for axis in self._spec(name).shape)
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
-        return TensorIOMode.INPUT if self._spec(name) in self.inputs else TensorIOMode.OUTPUT
+        return TensorIOMode.OUTPUT if self._spec(name) in self.outputs else TensorIOMode.INPUT
 
     def create_execution_context(self, strategy: Any) -> Context:
         assert strategy == Strategy.USER_MANAGED
@@ -198,7 +236,7 @@ class Engine:
         return context
 
     def _spec(self, name: str) -> TensorSpec:
-        (spec,) = (spec for spec in (*self.inputs, *self.outputs) if spec.name == name)
+        (spec,) = (spec for spec in self._ports if spec.name == name)
         return spec
 
 
@@ -222,7 +260,8 @@ def fake_tensorrt(known: dict[str, Known], driver: FakeDriver) -> ModuleType:
                 self._logger.log(Severity.WARNING, "a warning")
                 self._logger.log(Severity.ERROR, "Serialization assertion\n failed")
                 return None
-            return Engine(known[plan["component"]], driver, plan["stripped"], self._logger)
+            weights = [PlanWeight(name, dtype, tuple(shape), mark) for name, dtype, shape, mark in plan["bound"]]
+            return Engine(known[plan["component"]], driver, plan["stripped"], self._logger, weights)
 
     class Refitter:
         def __init__(self, engine: Engine, logger: Any) -> None:

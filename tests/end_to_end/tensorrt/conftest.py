@@ -23,6 +23,7 @@ from tests.support.fake_tensorrt_rtx import RTX_VERSION, IRuntimeConfig, fake_te
 from tests.support.fake_tensorrt_runtime import VERSION, Known, fake_tensorrt, plan_bytes
 from tests.support.numpy_engines import DIMS
 from tests.support.played_tensorrt import MakeBundle, profile
+from tests.support.toy_bound import plan_weights, toy_weights
 from tests.support.toy_graph import toy_graph
 from tests.support.toy_manifest import toy_manifest
 
@@ -44,7 +45,7 @@ def product(request: pytest.FixtureRequest) -> str:
 def make_bundle(
     driver: FakeDriver, product: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MakeBundle]:
-    """A bundle of the toy networks, with what its plan entries are to say."""
+    """A bundle of the toy networks, with what its plan entries are to say; with `weights="bound"` plans hold none."""
     rtx = product == "tensorrt-rtx"
     if rtx:
         driver.compute_capability = (8, 9)
@@ -54,20 +55,23 @@ def make_bundle(
         for name, item in contracts.items()
     }
 
-    def make(**values: Any) -> Bundle:
+    def make(weights: str = "inside", **values: Any) -> Bundle:
         components, plans, files = {}, {}, {}
+        bound = toy_weights(tmp_path) if weights == "bound" else dict.fromkeys(contracts, ())
         for name, item in contracts.items():
             graph, plan = tmp_path / f"{name}.onnx", tmp_path / f"{name}.plan"
             graph.write_bytes(toy_graph(name))
-            plan.write_bytes(plan_bytes(name, values.get("stripped", False)))
-            files |= {path.name: describe_file(path) for path in (graph, plan)}
-            components[name] = ComponentEntry(graph.name, (graph.name,), "bf16", (), {}, 23, 11, item)
+            plan.write_bytes(plan_bytes(name, values.get("stripped", False), plan_weights(tmp_path, bound[name])))
+            stored = [tmp_path / file for file in dict.fromkeys(weight.file for weight in bound[name])]
+            files |= {path.name: describe_file(path) for path in (graph, plan, *stored)}
+            listed = tuple(path.name for path in stored) or (graph.name,)
+            components[name] = ComponentEntry(graph.name, listed, "bf16", (), {}, 23, 11, item)
             profiles = tuple(known[name].profiles)
             if rtx:
                 entry = PlanEntry(plan.name, "aa", product, RTX_VERSION, ("8.6", "8.9"), None, None, profiles)
             else:
                 entry = PlanEntry(plan.name, "aa", product, VERSION, ("9.0",), "A GPU", 13000, profiles)
-            plans[name] = (replace(entry, **values),)
+            plans[name] = (replace(entry, **{"bound": bound[name], **values}),)
         return Bundle(
             tmp_path,
             toy_manifest(

@@ -5,7 +5,12 @@ import pytest
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.cuda.driver import DeviceInfo
 from qwen_image_engine.engines.plans.entry import PlanEntry
-from qwen_image_engine.engines.plans.fit import check_memory_fits, check_plan_fits, choose_plan
+from qwen_image_engine.engines.plans.fit import (
+    check_memory_fits,
+    check_plan_fits,
+    check_shared_weights_fit,
+    choose_plan,
+)
 
 HERE = DeviceInfo("NVIDIA H100", "9.0", 13010, total_bytes=80 << 30, free_bytes=10 << 30)
 PLAN = PlanEntry("step.plan", "aa", "tensorrt", "11.4.0.106", ("9.0",), "NVIDIA H100", 13000, ())
@@ -85,3 +90,14 @@ def test_how_much_memory_is_missing_and_which_flag_helps() -> None:
 def test_a_plan_of_this_version_comes_before_a_narrower_one_of_another() -> None:
     older = replace(FOR_RTX, file="older.plan", version="1.7.0.1", compute_capabilities=("8.9",))
     assert choose_plan("step", (older, FOR_RTX), "tensorrt-rtx", AT_HOME, "1.7.1.116", REBUILD) == FOR_RTX
+
+
+def test_weights_that_are_on_the_device_already_count_once() -> None:
+    check_shared_weights_fit("step", 14 << 30, 5 << 30, 1 << 29, 1 << 29, HERE)
+    with pytest.raises(
+        OutOfDeviceMemory,
+        match=r"^step: its weights take 15032385536 bytes, of which 5368709120 are on the GPU for other components, "
+        r"its plan 536870912 and .* profile 536870917 more, and .* free: 5 are missing; run with --memory sequential, "
+        r"build for less \(.*\), or export with --precision fp8 or int8$",
+    ):
+        check_shared_weights_fit("step", 14 << 30, 5 << 30, 1 << 29, (1 << 29) + 5, HERE)
