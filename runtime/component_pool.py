@@ -17,7 +17,8 @@ Memory = Literal["resident", "sequential"]
 Allocated = TypeVar("Allocated")
 
 _TRANSFORMER = tuple(row.name for row in COMPONENTS.values() if row.network == "transformer")
-"""Components of the transformer. Each of their engines holds a copy of the weights."""
+"""Components of the transformer. Each of their engines holds a copy of the weights, unless they are inputs of its plan:
+then all share one, which is freed with the last of them."""
 
 
 class ComponentPool:
@@ -25,7 +26,8 @@ class ComponentPool:
 
     "resident" keeps every loaded engine. The exception is a GPU without room for prefix and step, which are graphs of
     one network: then each frees the others, and a new prompt loads both again. "sequential" holds one engine at a time
-    and frees it before it loads the next. The weights of the transformer are then never in memory twice.
+    and frees it before it loads the next. The weights of the transformer are then never in memory twice. Weights that
+    are inputs of plans are freed with their engine and uploaded again with the next.
     """
 
     def __init__(

@@ -110,8 +110,8 @@ def upload_parts(
 ) -> None:
     """Copy parts of files to the device and wait until they are there; the bytes of `unchecked` parts are hashed.
 
-    SHA-256 takes 0.8 s for each GB on one core with the instructions for it (1.3 GB/s, measured), and four threads
-    compute it beside the reading and the copying: 14 GB of weights cost 3 s where four cores are free, 11 s on one.
+    SHA-256 takes 0.8 s for each GB on one core that has instructions for it (measured: 1.3 GB/s). Four threads compute
+    it beside the reading and the copying, so 14 GB cost 11 s of one core, or 3 s where four are free (not measured).
 
     Args:
         stream: stream for the copies.

@@ -29,7 +29,7 @@ class SharedWeights:
 
     `take` gives arrays of bytes. An array, and with it its place here, lives as long as somebody refers to it, so an
     engine holds its arrays and lets go of them when it is closed. What one call uploads is in one block of memory: the
-    driver hands out pages of 2 MiB, so blocks of their own would waste 6% of weights of 26 MB. A block is freed when
+    driver hands out pages of 2 MiB, of which weights of 26 MB in blocks of their own would waste 6%. A block is freed when
     nothing in it is held.
     """
 
