@@ -17,7 +17,8 @@ from qwen_image_engine.engines.cuda.memory import CudaMemory
 from qwen_image_engine.engines.cuda.stream import CudaStream
 
 _ALIGNMENT = 512
-"""Bytes between places of weights, as `cuMemAlloc` aligns a block. TensorRT asks for 256."""
+"""Places of weights in a block begin at multiples of this [bytes]. A block begins at one of 256 at least (CUDA C++
+Programming Guide, "Device Memory Accesses"), so weights lie no worse than in blocks of their own."""
 
 _Key = tuple[Path, int, int, str]
 _State = tuple[int, int, int, int]
@@ -28,9 +29,11 @@ class SharedWeights:
     """The weights of files that are on the device, by place and contents.
 
     `take` gives arrays of bytes. An array, and with it its place here, lives as long as somebody refers to it, so an
-    engine holds its arrays and lets go of them when it is closed. What one call uploads is in one block of memory: the
-    driver hands out pages of 2 MiB, of which weights of 26 MB in blocks of their own would waste 6%. A block is freed when
-    nothing in it is held.
+    engine holds its arrays and lets go of them when it is closed.
+
+    What one call uploads is in one block of memory, since blocks are rounded up to pages (of 2 MiB, as a rule; weights
+    of 26 MB in blocks of their own would waste 6%). A block is freed when nothing in it is held: prefix, loaded after
+    step, keeps what step alone needs, a few per cent of a transformer.
     """
 
     def __init__(self, stream: CudaStream) -> None:
@@ -67,12 +70,8 @@ class SharedWeights:
             states = {part.key: _state(files[part.path]) for part in wanted.values()}
             unchecked = [part for key, part in wanted.items() if self._checked.get(key) != states[key]]
             fresh = self._room_for(wanted)
-            try:
-                upload_parts(self._stream, list(wanted.values()), list(fresh.values()), files, unchecked)
-            except BaseException:
-                fresh.clear()  # whoever handles the error has this frame, and needs the memory
-                raise
-        self._held.update(fresh)
+            upload_parts(self._stream, list(wanted.values()), list(fresh.values()), files, unchecked)
+        self._held.update(fresh)  # only now: an error may keep arrays alive that were not checked
         self._checked.update(states)
         found |= fresh
         return {name: found[part.key] for name, part in parts.items()}
