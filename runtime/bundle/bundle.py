@@ -22,7 +22,7 @@ from qwen_image_engine.engines.core.files import read_regular
 from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.plans.fit import check_plan_fits, choose_plan
 from qwen_image_engine.engines.tensorrt.package import KernelSpecialization
-from qwen_image_engine.runtime.bundle.bound_weights import check_bound_weights
+from qwen_image_engine.runtime.bundle.bound_files import check_bound_files
 from qwen_image_engine.runtime.bundle.capability import check_capability
 from qwen_image_engine.runtime.bundle.files import (
     WeightHeaders,
@@ -166,7 +166,7 @@ class Bundle:
             raise QwenImageError(
                 f"{component}: {path} has other contents than its sha256 says; build it again with: {rebuild}"
             )
-        check_bound_weights(self.folder, self.manifest, component, plan, rebuild)
+        check_bound_files(self.folder, self.manifest, component, plan, rebuild)
         from qwen_image_engine.engines.tensorrt.engine import TensorRtEngine
         from qwen_image_engine.engines.tensorrt.load import PlanSource
 

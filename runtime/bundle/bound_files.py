@@ -15,7 +15,7 @@ from qwen_image_engine.runtime.bundle.files import WeightHeaders, check_files
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 
 
-def check_bound_weights(folder: Path, manifest: Manifest, component: str, plan: PlanEntry, rebuild: str) -> None:
+def check_bound_files(folder: Path, manifest: Manifest, component: str, plan: PlanEntry, rebuild: str) -> None:
     """Raise if a file does not hold a weight that a plan takes as an input where the manifest's list has it.
 
     The files' sizes and headers are compared, as `check_files` does it. The weights' own bytes are hashed when they are
