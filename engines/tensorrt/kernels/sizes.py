@@ -1,0 +1,170 @@
+"""Elements of every tensor of an account, by following open axes from the graph's inputs to its outputs.
+
+An account names tensors with their dimensions, -1 where the profile leaves an axis open. TensorRT for RTX 1.7.1 writes
+-1 even if only one axis varies, and no name for the axis. So each tensor is `closed` elements for each index of its
+open axes, and the number of these indices, its rows, is followed from kernel to kernel:
+
+- a kernel writes as many rows as the tensors that it reads have;
+- a kernel that concatenates writes the sum of their rows, if it makes keys or values of an attention or nothing else;
+- attention writes the rows of its queries; a mask has the rows of queries times keys;
+- `Resize` and `DepthToSpace` make four rows of one: they double height and width;
+- another view of a tensor has the same elements: 4 rows of 48 are one row of 192.
+
+What was followed is compared with what the contract says of the graph's outputs. Where they differ (an encoder whose
+convolutions have strides, which accounts do not list), sizes of open tensors are not known, and none is made up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from qwen_image_engine.engines.tensorrt.kernels.amount import Amount
+from qwen_image_engine.engines.tensorrt.kernels.layer import Layer, Tensor
+from qwen_image_engine.engines.tensorrt.kernels.ports import Ports
+
+_DOUBLES = frozenset({"Resize", "DepthToSpace"})
+_DTYPES_OF_HOST = ("int64", "int32")
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Tensors of a fused attention; None if the account does not tell them apart."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+
+
+def attention_operands(layer: Layer) -> Operands | None:
+    """Return the tensors of a kernel of fused attention; None for another kernel.
+
+    The query has the output's form. Keys may be transposed, and have fewer heads in grouped attention.
+    """
+    if layer.seen is None or layer.seen.kind != "attention" or not layer.outputs:
+        return None
+    many = [item for item in layer.inputs if item.is_open or item.is_matrix]
+    tensors = [item for item in many if not item.dtype.lower().startswith(_DTYPES_OF_HOST)]
+    masks = [item for item in tensors if len(tensors) > 3 and all(size == 1 for size in item.dims[:-2])]
+    rest = [item for item in tensors if item not in masks]
+    if len(rest) != 3:
+        return None
+    form = layer.outputs[0].dims
+    query = next((item for item in rest if item.dims == form), rest[0])
+    rest.remove(query)
+    return Operands(query, rest[0], rest[1], masks[0] if masks else None)
+
+
+class Sizes:
+    """Elements of the tensors of one profile.
+
+    Attributes:
+        known: whether the sizes that were followed are those of the graph's outputs.
+    """
+
+    def __init__(self, layers: Sequence[Layer], ports: Ports) -> None:
+        """Follow the rows through `layers`, which are those of one profile in the order of the plan."""
+        self._ports = ports
+        self._elements: dict[str, Amount] = dict(ports.inputs)
+        operands = [found for layer in layers if (found := attention_operands(layer)) is not None]
+        self._longer = {item.name for found in operands for item in (found.key, found.value)}
+        self._queries = {found.query.name for found in operands}
+        self._masks = {found.mask.name for found in operands if found.mask is not None}
+        self.known = True
+        for layer in layers:
+            self._follow(layer)
+        self._follow_masks(layers)
+        if not self.known:
+            self._elements = {**ports.inputs, **ports.outputs}
+
+    def whole(self, tensor: Tensor) -> int | None:
+        """Return the elements of the tensor of which this may be a part; None if they are not known."""
+        found = self._elements.get(tensor.name)
+        return None if found is None else found.at(self._ports.values)
+
+    def elements(self, tensor: Tensor) -> int | None:
+        """Return the elements of a tensor, or of this part of it; None if they are not known."""
+        if not tensor.is_open:
+            return tensor.closed
+        rows = self._rows(tensor)
+        return None if rows is None else (rows * tensor.closed).at(self._ports.values)
+
+    def rows(self, tensor: Tensor) -> int | None:
+        """Return the indices of the open axes together; None if they are not known or no axis is open."""
+        rows = self._rows(tensor) if tensor.is_open else None
+        return None if rows is None else rows.at(self._ports.values)
+
+    def _rows(self, tensor: Tensor) -> Amount | None:
+        found = self._elements.get(tensor.name)
+        return None if found is None else found / tensor.row
+
+    def _follow(self, layer: Layer) -> None:
+        operands = attention_operands(layer)
+        if operands is not None:
+            rows = self._rows(operands.query)
+            self._set_outputs(layer, rows, rows)
+            return
+        read = [(item, rows) for item in layer.inputs if item.is_open and (rows := self._rows(item)) is not None]
+        if not read:
+            return
+        made = [pair for pair in read if pair[0].name not in self._ports.inputs] or read
+        main = max(made, key=lambda pair: (pair[1].is_whole, pair[1].degree, pair[0].closed))[1]
+        if not layer.joins:
+            self._correct(read, main)
+        most = max(rows.degree for _, rows in read)
+        distinct = {rows for _, rows in read if rows.degree == most}
+        joined = main
+        if layer.joins and len(distinct) > 1:
+            joined = sum(sorted(distinct - {main}, key=str), main)
+        if layer.operators & _DOUBLES and sum(item.is_open for item in layer.outputs) == 1:
+            main = joined = main * 4
+        self._set_outputs(layer, main, joined)
+
+    def _set_outputs(self, layer: Layer, main: Amount | None, joined: Amount | None) -> None:
+        """Set the elements of a kernel's outputs: `joined` rows for what concatenates, `main` rows for the rest."""
+        several = sum(item.is_open for item in layer.outputs) > 1
+        for item in layer.outputs:
+            if not item.is_open or item.name in self._masks:
+                continue
+            longer = item.name in self._longer or (not several and item.name not in self._queries)
+            rows = joined if longer else main
+            stated = self._ports.outputs.get(item.name)
+            if stated is not None:
+                part = "Slic" in layer.words or layer.joins
+                self.known &= part or rows is None or rows * item.closed == stated
+                self._elements[item.name] = stated
+            elif rows is not None:
+                self._elements[item.name] = rows * item.closed
+
+    def _correct(self, read: Sequence[tuple[Tensor, Amount]], main: Amount) -> None:
+        """Give as many rows as the kernel's other inputs have to one that seems to have a whole fraction of them.
+
+        Its producer wrote it flat: a mean for each head was one row a head, and is one row a token with all its heads.
+        """
+        for item, rows in read:
+            if item.name in self._ports.inputs or rows == main:
+                continue
+            if any(rows * item.closed == main * part for part in _divisors(item.closed)):
+                self._elements[item.name] = main * item.row
+
+    def _follow_masks(self, layers: Sequence[Layer]) -> None:
+        for layer in layers:
+            found = attention_operands(layer)
+            if found is not None and found.mask is not None:
+                query, key = self._rows(found.query), self._rows(found.key)
+                if query is not None and key is not None:
+                    self._elements[found.mask.name] = query * key
+        for layer in (*reversed(layers), *layers):
+            tensors = [item for item in (*layer.inputs, *layer.outputs) if item.is_open]
+            for item, other in _alike(tensors):
+                if item.name not in self._elements and other.name in self._elements:
+                    self._elements[item.name] = self._elements[other.name]
+
+
+def _alike(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    return ((one, other) for one in tensors for other in tensors if one.dims == other.dims and one.name != other.name)
+
+
+def _divisors(number: int) -> Iterator[int]:
+    return (part for part in range(1, min(number, 1025)) if number % part == 0)
