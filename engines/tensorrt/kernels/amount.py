@@ -6,7 +6,7 @@ also keep apart what numbers would not: 4,096 tokens of the picture and 4,096 be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import reduce
@@ -63,6 +63,14 @@ class Amount:
 
     def __truediv__(self, number: int) -> Amount:
         return self * Fraction(1, number)
+
+    def joined_with(self, parts: Iterable[Amount]) -> Amount:
+        """Return the sum with each part once that has the same degree and none of the products of the sum so far."""
+        total = self
+        for part in parts:
+            if part.degree == self.degree and not {item for item, _ in part.terms} & {item for item, _ in total.terms}:
+                total += part
+        return total
 
     @property
     def degree(self) -> int:

@@ -1,8 +1,8 @@
-"""Kernels of one block: the stretch that repeats between two attentions, and the least traffic that its mathematics needs.
+"""Kernels of one block: the stretch that repeats between two attentions, and the least traffic that a block needs.
 
 The kernels between one attention and the next, that one included, are a whole block, whatever they are called and
-wherever its first kernel is: output projection, MLP, norms, the next block's queries, keys and values, attention. A graph
-of n attentions has n - 1 such stretches. Kernels of the modulation, which happen to run in between, belong to none.
+wherever its first kernel is: output projection, MLP, norms, the next block's queries, keys and values, attention. A
+graph of n attentions has n - 1 such stretches. Kernels of the modulation, which run in between, belong to none.
 
 The least, in bytes (`least_bytes`), takes every product and every attention as one kernel each, and everything else as
 done within them: an input is read once, an output written once. It is the accounting of I/O of Dao et al.,
@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from qwen_image_engine.engines.tensorrt.kernels.kernel import Kernel
 
@@ -47,11 +48,10 @@ class Block:
 
 
 def middle_block(kernels: Sequence[Kernel]) -> Block | None:
-    """Return the block of which there are most, the middle one of these; None if there are fewer than two attentions."""
-    ends = [index for index, kernel in enumerate(kernels) if kernel.heads is not None]
+    """Return the middle one of the blocks of the commonest form; None if there are fewer than two attentions."""
+    ends = _attentions(kernels)
     stretches = [
-        tuple(kernel for kernel in kernels[first + 1 : last + 1] if kernel.moving)
-        for first, last in zip(ends, ends[1:], strict=False)
+        tuple(kernel for kernel in kernels[first + 1 : last + 1] if kernel.moving) for first, last in pairwise(ends)
     ]
     if not stretches:
         return None
@@ -64,8 +64,8 @@ def middle_block(kernels: Sequence[Kernel]) -> Block | None:
 
 
 def ends_of(kernels: Sequence[Kernel]) -> tuple[Kernel, ...]:
-    """Return the kernels outside of the stretches: before and in the first attention, behind the last, and modulation."""
-    ends = [index for index, kernel in enumerate(kernels) if kernel.heads is not None]
+    """Return the kernels that are in no stretch: up to the first attention, behind the last, and the modulation."""
+    ends = _attentions(kernels)
     if len(ends) < 2:
         return tuple(kernels)
     inside = range(ends[0] + 1, ends[-1] + 1)
@@ -84,13 +84,26 @@ def least_bytes(kernels: Sequence[Kernel]) -> int | None:
     if residual is None or hidden.elements <= residual:
         return None
     inner = min(operand.bits for _, operand in products)
-    fresh = (attention.key + attention.value) * attention.query_rows // attention.key_rows
+    fresh = (attention.key + attention.value) * attention.query_tokens // attention.key_tokens
     bits = 2 * residual * inner
     bits += (attention.query + fresh + attention.query + attention.key + attention.value) * attention.bits
     bits += 2 * attention.output * inner
     bits += 2 * hidden.elements * hidden.bits
     bits += 4 * residual * residual_bits
     return bits // 8
+
+
+def _attentions(kernels: Sequence[Kernel]) -> list[int]:
+    """Return the index of each block's last attention: attentions without a product in between belong to one block."""
+    last: list[int] = []
+    apart = True
+    for index, kernel in enumerate(kernels):
+        if kernel.heads is not None:
+            last[len(last) if apart else -1 :] = [index]
+            apart = False
+        elif kernel.kind == "product" and kernel.moving:
+            apart = True
+    return last
 
 
 def _form(kernels: Sequence[Kernel]) -> tuple[object, ...]:

@@ -37,16 +37,25 @@ class Operand:
 
 @dataclass(frozen=True)
 class Heads:
-    """Elements of queries, keys, values and output of a fused attention, and bits of a query and of an output."""
+    """Tensors of a fused attention.
+
+    Attributes:
+        query: elements of the queries.
+        key: elements of the keys, those before the call among them.
+        value: elements of the values, likewise.
+        output: elements of the output.
+        query_tokens: tokens of the queries.
+        key_tokens: tokens of the keys.
+        bits: bits of an element of the queries.
+    """
 
     query: int
     key: int
     value: int
     output: int
-    query_rows: int
-    key_rows: int
+    query_tokens: int
+    key_tokens: int
     bits: int
-    output_bits: int
 
 
 @dataclass(frozen=True)
@@ -63,10 +72,10 @@ class Kernel:
         read: bytes of activations read; None if a size or a type is not known.
         written: bytes of activations written; None likewise.
         weights: bytes of weights, scales and other constants read.
-        flops: floating-point operations of a product or an attention, a multiplication and its addition being two; None
-            if a size is not known. Other kernels have 0.
-        format: number format of a product's or an attention's operands: "bf16", "fp8", "int8", "fp4", "fp32"; None if it
-            is not known or the kernel is neither.
+        flops: operations of a product or an attention, a multiplication and its addition being two; None if a size is
+            not known. Other kernels have 0.
+        format: number format of a product's or an attention's operands: "bf16", "fp8", "int8", "fp4", "fp32"; None if
+            it is not known or the kernel is neither.
         operand: activation of a product with weights; None for others.
         heads: tensors of a fused attention; None for others.
         output_elements: elements of the largest output; None if not known.
@@ -142,9 +151,9 @@ def kernels_of(
 
 
 def _bytes(tensors: Iterable[Tensor], sizes: Sizes) -> int | None:
-    """Return the bytes of tensors. Parts of one tensor together are at most the tensor: what is listed twice is read once.
+    """Return the bytes of tensors; None if a size or a type is not known.
 
-    None if a size or a type is not known.
+    Parts of one tensor have together at most the bytes of the tensor: what is listed twice is read once.
     """
     bits: defaultdict[str, int] = defaultdict(int)
     most: dict[str, int] = {}
@@ -164,9 +173,7 @@ def _matrices(weights: Collection[Tensor]) -> list[Tensor]:
     return [item for item in found if item.closed * _SCALES > largest]
 
 
-def _operand(
-    layer: Layer, activations: Sequence[Tensor], weights: Collection[Tensor], sizes: Sizes
-) -> Operand | None:
+def _operand(layer: Layer, activations: Sequence[Tensor], weights: Collection[Tensor], sizes: Sizes) -> Operand | None:
     """Return the activation A of A[rows, K] W[K, N] = C[rows, N]: the one for which A / K and C / N are equal."""
     outputs = [elements for item in layer.outputs if (elements := sizes.elements(item))]
     read = sorted(((sizes.elements(item) or 0, item) for item in activations), key=lambda pair: -pair[0])
@@ -187,13 +194,8 @@ def _heads(layer: Layer, sizes: Sizes) -> Heads | None:
     query, key, value, output = (count or 0 for count in counts)
     if not query or not key or not value or not output:
         return None
-    rows = (sizes.rows(found.query) or _rows_of_closed(found.query), sizes.rows(found.key) or _rows_of_closed(found.key))
-    return Heads(query, key, value, output, *rows, found.query.bits or 0, layer.outputs[0].bits or 0)
-
-
-def _rows_of_closed(tensor: Tensor) -> int:
-    """Return the tokens of a query or key whose axes are all closed: the longest axis."""
-    return max(tensor.dims, default=1)
+    tokens = (sizes.tokens(found.query) or 1, sizes.tokens(found.key) or 1)
+    return Heads(query, key, value, output, *tokens, found.query.bits or 0)
 
 
 def _flops(
@@ -206,7 +208,7 @@ def _flops(
 ) -> int | None:
     """Return the operations of a product or an attention: 2 M N K of a product, 4 heads S K d of an attention."""
     if heads is not None:
-        return 4 * heads.query * heads.key_rows
+        return 4 * heads.query * heads.key_tokens
     if kind == "attention" and layer.seen is not None and layer.seen.kind == "softmax":
         return 0
     if kind not in ("product", "attention"):
@@ -219,7 +221,7 @@ def _flops(
     largest = sorted((sizes.elements(item) or 0 for item in activations), reverse=True)[:2]
     if len(largest) < 2 or not all(largest):
         return None
-    # The two operands and the output of a product of activations have batch * M K, batch * K N and batch * M N elements.
+    # A product of activations has batch * M K and batch * K N elements going in and batch * M N coming out.
     form = max(layer.outputs, key=lambda item: sizes.elements(item) or 0).dims
     batch = form[0] if len(form) > 2 and form[0] > 0 else 1
     return 2 * isqrt(largest[0] * largest[1] * output // batch)

@@ -25,7 +25,7 @@ _MOVING = frozenset(
     {"Resh", "Tran", "Move", "Conc", "Slic", "Gath", "Repl", "Spli", "Squeeze", "Expa", "Bloc", "Etc", "Noop"}
 )
 _FORMS = frozenset(
-    "Reshape Transpose Concat Slice Gather Split Squeeze Unsqueeze Expand Identity Flatten DepthToSpace".split()
+    {"Reshape", "Transpose", "Concat", "Slice", "Gather", "Split", "Squeeze", "Unsqueeze", "Expand", "Identity"}
 )
 _NONLINEAR = frozenset({"Silu", "Gelu", "Tanh", "Erf", "Sigm", "Exp"})
 _NONLINEAR_NODES = frozenset({"Sigmoid", "Tanh", "Erf", "Gelu", "Softplus", "Exp"})

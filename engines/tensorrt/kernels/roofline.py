@@ -1,8 +1,8 @@
 """The time that a kernel takes at least on a card: an estimate from its data sheet, nothing was timed.
 
 The roofline of Williams, Waterman and Patterson ("Roofline: an insightful visual performance model for multicore
-architectures", Communications of the ACM 52, 2009): a kernel takes the longer of its bytes over the card's bandwidth and
-its operations over the card's peak in their number format. Caches, launches, and clocks below boost are left out.
+architectures", Communications of the ACM 52, 2009): a kernel takes the longer of its bytes over the bandwidth and its
+operations over the card's peak in their number format. Caches, launches, and clocks below boost are left out.
 """
 
 from __future__ import annotations
@@ -45,5 +45,5 @@ def estimate(kernels: Sequence[Kernel], card: Card) -> Estimate | None:
         without_peak += bool(kernel.flops) and peak is None
         arithmetic = kernel.flops / peak if peak else 0.0
         by_limit["arithmetic" if arithmetic > memory else "memory"] += max(memory, arithmetic)
-    bound = max(by_limit, key=by_limit.__getitem__) if kernels else None
-    return Estimate(sum(by_limit.values()), bound, without_peak)
+    bound: Bound = "arithmetic" if by_limit["arithmetic"] > by_limit["memory"] else "memory"
+    return Estimate(sum(by_limit.values()), bound if kernels else None, without_peak)

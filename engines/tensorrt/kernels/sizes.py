@@ -5,9 +5,12 @@ An account names tensors with their dimensions, -1 where the profile leaves an a
 open axes, and the number of these indices, its rows, is followed from kernel to kernel:
 
 - a kernel writes as many rows as the tensors that it reads have;
-- a kernel that concatenates writes the sum of their rows, if it makes keys or values of an attention or nothing else;
-- attention writes the rows of its queries; a mask has the rows of queries times keys;
+- a kernel that concatenates writes the sum of the rows that other kernels made; and with the rows of the graph's inputs
+  (keys and values of the prefix), if it makes keys or values of an attention or nothing else;
+- attention takes heads times batch as an axis if the batch is open; it writes the rows of its queries; a mask has the
+  rows of queries times keys;
 - `Resize` and `DepthToSpace` make four rows of one: they double height and width;
+- a kernel that widens rows while it reshapes writes as many elements as it reads;
 - another view of a tensor has the same elements: 4 rows of 48 are one row of 192.
 
 What was followed is compared with what the contract says of the graph's outputs. Where they differ (an encoder whose
@@ -18,9 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from qwen_image_engine.engines.tensorrt.kernels.amount import Amount
-from qwen_image_engine.engines.tensorrt.kernels.layer import Layer, Tensor
+from qwen_image_engine.engines.tensorrt.kernels.layer import OPEN, Layer, Tensor
 from qwen_image_engine.engines.tensorrt.kernels.ports import Ports
 
 _DOUBLES = frozenset({"Resize", "DepthToSpace"})
@@ -67,6 +71,7 @@ class Sizes:
         """Follow the rows through `layers`, which are those of one profile in the order of the plan."""
         self._ports = ports
         self._elements: dict[str, Amount] = dict(ports.inputs)
+        self._heads: dict[str, int] = {}
         operands = [found for layer in layers if (found := attention_operands(layer)) is not None]
         self._longer = {item.name for found in operands for item in (found.key, found.value)}
         self._queries = {found.query.name for found in operands}
@@ -110,15 +115,18 @@ class Sizes:
             return
         made = [pair for pair in read if pair[0].name not in self._ports.inputs] or read
         main = max(made, key=lambda pair: (pair[1].is_whole, pair[1].degree, pair[0].closed))[1]
-        if not layer.joins:
-            self._correct(read, main)
-        most = max(rows.degree for _, rows in read)
-        distinct = {rows for _, rows in read if rows.degree == most}
         joined = main
-        if layer.joins and len(distinct) > 1:
-            joined = sum(sorted(distinct - {main}, key=str), main)
-        if layer.operators & _DOUBLES and sum(item.is_open for item in layer.outputs) == 1:
+        if layer.joins:
+            main = main.joined_with(rows for _, rows in made)
+            joined = main.joined_with(rows for _, rows in read)
+        else:
+            self._correct(read, main)
+        written = [item for item in layer.outputs if item.is_open]
+        if layer.operators & _DOUBLES and len(written) == 1:
             main = joined = main * 4
+        elif "Resh" in layer.words and len(read) == len(written) == 1 and written[0].closed > read[0][0].closed:
+            # Rows side by side are one row: the elements stay.
+            main = joined = main * Fraction(read[0][0].closed, written[0].closed)
         self._set_outputs(layer, main, joined)
 
     def _set_outputs(self, layer: Layer, main: Amount | None, joined: Amount | None) -> None:
@@ -131,11 +139,29 @@ class Sizes:
             rows = joined if longer else main
             stated = self._ports.outputs.get(item.name)
             if stated is not None:
-                part = "Slic" in layer.words or layer.joins
-                self.known &= part or rows is None or rows * item.closed == stated
+                # A graph whose last kernels read a part of the rows gives terms of what was followed.
+                self.known &= rows is None or {*stated.terms} <= {*(rows * item.closed).terms}
                 self._elements[item.name] = stated
             elif rows is not None:
-                self._elements[item.name] = rows * item.closed
+                width = self._width(layer, item)
+                self._heads[item.name] = width // max(item.closed, 1)
+                self._elements[item.name] = rows * width
+
+    def _width(self, layer: Layer, tensor: Tensor) -> int:
+        """Return the elements of a row that a kernel writes: all heads, where an attention reads heads of a batch."""
+        if tensor.dims.count(OPEN) < 2 or tensor.name not in self._queries | self._longer:
+            return tensor.closed
+        widths = [item.closed for item in layer.inputs if item.is_open and item.closed % tensor.closed == 0]
+        return max(widths, default=tensor.closed)
+
+    def tokens(self, tensor: Tensor) -> int | None:
+        """Return the tokens of one picture in an attention's query or key; None if they are not known."""
+        if not tensor.is_open:
+            return max(tensor.dims, default=1)
+        rows = self.rows(tensor)
+        if rows is None or tensor.dims.count(OPEN) < 2:
+            return rows
+        return rows // self._heads.get(tensor.name, 1) // self._ports.values.get("batch", 1)
 
     def _correct(self, read: Sequence[tuple[Tensor, Amount]], main: Amount) -> None:
         """Give as many rows as the kernel's other inputs have to one that seems to have a whole fraction of them.
