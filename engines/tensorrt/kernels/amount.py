@@ -72,6 +72,13 @@ class Amount:
                 total += part
         return total
 
+    def over(self, other: Amount) -> Fraction | None:
+        """Return the factor by which this is the other sum; None if it is no multiple of it."""
+        if not other.terms or len(self.terms) != len(other.terms):
+            return None
+        factor = self.terms[0][1] / other.terms[0][1]
+        return factor if self == other * factor else None
+
     @property
     def degree(self) -> int:
         """Largest number of symbols in a product."""

@@ -56,11 +56,11 @@ def middle_block(kernels: Sequence[Kernel]) -> Block | None:
     if not stretches:
         return None
     forms = [_form(stretch) for stretch in stretches]
-    most = max(Counter(forms).values())
-    common = [index for index, form in enumerate(forms) if forms.count(form) == most]
-    chosen = common[len(common) // 2]
-    kept = stretches[chosen]
-    return Block(kept, len(stretches), forms.count(forms[chosen]), least_bytes(kept))
+    counts = Counter(forms)
+    most = max(counts.values())
+    common = [stretch for stretch, form in zip(stretches, forms, strict=True) if counts[form] == most]
+    kept = common[len(common) // 2]
+    return Block(kept, len(stretches), most, least_bytes(kept))
 
 
 def ends_of(kernels: Sequence[Kernel]) -> tuple[Kernel, ...]:

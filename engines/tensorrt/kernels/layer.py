@@ -22,6 +22,8 @@ OPEN = -1
 """Dimension of an axis that the profile leaves open."""
 
 _LARGEST = 1 << 40
+_MOST_TENSORS = 256
+"""Most inputs, constants or outputs of a layer that is read. The largest layer of a step has 15."""
 _PROFILE = re.compile(r" \[profile \d+\]$")
 _FUSION = re.compile(r"__myl_((?:[A-Z][a-z0-9]*)+)")
 _WORD = re.compile(r"[A-Z][a-z0-9]*")
@@ -154,6 +156,8 @@ def _layer(item: Mapping[str, Any], profile: int, seen: EngineLayer | None) -> L
 
 
 def _tensors(values: Collection[Any]) -> tuple[Tensor, ...]:
+    if len(values) > _MOST_TENSORS:
+        raise ValueError(f"{len(values)} tensors")
     return tuple(_tensor(value) for value in values if isinstance(value, Mapping))
 
 

@@ -169,9 +169,8 @@ class Sizes:
         Its producer wrote it flat: a mean for each head was one row a head, and is one row a token with all its heads.
         """
         for item, rows in read:
-            if item.name in self._ports.inputs or rows == main:
-                continue
-            if any(rows * item.closed == main * part for part in _divisors(item.closed)):
+            part = rows.over(main)
+            if item.name not in self._ports.inputs and part is not None and part < 1 and item.closed % part == 0:
                 self._elements[item.name] = main * item.row
 
     def _follow_masks(self, layers: Sequence[Layer]) -> None:
@@ -190,7 +189,3 @@ class Sizes:
 
 def _alike(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     return ((one, other) for one in tensors for other in tensors if one.dims == other.dims and one.name != other.name)
-
-
-def _divisors(number: int) -> Iterator[int]:
-    return (part for part in range(1, min(number, 1025)) if number % part == 0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.core.contract import describe_shape
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, is_memory, one_line
+from qwen_image_engine.engines.plans.cards import find_card
 from qwen_image_engine.engines.tensorrt.build.summary import HEADINGS, ProfileSummary
 from qwen_image_engine.engines.tensorrt.package import PRODUCTS
 from qwen_image_engine.runtime.bundle.accounts import read_account
@@ -22,6 +23,7 @@ from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
     weight_sources,
 )
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
+from qwen_image_engine.runtime.cli.shared.output_files import add_report_argument
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.shared.text import plan_text
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
@@ -43,6 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="hold the graphs of a bundle for TensorRT or CUDA against what those need"
     )
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="count the kernels of a bundle's plans and the bytes that they move, from the compiler's accounts",
+    )
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="with --kernels: estimate times on this card from its data sheet, such as rtx-5090; nothing is timed",
+    )
+    add_report_argument(parser)
     add_weight_arguments(parser)
 
 
@@ -56,12 +69,40 @@ def execute(options: argparse.Namespace) -> VerbResult:
         QwenImageError: the checkpoint or the bundle cannot be read.
     """
     folder = with_home(options.subject)
+    _check_flags(options)
+    if options.kernels:
+        refuse_weight_arguments(options, "--kernels reads the plans of a bundle")
+        return _kernels(folder, options)
     if not is_bundle(folder):
         if options.check:
             raise UsageError(f"--check: {folder} is no bundle; its graphs are what is checked")
         return _checkpoint(open_checkpoint(options.subject, options))
     refuse_weight_arguments(options, f"{folder} is a bundle, whose weights are what they are")
     return _graphs(folder) if options.check else _bundle(folder)
+
+
+def _check_flags(options: argparse.Namespace) -> None:
+    if options.check and options.kernels:
+        raise UsageError("--check and --kernels: give one of them")
+    for flag in ("gpu", "report"):
+        if getattr(options, flag) is not None and not options.kernels:
+            raise UsageError(f"--{flag} of inspect is for kernels; add --kernels")
+
+
+def _kernels(folder: Path, options: argparse.Namespace) -> VerbResult:
+    from qwen_image_engine.runtime.tools.kernels.count import count_kernels
+    from qwen_image_engine.runtime.tools.kernels.text import lines_of
+    from qwen_image_engine.runtime.tools.report.folder import check_report, write_report
+
+    if not is_bundle(folder):
+        raise UsageError(f"--kernels: {folder} is no bundle; its plans are what is counted")
+    card = None if options.gpu is None else find_card(options.gpu)
+    if options.report:
+        check_report(options.report)
+    found = count_kernels(folder, card)
+    if options.report:
+        write_report(found, options.report)
+    return VerbResult(found.to_json(), list(lines_of(found)))
 
 
 def _graphs(folder: Path) -> VerbResult:
