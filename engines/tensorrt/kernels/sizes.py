@@ -50,7 +50,7 @@ def attention_operands(layer: Layer) -> Operands | None:
         return None
     many = [item for item in layer.inputs if item.is_open or item.is_matrix]
     tensors = [item for item in many if not item.dtype.lower().startswith(_DTYPES_OF_HOST)]
-    masks = [item for item in tensors if len(tensors) > 3 and all(size == 1 for size in item.dims[:-2])]
+    masks = [item for item in tensors if len(tensors) > 3 and _is_mask(item)]
     rest = [item for item in tensors if item not in masks]
     if len(rest) != 3:
         return None
@@ -58,6 +58,11 @@ def attention_operands(layer: Layer) -> Operands | None:
     query = next((item for item in rest if item.dims == form), rest[0])
     rest.remove(query)
     return Operands(query, rest[0], rest[1], masks[0] if masks else None)
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Return whether an input of an attention has tokens on both of its last axes, and one head."""
+    return tensor.dims[-2:] == (OPEN, OPEN) or (len(tensor.dims) == 4 and tensor.dims[:2] == (1, 1))
 
 
 class Sizes:
@@ -113,7 +118,7 @@ class Sizes:
         read = [(item, rows) for item in layer.inputs if item.is_open and (rows := self._rows(item)) is not None]
         if not read:
             return
-        made = [pair for pair in read if pair[0].name not in self._ports.inputs] or read
+        made = [pair for pair in read if pair[0].name not in self._ports.inputs and pair[1].is_whole] or read
         main = max(made, key=lambda pair: (pair[1].is_whole, pair[1].degree, pair[0].closed))[1]
         joined = main
         if layer.joins:

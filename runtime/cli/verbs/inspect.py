@@ -96,7 +96,7 @@ def _kernels(folder: Path, options: argparse.Namespace) -> VerbResult:
 
     if not is_bundle(folder):
         raise UsageError(f"--kernels: {folder} is no bundle; its plans are what is counted")
-    card = None if options.gpu is None else find_card(options.gpu)
+    card = None if options.gpu is None else find_card(options.gpu, "")
     if options.report:
         check_report(options.report)
     found = count_kernels(folder, card)

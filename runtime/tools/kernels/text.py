@@ -40,7 +40,7 @@ def head(found: KernelReport) -> tuple[str, ...]:
         "moved",
         "least",
         "times",
-        *(() if found.card is None else (f"all ({NOT_TIMED})", f"bound ({NOT_TIMED})")),
+        *(() if found.card is None else (f"time, and what bounds it ({NOT_TIMED})",)),
     )
 
 
@@ -64,7 +64,7 @@ def summary_row(found: KernelReport, item: ProfileKernels) -> tuple[str, ...]:
         bytes_text(whole.weights),
         flops_text(whole.flops),
         *of_block,
-        *(() if found.card is None else estimate_cells(whole.estimate)),
+        *(() if found.card is None else (estimate_text(whole.estimate),)),
     )
 
 
@@ -101,7 +101,7 @@ def kinds_head(found: KernelReport) -> tuple[str, ...]:
         "weights",
         "operations",
         "formats",
-        *(() if found.card is None else (f"time ({NOT_TIMED})", f"bound ({NOT_TIMED})")),
+        *(() if found.card is None else (f"time, and what bounds it ({NOT_TIMED})",)),
     )
 
 
@@ -120,16 +120,16 @@ def _kind_row(found: KernelReport, name: str, totals: Totals) -> tuple[str, ...]
         bytes_text(totals.weights) if totals.weights else "",
         flops_text(totals.flops) if totals.flops != 0 else "",
         ", ".join(totals.formats),
-        *(() if found.card is None else estimate_cells(totals.estimate)),
+        *(() if found.card is None else (estimate_text(totals.estimate),)),
     )
 
 
-def estimate_cells(estimate: Estimate | None) -> tuple[str, str]:
-    """Return the time and its bound as texts."""
-    if estimate is None:
-        return UNKNOWN, UNKNOWN
+def estimate_text(estimate: Estimate | None) -> str:
+    """Return the time and what bounds it; `UNKNOWN` for None."""
+    if estimate is None or estimate.bound is None:
+        return UNKNOWN
     lacking = f", {estimate.without_peak} without a peak" if estimate.without_peak else ""
-    return f"{1000 * estimate.seconds:.3f} ms", f"{estimate.bound or ''}{lacking}"
+    return f"{1000 * estimate.seconds:.3f} ms, {estimate.bound}{lacking}"
 
 
 def bytes_text(count: int | None) -> str:

@@ -103,10 +103,10 @@ def _panels(found: KernelReport, item: ProfileKernels, name: str) -> Iterator[Ht
         yield bars(f"{name}-all", "traffic of all kernels", _traffic(item.whole))
     if found.card is None:
         return
-    parts = [] if item.block is None else [("block", "one block", item.block.part)]
-    for key, what, part in [*parts, ("all", "all kernels", item.whole)]:
+    parts = [] if item.block is None else [("block", item.block.part)]
+    for key, part in [*parts, ("all", item.whole)]:
         if times := _times(part):
-            yield bars(f"{name}-time-{key}", f"{what} on {found.card.name} ({NOT_TIMED})", times)
+            yield bars(f"{name}-time-{key}", f"{key}: {NOT_TIMED}", times)
 
 
 def _traffic(part: Part) -> list[Bar]:
