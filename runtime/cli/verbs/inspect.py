@@ -53,13 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> VerbResult:
-    """Describe a checkpoint or a bundle from its JSON files and headers, or check a bundle's graphs.
+    """Describe a checkpoint or a bundle from its JSON files and headers, check its graphs, or count its kernels.
 
     The exit code is 1 if `export` would refuse the checkpoint, or if a graph breaks a rule.
 
     Raises:
-        UsageError: `--check` is given for a checkpoint, or flags that change weights are given for a bundle.
-        QwenImageError: the checkpoint or the bundle cannot be read.
+        UsageError: `--check` or `--kernels` is given for a checkpoint, or flags that change weights for a bundle; flags
+            contradict each other; or there is no such card.
+        QwenImageError: the checkpoint or the bundle cannot be read, or with `--kernels` has no plan or account.
     """
     folder = with_home(options.subject)
     _check_flags(options)

@@ -114,7 +114,7 @@ class Part:
 
 @dataclass(frozen=True)
 class BlockPart:
-    """One block of a network.
+    """A block of a network, the middle one of those alike.
 
     Attributes:
         part: kernels by kind.
