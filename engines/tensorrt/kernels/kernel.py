@@ -20,7 +20,7 @@ _SCALES = 8
 
 @dataclass(frozen=True)
 class Operand:
-    """What a product multiplies with its weights.
+    """Activation that a product multiplies with its weights.
 
     Attributes:
         name: name of the activation.
