@@ -42,12 +42,13 @@ class BlockNumbers:
 
 
 BLOCKS = {
-    "wide bf16": BlockNumbers(14, 4, 1_113_636_896, 1_952_514_088, 738_197_504),
-    "wide fp8": BlockNumbers(17, 7, 1_147_240_472, 1_868_660_760, 570_425_344),
-    "shapes bf16": BlockNumbers(14, 4, 54_343_456, 93_738_024, 34_675_200),
+    "wide bf16 12.0": BlockNumbers(14, 4, 1_113_636_864, 1_952_514_048, 738_197_504),
+    "wide fp8 12.0": BlockNumbers(17, 7, 1_147_240_448, 1_868_660_736, 570_425_344),
+    "wide fp8 8.9": BlockNumbers(16, 4, 1_751_220_224, 2_422_308_864, 570_425_344),
+    "shapes bf16": BlockNumbers(14, 4, 54_343_424, 93_737_984, 34_675_200),
 }
-"""4,096 wide, 32 heads of 128, MLP of 12,288, 4,096 tokens and 4,096 before them, for 12.0; and `shapes` for 8.6 at
-1024x1024 with `PREFIX` tokens before."""
+"""4,096 wide, 32 heads of 128, MLP of 12,288, 4,096 tokens and 4,096 before them; and `shapes` for 8.6 at 1024x1024
+with `PREFIX` tokens before."""
 
 
 def shapes_account(precision: str, capability: str) -> str:
@@ -55,9 +56,9 @@ def shapes_account(precision: str, capability: str) -> str:
     return _text(_TESTS / "build" / "accounts" / f"step-{precision}-{capability}.json.gz")
 
 
-def wide_account(precision: str) -> str:
-    """The file beside a plan of two blocks of the released width, of one profile, for 12.0."""
-    return _text(_TESTS / "kernels" / "accounts" / f"step-wide-{precision}-12.0.json.gz")
+def wide_account(precision: str, capability: str) -> str:
+    """The file beside a plan of two blocks of the released width, of one profile."""
+    return _text(_TESTS / "kernels" / "accounts" / f"step-wide-{precision}-{capability}.json.gz")
 
 
 def step_contract(heads: int, head_dim: int, layers: int) -> Contract:

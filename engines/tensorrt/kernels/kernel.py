@@ -120,7 +120,12 @@ def kernels_of(
             for item in layer.inputs
             if item.name in bound or (item.is_matrix and item.name not in made and item.name not in ports.inputs)
         ]
-        activations = [item for item in layer.inputs if item not in held]
+        # Single numbers that no kernel makes come from the host: sizes of open axes.
+        activations = [
+            item
+            for item in layer.inputs
+            if item not in held and (item.is_open or item.closed > 1 or item.name in made or item.name in ports.inputs)
+        ]
         weights = (*layer.constants, *held)
         kind = classifier.kind(layer, weights)
         moves = any(item.name in moving for item in activations)
