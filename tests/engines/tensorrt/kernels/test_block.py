@@ -67,8 +67,8 @@ def test_the_trial_with_graphs_by_hand_counted_as_much() -> None:
     assert round(fp8.moved / 1e6) == 1869
     # All of the trial's bf16 block was 1,919: its block was the last, whose MLP leaves the residual to the norm behind.
     assert round((bf16.moved - 2 * S * 4096) / 1e6) == 1919
-    # The trial's weights had one scale; ours have one each. Where 8.9 merges products, two kernels more apply the scales:
-    # to queries, keys and values, and to gate and proj.
+    # The trial's weights had one scale; ours have one each. Where products are merged for 8.9, two kernels more apply
+    # them: to queries, keys and values, and to gate and proj.
     assert round((ada.moved - 2 * 2 * S * (3 * 4096 + 2 * 12288)) / 1e6) == 1818
     assert round((ada.beside - 2 * 2 * S * (3 * 4096 + 2 * 12288)) / 1e6) == 1147
 
