@@ -25,8 +25,12 @@ BELOW: Mapping[str, tuple[str, ...]] = {
 }
 """Folders that a folder's modules may import, by the longest name that fits; the rooms above them come on top."""
 
-TOOLS_THAT_MEET = {("runtime.tools.compare", "runtime.tools.bench"), ("runtime.tools.report", "runtime.tools.bench")}
-"""Both read results of `bench`: the one two of them, the other one."""
+TOOLS_THAT_MEET = {
+    ("runtime.tools.compare", "runtime.tools.bench"),
+    ("runtime.tools.report", "runtime.tools.bench"),
+    ("runtime.tools.report", "runtime.tools.kernels"),
+}
+"""They read results: `compare` two of `bench`, `report` one of `bench` or of `kernels`."""
 
 
 def sources() -> dict[str, Path]:

@@ -166,11 +166,15 @@ _SIZE = re.compile(rf"({'|'.join(sorted({str(card.memory_bytes // _GIB) for card
 _CLOSEST = 3
 
 
-def find_card(name: str) -> Card:
+def find_card(name: str, advice: str = "; for another card give --compute-capability") -> Card:
     """Return the card of this name.
 
     Spaces, hyphens, capitals, "NVIDIA", "GeForce" and the "RTX" before a number may be written or left out:
     "rtx-5090", "RTX 5090", "rtx5090" and "5090" are one card. So may be the memory of a card that has only one size.
+
+    Args:
+        name: name of the card.
+        advice: end of the error's text, for a card that is not in the table.
 
     Raises:
         UsageError: the table has no such card. The text has the closest names, then all.
@@ -186,9 +190,7 @@ def find_card(name: str) -> Card:
             return bare
     closest = difflib.get_close_matches(asked, short, _CLOSEST)
     near = f"did you mean {', '.join(short[form].name for form in closest)}? " if closest else ""
-    raise UsageError(
-        f"unknown card {name!r}; {near}known: {', '.join(CARDS)}; for another card give --compute-capability"
-    )
+    raise UsageError(f"unknown card {name!r}; {near}known: {', '.join(CARDS)}{advice}")
 
 
 def _shortened(name: str) -> str:

@@ -21,12 +21,21 @@ def read_account(folder: Path, manifest: Manifest, plan: PlanEntry) -> tuple[Pro
     Raises:
         QwenImageError: the file of the account is missing, is not as the manifest has it, or has another form.
     """
+    text = account_text(folder, manifest, plan)
+    return () if text is None else summary(text)
+
+
+def account_text(folder: Path, manifest: Manifest, plan: PlanEntry) -> str | None:
+    """Return the text of the file beside a plan; None for a plan of an older version, which has none.
+
+    Raises:
+        QwenImageError: the file is missing, is not as the manifest has it, is too large or is not text.
+    """
     if plan.layers is None:
-        return ()
+        return None
     check_files(folder, manifest, [plan.layers])
     path = folder / plan.layers
     try:
-        text = read_regular(path, MAX_ACCOUNT_BYTES).decode()
+        return read_regular(path, MAX_ACCOUNT_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise QwenImageError(f"{path}: cannot be read ({error}); build the plan again") from error
-    return summary(text)

@@ -20,6 +20,10 @@ from qwen_image_engine.engines.plans.profile_choice import choose_profile
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
 from qwen_image_engine.engines.tensorrt.build.onnx_weights import weights_left_out
 from qwen_image_engine.engines.tensorrt.build.summary import summary
+from qwen_image_engine.engines.tensorrt.kernels.block import middle_block
+from qwen_image_engine.engines.tensorrt.kernels.kernel import kernels_of
+from qwen_image_engine.engines.tensorrt.kernels.layer import read_layers
+from qwen_image_engine.engines.tensorrt.kernels.ports import Ports
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
@@ -27,8 +31,10 @@ from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.component_pool import ComponentPool
 from qwen_image_engine.runtime.tools.build.build import build_bundle
 from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
+from qwen_image_engine.runtime.tools.kernels.count import count_kernels
 from tests.support.compiler import CAPABILITIES, need_compiler
 from tests.support.images import patches
+from tests.support.kernel_accounts import BLOCKS, PREFIX, SIZES
 from tests.support.paths import ROOT
 from tests.support.shared import SharedFolders
 from tests.support.single_file import write_single_file
@@ -118,6 +124,26 @@ def check_profiles(manifest: Manifest, requests: list[Calls]) -> None:
     assert {component for component, _ in calls} == set(manifest.components)
 
 
+def check_kernels(folder: Path, manifest: Manifest) -> None:
+    """Sizes are known but for strides; no block of a step in bf16 takes more kernels or traffic than is stated."""
+    found = count_kernels(folder).profiles
+    assert all(item.sizes_known for item in found if item.component != "vae_encoder")
+    assert all(item.block for item in found if item.component in ("step", "prefix", "prefix_image"))
+    limits = BLOCKS.get(f"shapes {manifest.precision}")
+    if limits is not None:
+        (plan,) = manifest.plans["step"]
+        names, layers = read_layers((folder / str(plan.layers)).read_text(encoding="utf-8"))
+        sizes = {"batch": 1, "tokens": SIZES["1024x1024"], "prefix": PREFIX}
+        for index, _ in enumerate(plan.profiles):
+            own = [layer for layer in layers if layer.profile == index]
+            kernels, _ = kernels_of(names, own, Ports.at(manifest.components["step"].contract, sizes, {}))
+            block = middle_block(kernels)
+            assert block is not None
+            assert len(block.kernels) <= limits.kernels
+            assert sum((kernel.read or 0) + (kernel.written or 0) for kernel in block.kernels) <= limits.moved
+            assert block.least_bytes == limits.least
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
 def test_every_component_of_shapes_is_built_as_its_graph_is(
@@ -152,6 +178,7 @@ def test_every_component_of_shapes_is_built_as_its_graph_is(
             assert not set(item.unfused).intersection(entry.fused_attentions or ())
             assert "unknown" not in item.products
     assert bool(manifest.components["step"].quantised_layers) == (precision != "bf16")
+    check_kernels(folder, manifest)
 
 
 def test_weights_in_files_have_the_names_that_the_parser_gives_them(

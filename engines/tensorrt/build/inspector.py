@@ -92,9 +92,9 @@ def engine_layers(inspected: str, nodes: Collection[str]) -> Iterator[EngineLaye
     """
     known = _any_of(nodes)
     layers = listed_layers(inspected)
-    for layer, profile in zip(layers, _profiles(layers), strict=True):
+    for layer, profile in zip(layers, layer_profiles(layers), strict=True):
         kernel = f"{layer.get('LayerType', '')} {layer.get('TacticName', '')}"
-        if _COPY.fullmatch(str(layer.get("LayerType", ""))):
+        if is_copy(layer):
             continue
         name = str(layer.get("Name", "?"))
         inputs = _tensors(layer, "Inputs")
@@ -111,6 +111,11 @@ def engine_layers(inspected: str, nodes: Collection[str]) -> Iterator[EngineLaye
             precision=bits or _widest(operands, outputs),
             reads_fp8=_all_fp8(inputs),
         )
+
+
+def is_copy(layer: Mapping[str, Any]) -> bool:
+    """Return whether a layer of an account only copies, which `engine_layers` leaves out."""
+    return _COPY.fullmatch(str(layer.get("LayerType", ""))) is not None
 
 
 def node_names(metadata: str) -> list[str]:
@@ -200,7 +205,7 @@ def _tensors(layer: Mapping[str, Any], key: str) -> list[_Tensor]:
     return [_Tensor.of(value) for value in layer.get(key, ()) if isinstance(value, Mapping)]
 
 
-def _profiles(layers: Collection[Mapping[str, Any]]) -> Iterator[int]:
+def layer_profiles(layers: Collection[Mapping[str, Any]]) -> Iterator[int]:
     """Yield the index of each layer's profile.
 
     Raises:

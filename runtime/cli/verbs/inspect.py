@@ -1,20 +1,17 @@
 """`qwen-image inspect`: a description of a checkpoint or a bundle."""
 
 import argparse
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qwen_image_engine.engines.core.contract import describe_shape
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError, is_memory, one_line
-from qwen_image_engine.engines.tensorrt.build.summary import HEADINGS, ProfileSummary
-from qwen_image_engine.engines.tensorrt.package import PRODUCTS
+from qwen_image_engine.engines.plans.cards import find_card
+from qwen_image_engine.engines.tensorrt.build.summary import ProfileSummary
 from qwen_image_engine.runtime.bundle.accounts import read_account
 from qwen_image_engine.runtime.bundle.files import check_graphs
 from qwen_image_engine.runtime.bundle.manifest import Manifest, is_bundle, read_manifest
-from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry, QuantisedLayer
+from qwen_image_engine.runtime.cli.shared.bundle_lines import bundle_lines
 from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
     add_weight_arguments,
     open_checkpoint,
@@ -22,19 +19,17 @@ from qwen_image_engine.runtime.cli.shared.checkpoint_arguments import (
     weight_sources,
 )
 from qwen_image_engine.runtime.cli.shared.extras import export_packages
+from qwen_image_engine.runtime.cli.shared.output_files import add_report_argument
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
-from qwen_image_engine.runtime.cli.shared.text import plan_text
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
 from qwen_image_engine.runtime.system.files import with_home
-from qwen_image_engine.runtime.system.text import command_line, size_text, table
+from qwen_image_engine.runtime.system.text import size_text, table
 
 if TYPE_CHECKING:
     from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
     from qwen_image_engine.reference.lora.adapter import Adapter
 
 SUMMARY = "what a checkpoint or a bundle is"
-
-_LATER_BLOCK = re.compile(r"_[1-9]\d*$")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,25 +38,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="hold the graphs of a bundle for TensorRT or CUDA against what those need"
     )
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="count the kernels of a bundle's plans and the bytes that they move, from the compiler's accounts",
+    )
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="with --kernels: estimate times on this card from its data sheet, such as rtx-5090; nothing is timed",
+    )
+    add_report_argument(parser)
     add_weight_arguments(parser)
 
 
 def execute(options: argparse.Namespace) -> VerbResult:
-    """Describe a checkpoint or a bundle from its JSON files and headers, or check a bundle's graphs.
+    """Describe a checkpoint or a bundle from its JSON files and headers, check its graphs, or count its kernels.
 
     The exit code is 1 if `export` would refuse the checkpoint, or if a graph breaks a rule.
 
     Raises:
-        UsageError: `--check` is given for a checkpoint, or flags that change weights are given for a bundle.
-        QwenImageError: the checkpoint or the bundle cannot be read.
+        UsageError: `--check` or `--kernels` is given for a checkpoint, or flags that change weights for a bundle; flags
+            contradict each other; or there is no such card.
+        QwenImageError: the checkpoint or the bundle cannot be read, or with `--kernels` has no plan or account.
     """
     folder = with_home(options.subject)
+    _check_flags(options)
+    if options.kernels:
+        refuse_weight_arguments(options, "--kernels reads the plans of a bundle")
+        return _kernels(folder, options)
     if not is_bundle(folder):
         if options.check:
             raise UsageError(f"--check: {folder} is no bundle; its graphs are what is checked")
         return _checkpoint(open_checkpoint(options.subject, options))
     refuse_weight_arguments(options, f"{folder} is a bundle, whose weights are what they are")
     return _graphs(folder) if options.check else _bundle(folder)
+
+
+def _check_flags(options: argparse.Namespace) -> None:
+    if options.check and options.kernels:
+        raise UsageError("--check and --kernels: give one of them")
+    for flag in ("gpu", "report"):
+        if getattr(options, flag) is not None and not options.kernels:
+            raise UsageError(f"--{flag} of inspect is for kernels; add --kernels")
+
+
+def _kernels(folder: Path, options: argparse.Namespace) -> VerbResult:
+    from qwen_image_engine.runtime.tools.kernels.count import count_kernels
+    from qwen_image_engine.runtime.tools.kernels.text import lines_of
+    from qwen_image_engine.runtime.tools.report.folder import check_report, write_report
+
+    if not is_bundle(folder):
+        raise UsageError(f"--kernels: {folder} is no bundle; its plans are what is counted")
+    card = None if options.gpu is None else find_card(options.gpu, "")
+    if options.report:
+        check_report(options.report)
+    found = count_kernels(folder, card)
+    if options.report:
+        write_report(found, options.report)
+    return VerbResult(found.to_json(), list(lines_of(found)))
 
 
 def _graphs(folder: Path) -> VerbResult:
@@ -211,10 +246,7 @@ def _bundle(folder: Path) -> VerbResult:
         "accounts": {name: [asdict(profile) for profile in found] for name, found in accounts.items()},
         "faults": faults,
     }
-    lines = _bundle_lines(folder, manifest)
-    for name, entry in manifest.components.items():
-        lines += ["", *_component_lines(name, entry), *_engine_lines(folder, manifest, name, accounts)]
-    return VerbResult(document, [*lines, *(["", *(f"✗ {fault}" for fault in faults)] if faults else [])])
+    return VerbResult(document, bundle_lines(folder, manifest, accounts, faults))
 
 
 def _accounts(folder: Path, manifest: Manifest) -> tuple[dict[str, tuple[ProfileSummary, ...]], list[str]]:
@@ -226,83 +258,3 @@ def _accounts(folder: Path, manifest: Manifest) -> tuple[dict[str, tuple[Profile
         except QwenImageError as error:
             faults.append(str(error))
     return accounts, faults
-
-
-def _bundle_lines(folder: Path, manifest: Manifest) -> list[str]:
-    source = manifest.checkpoint
-    files = [(name, size_text(file.bytes), file.sha256) for name, file in manifest.files.items()]
-    return [
-        f"bundle {folder} for {manifest.target} in {manifest.precision}, weights {manifest.weights}",
-        f"made by qwen-image {manifest.tool.version} from {source.name} in {source.path}",
-        *([f"transformer {source.transformer_file}"] if source.transformer_file else []),
-        *(f"lora {lora.path} at {lora.scale:g}, sha256 {lora.sha256}" for lora in manifest.loras),
-        f"attention {manifest.facts.attention}",
-        f"reference images: {'no' if manifest.absent_for_references else 'yes'}",
-        f"licence {source.licence}",
-        f"checkpoint sha256: configuration {source.config_sha256}, weights {source.weights_sha256}",
-        *([f"calibration sha256 {manifest.calibration.sha256}"] if manifest.calibration is not None else []),
-        _verified(manifest.verify),
-        "",
-        *table([("file", "bytes", "sha256"), *files], right=(1,)),
-    ]
-
-
-def _component_lines(name: str, entry: ComponentEntry) -> list[str]:
-    """Describe a component's inputs, outputs and quantised layers. List only the first of numbered tensors."""
-    lines = [f"{name} ({entry.precision}, opset {entry.opset}): {entry.contract.purpose}"]
-    rows = [
-        (f"  {side}", spec.name, spec.dtype, describe_shape(spec.shape), spec.meaning)
-        for side, specs in (("in", entry.contract.inputs), ("out", entry.contract.outputs))
-        for spec in specs
-        if not _LATER_BLOCK.search(spec.name)
-    ]
-    lines += table(rows)
-    hidden = len(entry.contract.inputs) + len(entry.contract.outputs) - len(rows)
-    if hidden:
-        lines.append(f"  and {hidden} more of the same form, numbered on")
-    for precision in dict.fromkeys(layer.precision for layer in entry.quantised_layers.values()):
-        layers = [layer for layer in entry.quantised_layers.values() if layer.precision == precision]
-        lines.append(f"  in {precision}: {len(layers)} linears{_prepared(layers)}")
-    if entry.fp8_attention:
-        lines.append(f"  attention in fp8: {', '.join(entry.fp8_attention)}")
-    if entry.excluded_layers:
-        lines.append(f"  in higher precision: {', '.join(entry.excluded_layers)}")
-    return lines
-
-
-def _engine_lines(
-    folder: Path, manifest: Manifest, name: str, accounts: Mapping[str, Sequence[ProfileSummary]]
-) -> list[str]:
-    lines = []
-    for plan in manifest.plans.get(name, ()):
-        built = f"of {PRODUCTS[plan.builder].text} {plan.version}" + ("" if plan.gpu is None else f" on {plan.gpu}")
-        lines += [
-            f"  engine: {plan_text(plan, manifest.files)}",
-            f"  {built}, compute capability {', '.join(plan.compute_capabilities)}, "
-            f"sha256 {manifest.files[plan.file].sha256}",
-        ]
-        if profiles := accounts.get(plan.file):
-            rows = table([HEADINGS, *(profile.row() for profile in profiles)], right=(1, 3))
-            lines += [f"    {row}".rstrip() for row in rows]
-    if lines:
-        return lines
-    if manifest.target == "tensorrt":
-        return [f"  engine: none yet; build one with: {command_line('qwen-image', 'build', folder)}"]
-    return []
-
-
-def _prepared(layers: Sequence[QuantisedLayer]) -> str:
-    """Describe how the inputs of quantised linears were prepared."""
-    rotations = sorted({layer.rotation for layer in layers} - {1})
-    alphas = sorted({layer.smoothing for layer in layers if layer.smoothing is not None})
-    equalised = sum(layer.equalised_with is not None for layer in layers)
-    words = f", {equalised} equalised with the linear before or after" if equalised else ""
-    words += f", rotated in blocks of {', '.join(map(str, rotations))} channels" if rotations else ""
-    return words + (f", smoothed with alpha {', '.join(map(str, alphas))}" if alphas else "")
-
-
-def _verified(result: Mapping[str, Any] | None) -> str:
-    if result is None:
-        return "not verified yet; verify with: qwen-image verify BUNDLE"
-    state = "every row within its threshold" if result.get("passed") else "✗ rows beyond their thresholds"
-    return f"last verified with {result.get('engine')} {result.get('engine_version')}: {state}"

@@ -17,6 +17,7 @@ _HEAD_BYTES = 500
 
 _PAGES = {
     "Benchmark": "runtime.tools.report.bench_page:bench_page",
+    "KernelReport": "runtime.tools.report.kernels_page:kernels_page",
     "Verifications": "export.verify.report.page:verify_page",
 }
 """Entries of the functions that make a page, as (result) -> str, by the class of the result."""
@@ -48,8 +49,8 @@ def write_report(result: object, folder: str | Path) -> Path:
     """Write the report of a result.
 
     Args:
-        result: result of `bench` or `verify`. A result that was made with `pictures=True` contains pictures, and the
-            page shows them.
+        result: result of `bench`, `verify` or `inspect --kernels`. A result that was made with `pictures=True`
+            contains pictures, and the page shows them.
         folder: a new folder, an empty folder, or the folder of an earlier report, which is replaced.
 
     Returns:
@@ -79,7 +80,9 @@ def write_report(result: object, folder: str | Path) -> Path:
 def _page(result: object) -> str:
     name = type(result).__qualname__
     if name not in _PAGES:
-        raise UsageError(f"no report of a {name}: expected a result of bench or verify ({', '.join(_PAGES)})")
+        raise UsageError(
+            f"no report of a {name}: expected a result of bench, verify or inspect --kernels ({', '.join(_PAGES)})"
+        )
     text: str = load_entry(_PAGES[name])(result)
     return text
 
