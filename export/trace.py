@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import Contract, contract, split_axis
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.export.decompose import node_by_node
 from qwen_image_engine.export.graph.external_weights import set_unplaced
 from qwen_image_engine.export.graph.shapes import axes
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
@@ -71,7 +72,7 @@ def trace(checkpoint: Checkpoint, component: str, dtype: str) -> ir.Model:
         {index: _dim(axis, symbols) for index, axis in enumerate(port.shape) if isinstance(axis, str)}
         for port in spec.inputs
     )
-    with _quiet():
+    with _quiet(), node_by_node():
         program: Any = torch.onnx.export(
             _Named(spec, network),
             example,
