@@ -14,6 +14,7 @@ from qwen_image_engine.export.graph.shapes import readable, reshape_target, runt
 from qwen_image_engine.export.passes.cleanup import Cleanup, MergeConstants, MergeReshapes
 from qwen_image_engine.export.passes.constant_shapes import ConstantShapes
 from qwen_image_engine.export.passes.fold_constants import FoldConstants
+from qwen_image_engine.export.passes.gates_apart import GatesApart
 from qwen_image_engine.export.passes.joint_square_mean import JointSquareMean
 from qwen_image_engine.export.passes.keep_rows import KeepRows
 from qwen_image_engine.export.passes.layer_norm_in_float32 import LayerNormInFloat32
@@ -221,6 +222,44 @@ def test_a_norm_without_a_partner_stays() -> None:
             value.shape = ir.Shape(["b", "s", 2, 8])
         counts = check(graph, [JointSquareMean], x=RNG.standard_normal((2, 5, 6), dtype=np.float32))
         assert counts["ReduceMean"] == 0
+
+
+GATED = """mlp (float[n, 4] x, float[n, 4] z) => (float[n, 3] y) {
+    a = Gemm<transB = 1>(x, gate)
+    s = Sigmoid(a)
+    silu = Mul(a, s)
+    c = Gemm<transB = 1>(x, up)
+    h = Mul(silu, c)
+    y = Gemm<transB = 1>(h, down)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "apart"),
+    [
+        ("h = Mul(silu, c)", "h = Mul(silu, c)", True),
+        ("h = Mul(silu, c)", "h = Mul(c, silu)", True),
+        ("silu = Mul(a, s)", "silu = Mul(s, a)", True),
+        ("c = Gemm<transB = 1>(x, up)", "c = Gemm<transB = 1>(z, up)", False),  # apart as they are
+        ("c = Gemm<transB = 1>(x, up)", "c = Gemm<transB = 1>(x, up, bias)", False),
+        ("s = Sigmoid(a)", "s = Tanh(a)", False),
+        ("h = Mul(silu, c)", "h = Add(silu, c)", False),
+    ],
+)
+def test_the_products_of_a_gated_mlp_read_different_rows(before: str, after: str, apart: bool) -> None:
+    sizes = {"gate": (6, 4), "up": (6, 4), "down": (3, 6), "bias": (6,)}
+    weights = {name: RNG.standard_normal(size, dtype=np.float32) for name, size in sizes.items()}
+    assert before in GATED
+    graph = model(GATED.replace(before, after), **weights)
+    inputs = {name: RNG.standard_normal((5, 4), dtype=np.float32) for name in ("x", "z")}
+    (expected,) = ReferenceEvaluator(ir.to_proto(graph)).run(None, inputs)
+    counts = check(graph, [GatesApart], **inputs)
+    assert counts["Mul"] == 2 - ("Add" in after) + 2 * apart
+    gemms = [node for node in graph.graph if node.op_type == "Gemm"]
+    assert (gemms[0].inputs[0] is not gemms[1].inputs[0]) == (apart or "(z" in after)
+    assert [node.inputs[1].name for node in gemms if node.inputs[1] is not None] == ["gate", "up", "down"]
+    # Powers of two: not a bit is lost.
+    np.testing.assert_array_equal(ReferenceEvaluator(ir.to_proto(graph)).run(None, inputs)[0], expected)
 
 
 def test_squares_are_summed_without_being_written() -> None:
