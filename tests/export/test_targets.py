@@ -52,7 +52,7 @@ def test_gates_are_apart_in_bf16_for_tensorrt_unless_they_may_be_merged() -> Non
         assert (JointSquareMean in row.passes()) == row.name.startswith("tensorrt")
     merged = choose_target("tensorrt", "bf16", merged_gates=True)
     assert [*merged.passes(), GatesApart] == [*choose_target("tensorrt", "bf16").passes()]
-    with pytest.raises(UsageError, match="--merged-gates with --target tensorrt --precision fp8.* --precision bf16"):
+    with pytest.raises(UsageError, match=r"--merged-gates with --target tensorrt --precision fp8.* --precision bf16"):
         choose_target("tensorrt", "fp8", merged_gates=True)
 
 
