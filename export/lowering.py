@@ -10,6 +10,8 @@ from qwen_image_engine.export.passes.cleanup import Cleanup, MergeReshapes
 from qwen_image_engine.export.passes.constant_shapes import ConstantShapes
 from qwen_image_engine.export.passes.drop_round_trips import DropRoundTrips
 from qwen_image_engine.export.passes.fold_constants import FoldConstants
+from qwen_image_engine.export.passes.gates_apart import GatesApart
+from qwen_image_engine.export.passes.joint_square_mean import JointSquareMean
 from qwen_image_engine.export.passes.keep_rows import KeepRows
 from qwen_image_engine.export.passes.layer_norm_in_float32 import LayerNormInFloat32
 from qwen_image_engine.export.passes.linear_to_gemm import LinearToGemm
@@ -24,23 +26,25 @@ from qwen_image_engine.export.passes.scale_into_queries import ScaleIntoQueries
 from qwen_image_engine.export.passes.sequence_to_split import SequenceToSplit
 from qwen_image_engine.export.passes.sum_of_squares import SumOfSquares
 
-Passes = tuple[Callable[[], InPlacePass], ...]
+Passes = tuple[type[InPlacePass], ...]
 QuantisingPasses = tuple[Callable[[QuantisedNetwork], InPlacePass], ...]
 
 _SIMPLIFY: Passes = (FoldConstants, SequenceToSplit, ConstantShapes, SumOfSquares, Cleanup)
 _GPU: Passes = (*_SIMPLIFY, DropRoundTrips, ScaleIntoQueries)
-_ROWS: Passes = (LinearToGemm, KeepRows, MergeReshapes, Cleanup)
+_ROWS: Passes = (LinearToGemm, KeepRows, MergeReshapes)
 
 CPU: Passes = (
     *_SIMPLIFY,
     AttentionToMultiHeadAttention,
     AttentionWithoutTransposes,
     *_ROWS,
+    Cleanup,
     ScaleIntoLayerNorm,
     Cleanup,
 )
-CUDA: Passes = (*_GPU, AttentionWithoutTransposes, *_ROWS)
-TENSORRT: Passes = (*_GPU, LayerNormInFloat32, *_ROWS)
+CUDA: Passes = (*_GPU, AttentionWithoutTransposes, *_ROWS, Cleanup)
+TENSORRT: Passes = (*_GPU, LayerNormInFloat32, *_ROWS, JointSquareMean, Cleanup)
+TENSORRT_BF16: Passes = (*TENSORRT, GatesApart)
 
 STATIC: QuantisingPasses = (SmoothModulation, ScaleValues, LinearToStatic, Fp8Attention)
 STATIC_CUDA: QuantisingPasses = (SmoothModulation, ScaleValues, LinearToStatic, GemmFloat8)

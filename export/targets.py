@@ -54,6 +54,8 @@ class Target:
         dtype: torch's name of the dtype of weights and arithmetic that are not quantised, and of keys and values.
         thresholds: limits of `verify` by row.
         passes: loader of the passes that run, in order, on every component.
+        merging: loader of the passes that `--merged-gates` runs in their place; None if the target keeps no products
+            apart.
         quantisation: rules that choose the quantised linears and their precision; None if no linear is quantised.
         quantising: loader of the passes that run after the others if anything is quantised.
         rules: loader of the names of the structural rules that `inspect --check` checks; None if the target has none.
@@ -68,6 +70,7 @@ class Target:
     dtype: str
     thresholds: Thresholds
     passes: Callable[[], Passes]
+    merging: Callable[[], Passes] | None = None
     quantisation: Quantisation | None = None
     quantising: Callable[[], QuantisingPasses] = tuple
     rules: Callable[[], Collection[str]] | None = None
@@ -150,7 +153,12 @@ TARGETS: Mapping[tuple[str, str], Target] = {
             quantisation=FP8_STATIC,
             quantising=_entry("export.lowering:STATIC_CUDA"),
         ),
-        _tensorrt("bf16", thresholds=TENSORRT_BF16),
+        _tensorrt(
+            "bf16",
+            thresholds=TENSORRT_BF16,
+            passes=_entry("export.lowering:TENSORRT_BF16"),
+            merging=_entry("export.lowering:TENSORRT"),
+        ),
         _static("fp8", thresholds=TENSORRT_FP8, quantisation=FP8_STATIC),
         _static("int8", thresholds=TENSORRT_INT8, quantisation=INT8_STATIC),
         _twin("fp8", thresholds=TWIN_FP8, quantisation=FP8_STATIC),
@@ -182,6 +190,7 @@ def choose_target(
     exclude: Sequence[str] = (),
     skip_blocks: Sequence[int] = (),
     fp8_attention: bool = False,
+    merged_gates: bool = False,
 ) -> Target:
     """Return the row of a target and precision, changed by the arguments.
 
@@ -193,6 +202,7 @@ def choose_target(
         exclude: glob patterns of linears that are not quantised; they come before any rule.
         skip_blocks: blocks of the transformer that are not quantised.
         fp8_attention: whether the transformer's attention is FP8.
+        merged_gates: whether a compiler may make one product of the two of a gated MLP.
 
     Raises:
         UsageError: the table has no row for the target and precision, `weights` is neither "copy" nor "link", or the
@@ -206,6 +216,13 @@ def choose_target(
         raise UsageError(f"cannot export for target {target!r} in precision {precision!r}; known: {known}")
     if weights not in ("copy", "link"):
         raise UsageError(f"weights {weights!r}: expected copy or link")
+    if merged_gates:
+        if found.merging is None:
+            raise UsageError(
+                f"--merged-gates with --target {target} --precision {precision}: these graphs keep no products apart; "
+                "it goes with --target tensorrt --precision bf16"
+            )
+        found = replace(found, passes=found.merging)
     if found.quantisation is None:
         if rules is not None or exclude or skip_blocks or fp8_attention:
             raise UsageError(

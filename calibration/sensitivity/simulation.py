@@ -50,6 +50,7 @@ class Simulation:
         tensors = {tensor.name: tensor for tensor in read_tensors(checkpoint, TRANSFORMER)}
         self._rows, self._columns = channel_scales(tensors, quantised)
         self._running = _Running()
+        self._linears = {name: self._linear(name) for name in quantised.layers}  # as they are while none is quantised
 
     @contextmanager
     def quantised(self, linears: Collection[str]) -> Iterator[None]:
@@ -62,10 +63,8 @@ class Simulation:
         try:
             for name in linears:
                 module = name.removeprefix(self._prefix)
-                linear = self._network.get_submodule(module)
-                assert isinstance(linear, nn.Linear)
-                self._network.set_submodule(module, self._simulated(name, linear))
-                kept[module] = linear
+                self._network.set_submodule(module, self._simulated(name))
+                kept[module] = self._linears[name]
             yield
         finally:
             for module, linear in kept.items():
@@ -81,19 +80,30 @@ class Simulation:
         self._running.component = "step"
         return self._network.step(latents, features, cos, sin, cache)
 
-    def _simulated(self, name: str, linear: nn.Linear) -> nn.Module:
-        layer, device = self._quantised.layers[name], linear.weight.device
+    def _linear(self, name: str) -> nn.Linear:
+        linear = self._network.get_submodule(name.removeprefix(self._prefix))
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+    def _weight(self, name: str) -> Tensor:
+        """Return the weight (N, K) of a linear in float32, with the scales of its rows and columns."""
+        weight = self._linears[name].weight.detach().float()
+        if name in self._rows:
+            weight = weight * self._rows[name].row_scales.to(weight.device)[:, None]
+        if name in self._columns:
+            weight = weight / self._columns[name].column_scales.to(weight.device)
+        return weight
+
+    def _simulated(self, name: str) -> nn.Module:
+        layer, weight = self._quantised.layers[name], self._weight(name)
+        device = weight.device
         rows = self._rows[name].row_scales.to(device) if name in self._rows else None
         columns = self._columns[name].column_scales.to(device) if name in self._columns else None
-        weight = linear.weight.detach().float()
-        if rows is not None:
-            weight = weight * rows[:, None]
-        if columns is not None:
-            weight = weight / columns
         item = self._quantised.inputs.get(name)
         feedback = item.error_feedback() if item is not None else None
         if layer.precision == "fp8":
-            largest = float(weight.abs().max())
+            sharing = self._quantised.sharing_scale(name)
+            largest = max(float(self._weight(other).abs().max()) for other in sharing)
             scale = stored_scale(largest / fp8.LARGEST if largest > 0 else 1.0)
             scales = torch.tensor([[scale]], device=device)
             codes = fp8.quantise_rows(weight, scale, feedback)

@@ -52,6 +52,7 @@ def export_bundle(
     exclude: Sequence[str] = (),
     skip_blocks: Sequence[int] = (),
     fp8_attention: bool = False,
+    merged_gates: bool = False,
     without: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Manifest:
@@ -73,6 +74,7 @@ def export_bundle(
         exclude: glob patterns of linears that are not quantised.
         skip_blocks: blocks of the transformer that are not quantised.
         fp8_attention: whether the transformer's attention is FP8 too.
+        merged_gates: whether TensorRT may make one product of the two of a gated MLP, with SiLU in a kernel of its own.
         without: names of optional components; a bundle without one of them takes no reference images.
         progress: callback for the progress of the export.
 
@@ -92,6 +94,7 @@ def export_bundle(
         exclude=exclude,
         skip_blocks=skip_blocks,
         fp8_attention=fp8_attention,
+        merged_gates=merged_gates,
     )
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)

@@ -71,6 +71,7 @@ def cache_key(
         "config": [repr(getattr(checkpoint, name)) for name in ("transformer", "text_encoder", "vision", "vae")],
         "target": target.name,
         "precision": target.precision,
+        "passes": [lowering.__name__ for lowering in target.passes()],
         "weights": weights,
         "quantisation": repr(target.quantisation),
         "calibration": calibration,

@@ -17,6 +17,7 @@ from qwen_image_engine.export.weights.quantised import (
     Rescaled,
     RescaledWeight,
     RowScales,
+    SharedScale,
 )
 from qwen_image_engine.export.weights.weight_file import Entry, Stored
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
@@ -52,15 +53,24 @@ def network_weights(checkpoint: Checkpoint, network: str, dtype: str, quantised:
         InputFactors(factors_name(name), columns[name], channels.readers[0].shape[1:], stored_dtype)
         for name, channels in smoothed_by_modulation(quantised).items()
     ]
+    weights: dict[str, Rescaled] = {}
     for name, tensor in tensors.items():
         linear = name.removesuffix(WEIGHT)
-        weight = Rescaled(tensor, rows.get(linear), columns.get(linear))
+        weights[linear] = Rescaled(tensor, rows.get(linear), columns.get(linear))
+    scales: dict[tuple[str, ...], SharedScale] = {}
+    for name, tensor in tensors.items():
+        linear = name.removesuffix(WEIGHT)
+        weight = weights[linear]
         layer = quantised.layers.get(linear)
         if layer is None:
             plain = weight.rows is None and weight.columns is None
             entries.append(Stored(tensor, stored_dtype) if plain else RescaledWeight(weight, stored_dtype))
         elif layer.precision == "fp8":
-            fp8_weight = Fp8Weight(weight, _FP8_SCALE.get(stored_dtype, stored_dtype), quantised.inputs.get(linear))
+            sharing = quantised.sharing_scale(linear)
+            if sharing not in scales:
+                scale_dtype = _FP8_SCALE.get(stored_dtype, stored_dtype)
+                scales[sharing] = SharedScale([weights[other] for other in sharing], scale_dtype)
+            fp8_weight = Fp8Weight(weight, scales[sharing], quantised.inputs.get(linear))
             entries += [fp8_weight, Fp8Scale(fp8_weight)]
         else:
             int8_weight = Int8Weight(weight, layer.rotation, stored_dtype, quantised.inputs.get(linear))

@@ -6,7 +6,7 @@ weights are quantised as they stream, a few rows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -138,25 +138,32 @@ class Int8Scales:
         yield tensor_bytes(self.weight.row_scales)
 
 
+class SharedScale:
+    """The FP8 scale of weights whose linears read the same input, which a first pass over the weights finds."""
+
+    def __init__(self, weights: Sequence[Rescaled], dtype: str) -> None:
+        self.weights, self.dtype = tuple(weights), dtype
+
+    @cached_property
+    def value(self) -> Tensor:
+        """Scale () in its stored dtype; 1 for weights of zeros, or of numbers that no scale is small enough for."""
+        largest = max(float(rows.abs().max()) for weight in self.weights for rows in weight.row_blocks())
+        scale = stored_scale(largest / fp8.LARGEST) or 1.0
+        return torch.tensor(scale, dtype=_torch(self.dtype))
+
+
 class Fp8Weight(_Weight):
-    """A weight (N, K) in FP8 E4M3 with one scale, which a first pass over the weight finds."""
+    """A weight (N, K) in FP8 E4M3 with one scale."""
 
     dtype = "F8_E4M3"
 
-    def __init__(self, weight: Rescaled, scale_dtype: str, channels: StaticInput | None = None) -> None:
+    def __init__(self, weight: Rescaled, scale: SharedScale, channels: StaticInput | None = None) -> None:
         super().__init__(weight)
-        self.scale_dtype, self.channels = scale_dtype, channels
-
-    @cached_property
-    def scale(self) -> Tensor:
-        """Scale () in its stored dtype; 1 for a weight of zeros, or of numbers that no scale is small enough for."""
-        largest = max(float(rows.abs().max()) for rows in self.weight.row_blocks())
-        scale = stored_scale(largest / fp8.LARGEST) or 1.0
-        return torch.tensor(scale, dtype=_torch(self.scale_dtype))
+        self.scale, self.channels = scale, channels
 
     def blocks(self) -> Iterator[memoryview]:
         """Yield the codes, computed with the scale as it is stored."""
-        scale, feedback = float(self.scale), _feedback(self.channels)
+        scale, feedback = float(self.scale.value), _feedback(self.channels)
         for rows in self.weight.row_blocks():
             yield tensor_bytes(fp8.quantise_rows(rows, scale, feedback))
 
@@ -176,11 +183,11 @@ class Fp8Scale:
     @property
     def dtype(self) -> str:
         """Dtype of the scale that the weight was quantised with."""
-        return self.weight.scale_dtype
+        return self.weight.scale.dtype
 
     def blocks(self) -> Iterator[memoryview]:
         """Yield the scale."""
-        yield tensor_bytes(self.weight.scale.reshape(1))
+        yield tensor_bytes(self.weight.scale.value.reshape(1))
 
 
 @dataclass(frozen=True)

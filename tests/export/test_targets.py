@@ -10,6 +10,8 @@ from qwen_image_engine.engines.core.components import COMPONENTS, NETWORKS
 from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.export.checks.tensorrt_rules import RULES
+from qwen_image_engine.export.passes.gates_apart import GatesApart
+from qwen_image_engine.export.passes.joint_square_mean import JointSquareMean
 from qwen_image_engine.export.targets import TARGETS, Target, choose_target, thresholds
 from qwen_image_engine.export.thresholds import TEACHER_FORCED
 
@@ -41,6 +43,17 @@ def test_a_row_knows_where_its_graphs_run() -> None:
 )
 def test_the_first_row_of_a_target_is_its_default(target: str, precision: str) -> None:
     assert choose_target(target, None) == TARGETS[target, precision]
+
+
+def test_gates_are_apart_in_bf16_for_tensorrt_unless_they_may_be_merged() -> None:
+    for row in TARGETS.values():
+        apart = (row.name, row.precision) == ("tensorrt", "bf16")
+        assert (GatesApart in row.passes()) == apart == (row.merging is not None)
+        assert (JointSquareMean in row.passes()) == row.name.startswith("tensorrt")
+    merged = choose_target("tensorrt", "bf16", merged_gates=True)
+    assert [*merged.passes(), GatesApart] == [*choose_target("tensorrt", "bf16").passes()]
+    with pytest.raises(UsageError, match=r"--merged-gates with --target tensorrt --precision fp8.* --precision bf16"):
+        choose_target("tensorrt", "fp8", merged_gates=True)
 
 
 def test_unknown_pairs() -> None:

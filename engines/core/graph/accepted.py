@@ -148,7 +148,7 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
         _operator("Sigmoid", 1),
         _operator("Slice", 4, 5),
         _operator("Softmax", 1, axis=range(-1, 0)),
-        _operator("Split", 1, 1, (2, 8), axis=_AXIS, num_outputs=range(2, 9)),
+        _operator("Split", 1, 2, (2, 8), axis=_AXIS, num_outputs=range(2, 9)),
         _operator("Sqrt", 1),
         _operator("Squeeze", 1, 2),
         _operator("Sub", 2),

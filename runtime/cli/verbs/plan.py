@@ -115,6 +115,11 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="rules of what is quantised and to what, as JSON")
     parser.add_argument("--fp8-attention", action="store_true", help="with fp8: the transformer's attention as well")
+    parser.add_argument(
+        "--merged-gates",
+        action="store_true",
+        help="with bf16 for tensorrt: let the compiler make one product of an MLP's two, with SiLU a kernel of its own",
+    )
 
 
 def chosen_recipe(options: argparse.Namespace) -> "Target":
@@ -135,6 +140,7 @@ def chosen_recipe(options: argparse.Namespace) -> "Target":
         exclude=options.exclude,
         skip_blocks=options.skip_blocks,
         fp8_attention=options.fp8_attention,
+        merged_gates=options.merged_gates,
     )
 
 

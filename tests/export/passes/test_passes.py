@@ -14,6 +14,8 @@ from qwen_image_engine.export.graph.shapes import readable, reshape_target, runt
 from qwen_image_engine.export.passes.cleanup import Cleanup, MergeConstants, MergeReshapes
 from qwen_image_engine.export.passes.constant_shapes import ConstantShapes
 from qwen_image_engine.export.passes.fold_constants import FoldConstants
+from qwen_image_engine.export.passes.gates_apart import GatesApart
+from qwen_image_engine.export.passes.joint_square_mean import JointSquareMean
 from qwen_image_engine.export.passes.keep_rows import KeepRows
 from qwen_image_engine.export.passes.layer_norm_in_float32 import LayerNormInFloat32
 from qwen_image_engine.export.passes.linear_to_gemm import LinearToGemm
@@ -173,6 +175,91 @@ def test_layer_norms_are_float32() -> None:
     assert graph.graph.outputs[0].dtype == ir.DataType.FLOAT16
     onnx.checker.check_model(ir.to_proto(graph), full_check=True)
     assert not LayerNormInFloat32()(graph).modified
+
+
+def heads_normed(queries: int, keys: int) -> str:
+    """Queries and keys of a block in heads of 8 channels, each with its norm; the keys are an output of their own."""
+    return f"""norms (float[b, s, 6] x) => (float[b, s, {queries}, 8] q, float[b, s, {keys}, 8] k) {{
+        rows = Reshape(x, flat)
+        a = Gemm<transB = 1>(rows, to_q)
+        c = Gemm<transB = 1>(rows, to_k)
+        d = Reshape(a, heads_q)
+        e = Reshape(c, heads_k)
+        q = RMSNormalization<axis = -1, epsilon = 0.5>(d, norm_q)
+        k = RMSNormalization<axis = -1, epsilon = 0.5>(e, norm_k)
+    }}"""
+
+
+def normed_weights(queries: int, keys: int, batch: int, tokens: int) -> dict[str, Any]:
+    sizes = {"to_q": (queries * 8, 6), "to_k": (keys * 8, 6), "norm_q": (8,), "norm_k": (8,)}
+    weights: dict[str, Any] = {name: RNG.standard_normal(size, dtype=np.float32) for name, size in sizes.items()}
+    heads = {name: np.array([batch, tokens, count, 8]) for name, count in (("heads_q", queries), ("heads_k", keys))}
+    return {**weights, **heads, "flat": np.array([-1, 6])}
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(3, 3), (4, 2)])
+def test_norms_of_queries_and_keys_share_one_mean(queries: int, keys: int) -> None:
+    graph = model(heads_normed(queries, keys), **normed_weights(queries, keys, 2, 5))
+    for value, heads in zip(graph.graph.outputs, (queries, keys), strict=True):
+        value.shape = ir.Shape(["b", "s", heads, 8])
+    counts = check(graph, [JointSquareMean], x=RNG.standard_normal((2, 5, 6), dtype=np.float32))
+    assert counts["RMSNormalization"] == 0
+    assert counts["ReduceMean"] == counts["Split"] == 1
+    onnx.checker.check_model(ir.to_proto(graph), full_check=True)
+
+
+def test_a_norm_without_a_partner_stays() -> None:
+    """One on its own, norms of other epsilons, and norms of products of other rows."""
+    text, weights = heads_normed(2, 2), normed_weights(2, 2, 2, 5)
+    for before, after in (
+        ("k = RMSNormalization<axis = -1, epsilon = 0.5>(e, norm_k)", "k = Mul(e, norm_k)"),
+        ("epsilon = 0.5>(e", "epsilon = 0.25>(e"),
+        ("c = Gemm<transB = 1>(rows, to_k)", "other = Sigmoid(rows)\n c = Gemm<transB = 1>(other, to_k)"),
+    ):
+        assert before in text
+        graph = model(text.replace(before, after), **weights)
+        for value in graph.graph.outputs:
+            value.shape = ir.Shape(["b", "s", 2, 8])
+        counts = check(graph, [JointSquareMean], x=RNG.standard_normal((2, 5, 6), dtype=np.float32))
+        assert counts["ReduceMean"] == 0
+
+
+GATED = """mlp (float[n, 4] x, float[n, 4] z) => (float[n, 3] y) {
+    a = Gemm<transB = 1>(x, gate)
+    s = Sigmoid(a)
+    silu = Mul(a, s)
+    c = Gemm<transB = 1>(x, up)
+    h = Mul(silu, c)
+    y = Gemm<transB = 1>(h, down)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "apart"),
+    [
+        ("h = Mul(silu, c)", "h = Mul(silu, c)", True),
+        ("h = Mul(silu, c)", "h = Mul(c, silu)", True),
+        ("silu = Mul(a, s)", "silu = Mul(s, a)", True),
+        ("c = Gemm<transB = 1>(x, up)", "c = Gemm<transB = 1>(z, up)", False),  # apart as they are
+        ("c = Gemm<transB = 1>(x, up)", "c = Gemm<transB = 1>(x, up, bias)", False),
+        ("s = Sigmoid(a)", "s = Tanh(a)", False),
+        ("h = Mul(silu, c)", "h = Add(silu, c)", False),
+    ],
+)
+def test_the_products_of_a_gated_mlp_read_different_rows(before: str, after: str, apart: bool) -> None:
+    sizes = {"gate": (6, 4), "up": (6, 4), "down": (3, 6), "bias": (6,)}
+    weights = {name: RNG.standard_normal(size, dtype=np.float32) for name, size in sizes.items()}
+    assert before in GATED
+    graph = model(GATED.replace(before, after), **weights)
+    inputs = {name: RNG.standard_normal((5, 4), dtype=np.float32) for name in ("x", "z")}
+    (expected,) = ReferenceEvaluator(ir.to_proto(graph)).run(None, inputs)
+    counts = check(graph, [GatesApart], **inputs)
+    assert counts["Mul"] == 2 - ("Add" in after) + 2 * apart
+    gemms = [node for node in graph.graph if node.op_type == "Gemm"]
+    assert (gemms[0].inputs[0] is not gemms[1].inputs[0]) == (apart or "(z" in after)
+    assert [node.inputs[1].name for node in gemms if node.inputs[1] is not None] == ["gate", "up", "down"]
+    # Powers of two: not a bit is lost.
+    np.testing.assert_array_equal(ReferenceEvaluator(ir.to_proto(graph)).run(None, inputs)[0], expected)
 
 
 def test_squares_are_summed_without_being_written() -> None:

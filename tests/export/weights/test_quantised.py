@@ -12,7 +12,14 @@ from safetensors.torch import save_file
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.bundle.bundle import export_bundle
-from qwen_image_engine.export.weights.quantised import Fp8Scale, Fp8Weight, Int8Scales, Int8Weight, Rescaled
+from qwen_image_engine.export.weights.quantised import (
+    Fp8Scale,
+    Fp8Weight,
+    Int8Scales,
+    Int8Weight,
+    Rescaled,
+    SharedScale,
+)
 from qwen_image_engine.export.weights.weight_file import WeightFile
 from qwen_image_engine.reference.storage import tensor_blocks
 from qwen_image_engine.reference.storage.tensor_file import read_header
@@ -25,7 +32,9 @@ import torch
 from qwen_image_engine.calibration.quantise.channel_scales import SmoothedChannels
 from qwen_image_engine.calibration.quantise.static_input import StaticInput
 from qwen_image_engine.calibration.observe.statistics import InputStatistics
-from qwen_image_engine.export.weights.quantised import Fp8Scale, Fp8Weight, Int8Scales, Int8Weight, Rescaled
+from qwen_image_engine.export.weights.quantised import (
+    Fp8Scale, Fp8Weight, Int8Scales, Int8Weight, Rescaled, SharedScale
+)
 from qwen_image_engine.export.weights.weight_file import WeightFile
 from qwen_image_engine.reference.storage.tensor_file import read_header
 
@@ -52,7 +61,8 @@ def static_int8(tensor):
     weight = Int8Weight(Rescaled(tensor, columns=SmoothedChannels(item)), 1, "BF16", item)
     return [weight, Int8Scales(weight)]
 def fp8(tensor):
-    weight = Fp8Weight(Rescaled(tensor), "BF16", StaticInput([tensor], False, {"step": seen}))
+    shared = SharedScale([Rescaled(tensor)], "BF16")
+    weight = Fp8Weight(Rescaled(tensor), shared, StaticInput([tensor], False, {"step": seen}))
     return [weight, Fp8Scale(weight)]
 def write(tensor, entries):
     WeightFile(f"{tensor.name}.safetensors", entries(tensor)).write(target, lambda count: None)
@@ -128,10 +138,11 @@ def test_the_scale_of_a_small_weight_keeps_its_precision(tmp_path: Path, largest
     file = tmp_path / "weights.safetensors"
     values = torch.linspace(-largest, largest, 64).reshape(4, 16)
     save_file({"weight": values}, file)
-    weight = Fp8Weight(Rescaled(read_header(file)["weight"]), "F32")
-    assert weight.scale.dtype == torch.float32
+    rescaled = Rescaled(read_header(file)["weight"])
+    weight = Fp8Weight(rescaled, SharedScale([rescaled], "F32"))
+    assert weight.scale.value.dtype == torch.float32
     codes = b"".join(bytes(block) for block in weight.blocks())
-    found = torch.frombuffer(bytearray(codes), dtype=torch.float8_e4m3fn).float().reshape(4, 16) * weight.scale
+    found = torch.frombuffer(bytearray(codes), dtype=torch.float8_e4m3fn).float().reshape(4, 16) * weight.scale.value
     torch.testing.assert_close(found, values, rtol=2**-4, atol=largest / 448)  # 3 bits of mantissa
 
 
@@ -139,8 +150,23 @@ def test_the_scale_of_a_small_weight_keeps_its_precision(tmp_path: Path, largest
 def test_no_scale_is_zero(tmp_path: Path, value: float) -> None:
     file = tmp_path / "weights.safetensors"
     save_file({"weight": torch.full((4, 16), value)}, file)
-    weight = Fp8Weight(Rescaled(read_header(file)["weight"]), "F32")
-    assert float(weight.scale) == 1.0
+    rescaled = Rescaled(read_header(file)["weight"])
+    weight = Fp8Weight(rescaled, SharedScale([rescaled], "F32"))
+    assert float(weight.scale.value) == 1.0
     assert set(b"".join(bytes(block) for block in weight.blocks())) == {0}
     (stored,) = (bytes(block) for block in Fp8Scale(weight).blocks())
     assert np.frombuffer(stored, np.float32).tolist() == [1.0]
+
+
+def test_weights_that_read_the_same_input_share_a_scale(tmp_path: Path) -> None:
+    """The largest of both decides, and the smaller keeps its three bits of mantissa."""
+    file = tmp_path / "weights.safetensors"
+    values = {"one": torch.linspace(-1, 1, 64).reshape(4, 16), "other": torch.linspace(-0.1, 0.1, 48).reshape(3, 16)}
+    save_file(values, file)
+    header = read_header(file)
+    shared = SharedScale([Rescaled(header[name]) for name in values], "F32")
+    assert float(shared.value) == pytest.approx(1 / 448, rel=2**-8)
+    for name, expected in values.items():
+        codes = b"".join(bytes(block) for block in Fp8Weight(Rescaled(header[name]), shared).blocks())
+        found = torch.frombuffer(bytearray(codes), dtype=torch.float8_e4m3fn).float().reshape(expected.shape)
+        torch.testing.assert_close(found * shared.value, expected, rtol=2**-4, atol=2**-9 / 448)
