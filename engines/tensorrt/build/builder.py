@@ -15,6 +15,12 @@ import numpy as np
 from qwen_image_engine.engines.core.bfloat16 import to_bfloat16
 from qwen_image_engine.engines.core.errors import QwenImageError, one_line
 from qwen_image_engine.engines.core.files import whole_file
+from qwen_image_engine.engines.core.graph.external_weights import (
+    ExternalWeight,
+    external_weights,
+    read_graph,
+    with_weights_as_inputs,
+)
 from qwen_image_engine.engines.plans.entry import Profile
 from qwen_image_engine.engines.tensorrt.bindings import PRODUCT, Log, made, process_log, trt
 from qwen_image_engine.engines.tensorrt.build.account import file_text, is_part, layers_of_log, scratch_of_log
@@ -73,7 +79,9 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
     network = made("network", log, builder.create_network)  # strongly typed, as all are in 11
     parser = made("parser", log, lambda: trt.OnnxParser(network, log))
     log.clear()
-    if not parser.parse_from_file(job.model):
+    model, weights = _graph(job)
+    # The path is where the parser looks for the weights that the graph keeps.
+    if not parser.parse(model, job.model):
         raise QwenImageError(f"{job.component}: {PRODUCT.text} cannot parse {job.model}: {_parse_errors(parser, log)}")
     # TensorRT refers to a constant's numbers until the engine is built, and to weight files that the parser maps; so
     # both live as long as this call.
@@ -83,7 +91,7 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
     if job.options.strip_weights:
         _leave_out_weights(network, job, warnings)
     monitor = Monitor(progress)
-    config = _config(builder, network, job, monitor, log)
+    config = _config(builder, network, job, {weight.name for weight in weights}, monitor, log)
     cache = None if job.timing_cache is None else read_timings(config, Path(job.timing_cache), warnings)
     writer = PlanWriter(Path(job.plan))
     log.clear()
@@ -99,6 +107,15 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
     if job.timing_cache is not None:
         keep_timings(cache, Path(job.timing_cache), warnings)
     return writer.bytes, sha256, found
+
+
+def _graph(job: BuildJob) -> tuple[bytes | memoryview, list[ExternalWeight]]:
+    """Return the graph to parse, and the weights that are inputs of it and of no interest to the parser."""
+    model = read_graph(Path(job.model))
+    if job.options.weights == "inside":
+        return model, []
+    weights = [weight for weight in external_weights(model) if weight.is_bindable]
+    return with_weights_as_inputs(model, weights), weights
 
 
 def _prepare_attention(
@@ -160,7 +177,12 @@ def _leave_out_weights(network: trt.INetworkDefinition, job: BuildJob, warnings:
 
 
 def _config(
-    builder: trt.Builder, network: trt.INetworkDefinition, job: BuildJob, monitor: trt.IProgressMonitor, log: Log
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    job: BuildJob,
+    bound: Collection[str],
+    monitor: trt.IProgressMonitor,
+    log: Log,
 ) -> trt.IBuilderConfig:
     config = made("configuration", log, builder.create_builder_config)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the audit reads it
@@ -179,7 +201,8 @@ def _config(
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if job.options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.options.workspace_bytes)
-    inputs = {network.get_input(index).name for index in range(network.num_inputs)}
+    # Shapes of weights are static, so no profile has them.
+    inputs = {network.get_input(index).name for index in range(network.num_inputs)}.difference(bound)
     for item in job.profiles:
         if config.add_optimization_profile(_profile(builder, item, inputs, job, log)) < 0:
             raise QwenImageError(
