@@ -20,7 +20,7 @@ def build_memory_bytes(weight_bytes: int) -> int:
     return _PROCESS_BYTES + int(_TIMES_WEIGHTS * weight_bytes)
 
 
-def check_host_memory(component: str, weight_bytes: int, free_bytes: int | None) -> None:
+def check_host_memory(component: str, weight_bytes: int, free_bytes: int | None, *, bound: bool = False) -> None:
     """Raise if a component's build needs more memory than the machine has free.
 
     Args:
@@ -28,14 +28,16 @@ def check_host_memory(component: str, weight_bytes: int, free_bytes: int | None)
         weight_bytes: bytes of the weights that its graph reads.
         free_bytes: most bytes that the build's process can take; None if the system does not report them, and then
             nothing is checked.
+        bound: whether weights are bound where they can be, so that it is no advice.
 
     Raises:
         QwenImageError: the build is estimated to need more than `free_bytes`.
     """
     needed = build_memory_bytes(weight_bytes)
     if free_bytes is not None and needed > free_bytes:
+        instead = "" if bound else "build with --weights bound, which reads no weights of products, "
         raise QwenImageError(
             f"{component}: its build takes about {needed} bytes of this machine's memory for {weight_bytes} bytes of "
-            f"weights, and {free_bytes} are free, swap included; free some, export with --precision fp8 or int8, build "
-            "the smaller components alone with --only, or build on another machine: a bundle can be copied"
+            f"weights, and {free_bytes} are free, swap included; {instead}free some, export with --precision fp8 or "
+            "int8, build the smaller components alone with --only, or build on another machine: a bundle can be copied"
         )

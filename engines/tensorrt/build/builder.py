@@ -112,7 +112,7 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
 def _graph(job: BuildJob) -> tuple[bytes | memoryview, list[ExternalWeight]]:
     """Return the graph to parse, and the weights that are inputs of it and of no interest to the parser."""
     model = read_graph(Path(job.model))
-    if job.options.weights == "inside":
+    if job.options.weights != "bound":
         return model, []
     weights = [weight for weight in external_weights(model) if weight.is_bindable]
     return with_weights_as_inputs(model, weights), weights

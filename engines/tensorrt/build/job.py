@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from qwen_image_engine.engines.plans.entry import Profile
 
-BUILDER_REVISION = 4
+BUILDER_REVISION = 3
 """A part of every plan's key. Raise it if the builder makes another engine of the same job, or audits the engine by
 other rules. Plans of an older version are then built again."""
 
@@ -22,16 +22,17 @@ class BuildOptions:
     """The options of a plan that a user may choose.
 
     Attributes:
-        weights: place of the weights. Of "bound", vectors and scales of quantisation stay inside.
         strip_weights: whether to leave the weights out of the plan; they come from the bundle's graph at load time.
         weight_streaming: whether weights may stay on the host.
         workspace_bytes: bytes of scratch memory that a kernel may take; None for all there is.
+        weights: place of the weights of products and of tables; None for the builder's default, which a job has decided.
+            Vectors, scales of quantisation and kernels of convolutions are inside always.
     """
 
-    weights: Weights = "inside"
     strip_weights: bool = False
     weight_streaming: bool = False
     workspace_bytes: int | None = None
+    weights: Weights | None = None
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.engines.plans.cards import Card, find_card
 from qwen_image_engine.engines.plans.entry import BUILDERS
 from qwen_image_engine.engines.plans.profile import Range
-from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
+from qwen_image_engine.engines.tensorrt.build.job import BuildOptions, Weights
 from qwen_image_engine.engines.tensorrt.build.launch import Watch
 from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size
@@ -47,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--only", type=lambda text: tuple(text.split(",")), default=(), metavar="COMPONENT,…", help="build these alone"
     )
     parser.add_argument(
+        "--weights",
+        choices=get_args(Weights),
+        help="where plans have them: bound, as inputs that all plans share, or inside (bound with tensorrt-rtx, inside "
+        "with tensorrt and with --weight-streaming)",
+    )
+    parser.add_argument(
         "--strip-weights", action="store_true", help="plans without weights, which come from the bundle when loaded"
     )
     parser.add_argument(
@@ -54,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="source",
         type=Path,
         metavar="OTHER",
-        help="with --strip-weights: take plans from another bundle, or from its manifest.json and plans alone, where "
+        help="with --weights bound or --strip-weights: take plans from another bundle, or from its manifest.json and plans alone, where "
         "they are what would be built; a plan is code that the GPU runs, so take none from whom you do not trust",
     )
     parser.add_argument(
@@ -139,7 +145,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
         reference_resolution=options.reference_resolution,
         batch=options.batch,
     )
-    chosen = BuildOptions(options.strip_weights, options.weight_streaming, options.workspace)
+    chosen = BuildOptions(options.strip_weights, options.weight_streaming, options.workspace, options.weights)
     began = time.perf_counter()
     with ExitStack() as spinners:
 

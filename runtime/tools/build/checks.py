@@ -91,18 +91,26 @@ def missing(manifest: Manifest, name: str, plan: PlanEntry, facts: DeviceInfo | 
     return missing_bytes(contract, plan.profiles, plan.scratch_bytes, weights, facts.total_bytes)
 
 
-def check_disk(plans: Path, manifest: Manifest, names: Sequence[str], options: BuildOptions, builder: str) -> None:
-    """Raise if the disk has no room for the plans of the components `names`, before the first is built.
+def check_disk(plans: Path, held: Mapping[str, int], options: BuildOptions, builder: str) -> None:
+    """Raise if the disk has no room for plans, before the first is built.
+
+    Args:
+        plans: the plans folder.
+        held: bytes of the weights inside each plan that is to be built, by component.
+        options: build options of the plans.
+        builder: name of the backend that builds them.
 
     Raises:
         QwenImageError: the weights in the plans take more bytes than are free in the plans folder.
     """
-    needed = 0 if options.strip_weights else sum(_weight_bytes(manifest, name) for name in names)
+    needed = sum(held.values())
     free = shutil.disk_usage(plans).free
     if needed > free:
-        instead = ", or build with --strip-weights" if builder == "tensorrt" else ""
+        ways = () if options.weights == "bound" else ("--weights bound",)
+        ways = (*ways, "--strip-weights") if builder == "tensorrt" and ways else ways
+        instead = f", or build with {' or '.join(ways)}" if ways else ""
         raise QwenImageError(
-            f"engines of {', '.join(names)} take about {needed} bytes and {free} are free in {plans}; free some, build "
+            f"engines of {', '.join(held)} take about {needed} bytes and {free} are free in {plans}; free some, build "
             f"fewer with --only{instead}"
         )
 
