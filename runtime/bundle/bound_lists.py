@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -45,7 +45,9 @@ def with_digests(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, "plans": plans, LISTS: lists}
 
 
-def list_of(place: str, digest: str | None, lists: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[BoundWeight, ...]:
+def list_of(
+    place: str, digest: str | None, lists: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> tuple[BoundWeight, ...]:
     """Return the list that a plan names. `place` is the plan's place in the manifest, `lists` are all lists there.
 
     Raises:
@@ -79,9 +81,7 @@ def bindable_weights(folder: Path, model: str) -> tuple[BoundWeight, ...]:
     return tuple(_bound(model, weight) for weight in _weights(folder, model) if weight.is_bindable)
 
 
-def check_bound_weights(
-    component: str, folder: Path, model: str, weights: Sequence[BoundWeight], rebuild: str
-) -> None:
+def check_bound_weights(component: str, folder: Path, model: str, weights: Sequence[BoundWeight], rebuild: str) -> None:
     """Raise if a weight of a plan's list is not where the component's graph has it.
 
     `check_graphs` compares the graph with the headers of the weight files, so a list that passes both is of weights
@@ -105,8 +105,7 @@ def check_bound_weights(
         if (found := there.get(weight.name)) != replace(weight, sha256=""):
             raise QwenImageError(
                 f"{component}: its plan's list of bound weights is another bundle's: {weight.name} is "
-                f"{_described(weight)} in the list, and {'missing' if found is None else _described(found)} in {model}; "
-                f"build it again with: {rebuild}"
+                f"{_described(weight)} in the list, and {_described(found)} in {model}; build it again with: {rebuild}"
             )
 
 
@@ -127,5 +126,7 @@ def _bound(model: str, weight: ExternalWeight) -> BoundWeight:
     return BoundWeight(weight.name, weight.dtype, weight.shape, file, weight.offset, "")
 
 
-def _described(weight: BoundWeight) -> str:
+def _described(weight: BoundWeight | None) -> str:
+    if weight is None:
+        return "missing"
     return f"{weight.dtype} {list(weight.shape)} at byte {weight.offset} of {weight.file}"

@@ -65,8 +65,8 @@ class Bundle:
 
         Raises:
             QwenImageError: the folder has no bundle, the manifest is damaged or of another schema version, a file is
-                missing or changed, a graph holds something that no export holds, a weight is not where its file has it, or
-                the list of a plan's bound weights is another bundle's.
+                missing or changed, a graph holds something that no export holds, a weight is not where its file has
+                it, or the list of a plan's bound weights is another bundle's.
         """
         manifest = read_manifest(folder)
         check_files(folder, manifest, [name for name in manifest.files if name not in manifest.plan_files])

@@ -321,7 +321,10 @@ def _component(name: str, entry: Mapping[str, Any], files: Mapping[str, FileEntr
 
 
 def _plan(
-    place: str, entry: Mapping[str, Any], files: Mapping[str, FileEntry], lists: Mapping[str, Sequence[Mapping[str, Any]]]
+    place: str,
+    entry: Mapping[str, Any],
+    files: Mapping[str, FileEntry],
+    lists: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> PlanEntry:
     _check_listed(f"{place}.file", entry["file"], files)
     if entry.get("layers") is not None:

@@ -116,11 +116,7 @@ def with_weights_as_inputs(model: memoryview, weights: Iterable[ExternalWeight])
 def _without(graph: memoryview, names: Collection[str]) -> Iterator[bytes]:
     """Yield the fields of a graph, except initializers of these names."""
     for field in fields(graph):
-        if (
-            field.number == _GRAPH_INITIALIZER
-            and isinstance(field.value, slice)
-            and _name(graph[field.value]) in names
-        ):
+        if field.number == _GRAPH_INITIALIZER and isinstance(field.value, slice) and _name(graph[field.value]) in names:
             continue
         yield _copied(graph, field)
 

@@ -25,8 +25,8 @@ class BuildOptions:
         strip_weights: whether to leave the weights out of the plan; they come from the bundle's graph at load time.
         weight_streaming: whether weights may stay on the host.
         workspace_bytes: bytes of scratch memory that a kernel may take; None for all there is.
-        weights: place of the weights of products and of tables; None for the builder's default, which a job has decided.
-            Vectors, scales of quantisation and kernels of convolutions are inside always.
+        weights: place of the weights of products and of tables; None for the builder's default, which is decided before
+            there is a job. Vectors, scales of quantisation and kernels of convolutions are inside always.
     """
 
     strip_weights: bool = False

@@ -16,6 +16,7 @@ from qwen_image_engine.engines.plans.profile import Range
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions, Weights
 from qwen_image_engine.engines.tensorrt.build.launch import Watch
 from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX
+from qwen_image_engine.runtime.bundle.bound_lists import bound_bytes
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.shared.text import plan_text
@@ -60,8 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="source",
         type=Path,
         metavar="OTHER",
-        help="with --weights bound or --strip-weights: take plans from another bundle, or from its manifest.json and plans alone, where "
-        "they are what would be built; a plan is code that the GPU runs, so take none from whom you do not trust",
+        help="with --weights bound or --strip-weights: take plans from another bundle, or from its manifest.json and "
+        "plans alone, where they are what would be built; a plan is code that the GPU runs, so take none from whom "
+        "you do not trust",
     )
     parser.add_argument(
         "--weight-streaming", action="store_true", help="let weights stay in host memory, for a GPU with too little"
@@ -202,7 +204,8 @@ def _report(bundle: Path, built: "Sequence[Built]", seconds: float) -> VerbResul
                 "bytes": item.file.bytes,
                 "missing_bytes": dict(item.missing),
                 "warnings": list(item.warnings),
-                **asdict(item.entry),
+                **{key: value for key, value in asdict(item.entry).items() if key != "bound"},
+                "bound_bytes": bound_bytes(item.entry.bound),
             }
             for item in built
         ],

@@ -23,7 +23,7 @@ from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
 from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
-from qwen_image_engine.runtime.tools.build.checks import check_disk, missing
+from qwen_image_engine.runtime.tools.build.checks import check_disk, missing, weight_file_bytes
 from qwen_image_engine.runtime.tools.build.plan_record import kept_plan, record_plan, take_plan
 from qwen_image_engine.runtime.tools.build.plans_folder import PLANS, PlansFolder, plans_folder
 from qwen_image_engine.runtime.tools.build.platform import Platform
@@ -136,10 +136,11 @@ def _check_room(request: BuildRequest, plans: PlansFolder, pending: Sequence[str
     """Raise if memory or the disk is too small for the plans that are to be built; see `build_bundle`."""
     held = {}
     for name in pending:
-        weights = weight_bytes(request.folder / plans.manifest.components[name].model)
-        held[name] = weights - bound_bytes(request.bindable.get(name, ()))
+        bound = request.bindable.get(name, ())
+        inside = weight_bytes(request.folder / plans.manifest.components[name].model) - bound_bytes(bound)
+        held[name] = inside if bound else weight_file_bytes(plans.manifest, name)
         if request.device is None:
-            check_host_memory(name, held[name], reachable_memory_bytes(), bound=bool(request.bindable))
+            check_host_memory(name, inside, reachable_memory_bytes(), bound=request.options.weights == "bound")
     if not request.options.strip_weights:
         check_disk(plans.path, held, request.options, request.platform.builder)
 

@@ -52,7 +52,7 @@ def check_gpu(
     """
     entry = manifest.components[name]
     check_capability(name, entry, facts, "bf16 or int8")
-    weights = 0 if options.weight_streaming else _weight_bytes(manifest, name)
+    weights = 0 if options.weight_streaming else weight_file_bytes(manifest, name)
     missing = missing_bytes(entry.contract, profiles, (), weights, facts.free_bytes)
     if missing:
         profile, most = max(missing.items(), key=lambda item: item[1])
@@ -86,7 +86,7 @@ def missing(manifest: Manifest, name: str, plan: PlanEntry, facts: DeviceInfo | 
     """
     if facts is None:
         return {}
-    weights = 0 if plan.weight_streaming else _weight_bytes(manifest, name)
+    weights = 0 if plan.weight_streaming else weight_file_bytes(manifest, name)
     contract = manifest.components[name].contract
     return missing_bytes(contract, plan.profiles, plan.scratch_bytes, weights, facts.total_bytes)
 
@@ -106,14 +106,14 @@ def check_disk(plans: Path, held: Mapping[str, int], options: BuildOptions, buil
     needed = sum(held.values())
     free = shutil.disk_usage(plans).free
     if needed > free:
-        ways = () if options.weights == "bound" else ("--weights bound",)
-        ways = (*ways, "--strip-weights") if builder == "tensorrt" and ways else ways
-        instead = f", or build with {' or '.join(ways)}" if ways else ""
+        way = "--weights bound or --strip-weights" if builder == "tensorrt" else "--weights bound"
+        instead = "" if options.weights == "bound" else f", or build with {way}"
         raise QwenImageError(
             f"engines of {', '.join(held)} take about {needed} bytes and {free} are free in {plans}; free some, build "
             f"fewer with --only{instead}"
         )
 
 
-def _weight_bytes(manifest: Manifest, name: str) -> int:
+def weight_file_bytes(manifest: Manifest, name: str) -> int:
+    """Return the bytes of the weight files of a component, which are its network's."""
     return sum(manifest.files[file].bytes for file in manifest.components[name].weights)
