@@ -1,7 +1,7 @@
 """Host memory of builds with TensorRT for RTX, and scratch memory of the plans, by weights, precision and profiles.
 
     python -m benchmarks.full_size.build_memory --work /tmp/build-memory --output benchmarks/results/build-memory.json
-    python -m benchmarks.full_size.build_memory --work /tmp/build-memory --weights bound --only 32x2 released \
+    python -m benchmarks.full_size.build_memory --work /tmp/build-memory --weights bound --only 32x2 2x32 released \
         --output benchmarks/results/build-memory-bound.json
 
 No GPU is needed. The graphs are those of `shapes`, of transformers of random weights and several widths, and of the
@@ -91,6 +91,8 @@ CASES = (
     Case("32x2", "bf16", ("prefix", "prefix_image"), (Build(ONE, _AMPERE), Build(ONE, _AMPERE, 0))),
     Case("32x2", "fp8", _PASSES, (Build(THREE, _ADA), Build(LARGE, _ADA, 0))),
     Case("32x2", "int8", ("step",), (Build(THREE, _AMPERE), Build(LARGE, _AMPERE, 0))),
+    Case("2x32", "bf16", _PASSES, (Build(THREE, _AMPERE),)),
+    Case("2x32", "fp8", ("step",), (Build(THREE, _ADA),)),
     Case("released", "bf16", ("text_encoder", "vision"), (Build(ONE, _AMPERE), Build(ONE, _AMPERE, 0))),
     Case("released", "bf16", _VAE, _ALONE),
 )
