@@ -158,6 +158,7 @@ def export(case: Case, checkpoint: Path, folder: Path, weights: Weights) -> Iter
             bound = bindable_weights(folder, entry.model) if weights == "bound" else ()
             yield {
                 "weight_bytes": weight_bytes(folder / entry.model),
+                "bound_weights": len(bound),
                 "bound_bytes": bound_bytes(bound),
                 "dims": asdict(dims(opened)),
                 "axes": axes(entry.contract, job.profiles[-1]),
@@ -254,6 +255,7 @@ def measure(work: Path, cases: tuple[Case, ...], weights: Weights) -> Iterator[d
                 "dims": made["dims"],
                 "axes": made["axes"],
                 "weight_bytes": made["weight_bytes"],
+                "bound_weights": made["bound_weights"],
                 "bound_bytes": made["bound_bytes"],
                 **build(job),
             }

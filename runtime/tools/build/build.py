@@ -140,7 +140,8 @@ def _check_room(request: BuildRequest, plans: PlansFolder, pending: Sequence[str
         inside = weight_bytes(request.folder / plans.manifest.components[name].model) - bound_bytes(bound)
         held[name] = inside if bound else weight_file_bytes(plans.manifest, name)
         if request.device is None:
-            check_host_memory(name, inside, reachable_memory_bytes(), bound=request.options.weights == "bound")
+            free, advise = reachable_memory_bytes(), request.options.weights == "inside"
+            check_host_memory(name, inside, free, bound=len(bound), advise_bound=advise)
     if not request.options.strip_weights:
         check_disk(plans.path, held, request.options, request.platform.builder)
 

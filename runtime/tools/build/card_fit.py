@@ -88,7 +88,7 @@ def fit_lines(model: Model, found: Sequence[Need], fits: Sequence[CardFit]) -> l
             size_text(plan.bytes),
             size_text(plan.bound_bytes) if plan.bound else "-",
             "built" if plan.built else "estimated",
-            f"about {size_text(build_memory_bytes(plan.weight_bytes))}",
+            f"about {size_text(build_memory_bytes(plan.weight_bytes, plan.bound_weights))}",
         )
         for plan in model.plans
     ]
@@ -170,7 +170,7 @@ def fit_json(model: Model, found: Sequence[Need], fits: Sequence[CardFit]) -> di
 
 def _plan_json(plan: PlanSize) -> dict[str, Any]:
     numbers = {key: value for key, value in asdict(plan).items() if key != "bound"}
-    memory = build_memory_bytes(plan.weight_bytes)
+    memory = build_memory_bytes(plan.weight_bytes, plan.bound_weights)
     return {**numbers, "bound_bytes": plan.bound_bytes, "build_memory_bytes": memory}
 
 

@@ -49,6 +49,7 @@ class PlanSize:
         weight_bytes: bytes of the weights among them.
         built: whether the plan is there; otherwise `bytes` is an estimate.
         bound: bytes of the weights that the plan takes as inputs, by place. Plans share those of one place.
+        bound_weights: number of these weights, of which one place may hold several.
     """
 
     name: str
@@ -57,15 +58,21 @@ class PlanSize:
     weight_bytes: int
     built: bool = False
     bound: Mapping[str, int] = field(default_factory=dict)
+    bound_weights: int = 0
 
     @classmethod
     def estimated(
-        cls, name: str, components: Sequence[str], weight_bytes: int, bound: Mapping[str, int] | None = None
+        cls,
+        name: str,
+        components: Sequence[str],
+        weight_bytes: int,
+        bound: Mapping[str, int] | None = None,
+        bound_weights: int = 0,
     ) -> PlanSize:
         """Return the estimate for a plan that is not built, with `weight_bytes` inside and `bound` beside it."""
         bound = bound or {}
         code = int(_CODE_SHARE * (weight_bytes + sum(bound.values()))) + _CODE_BYTES
-        return cls(name, tuple(components), weight_bytes + code, weight_bytes, bound=bound)
+        return cls(name, tuple(components), weight_bytes + code, weight_bytes, False, bound, bound_weights)
 
     @property
     def bound_bytes(self) -> int:
@@ -139,10 +146,11 @@ def model_of_bundle(folder: Path, manifest: Manifest, builder: str, card: Card |
             chosen = min(found, key=lambda plan: len(plan.compute_capabilities))
             size = manifest.files[chosen.file].bytes + (weights if chosen.stripped else 0)
             inside = weights - bound_bytes(chosen.bound)
-            plans.append(PlanSize(name, (name,), size, inside, built=True, bound=_by_place(chosen.bound)))
+            plans.append(PlanSize(name, (name,), size, inside, True, _by_place(chosen.bound), len(chosen.bound)))
         else:
             bound = bindable_weights(folder, entry.model) if builder == TENSORRT_RTX.engine else ()
-            plans.append(PlanSize.estimated(name, (name,), weights - bound_bytes(bound), _by_place(bound)))
+            inside = weights - bound_bytes(bound)
+            plans.append(PlanSize.estimated(name, (name,), inside, _by_place(bound), len(bound)))
     contracts = {name: entry.contract for name, entry in manifest.components.items()}
     return Model(tuple(plans), contracts, manifest.precision, manifest.facts.decoder_halo)
 
