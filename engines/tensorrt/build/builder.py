@@ -15,12 +15,6 @@ import numpy as np
 from qwen_image_engine.engines.core.bfloat16 import to_bfloat16
 from qwen_image_engine.engines.core.errors import QwenImageError, one_line
 from qwen_image_engine.engines.core.files import whole_file
-from qwen_image_engine.engines.core.graph.external_weights import (
-    ExternalWeight,
-    external_weights,
-    read_graph,
-    with_weights_as_inputs,
-)
 from qwen_image_engine.engines.plans.entry import Profile
 from qwen_image_engine.engines.tensorrt.bindings import PRODUCT, Log, made, process_log, trt
 from qwen_image_engine.engines.tensorrt.build.account import file_text, is_part, layers_of_log, scratch_of_log
@@ -28,6 +22,7 @@ from qwen_image_engine.engines.tensorrt.build.audit import Network, audit, check
 from qwen_image_engine.engines.tensorrt.build.inspector import node_names
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildResult
 from qwen_image_engine.engines.tensorrt.build.onnx_weights import weights_left_out
+from qwen_image_engine.engines.tensorrt.build.parse import parse_graph
 from qwen_image_engine.engines.tensorrt.build.plan_writer import PlanWriter
 from qwen_image_engine.engines.tensorrt.build.progress import Monitor, Progress
 from qwen_image_engine.engines.tensorrt.build.timing_cache import keep_timings, read_timings
@@ -78,11 +73,7 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
     builder = made("builder", log, lambda: trt.Builder(log))
     network = made("network", log, builder.create_network)  # strongly typed, as all are in 11
     parser = made("parser", log, lambda: trt.OnnxParser(network, log))
-    log.clear()
-    model, weights = _graph(job)
-    # The path is where the parser looks for the weights that the graph keeps.
-    if not parser.parse(model, job.model):
-        raise QwenImageError(f"{job.component}: {PRODUCT.text} cannot parse {job.model}: {_parse_errors(parser, log)}")
+    bound = parse_graph(parser, job, log)
     # TensorRT refers to a constant's numbers until the engine is built, and to weight files that the parser maps; so
     # both live as long as this call.
     softmax = SoftmaxScale(job.softmax_scale) if job.softmax_scale is not None else None
@@ -91,7 +82,7 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
     if job.options.strip_weights:
         _leave_out_weights(network, job, warnings)
     monitor = Monitor(progress)
-    config = _config(builder, network, job, {weight.name for weight in weights}, monitor, log)
+    config = _config(builder, network, job, bound, monitor, log)
     cache = None if job.timing_cache is None else read_timings(config, Path(job.timing_cache), warnings)
     writer = PlanWriter(Path(job.plan))
     log.clear()
@@ -107,15 +98,6 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
     if job.timing_cache is not None:
         keep_timings(cache, Path(job.timing_cache), warnings)
     return writer.bytes, sha256, found
-
-
-def _graph(job: BuildJob) -> tuple[bytes | memoryview, list[ExternalWeight]]:
-    """Return the graph to parse, and the weights that are inputs of it and of no interest to the parser."""
-    model = read_graph(Path(job.model))
-    if job.options.weights != "bound":
-        return model, []
-    weights = [weight for weight in external_weights(model) if weight.is_bindable]
-    return with_weights_as_inputs(model, weights), weights
 
 
 def _prepare_attention(
@@ -244,12 +226,6 @@ def _inspected(plan: Path, log: Log) -> tuple[str, tuple[int, ...]]:
     inspector = made("inspector", log, engine.create_engine_inspector)
     inspected = made("account of it", log, lambda: inspector.get_engine_information(trt.LayerInformationFormat.JSON))
     return inspected, scratch
-
-
-def _parse_errors(parser: trt.OnnxParser, log: Log) -> str:
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    found = "; ".join(f"{error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors)
-    return f"{found or log.errors()}; see what qwen-image inspect --check says of the bundle"
 
 
 def _node(metadata: str, name: str) -> str:
