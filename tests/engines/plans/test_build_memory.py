@@ -40,7 +40,7 @@ def test_memory_of_a_build_with_bound_weights(run: dict[str, Any]) -> None:
     assert run["error"] is None
     inside = run["weight_bytes"] - run["bound_bytes"]
     assert build_memory_bytes(inside, run["bound_weights"]) == pytest.approx(run["peak_bytes"], rel=0.25)
-    assert run["plan_bytes"] < inside * 1.1 + 120e6
+    assert run["plan_bytes"] < inside * 1.1 + 130e6
 
 
 @pytest.mark.parametrize("run", [run for run in BUILT if run["checkpoint"] != "shapes"], ids=title)
