@@ -107,7 +107,7 @@ def check_bound_lists(folder: Path, manifest: Manifest) -> None:
             all.
     """
     for component, plans in manifest.plans.items():
-        for plan in plans:
+        for plan in {plan.bound: plan for plan in plans}.values():  # plans for several GPUs have one list
             rebuild = build_command(folder, plan.builder, plan.compute_capabilities if plan.gpu is None else ())
             check_bound_weights(component, folder, manifest.components[component].model, plan.bound, rebuild)
 

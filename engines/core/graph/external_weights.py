@@ -88,7 +88,10 @@ def external_weights(model: memoryview) -> list[ExternalWeight]:
     """
     found = []
     for graph in messages(model, _MODEL_GRAPH):
-        scales, kernels = (frozenset(_second_inputs(graph, operators)) for operators in (_SCALED, _CONVOLUTIONS))
+        seconds = [*_second_inputs(graph)]
+        scales, kernels = (
+            {name for operator, name in seconds if operator in kind} for kind in (_SCALED, _CONVOLUTIONS)
+        )
         for tensor in messages(graph, _GRAPH_INITIALIZER):
             if _EXTERNAL in fields(tensor):
                 found.append(_weight(tensor, scales, kernels))
@@ -166,11 +169,15 @@ def _axes(tensor: memoryview) -> Iterator[int]:
                 size = shift = 0
 
 
-def _second_inputs(graph: memoryview, operators: Collection[bytes]) -> Iterator[str]:
-    """Yield the names of the second inputs of the nodes of these operators."""
+def _second_inputs(graph: memoryview) -> Iterator[tuple[bytes, str]]:
+    """Yield the operators and the names of the second inputs of the nodes that quantise, dequantise or convolve."""
     for node in messages(graph, _GRAPH_NODE):
-        if any(bytes(operator) in operators for operator in messages(node, _NODE_OPERATOR)):
-            yield bytes([*messages(node, _NODE_INPUT)][_SECOND]).decode()
+        data = bytes(node)
+        if not any(operator in data for operator in (*_SCALED, *_CONVOLUTIONS)):  # far faster than to read every node
+            continue
+        for operator in map(bytes, messages(node, _NODE_OPERATOR)):
+            if operator in (*_SCALED, *_CONVOLUTIONS):
+                yield operator, bytes([*messages(node, _NODE_INPUT)][_SECOND]).decode()
 
 
 def _name(tensor: memoryview) -> str:
