@@ -1,6 +1,8 @@
 """Host memory of builds with TensorRT for RTX, and scratch memory of the plans, by weights, precision and profiles.
 
     python -m benchmarks.full_size.build_memory --work /tmp/build-memory --output benchmarks/results/build-memory.json
+    python -m benchmarks.full_size.build_memory --work /tmp/build-memory --weights bound --only 32x2 2x32 released \
+        --output benchmarks/results/build-memory-bound.json
 
 No GPU is needed. The graphs are those of `shapes`, of transformers of random weights and several widths, and of the
 other networks at their released widths with fewer layers. Each plan is built by the build's own process, whose
@@ -23,7 +25,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.common.environment import environment
 from benchmarks.common.paths import SHAPES
@@ -31,6 +33,7 @@ from qwen_image_engine.engines.core.components import COMPONENTS, FOR_REFERENCE_
 from qwen_image_engine.engines.core.contract import Contract, split_axis
 from qwen_image_engine.engines.plans.entry import Profile
 from qwen_image_engine.engines.plans.profile import Range
+from qwen_image_engine.engines.tensorrt.build.job import Weights
 from qwen_image_engine.runtime.system.memory_use import SAMPLE_S, MemoryUse, highest_resident_bytes
 from qwen_image_engine.runtime.text.prompt import MAX_PROMPT_TOKENS, USUAL_PROMPT_TOKENS
 from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
@@ -88,6 +91,8 @@ CASES = (
     Case("32x2", "bf16", ("prefix", "prefix_image"), (Build(ONE, _AMPERE), Build(ONE, _AMPERE, 0))),
     Case("32x2", "fp8", _PASSES, (Build(THREE, _ADA), Build(LARGE, _ADA, 0))),
     Case("32x2", "int8", ("step",), (Build(THREE, _AMPERE), Build(LARGE, _AMPERE, 0))),
+    Case("2x32", "bf16", _PASSES, (Build(THREE, _AMPERE),)),
+    Case("2x32", "fp8", ("step",), (Build(THREE, _ADA),)),
     Case("released", "bf16", ("text_encoder", "vision"), (Build(ONE, _AMPERE), Build(ONE, _AMPERE, 0))),
     Case("released", "bf16", _VAE, _ALONE),
 )
@@ -109,7 +114,7 @@ def write_checkpoint(folder: Path, name: str) -> Path:
     return folder
 
 
-def export(case: Case, checkpoint: Path, folder: Path) -> Iterator[dict[str, Any]]:
+def export(case: Case, checkpoint: Path, folder: Path, weights: Weights) -> Iterator[dict[str, Any]]:
     """Export the networks of a case and yield the jobs of all builds as JSON. Call it in a process of its own."""
     from benchmarks.common.synthetic_scales import synthetic_calibration
     from qwen_image_engine.calibration.quantise.network import quantised_networks
@@ -122,6 +127,7 @@ def export(case: Case, checkpoint: Path, folder: Path) -> Iterator[dict[str, Any
     from qwen_image_engine.reference.load import load_network
     from qwen_image_engine.reference.networks.transformer import Transformer
     from qwen_image_engine.reference.pipeline import model_facts
+    from qwen_image_engine.runtime.bundle.bound_lists import bindable_weights, bound_bytes
     from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
     from qwen_image_engine.runtime.tools.build.request import promise
     from qwen_image_engine.runtime.tools.build.shapes import Template, build_profiles
@@ -144,13 +150,16 @@ def export(case: Case, checkpoint: Path, folder: Path) -> Iterator[dict[str, Any
                 plan=str(folder / f"{name}.plan"),
                 timing_cache=None,
                 profiles=build_profiles(entry.contract, shapes(build, name), template, halo),
-                options=BuildOptions(),
+                options=BuildOptions(weights=weights),
                 promise=promise(entry),
                 softmax_scale=entry.softmax_scale,
                 layers=str(folder / f"{name}.layers.json"),
             )
+            bound = bindable_weights(folder, entry.model) if weights == "bound" else ()
             yield {
                 "weight_bytes": weight_bytes(folder / entry.model),
+                "bound_weights": len(bound),
+                "bound_bytes": bound_bytes(bound),
                 "dims": asdict(dims(opened)),
                 "axes": axes(entry.contract, job.profiles[-1]),
                 "job": job.to_json(),
@@ -226,13 +235,13 @@ def work_as_builder() -> int:
     return worker.main()
 
 
-def measure(work: Path, cases: tuple[Case, ...]) -> Iterator[dict[str, Any]]:
-    """Yield a row for each build."""
+def measure(work: Path, cases: tuple[Case, ...], weights: Weights) -> Iterator[dict[str, Any]]:
+    """Yield a row for each build, with the weights in that place."""
     for case in cases:
         graphs = work / "graphs"
         shutil.rmtree(graphs, ignore_errors=True)
         graphs.mkdir(parents=True)
-        command = [*SELF, "--work", str(work), "--export", str(CASES.index(case))]
+        command = [*SELF, "--work", str(work), "--export", str(CASES.index(case)), "--weights", weights]
         exported = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         for line in exported.stdout.splitlines():
             made = json.loads(line)
@@ -246,6 +255,8 @@ def measure(work: Path, cases: tuple[Case, ...]) -> Iterator[dict[str, Any]]:
                 "dims": made["dims"],
                 "axes": made["axes"],
                 "weight_bytes": made["weight_bytes"],
+                "bound_weights": made["bound_weights"],
+                "bound_bytes": made["bound_bytes"],
                 **build(job),
             }
             print(json.dumps(row), file=sys.stderr)
@@ -258,6 +269,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="a folder with 15 GB free")
     parser.add_argument("--output", type=Path, help="the JSON to write")
     parser.add_argument("--only", nargs="+", help="the cases of these checkpoints alone")
+    parser.add_argument("--weights", choices=get_args(Weights), default="inside", help="where plans have them")
     parser.add_argument("--export", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -265,12 +277,13 @@ def main() -> None:
         sys.exit(work_as_builder())
     if options.export is not None:
         case = CASES[options.export]
-        for job in export(case, options.work / f"checkpoint-{case.name}", options.work / "graphs"):
+        checkpoint = options.work / f"checkpoint-{case.name}"
+        for job in export(case, checkpoint, options.work / "graphs", options.weights):
             print(json.dumps(job))
         return
     options.work.mkdir(parents=True, exist_ok=True)
     cases = tuple(case for case in CASES if options.only is None or case.name in options.only)
-    rows = list(measure(options.work, cases))
+    rows = list(measure(options.work, cases, options.weights))
     document = {
         **environment(),
         "tensorrt_rtx": version("tensorrt-rtx"),

@@ -28,7 +28,7 @@
 
 namespace {
 
-constexpr std::size_t oldest_schema = 6, newest_schema = 7;  // of the manifest
+constexpr std::size_t oldest_schema = 6, newest_schema = 8;  // of the manifest
 constexpr int side_multiple = 32;  // pixels: 16 a latent, and an even number of latents
 constexpr int pixels_per_latent = 16;
 constexpr int largest_side = 1024;  // pixels: the runtime decodes larger pictures in tiles, this program does not
@@ -59,7 +59,7 @@ public:
             throw std::runtime_error(folder_.string() + ": is no bundle");
         if (const std::size_t schema = manifest_.at("schema").size(); schema < oldest_schema || schema > newest_schema)
             throw std::runtime_error(folder_.string() + ": is of schema " + std::to_string(schema) + ", expected " +
-                                     std::to_string(oldest_schema) + " or " + std::to_string(newest_schema));
+                                     std::to_string(oldest_schema) + " to " + std::to_string(newest_schema));
         if (manifest_.at("target").text() != "cpu" || manifest_.at("precision").text() != "fp32")
             throw std::runtime_error(folder_.string() + ": is not of target cpu in fp32; export one that is");
         if (facts().at("bidirectional").is_true())

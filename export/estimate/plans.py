@@ -12,9 +12,10 @@ from qwen_image_engine.runtime.tools.build.device_memory import Model, PlanSize
 
 
 def estimated_model(checkpoint: Checkpoint, plan: ExportEstimate) -> Model:
-    """Return the estimate of the plans of an export's components.
+    """Return the estimate of the plans of an export's components, as `build` makes them for RTX cards by default.
 
-    Graphs of the transformer each have all its weights. The VAE's share theirs, so one size stands for them all.
+    Graphs of the transformer each take all its weights as inputs, the same ones. The VAE's have theirs inside, each a
+    part, so one size stands for them all.
     """
     sizes, plans = dims(checkpoint), []
     for network in plan.networks:
@@ -22,6 +23,9 @@ def estimated_model(checkpoint: Checkpoint, plan: ExportEstimate) -> Model:
         if network.network == "vae":
             plans.append(PlanSize.estimated("vae", names, network.engine_bytes))
         else:
-            plans += [PlanSize.estimated(name, (name,), network.engine_bytes) for name in names]
+            bound = {network.network: network.engine_bytes}
+            stored = checkpoint.stored(network.network).tensors.values()
+            count = sum(len(tensor.shape) > 1 for tensor in stored)
+            plans += [PlanSize.estimated(name, (name,), 0, bound, count) for name in names]
     contracts = {name: contract(name, sizes, plan.dtype) for name in plan.components}
     return Model(tuple(plans), contracts, plan.precision, model_facts(checkpoint).decoder_halo)

@@ -27,6 +27,7 @@ from qwen_image_engine.runtime.bundle.capability import check_capability
 from qwen_image_engine.runtime.bundle.files import (
     WeightHeaders,
     build_command,
+    check_bound_lists,
     check_files,
     check_graphs,
     check_tables,
@@ -66,14 +67,15 @@ class Bundle:
 
         Raises:
             QwenImageError: the folder has no bundle, the manifest is damaged or of another schema version, a file is
-                missing or changed, a graph holds something that no export holds, or a weight is not where its file has
-                it.
+                missing or changed, a graph holds something that no export holds, a weight is not where its file has
+                it, or the list of a plan's bound weights is another bundle's.
         """
         manifest = read_manifest(folder)
         check_files(folder, manifest, [name for name in manifest.files if name not in manifest.plan_files])
         headers = WeightHeaders(folder)
         check_graphs(folder, manifest, headers=headers)
         check_tables(folder, manifest, headers)
+        check_bound_lists(folder, manifest)
         return cls(folder, manifest)
 
     def read_references(self, sources: Sequence[ReferenceSource], resolution: int) -> ReferenceImages:

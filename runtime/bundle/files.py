@@ -18,6 +18,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import leads_out, open_regular, regular_size
 from qwen_image_engine.engines.core.graph.check import check_graph_file
 from qwen_image_engine.engines.core.graph.weight_file import WeightFile
+from qwen_image_engine.runtime.bundle.bound_lists import check_bound_weights
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
 from qwen_image_engine.runtime.system.files import file_sha256
@@ -96,6 +97,19 @@ def check_graphs(
         entry = manifest.components[component]
         weights = {name: headers[name] for name in entry.weights}
         check_graph_file(component, folder / entry.model, entry.model, weights)
+
+
+def check_bound_lists(folder: Path, manifest: Manifest) -> None:
+    """Check the weights that plans take as inputs against the graphs, which `check_graphs` compares with the files.
+
+    Raises:
+        QwenImageError: a graph cannot be read, or has a weight of a plan's list elsewhere, in another form or not at
+            all.
+    """
+    for component, plans in manifest.plans.items():
+        for plan in {plan.bound: plan for plan in plans}.values():  # plans for several GPUs have one list
+            rebuild = build_command(folder, plan.builder, plan.compute_capabilities if plan.gpu is None else ())
+            check_bound_weights(component, folder, manifest.components[component].model, plan.bound, rebuild)
 
 
 def check_link(folder: Path, name: str, manifest: Manifest) -> None:

@@ -20,6 +20,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import leads_out, read_regular, whole_file
 from qwen_image_engine.engines.plans.bound_weight import BoundWeight
 from qwen_image_engine.engines.plans.entry import BUILDERS, PlanEntry, Profile, Shape
+from qwen_image_engine.runtime.bundle.bound_lists import LISTS, list_of, with_digests
 from qwen_image_engine.runtime.bundle.checkpoint_flags import checkpoint_flags
 from qwen_image_engine.runtime.bundle.consistency import (
     DIMS_SCHEMA,
@@ -61,10 +62,11 @@ from qwen_image_engine.runtime.system.text import command_line
 
 MANIFEST = "manifest.json"
 FORMAT = "qwen-image-bundle"
-SCHEMA = 7
-"""Version of the manifest's form. Manifests of 6, with one plan a component at most, are read too."""
+SCHEMA = 8
+"""Version of the manifest's form. Manifests of 7, without bound weights, and of 6, with one plan a component at most,
+are read too."""
 
-_ONE_PLAN = 6
+_NO_BOUND_WEIGHTS, _ONE_PLAN = 7, 6
 
 _LONGEST_PATH = 4096
 _FACTS_SHA256 = "facts_sha256"
@@ -157,7 +159,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that manifest.json holds."""
-        document = asdict(self)
+        document = with_digests(asdict(self))
         return {"format": FORMAT, "schema": SCHEMA, _FACTS_SHA256: facts_sha256(document), **document}
 
 
@@ -221,6 +223,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise QwenImageError(f'{path}: is not the manifest of a bundle: no "format": "{FORMAT}" in it')
     if data.get("schema") == _ONE_PLAN:
         data = _with_plan_lists(data)
+    if data.get("schema") == _NO_BOUND_WEIGHTS:
+        data["schema"] = SCHEMA
     if data.get("schema") != SCHEMA:
         source = data["checkpoint"].get("path") if isinstance(data.get("checkpoint"), dict) else None
         place = source if isinstance(source, str) and 0 < len(source) <= _LONGEST_PATH else "its checkpoint"
@@ -260,12 +264,14 @@ def record_verification(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def _manifest(document: Mapping[str, Any]) -> Manifest:
-    data = {key: value for key, value in document.items() if key not in ("format", "schema", _FACTS_SHA256)}
+    data = {key: value for key, value in document.items() if key not in ("format", "schema", _FACTS_SHA256, LISTS)}
+    lists = document.get(LISTS, {})
+    _BOUND_LISTS(lists, LISTS)
     _MANIFEST(data, "")
     files = {name: FileEntry(**entry) for name, entry in data["files"].items()}
     components = {name: _component(name, entry, files) for name, entry in data["components"].items()}
     plans = {
-        name: tuple(_plan(f"plans.{name}[{index}]", entry, files) for index, entry in enumerate(entries))
+        name: tuple(_plan(f"plans.{name}[{index}]", entry, files, lists) for index, entry in enumerate(entries))
         for name, entries in data.get("plans", {}).items()
     }
     embeddings, calibration = data["embeddings"], data.get("calibration")
@@ -314,10 +320,18 @@ def _component(name: str, entry: Mapping[str, Any], files: Mapping[str, FileEntr
     )
 
 
-def _plan(place: str, entry: Mapping[str, Any], files: Mapping[str, FileEntry]) -> PlanEntry:
+def _plan(
+    place: str,
+    entry: Mapping[str, Any],
+    files: Mapping[str, FileEntry],
+    lists: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> PlanEntry:
     _check_listed(f"{place}.file", entry["file"], files)
     if entry.get("layers") is not None:
         _check_listed(f"{place}.layers", entry["layers"], files)
+    bound = list_of(place, entry.get("bound"), lists)
+    for weight in bound:
+        _check_listed(f"the file of {weight.name} in {LISTS}", weight.file, files)
     profiles = tuple(
         Profile(item["name"], {key: _extents(shapes) for key, shapes in item["shapes"].items()})
         for item in entry["profiles"]
@@ -328,7 +342,7 @@ def _plan(place: str, entry: Mapping[str, Any], files: Mapping[str, FileEntry]) 
             "profiles": profiles,
             "compute_capabilities": tuple(entry["compute_capabilities"]),
             "scratch_bytes": tuple(entry.get("scratch_bytes", ())),
-            "bound": tuple(BoundWeight(**{**item, "shape": tuple(item["shape"])}) for item in entry.get("bound", ())),
+            "bound": bound,
         }
     )
 
@@ -406,8 +420,9 @@ _PLAN = fields_of(
     compute_capabilities=many(_CAPABILITY),
     profiles=many(_PROFILE, least=0),
     layers=optional(_PATH),
-    bound=many(fields_of(BoundWeight, file=_PATH), least=0),
+    bound=optional(TEXT),
 )
+_BOUND_LISTS = named(many(fields_of(BoundWeight, file=_PATH)))
 _MANIFEST = fields_of(
     Manifest,
     tool=fields_of(Tool),

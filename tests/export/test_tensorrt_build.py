@@ -6,18 +6,22 @@ its profiles against the calls of real requests to the reference.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from safetensors import safe_open
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.plans.entry import Shape
 from qwen_image_engine.engines.plans.profile import Range
 from qwen_image_engine.engines.plans.profile_choice import choose_profile
-from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
+from qwen_image_engine.engines.tensorrt.build.job import BuildOptions, Weights
 from qwen_image_engine.engines.tensorrt.build.onnx_weights import weights_left_out
 from qwen_image_engine.engines.tensorrt.build.summary import summary
 from qwen_image_engine.engines.tensorrt.kernels.block import middle_block
@@ -27,6 +31,8 @@ from qwen_image_engine.engines.tensorrt.kernels.ports import Ports
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
+from qwen_image_engine.runtime.bundle.bound_lists import bound_bytes
+from qwen_image_engine.runtime.bundle.files import check_bound_lists
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.component_pool import ComponentPool
 from qwen_image_engine.runtime.tools.build.build import build_bundle
@@ -75,13 +81,13 @@ def no_gpu() -> Any:
     raise QwenImageError("no GPU is asked for")
 
 
-def build(folder: Path, precision: str, only: tuple[str, ...] = ()) -> Manifest:
+def build(folder: Path, precision: str, only: tuple[str, ...] = (), weights: Weights = "bound") -> Manifest:
     """Build a bundle's components for the oldest GPUs that take its precision."""
     need_compiler()
     build_bundle(
         folder,
         SHAPES,
-        BuildOptions(),
+        BuildOptions(weights=weights),
         engine="tensorrt-rtx",
         compute_capabilities=(CAPABILITIES[precision],),
         only=only,
@@ -179,6 +185,50 @@ def test_every_component_of_shapes_is_built_as_its_graph_is(
             assert "unknown" not in item.products
     assert bool(manifest.components["step"].quantised_layers) == (precision != "bf16")
     check_kernels(folder, manifest)
+    check_bound_weights(folder, manifest)
+    check_weights_inside(folder, manifest, precision)
+
+
+def check_bound_weights(folder: Path, manifest: Manifest) -> None:
+    """All plans but the VAE's take their weights as inputs: those of the graph that are more than a vector, hashed."""
+    check_bound_lists(folder, manifest)
+    for name, (plan,) in manifest.plans.items():
+        graph = onnx.load(folder / manifest.components[name].model, load_external_data=False).graph
+        places = {
+            tensor.name: {entry.key: entry.value for entry in tensor.external_data} for tensor in graph.initializer
+        }
+        kernels = {node.input[1] for node in graph.node if node.op_type == "Conv"}
+        scales = {node.input[1] for node in graph.node if node.op_type.endswith("quantizeLinear")}
+        matrices = {
+            tensor.name
+            for tensor in graph.initializer
+            if places[tensor.name] and sum(size > 1 for size in tensor.dims) > 1
+        }
+        assert {weight.name for weight in plan.bound} == matrices - kernels - scales
+        assert bool(plan.bound) == (COMPONENTS[name].network != "vae")
+        for weight in plan.bound:
+            place = places[weight.name]
+            assert weight.file == (Path(manifest.components[name].model).parent / place["location"]).as_posix()
+            with safe_open(folder / weight.file, "np") as stored:
+                assert tuple(stored.get_slice(weight.name).get_shape()) == weight.shape
+            data = (folder / weight.file).read_bytes()[int(place["offset"]) :][: int(place["length"])]
+            assert weight.sha256 == hashlib.sha256(data).hexdigest()
+        quantised = [weight for weight in plan.bound if weight.dtype in ("int8", "float8_e4m3fn")]
+        assert len(quantised) == len(manifest.components[name].quantised_layers)  # as their codes
+    step, prefix = ({weight.name: weight for weight in manifest.plans[name][0].bound} for name in ("step", "prefix"))
+    assert (
+        sum(step[name] == prefix[name] for name in step.keys() & prefix.keys()) > len(prefix) / 2
+    )  # one copy on a card
+
+
+def check_weights_inside(folder: Path, manifest: Manifest, precision: str) -> None:
+    """A plan with its weights inside keeps the same promise, and is larger by nine tenths of them at least."""
+    inside = build(folder, precision, only=("prefix",), weights="inside")
+    (plan,), (bound,) = inside.plans["prefix"], manifest.plans["prefix"]
+    assert not plan.bound
+    counts = [(item.fused_attentions, item.fp8_products, item.int8_products) for item in (plan, bound)]
+    assert counts[0] == counts[1]
+    assert inside.files[plan.file].bytes > manifest.files[bound.file].bytes + 0.9 * bound_bytes(bound.bound)
 
 
 def test_weights_in_files_have_the_names_that_the_parser_gives_them(

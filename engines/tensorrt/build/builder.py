@@ -22,6 +22,7 @@ from qwen_image_engine.engines.tensorrt.build.audit import Network, audit, check
 from qwen_image_engine.engines.tensorrt.build.inspector import node_names
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildResult
 from qwen_image_engine.engines.tensorrt.build.onnx_weights import weights_left_out
+from qwen_image_engine.engines.tensorrt.build.parse import parse_graph
 from qwen_image_engine.engines.tensorrt.build.plan_writer import PlanWriter
 from qwen_image_engine.engines.tensorrt.build.progress import Monitor, Progress
 from qwen_image_engine.engines.tensorrt.build.timing_cache import keep_timings, read_timings
@@ -72,9 +73,7 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
     builder = made("builder", log, lambda: trt.Builder(log))
     network = made("network", log, builder.create_network)  # strongly typed, as all are in 11
     parser = made("parser", log, lambda: trt.OnnxParser(network, log))
-    log.clear()
-    if not parser.parse_from_file(job.model):
-        raise QwenImageError(f"{job.component}: {PRODUCT.text} cannot parse {job.model}: {_parse_errors(parser, log)}")
+    bound = parse_graph(parser, job, log)
     # TensorRT refers to a constant's numbers until the engine is built, and to weight files that the parser maps; so
     # both live as long as this call.
     softmax = SoftmaxScale(job.softmax_scale) if job.softmax_scale is not None else None
@@ -83,7 +82,7 @@ def _write_plan(job: BuildJob, log: Log, progress: Progress, warnings: list[str]
     if job.options.strip_weights:
         _leave_out_weights(network, job, warnings)
     monitor = Monitor(progress)
-    config = _config(builder, network, job, monitor, log)
+    config = _config(builder, network, job, bound, monitor, log)
     cache = None if job.timing_cache is None else read_timings(config, Path(job.timing_cache), warnings)
     writer = PlanWriter(Path(job.plan))
     log.clear()
@@ -160,7 +159,12 @@ def _leave_out_weights(network: trt.INetworkDefinition, job: BuildJob, warnings:
 
 
 def _config(
-    builder: trt.Builder, network: trt.INetworkDefinition, job: BuildJob, monitor: trt.IProgressMonitor, log: Log
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    job: BuildJob,
+    bound: Collection[str],
+    monitor: trt.IProgressMonitor,
+    log: Log,
 ) -> trt.IBuilderConfig:
     config = made("configuration", log, builder.create_builder_config)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the audit reads it
@@ -179,7 +183,8 @@ def _config(
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if job.options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.options.workspace_bytes)
-    inputs = {network.get_input(index).name for index in range(network.num_inputs)}
+    # Shapes of weights are static, so no profile has them.
+    inputs = {network.get_input(index).name for index in range(network.num_inputs)}.difference(bound)
     for item in job.profiles:
         if config.add_optimization_profile(_profile(builder, item, inputs, job, log)) < 0:
             raise QwenImageError(
@@ -221,12 +226,6 @@ def _inspected(plan: Path, log: Log) -> tuple[str, tuple[int, ...]]:
     inspector = made("inspector", log, engine.create_engine_inspector)
     inspected = made("account of it", log, lambda: inspector.get_engine_information(trt.LayerInformationFormat.JSON))
     return inspected, scratch
-
-
-def _parse_errors(parser: trt.OnnxParser, log: Log) -> str:
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    found = "; ".join(f"{error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors)
-    return f"{found or log.errors()}; see what qwen-image inspect --check says of the bundle"
 
 
 def _node(metadata: str, name: str) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from qwen_image_engine.engines.plans.entry import Profile
 
 BUILDER_REVISION = 3
 """A part of every plan's key. Raise it if the builder makes another engine of the same job, or audits the engine by
 other rules. Plans of an older version are then built again."""
+
+
+Weights = Literal["bound", "inside"]
+"""Place of a plan's weights: inputs of the plan, bound when it runs, or inside the plan."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,14 @@ class BuildOptions:
         strip_weights: whether to leave the weights out of the plan; they come from the bundle's graph at load time.
         weight_streaming: whether weights may stay on the host.
         workspace_bytes: bytes of scratch memory that a kernel may take; None for all there is.
+        weights: place of the weights of products and of tables; None for the builder's default, which is decided before
+            there is a job. Vectors, scales of quantisation and kernels of convolutions are inside always.
     """
 
     strip_weights: bool = False
     weight_streaming: bool = False
     workspace_bytes: int | None = None
+    weights: Weights | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from statistics import median
 
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.plans.entry import PlanEntry
+from qwen_image_engine.runtime.bundle.bound_lists import bound_bytes
 from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
 from qwen_image_engine.runtime.system.text import size_text
 from qwen_image_engine.runtime.timing import Timing
@@ -38,10 +39,11 @@ def stage_seconds(entries: Sequence[Timing], steps: int) -> dict[str, float]:
 
 
 def plan_text(plan: PlanEntry, files: Mapping[str, FileEntry]) -> str:
-    """Return the facts of a plan as text: size, profiles, counts of its layers, scratch memory and build options."""
+    """Return the facts of a plan as text: size, weights, profiles, counts of its layers, scratch memory and options."""
     ways = (("without weights", plan.stripped), ("weights from the host", plan.weight_streaming))
+    bound = f", beside {size_text(bound_bytes(plan.bound))} of bound weights" if plan.bound else ""
     words = [
-        size_text(files[plan.file].bytes),
+        size_text(files[plan.file].bytes) + bound,
         f"profiles {', '.join(profile.name for profile in plan.profiles)}",
         f"{plan.fused_attentions} fused attentions",
         f"{plan.fp8_products} products in FP8, {plan.int8_products} in INT8",

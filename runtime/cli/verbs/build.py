@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.engines.plans.cards import Card, find_card
 from qwen_image_engine.engines.plans.entry import BUILDERS
 from qwen_image_engine.engines.plans.profile import Range
-from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
+from qwen_image_engine.engines.tensorrt.build.job import BuildOptions, Weights
 from qwen_image_engine.engines.tensorrt.build.launch import Watch
 from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX
+from qwen_image_engine.runtime.bundle.bound_lists import bound_bytes
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.shared.text import plan_text
@@ -47,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--only", type=lambda text: tuple(text.split(",")), default=(), metavar="COMPONENT,…", help="build these alone"
     )
     parser.add_argument(
+        "--weights",
+        choices=get_args(Weights),
+        help="where plans have them: bound, as inputs that all plans share, or inside (bound with tensorrt-rtx, inside "
+        "with tensorrt and with --weight-streaming)",
+    )
+    parser.add_argument(
         "--strip-weights", action="store_true", help="plans without weights, which come from the bundle when loaded"
     )
     parser.add_argument(
@@ -54,8 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="source",
         type=Path,
         metavar="OTHER",
-        help="with --strip-weights: take plans from another bundle, or from its manifest.json and plans alone, where "
-        "they are what would be built; a plan is code that the GPU runs, so take none from whom you do not trust",
+        help="with --weights bound or --strip-weights: take plans from another bundle, or from its manifest.json and "
+        "plans alone, where they are what would be built; a plan is code that the GPU runs, so take none from whom "
+        "you do not trust",
     )
     parser.add_argument(
         "--weight-streaming", action="store_true", help="let weights stay in host memory, for a GPU with too little"
@@ -139,7 +147,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
         reference_resolution=options.reference_resolution,
         batch=options.batch,
     )
-    chosen = BuildOptions(options.strip_weights, options.weight_streaming, options.workspace)
+    chosen = BuildOptions(options.strip_weights, options.weight_streaming, options.workspace, options.weights)
     began = time.perf_counter()
     with ExitStack() as spinners:
 
@@ -196,7 +204,8 @@ def _report(bundle: Path, built: "Sequence[Built]", seconds: float) -> VerbResul
                 "bytes": item.file.bytes,
                 "missing_bytes": dict(item.missing),
                 "warnings": list(item.warnings),
-                **asdict(item.entry),
+                **{key: value for key, value in asdict(item.entry).items() if key != "bound"},
+                "bound_bytes": bound_bytes(item.entry.bound),
             }
             for item in built
         ],

@@ -243,9 +243,10 @@ def _picture_lines(checkpoint: "Checkpoint", found: "Estimate") -> list[str]:
     ]
     if plan.target == "tensorrt" and not checkpoint.transformer.bidirectional:
         lines += [
-            "         on a GPU without room for prefix and step at once they take turns: "
-            f"{size_text(found.taking_turns_bytes)} resident, "
-            "and a new prompt loads both again; built with --weight-streaming, the step's alone stay there"
+            "         plans with bound weights, tensorrt-rtx's default, share those of prefix and step: "
+            f"{size_text(found.taking_turns_bytes)} resident; with weights inside, on a GPU without room for both, "
+            "they take turns in as much, and a new prompt loads both again; built with --weight-streaming, the step's "
+            "alone stay there"
         ]
     if found.prefix_tokens:
         given = "no reference image"

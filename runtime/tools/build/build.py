@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qwen_image_engine.engines.core.graph.weight_bytes import weight_bytes
@@ -18,16 +18,18 @@ from qwen_image_engine.engines.plans.build_memory import check_host_memory
 from qwen_image_engine.engines.plans.entry import LAYERS, PLAN, PlanEntry, Profile
 from qwen_image_engine.engines.tensorrt.build.job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult
 from qwen_image_engine.engines.tensorrt.build.launch import Watch, run_build
+from qwen_image_engine.runtime.bundle.bound_lists import bound_bytes
 from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
 from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
-from qwen_image_engine.runtime.tools.build.checks import check_disk, missing
+from qwen_image_engine.runtime.tools.build.checks import check_disk, missing, weight_file_bytes
 from qwen_image_engine.runtime.tools.build.plan_record import kept_plan, record_plan, take_plan
 from qwen_image_engine.runtime.tools.build.plans_folder import PLANS, PlansFolder, plans_folder
 from qwen_image_engine.runtime.tools.build.platform import Platform
 from qwen_image_engine.runtime.tools.build.request import BuildRequest
 from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
+from qwen_image_engine.runtime.tools.build.weight_hashes import WeightHashes
 
 _KEY_LETTERS = 12
 
@@ -87,8 +89,8 @@ def build_bundle(
             for the one of this machine's GPU.
         only: names of the components to build; empty for every component that the shapes can need.
         timing_cache: file for timings of kernels; None for a file in the plans folder, named after the platform.
-        source: another bundle, or a folder with its manifest and plans alone. Its plans without weights are reused if
-            their keys match.
+        source: another bundle, or a folder with its manifest and plans alone. Its plans without weights, or with bound
+            ones, are reused if their keys match.
         begin: called with the platform once every check is done.
         announce: called with the name of each component before its build.
         device: function that asks the driver for the GPU's facts.
@@ -97,7 +99,7 @@ def build_bundle(
     Raises:
         UsageError: the bundle is not for TensorRT, has no component of a name in `only`, or has no components for
             reference images and `shapes` asks for some; `timing_cache` cannot be written; or `source` has no plans, or
-            is given without `options.strip_weights`.
+            is given for plans with weights; or options contradict each other.
         QwenImageError: the builder, or a driver or GPU that it needs, is missing or too old; a compute capability is
             too low for a graph; memory or the disk is too small; a build fails; or a built engine has less than its
             graph asks for.
@@ -116,30 +118,45 @@ def build_bundle(
     begin(request.platform)
     with plans_folder(folder) as plans:
         keys = {
-            name: plan_key(plans.manifest, name, profiles, request.options, request.platform)
+            name: plan_key(plans.manifest, name, profiles, request.options_of(name), request.platform)
             for name, profiles in request.profiles.items()
         }
+        hashes = WeightHashes(folder)
         kept = {name: _kept(request, plans, name, key) for name, key in keys.items()}
-        pending = [name for name, plan in kept.items() if plan is None]
-        check_disk(plans.path, plans.manifest, pending, request.options, request.platform.builder)
-        if request.device is None:
-            for name in pending:
-                check_host_memory(
-                    name, weight_bytes(folder / plans.manifest.components[name].model), reachable_memory_bytes()
-                )
+        _check_room(request, plans, [name for name, plan in kept.items() if plan is None])
         return [
-            _built(request, plans, name, keys[name], announce, run)
+            _built(request, plans, name, keys[name], hashes, announce, run)
             if plan is None
             else Built(name, plan, plans.manifest.files[plan.file], True, _missing(request, plans, name, plan))
             for name, plan in kept.items()
         ]
 
 
+def _check_room(request: BuildRequest, plans: PlansFolder, pending: Sequence[str]) -> None:
+    """Raise if memory or the disk is too small for the plans that are to be built; see `build_bundle`."""
+    held = {}
+    for name in pending:
+        bound = request.bindable.get(name, ())
+        inside = weight_bytes(request.folder / plans.manifest.components[name].model) - bound_bytes(bound)
+        held[name] = inside if bound else weight_file_bytes(plans.manifest, name)
+        if request.device is None:
+            free, advise = reachable_memory_bytes(), request.options.weights == "inside"
+            check_host_memory(name, inside, free, bound=len(bound), advise_bound=advise)
+    if not request.options.strip_weights:
+        check_disk(plans.path, held, request.options, request.platform.builder)
+
+
 def _kept(request: BuildRequest, plans: PlansFolder, name: str, key: str) -> PlanEntry | None:
-    """Return the plan of this key, of the bundle itself or copied from the other bundle; None if there is none."""
+    """Return the plan of this key, of the bundle itself or copied from the other bundle; None if there is none.
+
+    Plans that hold weights are a bundle's own.
+    """
     found = kept_plan(plans, name, key)
-    if found is None and request.source is not None:
-        found = take_plan(plans, request.source, name, key)
+    bindable = request.bindable.get(name, ())
+    if found is not None and tuple(replace(weight, sha256="") for weight in found.bound) != bindable:
+        found = None  # the key is the same, so the manifest was changed
+    if found is None and request.source is not None and (bindable or request.options.strip_weights):
+        found = take_plan(plans, request.source, name, key, bindable)
     return found
 
 
@@ -147,13 +164,23 @@ def _missing(request: BuildRequest, plans: PlansFolder, name: str, plan: PlanEnt
     return missing(plans.manifest, name, plan, request.device)
 
 
-def _built(request: BuildRequest, plans: PlansFolder, name: str, key: str, announce: Announce, run: Run) -> Built:
+def _built(
+    request: BuildRequest,
+    plans: PlansFolder,
+    name: str,
+    key: str,
+    hashes: WeightHashes,
+    announce: Announce,
+    run: Run,
+) -> Built:
     """Build the plan of a component and record it."""
     job = _job(request, plans, name, key)
     layers = Path(job.layers)
     layers.unlink(missing_ok=True)
-    result = run(job, announce(name))
-    plan, file = _entry(request, name, key, result), FileEntry(result.bytes, result.sha256)
+    watch = announce(name)
+    bound = hashes.hashed(request.bindable.get(name, ()), watch)
+    result = run(job, watch)
+    plan, file = replace(_entry(request, name, key, result), bound=bound), FileEntry(result.bytes, result.sha256)
     record_plan(plans, name, plan, Path(job.plan), file, describe_file(layers))
     return Built(name, plan, file, False, _missing(request, plans, name, plan), result.warnings)
 
@@ -171,7 +198,7 @@ def _job(request: BuildRequest, plans: PlansFolder, name: str, key: str) -> Buil
         plan=str((plans.path / f".{name}.partial").absolute()),
         timing_cache=timings,
         profiles=request.profiles[name],
-        options=request.options,
+        options=request.options_of(name),
         promise=request.promises[name],
         softmax_scale=entry.softmax_scale,
         layers=str((plans.bundle / f"{_stem(name, key)}{LAYERS}").absolute()),

@@ -11,7 +11,7 @@ from qwen_image_engine.engines.plans.build_memory import build_memory_bytes
 from qwen_image_engine.engines.plans.cards import Card
 from qwen_image_engine.engines.plans.memory import SPARE
 from qwen_image_engine.runtime.system.text import size_text, table
-from qwen_image_engine.runtime.tools.build.device_memory import SIDES, WAYS, Model, Need
+from qwen_image_engine.runtime.tools.build.device_memory import SIDES, WAYS, Model, Need, PlanSize
 
 RESERVED_BYTES = 1_000_000_000
 """Estimate of what a driver, a context, its kernels and a desktop take of a card's memory."""
@@ -81,13 +81,14 @@ def fit_of(model: Model, found: Sequence[Need], cards: Sequence[Card]) -> tuple[
 
 def fit_lines(model: Model, found: Sequence[Need], fits: Sequence[CardFit]) -> list[str]:
     """Return the fit as lines: plans, what pictures need, and the cards, in three tables."""
-    plans = [("plan", "bytes", "", "host memory of its build")]
+    plans = [("plan", "bytes", "bound weights", "", "host memory of its build")]
     plans += [
         (
             plan.name,
             size_text(plan.bytes),
+            size_text(plan.bound_bytes) if plan.bound else "-",
             "built" if plan.built else "estimated",
-            f"about {size_text(build_memory_bytes(plan.weight_bytes))}",
+            f"about {size_text(build_memory_bytes(plan.weight_bytes, plan.bound_weights))}",
         )
         for plan in model.plans
     ]
@@ -110,7 +111,8 @@ def fit_lines(model: Model, found: Sequence[Need], fits: Sequence[CardFit]) -> l
         for fit in fits
     ]
     return [
-        *table(plans, right=(1,)),
+        *table(plans, right=(1, 2)),
+        *_once(model),
         *_twice(model),
         "",
         "device memory of a picture, an estimate but for the keys and values:",
@@ -121,9 +123,18 @@ def fit_lines(model: Model, found: Sequence[Need], fits: Sequence[CardFit]) -> l
     ]
 
 
+def _once(model: Model) -> Iterator[str]:
+    """Yield the sentence about bound weights, if there are any."""
+    if model.bound_bytes:
+        yield (
+            f"bound weights lie on the card once for all plans that take them, {size_text(model.bound_bytes)} in all; "
+            "for a card without room for them --weight-streaming builds plans with weights inside"
+        )
+
+
 def _twice(model: Model) -> Iterator[str]:
     """Yield the sentence about the plans that each have the transformer's weights, if there are several."""
-    passes = [plan for plan in model.plans if plan.of_transformer]
+    passes = [plan for plan in model.plans if plan.of_transformer and not plan.bound]
     if len(passes) > 1:
         weights = size_text(max(plan.weight_bytes for plan in passes))
         yield (
@@ -136,9 +147,8 @@ def _twice(model: Model) -> Iterator[str]:
 def fit_json(model: Model, found: Sequence[Need], fits: Sequence[CardFit]) -> dict[str, Any]:
     """Return the fit as plain JSON."""
     return {
-        "plans": [
-            {**asdict(plan), "build_memory_bytes": build_memory_bytes(plan.weight_bytes)} for plan in model.plans
-        ],
+        "plans": [_plan_json(plan) for plan in model.plans],
+        "bound_bytes": model.bound_bytes,
         "pictures": [asdict(need) for need in found],
         "reserved_bytes": RESERVED_BYTES,
         "cards": [
@@ -156,6 +166,12 @@ def fit_json(model: Model, found: Sequence[Need], fits: Sequence[CardFit]) -> di
             for fit in fits
         ],
     }
+
+
+def _plan_json(plan: PlanSize) -> dict[str, Any]:
+    numbers = {key: value for key, value in asdict(plan).items() if key != "bound"}
+    memory = build_memory_bytes(plan.weight_bytes, plan.bound_weights)
+    return {**numbers, "bound_bytes": plan.bound_bytes, "build_memory_bytes": memory}
 
 
 def _square(side: int) -> str:

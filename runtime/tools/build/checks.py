@@ -52,7 +52,7 @@ def check_gpu(
     """
     entry = manifest.components[name]
     check_capability(name, entry, facts, "bf16 or int8")
-    weights = 0 if options.weight_streaming else _weight_bytes(manifest, name)
+    weights = 0 if options.weight_streaming else weight_file_bytes(manifest, name)
     missing = missing_bytes(entry.contract, profiles, (), weights, facts.free_bytes)
     if missing:
         profile, most = max(missing.items(), key=lambda item: item[1])
@@ -86,26 +86,34 @@ def missing(manifest: Manifest, name: str, plan: PlanEntry, facts: DeviceInfo | 
     """
     if facts is None:
         return {}
-    weights = 0 if plan.weight_streaming else _weight_bytes(manifest, name)
+    weights = 0 if plan.weight_streaming else weight_file_bytes(manifest, name)
     contract = manifest.components[name].contract
     return missing_bytes(contract, plan.profiles, plan.scratch_bytes, weights, facts.total_bytes)
 
 
-def check_disk(plans: Path, manifest: Manifest, names: Sequence[str], options: BuildOptions, builder: str) -> None:
-    """Raise if the disk has no room for the plans of the components `names`, before the first is built.
+def check_disk(plans: Path, held: Mapping[str, int], options: BuildOptions, builder: str) -> None:
+    """Raise if the disk has no room for plans, before the first is built.
+
+    Args:
+        plans: the plans folder.
+        held: bytes of the weights inside each plan that is to be built, by component.
+        options: build options of the plans.
+        builder: name of the backend that builds them.
 
     Raises:
         QwenImageError: the weights in the plans take more bytes than are free in the plans folder.
     """
-    needed = 0 if options.strip_weights else sum(_weight_bytes(manifest, name) for name in names)
+    needed = sum(held.values())
     free = shutil.disk_usage(plans).free
     if needed > free:
-        instead = ", or build with --strip-weights" if builder == "tensorrt" else ""
+        way = "--weights bound or --strip-weights" if builder == "tensorrt" else "--weights bound"
+        instead = "" if options.weights == "bound" else f", or build with {way}"
         raise QwenImageError(
-            f"engines of {', '.join(names)} take about {needed} bytes and {free} are free in {plans}; free some, build "
+            f"engines of {', '.join(held)} take about {needed} bytes and {free} are free in {plans}; free some, build "
             f"fewer with --only{instead}"
         )
 
 
-def _weight_bytes(manifest: Manifest, name: str) -> int:
+def weight_file_bytes(manifest: Manifest, name: str) -> int:
+    """Return the bytes of the weight files of a component, which are its network's."""
     return sum(manifest.files[file].bytes for file in manifest.components[name].weights)

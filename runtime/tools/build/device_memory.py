@@ -6,18 +6,21 @@ Bytes of plans that are not built, and scratch memory, are estimates.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.device_array import size_bytes
 from qwen_image_engine.engines.core.graph.weight_bytes import weight_bytes
+from qwen_image_engine.engines.plans.bound_weight import BoundWeight
 from qwen_image_engine.engines.plans.cards import Card
 from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.engines.plans.memory import port_bytes
 from qwen_image_engine.engines.plans.profile import Range, profile
 from qwen_image_engine.engines.plans.scratch import scratch_bytes
+from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX
+from qwen_image_engine.runtime.bundle.bound_lists import bindable_weights, bound_bytes
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, latent_size
 from qwen_image_engine.runtime.model.tiles import spans
@@ -30,13 +33,14 @@ WAYS = ("resident", "in turns", "sequential", "streaming")
 """Ways to hold plans, the fastest first: every plan; every plan, but prefix and step in turns; one at a time; one at a
 time with the weights of plans that are built with `--weight-streaming` coming from the host in every run."""
 
-_TIMES_WEIGHTS, _CODE_BYTES = 1.01, 10_000_000
-"""Estimate of a plan: its weights and 1% of code and padding (benchmarks/results/build-memory.json)."""
+_CODE_SHARE, _CODE_BYTES = 0.01, 10_000_000
+"""Estimate of a plan's code and padding beside its weights: 1% of the weights, also of those that are bound, because
+both grow with the blocks (benchmarks/results/build-memory.json)."""
 
 
 @dataclass(frozen=True)
 class PlanSize:
-    """The size of a plan with its weights.
+    """The size of a plan, and of the weights that it reads.
 
     Attributes:
         name: name of the plan, which is its component's; "vae" for all plans of the VAE where one size stands for them.
@@ -44,6 +48,8 @@ class PlanSize:
         bytes: bytes of the plan.
         weight_bytes: bytes of the weights among them.
         built: whether the plan is there; otherwise `bytes` is an estimate.
+        bound: bytes of the weights that the plan takes as inputs, by place. Plans share those of one place.
+        bound_weights: number of these weights, of which one place may hold several.
     """
 
     name: str
@@ -51,11 +57,27 @@ class PlanSize:
     bytes: int
     weight_bytes: int
     built: bool = False
+    bound: Mapping[str, int] = field(default_factory=dict)
+    bound_weights: int = 0
 
     @classmethod
-    def estimated(cls, name: str, components: Sequence[str], weight_bytes: int) -> PlanSize:
-        """Return the estimate for a plan that is not built."""
-        return cls(name, tuple(components), int(_TIMES_WEIGHTS * weight_bytes) + _CODE_BYTES, weight_bytes)
+    def estimated(
+        cls,
+        name: str,
+        components: Sequence[str],
+        weight_bytes: int,
+        bound: Mapping[str, int] | None = None,
+        bound_weights: int = 0,
+    ) -> PlanSize:
+        """Return the estimate for a plan that is not built, with `weight_bytes` inside and `bound` beside it."""
+        bound = bound or {}
+        code = int(_CODE_SHARE * (weight_bytes + sum(bound.values()))) + _CODE_BYTES
+        return cls(name, tuple(components), weight_bytes + code, weight_bytes, False, bound, bound_weights)
+
+    @property
+    def bound_bytes(self) -> int:
+        """Bytes of the weights that the plan takes as inputs."""
+        return sum(self.bound.values())
 
     @property
     def of_transformer(self) -> bool:
@@ -79,6 +101,16 @@ class Model:
     precision: str
     halo: int
 
+    @property
+    def bound_bytes(self) -> int:
+        """Bytes of the weights that plans take as inputs, those of several plans once."""
+        return shared_bytes(self.plans)
+
+
+def shared_bytes(plans: Sequence[PlanSize]) -> int:
+    """Return the bytes of the weights that plans take as inputs, those of one place once."""
+    return sum({place: size for plan in plans for place, size in plan.bound.items()}.values())
+
 
 @dataclass(frozen=True)
 class Need:
@@ -100,7 +132,8 @@ class Need:
 def model_of_bundle(folder: Path, manifest: Manifest, builder: str, card: Card | None = None) -> Model:
     """Return the sizes of a bundle's plans of `builder`, estimates for those that are not built for a card.
 
-    `card` is the card whose plans count; None for the first of each component.
+    Estimates are of plans as `build` makes them by default. `card` is the card whose plans count;
+    None for the first of each component.
 
     Raises:
         OSError: a graph cannot be read.
@@ -112,11 +145,18 @@ def model_of_bundle(folder: Path, manifest: Manifest, builder: str, card: Card |
         if found:  # as `engines.plans.fit.choose_plan` chooses
             chosen = min(found, key=lambda plan: len(plan.compute_capabilities))
             size = manifest.files[chosen.file].bytes + (weights if chosen.stripped else 0)
-            plans.append(PlanSize(name, (name,), size, weights, built=True))
+            inside = weights - bound_bytes(chosen.bound)
+            plans.append(PlanSize(name, (name,), size, inside, True, _by_place(chosen.bound), len(chosen.bound)))
         else:
-            plans.append(PlanSize.estimated(name, (name,), weights))
+            bound = bindable_weights(folder, entry.model) if builder == TENSORRT_RTX.engine else ()
+            inside = weights - bound_bytes(bound)
+            plans.append(PlanSize.estimated(name, (name,), inside, _by_place(bound), len(bound)))
     contracts = {name: entry.contract for name, entry in manifest.components.items()}
     return Model(tuple(plans), contracts, manifest.precision, manifest.facts.decoder_halo)
+
+
+def _by_place(weights: Sequence[BoundWeight]) -> dict[str, int]:
+    return {f"{weight.file}@{weight.offset}": size_bytes(weight.shape, weight.dtype) for weight in weights}
 
 
 def _is_for(plan: PlanEntry, card: Card | None) -> bool:
@@ -155,12 +195,13 @@ def _need(model: Model, side: int, references: int, resolution: int, tokens: int
         plan.name: cache + max(scratch[name] + ports[name] for name in plan.components if name in scratch)
         for plan in plans
     }
-    resident = sum(plan.bytes for plan in plans) + cache + sum(ports.values()) + max(scratch.values())
+    held = sum(plan.bytes for plan in plans) + shared_bytes(plans)
+    resident = held + cache + sum(ports.values()) + max(scratch.values())
     passes = [plan.bytes for plan in plans if plan.of_transformer]
     ways = (
         resident,
         resident - sum(passes) + max(passes, default=0),
-        max(plan.bytes + working[plan.name] for plan in plans),
+        max(plan.bytes + plan.bound_bytes + working[plan.name] for plan in plans),
         max(plan.bytes - plan.weight_bytes + working[plan.name] for plan in plans),
     )
     return Need(side, cache, max(scratch.values()), dict(zip(WAYS, ways, strict=True)))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.plans.bound_weight import BoundWeight
 from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.runtime.bundle.files import check_files, describe_file
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest, write_manifest
@@ -20,7 +22,7 @@ from qwen_image_engine.runtime.tools.build.plans_folder import PLANS, PlansFolde
 class PlanSource:
     """A bundle to copy plans from: whole, or its manifest and plans alone.
 
-    Plans without weights can be shared without the bundle's other files.
+    Plans without weights, or with bound ones, can be shared without the bundle's other files.
     """
 
     folder: Path
@@ -43,28 +45,44 @@ def _is_whole(plans: PlansFolder, name: str) -> bool:
     return path.is_file() and file_sha256(path) == plans.manifest.files[name].sha256
 
 
-def take_plan(plans: PlansFolder, source: PlanSource, name: str, key: str) -> PlanEntry | None:
+def take_plan(
+    plans: PlansFolder, source: PlanSource, name: str, key: str, bindable: Sequence[BoundWeight] = ()
+) -> PlanEntry | None:
     """Copy the plan with this key from another bundle and record it. Return None if that bundle has no such plan.
 
     The key includes the hashes of graph and weights, so a plan with this key is built from the same graph and weights.
 
+    Args:
+        plans: the plans folder of this bundle.
+        source: the other bundle.
+        name: name of the component.
+        key: key of the plan.
+        bindable: weights that the plan takes as inputs, without hashes; none for a plan of `--strip-weights`.
+
     Raises:
-        QwenImageError: the plan cannot be copied, contains weights, or does not have the SHA-256 that its manifest
-            lists.
+        QwenImageError: the plan cannot be copied, contains weights, takes other weights as inputs, or does not have the
+            SHA-256 that its manifest lists.
     """
     plan = _with_key(source.manifest, name, key)
     if plan is None:
         return None
+    if tuple(replace(weight, sha256="") for weight in plan.bound) != tuple(bindable):
+        raise QwenImageError(
+            f"{source.folder}: the bound weights of its plan of {name} are those of another graph, though the plan's "
+            "key is the one of this; get it again, or build without --from"
+        )
     path = source.folder / plan.file
     check_files(source.folder, source.manifest, plan.listed)
     written = plans.path / f".{name}.partial"
     _copy(path, written)
     expected = source.manifest.files[plan.file]
-    if not plan.stripped or file_sha256(written) != expected.sha256:
-        rebuild = command_line("qwen-image", "build", source.folder, "--strip-weights")
+    holds_none = plan.stripped or bool(plan.bound)
+    if not holds_none or file_sha256(written) != expected.sha256:
+        flags = ("--weights", "bound") if bindable else ("--strip-weights",)
+        rebuild = command_line("qwen-image", "build", source.folder, *flags)
         raise QwenImageError(
-            f"{path}: has {'weights' if not plan.stripped else 'other contents than its sha256 says'}; "
-            f"expected a plan of --strip-weights, whole: have it built again with: {rebuild}"
+            f"{path}: has {'other contents than its sha256 says' if holds_none else 'weights'}; "
+            f"expected a plan of {' '.join(flags)}, whole: have it built again with: {rebuild}"
         )
     taken, layers = replace(plan, file=f"{PLANS}/{path.name}"), None
     if plan.layers is not None:

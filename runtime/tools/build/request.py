@@ -10,9 +10,11 @@ from typing import Self
 from qwen_image_engine.engines.core.components import FOR_REFERENCE_IMAGES
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.cuda.driver import DeviceInfo
+from qwen_image_engine.engines.plans.bound_weight import BoundWeight
 from qwen_image_engine.engines.plans.entry import Profile
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions, ExpectedFusions
 from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX, Product
+from qwen_image_engine.runtime.bundle.bound_lists import bindable_weights
 from qwen_image_engine.runtime.bundle.files import check_files, check_graphs
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
@@ -34,7 +36,9 @@ class BuildRequest:
 
     Attributes:
         folder: the bundle's folder.
-        options: build options of every engine.
+        options: build options of every engine, with the place of weights decided.
+        bindable: weights that are to be inputs of a plan, without hashes, by component to build; none if weights are to
+            be inside plans.
         profiles: optimisation profiles by component to build, in the order of the manifest.
         promises: expected fusions and 8-bit products by component to build.
         platform: builder and GPUs.
@@ -45,6 +49,7 @@ class BuildRequest:
 
     folder: Path
     options: BuildOptions
+    bindable: Mapping[str, tuple[BoundWeight, ...]]
     profiles: Mapping[str, tuple[Profile, ...]]
     promises: Mapping[str, ExpectedFusions]
     platform: Platform
@@ -71,8 +76,8 @@ class BuildRequest:
         Raises:
             UsageError: the bundle is not for TensorRT, has no component of a name in `only`, or has no components for
                 reference images and `shapes` asks for some; `timing_cache` cannot be written; `source` has no plans,
-                or is given without `options.strip_weights`; or the builder does not take an option or a compute
-                capability.
+                or is given for plans with weights; options contradict each other; or the builder does not take an
+                option or a compute capability.
             QwenImageError: a file of the bundle does not match its manifest; a graph holds something that no export
                 holds; the builder, or a driver or GPU that it needs, is missing or too old; a compute capability is
                 too low for the graph's precision; or memory is too small.
@@ -81,8 +86,9 @@ class BuildRequest:
         shapes = _without_absent(folder, manifest, shapes)
         names = _components(folder, manifest, shapes, only)
         product = choose_builder(engine, bool(compute_capabilities), device)
+        options = with_place_of_weights(options, product)
         if product == TENSORRT_RTX:
-            _check_rtx_options(options, timing_cache, source)
+            _check_rtx_options(options, timing_cache)
         elif compute_capabilities:
             raise UsageError(
                 "--gpu and --compute-capability: TensorRT builds for the GPU of this machine alone; for other cards "
@@ -103,12 +109,40 @@ class BuildRequest:
             for name, entry in manifest.components.items()
             if name in names
         }
+        bound = names if options.weights == "bound" else ()
+        bindable = {name: bindable_weights(folder, manifest.components[name].model) for name in bound}
         for name in names:
             if facts is None:
                 check_capabilities(name, manifest, platform.compute_capabilities)
             else:
                 check_gpu(name, manifest, profiles[name], options, facts)
-        return cls(folder, options, profiles, promises, platform, facts, timing_cache, plans)
+        return cls(folder, options, bindable, profiles, promises, platform, facts, timing_cache, plans)
+
+    def options_of(self, name: str) -> BuildOptions:
+        """Return the options of a component's plan. A plan whose weights all stay inside is the same in both ways."""
+        return self.options if self.bindable.get(name) else replace(self.options, weights="inside")
+
+
+def with_place_of_weights(options: BuildOptions, product: Product) -> BuildOptions:
+    """Return options with the place of weights decided: bound for TensorRT for RTX, except to stream them.
+
+    Raises:
+        UsageError: options contradict each other.
+    """
+    if options.weights is None:
+        bound = product == TENSORRT_RTX and not options.weight_streaming and not options.strip_weights
+        return replace(options, weights="bound" if bound else "inside")
+    if options.weights == "bound" and options.strip_weights:
+        raise UsageError(
+            "--weights bound with --strip-weights: a plan with bound weights holds none that could be left out; build "
+            "without --strip-weights"
+        )
+    if options.weights == "bound" and options.weight_streaming:
+        raise UsageError(
+            "--weights bound with --weight-streaming: weights that are inputs of a plan lie on the device, only those "
+            "inside are streamed; build with --weights inside"
+        )
+    return options
 
 
 def _platform(
@@ -126,17 +160,16 @@ def _platform(
     return Platform(product.engine, version, chosen_capabilities(compute_capabilities, least)), None
 
 
-def _check_rtx_options(options: BuildOptions, timing_cache: Path | None, source: Path | None) -> None:
+def _check_rtx_options(options: BuildOptions, timing_cache: Path | None) -> None:
     """Raise if an option is not for TensorRT for RTX.
 
     Raises:
-        UsageError: a plan without weights, a plan of another bundle or a file of timings is asked for.
+        UsageError: a plan without weights that is refitted, or a file of timings is asked for.
     """
-    if options.strip_weights or source is not None:
-        flag = "--strip-weights" if options.strip_weights else f"--from {source}"
+    if options.strip_weights:
         raise UsageError(
-            f"{flag} with --engine tensorrt-rtx: it cannot leave weights out of a plan without a GPU, so its plans "
-            "hold their weights and are a bundle's own; build without it"
+            "--strip-weights with --engine tensorrt-rtx: it cannot leave weights out of a plan without a GPU; build "
+            "with --weights bound, whose plans take them as inputs"
         )
     if timing_cache is not None:
         raise UsageError(
@@ -185,13 +218,15 @@ def _without_absent(folder: Path, manifest: Manifest, shapes: BuildShapes) -> Bu
 
 
 def _plan_source(source: Path, options: BuildOptions) -> PlanSource:
-    if not options.strip_weights:
-        raise UsageError(f"--from {source} without --strip-weights: plans with weights are a bundle's own")
+    if not options.strip_weights and options.weights != "bound":
+        raise UsageError(
+            f"--from {source} without --strip-weights or --weights bound: plans with weights are a bundle's own"
+        )
     manifest = read_manifest(source)
     if not manifest.plans:
         raise UsageError(
             f"--from {source}: its manifest lists no plans; expected a bundle, or its manifest and plans, that was "
-            "built with --strip-weights"
+            "built with the same flags"
         )
     return PlanSource(source, manifest)
 

@@ -11,7 +11,9 @@ from qwen_image_engine.engines.plans.build_memory import build_memory_bytes, che
 from qwen_image_engine.engines.plans.scratch import scratch_bytes
 from tests.support.paths import ROOT
 
-RUNS = json.loads((ROOT / "benchmarks" / "results" / "build-memory.json").read_text(encoding="utf-8"))["runs"]
+RESULTS = ROOT / "benchmarks" / "results"
+RUNS = json.loads((RESULTS / "build-memory.json").read_text(encoding="utf-8"))["runs"]
+BOUND = json.loads((RESULTS / "build-memory-bound.json").read_text(encoding="utf-8"))["runs"]
 BUILT = [run for run in RUNS if run["error"] is None]
 
 
@@ -33,11 +35,32 @@ def test_memory_of_a_build_within_a_quarter(run: dict[str, Any]) -> None:
     assert build_memory_bytes(run["weight_bytes"]) == pytest.approx(run["peak_bytes"], rel=0.25)
 
 
+@pytest.mark.parametrize("run", BOUND, ids=title)
+def test_memory_of_a_build_with_bound_weights(run: dict[str, Any]) -> None:
+    assert run["error"] is None
+    inside = run["weight_bytes"] - run["bound_bytes"]
+    assert build_memory_bytes(inside, run["bound_weights"]) == pytest.approx(run["peak_bytes"], rel=0.25)
+    assert run["plan_bytes"] < inside * 1.1 + 130e6
+
+
 @pytest.mark.parametrize("run", [run for run in BUILT if run["checkpoint"] != "shapes"], ids=title)
 def test_scratch_memory_at_the_released_widths(run: dict[str, Any]) -> None:
     spec = contract(run["component"], Dims(**run["dims"]), "bfloat16")
     found = scratch_bytes(spec, run["axes"], run["precision"])
     assert found == pytest.approx(run["scratch_bytes"], rel=0.15, abs=32e6)
+
+
+def test_bound_weights_cost_no_memory_to_speak_of() -> None:
+    most = {run["checkpoint"]: run["peak_bytes"] for run in BOUND if run["bound_bytes"] > 10**9}
+    assert most
+    assert max(most.values()) < 700e6  # of builds that take 3 GB with the same weights inside
+    needed = build_memory_bytes(0, 230)
+    check_host_memory("step", 0, needed, bound=230)
+    with pytest.raises(QwenImageError, match=r"step: its build takes about \d+ bytes") as refused:
+        check_host_memory("step", 0, needed - 1, bound=230)
+    assert "--weights bound" not in str(refused.value)
+    with pytest.raises(QwenImageError, match=r"swap included; build with --weights bound, which reads no weights"):
+        check_host_memory("step", 10**9, 10**9, advise_bound=True)
 
 
 def test_too_little_host_memory_is_told_in_words() -> None:

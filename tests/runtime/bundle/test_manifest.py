@@ -202,7 +202,7 @@ def test_plans_of_the_schema_before_are_read(bundle: Path) -> None:
 
     def older(document: Any) -> None:
         (plan,) = document["plans"]["step"]
-        del plan["builder"], plan["layers"]
+        del plan["builder"], plan["layers"], plan["bound"]
         plan["tensorrt"] = plan.pop("version")
         (plan["compute_capability"],) = plan.pop("compute_capabilities")
         document.update(schema=6, plans={"step": plan})
@@ -293,10 +293,10 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
 def test_another_schema_version_says_what_to_do(bundle: Path) -> None:
     edit(bundle, lambda document: document.update(schema=3, dims=None))
     assert is_bundle(bundle)
-    with pytest.raises(QwenImageError, match=r"schema version 3, this version reads 7; export .* from /models/small"):
+    with pytest.raises(QwenImageError, match=r"schema version 3, this version reads 8; export .* from /models/small"):
         read_manifest(bundle)
-    edit(bundle, lambda document: document.update(schema=8))
-    with pytest.raises(QwenImageError, match=r"schema version 8, this version reads 7; a newer version .* update"):
+    edit(bundle, lambda document: document.update(schema=9))
+    with pytest.raises(QwenImageError, match=r"schema version 9, this version reads 8; a newer version .* update"):
         read_manifest(bundle)
 
 

@@ -233,6 +233,23 @@ def test_a_plan_is_without_the_weights_of_the_files_alone(trt: FakeTensorRT, tmp
         builder().build(stripped, go_on)
 
 
+def test_weights_are_inputs_of_the_graph_that_the_parser_gets(trt: FakeTensorRT, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = quantised_graph(tmp_path)
+    builder().build(job(tmp_path, model=str(model), options=BuildOptions(weights="bound")), go_on)
+    assert "OnnxParser.parse_from_file" not in trt.names()
+    ((data, path),) = [arguments for name, arguments in trt.calls if name == "OnnxParser.parse"]
+    assert path == str(model)  # where the vectors and scales are
+    graph = onnx.load_from_string(data).graph
+    assert [item.name for item in graph.input] == ["latents", "to_q.weight"]
+    assert [item.name for item in graph.initializer] == ["to_q.weight_scale", "norm.weight", "a constant"]
+    shaped = {arguments[0] for name, arguments in trt.calls if name == "IOptimizationProfile.set_shape"}
+    assert shaped == {"latents", "cos"}
+    model.write_bytes(b"no graph")
+    with pytest.raises(QwenImageError, match=r"step: .*graph\.onnx is no graph \(.*\); export it again"):
+        builder().build(job(tmp_path, model=str(model), options=BuildOptions(weights="bound")), go_on)
+
+
 def test_the_softmax_scale_in_bfloat16(trt: FakeTensorRT) -> None:
     torch = pytest.importorskip("torch")
     made = importlib.import_module("qwen_image_engine.engines.tensorrt.build.builder").SoftmaxScale(1 / 448)

@@ -84,7 +84,7 @@ def test_plans_that_somebody_removed_are_forgotten(bundle: Path) -> None:
     [
         ({"strip_weights": True}, "--strip-weights with --engine tensorrt-rtx"),
         ({"timing_cache": Path("a.timing")}, "--timing-cache a.timing with --engine tensorrt-rtx: it times nothing"),
-        ({"source": Path("other")}, "--from other with --engine tensorrt-rtx"),
+        ({"source": Path("other")}, "other: does not exist"),
         ({"compute_capabilities": ("9.0",)}, "--compute-capability 9.0: TensorRT for RTX builds for 7.5, 8.0"),
         ({"compute_capabilities": ("8.6", "12.0")}, "step: its graph is in fp8, which needs .* 8.9 or .* 8.6 is asked"),
         ({"engine": "tensorrt"}, "tensorrt is not installed"),

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import CONTRACTS, contract
 from qwen_image_engine.engines.core.graph.weight_bytes import weight_bytes
+from qwen_image_engine.engines.plans.bound_weight import BoundWeight
 from qwen_image_engine.engines.plans.build_memory import build_memory_bytes
 from qwen_image_engine.engines.plans.cards import Card, find_card
 from qwen_image_engine.engines.plans.entry import PlanEntry
@@ -55,6 +57,32 @@ def test_ways_to_hold_plans(no_scratch: None) -> None:
     assert list(first.ways) == list(WAYS)
     for way, plans in zip(WAYS, (13, 10, 5, 0), strict=True):
         assert small(first.ways[way], plans), way
+
+
+def test_bound_weights_count_once_for_all_plans(no_scratch: None) -> None:
+    shared = {"transformer@8": 2 * GIB, "transformer@9": GIB}
+    bound = {"prefix": shared, "step": {**shared, "transformer@7": GIB}, "text_encoder": {"text_encoder@8": 4 * GIB}}
+    whole = model()
+    plans = tuple(
+        replace(plan, bytes=GIB, weight_bytes=0, bound=bound[plan.name], bound_weights=9)
+        if plan.name in bound
+        else plan
+        for plan in whole.plans
+    )
+    sizes = replace(whole, plans=plans)
+    assert sizes.bound_bytes == 8 * GIB
+    first = needs(sizes)[0]
+    # Plans of 5 GiB. In turns one of two plans of 1 GiB is there, and the weights of both. The step alone has most.
+    for way, taken in zip(WAYS, (13, 12, 5, 1), strict=True):
+        assert small(first.ways[way], taken), way
+    fits = [card_fit(sizes, needs(sizes), card(24))]
+    text, document = "\n".join(fit_lines(sizes, needs(sizes), fits)), fit_json(sizes, needs(sizes), fits)
+    assert "bound weights lie on the card once for all plans that take them, 8.59 GB in all" in text
+    assert "each have the transformer's weights" not in text
+    assert document["bound_bytes"] == 8 * GIB
+    step = document["plans"][2]
+    assert (step["name"], step["bytes"], step["weight_bytes"], step["bound_bytes"]) == ("step", GIB, 0, 4 * GIB)
+    assert step["build_memory_bytes"] == build_memory_bytes(0, 9)
 
 
 def test_reference_images_bring_their_plans(no_scratch: None) -> None:
@@ -158,17 +186,27 @@ def test_plans_of_a_bundle(exported: Callable[..., Path]) -> None:
     found = model_of_bundle(bundle, manifest, "tensorrt-rtx")
     assert [plan.name for plan in found.plans] == list(manifest.components)
     for plan in found.plans:
-        assert plan.weight_bytes == weight_bytes(bundle / manifest.components[plan.name].model)
+        weights = weight_bytes(bundle / manifest.components[plan.name].model)
+        assert plan.weight_bytes + plan.bound_bytes == weights
         assert plan.weight_bytes < plan.bytes
         assert not plan.built
-    entry = PlanEntry("plans/step.plan", "aa", "tensorrt-rtx", "1.7", ("8.9",), None, None, ())
+        assert bool(plan.bound) == (COMPONENTS[plan.name].network != "vae")
+    bound = {plan.name: plan.bound.keys() for plan in found.plans}
+    assert len(bound["prefix"] & bound["step"]) > len(bound["prefix"]) / 2
+    for plan in model_of_bundle(bundle, manifest, "tensorrt").plans:
+        assert plan.weight_bytes == weight_bytes(bundle / manifest.components[plan.name].model)
+        assert not plan.bound
+    weight = BoundWeight("matrix", "bfloat16", (3, 4), "transformer/weights.safetensors", 8, "")
+    entry = PlanEntry("plans/step.plan", "aa", "tensorrt-rtx", "1.7", ("8.9",), None, None, (), bound=(weight,))
     with_plan = replace(
         manifest, plans={"step": (entry,)}, files={**manifest.files, entry.file: FileEntry(12345, "00" * 32)}
     )
 
     def has_plan(builder: str, name: str | None = None) -> bool:
         of = model_of_bundle(bundle, with_plan, builder, None if name is None else find_card(name))
-        return next(plan for plan in of.plans if plan.name == "step").bytes == 12345
+        step = next(plan for plan in of.plans if plan.name == "step")
+        assert (step.bytes == 12345) == (step.bound_bytes == 24)
+        return step.bytes == 12345
 
     assert has_plan("tensorrt-rtx")
     assert has_plan("tensorrt-rtx", "rtx-4090")

@@ -1,0 +1,188 @@
+"""The weights of a graph that are in files beside it, and graphs that take some of them as inputs instead.
+
+The ONNX file is read and written in protobuf's wire format, without the package onnx. The numbers of fields are from
+https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_image_engine.engines.core.dtypes import DTYPES
+from qwen_image_engine.engines.core.files import read_regular
+from qwen_image_engine.engines.core.graph.accepted import MAX_GRAPH_BYTES
+from qwen_image_engine.engines.core.protobuf import VARINT, Field, fields, integer_field, message_field, messages
+
+_MODEL_GRAPH = 7
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT = 1, 5, 11
+_NODE_INPUT, _NODE_OPERATOR = 1, 4
+_TENSOR_DIMS, _TENSOR_DTYPE, _TENSOR_NAME, _TENSOR_PLACE, _TENSOR_LOCATION = 1, 2, 8, 13, 14
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2
+_VALUE_NAME, _VALUE_TYPE = 1, 2
+_TYPE_TENSOR = 1
+_TENSOR_TYPE_DTYPE, _TENSOR_TYPE_SHAPE = 1, 2
+_SHAPE_AXIS, _AXIS_SIZE = 1, 1
+_EXTERNAL = Field(_TENSOR_LOCATION, VARINT, 1)
+
+_DTYPES = {row.onnx: row for row in DTYPES.values()}
+_SCALED, _CONVOLUTIONS = (b"QuantizeLinear", b"DequantizeLinear"), (b"Conv",)
+_SECOND = 1
+"""Index of the scale, or of a convolution's kernels, among the operator's inputs."""
+
+
+@dataclass(frozen=True)
+class ExternalWeight:
+    """A weight of a graph whose bytes are in another file.
+
+    Attributes:
+        name: name of the initializer.
+        dtype: dtype of the numbers, a name of `engines.core.dtypes`.
+        shape: shape of the weight.
+        location: path of the file from the graph's folder.
+        offset: offset of the weight's first byte in the file.
+        is_scale: whether the weight is a scale of quantisation.
+        is_kernel: whether a convolution reads the weight.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    location: str
+    offset: int
+    is_scale: bool
+    is_kernel: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight."""
+        return math.prod(self.shape) * DTYPES[self.dtype].bytes
+
+    @property
+    def is_bindable(self) -> bool:
+        """Whether a plan can take the weight as an input: a matrix or a table.
+
+        Vectors and scales are small, and compilers fold them into their code. Kernels of convolutions as inputs cost
+        two thirds more kernels, which bring them into the layout that convolutions read, in every run; and a larger
+        plan (TensorRT for RTX 1.7.1: 65 and 91 of the encoder of `shapes`).
+        """
+        return not self.is_scale and not self.is_kernel and sum(size > 1 for size in self.shape) > 1
+
+
+def read_graph(model: Path) -> memoryview:
+    """Return the bytes of a graph's file.
+
+    Raises:
+        OSError: the file cannot be read, is not regular, or is larger than `MAX_GRAPH_BYTES`.
+    """
+    return memoryview(read_regular(model, MAX_GRAPH_BYTES))
+
+
+def external_weights(model: memoryview) -> list[ExternalWeight]:
+    """Return the weights of a checked graph that are in other files, in the order of its initializers.
+
+    Raises:
+        ValueError: the bytes are no ONNX model, or the place or the dtype of a weight is missing.
+    """
+    found = []
+    for graph in messages(model, _MODEL_GRAPH):
+        seconds = [*_second_inputs(graph)]
+        scales, kernels = (
+            {name for operator, name in seconds if operator in kind} for kind in (_SCALED, _CONVOLUTIONS)
+        )
+        for tensor in messages(graph, _GRAPH_INITIALIZER):
+            if _EXTERNAL in fields(tensor):
+                found.append(_weight(tensor, scales, kernels))
+    return found
+
+
+def with_weights_as_inputs(model: memoryview, weights: Iterable[ExternalWeight]) -> bytes:
+    """Return the bytes of a graph that takes `weights` as inputs, behind its own inputs and in this order.
+
+    Raises:
+        ValueError: the bytes are no ONNX model.
+    """
+    inputs = [message_field(_GRAPH_INPUT, _value(weight)) for weight in weights]
+    names = {weight.name for weight in weights}
+    written = []
+    for field in fields(model):
+        if field.number == _MODEL_GRAPH and isinstance(field.value, slice):
+            graph = b"".join([*_without(model[field.value], names), *inputs])
+            written.append(message_field(_MODEL_GRAPH, graph))
+        else:
+            written.append(_copied(model, field))
+    return b"".join(written)
+
+
+def _without(graph: memoryview, names: Collection[str]) -> Iterator[bytes]:
+    """Yield the fields of a graph, except initializers of these names."""
+    for field in fields(graph):
+        if field.number == _GRAPH_INITIALIZER and isinstance(field.value, slice) and _name(graph[field.value]) in names:
+            continue
+        yield _copied(graph, field)
+
+
+def _copied(message: memoryview, field: Field) -> bytes:
+    if isinstance(field.value, slice):
+        return message_field(field.number, bytes(message[field.value]))
+    return integer_field(field.number, field.value)
+
+
+def _value(weight: ExternalWeight) -> bytes:
+    """Return a `ValueInfoProto`: the name, dtype and static shape of an input."""
+    axes = b"".join(message_field(_SHAPE_AXIS, integer_field(_AXIS_SIZE, size)) for size in weight.shape)
+    tensor = integer_field(_TENSOR_TYPE_DTYPE, DTYPES[weight.dtype].onnx) + message_field(_TENSOR_TYPE_SHAPE, axes)
+    kind = message_field(_TYPE_TENSOR, tensor)
+    return message_field(_VALUE_NAME, weight.name.encode()) + message_field(_VALUE_TYPE, kind)
+
+
+def _weight(tensor: memoryview, scales: Collection[str], kernels: Collection[str]) -> ExternalWeight:
+    name = _name(tensor)
+    pairs = messages(tensor, _TENSOR_PLACE)
+    place = {_text(pair, _ENTRY_KEY): _text(pair, _ENTRY_VALUE) for pair in pairs}
+    dtypes = [field.value for field in fields(tensor) if field.number == _TENSOR_DTYPE]
+    dtype = next((_DTYPES[value] for value in dtypes if isinstance(value, int) and value in _DTYPES), None)
+    if dtype is None or "location" not in place:
+        raise ValueError(f"the weight {name!r} has no dtype or no place")
+    offset = int(place.get("offset", "0"))
+    return ExternalWeight(
+        name, dtype.name, tuple(_axes(tensor)), place["location"], offset, name in scales, name in kernels
+    )
+
+
+def _axes(tensor: memoryview) -> Iterator[int]:
+    """Yield the sizes of a tensor: one field each, or one field with all of them."""
+    for field in fields(tensor):
+        if field.number != _TENSOR_DIMS:
+            continue
+        if isinstance(field.value, int):
+            yield field.value
+            continue
+        size = shift = 0
+        for byte in tensor[field.value]:
+            size |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                yield size
+                size = shift = 0
+
+
+def _second_inputs(graph: memoryview) -> Iterator[tuple[bytes, str]]:
+    """Yield the operators and the names of the second inputs of the nodes that quantise, dequantise or convolve."""
+    for node in messages(graph, _GRAPH_NODE):
+        data = bytes(node)
+        if not any(operator in data for operator in (*_SCALED, *_CONVOLUTIONS)):  # far faster than to read every node
+            continue
+        for operator in map(bytes, messages(node, _NODE_OPERATOR)):
+            if operator in (*_SCALED, *_CONVOLUTIONS):
+                yield operator, bytes([*messages(node, _NODE_INPUT)][_SECOND]).decode()
+
+
+def _name(tensor: memoryview) -> str:
+    return _text(tensor, _TENSOR_NAME)
+
+
+def _text(message: memoryview, number: int) -> str:
+    return b"".join(map(bytes, messages(message, number))).decode()

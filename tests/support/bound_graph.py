@@ -1,0 +1,59 @@
+"""Graphs whose weights are in a file beside them: matrices, vectors, codes and scales, kernels of a convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper
+from safetensors.numpy import save_file
+
+from qwen_image_engine.export.trace import IR_VERSION, OPSET
+from qwen_image_engine.runtime.system.tensor_header import read_tensor_header
+
+WEIGHTS = {
+    "matrix": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "table": np.arange(10, dtype=np.float32).reshape(5, 2),
+    "vector": np.arange(4, dtype=np.float32),
+    "column": np.arange(4, dtype=np.float32).reshape(4, 1, 1),
+    "codes": np.arange(-4, 4, dtype=np.int8).reshape(2, 4),
+    "scales": np.ones((2, 2), np.float32),
+    "kernels": np.ones((2, 2, 3, 3), np.float32),
+}
+"""What the graph reads, in the order of its initializers."""
+
+BINDABLE = ("matrix", "table", "codes")
+"""Those of them that a plan takes as inputs."""
+
+_DTYPES = {"float32": TensorProto.FLOAT, "int8": TensorProto.INT8}
+
+
+def write_weights(path: Path) -> None:
+    """Write the weight file of the graphs."""
+    save_file(WEIGHTS, path)
+
+
+def bound_graph(name: str, weights: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> bytes:
+    """Return the file of a graph that reads `WEIGHTS` in the file `weights` beside it; `shapes` are said of others."""
+    places = {tensor.name: tensor for tensor in read_tensor_header(weights)}
+    initializers = []
+    for key, values in WEIGHTS.items():
+        shape = (shapes or {}).get(key, values.shape)
+        tensor = TensorProto(
+            name=key, dims=shape, data_type=_DTYPES[values.dtype.name], data_location=TensorProto.EXTERNAL
+        )
+        place = {"location": weights.name, "offset": places[key].offset, "length": places[key].nbytes}
+        for entry, value in place.items():
+            tensor.external_data.add(key=entry, value=str(value))
+        initializers.append(tensor)
+    nodes = [
+        helper.make_node("MatMul", ["matrix", "vector"], ["product"]),
+        helper.make_node("DequantizeLinear", ["codes", "scales"], ["weights"], axis=0),
+        helper.make_node("Conv", ["image", "kernels"], ["features"]),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 2, "height", "width"])
+    output = helper.make_tensor_value_info("product", TensorProto.FLOAT, [3])
+    graph = helper.make_graph(nodes, name, [image], [output], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    return bytes(model.SerializeToString())
