@@ -40,7 +40,7 @@ _PLACES = 2
 
 _Result = TypeVar("_Result")
 
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64"}
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "FP8": "float8_e4m3fn"}
 
 
 class TensorRtEngine:

@@ -23,5 +23,5 @@ def estimated_model(checkpoint: Checkpoint, plan: ExportEstimate) -> Model:
             plans.append(PlanSize.estimated("vae", names, network.engine_bytes))
         else:
             plans += [PlanSize.estimated(name, (name,), network.engine_bytes) for name in names]
-    contracts = {name: contract(name, sizes, plan.dtype) for name in plan.components}
+    contracts = {name: contract(name, sizes, plan.dtype, plan.codes) for name in plan.components}
     return Model(tuple(plans), contracts, plan.precision, model_facts(checkpoint).decoder_halo)
