@@ -114,10 +114,13 @@ class PromptEncoder:
             facts: facts of the model.
             engine: name of the components' backend.
             kept_bytes: limit of the cache [bytes].
-            cache_token_bytes: bytes of a prefix token's keys and values in all layers; None for float32.
+            cache_token_bytes: bytes of a prefix token's keys and values in all layers; None for float32, or for 16 bits
+                on a GPU.
         """
         self._engine = engine
-        self._token_bytes = facts.cache_token_bytes if cache_token_bytes is None else cache_token_bytes
+        if cache_token_bytes is None:
+            cache_token_bytes = facts.cache_bytes(1, 2 if engine in ON_GPU else 4)
+        self._token_bytes = cache_token_bytes
         self._components = components
         self._tokenizer = tokenizer
         self._embeddings = embeddings

@@ -152,6 +152,13 @@ def test_every_component_of_shapes_is_built_as_its_graph_is(
             assert not set(item.unfused).intersection(entry.fused_attentions or ())
             assert "unknown" not in item.products
     assert bool(manifest.components["step"].quantised_layers) == (precision != "bf16")
+    ports = [
+        spec for entry in manifest.components.values() for spec in (*entry.contract.inputs, *entry.contract.outputs)
+    ]
+    caches = {spec.dtype for spec in ports if spec.is_cache}
+    assert caches == {"float8_e4m3fn" if precision == "fp8" else "bfloat16"}
+    if precision == "fp8":
+        assert "float8" in copied_from(folder, manifest, "key_0") == "FP8"
 
 
 def test_weights_in_files_have_the_names_that_the_parser_gives_them(
