@@ -38,8 +38,8 @@ from qwen_image_engine.reference.shapes.scenes.instructions import write_instruc
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
 
-HEADS = 4
-"""Heads of 128 channels of the random weights: 512 channels, a step of 256 latents in a second."""
+HEADS = 2
+"""Heads of 128 channels of the random weights: 256 channels, a step of 256 latents in a quarter of a second."""
 
 PAIRS, STEPS = 4, 12
 """Instructions and prompts of the calibration, and the steps of each."""
