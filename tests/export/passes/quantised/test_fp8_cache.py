@@ -29,6 +29,7 @@ FP8 = onnx.TensorProto.FLOAT8E4M3FN
 def test_keys_and_values_go_in_and_out_as_codes(static_bundle: Bundles, target: str, component: str) -> None:
     checkpoint, folder = static_bundle("narrow", target, "fp8", fp8_attention=True)
     manifest = read_manifest(folder)
+    onnx.checker.check_model(str(folder / MODEL_FILES[component]), full_check=True)
     found = onnx.load(str(folder / MODEL_FILES[component]), load_external_data=False).graph
     inside = (item for item in found.initializer if item.data_location != onnx.TensorProto.EXTERNAL)
     stored = {item.name: onnx.numpy_helper.to_array(item) for item in inside}
