@@ -3,9 +3,10 @@
 python -m benchmarks.quantisation.fp8_attention [-m CHECKPOINT] [--output benchmarks/results/fp8_attention.json]
 
 Teacher-forced steps of the float32 twin against the fp32 reference: everything from the prompt on is the bundle's own,
-and each step is given the reference's latents. There are two checkpoints, the one named, and random weights of 32
-blocks, as deep as the released transformer and narrower. The prompts, and the edit with its reference image, are held
-out: the calibration has seen none of them.
+and each step is given the reference's latents. There are three checkpoints: the one named; the same with random weights
+of 32 blocks, as `benchmarks.quantisation.run` draws them, whose gates are nearly shut; and random weights of 32 wider
+blocks whose gates are open, so that the error of the products alone is large. The prompts, and the edit with its
+reference image, are held out: the calibration has seen none of them.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from benchmarks.common.calibration_inputs import write_inputs
 from benchmarks.common.environment import environment
 from benchmarks.common.paths import RESULTS, SHAPES
 from benchmarks.common.wide_checkpoint import write_wide_checkpoint
-from benchmarks.quantisation.run import BLOCKS, SIZES, traced_once
+from benchmarks.quantisation.run import BLOCKS, SIZES, traced_once, write_random
 from qwen_image_engine.calibration.observe.calibrate import calibrate
 from qwen_image_engine.calibration.quantise import network as quantised_network
 from qwen_image_engine.export.bundle.bundle import export_bundle
@@ -135,13 +136,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "fp8_attention.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, traced_once():
-        random = Path(folder) / "random-weights"
-        write_wide_checkpoint(random, HEADS, BLOCKS)
+        checkpoint = Checkpoint.open(options.model)
+        wide = Path(folder) / "wide-weights"
+        write_wide_checkpoint(wide, HEADS, BLOCKS)
+        random = write_random(options.model, Path(folder) / "random-weights", BLOCKS)
+        width = checkpoint.transformer.hidden_size
         rows = [
-            *measure("as trained", Checkpoint.open(options.model), Path(folder) / "trained"),
-            *measure(
-                f"random weights, {BLOCKS} blocks, {HEADS * 128} wide", Checkpoint.open(random), Path(folder) / "random"
-            ),
+            *measure("as trained", checkpoint, Path(folder) / "trained"),
+            *measure(f"random, {BLOCKS} blocks, {width} wide", Checkpoint.open(random), Path(folder) / "random"),
+            *measure(f"open gates, {BLOCKS} blocks, {HEADS * 128} wide", Checkpoint.open(wide), Path(folder) / "wide"),
         ]
     document = {
         "what": "teacher-forced steps of the float32 twin against the fp32 reference, four requests of eight steps",
