@@ -51,6 +51,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.reliability.soak --engine openvino --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.reliability.fuzz --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.quantisation.run
+	$(BIN)/python -m benchmarks.quantisation.fp8_attention
 	$(BIN)/qwen-image export -m $(SHAPES) out/bench/int8 --precision int8
 	$(BIN)/python -m benchmarks.common.calibration_inputs out/bench/inputs
 	$(BIN)/qwen-image calibrate -m $(SHAPES) out/bench/calibration --prompts out/bench/inputs/prompts.txt \

@@ -16,6 +16,7 @@ from qwen_image_engine.export.passes.keep_rows import KeepRows
 from qwen_image_engine.export.passes.layer_norm_in_float32 import LayerNormInFloat32
 from qwen_image_engine.export.passes.linear_to_gemm import LinearToGemm
 from qwen_image_engine.export.passes.quantised.fp8_attention import DecomposeFp8Attention, Fp8Attention
+from qwen_image_engine.export.passes.quantised.fp8_cache import Fp8Cache
 from qwen_image_engine.export.passes.quantised.gemm_float8 import GemmFloat8
 from qwen_image_engine.export.passes.quantised.linear_to_int8 import LinearToInt8
 from qwen_image_engine.export.passes.quantised.linear_to_static import LinearToStatic
@@ -46,7 +47,7 @@ CUDA: Passes = (*_GPU, AttentionWithoutTransposes, *_ROWS, Cleanup)
 TENSORRT: Passes = (*_GPU, LayerNormInFloat32, *_ROWS, JointSquareMean, Cleanup)
 TENSORRT_BF16: Passes = (*TENSORRT, GatesApart)
 
-STATIC: QuantisingPasses = (SmoothModulation, ScaleValues, LinearToStatic, Fp8Attention)
+STATIC: QuantisingPasses = (SmoothModulation, ScaleValues, LinearToStatic, Fp8Attention, Fp8Cache)
 STATIC_CUDA: QuantisingPasses = (SmoothModulation, ScaleValues, LinearToStatic, GemmFloat8)
 STATIC_TWIN: QuantisingPasses = (*STATIC, DecomposeFp8Attention)
 INT8_PER_TOKEN: QuantisingPasses = (LinearToInt8, ScaleValues)

@@ -54,8 +54,8 @@ class Conditioning:
         text_states: (1, T, context) float32, the text encoder's states of the text in all segments.
         latents: latents of each reference image, (1, h * w, channels) float32.
         cache: prefix cache: `key_0`, `value_0`, … of every layer of the transformer, each (1, tokens, heads, head_dim).
-            On the CPU they are float32; on a GPU they are in device memory. Empty if the transformer's attention is
-            bidirectional.
+            Their dtypes are the contract's. On the CPU they are float32, or codes of FP8 in uint8; on a GPU they are in
+            device memory. Empty if the transformer's attention is bidirectional.
     """
 
     prompt: str
@@ -103,8 +103,24 @@ class PromptEncoder:
         facts: ModelFacts,
         engine: str,
         kept_bytes: int = KEPT_BYTES,
+        cache_token_bytes: int | None = None,
     ) -> None:
+        """Take the components and what the host knows of the model.
+
+        Args:
+            components: pool that runs the components.
+            tokenizer: tokenizer of the prompts.
+            embeddings: table of token embeddings.
+            facts: facts of the model.
+            engine: name of the components' backend.
+            kept_bytes: limit of the cache [bytes].
+            cache_token_bytes: bytes of a prefix token's keys and values in all layers; None for float32, or for 16 bits
+                on a GPU.
+        """
         self._engine = engine
+        if cache_token_bytes is None:
+            cache_token_bytes = facts.cache_bytes(1, 2 if engine in ON_GPU else 4)
+        self._token_bytes = cache_token_bytes
         self._components = components
         self._tokenizer = tokenizer
         self._embeddings = embeddings
@@ -132,9 +148,9 @@ class PromptEncoder:
             QwenImageError: there is no memory for the keys and values.
         """
         tokens = [self._tokens(prompt, references) for prompt in prompts]
-        check_memory(tokens, self._facts, self._engine)
+        check_memory(tokens, self._facts, self._engine, self._token_bytes)
         lengths = [prefix_tokens(item) for item in tokens]
-        return lengths[0], cache_bytes(sum(lengths), self._facts, self._engine)
+        return lengths[0], sum(lengths) * self._token_bytes
 
     def encode(self, prompts: Sequence[str], references: Sequence[ReferenceImage] = ()) -> list[Conditioning]:
         """Encode prompts. Each component runs for all prompts before the next one runs, so that it is loaded once.
@@ -150,8 +166,8 @@ class PromptEncoder:
         tokens = {key: self._tokens(key[0], references) for key in wanted if key not in found}
         if tokens:
             length = sum(map(prefix_tokens, tokens.values()))
-            self._kept.shrink(wanted, cache_bytes(length, self._facts, self._engine))
-            check_memory(tokens.values(), self._facts, self._engine)
+            self._kept.shrink(wanted, length * self._token_bytes)
+            check_memory(tokens.values(), self._facts, self._engine, self._token_bytes)
             seen = self._see(references)
             states = {key: self._text_states(item, seen) for key, item in tokens.items()}
             found |= self._conditionings(tokens, states, seen)
@@ -281,10 +297,11 @@ class PromptEncoder:
         return outputs
 
 
-def check_memory(tokens: Collection[PromptTokens], facts: ModelFacts, engine: str) -> None:
+def check_memory(tokens: Collection[PromptTokens], facts: ModelFacts, engine: str, token_bytes: int) -> None:
     """Raise if the keys and values, or on a CPU the text encoder's attention scores, do not fit into free memory.
 
-    If the engine is on a GPU, its memory counts. A GPU never holds the attention scores.
+    If the engine is on a GPU, its memory counts. A GPU never holds the attention scores. The keys and values of a token
+    take `token_bytes`.
 
     Raises:
         QwenImageError: the arrays do not fit into free memory, or the engine needs a GPU and there is none.
@@ -292,7 +309,7 @@ def check_memory(tokens: Collection[PromptTokens], facts: ModelFacts, engine: st
     on_gpu = engine in ON_GPU
     free, where = (device_info().free_bytes, "the GPU") if on_gpu else (reachable_memory_bytes(), "memory and swap")
     length, longest = sum(map(prefix_tokens, tokens)), max(len(item.ids) for item in tokens)
-    needs = {f"keys and values of the {length} tokens before the target": cache_bytes(length, facts, engine)}
+    needs = {f"keys and values of the {length} tokens before the target": length * token_bytes}
     if not on_gpu:
         scores = longest**2 * facts.encoder_heads * _SCORE_BYTES
         needs[f"the text encoder's attention over {longest} tokens"] = scores
@@ -302,11 +319,6 @@ def check_memory(tokens: Collection[PromptTokens], facts: ModelFacts, engine: st
                 f"{what} take {needed} bytes and {free} bytes of {where} are free; give fewer reference images, or "
                 f"smaller ones with --reference-resolution{', or run with --memory sequential' if on_gpu else ''}"
             )
-
-
-def cache_bytes(tokens: int, facts: ModelFacts, engine: str) -> int:
-    """Return the bytes of the keys and values of `tokens` tokens: float32 on a CPU, 16 bits on a GPU."""
-    return facts.cache_bytes(tokens, 2 if engine in ON_GPU else 4)
 
 
 def prefix_tokens(tokens: PromptTokens) -> int:

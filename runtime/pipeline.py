@@ -71,13 +71,16 @@ class QwenImage:
         origin: PictureOrigin,
         kept_bytes: int = KEPT_BYTES,
         absent: Collection[str] = (),
+        cache_token_bytes: int | None = None,
     ) -> None:
         self.schedule = schedule
         self.facts = facts
         self.origin = origin
         self._absent = absent
         self._components = components
-        self._encoder = PromptEncoder(components, tokenizer, embeddings, facts, origin.engine, kept_bytes)
+        self._encoder = PromptEncoder(
+            components, tokenizer, embeddings, facts, origin.engine, kept_bytes, cache_token_bytes
+        )
         self._turns = Turns()
         self._closed = False
 
@@ -150,6 +153,7 @@ class QwenImage:
             ),
             kept_bytes,
             absent=opened.manifest.absent_for_references,
+            cache_token_bytes=opened.manifest.cache_token_bytes,
         )
 
     def preload(self) -> None:

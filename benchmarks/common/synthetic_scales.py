@@ -7,6 +7,7 @@ measure accuracy.
 
 import torch
 
+from qwen_image_engine.calibration.observe.activations import OUTPUT
 from qwen_image_engine.calibration.observe.record import Calibration
 from qwen_image_engine.calibration.observe.statistics import InputStatistics
 from qwen_image_engine.calibration.rules.linears import LINEARS
@@ -25,6 +26,8 @@ def synthetic_calibration(network: Transformer) -> Calibration:
         for name, module in modules.items()
         if isinstance(module, torch.nn.Linear) and name.startswith(LINEARS["transformer"].blocks)
     }
+    # FP8 attention reads the values, which are an output and not an input.
+    seen |= {f"{name}{OUTPUT}": _normal(modules[name].out_features) for name in seen if name.endswith("attn.to_v")}
     return Calibration({"prefix": seen, "step": seen}, None, "synthetic")  # type: ignore[arg-type]
 
 

@@ -159,6 +159,24 @@ def quantisation() -> str:
     )
 
 
+def fp8_attention() -> str:
+    """Return the table of the errors that FP8 attention and a prefix cache in FP8 add to FP8 products."""
+    return markdown(
+        ("checkpoint", "in FP8", "teacher-forced", "rise", "first step", "last step"),
+        (
+            (
+                row["checkpoint"],
+                row["way"],
+                f"{row['relative_l2']:.2%}",
+                f"{row['rise']:+.1%}",
+                f"{row['by_step'][0]:.1%}",
+                f"{row['by_step'][-1]:.1%}",
+            )
+            for row in result("fp8_attention")["rows"]
+        ),
+    )
+
+
 def shapes() -> str:
     """Return the table of held-out prompts and edits that the small checkpoint fulfils."""
     found = result("shapes")
@@ -358,6 +376,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         attention,
         rotations,
         quantisation,
+        fp8_attention,
         shapes,
         edits,
         judge,

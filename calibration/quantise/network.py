@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from qwen_image_engine.calibration.observe.record import Calibration
@@ -30,12 +30,15 @@ class QuantisedNetwork:
         pairs: pairs whose shared channels are scaled: equalised, or smoothed as the second linear's input.
         inputs: inputs with static scales, by the name of each linear that reads them; empty without static scales.
         attention: FP8 attention by block, the part of names before ".attn".
+        cache: keys and values that are held in FP8, by the contracts' names: "key_3", "value_3". No calibration decides
+            which.
     """
 
     layers: Mapping[str, QuantisedLayer] = field(default_factory=dict)
     pairs: tuple[Pair, ...] = ()
     inputs: Mapping[str, StaticInput] = field(default_factory=dict)
     attention: Mapping[str, StaticAttention] = field(default_factory=dict)
+    cache: frozenset[str] = frozenset()
 
     def sharing_scale(self, name: str) -> tuple[str, ...]:
         """Return the names of the FP8 linears whose weights have the scale of the FP8 linear `name`, itself among them.
@@ -92,7 +95,8 @@ def quantised_network(
     attention = {}
     if quantisation.fp8_attention and calibration is not None:
         attention = dict(_attention(checkpoint, network, quantisation, calibration, inputs))
-    return QuantisedNetwork(layers, tuple(pairs), inputs, attention)
+    cache = frozenset(_cache(checkpoint, network, quantisation, pairs))
+    return QuantisedNetwork(layers, tuple(pairs), inputs, attention, cache)
 
 
 def quantised_networks(
@@ -195,6 +199,21 @@ def _attention(
                     smoothed=out if out is not None and out.smooth else None,
                 ),
             )
+
+
+def _cache(checkpoint: Checkpoint, network: str, quantisation: Quantisation, pairs: Collection[Pair]) -> Iterator[str]:
+    """Yield the names of the keys and values that are held in FP8: those that an FP8 attention reads.
+
+    Values with smoothed channels are left out. The network's own values, which leave a graph, have other scales.
+    """
+    if not quantisation.fp8_attention or checkpoint.transformer.bidirectional:
+        return
+    smoothed = {pair.first for pair in pairs}
+    for index in range(checkpoint.transformer.num_layers):
+        if index not in quantisation.skip_blocks:
+            yield f"key_{index}"
+            if f"{LINEARS[network].blocks}.{index}.attn.to_v" not in smoothed:
+                yield f"value_{index}"
 
 
 def _precision(network: str, name: str, quantisation: Quantisation) -> str:

@@ -17,14 +17,20 @@ from `CONTRACTS`. An axis is an integer, the name of a size of `Dims` ("heads", 
 A symbol has one value in all tensors of a call.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from math import prod
 from typing import Any
 
+from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.errors import QwenImageError
 
 TIME_FEATURES = 256
 """Width of the time features: 128 cosines, then 128 sines, of 1000 * sigma."""
+
+CODES = "float8_e4m3fn"
+"""Dtype of keys and values that are held as codes. A value is a code times the tensor's scale, which is in the graphs.
+On the host an array of codes is uint8."""
 
 PATCH_VALUES = 3 * 2 * 16 * 16
 """Values in a patch of the vision tower: channels * frames * rows * columns."""
@@ -42,7 +48,12 @@ class TensorSpec:
     @property
     def is_cache(self) -> bool:
         """Whether the tensor holds keys or values, which stay on the device between `prefix` and `step`."""
-        return self.name.removeprefix("own_").startswith(("key_", "value_"))
+        return self.layer_tensor.startswith(("key_", "value_"))
+
+    @property
+    def layer_tensor(self) -> str:
+        """Name of keys or values in the prefix cache, where the tensor goes or comes from: "key_3" of "own_key_3"."""
+        return self.name.removeprefix("own_")
 
     def symbols(self) -> Iterator[str]:
         """Return the symbols of the tensor's axes without their factors. A sum gives each of its parts."""
@@ -65,6 +76,11 @@ class Contract:
     def symbols(self) -> tuple[str, ...]:
         """Return the symbols of all axes without factors, in order of appearance: ("batch", "tokens", "prefix")."""
         return tuple(dict.fromkeys(name for spec in (*self.inputs, *self.outputs) for name in spec.symbols()))
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Return the bytes of the keys and values that go in, for this number of prefix tokens; 0 if none go in."""
+        items = ((prod(size for size in spec.shape if isinstance(size, int)), spec) for spec in self.inputs)
+        return tokens * sum(count * DTYPES[spec.dtype].bytes for count, spec in items if spec.is_cache)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists and dicts, as the manifest stores them. `from_json` reads them back."""
@@ -260,10 +276,11 @@ CONTRACTS: Mapping[str, Contract] = {
 the text encoder after which features are added."""
 
 
-def contract(component: str, dims: Dims, cache: str = "float32") -> Contract:
+def contract(component: str, dims: Dims, cache: str = "float32", codes: Collection[str] = ()) -> Contract:
     """Return the contract of `component` for the sizes of a checkpoint, with a pair `key_i`, `value_i` for each block.
 
-    `cache` is the dtype of keys and values, which stay on the device between `prefix` and `step`.
+    `cache` is the dtype of keys and values, which stay on the device between `prefix` and `step`. Those named in
+    `codes`, such as "key_3", are held in `CODES` instead.
 
     Raises:
         QwenImageError: there is no component of this name.
@@ -273,8 +290,8 @@ def contract(component: str, dims: Dims, cache: str = "float32") -> Contract:
         raise QwenImageError(f"no component {component!r}; known: {', '.join(CONTRACTS)}")
     return replace(
         named,
-        inputs=tuple(_filled(named.inputs, dims, cache)),
-        outputs=tuple(_filled(named.outputs, dims, cache)),
+        inputs=tuple(_filled(named.inputs, dims, cache, codes)),
+        outputs=tuple(_filled(named.outputs, dims, cache, codes)),
     )
 
 
@@ -310,14 +327,15 @@ def _section(item: Contract) -> Iterator[str]:
     yield ""
 
 
-def _filled(specs: tuple[TensorSpec, ...], dims: Dims, cache: str) -> Iterator[TensorSpec]:
+def _filled(specs: tuple[TensorSpec, ...], dims: Dims, cache: str, codes: Collection[str]) -> Iterator[TensorSpec]:
     sizes = {field.name: int(getattr(dims, field.name)) for field in fields(dims)}
     sized = [replace(spec, shape=tuple(_sized(axis, sizes) for axis in spec.shape)) for spec in specs]
     yield from (spec for spec in sized if "{" not in spec.name)
     for index in range(dims.deepstack):
         yield from (_numbered(spec, deepstack=index) for spec in sized if "{deepstack}" in spec.name)
     for index in range(dims.layers):
-        yield from (replace(_numbered(spec, layer=index), dtype=cache) for spec in sized if "{layer}" in spec.name)
+        numbered = [_numbered(spec, layer=index) for spec in sized if "{layer}" in spec.name]
+        yield from (replace(spec, dtype=CODES if spec.layer_tensor in codes else cache) for spec in numbered)
 
 
 def _numbered(spec: TensorSpec, **index: int) -> TensorSpec:

@@ -10,12 +10,15 @@ from typing import Any, BinaryIO
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core import protobuf
-from qwen_image_engine.engines.core.contract import Contract, TensorSpec, describe_shape, split_axis
+from qwen_image_engine.engines.core.contract import CODES, Contract, TensorSpec, describe_shape, split_axis
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, dtype_name
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import open_regular
 
 Array = NDArray[Any]
+
+_ON_HOST = frozenset({("float32", "bfloat16"), ("float32", "float16"), ("uint8", CODES)})
+"""Dtypes of host arrays that stand for a dtype of a contract."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def check_graph(
 def check_inputs(contract: Contract, inputs: Mapping[str, Values]) -> dict[str, int]:
     """Check names, dtypes, ranks and sizes of the inputs, and return the size of every symbolic axis.
 
-    On the host, float32 is accepted for bfloat16 and float16 as well: engines round it.
+    On the host, float32 is accepted for bfloat16 and float16 as well: engines round it. Codes of FP8 are uint8 there.
 
     Raises:
         QwenImageError: a tensor is missing, not known, or has another dtype or shape. The text has the expectation.
@@ -142,7 +145,7 @@ def _check_arrays(
 def _stands_for(array: Values, dtype: str) -> bool:
     name = dtype_name(array)
     on_host = not isinstance(array, DeviceArray)
-    return name == dtype or (on_host and name == "float32" and dtype in ("bfloat16", "float16"))
+    return name == dtype or (on_host and (name, dtype) in _ON_HOST)
 
 
 def _binds(axes: tuple[str | int, ...], shape: tuple[int, ...], sizes: dict[str, int]) -> bool:

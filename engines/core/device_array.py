@@ -46,7 +46,7 @@ class DeviceMemory(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class DeviceArray:
-    """A contiguous array on a device, row-major from byte `offset` of `memory`; `dtype` is numpy's name, or bfloat16.
+    """A contiguous array on a device, row-major from byte `offset` of `memory`; `dtype` is a name of `DTYPES`.
 
     Only operations that keys and values need are here: shape and sizes, a view of a range of tokens in a batch of one,
     copying into a view, and reading to the host.
@@ -99,11 +99,11 @@ class DeviceArray:
         self.memory.copy(view.offset, values.memory, values.offset, values.nbytes)
 
     def numpy(self) -> NDArray[Any]:
-        """Return a copy on the host. bfloat16 becomes float32."""
+        """Return a copy on the host. bfloat16 becomes float32; codes of FP8 stay codes, in uint8."""
         read = self.memory.read(self.offset, self.nbytes)
         if self.dtype == "bfloat16":
             return from_bfloat16(read.view(np.uint16)).reshape(self.shape)
-        return read.view(self.dtype).reshape(self.shape)
+        return read.view(DTYPES[self.dtype].numpy).reshape(self.shape)
 
 
 Values = NDArray[Any] | DeviceArray
@@ -111,13 +111,16 @@ Values = NDArray[Any] | DeviceArray
 
 
 def dtype_name(values: Values) -> str:
-    """Return numpy's name of the dtype, or "bfloat16"."""
+    """Return the name of the dtype: numpy's on the host, a name of `DTYPES` on a device."""
     return values.dtype if isinstance(values, DeviceArray) else values.dtype.name
 
 
 def stored(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Return the array as a device stores it: contiguous and in `dtype`, bfloat16 as its bits in uint16."""
-    return to_bfloat16(values) if dtype == "bfloat16" else np.ascontiguousarray(values, dtype)
+    """Return the array as a device stores it: contiguous and in `dtype`.
+
+    bfloat16 is its bits in uint16. Codes of FP8 come and go in uint8.
+    """
+    return to_bfloat16(values) if dtype == "bfloat16" else np.ascontiguousarray(values, DTYPES[dtype].numpy)
 
 
 def on_host(values: Values) -> NDArray[Any]:

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qwen_image_engine.engines.core import contract_check, errors
 from qwen_image_engine.engines.core.components import COMPONENTS
-from qwen_image_engine.engines.core.contract import Contract
+from qwen_image_engine.engines.core.contract import CODES, Contract
 from qwen_image_engine.engines.core.contract_check import Array, PortFacts
+from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.graph.linked_weights import weights_in_folder
 from qwen_image_engine.engines.core.packages import newer_than_supported
 from qwen_image_engine.engines.onnxruntime.package import onnxruntime
@@ -31,7 +34,7 @@ The arena keeps all memory that it took, and these tensors fit badly into it. At
 takes 3.3 GB beside its weights with the arena and 1.9 without, in the same time. For tensors below 32 MB glibc's heap
 is worse: a prefix of 1,000 tokens takes 1.6 GB with the arena and 3.7 without."""
 
-_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
+_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float8e4m3fn)": CODES}
 
 
 def create(model: Path, contract: Contract, threads: int | None) -> "OnnxRuntimeEngine":
@@ -85,7 +88,7 @@ class OnnxRuntimeEngine:
         options = self._package.RunOptions()
         self._runs.append(options)
         try:
-            outputs = dict(zip(names, session.run(names, dict(inputs), options), strict=True))
+            outputs = dict(zip(names, session.run(names, self._fed(inputs), options), strict=True))
         except Exception as error:  # the package's errors have no base class of their own
             if options.terminate:
                 raise errors.Cancelled(f"{self._contract.component}: the run was cancelled") from error
@@ -95,6 +98,18 @@ class OnnxRuntimeEngine:
             self._runs.remove(options)
         contract_check.check_outputs(self._contract, outputs, sizes)
         return outputs
+
+    def _fed(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
+        """Return the inputs as the session takes them: codes of FP8, which numpy does not have, with their type."""
+        values = self._package.OrtValue
+        codes = {
+            spec.name: values.ortvalue_from_numpy_with_onnx_type(
+                np.ascontiguousarray(inputs[spec.name]), DTYPES[CODES].onnx
+            )
+            for spec in self._contract.inputs
+            if spec.dtype == CODES
+        }
+        return {**inputs, **codes}
 
     def cancel(self) -> None:
         """End the current runs, each before its next operator; see `CancellableEngine.cancel`."""

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from qwen_image_engine.engines.core import contract_check, errors
-from qwen_image_engine.engines.core.contract import Contract
+from qwen_image_engine.engines.core.contract import CODES, Contract
 from qwen_image_engine.engines.core.contract_check import Array, PortFacts
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.graph.linked_weights import weights_in_folder
@@ -13,7 +15,15 @@ from qwen_image_engine.engines.core.packages import newer_than_supported
 from qwen_image_engine.engines.openvino.package import FAILURES, core, openvino
 from qwen_image_engine.engines.openvino.saturation import has_int8_weights, products_saturate
 
-_DTYPES = {"f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i32": "int32"}
+_DTYPES = {
+    "f32": "float32",
+    "f64": "float64",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "i64": "int64",
+    "i32": "int32",
+    "f8e4m3": CODES,
+}
 
 InferencePrecision = Literal["f32", "bf16"]
 
@@ -94,7 +104,7 @@ class OpenVinoEngine:
             self._runs.append(run)
             try:
                 # `infer` could not be cancelled: it would go on to its end.
-                request.start_async(dict(inputs), share_inputs=True)
+                request.start_async(self._fed(inputs), share_inputs=True)
                 request.wait()
             finally:
                 self._runs.remove(run)
@@ -106,6 +116,17 @@ class OpenVinoEngine:
             raise errors.run_failure(self._contract.component, sizes, "OpenVINO", error, newer=newer) from error
         contract_check.check_outputs(self._contract, outputs, sizes)
         return outputs
+
+    def _fed(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
+        """Return the inputs as a request takes them: codes of FP8, which numpy does not have, with their type."""
+        package = openvino()
+        codes = {
+            spec.name: package.Tensor(values, values.shape, package.Type.f8e4m3)
+            for spec in self._contract.inputs
+            if spec.dtype == CODES
+            for values in [np.ascontiguousarray(inputs[spec.name])]
+        }
+        return {**inputs, **codes}
 
     def cancel(self) -> None:
         """End the current runs, each before its next operator; see `CancellableEngine.cancel`."""

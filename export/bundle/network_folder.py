@@ -197,7 +197,7 @@ def _entry(
         quantised_layers=layers,
         opset=OPSET,
         ir_version=IR_VERSION,
-        contract=contract(component, sizes, dtype),
+        contract=contract(component, sizes, dtype, quantised.cache),
         fp8_attention=attention,
         fused_attentions=fused_attentions(graph.graph) if target.runs_plans else None,
     )

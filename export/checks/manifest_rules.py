@@ -97,9 +97,11 @@ def _quantised(model: ir.Model, expected: Expected) -> Iterator[Finding]:
     stored = sum(reads_codes(node) for node in operators(model, "DequantizeLinear"))
     if stored != len(expected.quantised):
         yield str(model.graph.name), f"{stored} stored weights in 8 bits, the manifest has {len(expected.quantised)}"
-    pairs = [sum(1 for _ in operators(model, name)) for name in ("QuantizeLinear", "DequantizeLinear")]
-    if pairs[0] != pairs[1] - stored:
-        yield str(model.graph.name), f"{pairs[0]} QuantizeLinear for {pairs[1] - stored} DequantizeLinear behind them"
+    made, read = (sum(1 for _ in operators(model, name)) for name in ("QuantizeLinear", "DequantizeLinear"))
+    made -= sum(value.dtype in CODES for value in model.graph.outputs)
+    read -= stored + sum(value.dtype in CODES for value in model.graph.inputs)
+    if made != read:
+        yield str(model.graph.name), f"{made} QuantizeLinear for {read} DequantizeLinear behind them"
     in_fp8 = sum(
         all(value is not None and _is_dequantised(value) for value in node.inputs[:3])
         for node in operators(model, "Attention")

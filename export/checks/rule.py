@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qwen_image_engine.engines.core.components import COMPONENTS
+from qwen_image_engine.engines.core.contract import CODES
 from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.export.targets import TARGETS
 from qwen_image_engine.runtime.bundle.manifest import Manifest
@@ -25,12 +26,14 @@ class Expected:
         dtype: dtype of operands that are not quantised, and of keys and values.
         quantised: names of the linears in 8 bits.
         fp8_attention: number of blocks whose attention is FP8.
+        codes: names of the inputs and outputs that hold keys and values in FP8.
     """
 
     blocks: int
     dtype: ir.DataType
     quantised: Collection[str]
     fp8_attention: int
+    codes: Collection[str] = ()
 
     @classmethod
     def of(cls, manifest: Manifest, component: str) -> Expected:
@@ -42,6 +45,7 @@ class Expected:
             ir.DataType(DTYPES[dtype].onnx),
             tuple(entry.quantised_layers),
             len(entry.fp8_attention),
+            tuple(spec.name for spec in (*entry.contract.inputs, *entry.contract.outputs) if spec.dtype == CODES),
         )
 
 

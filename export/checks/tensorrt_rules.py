@@ -83,8 +83,8 @@ def _operators(model: ir.Model, _: Expected) -> Iterator[Finding]:
 
 def _edge(model: ir.Model, expected: Expected) -> Iterator[Finding]:
     for value in (*model.graph.inputs, *model.graph.outputs):
-        cache = (value.name or "").startswith(_CACHE)
-        if value.dtype not in ((expected.dtype,) if cache else _EDGE):
+        cache = (ir.DataType.FLOAT8E4M3FN,) if value.name in expected.codes else (expected.dtype,)
+        if value.dtype not in (cache if (value.name or "").startswith(_CACHE) else _EDGE):
             yield str(value.name), str(value.dtype)
 
 
@@ -208,6 +208,9 @@ def _stored(model: ir.Model, _: Expected) -> Iterator[Finding]:
 
 def _next(model: ir.Model, _: Expected) -> Iterator[Finding]:
     for node in operators(model, "DequantizeLinear"):
+        codes = node.inputs[0]
+        if codes is not None and codes.is_graph_input():
+            continue  # keys or values, which pass through codes once more behind their concatenation
         for use in node.outputs[0].uses():
             if use.node.op_type not in _PRODUCTS:
                 yield node_name(node), f"{use.node.op_type} behind it"
@@ -241,7 +244,9 @@ def _kinds(model: ir.Model, _: Expected) -> Iterator[Finding]:
 RULES: Mapping[str, Rule] = {
     "opset": Rule(f"opset {OPSET} of ai.onnx alone and IR {IR_VERSION} at most", _opset),
     "operators": Rule("one of ai.onnx that exports hold: the parser reads its name and not its domain", _operators),
-    "edge": Rule("float32 (indices int64) at the host's edge, bf16 keys and values", _edge),
+    "edge": Rule(
+        "float32 (indices int64) at the host's edge, bf16 keys and values, or FP8 where the manifest says so", _edge
+    ),
     "attention": Rule(
         "one output, no cache, no precision of the softmax, a mask or is_causal, operands of rank 4, or 3 with both "
         "numbers of heads: other forms are not parsed",
@@ -256,7 +261,7 @@ RULES: Mapping[str, Rule] = {
     "float32": Rule("float32: angles of late tokens, sums and roots of norms, and Resize has no bf16", _float32),
     "scales": Rule("a constant in the dtype of the values, and zero point 0", _scales),
     "stored-weights": Rule("both operands in 8 bits, the weight stored so", _stored),
-    "next-to-product": Rule("a product, with nothing between", _next),
+    "next-to-product": Rule("a product, with nothing between, but for keys and values that come in as codes", _next),
     "softmax": Rule("no codes of its own: a scale of probabilities is a property of the attention", _softmax),
     "scale-form": Rule("one scale a tensor, and of an INT8 weight one an output channel", _channels),
     "one-kind": Rule("one kind of codes: INT8 and FP8 go together from Blackwell on", _kinds),

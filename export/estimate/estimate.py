@@ -74,10 +74,15 @@ class Estimate:
         networks = self.plan.networks
         return sum(item.engine_bytes for item in networks if self.references or item.network != "vision")
 
+    @property
+    def cache_token_bytes(self) -> int:
+        """Bytes of the keys and values of one prefix token."""
+        return self.cache_bytes // self.prefix_tokens if self.prefix_tokens else 0
+
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON, the keys of `plan` first."""
+        """Return plain JSON, the keys of `plan` first, without the names of the keys and values in FP8."""
         return {
-            **asdict(self.plan),
+            **{key: value for key, value in asdict(self.plan).items() if key != "codes"},
             "stored_bytes": self.plan.stored_bytes,
             "bundle_bytes": self.plan.bundle_bytes,
             "export_seconds": self.export_seconds,
@@ -85,6 +90,7 @@ class Estimate:
             "references": self.references,
             "prefix_tokens": self.prefix_tokens,
             "cache_bytes": self.cache_bytes,
+            "cache_token_bytes": self.cache_token_bytes,
             "stages": self.stages,
             "free_bytes": self.free_bytes,
         }

@@ -27,5 +27,5 @@ def estimated_model(checkpoint: Checkpoint, plan: ExportEstimate) -> Model:
             stored = checkpoint.stored(network.network).tensors.values()
             count = sum(len(tensor.shape) > 1 for tensor in stored)
             plans += [PlanSize.estimated(name, (name,), 0, bound, count) for name in names]
-    contracts = {name: contract(name, sizes, plan.dtype) for name in plan.components}
+    contracts = {name: contract(name, sizes, plan.dtype, plan.codes) for name in plan.components}
     return Model(tuple(plans), contracts, plan.precision, model_facts(checkpoint).decoder_halo)

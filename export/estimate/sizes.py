@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
-from qwen_image_engine.engines.core.dtypes import DTYPES
+from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.estimate.duration import export_seconds
 from qwen_image_engine.export.estimate.stage_memory import StageWidths, stage_memory
@@ -65,6 +65,7 @@ class ExportEstimate:
         target: requested target.
         precision: requested precision.
         dtype: torch's name of the dtype of keys and values.
+        codes: keys and values that are held in FP8 instead, by the contracts' names.
         weights: "copy" or "link", as requested.
         components: components of the bundle.
         networks: estimates for the networks, in the order in which they run.
@@ -79,6 +80,7 @@ class ExportEstimate:
     target: str
     precision: str
     dtype: str
+    codes: tuple[str, ...]
     weights: Weights
     components: tuple[str, ...]
     networks: tuple[NetworkEstimate, ...]
@@ -124,6 +126,7 @@ def estimate_export(
         target=target.name,
         precision=target.precision,
         dtype=target.dtype,
+        codes=tuple(sorted(quantised["transformer"].cache)),
         weights=weights,
         components=chosen,
         networks=plans,
@@ -165,13 +168,13 @@ def estimate_cache(
 ) -> tuple[int, int]:
     """Return the tokens before the target with a prompt of usual length, and the bytes of their keys and values.
 
-    Keys and values are in the dtype of the graphs, float32 on a CPU. A transformer with bidirectional attention keeps
-    none.
+    Keys and values are in the dtype of the graphs, float32 on a CPU, or in FP8 where the attention is. A transformer
+    with bidirectional attention keeps none.
     """
     if checkpoint.transformer.bidirectional:
         return 0, 0
     tokens = USUAL_PROMPT_TOKENS + sum(width // 16 * (height // 16) for width, height in references)
-    return tokens, model_facts(checkpoint).cache_bytes(tokens, DTYPES[plan.dtype].bytes)
+    return tokens, contract("step", dims(checkpoint), plan.dtype, plan.codes).cache_bytes(tokens)
 
 
 def check_memory(plan: ExportEstimate) -> None:

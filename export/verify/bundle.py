@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_image_engine.engines.core.components import EVERY_STEP
-from qwen_image_engine.engines.core.device_array import Values, on_host
+from qwen_image_engine.engines.core.device_array import Values
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX, KernelSpecialization
 from qwen_image_engine.export.targets import thresholds
 from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold
+from qwen_image_engine.export.verify.cache_codes import CacheCodes
 from qwen_image_engine.export.verify.difference import Difference, difference, worst
-from qwen_image_engine.export.verify.free_running import Trajectory, divergence
+from qwen_image_engine.export.verify.free_running import DrawnCase, Trajectory, divergence
 from qwen_image_engine.export.verify.not_finite import first_not_finite
-from qwen_image_engine.export.verify.pictures import DrawnCase
 from qwen_image_engine.export.verify.recording import REFERENCE_RESOLUTION, Call, Recording
 from qwen_image_engine.export.verify.result import NotFiniteOutput, Row
 from qwen_image_engine.runtime.bundle.bundle import Bundle
@@ -95,18 +95,19 @@ def _components(
     threads: int | None,
 ) -> Iterator[Row]:
     """Yield the rows of each component on the reference's inputs, one engine loaded at a time."""
-    for name in bundle.manifest.components:
+    for name, entry in bundle.manifest.components.items():
+        codes = CacheCodes(entry.contract, bundle.manifest)
         with closing(bundle.load_engine(name, engine, threads, _specialization(engine))) as running:
             for recording in recordings:
                 calls = recording.calls.get(name, ())
                 if calls:
-                    runs = tuple(_outputs(call, running.run(call.inputs)) for call in calls)
+                    runs = tuple(_outputs(call, running.run(codes.inputs(call.inputs)), codes) for call in calls)
                     sigmas = recording.sigmas if name in EVERY_STEP else ()
                     yield Row(name, recording.case.name, runs, thresholds[name], sigmas)
 
 
-def _outputs(call: Call, found: Mapping[str, Values]) -> Difference:
-    return worst(difference(on_host(found[name]), expected) for name, expected in call.outputs.items())
+def _outputs(call: Call, found: Mapping[str, Values], codes: CacheCodes) -> Difference:
+    return worst(difference(codes.output(name, found[name]), expected) for name, expected in call.outputs.items())
 
 
 def _steps(pipeline: QwenImage, recording: Recording, threshold: Threshold) -> tuple[Row, Trajectory]:

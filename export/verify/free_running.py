@@ -69,6 +69,23 @@ class Trajectory:
     final: NDArray[np.float32] | None
 
 
+@dataclass(frozen=True)
+class DrawnCase:
+    """The pictures that one case ends in, drawn by the reference and by a bundle after its own trajectory.
+
+    Attributes:
+        case: name of the request.
+        reference: picture of the reference, a PNG.
+        engine: picture of the bundle, a PNG; None if the bundle could not draw one.
+        missing: reason why the bundle has no picture; "" if it has one.
+    """
+
+    case: str
+    reference: bytes
+    engine: bytes | None
+    missing: str = ""
+
+
 def divergence(velocity: Velocity, recording: Recording, start: NDArray[np.float32]) -> Trajectory:
     """Follow a velocity from `start`; distances are infinite once a value is not finite."""
     following = _following(recording)

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from qwen_image_engine.engines.backends import find_backend, load_engine
 from qwen_image_engine.engines.core.components import COMPONENTS
+from qwen_image_engine.engines.core.contract import contract
 from qwen_image_engine.engines.core.device_array import on_host
 from qwen_image_engine.engines.core.engine import Array
 from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.export.verify.cache_codes import CacheCodes
 from qwen_image_engine.export.verify.difference import Difference, difference, finite, worst
 from qwen_image_engine.export.verify.layer_outputs import layer_graph, scaled_layers
 from qwen_image_engine.export.verify.recording import Recording, ends
@@ -132,7 +134,8 @@ def compare_layers(
     component = manifest.facts.step
     entry, prefix = manifest.components[component], checkpoint.stored(COMPONENTS[component].network).layout.prefix
     network = load_network(checkpoint, COMPONENTS[component].network)
-    reference = TorchEngine(entry.contract, network)
+    reference = TorchEngine(contract(component, manifest.dims), network)
+    codes = CacheCodes(entry.contract, manifest)
     found: dict[str, list[Difference]] = {}
     runs = []
     with (
@@ -142,7 +145,7 @@ def compare_layers(
         for recording in recordings:
             sigmas = ends(recording.sigmas)
             for call, sigma in zip(ends(recording.calls[component]), sigmas, strict=True):
-                outputs = running.run(call.inputs)
+                outputs = running.run(codes.inputs(call.inputs))
                 with _kept(network, graph.outputs) as expected:
                     reference.run(call.inputs)
                 for layer, array in expected.items():

@@ -9,11 +9,10 @@ from typing import Any
 
 from qwen_image_engine.export.thresholds import Threshold
 from qwen_image_engine.export.verify.difference import Difference, finite, mean, worst
-from qwen_image_engine.export.verify.free_running import FreeRunning
+from qwen_image_engine.export.verify.free_running import DrawnCase, FreeRunning
 from qwen_image_engine.export.verify.judge import PictureScores
 from qwen_image_engine.export.verify.layers import Layers
 from qwen_image_engine.export.verify.limits import Limit
-from qwen_image_engine.export.verify.pictures import DrawnCase
 from qwen_image_engine.export.verify.recording import Recording
 from qwen_image_engine.runtime.tools.compare.measures import COSINE, RELATIVE_L2, other_measures
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qwen_image_engine.engines.core.contract import Contract, Dims, contract
+from qwen_image_engine.engines.core.contract import CODES, Contract, Dims, contract
 from qwen_image_engine.engines.core.device_array import size_bytes
 from qwen_image_engine.engines.core.dtypes import PRECISIONS
 from qwen_image_engine.engines.plans.entry import LAYERS, PLAN, PlanEntry
@@ -59,19 +59,24 @@ def check_facts(facts: ModelFacts, dims: Dims) -> None:
 
 
 def check_contracts(contracts: Mapping[str, Contract], dims: Dims) -> None:
-    """Raise if a contract is not the component's own for these sizes. Keys and values may have any float dtype.
+    """Raise if a contract is not the component's own for these sizes.
+
+    Keys and values may have any float dtype, and each of them may be codes of FP8 instead.
 
     Raises:
         SchemaError: there is no such component, or its contract has other tensors. The text names the component.
     """
-    caches = {spec.dtype for item in contracts.values() for spec in (*item.inputs, *item.outputs) if spec.is_cache}
+    ports = [spec for item in contracts.values() for spec in (*item.inputs, *item.outputs) if spec.is_cache]
+    codes = {spec.layer_tensor for spec in ports if spec.dtype == CODES}
+    caches = {spec.dtype for spec in ports if spec.layer_tensor not in codes}
     if len(caches) > 1:
-        raise SchemaError(f"components have keys and values in {len(caches)} dtypes, expected one")
+        raise SchemaError(f"components have keys and values in {len(caches)} dtypes beside codes, expected one")
     cache = next(iter(caches), "float32")
     if cache not in _FLOATS:
-        raise SchemaError(f"components have keys and values in {described(cache)}, expected {', '.join(_FLOATS)}")
+        known = ", ".join((*_FLOATS, CODES))
+        raise SchemaError(f"components have keys and values in {described(cache)}, expected {known}")
     for name, found in contracts.items():
-        if found.component != name or not found.same_tensors(contract(name, dims, cache)):
+        if found.component != name or not found.same_tensors(contract(name, dims, cache, codes)):
             raise SchemaError(f"components.{name}.contract is another than the sizes in dims give")
 
 

@@ -135,6 +135,12 @@ class Manifest:
         return f"qwen-image export {self.flags} {command_line(folder, *flags)}"
 
     @property
+    def cache_token_bytes(self) -> int:
+        """Bytes of a prefix token's keys and values in all layers; 0 if attention is bidirectional."""
+        step = self.components.get(self.facts.step)
+        return 0 if step is None else step.contract.cache_bytes(1)
+
+    @property
     def absent_for_references(self) -> tuple[str, ...]:
         """Names of the components that reference images need and the bundle does not have, optional ones first."""
         needed = [row for row in components_with(self.facts.attention) if row.needs_reference_images]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_image_engine.engines.core.contract import Contract
+from qwen_image_engine.engines.core.contract import CODES, Contract
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.cuda.compute_capability import least_compute_capability
 
@@ -168,7 +168,9 @@ class ComponentEntry:
     def least_compute_capability(self) -> float | None:
         """Minimum compute capability of a GPU that can run this graph; None if any GPU can."""
         precisions = {self.precision, *(layer.precision for layer in self.quantised_layers.values())}
-        return least_compute_capability(precisions | ({"fp8"} if self.fp8_attention else set()))
+        ports = (*self.contract.inputs, *self.contract.outputs)
+        in_fp8 = bool(self.fp8_attention) or any(spec.dtype == CODES for spec in ports)
+        return least_compute_capability(precisions | ({"fp8"} if in_fp8 else set()))
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class ModelFacts:
         encoder_mrope_section: pairs of channels of a head that rotate with (frame, row, column).
         deepstack: number of text encoder layers after which features of reference images are added.
         decoder_halo: latents on each side of a tile that its pixels depend on.
-        cache_token_bytes: bytes of a prefix token's keys and values in all layers, in float32; half as many on a GPU.
+        cache_token_bytes: bytes of a prefix token's keys and values in all layers, in float32.
         bidirectional: whether the transformer has the component "joint" instead of prefix and step.
         vision: facts of the vision tower.
     """

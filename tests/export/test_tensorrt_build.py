@@ -7,6 +7,8 @@ its profiles against the calls of real requests to the reference.
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -150,6 +152,12 @@ def check_kernels(folder: Path, manifest: Manifest) -> None:
             assert block.least_bytes == limits.least
 
 
+def cache_types(account: str) -> set[str]:
+    """The types of the keys and values that kernels read from outside."""
+    tensors = [tensor for layer in json.loads(account)["Layers"] for tensor in layer["Inputs"]]
+    return {item["Datatype"] for item in tensors if re.match(r"(key|value)_\d+( |$)", item["Name"])}
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
 def test_every_component_of_shapes_is_built_as_its_graph_is(
@@ -187,6 +195,9 @@ def test_every_component_of_shapes_is_built_as_its_graph_is(
     check_kernels(folder, manifest)
     check_bound_weights(folder, manifest)
     check_weights_inside(folder, manifest, precision)
+    (plan,) = manifest.plans["step"]
+    read = cache_types((folder / str(plan.layers)).read_text(encoding="utf-8"))
+    assert read == {"FP8" if precision == "fp8" else "BFloat16"}
 
 
 def check_bound_weights(folder: Path, manifest: Manifest) -> None:

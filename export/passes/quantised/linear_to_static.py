@@ -79,19 +79,26 @@ def through_codes(
 
     `name` is the name of the constant that holds `scale`.
     """
-    assert value.dtype is not None
     codes = CODES[precision]
-    dtype = value.dtype.numpy()
-    # Below it fp16 rounds scales coarsely, and to 0 at last. Codes of FP8 keep their precision under a larger scale.
-    least = float(np.finfo(np.float16).smallest_normal) if dtype == np.float16 else 0.0
-    step = add_constant(graph, name, np.array(max(scale, least), dtype=dtype))
-    zero = add_constant(graph, f"{precision}_zero", np.array(codes.zero))
+    step, zero = step_and_zero(graph, value, scale, precision, name)
     quantised = ir.node("QuantizeLinear", [value, step, zero])
     values = ir.node("DequantizeLinear", [quantised.outputs[0], step, zero])
     quantised.outputs[0].type, quantised.outputs[0].shape = ir.TensorType(codes.dtype), value.shape
     values.outputs[0].type, values.outputs[0].shape = value.type, value.shape
     graph.insert_before(before, [quantised, values])
     return values.outputs[0]
+
+
+def step_and_zero(
+    graph: ir.Graph, value: ir.Value, scale: float, precision: str, name: str
+) -> tuple[ir.Value, ir.Value]:
+    """Return scale and zero point of the codes of `value` as constants: `scale` in its dtype, named `name`."""
+    assert value.dtype is not None
+    dtype = value.dtype.numpy()
+    # Below it fp16 rounds scales coarsely, and to 0 at last. Codes of FP8 keep their precision under a larger scale.
+    least = float(np.finfo(np.float16).smallest_normal) if dtype == np.float16 else 0.0
+    step = add_constant(graph, name, np.array(max(scale, least), dtype=dtype))
+    return step, add_constant(graph, f"{precision}_zero", np.array(CODES[precision].zero))
 
 
 def _dequantised(graph: ir.Graph, before: ir.Node, weight: ir.Value, precision: str) -> ir.Value:

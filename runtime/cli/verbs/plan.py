@@ -255,7 +255,8 @@ def _picture_lines(checkpoint: "Checkpoint", found: "Estimate") -> list[str]:
             given = f"{len(found.references)} reference images of {width}x{height}"
         lines += [
             f"         keys and values of {found.prefix_tokens:,} tokens before the target ({given}, a prompt of usual "
-            f"length): {size_text(found.cache_bytes)}, twice that with --guidance"
+            f"length): {size_text(found.cache_bytes)}, {size_text(found.cache_token_bytes)} a token"
+            f"{' in FP8' if plan.codes else ''}, twice that with --guidance"
         ]
     if found.stages:
         width, height = found.size

@@ -51,6 +51,18 @@ def test_step_takes_what_prefix_gives() -> None:
     assert step[4:] == cache
 
 
+def test_named_keys_and_values_are_codes() -> None:
+    step, image = (contract(name, DIMS, "bfloat16", ("key_1", "value_1")) for name in ("step", "prefix_image"))
+    of_the_cache = [spec.dtype for spec in step.inputs[4:]]
+    assert of_the_cache == ["bfloat16"] * 2 + ["float8_e4m3fn"] * 2 + ["bfloat16"] * 2
+    assert [spec.dtype for spec in image.outputs] == of_the_cache
+    assert [spec.layer_tensor for spec in image.outputs] == [spec.name for spec in step.inputs[4:]]
+    numbers = 5 * 8
+    assert step.cache_bytes(7) == 7 * numbers * (4 * 2 + 2 * 1)
+    assert contract("step", DIMS).cache_bytes(1) == 6 * numbers * 4
+    assert contract("joint", DIMS).cache_bytes(1) == 0
+
+
 def test_vision_gives_what_the_text_encoder_adds() -> None:
     assert shapes("vision", "inputs") == {
         "patches": ("batch", "4*slots", 1536),

@@ -3,11 +3,19 @@ import numpy as np
 import pytest
 
 from qwen_image_engine.engines.core.bfloat16 import from_bfloat16, to_bfloat16
-from qwen_image_engine.engines.core.contract import Contract, TensorSpec
+from qwen_image_engine.engines.core.contract import CODES, Contract, TensorSpec
 from qwen_image_engine.engines.core.contract_check import check_inputs
-from qwen_image_engine.engines.core.device_array import DeviceArray, Values, dtype_name, on_host, repeat, with_room
+from qwen_image_engine.engines.core.device_array import (
+    DeviceArray,
+    Values,
+    dtype_name,
+    on_host,
+    repeat,
+    stored,
+    with_room,
+)
 from qwen_image_engine.engines.core.errors import QwenImageError
-from tests.support.numpy_memory import on_device
+from tests.support.numpy_memory import NumpyMemory, on_device
 
 HOST = np.random.default_rng(0).standard_normal((1, 7, 2, 3), np.float32)
 
@@ -49,6 +57,22 @@ def test_room_and_repeats_are_of_the_same_kind() -> None:
     check(on_device(HOST))
     np.testing.assert_array_equal(repeat(on_device(HOST)[:, 2:4], 2).shape, (2, 2, 2, 3))
     np.testing.assert_array_equal(on_host(repeat(on_device(HOST)[:, 2:4], 2)), np.repeat(HOST[:, 2:4], 2, 0))
+
+
+def test_codes_of_fp8_are_bytes_on_the_host() -> None:
+    codes = HOST.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    device = DeviceArray.empty(NumpyMemory(0), codes.shape, CODES)
+    assert isinstance(device.memory, NumpyMemory)
+    device.memory.bytes[:] = stored(codes, CODES).ravel()
+    assert (device.nbytes, dtype_name(device)) == (codes.size, "float8_e4m3fn")
+    np.testing.assert_array_equal(device.numpy(), codes)
+    np.testing.assert_array_equal(on_host(with_room(device, 9))[:, :7], codes)
+    contract = Contract("step", "", (TensorSpec("key_0", ("batch", "prefix", 2, 3), CODES, ""),), ())
+    for given in (device, codes):
+        assert check_inputs(contract, {"key_0": given}) == {"batch": 1, "prefix": 7}
+    for other in (HOST, on_device(HOST, "bfloat16"), codes.view(np.int8)):
+        with pytest.raises(QwenImageError, match=r"input key_0 is .*, expected float8_e4m3fn"):
+            check_inputs(contract, {"key_0": other})
 
 
 def test_a_copy_of_another_shape_or_dtype_is_refused() -> None:

@@ -13,8 +13,9 @@ from polygraphy.json import load_json, save_json
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.thresholds import Threshold
 from qwen_image_engine.export.verify.parity import verify_bundle
-from qwen_image_engine.export.verify.polygraphy import check_polygraphy, snr_db
+from qwen_image_engine.export.verify.polygraphy import _lines, check_polygraphy, snr_db
 from qwen_image_engine.export.verify.recording import Case
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
 
 QUICK = (Case("quick", "a red circle", 64, 32),)
 
@@ -59,6 +60,13 @@ def test_polygraphy_agrees_and_disagrees(exported: Callable[..., Path], tmp_path
         result["velocity"] = result["velocity"] * 1.00002
     save_json(results, str(outputs))
     assert polygraphy(folder, "step") != 0
+
+
+def test_components_with_codes_have_no_line(static_bundle: Callable[..., tuple[Path, Path]]) -> None:
+    folder = static_bundle("narrow", "tensorrt-twin", "fp8", fp8_attention=True)[1]
+    text = "\n".join(_lines({"prefix": [], "step": []}, {folder: read_manifest(folder)}))
+    assert "polygraphy run" not in text
+    assert text.count("gives no keys and values in FP8") == 2
 
 
 def test_thresholds_in_decibels() -> None:

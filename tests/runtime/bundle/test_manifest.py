@@ -183,6 +183,42 @@ def test_reads_back_what_was_written(bundle: Path, tmp_path: Path) -> None:
     assert [path.name for path in other.iterdir()] == [MANIFEST]
 
 
+def with_cache(document: dict[str, Any], component: str, dtype: str, codes: tuple[str, ...] = ()) -> None:
+    """Give a component of `document` keys and values in `dtype`, those of `codes` in FP8."""
+    use(document, component)
+    entry = contract(component, DIMS, dtype, codes).to_json()
+    document["components"][component]["contract"] = json.loads(json.dumps(entry))
+
+
+def test_keys_and_values_may_be_in_fp8(bundle: Path) -> None:
+    in_floats = read_manifest(bundle)
+    assert in_floats.cache_token_bytes == in_floats.facts.cache_token_bytes
+    unsigned(bundle, lambda document: with_cache(document, "step", "bfloat16", ("key_0", "value_0")))
+    found = read_manifest(bundle)
+    assert found.cache_token_bytes == in_floats.cache_token_bytes * (2 + 1) // (2 * 4)
+    assert replace(found.components["step"], quantised_layers={}).least_compute_capability == 8.9
+
+
+@pytest.mark.parametrize(
+    ("dtype", "codes", "words"),
+    [
+        ("bfloat16", ("key_0",), "prefix.contract is another than"),
+        ("float32", ("key_0", "value_0"), "in 2 dtypes beside codes"),
+        ("float8_e5m2", ("key_0", "value_0"), "in 2 dtypes beside codes"),
+    ],
+)
+def test_passes_whose_keys_and_values_do_not_fit_are_refused(
+    bundle: Path, dtype: str, codes: tuple[str, ...], words: str
+) -> None:
+    def change(document: dict[str, Any]) -> None:
+        with_cache(document, "step", "bfloat16", ("key_0", "value_0"))
+        with_cache(document, "prefix", dtype, codes)
+
+    unsigned(bundle, change)
+    with pytest.raises(QwenImageError, match=words):
+        read_manifest(bundle)
+
+
 def test_a_verification_is_kept(bundle: Path) -> None:
     before = read_manifest(bundle)
     record_verification(bundle, {"passed": True, "components": [{"rel_l2": 1e-7}]})

@@ -22,6 +22,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.export.bundle.network_folder import MODEL_FILES, write_network
 from qwen_image_engine.export.targets import choose_target
+from qwen_image_engine.export.verify.cache_codes import CacheCodes
 from qwen_image_engine.export.verify.difference import Difference, difference, worst
 from qwen_image_engine.export.verify.recording import Case, Recording, record
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
@@ -80,12 +81,14 @@ def errors() -> Callable[[tuple[Path, Path], str], Difference]:
         checkpoint, folder = made
         if checkpoint not in recordings:
             (recordings[checkpoint],) = record(Checkpoint.open(checkpoint), [CASE])
-        entry = read_manifest(folder).components[component]
+        manifest = read_manifest(folder)
+        entry = manifest.components[component]
+        codes = CacheCodes(entry.contract, manifest)
         engine = load_engine("onnxruntime", folder / entry.model, entry.contract)
         return worst(
-            difference(outputs[name], call.outputs[name])
+            difference(codes.output(name, outputs[name]), call.outputs[name])
             for call in recordings[checkpoint].calls[component]
-            for outputs in [engine.run(call.inputs)]
+            for outputs in [engine.run(codes.inputs(call.inputs))]
             for name in outputs
         )
 

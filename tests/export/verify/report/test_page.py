@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold
-from qwen_image_engine.export.verify.free_running import FreeRunning
+from qwen_image_engine.export.verify.free_running import DrawnCase, FreeRunning
 from qwen_image_engine.export.verify.judge import PictureScores
 from qwen_image_engine.export.verify.layers import Layer, Layers
 from qwen_image_engine.export.verify.limits import Limit
 from qwen_image_engine.export.verify.options import command
 from qwen_image_engine.export.verify.parity import verify
-from qwen_image_engine.export.verify.pictures import DrawnCase
 from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.export.verify.result import RecordedCase, Row, Verification, Verifications
 from qwen_image_engine.reference.lora.file import LoraFile

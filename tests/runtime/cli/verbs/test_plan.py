@@ -43,6 +43,18 @@ def test_the_released_model_on_cards(document: Callable[..., Any], released: Pat
     assert "--memory sequential" in cards["rtx-4090"]["helps"]
 
 
+def test_fp8_attention_halves_keys_and_values(
+    document: Callable[..., Any], released: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fp8 = (*TENSORRT, "--precision", "fp8", "--gpu", "rtx-4090")
+    plain, coded = (document("plan", "-m", released, *fp8, *flags) for flags in ((), ("--fp8-attention",)))
+    assert plain["cache_token_bytes"] == 2 * 32 * 4096 * 2 == 2 * coded["cache_token_bytes"]
+    for before, after in zip(plain["gpu"]["pictures"], coded["gpu"]["pictures"], strict=True):
+        assert before["cache_bytes"] == 2 * after["cache_bytes"]
+    assert main(["plan", "-m", str(released), *fp8, "--fp8-attention"]) == 0
+    assert "262.14 kB a token in FP8" in capsys.readouterr().out
+
+
 def test_reference_images_need_more(document: Callable[..., Any], released: Path) -> None:
     def resident(*flags: object) -> int:
         found = document("plan", "-m", released, *TENSORRT, "--gpu", "rtx-4090", *flags)
