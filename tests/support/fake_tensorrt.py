@@ -150,6 +150,8 @@ def forget_modules() -> None:
     home = "qwen_image_engine.engines.tensorrt"
     for name in [name for name in sys.modules if name.startswith(f"{home}.")]:
         package, _, module = name.rpartition(".")
+        if name.startswith(f"{home}.kernels"):
+            continue
         if module not in (*_PURE, "build"):
             del sys.modules[name]
             vars(sys.modules[package]).pop(module, None)
