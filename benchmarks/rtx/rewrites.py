@@ -20,8 +20,6 @@ from qwen_image_engine.export.graph.nodes import add_constant, cast
 
 Rewrite = Callable[[ir.Model, Contract], Contract]
 
-_BF16 = ir.TensorType(ir.DataType.BFLOAT16)
-
 
 @dataclass(frozen=True)
 class _Attention:
@@ -52,8 +50,13 @@ def exported(model: ir.Model, contract: Contract) -> Contract:
 
 def negated(model: ir.Model, contract: Contract) -> Contract:
     """Negate the input of an MLP's second product, where the export doubles it."""
+    graph = model.graph
     for name in ("two", "half"):
-        model.graph.initializers[name].const_value = ir.tensor(np.array(-1, ir.DataType.BFLOAT16.numpy()), name=name)
+        for product in [*graph.initializers[name].consumers()]:
+            opposite = _node("Neg", [_value(product.inputs[0])], product.outputs[0].shape)
+            graph.insert_before(product, opposite)
+            _replace(product.outputs[0], opposite.outputs[0])
+    RemoveUnusedNodesPass()(model)
     return contract
 
 
@@ -234,13 +237,13 @@ def ends_in_bf16(model: ir.Model, contract: Contract) -> Contract:
     names = ("latents", "time_features")
     for value in [value for value in graph.inputs if value.name in names]:
         rounded = next(node for node in value.consumers() if node.op_type == "Cast")
-        value.type = _BF16
+        value.type = rounded.outputs[0].type
         _replace(rounded.outputs[0], value)
     velocity = _value(graph.outputs[0])
     reshaped = _producer(velocity)
     widened = _producer(reshaped.inputs[0])
     assert widened.op_type == "Cast"
-    velocity.type = _BF16
+    velocity.type = _value(widened.inputs[0]).type
     reshaped.replace_input_with(0, widened.inputs[0])
     RemoveUnusedNodesPass()(model)
 
@@ -258,10 +261,10 @@ def _with(
 
 
 def _node(operator: str, inputs: Sequence[ir.Value], shape: Any, attributes: Any = None, outputs: int = 1) -> ir.Node:
-    """Return a node that is in no graph yet, with bf16 outputs of this shape."""
+    """Return a node that is in no graph yet, with outputs of its first input's type and of this shape."""
     node = ir.node(operator, inputs, attributes, num_outputs=outputs)
     for value in node.outputs:
-        value.type, value.shape = _BF16, ir.Shape(shape)
+        value.type, value.shape = inputs[0].type, ir.Shape(shape)
     return node
 
 

@@ -216,10 +216,13 @@ def main() -> None:
     if options.only and options.output.is_file():
         rows = json.loads(options.output.read_text(encoding="utf-8"))["rows"]
 
+    order = {(spelling.precision, spelling.name): index for index, spelling in enumerate(SPELLINGS)}
+
     def done(row: dict[str, Any]) -> None:
         key = ("precision", "spelling", "weights", "compute_capability")
         rows[:] = [item for item in rows if [item[name] for name in key] != [row[name] for name in key]]
         rows.append(row)
+        rows.sort(key=lambda item: order[item["precision"], item["spelling"]])
         print(json.dumps({name: value for name, value in row.items() if name != "others_of_the_block"}), flush=True)
         document = {"rows": rows, "tensorrt_rtx": version("tensorrt-rtx"), **environment()}
         options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
