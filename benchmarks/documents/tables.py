@@ -290,6 +290,30 @@ def rtx_builds() -> str:
     return markdown(head, rows)
 
 
+def spellings() -> str:
+    """Return the table of a block's spellings on RTX cards, with a column for each compute capability."""
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in result("spellings")["rows"]:
+        weights = {"bound": "inputs"}.get(row["weights"], row["weights"])
+        cells = found.setdefault((row["precision"], row["spelling"], weights, row["kept"]), {})
+        kernels = f"{row['products']}+{row['attentions']}+{row['others']}"
+        cells[row["compute_capability"]] = f"{kernels}, {row['bytes_of_others'] / 1e6:,.0f} MB"
+    return markdown(
+        ("precision", "spelling", "weights", "8.9", "12.0", "kept"),
+        (
+            (
+                precision.replace("fp", "FP").replace("int", "INT"),
+                name,
+                weights,
+                cells.get("8.9", ""),
+                cells.get("12.0", ""),
+                kept,
+            )
+            for (precision, name, weights, kept), cells in found.items()
+        ),
+    )
+
+
 def fuzz() -> str:
     """Return the table of the ends of damaged folders, with a row for each subject and for each kind of damage."""
     found = result("fuzz")
@@ -389,6 +413,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         full_size_peaks,
         soak,
         rtx_builds,
+        spellings,
         fuzz,
     )
 }
