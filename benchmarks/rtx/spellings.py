@@ -28,7 +28,6 @@ from benchmarks.common.wide_checkpoint import write_wide_checkpoint
 from benchmarks.rtx import rewrites
 from benchmarks.rtx.rewrites import Rewrite
 from qwen_image_engine.calibration.quantise.network import quantised_networks
-from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.plans.profile import Range, profile
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildOptions, ExpectedFusions, Weights
@@ -46,6 +45,7 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.load import load_network
 from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.runtime.bundle.bound_lists import bindable_weights
+from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
 
 HEADS, BLOCKS = 32, 2
 SIZES = {"batch": Range.of(1), "tokens": Range(4, 4096, 4096), "prefix": Range(1, 4096, 13817)}
@@ -65,6 +65,7 @@ class Spelling:
         rewrite: rewrite of the exported graph.
         weights: places of the weights to build with.
         capabilities: compute capabilities to build for.
+        fp8_attention: whether attention and the prefix's keys and values are in FP8.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Spelling:
     rewrite: Rewrite = rewrites.exported
     weights: tuple[Weights, ...] = ("inside",)
     capabilities: tuple[str, ...] = (ADA, BLACKWELL)
+    fp8_attention: bool = False
 
 
 BOTH: tuple[Weights, ...] = ("inside", "bound")
@@ -85,6 +87,13 @@ SPELLINGS = (
     Spelling("its input negated instead of doubled", "bf16", "no", rewrite=rewrites.negated, capabilities=(BLACKWELL,)),
     Spelling("RMSNormalization", "fp8", "no", (JointSquareMean,)),
     Spelling("one mean of squares: as exported", "fp8", "yes", weights=BOTH),
+    Spelling(
+        "and FP8 attention, with keys and values of the prefix in FP8",
+        "fp8",
+        "with `--fp8-attention`",
+        weights=BOTH,
+        fp8_attention=True,
+    ),
     Spelling("RMSNormalization", "int8", "no", (JointSquareMean,), capabilities=(ADA,)),
     Spelling("one mean of squares: as exported", "int8", "yes", weights=BOTH),
     Spelling("keys and values bound whole", rewrite=rewrites.keys_and_values_whole, **_trial),
@@ -100,9 +109,9 @@ SPELLINGS = (
 )
 
 
-def export(checkpoint: Checkpoint, spelling: Spelling, folder: Path) -> tuple[Path, Contract]:
-    """Export the step with the passes of a spelling, and return its graph and contract."""
-    target = choose_target("tensorrt", spelling.precision)
+def export(checkpoint: Checkpoint, spelling: Spelling, folder: Path) -> tuple[Path, ComponentEntry]:
+    """Export the step with the passes of a spelling, and return its graph and its entry."""
+    target = choose_target("tensorrt", spelling.precision, fp8_attention=spelling.fp8_attention)
     passes = tuple(item for item in target.passes() if item not in spelling.without)
     target = replace(target, passes=lambda: passes)
     scales = None
@@ -113,13 +122,14 @@ def export(checkpoint: Checkpoint, spelling: Spelling, folder: Path) -> tuple[Pa
     quantised = quantised_networks(checkpoint, target.quantisation, scales)["transformer"]
     written = write_network(checkpoint, ["step"], target, quantised, "copy", folder, {}, lambda what, count: None)
     entry = written.components["step"]
-    return folder / entry.model, entry.contract
+    return folder / entry.model, entry
 
 
-def build(spelling: Spelling, graph: Path, contract: Contract, weights: Weights, capability: str) -> dict[str, Any]:
+def build(spelling: Spelling, graph: Path, entry: ComponentEntry, weights: Weights, capability: str) -> dict[str, Any]:
     """Build the rewritten graph for one capability, and return the row of its block."""
     model = ir.load(graph)
-    contract = spelling.rewrite(model, contract)
+    contract = spelling.rewrite(model, entry.contract)
+    sizes = {**SIZES, "tokens": Range(31, 4096, 4096)} if spelling.fp8_attention else SIZES
     path = graph.with_name("rewritten.onnx")
     ir.save(model, path)
     names = tuple(node.name for node in model.graph if node.op_type == "Attention" and node.name)
@@ -130,10 +140,10 @@ def build(spelling: Spelling, graph: Path, contract: Contract, weights: Weights,
         model=str(path),
         plan=str(path.with_suffix(".plan")),
         timing_cache=None,
-        profiles=(profile(contract, "1024x1024", SIZES),),
+        profiles=(profile(contract, "1024x1024", sizes),),
         options=BuildOptions(weights=weights),
-        promise=ExpectedFusions(0, 0, 0, names),
-        softmax_scale=None,
+        promise=ExpectedFusions(0, 0, len(entry.fp8_attention), names),
+        softmax_scale=entry.softmax_scale,
         layers=str(path.with_suffix(".layers.json")),
     )
     row = {
@@ -189,11 +199,11 @@ def measure(work: Path, only: Sequence[str], done: Callable[[dict[str, Any]], No
     if not folder.is_dir():
         write_wide_checkpoint(folder, HEADS, BLOCKS)
     checkpoint = Checkpoint.open(folder)
-    exports: dict[tuple[str, Passes], tuple[Path, Contract]] = {}
+    exports: dict[tuple[str, Passes, bool], tuple[Path, ComponentEntry]] = {}
     for spelling in SPELLINGS:
         if only and not any(word in f"{spelling.precision} {spelling.name}" for word in only):
             continue
-        key = (spelling.precision, spelling.without)
+        key = (spelling.precision, spelling.without, spelling.fp8_attention)
         if key not in exports:
             place = work / f"graphs-{len(exports)}"
             place.mkdir()
