@@ -85,7 +85,6 @@ SPELLINGS = (
     Spelling("its input negated instead of doubled", "bf16", "no", rewrite=rewrites.negated, capabilities=(BLACKWELL,)),
     Spelling("RMSNormalization", "fp8", "no", (JointSquareMean,)),
     Spelling("one mean of squares: as exported", "fp8", "yes", weights=BOTH),
-    Spelling("RMSNormalization", "int8", "no", (JointSquareMean,), capabilities=(ADA,)),
     Spelling("one mean of squares: as exported", "int8", "yes", weights=BOTH),
     Spelling("keys and values bound whole", rewrite=rewrites.keys_and_values_whole, **_trial),
     Spelling("keys and values bound whole, by heads", rewrite=rewrites.keys_and_values_whole_by_heads, **_trial),
