@@ -94,7 +94,6 @@ SPELLINGS = (
         weights=BOTH,
         fp8_attention=True,
     ),
-    Spelling("RMSNormalization", "int8", "no", (JointSquareMean,), capabilities=(ADA,)),
     Spelling("one mean of squares: as exported", "int8", "yes", weights=BOTH),
     Spelling("keys and values bound whole", rewrite=rewrites.keys_and_values_whole, **_trial),
     Spelling("keys and values bound whole, by heads", rewrite=rewrites.keys_and_values_whole_by_heads, **_trial),
