@@ -75,11 +75,16 @@ class Machine:
             python=platform.python_version(),
             system=f"{platform.system()} {platform.machine()}",
             cpu=_proc("/proc/cpuinfo", "model name") or platform.processor() or "unknown",
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            cores=usable_cores(),
             cpu_flags=None if flags is None else {name: name in flags.split() for name in CPU_FLAGS},
             memory_bytes=_least(total, limit),
             free_memory_bytes=_least(free, None if limit is None or used is None else limit - used),
         )
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def reachable_memory_bytes() -> int | None:

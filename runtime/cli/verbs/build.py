@@ -4,9 +4,9 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, get_args
 
 from qwen_image_engine.engines.core.errors import UsageError
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from qwen_image_engine.runtime.tools.build.platform import Platform
 
 SUMMARY = "build engine files of TensorRT for this machine's GPU, or of TensorRT for RTX for any RTX card"
+
+_RECENT_S = 1.0
+"""Seconds after which a build that told nothing has ended."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +133,7 @@ def _add_shape_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> VerbResult:
-    """Build the plans that do not exist yet, one component after the other.
+    """Build the plans that do not exist yet, as many at a time as cores and memory allow.
 
     Raises:
         UsageError: the workspace is below 1 byte, or the plans cannot be built as asked.
@@ -149,12 +152,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
     )
     chosen = BuildOptions(options.strip_weights, options.weight_streaming, options.workspace, options.weights)
     began = time.perf_counter()
-    with ExitStack() as spinners:
-
-        def announce(component: str) -> Watch:
-            spinners.close()
-            return spinners.enter_context(Spinner(f"building {component}")).show
-
+    with Spinner("building") as spinner:
         built = build_bundle(
             options.bundle,
             shapes,
@@ -165,10 +163,31 @@ def execute(options: argparse.Namespace) -> VerbResult:
             timing_cache=options.timing_cache,
             source=options.source,
             begin=_say_platform,
-            announce=announce,
+            announce=_Doing(spinner).announce,
         )
     result = _report(options.bundle, built, time.perf_counter() - began)
     return _with_fit(result, options.bundle, options.gpu, shapes) if options.gpu else result
+
+
+class _Doing:
+    """The line of what is built, by component. A build tells its state ten times a second, until it ends."""
+
+    def __init__(self, spinner: Spinner) -> None:
+        self._spinner = spinner
+        self._told: dict[str, tuple[float, str]] = {}
+        self._lock = Lock()
+
+    def announce(self, component: str) -> Watch:
+        """Return the function that shows the state of a component's build. Threads may call it."""
+
+        def show(words: str) -> None:
+            now = time.monotonic()
+            with self._lock:
+                self._told[component] = now, words
+                recent = [f"{name} {said}" for name, (at, said) in self._told.items() if now - at < _RECENT_S]
+                self._spinner.show(", ".join(recent))
+
+        return show
 
 
 def _with_fit(result: VerbResult, bundle: Path, cards: "Sequence[Card]", shapes: BuildShapes) -> VerbResult:

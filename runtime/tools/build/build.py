@@ -10,11 +10,12 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 from qwen_image_engine.engines.core.graph.weight_bytes import weight_bytes
 from qwen_image_engine.engines.cuda.driver import DeviceInfo, device_info
-from qwen_image_engine.engines.plans.build_memory import check_host_memory
+from qwen_image_engine.engines.plans.build_memory import build_memory_bytes, check_host_memory
 from qwen_image_engine.engines.plans.entry import LAYERS, PLAN, PlanEntry, Profile
 from qwen_image_engine.engines.tensorrt.build.job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult
 from qwen_image_engine.engines.tensorrt.build.launch import Watch, run_build
@@ -22,7 +23,8 @@ from qwen_image_engine.runtime.bundle.bound_lists import bound_bytes
 from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
-from qwen_image_engine.runtime.system.machine import reachable_memory_bytes
+from qwen_image_engine.runtime.system.machine import reachable_memory_bytes, usable_cores
+from qwen_image_engine.runtime.system.side_by_side import Check, side_by_side
 from qwen_image_engine.runtime.tools.build.checks import check_disk, missing, weight_file_bytes
 from qwen_image_engine.runtime.tools.build.plan_record import kept_plan, record_plan, take_plan
 from qwen_image_engine.runtime.tools.build.plans_folder import PLANS, PlansFolder, plans_folder
@@ -123,27 +125,51 @@ def build_bundle(
         }
         hashes = WeightHashes(folder)
         kept = {name: _kept(request, plans, name, key) for name, key in keys.items()}
-        _check_room(request, plans, [name for name, plan in kept.items() if plan is None])
+        pending = [name for name, plan in kept.items() if plan is None]
+        most = _check_room(request, plans, pending)
+
+        def work(name: str, check: Check) -> Built:
+            return _built(request, plans, name, keys[name], hashes, _stoppable(announce(name), check), run)
+
+        built = dict(zip(pending, side_by_side(work, pending, most), strict=True))
         return [
-            _built(request, plans, name, keys[name], hashes, announce, run)
-            if plan is None
-            else Built(name, plan, plans.manifest.files[plan.file], True, _missing(request, plans, name, plan))
+            Built(name, plan, plans.manifest.files[plan.file], True, _missing(request, plans, name, plan))
+            if plan is not None
+            else built[name]
             for name, plan in kept.items()
         ]
 
 
-def _check_room(request: BuildRequest, plans: PlansFolder, pending: Sequence[str]) -> None:
-    """Raise if memory or the disk is too small for the plans that are to be built; see `build_bundle`."""
-    held = {}
+def _stoppable(watch: Watch, check: Check) -> Watch:
+    def watched(words: str) -> None:
+        check()
+        watch(words)
+
+    return watched
+
+
+def _check_room(request: BuildRequest, plans: PlansFolder, pending: Sequence[str]) -> int:
+    """Return how many of the plans may be built at a time: one a core, as memory has room.
+
+    A builder that times kernels on the GPU builds alone.
+
+    Raises:
+        QwenImageError: memory or the disk is too small for the plans that are to be built; see `build_bundle`.
+    """
+    held, needed = {}, []
+    free = reachable_memory_bytes() if request.device is None else None
     for name in pending:
         bound = request.bindable.get(name, ())
         inside = weight_bytes(request.folder / plans.manifest.components[name].model) - bound_bytes(bound)
         held[name] = inside if bound else weight_file_bytes(plans.manifest, name)
         if request.device is None:
-            free, advise = reachable_memory_bytes(), request.options.weights == "inside"
+            advise = request.options.weights == "inside"
             check_host_memory(name, inside, free, bound=len(bound), advise_bound=advise)
+            needed.append(build_memory_bytes(inside, len(bound)))
     if not request.options.strip_weights:
         check_disk(plans.path, held, request.options, request.platform.builder)
+    largest = list(accumulate(sorted(needed, reverse=True)))
+    return min(usable_cores(), sum(free is None or total <= free for total in largest))
 
 
 def _kept(request: BuildRequest, plans: PlansFolder, name: str, key: str) -> PlanEntry | None:
@@ -170,14 +196,13 @@ def _built(
     name: str,
     key: str,
     hashes: WeightHashes,
-    announce: Announce,
+    watch: Watch,
     run: Run,
 ) -> Built:
     """Build the plan of a component and record it."""
     job = _job(request, plans, name, key)
     layers = Path(job.layers)
     layers.unlink(missing_ok=True)
-    watch = announce(name)
     bound = hashes.hashed(request.bindable.get(name, ()), watch)
     result = run(job, watch)
     plan, file = replace(_entry(request, name, key, result), bound=bound), FileEntry(result.bytes, result.sha256)

@@ -112,16 +112,17 @@ def record_plan(
     A plan replaces the one of the same builder and compute capabilities, and no other. The manifest is read again,
     because `verify` may have written to it during the build.
     """
-    written.replace(plans.bundle / plan.file)
-    manifest = read_manifest(plans.bundle)
-    others = tuple(item for item in manifest.plans.get(name, ()) if item.place != plan.place)
-    replaced = replace(manifest, plans={**manifest.plans, name: (*others, plan)})
-    gone = manifest.plan_files - replaced.plan_files
-    files = {path: entry for path, entry in manifest.files.items() if path not in gone}
-    files[plan.file] = file
-    if plan.layers is not None and layers is not None:
-        files[plan.layers] = layers
-    plans.manifest = replace(replaced, files=files)
-    write_manifest(plans.bundle, plans.manifest)
-    for path in gone:
-        (plans.bundle / path).unlink(missing_ok=True)
+    with plans.recording:
+        written.replace(plans.bundle / plan.file)
+        manifest = read_manifest(plans.bundle)
+        others = tuple(item for item in manifest.plans.get(name, ()) if item.place != plan.place)
+        replaced = replace(manifest, plans={**manifest.plans, name: (*others, plan)})
+        gone = manifest.plan_files - replaced.plan_files
+        files = {path: entry for path, entry in manifest.files.items() if path not in gone}
+        files[plan.file] = file
+        if plan.layers is not None and layers is not None:
+            files[plan.layers] = layers
+        plans.manifest = replace(replaced, files=files)
+        write_manifest(plans.bundle, plans.manifest)
+        for path in gone:
+            (plans.bundle / path).unlink(missing_ok=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import leads_out
@@ -30,11 +31,13 @@ class PlansFolder:
         bundle: the bundle's folder.
         path: the plans folder in the bundle.
         manifest: the bundle's manifest, as it was read under the lock or last written.
+        recording: lock of the manifest among builds side by side.
     """
 
     bundle: Path
     path: Path
     manifest: Manifest
+    recording: Lock = field(default_factory=Lock)
 
 
 @contextmanager

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 from qwen_image_engine.engines.core.device_array import size_bytes
 from qwen_image_engine.engines.core.errors import QwenImageError
@@ -30,6 +31,7 @@ class WeightHashes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._known: dict[_Place, str] = {}
+        self._lock = Lock()
 
     def hashed(
         self, weights: Sequence[BoundWeight], watch: Callable[[str], None] = lambda words: None
@@ -39,15 +41,18 @@ class WeightHashes:
         Raises:
             QwenImageError: a file cannot be read, or ends before a weight does.
         """
-        new = dict.fromkeys(place for place in map(_place, weights) if place not in self._known)
+        with self._lock:  # builds side by side have mostly the same weights
+            self._add(dict.fromkeys(place for place in map(_place, weights) if place not in self._known), watch)
+        return tuple(replace(weight, sha256=self._known[_place(weight)]) for weight in weights)
+
+    def _add(self, places: Collection[_Place], watch: Callable[[str], None]) -> None:
         pool = ThreadPoolExecutor(os.cpu_count())
         try:
-            for place, digest in zip(new, pool.map(self._hash, new), strict=True):
+            for place, digest in zip(places, pool.map(self._hash, places), strict=True):
                 self._known[place] = digest
                 watch(f"hashing weights {len(self._known)}")
         finally:
             pool.shutdown(cancel_futures=True)
-        return tuple(replace(weight, sha256=self._known[_place(weight)]) for weight in weights)
 
     def _hash(self, place: _Place) -> str:
         name, offset, left = place

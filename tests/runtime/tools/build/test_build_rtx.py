@@ -33,7 +33,7 @@ def rtx(bundle: Path, run: FakeBuild, *capabilities: str, **changes: Any) -> Any
 def test_everything_is_built_without_a_gpu(bundle: Path) -> None:
     run = FakeBuild()
     rtx(bundle, run)
-    assert run.built == list(COMPONENTS)
+    assert sorted(run.built) == sorted(COMPONENTS)
     manifest = read_manifest(bundle)
     (step,) = manifest.plans["step"]
     assert (step.builder, step.version, step.compute_capabilities) == ("tensorrt-rtx", "1.7.1.116", ("8.9", "12.0"))
