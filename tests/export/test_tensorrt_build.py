@@ -42,7 +42,7 @@ from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
 from qwen_image_engine.runtime.tools.kernels.count import count_kernels
 from tests.support.compiler import CAPABILITIES, need_compiler
 from tests.support.images import patches
-from tests.support.kernel_accounts import BLOCKS, PREFIX, SIZES
+from tests.support.kernel_accounts import MOST_OF_SHAPES, PREFIX, SIZES
 from tests.support.paths import ROOT
 from tests.support.shared import SharedFolders
 from tests.support.single_file import write_single_file
@@ -137,8 +137,7 @@ def check_kernels(folder: Path, manifest: Manifest) -> None:
     found = count_kernels(folder).profiles
     assert all(item.sizes_known for item in found if item.component != "vae_encoder")
     assert all(item.block for item in found if item.component in ("step", "prefix", "prefix_image"))
-    limits = BLOCKS.get(f"shapes {manifest.precision}")
-    if limits is not None:
+    if manifest.precision == "bf16":
         (plan,) = manifest.plans["step"]
         names, layers = read_layers((folder / str(plan.layers)).read_text(encoding="utf-8"))
         sizes = {"batch": 1, "tokens": SIZES["1024x1024"], "prefix": PREFIX}
@@ -147,9 +146,9 @@ def check_kernels(folder: Path, manifest: Manifest) -> None:
             kernels, _ = kernels_of(names, own, Ports.at(manifest.components["step"].contract, sizes, {}))
             block = middle_block(kernels)
             assert block is not None
-            assert len(block.kernels) <= limits.kernels
-            assert sum((kernel.read or 0) + (kernel.written or 0) for kernel in block.kernels) <= limits.moved
-            assert block.least_bytes == limits.least
+            moved = sum((kernel.read or 0) + (kernel.written or 0) for kernel in block.kernels)
+            assert len(block.kernels) <= MOST_OF_SHAPES[0]
+            assert 1.5 * (block.least_bytes or 0) < moved <= MOST_OF_SHAPES[1]
 
 
 def cache_types(account: str) -> set[str]:

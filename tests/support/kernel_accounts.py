@@ -1,7 +1,7 @@
-"""Accounts of real builds of `step`, the contracts that belong to them, and what a block of each may cost.
+"""Accounts of real builds of `step`, the contracts that belong to them, and what a block of each costs.
 
-`BLOCKS` is the one place of these numbers. A graph whose block takes more kernels or traffic is worse than it was; one
-that takes less belongs here with its account. `wide_account` may build instead of read once that takes a second.
+They are of the spelling that exports had first (docs/performance.md), weights inside, and are data for the counter.
+`MOST_OF_SHAPES` has the limits of today's exports; `tests/benchmarks/rtx/test_spellings.py` has the released width's.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ BLOCKS = {
 }
 """4,096 wide, 32 heads of 128, MLP of 12,288, 4,096 tokens and 4,096 before them; and `shapes` for 8.6 at 1024x1024
 with `PREFIX` tokens before."""
+
+MOST_OF_SHAPES = 14, 78_400_000
+"""Kernels of a block, and bytes that they move, of today's `shapes` in bf16 with bound weights, at the same sizes."""
 
 
 def shapes_account(precision: str, capability: str) -> str:
