@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.common.environment import environment
 from benchmarks.common.paths import RESULTS
@@ -79,6 +80,7 @@ def export(checkpoint: Path, precision: str, bundle: Path) -> None:
     from benchmarks.common.synthetic_scales import synthetic_calibration
     from qwen_image_engine.export.bundle import bundle as writer
     from qwen_image_engine.export.bundle import request
+    from qwen_image_engine.export.bundle.network_folder import write_network
     from qwen_image_engine.export.targets import choose_target
     from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
     from qwen_image_engine.reference.load import load_network
@@ -90,23 +92,26 @@ def export(checkpoint: Path, precision: str, bundle: Path) -> None:
         return
     network = load_network(opened, "transformer")
     assert isinstance(network, Transformer)
-    calibration, write_network = synthetic_calibration(network), writer.write_network
+    calibration = synthetic_calibration(network)
 
     def linked(checkpoint: Any, components: Any, target: Any, quantised: Any, weights: str, *rest: Any) -> Any:
         place = "copy" if set(components) & set(_PASSES) else "link"
         return write_network(checkpoint, components, target, quantised, place, *rest)
 
-    request.open_calibration = lambda *arguments: calibration  # type: ignore[assignment]
-    writer.write_network = linked
-    writer.write_bundle(request.ExportRequest.of(opened, target), bundle)
+    with (
+        patch.object(request, "open_calibration", return_value=calibration),
+        patch.object(writer, "write_network", linked),
+    ):
+        writer.write_bundle(request.ExportRequest.of(opened, target), bundle)
 
 
 def build(bundle: Path, wanted: Build) -> dict[str, Any]:
     """Build a plan into a bundle, and return its row. Call it in a process of its own."""
-    from qwen_image_engine.runtime.tools.build import build as tool
+    from qwen_image_engine.runtime.tools.build.build import build_bundle
+    from qwen_image_engine.runtime.tools.build.weight_hashes import WeightHashes
 
     measured: dict[str, Any] = {}
-    hashed = tool.WeightHashes.hashed
+    hashed = WeightHashes.hashed
 
     def timed(*arguments: Any) -> Any:
         began = time.perf_counter()
@@ -123,18 +128,18 @@ def build(bundle: Path, wanted: Build) -> dict[str, Any]:
             measured["packed_bytes"] = len(lzma.compress(Path(job.plan).read_bytes(), preset=1))
         return BuildResult.from_json(last["result"])
 
-    tool.WeightHashes.hashed = timed  # type: ignore[method-assign]
     began, error, plan = time.perf_counter(), None, {}
     try:
-        (built,) = tool.build_bundle(
-            bundle,
-            BuildShapes(wanted.sizes),
-            BuildOptions(weights=wanted.weights),
-            engine="tensorrt-rtx",
-            compute_capabilities=(wanted.capability,),
-            only=(wanted.component,),
-            run=run,
-        )
+        with patch.object(WeightHashes, "hashed", timed):
+            (built,) = build_bundle(
+                bundle,
+                BuildShapes(wanted.sizes),
+                BuildOptions(weights=wanted.weights),
+                engine="tensorrt-rtx",
+                compute_capabilities=(wanted.capability,),
+                only=(wanted.component,),
+                run=run,
+            )
         plan = plan_facts(bundle, wanted.component, built.entry)
     except QwenImageError as refused:
         error = str(refused)
