@@ -1,4 +1,4 @@
-"""Graphs whose weights are in a file beside them: matrices, vectors, codes and scales, kernels of a convolution."""
+"""Graphs whose weights are in a file beside them: matrices, vectors, codes and scales, kernels, and what is cast."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ WEIGHTS = {
     "codes": np.arange(-4, 4, dtype=np.int8).reshape(2, 4),
     "scales": np.ones((2, 2), np.float32),
     "kernels": np.ones((2, 2, 3, 3), np.float32),
+    "wide": np.ones((4, 2), np.float32),
 }
 """What the graph reads, in the order of its initializers."""
 
@@ -51,6 +52,7 @@ def bound_graph(name: str, weights: Path, shapes: Mapping[str, tuple[int, ...]] 
         helper.make_node("MatMul", ["matrix", "vector"], ["product"]),
         helper.make_node("DequantizeLinear", ["codes", "scales"], ["weights"], axis=0),
         helper.make_node("Conv", ["image", "kernels"], ["features"]),
+        helper.make_node("Cast", ["wide"], ["narrow"], to=TensorProto.BFLOAT16),
     ]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 2, "height", "width"])
     output = helper.make_tensor_value_info("product", TensorProto.FLOAT, [3])
