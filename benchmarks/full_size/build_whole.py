@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -79,7 +79,8 @@ def export(checkpoint: Path, precision: str, bundle: Path) -> None:
     """Export the checkpoint. Networks that are not quantised are links, so a bundle in FP8 takes 7 GB."""
     import torch
 
-    from benchmarks.common.synthetic_scales import synthetic_calibration
+    from benchmarks.common.synthetic_scales import SYNTHETIC, synthetic_calibration
+    from qwen_image_engine.calibration.observe.settings import CheckpointIdentity, Settings
     from qwen_image_engine.export.bundle import bundle as writer
     from qwen_image_engine.export.bundle import request
     from qwen_image_engine.export.bundle.network_folder import write_network
@@ -91,8 +92,14 @@ def export(checkpoint: Path, precision: str, bundle: Path) -> None:
     if target.quantisation is None:
         writer.export_bundle(opened, bundle, target="tensorrt", precision=precision, weights="link")
         return
-    with torch.device("meta"):  # its linears' names and sizes are all that is read: 28 GB as numbers
-        calibration = synthetic_calibration(Transformer(opened.transformer))
+    with torch.device("meta"):  # names and sizes of its linears are all that is read
+        network = Transformer(opened.transformer)
+    unknown = "0" * 64
+    settings = Settings(
+        CheckpointIdentity(SYNTHETIC, unknown, unknown),
+        *(1, unknown, 1, unknown, None, 1.0, (0,), 1, ((1024, 1024),), "bfloat16", "cpu", {}),
+    )
+    calibration = replace(synthetic_calibration(network), settings=settings, sha256=unknown)
 
     def linked(checkpoint: Any, components: Any, target: Any, quantised: Any, weights: str, *rest: Any) -> Any:
         place = "copy" if set(components) & set(_PASSES) else "link"
