@@ -25,7 +25,7 @@ def synthetic_calibration(network: Transformer) -> Calibration:
         for name, module in modules.items()
         if isinstance(module, torch.nn.Linear) and name.startswith(LINEARS["transformer"].blocks)
     }
-    return Calibration({"prefix": seen, "step": seen}, None, "synthetic")  # type: ignore[arg-type]
+    return Calibration(dict.fromkeys(("prefix", "prefix_image", "step"), seen), None, "synthetic")  # type: ignore[arg-type]
 
 
 def _normal(channels: int) -> InputStatistics:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.full_size.run make DIR                    # 33 GB
     python -m benchmarks.full_size.build_whole DIR --only bf16     # DIR-tensorrt-bf16, linked
-    python -m benchmarks.full_size.build_whole DIR --only fp8      # DIR-tensorrt-fp8, 7 GB
+    python -m benchmarks.full_size.build_whole DIR --only fp8      # DIR-tensorrt-fp8, 7 GB, and that
 
 No GPU is needed. Each plan is built as `qwen-image build` builds it, in a process of its own whose build process is
 measured too. The compiler's accounts say what the plans hold. Rows replace those of the same build in the result
@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -75,41 +77,36 @@ BUILDS = (
 )
 
 
-def export(checkpoint: Path, precision: str, bundle: Path) -> None:
-    """Export the checkpoint. Networks that are not quantised are links, so a bundle in FP8 takes 7 GB."""
+def export(checkpoint: Path, precision: str) -> None:
+    """Export the checkpoint in bf16, linked; in FP8 the transformer alone, in a copy of that bundle made of links."""
     import torch
 
-    from benchmarks.common.synthetic_scales import SYNTHETIC, synthetic_calibration
-    from qwen_image_engine.calibration.observe.settings import CheckpointIdentity, Settings
-    from qwen_image_engine.export.bundle import bundle as writer
-    from qwen_image_engine.export.bundle import request
+    from benchmarks.common.synthetic_scales import synthetic_calibration
+    from qwen_image_engine.calibration.quantise.network import quantised_networks
+    from qwen_image_engine.export.bundle import export_bundle
     from qwen_image_engine.export.bundle.network_folder import write_network
     from qwen_image_engine.export.targets import choose_target
     from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
     from qwen_image_engine.reference.networks.transformer import Transformer
+    from qwen_image_engine.runtime.bundle.manifest import read_manifest, write_manifest
 
     opened, target = Checkpoint.open(checkpoint), choose_target("tensorrt", precision)
-    if target.quantisation is None:
-        writer.export_bundle(opened, bundle, target="tensorrt", precision=precision, weights="link")
+    wide, bundle = (bundle_of(checkpoint, "tensorrt", name) for name in ("bf16", precision))
+    if not wide.is_dir():
+        export_bundle(opened, wide, target="tensorrt", precision="bf16", weights="link")
+    if precision == "bf16":
         return
     with torch.device("meta"):  # names and sizes of its linears are all that is read
         network = Transformer(opened.transformer)
-    unknown = "0" * 64
-    settings = Settings(
-        CheckpointIdentity(SYNTHETIC, unknown, unknown),
-        *(1, unknown, 1, unknown, None, 1.0, (0,), 1, ((1024, 1024),), "bfloat16", "cpu", {}),
-    )
-    calibration = replace(synthetic_calibration(network), settings=settings, sha256=unknown)
-
-    def linked(checkpoint: Any, components: Any, target: Any, quantised: Any, weights: str, *rest: Any) -> Any:
-        place = "copy" if set(components) & set(_PASSES) else "link"
-        return write_network(checkpoint, components, target, quantised, place, *rest)
-
-    with (
-        patch.object(request, "open_calibration", return_value=calibration),
-        patch.object(writer, "write_network", linked),
-    ):
-        writer.write_bundle(request.ExportRequest.of(opened, target), bundle)
+    quantised = quantised_networks(opened, target.quantisation, synthetic_calibration(network))["transformer"]
+    others = shutil.ignore_patterns("transformer", "plans", "manifest.json")
+    shutil.copytree(wide, bundle, copy_function=os.link, ignore=others)
+    written = write_network(opened, _PASSES, target, quantised, "copy", bundle, {}, lambda what, count: None)
+    manifest = read_manifest(wide)
+    kept = {name: file for name, file in manifest.files.items() if (bundle / name).is_file()}
+    components = {**manifest.components, **written.components}
+    files = {**kept, **written.describe_files()}
+    write_manifest(bundle, replace(manifest, precision=precision, components=components, files=files, plans={}))
 
 
 def build(bundle: Path, wanted: Build) -> dict[str, Any]:
@@ -131,7 +128,7 @@ def build(bundle: Path, wanted: Build) -> dict[str, Any]:
         measured.update(figures, profiles=len(job.profiles), attentions=len(job.promise.attentions))
         if "result" not in last:
             raise QwenImageError(str(last.get("error")))
-        if wanted.weights == "bound":
+        if job.options.weights == "bound":
             measured["packed_bytes"] = len(lzma.compress(Path(job.plan).read_bytes(), preset=1))
         return BuildResult.from_json(last["result"])
 
@@ -228,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     checkpoint = options.checkpoint.absolute()
     if options.export is not None:
-        export(checkpoint, options.export, bundle_of(checkpoint, "tensorrt", options.export))
+        export(checkpoint, options.export)
         return
     if options.build is not None:
         wanted = BUILDS[options.build]
