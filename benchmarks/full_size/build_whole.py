@@ -132,6 +132,8 @@ def build(bundle: Path, wanted: Build) -> dict[str, Any]:
             measured["packed_bytes"] = len(lzma.compress(Path(job.plan).read_bytes(), preset=1))
         return BuildResult.from_json(last["result"])
 
+    for path in (bundle / "plans").glob(f"{wanted.component}-*.plan"):
+        path.unlink()  # it would be reused
     began, error, plan = time.perf_counter(), None, {}
     try:
         with patch.object(WeightHashes, "hashed", timed):
