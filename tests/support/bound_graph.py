@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
 from qwen_image_engine.export.trace import IR_VERSION, OPSET
 from qwen_image_engine.runtime.system.tensor_header import read_tensor_header
 
-WEIGHTS = {
+WEIGHTS: dict[str, NDArray[Any]] = {
     "matrix": np.arange(12, dtype=np.float32).reshape(3, 4),
     "table": np.arange(10, dtype=np.float32).reshape(5, 2),
     "vector": np.arange(4, dtype=np.float32),
