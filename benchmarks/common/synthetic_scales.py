@@ -28,7 +28,7 @@ def synthetic_calibration(network: Transformer) -> Calibration:
     }
     # FP8 attention reads the values, which are an output and not an input.
     seen |= {f"{name}{OUTPUT}": _normal(modules[name].out_features) for name in seen if name.endswith("attn.to_v")}
-    return Calibration({"prefix": seen, "step": seen}, None, "synthetic")  # type: ignore[arg-type]
+    return Calibration(dict.fromkeys(("prefix", "prefix_image", "step"), seen), None, "synthetic")  # type: ignore[arg-type]
 
 
 def _normal(channels: int) -> InputStatistics:

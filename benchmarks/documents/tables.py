@@ -354,6 +354,28 @@ def full_size_export() -> str:
     )
 
 
+def full_size_build() -> str:
+    """Return the table of plans at the released size, with the kernels of a block and what the whole command takes."""
+    rows = []
+    for run in (run for run in result("full-size-build")["runs"] if run["error"] is None):
+        blocks = {found["block"] for found in run["kernels"].values()}
+        rows.append(
+            (
+                f"{run['component']} {run['precision']}" + ("" if run["weights"] == "bound" else ", weights inside"),
+                run["capability"],
+                f"{run['profiles']}",
+                f"{run['bound_bytes'] / 1e9:.2f} GB" if run["bound_bytes"] else "",
+                f"{run.get('hash_seconds', 0):.0f} + {run['compile_seconds']:.0f} s",
+                f"{(run['peak_bytes'] + run['command_bytes']) / 1e9:.2f} GB",
+                f"{run['plan_bytes'] / 1e6:.0f} MB",
+                ", ".join(str(block) for block in sorted(filter(None, blocks))),
+                f"{run['fused_attentions']} of {run['attentions']}" if run["attentions"] else "",
+            )
+        )
+    head = ("plan", "for", "profiles", "bound", "hashes + build", "host memory", "plan", "kernels a block", "fused")
+    return markdown(head, rows)
+
+
 def full_size_run() -> str:
     """Return the table of two pictures of one prompt on each engine."""
     kinds = ("load_s", "encode_s", "prefix_s", "first_step_s", "step_s", "decode_s", "total_s")
@@ -409,6 +431,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         modes,
         bench_quality,
         full_size_export,
+        full_size_build,
         full_size_run,
         full_size_peaks,
         soak,

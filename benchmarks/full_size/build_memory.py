@@ -188,7 +188,17 @@ temporary = partial(tempfile.TemporaryFile, "w+", encoding="utf-8")
 
 
 def build(job: dict[str, Any]) -> dict[str, Any]:
-    """Build a plan in a process of its own, and return its bytes, its time, its memory's peaks, its scratch memory."""
+    """Build a plan, measure it, and delete it."""
+    measured, last = measured_build(job)
+    Path(job["plan"]).unlink(missing_ok=True)
+    return {**measured, "error": None if measured["plan_bytes"] else last.get("error")}
+
+
+def measured_build(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Build a plan in a process of its own, and return its costs and the process's last message.
+
+    The costs are the plan's bytes, the time, the memory's peaks and the scratch memory.
+    """
     began, peak, highest = time.perf_counter(), MemoryUse(0, 0, 0), 0
     with temporary() as lines, temporary() as log:
         process = subprocess.Popen([*SELF, "--worker"], stdin=subprocess.PIPE, stdout=lines, stderr=log, text=True)
@@ -204,16 +214,14 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
         last = json.loads(lines.read().splitlines()[-1])
         scratch = [int(line.removeprefix(SCRATCH).split()[0]) for line in log if line.startswith(SCRATCH)]
     plan = Path(job["plan"])
-    built = plan.stat().st_size if plan.is_file() else 0
-    plan.unlink(missing_ok=True)
-    return {
+    measured = {
         "seconds": round(time.perf_counter() - began, 1),
         "peak_bytes": max(highest, peak.resident_bytes),
         "anonymous_bytes": peak.anonymous_bytes,
-        "plan_bytes": built,
+        "plan_bytes": plan.stat().st_size if plan.is_file() else 0,
         "scratch_bytes": max(scratch, default=None),
-        "error": None if built else last.get("error"),
     }
+    return measured, last
 
 
 def work_as_builder() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.errors import QwenImageError
 
 # Fitted to benchmarks/results/build-memory.json: the build's process by its kernel's count, pages of mapped files among
@@ -10,10 +11,10 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 _PROCESS_BYTES = 400_000_000
 _TIMES_WEIGHTS = 2.45
 
-# Fitted to benchmarks/results/build-memory-bound.json. Bound weights are never read; each stands for a product, whose
-# nodes and code are all that is there.
+# Fitted to benchmarks/results/build-memory-bound.json and full-size-build.json. Bound weights are never read; each
+# stands for a product, whose nodes and code are all that is there.
 _BOUND_PROCESS_BYTES = 300_000_000
-_OF_A_BOUND_WEIGHT = 2_300_000
+_OF_A_BOUND_WEIGHT = 2_800_000
 
 
 def build_memory_bytes(weight_bytes: int, bound: int = 0) -> int:
@@ -49,8 +50,10 @@ def check_host_memory(
     needed = build_memory_bytes(weight_bytes, bound)
     if free_bytes is not None and needed > free_bytes:
         instead = "build with --weights bound, which reads no weights of products, " if advise_bound else ""
+        is_quantised = COMPONENTS[component].network == "transformer"
+        smaller = "export with --precision fp8 or int8, " if is_quantised else ""
         raise QwenImageError(
             f"{component}: its build takes about {needed} bytes of this machine's memory for {weight_bytes} bytes of "
-            f"weights, and {free_bytes} are free, swap included; {instead}free some, export with --precision fp8 or "
-            "int8, build the smaller components alone with --only, or build on another machine: a bundle can be copied"
+            f"weights, and {free_bytes} are free, swap included; {instead}free some, {smaller}build the smaller "
+            "components alone with --only, or build on another machine: a bundle can be copied"
         )

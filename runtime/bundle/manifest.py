@@ -154,6 +154,13 @@ class Manifest:
         return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
     @property
+    def bytes(self) -> int:
+        """Bytes of all files. A file of the checkpoint that two networks link to counts once, as on the disk."""
+        if self.weights == "link":
+            return sum({file.sha256: file.bytes for file in self.files.values()}.values())
+        return sum(file.bytes for file in self.files.values())
+
+    @property
     def plan_files(self) -> frozenset[str]:
         """Names of the files that belong to plans."""
         return frozenset(name for plans in self.plans.values() for plan in plans for name in plan.listed)

@@ -1,18 +1,20 @@
-"""Graphs whose weights are in a file beside them: matrices, vectors, codes and scales, kernels of a convolution."""
+"""Graphs whose weights are in a file beside them: matrices, vectors, codes and scales, kernels, and what is cast."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
 from qwen_image_engine.export.trace import IR_VERSION, OPSET
 from qwen_image_engine.runtime.system.tensor_header import read_tensor_header
 
-WEIGHTS = {
+WEIGHTS: dict[str, NDArray[Any]] = {
     "matrix": np.arange(12, dtype=np.float32).reshape(3, 4),
     "table": np.arange(10, dtype=np.float32).reshape(5, 2),
     "vector": np.arange(4, dtype=np.float32),
@@ -20,6 +22,7 @@ WEIGHTS = {
     "codes": np.arange(-4, 4, dtype=np.int8).reshape(2, 4),
     "scales": np.ones((2, 2), np.float32),
     "kernels": np.ones((2, 2, 3, 3), np.float32),
+    "wide": np.ones((4, 2), np.float32),
 }
 """What the graph reads, in the order of its initializers."""
 
@@ -51,6 +54,7 @@ def bound_graph(name: str, weights: Path, shapes: Mapping[str, tuple[int, ...]] 
         helper.make_node("MatMul", ["matrix", "vector"], ["product"]),
         helper.make_node("DequantizeLinear", ["codes", "scales"], ["weights"], axis=0),
         helper.make_node("Conv", ["image", "kernels"], ["features"]),
+        helper.make_node("Cast", ["wide"], ["narrow"], to=TensorProto.BFLOAT16),
     ]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 2, "height", "width"])
     output = helper.make_tensor_value_info("product", TensorProto.FLOAT, [3])

@@ -150,9 +150,7 @@ def forget_modules() -> None:
     home = "qwen_image_engine.engines.tensorrt"
     for name in [name for name in sys.modules if name.startswith(f"{home}.")]:
         package, _, module = name.rpartition(".")
-        if name.startswith(f"{home}.kernels"):
-            continue
-        if module not in (*_PURE, "build"):
+        if module not in (*_PURE, "build") and not name.startswith(f"{home}.kernels"):
             del sys.modules[name]
             vars(sys.modules[package]).pop(module, None)
     _chosen.clear()

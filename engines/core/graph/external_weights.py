@@ -28,9 +28,9 @@ _SHAPE_AXIS, _AXIS_SIZE = 1, 1
 _EXTERNAL = Field(_TENSOR_LOCATION, VARINT, 1)
 
 _DTYPES = {row.onnx: row for row in DTYPES.values()}
-_SCALED, _CONVOLUTIONS = (b"QuantizeLinear", b"DequantizeLinear"), (b"Conv",)
-_SECOND = 1
-"""Index of the scale, or of a convolution's kernels, among the operator's inputs."""
+_SCALED, _CONVOLUTIONS, _CASTS = (b"QuantizeLinear", b"DequantizeLinear"), (b"Conv",), (b"Cast",)
+_READERS = {**dict.fromkeys((*_SCALED, *_CONVOLUTIONS), 1), **dict.fromkeys(_CASTS, 0)}
+"""Index of the scale, of a convolution's kernels, or of what is cast, among the inputs of these operators."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class ExternalWeight:
         offset: offset of the weight's first byte in the file.
         is_scale: whether the weight is a scale of quantisation.
         is_kernel: whether a convolution reads the weight.
+        is_cast: whether the graph computes in another dtype than that of the file, which an export that links the
+            checkpoint's files cannot change.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ExternalWeight:
     offset: int
     is_scale: bool
     is_kernel: bool
+    is_cast: bool
 
     @property
     def nbytes(self) -> int:
@@ -66,9 +69,11 @@ class ExternalWeight:
 
         Vectors and scales are small, and compilers fold them into their code. Kernels of convolutions as inputs cost
         two thirds more kernels, which bring them into the layout that convolutions read, in every run; and a larger
-        plan (TensorRT for RTX 1.7.1: 65 and 91 of the encoder of `shapes`).
+        plan (TensorRT for RTX 1.7.1: 65 and 91 of the encoder of `shapes`). What is cast would take its file's dtype on
+        the device, and be cast in every run.
         """
-        return not self.is_scale and not self.is_kernel and sum(size > 1 for size in self.shape) > 1
+        is_special = self.is_scale or self.is_kernel or self.is_cast
+        return not is_special and sum(size > 1 for size in self.shape) > 1
 
 
 def read_graph(model: Path) -> memoryview:
@@ -88,13 +93,13 @@ def external_weights(model: memoryview) -> list[ExternalWeight]:
     """
     found = []
     for graph in messages(model, _MODEL_GRAPH):
-        seconds = [*_second_inputs(graph)]
-        scales, kernels = (
-            {name for operator, name in seconds if operator in kind} for kind in (_SCALED, _CONVOLUTIONS)
+        read = [*_read_by(graph)]
+        scales, kernels, cast = (
+            {name for operator, name in read if operator in kind} for kind in (_SCALED, _CONVOLUTIONS, _CASTS)
         )
         for tensor in messages(graph, _GRAPH_INITIALIZER):
             if _EXTERNAL in fields(tensor):
-                found.append(_weight(tensor, scales, kernels))
+                found.append(_weight(tensor, scales, kernels, cast))
     return found
 
 
@@ -138,7 +143,9 @@ def _value(weight: ExternalWeight) -> bytes:
     return message_field(_VALUE_NAME, weight.name.encode()) + message_field(_VALUE_TYPE, kind)
 
 
-def _weight(tensor: memoryview, scales: Collection[str], kernels: Collection[str]) -> ExternalWeight:
+def _weight(
+    tensor: memoryview, scales: Collection[str], kernels: Collection[str], cast: Collection[str]
+) -> ExternalWeight:
     name = _name(tensor)
     pairs = messages(tensor, _TENSOR_PLACE)
     place = {_text(pair, _ENTRY_KEY): _text(pair, _ENTRY_VALUE) for pair in pairs}
@@ -147,9 +154,8 @@ def _weight(tensor: memoryview, scales: Collection[str], kernels: Collection[str
     if dtype is None or "location" not in place:
         raise ValueError(f"the weight {name!r} has no dtype or no place")
     offset = int(place.get("offset", "0"))
-    return ExternalWeight(
-        name, dtype.name, tuple(_axes(tensor)), place["location"], offset, name in scales, name in kernels
-    )
+    reads = (name in scales, name in kernels, name in cast)
+    return ExternalWeight(name, dtype.name, tuple(_axes(tensor)), place["location"], offset, *reads)
 
 
 def _axes(tensor: memoryview) -> Iterator[int]:
@@ -169,15 +175,15 @@ def _axes(tensor: memoryview) -> Iterator[int]:
                 size = shift = 0
 
 
-def _second_inputs(graph: memoryview) -> Iterator[tuple[bytes, str]]:
-    """Yield the operators and the names of the second inputs of the nodes that quantise, dequantise or convolve."""
+def _read_by(graph: memoryview) -> Iterator[tuple[bytes, str]]:
+    """Yield the operator and the name of what it reads, of the nodes of `_READERS`."""
     for node in messages(graph, _GRAPH_NODE):
         data = bytes(node)
-        if not any(operator in data for operator in (*_SCALED, *_CONVOLUTIONS)):  # far faster than to read every node
+        if not any(operator in data for operator in _READERS):  # far faster than to read every node
             continue
         for operator in map(bytes, messages(node, _NODE_OPERATOR)):
-            if operator in (*_SCALED, *_CONVOLUTIONS):
-                yield operator, bytes([*messages(node, _NODE_INPUT)][_SECOND]).decode()
+            if operator in _READERS:
+                yield operator, bytes([*messages(node, _NODE_INPUT)][_READERS[operator]]).decode()
 
 
 def _name(tensor: memoryview) -> str:

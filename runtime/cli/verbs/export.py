@@ -44,11 +44,10 @@ def execute(options: argparse.Namespace) -> VerbResult:
 
 
 def _report(bundle: Path, manifest: Manifest, seconds: float, stages: Mapping[str, float]) -> VerbResult:
-    size = sum(file.bytes for file in manifest.files.values())
     document = {
         "bundle": str(bundle),
         "files": len(manifest.files),
-        "bytes": size,
+        "bytes": manifest.bytes,
         "components": list(manifest.components),
         "target": manifest.target,
         "precision": manifest.precision,
@@ -60,7 +59,7 @@ def _report(bundle: Path, manifest: Manifest, seconds: float, stages: Mapping[st
     }
     lines = [
         f"{bundle}: {', '.join(manifest.components)} for {manifest.target} in {manifest.precision}, "
-        f"{len(manifest.files)} files, {size_text(size)}, {seconds:.1f} s",
+        f"{len(manifest.files)} files, {size_text(manifest.bytes)}, {seconds:.1f} s",
         f"weights: {manifest.weights}, under the checkpoint's licence ({manifest.checkpoint.licence})",
         *(f"merged: {lora.name} at {lora.scale:g}, sha256 {lora.sha256}" for lora in manifest.loras),
     ]

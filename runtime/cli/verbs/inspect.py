@@ -241,7 +241,7 @@ def _bundle(folder: Path) -> VerbResult:
     document = {
         "kind": "bundle",
         "path": str(folder),
-        "bytes": sum(file.bytes for file in manifest.files.values()),
+        "bytes": manifest.bytes,
         **manifest.to_json(),
         "accounts": {name: [asdict(profile) for profile in found] for name, found in accounts.items()},
         "faults": faults,

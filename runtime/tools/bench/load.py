@@ -43,7 +43,7 @@ def _engine(spec: ContenderSpec, watch: MemoryWatch | None) -> Runner:
         )
     except QwenImageError as error:  # no bf16 in this processor, no memory, a component that the bundle has not
         raise Unavailable(str(error)) from error
-    disk_bytes = sum(file.bytes for file in bundle.manifest.files.values())
+    disk_bytes = bundle.manifest.bytes
     precision = computed_precision(spec.name, bundle.manifest.precision)
     return pipeline_runner(pipeline, version(BACKENDS[spec.name].distribution), precision, disk_bytes)
 

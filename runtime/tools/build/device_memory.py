@@ -25,6 +25,7 @@ from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, latent_size
 from qwen_image_engine.runtime.model.tiles import spans
 from qwen_image_engine.runtime.text.prompt import USUAL_PROMPT_TOKENS
+from qwen_image_engine.runtime.tools.build.shapes import usual_profiles
 
 SIDES = (512, 1024, 1536, 2048)
 """Sides of the square pictures whose fit is told [pixels]."""
@@ -34,8 +35,12 @@ WAYS = ("resident", "in turns", "sequential", "streaming")
 time with the weights of plans that are built with `--weight-streaming` coming from the host in every run."""
 
 _CODE_SHARE, _CODE_BYTES = 0.01, 10_000_000
-"""Estimate of a plan's code and padding beside its weights: 1% of the weights, also of those that are bound, because
-both grow with the blocks (benchmarks/results/build-memory.json)."""
+"""Estimate of a plan's code and padding beside the weights inside it: 1% of them, because both grow with the blocks
+(benchmarks/results/build-memory.json)."""
+
+_BOUND_CODE_BYTES, _OF_A_BOUND_WEIGHT = 2_000_000, 130_000
+"""Estimate of the code of a plan with bound weights: so much for every profile and every weight, which stands for a
+product and the kernels around it (benchmarks/results/full-size-build.json)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,11 @@ class PlanSize:
     ) -> PlanSize:
         """Return the estimate for a plan that is not built, with `weight_bytes` inside and `bound` beside it."""
         bound = bound or {}
-        code = int(_CODE_SHARE * (weight_bytes + sum(bound.values()))) + _CODE_BYTES
+        if bound:
+            profiles = max(map(usual_profiles, components))
+            code = _BOUND_CODE_BYTES + _OF_A_BOUND_WEIGHT * bound_weights * profiles
+        else:
+            code = int(_CODE_SHARE * weight_bytes) + _CODE_BYTES
         return cls(name, tuple(components), weight_bytes + code, weight_bytes, False, bound, bound_weights)
 
     @property

@@ -226,6 +226,11 @@ def build_profiles(
     return tuple(found)
 
 
+def usual_profiles(component: str) -> int:
+    """Return the number of profiles of a component in a build for the default sizes, by size of the picture."""
+    return len(DEFAULT_SIZES) if component in _SIZED else 1
+
+
 def reference_latents(resolution: int) -> Range:
     """Return the range of latents of one reference image.
 

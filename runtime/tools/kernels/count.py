@@ -41,15 +41,15 @@ def count_kernels(folder: Path, card: Card | None = None) -> KernelReport:
             f"{folder} has no engine files, whose kernels are what is counted; build them with: {build}"
         )
     profiles: list[ProfileKernels] = []
-    foreign = False
+    foreign: list[str] = []
     for name, plans in manifest.plans.items():
         own = [plan for plan in plans if card is not None and card.compute_capability in plan.compute_capabilities]
-        foreign |= card is not None and not own
+        foreign += [name] if card is not None and not own else []
         for plan in own or plans:
             profiles += _profiles(folder, manifest, name, plan, card, build)
     builders = {f"{plan.builder} {plan.version}" for plans in manifest.plans.values() for plan in plans}
     target = f"{manifest.target} {manifest.precision}"
-    return KernelReport(str(folder), target, tuple(sorted(builders)), card, tuple(profiles), foreign)
+    return KernelReport(str(folder), target, tuple(sorted(builders)), card, tuple(profiles), tuple(foreign))
 
 
 def _profiles(

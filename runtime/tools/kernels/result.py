@@ -202,7 +202,7 @@ class KernelReport:
         builders: builders with their versions, "tensorrt-rtx 1.7.1.116".
         card: card of the estimates; None for no estimates.
         profiles: every profile of every plan.
-        foreign: whether plans are shown that the card cannot run, as it has none of its own.
+        foreign: names of the components whose plans are not for the card, as it has none of its own.
     """
 
     bundle: str
@@ -210,7 +210,15 @@ class KernelReport:
     builders: tuple[str, ...]
     card: Card | None
     profiles: tuple[ProfileKernels, ...]
-    foreign: bool
+    foreign: tuple[str, ...]
+
+    @property
+    def foreign_text(self) -> str:
+        """Sentence for a person on the components in `foreign`; "" if there are none."""
+        if self.card is None or not self.foreign:
+            return ""
+        names = ", ".join(self.foreign)
+        return f"{names}: no plan is for {self.card.compute_capability}, so kernels are those of other cards"
 
     def plans(self) -> Iterator[tuple[str, list[ProfileKernels]]]:
         """Yield the profiles of each plan, by the name of its file."""

@@ -19,7 +19,7 @@ def lines_of(found: KernelReport) -> Iterator[str]:
     if found.card is not None:
         yield f"estimates for {found.card.text}: {NOT_TIMED}"
         if found.foreign:
-            yield f"✗ no plan of this bundle is for {found.card.compute_capability}: kernels are those of other cards"
+            yield f"✗ {found.foreign_text}"
     yield ""
     yield from table([head(found), *(summary_row(found, item) for item in found.profiles)], right=range(2, 10))
     for item in found.profiles:

@@ -51,13 +51,7 @@ def kernels_page(found: KernelReport) -> str:
 
 
 def _foreign(found: KernelReport) -> Html | str:
-    if found.card is None or not found.foreign:
-        return ""
-    return tag(
-        "p",
-        f"No plan of every component is for {found.card.compute_capability}: some kernels are those of other cards.",
-        class_="note",
-    )
+    return tag("p", f"{found.foreign_text}.", class_="note") if found.foreign else ""
 
 
 def _profile(found: KernelReport, item: ProfileKernels, index: int) -> Html:

@@ -75,3 +75,6 @@ def test_too_little_host_memory_is_told_in_words() -> None:
     assert f"{needed - 1} are free" in text
     for helps in ("--precision fp8", "--only", "another machine"):
         assert helps in text
+    with pytest.raises(QwenImageError) as refused:
+        check_host_memory("text_encoder", 10**9, needed - 1)
+    assert "--precision" not in str(refused.value)  # no precision quantises it

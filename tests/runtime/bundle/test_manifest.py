@@ -219,6 +219,16 @@ def test_passes_whose_keys_and_values_do_not_fit_are_refused(
         read_manifest(bundle)
 
 
+def test_a_file_that_two_networks_link_to_counts_once(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    own = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()) - (bundle / MANIFEST).stat().st_size
+    assert manifest.bytes == own
+    name, entry = max(manifest.files.items(), key=lambda item: item[1].bytes)
+    twice = {**manifest.files, f"again/{name}": entry}
+    assert replace(manifest, weights="copy", files=twice).bytes == own + entry.bytes
+    assert replace(manifest, weights="link", files=twice).bytes == own
+
+
 def test_a_verification_is_kept(bundle: Path) -> None:
     before = read_manifest(bundle)
     record_verification(bundle, {"passed": True, "components": [{"rel_l2": 1e-7}]})

@@ -31,6 +31,7 @@ def test_places_and_kinds(model: memoryview) -> None:
     assert tuple(weight.name for weight in found if weight.is_bindable) == BINDABLE
     assert [weight.name for weight in found if weight.is_scale] == ["scales"]
     assert [weight.name for weight in found if weight.is_kernel] == ["kernels"]
+    assert [weight.name for weight in found if weight.is_cast] == ["wide"]
 
 
 def test_weights_become_inputs_behind_the_others(model: memoryview) -> None:

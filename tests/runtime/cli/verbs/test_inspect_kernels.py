@@ -92,8 +92,12 @@ def test_estimates_are_called_so(
     assert all(NOT_TIMED in line for line in heads)
 
 
-def test_another_card_has_no_plan(bundle: Path, document: Callable[..., Any]) -> None:
+def test_another_card_has_no_plan(
+    bundle: Path, document: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert document("inspect", bundle, "--kernels", "--gpu", "rtx-5090")["gpu"]["has_plan"] is False
+    assert main(["inspect", str(bundle), "--kernels", "--gpu", "rtx-5090"]) == 0
+    assert "✗ step: no plan is for 12.0, so kernels are those of other cards" in capsys.readouterr().out.splitlines()
     add_plan(bundle, "12.0")
     found = document("inspect", bundle, "--kernels", "--gpu", "rtx-5090")
     assert found["gpu"]["has_plan"] is True
