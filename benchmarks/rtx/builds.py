@@ -60,7 +60,7 @@ def build(bundle: Path, capabilities: tuple[str, ...]) -> dict[str, Any]:
         components = build_bundle(
             bundle,
             BuildShapes(),
-            BuildOptions(weights="inside"),
+            BuildOptions(),
             engine="tensorrt-rtx",
             compute_capabilities=capabilities,
         )
