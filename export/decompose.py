@@ -39,7 +39,8 @@ def decompose(program: ExportedProgram, table: object = None) -> ExportedProgram
         table: the decompositions that torch.onnx proposes, of which none is needed.
 
     Raises:
-        QwenImageError: an operation changes a tensor in place, which ONNX cannot.
+        QwenImageError: an operation changes a tensor in place, which ONNX cannot; or makes a shape of which more than
+            one size would have to be inferred.
     """
     graph = program.graph_module.graph
     for node in list(graph.nodes):
@@ -80,7 +81,9 @@ def _reshape(program: ExportedProgram, node: Node) -> None:
     """Make a reshape to the sizes of the result, of which one may be inferred."""
     sizes = [size if isinstance(size, int) else _size(node.graph, size.node.expr) for size in node.meta["val"].shape]
     if sizes.count(-1) > 1:
-        raise NotImplementedError(f"{node}: {node.meta['val'].shape} has more than one size of another form than 2*s1")
+        raise QwenImageError(
+            f"{node} makes {node.meta['val'].shape}, expected one size at most that is no number times one symbol"
+        )
     _become(node, _aten.reshape.default, _source(node), sizes)
 
 

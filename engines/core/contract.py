@@ -36,6 +36,11 @@ PATCH_VALUES = 3 * 2 * 16 * 16
 """Values in a patch of the vision tower: channels * frames * rows * columns."""
 
 
+def layer_tensor(name: str) -> str:
+    """Return the name in the prefix cache of an input's or output's keys or values: "key_3" of "own_key_3"."""
+    return name.removeprefix("own_")
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """A tensor of a contract: its name in the graph, its axes, its dtype by numpy's name, its meaning with units."""
@@ -53,7 +58,7 @@ class TensorSpec:
     @property
     def layer_tensor(self) -> str:
         """Name of keys or values in the prefix cache, where the tensor goes or comes from: "key_3" of "own_key_3"."""
-        return self.name.removeprefix("own_")
+        return layer_tensor(self.name)
 
     def symbols(self) -> Iterator[str]:
         """Return the symbols of the tensor's axes without their factors. A sum gives each of its parts."""

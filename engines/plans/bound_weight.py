@@ -1,6 +1,7 @@
 """The weights that a plan takes as inputs: the plan holds none of them, and all plans of a bundle share one copy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -22,3 +23,8 @@ class BoundWeight:
     file: str
     offset: int
     sha256: str
+
+    @property
+    def without_hash(self) -> Self:
+        """The weight as a graph has it, which knows no hash."""
+        return replace(self, sha256="")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -102,7 +101,7 @@ def check_bound_weights(component: str, folder: Path, model: str, weights: Seque
         return
     there = {weight.name: _bound(model, weight) for weight in _weights(folder, model)}
     for weight in weights:
-        if (found := there.get(weight.name)) != replace(weight, sha256=""):
+        if (found := there.get(weight.name)) != weight.without_hash:
             raise QwenImageError(
                 f"{component}: its plan's list of bound weights is another bundle's: {weight.name} is "
                 f"{_described(weight)} in the list, and {_described(found)} in {model}; build it again with: {rebuild}"

@@ -18,6 +18,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import leads_out, open_regular, regular_size
 from qwen_image_engine.engines.core.graph.check import check_graph_file
 from qwen_image_engine.engines.core.graph.weight_file import WeightFile
+from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.runtime.bundle.bound_lists import check_bound_weights
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
@@ -108,7 +109,7 @@ def check_bound_lists(folder: Path, manifest: Manifest) -> None:
     """
     for component, plans in manifest.plans.items():
         for plan in {plan.bound: plan for plan in plans}.values():  # plans for several GPUs have one list
-            rebuild = build_command(folder, plan.builder, plan.compute_capabilities if plan.gpu is None else ())
+            rebuild = _rebuild_command(folder, plan)
             check_bound_weights(component, folder, manifest.components[component].model, plan.bound, rebuild)
 
 
@@ -219,8 +220,7 @@ def _size(folder: Path, path: Path, manifest: Manifest) -> int:
 
 def _changed(folder: Path, name: str, state: str, manifest: Manifest) -> QwenImageError:
     for plan in (plan for plans in manifest.plans.values() for plan in plans if name in plan.listed):
-        rebuild = build_command(folder, plan.builder, plan.compute_capabilities if plan.gpu is None else ())
-        return QwenImageError(f"{folder / name}: {state}; build it again with: {rebuild}")
+        return QwenImageError(f"{folder / name}: {state}; build it again with: {_rebuild_command(folder, plan)}")
     return QwenImageError(f"{folder / name}: {state}; {export_advice(folder, manifest)}")
 
 
@@ -228,6 +228,10 @@ def build_command(folder: Path, builder: str, compute_capabilities: Sequence[str
     """Return the command that builds a bundle's plans; without capabilities for the GPU of the machine."""
     words = ["--compute-capability", ",".join(compute_capabilities)] if compute_capabilities else []
     return command_line("qwen-image", "build", folder, "--engine", builder, *words)
+
+
+def _rebuild_command(folder: Path, plan: PlanEntry) -> str:
+    return build_command(folder, plan.builder, plan.compute_capabilities if plan.gpu is None else ())
 
 
 def export_advice(folder: Path, manifest: Manifest) -> str:

@@ -43,11 +43,10 @@ def side_by_side(work: Callable[[Item, Check], Result], items: Sequence[Item], m
     with ThreadPoolExecutor(most) as pool:
         futures = [pool.submit(begin, item) for item in items]
         try:
-            left = futures
-            while left and not any(future.done() and future.exception() for future in futures):
-                left = list(wait(left, _WAIT_S, FIRST_EXCEPTION).not_done)
-            for future in futures:
-                if future.done():
+            left = set(futures)
+            while left:
+                done, left = wait(left, _WAIT_S, FIRST_EXCEPTION)
+                for future in done:
                     future.result()
             return [future.result() for future in futures]
         except BaseException:

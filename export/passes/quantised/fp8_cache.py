@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
+from qwen_image_engine.engines.core.contract import layer_tensor
 from qwen_image_engine.export.passes.quantised.fp8_attention import fp8_scale_name
 from qwen_image_engine.export.passes.quantised.linear_to_static import CODES, step_and_zero
 
@@ -41,7 +42,7 @@ class Fp8Cache(InPlacePass):
                 _dequantise(graph, value, *self._scales[value.name])
                 modified = True
         for value in list(graph.outputs):
-            name = (value.name or "").removeprefix("own_")
+            name = layer_tensor(value.name or "")
             if name in self._scales:
                 _quantise(graph, value, *self._scales[name])
                 modified = True

@@ -179,7 +179,7 @@ def _kept(request: BuildRequest, plans: PlansFolder, name: str, key: str) -> Pla
     """
     found = kept_plan(plans, name, key)
     bindable = request.bindable.get(name, ())
-    if found is not None and tuple(replace(weight, sha256="") for weight in found.bound) != bindable:
+    if found is not None and tuple(weight.without_hash for weight in found.bound) != bindable:
         found = None  # the key is the same, so the manifest was changed
     if found is None and request.source is not None and (bindable or request.options.strip_weights):
         found = take_plan(plans, request.source, name, key, bindable)

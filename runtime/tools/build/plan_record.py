@@ -66,7 +66,7 @@ def take_plan(
     plan = _with_key(source.manifest, name, key)
     if plan is None:
         return None
-    if tuple(replace(weight, sha256="") for weight in plan.bound) != tuple(bindable):
+    if tuple(weight.without_hash for weight in plan.bound) != tuple(bindable):
         raise QwenImageError(
             f"{source.folder}: the bound weights of its plan of {name} are those of another graph, though the plan's "
             "key is the one of this; get it again, or build without --from"

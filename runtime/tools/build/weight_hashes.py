@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +13,7 @@ from qwen_image_engine.engines.core.device_array import size_bytes
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import open_regular
 from qwen_image_engine.engines.plans.bound_weight import BoundWeight
+from qwen_image_engine.runtime.system.machine import usable_cores
 
 _PIECE_BYTES = 1 << 20
 
@@ -46,7 +46,7 @@ class WeightHashes:
         return tuple(replace(weight, sha256=self._known[_place(weight)]) for weight in weights)
 
     def _add(self, places: Collection[_Place], watch: Callable[[str], None]) -> None:
-        pool = ThreadPoolExecutor(os.cpu_count())
+        pool = ThreadPoolExecutor(usable_cores())
         try:
             for place, digest in zip(places, pool.map(self._hash, places), strict=True):
                 self._known[place] = digest

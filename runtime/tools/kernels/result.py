@@ -5,7 +5,7 @@ Every field whose name begins with `estimate_` follows from a card's data sheet;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -219,11 +219,6 @@ class KernelReport:
             return ""
         names = ", ".join(self.foreign)
         return f"{names}: no plan is for {self.card.compute_capability}, so kernels are those of other cards"
-
-    def plans(self) -> Iterator[tuple[str, list[ProfileKernels]]]:
-        """Yield the profiles of each plan, by the name of its file."""
-        for file in dict.fromkeys(profile.file for profile in self.profiles):
-            yield file, [profile for profile in self.profiles if profile.file == file]
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of `--json`."""
