@@ -15,11 +15,10 @@ from qwen_image_engine.engines.core.files import open_regular
 from qwen_image_engine.runtime.images.read import DAMAGE
 from qwen_image_engine.runtime.system.json_schema import (
     COUNT,
+    SIGMAS,
     SchemaError,
     fields_of,
     is_integer,
-    is_list_of,
-    is_number,
     leaf,
     many,
     optional,
@@ -142,12 +141,7 @@ _CHECK = fields_of(
     references=many(fields_of(ReferenceOrigin), least=0),
     reference_resolution=optional(COUNT),
     seed=optional(leaf("a whole number", is_integer)),
-    sigmas=leaf(
-        "null, a name or a list of numbers",
-        lambda value: (
-            value is None or isinstance(value, str) or (isinstance(value, list) and is_list_of(value, is_number))
-        ),
-    ),
+    sigmas=SIGMAS,
 )
 
 

@@ -60,7 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-H", "--height", type=int, help="likewise")
     parser.add_argument("-s", "--steps", type=int, help="of the solver (40, or the checkpoint's own)")
-    add_solver_arguments(parser)
+    parser.add_argument(
+        "--solver",
+        choices=SOLVERS,
+        help="of the sampling equation; heun evaluates the network twice a step, the others once (euler)",
+    )
+    add_sigmas_argument(parser)
     parser.add_argument(
         "--fast",
         action="store_true",
@@ -113,13 +118,8 @@ def _add_reference_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_solver_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags of every verb that samples."""
-    parser.add_argument(
-        "--solver",
-        choices=SOLVERS,
-        help="of the sampling equation; heun evaluates the network twice a step, the others once (euler)",
-    )
+def add_sigmas_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the flag of every verb that samples."""
     parser.add_argument(
         "--sigmas",
         type=spacing,
