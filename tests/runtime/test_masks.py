@@ -61,7 +61,8 @@ def test_what_is_outside_stays(checkpoint: Path, solver: str, bidirectional: boo
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_mask_that_opens_everything_changes_nothing(pipeline: QwenImage, solver: str) -> None:
     whole = mask(np.ones_like(INSIDE))
-    for options in ({}, {"num_images": 2, "guidance": 2.0, "negative_prompt": "grey"}):
+    several: dict[str, Any] = {"num_images": 2, "guidance": 2.0, "negative_prompt": "grey"}
+    for options in ({}, several):
         plain = pipeline.generate("a", solver=solver, **EDIT, **options)
         assert same_pictures(plain, pipeline.generate("a", solver=solver, mask=whole, **EDIT, **options))
 

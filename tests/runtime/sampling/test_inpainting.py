@@ -25,7 +25,7 @@ def field(latents: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 
 def schedule(steps: int) -> Any:
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=0.7)
     return scheduler
 
