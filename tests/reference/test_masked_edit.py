@@ -9,6 +9,7 @@ from PIL import Image
 
 from qwen_image_engine.reference.pipeline import reference_pipeline
 from qwen_image_engine.runtime.pipeline import QwenImage
+from tests.support.images import mask_of
 from tests.support.paths import SHAPES
 
 SIDE = 128
@@ -33,9 +34,7 @@ def mask(*open_: Any) -> Image.Image:
     alpha = np.full((SIDE, SIDE), 255, np.uint8)
     for part in open_:
         alpha[part] = 0
-    image = Image.new("RGBA", (SIDE, SIDE))
-    image.putalpha(Image.fromarray(alpha))
-    return image
+    return mask_of(alpha)
 
 
 def reds_and_greens(rgba: NDArray[np.uint8]) -> tuple[int, int]:

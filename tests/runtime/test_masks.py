@@ -16,7 +16,7 @@ from qwen_image_engine.runtime.images.png import reduced
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.sampling.solver import SOLVERS
 from qwen_image_engine.runtime.sampling.step import Step
-from tests.support.images import patches
+from tests.support.images import mask_of, patches
 from tests.support.numpy_engines import FACTS, Journal, NumpyEngine, numpy_pipeline, same_pictures
 
 FIRST, OTHER = patches(64, 96), patches(50, 70, "RGB", 1)
@@ -28,9 +28,7 @@ BIDIRECTIONAL = replace(FACTS, bidirectional=True, cache_token_bytes=0)
 
 
 def mask(inside: Any = INSIDE) -> Image.Image:
-    image = Image.new("RGBA", FIRST.size)
-    image.putalpha(Image.fromarray(np.where(inside, 0, 255).astype(np.uint8)))
-    return image
+    return mask_of(np.where(inside, 0, 255).astype(np.uint8))
 
 
 # The fitted size at this resolution is 64x96, so the base has the image's own pixels.

@@ -13,7 +13,7 @@ from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.images.mask import Mask
 from qwen_image_engine.runtime.images.pixels import reference_hash
 from qwen_image_engine.runtime.images.reference_image import ReferenceImage, ReferenceImages
-from tests.support.images import patches
+from tests.support.images import mask_of, patches
 from tests.support.numpy_engines import FACTS
 
 FIRST, OTHER = patches(96, 64), patches(64, 128, "RGB", 1)
@@ -25,27 +25,21 @@ def references(*images: Image.Image) -> ReferenceImages:
     return ReferenceImages.read(images or (FIRST, OTHER), 96, FACTS.vision, for_mask=True)
 
 
-def of_alpha(alpha: NDArray[np.uint8], mode: str = "RGBA") -> Image.Image:
-    image = Image.new("RGBA", alpha.shape[::-1], (9, 99, 199))
-    image.putalpha(Image.fromarray(alpha))
-    return image.convert(mode)
-
-
 @pytest.mark.parametrize("kind", ["RGBA", "LA", "palette", "WEBP", "memory", "file in memory", "on its side"])
 def test_the_alpha_of_files(tmp_path: Path, kind: str) -> None:
     source: Any = tmp_path / "mask.png"
     if kind in ("RGBA", "LA"):
-        of_alpha(ALPHA, kind).save(source)
+        mask_of(ALPHA).convert(kind).save(source)
     elif kind == "palette":
         Image.fromarray((ALPHA == 255).astype(np.uint8), "P").save(source, transparency=0)
     elif kind == "WEBP":
-        of_alpha(ALPHA).save(source, "WEBP", lossless=True)
+        mask_of(ALPHA).save(source, "WEBP", lossless=True)
     elif kind == "on its side":
         tags = Image.Exif()
         tags[0x0112] = 6
-        of_alpha(np.rot90(ALPHA)).save(source, exif=tags)
+        mask_of(np.rot90(ALPHA)).save(source, exif=tags)
     else:
-        source = of_alpha(ALPHA)
+        source = mask_of(ALPHA)
     if kind == "file in memory":
         data = io.BytesIO()
         source.save(data, "PNG")
@@ -63,15 +57,15 @@ def test_a_latent_is_open_where_any_of_its_pixels_is() -> None:
     alpha[63, 95] = 0
     expected = np.zeros((4, 6), bool)
     expected[0, 1] = expected[3, 5] = True
-    np.testing.assert_array_equal(Mask.read(of_alpha(alpha), references(), 96, 64).open_latents, expected.ravel())
+    np.testing.assert_array_equal(Mask.read(mask_of(alpha), references(), 96, 64).open_latents, expected.ravel())
 
 
 def test_mask_and_image_take_the_pictures_size() -> None:
-    mask = Mask.read(of_alpha(ALPHA), references(), 192, 128)
+    mask = Mask.read(mask_of(ALPHA), references(), 192, 128)
     np.testing.assert_array_equal(mask.base.rgba, np.asarray(FIRST.resize((192, 128), Image.Resampling.LANCZOS)))
     assert not mask.alpha[:, :78].any()
     assert (mask.alpha[:, 82:] == 255).all()  # a filter that rings would leave others
-    small = Mask.read(of_alpha(ALPHA), references(), 96, 64)
+    small = Mask.read(mask_of(ALPHA), references(), 96, 64)
     assert mask.sha256 == small.sha256  # of the file, whatever the size of the picture
 
 
@@ -81,12 +75,12 @@ def test_the_first_image_decides_the_size() -> None:
     assert found.picture_size(192, None) == (192, 128)
     assert found.picture_size(None, 32) == (64, 32)
     for size in ((128, 64), (128, 96), (192, 128), (64, 32), (224, 160)):
-        Mask.read(of_alpha(ALPHA), found, *size)
+        Mask.read(mask_of(ALPHA), found, *size)
     with pytest.raises(
         UsageError,
         match=r"a mask at size 128x128: .* first reference image, 96x64; leave one side out, or take 128x96 or 192x128",
     ):
-        Mask.read(of_alpha(ALPHA), found, 128, 128)
+        Mask.read(mask_of(ALPHA), found, 128, 128)
 
 
 def shown(rgba: NDArray[np.uint8], ground: int) -> NDArray[np.float64]:
@@ -95,7 +89,7 @@ def shown(rgba: NDArray[np.uint8], ground: int) -> NDArray[np.float64]:
     return rgba[..., :3] * opacity + ground * (1 - opacity)
 
 
-def mask_of(alpha: NDArray[np.uint8], base: NDArray[np.uint8]) -> Mask:
+def over(alpha: NDArray[np.uint8], base: NDArray[np.uint8]) -> Mask:
     return Mask(alpha, ReferenceImage(base, ""), "", None)
 
 
@@ -105,7 +99,7 @@ def test_pixels_are_mixed_by_the_masks_alpha() -> None:
     drawn = random.integers(0, 256, (2, 64, 96, 4), dtype=np.uint8)
     alpha = random.integers(0, 256, (64, 96), dtype=np.uint8)
     alpha[:20], alpha[40:] = 0, 255
-    found = mask_of(alpha, base).keep_base(drawn)
+    found = over(alpha, base).keep_base(drawn)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found[:, :20], drawn[:, :20])
     np.testing.assert_array_equal(found[:, 40:], np.broadcast_to(base[40:], (2, 24, 96, 4)))
@@ -116,7 +110,7 @@ def test_pixels_are_mixed_by_the_masks_alpha() -> None:
     opaque = np.full_like(base[..., 3:], 255)
     base, first = np.concatenate([base[..., :3], opaque], -1), np.concatenate([drawn[0, ..., :3], opaque], -1)
     pillow = Image.composite(*map(Image.fromarray, (base, first, alpha)))
-    difference = mask_of(alpha, base).keep_base(first[None])[0].astype(int) - np.asarray(pillow)
+    difference = over(alpha, base).keep_base(first[None])[0].astype(int) - np.asarray(pillow)
     assert np.abs(difference).max() <= 1  # Pillow divides by 255 in integers
 
 
@@ -124,26 +118,26 @@ def test_colours_of_transparent_pixels_do_not_show() -> None:
     base, drawn = np.zeros((32, 32, 4), np.uint8), np.zeros((1, 32, 32, 4), np.uint8)
     base[...] = 10, 20, 30, 255
     drawn[...] = 250, 250, 250, 0
-    found = mask_of(np.full((32, 32), 128, np.uint8), base).keep_base(drawn)
+    found = over(np.full((32, 32), 128, np.uint8), base).keep_base(drawn)
     assert (found == (10, 20, 30, 128)).all()
     base[..., 3] = 0
-    assert not mask_of(np.full((32, 32), 128, np.uint8), base).keep_base(drawn)[..., 3].any()
+    assert not over(np.full((32, 32), 128, np.uint8), base).keep_base(drawn)[..., 3].any()
 
 
 def animation() -> Image.Image:
     data = io.BytesIO()
-    of_alpha(ALPHA).save(data, "WEBP", save_all=True, append_images=[of_alpha(255 - ALPHA)])
+    mask_of(ALPHA).save(data, "WEBP", save_all=True, append_images=[mask_of(255 - ALPHA)])
     return Image.open(data)
 
 
 @pytest.mark.parametrize(
     ("mask", "words"),
     [
-        (of_alpha(ALPHA).convert("RGB"), r"has no alpha channel \(mode RGB\), expected one that is 0 where"),
+        (mask_of(ALPHA).convert("RGB"), r"has no alpha channel \(mode RGB\), expected one that is 0 where"),
         (Image.fromarray(ALPHA), r"has no alpha channel \(mode L\)"),
-        (of_alpha(np.full_like(ALPHA, 255)), r"is opaque in every pixel at 96x64, so nothing would be edited; make it"),
-        (of_alpha(ALPHA[:, :80]), r"is 80x64 pixels, expected the size of the first reference image, 96x64; resize it"),
-        (of_alpha(ALPHA[:8]), r"is 96x8 pixels, expected at least 32"),
+        (mask_of(np.full_like(ALPHA, 255)), r"is opaque in every pixel at 96x64, so nothing would be edited; make it"),
+        (mask_of(ALPHA[:, :80]), r"is 80x64 pixels, expected the size of the first reference image, 96x64; resize it"),
+        (mask_of(ALPHA[:8]), r"is 96x8 pixels, expected at least 32"),
         (animation(), r"has 2 frames, expected a still image; save one frame as PNG$"),
         (b"bytes", r"a mask is bytes, expected a path or a PIL image"),
         ("absent.png", r"mask absent.png: no such file"),
@@ -157,11 +151,11 @@ def test_masks_that_cannot_be_used(mask: Any, words: str) -> None:
 
 def test_a_mask_needs_the_first_images_own_pixels() -> None:
     with pytest.raises(UsageError, match=r"mask \(from memory\) is without a reference image.* with -r"):
-        Mask.read(of_alpha(ALPHA), ReferenceImages(), 96, 64)
+        Mask.read(mask_of(ALPHA), ReferenceImages(), 96, 64)
     plain = ReferenceImages.read([FIRST], 96, FACTS.vision)
     assert plain.first is None
     with pytest.raises(UsageError, match=r"read them with read_references\(..., for_mask=True\)"):
-        Mask.read(of_alpha(ALPHA), plain, 96, 64)
+        Mask.read(mask_of(ALPHA), plain, 96, 64)
 
 
 def test_an_opening_that_vanishes_at_the_pictures_size() -> None:
@@ -169,5 +163,5 @@ def test_an_opening_that_vanishes_at_the_pictures_size() -> None:
     alpha[5, 5] = 0
     large = references(patches(2880, 1920))
     with pytest.raises(UsageError, match="is opaque in every pixel at 96x64"):
-        Mask.read(of_alpha(alpha), large, 96, 64)
-    assert Mask.read(of_alpha(alpha), large, 2880, 1920).open_latents.sum() == 1
+        Mask.read(mask_of(alpha), large, 96, 64)
+    assert Mask.read(mask_of(alpha), large, 2880, 1920).open_latents.sum() == 1

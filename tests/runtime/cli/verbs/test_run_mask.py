@@ -11,7 +11,7 @@ from PIL import Image
 
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.images.parameters import PictureParameters
-from tests.support.images import patches
+from tests.support.images import mask_of, patches
 
 FIRST = patches(256, 320)
 ALPHA = np.full((320, 256), 255, np.uint8)
@@ -26,9 +26,7 @@ def edit(tmp_path: Path) -> list[str]:
     FIRST.save(folder / "first.png")
     patches(420, 280, "RGB", 1).save(folder / "other.png")
     for name, alpha in (("mask", ALPHA), ("mirrored", ALPHA[:, ::-1])):
-        image = Image.new("RGBA", FIRST.size)
-        image.putalpha(Image.fromarray(alpha))
-        image.save(folder / f"{name}.png")
+        mask_of(alpha).save(folder / f"{name}.png")
     first, other, mask = (str(folder / f"{name}.png") for name in ("first", "other", "mask"))
     return ["-r", first, "-r", other, "--reference-resolution", "288", "--mask", mask]
 
