@@ -338,7 +338,7 @@ class QwenImage:
     ) -> Iterator[Step]:
         """Take the steps, on the device if the engine supports it. With a mask the host takes them on every engine.
 
-        Latents are small: the host's part of a step is under a millisecond of hundreds.
+        Latents are small, a megabyte at 1024x1024 in the released model, and the device's kernel stays as it is.
         """
         if inpainting is None and takes_steps(self._components, self.facts):
             return device_steps(self._components, self.facts, conditionings, guidance, inputs)

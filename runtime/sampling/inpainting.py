@@ -29,10 +29,10 @@ class Inpainting:
 
         The sum is in float32, as `FlowMatchEulerDiscreteScheduler.scale_noise` computes it, bit for bit.
         """
-        level = np.float32(sigma)
-        known = level * self.noise + (np.float32(1) - level) * self.base
-        return np.where(self.open[:, None], latents, known)
+        level, closed, found = np.float32(sigma), ~self.open, latents.copy()
+        found[:, closed] = level * self.noise[:, closed] + (np.float32(1) - level) * self.base[:, closed]
+        return found
 
     def velocity(self, found: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the network's velocity, and outside the known one, noise - base, which points at the base."""
+        """Return a network's velocity, and outside the known one, noise - base, which points at the base."""
         return np.where(self.open[:, None], found, self.noise - self.base)

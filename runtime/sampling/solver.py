@@ -132,9 +132,9 @@ def integrate(
         if stage.ends:
             sigma = sigma_after(plan, index)
             if inpainting is not None:
-                state.latents, slope = inpainting.blended(state.latents, sigma), inpainting.velocity(slope)
+                state.latents = inpainting.blended(state.latents, sigma)
             seconds = perf_counter() - began
-            yield Step(stage.step, steps, sigma, seconds, partial(_pair, state.latents, slope))
+            yield Step(stage.step, steps, sigma, seconds, partial(_pair, state.latents, slope, inpainting))
             began = perf_counter()
 
 
@@ -143,8 +143,8 @@ def sigma_after(plan: Sequence[Stage], index: int) -> float:
     return plan[index + 1].sigma if index + 1 < len(plan) else 0.0
 
 
-def _pair(latents: Latents, slope: Latents) -> tuple[Latents, Latents]:
-    return latents, slope
+def _pair(latents: Latents, slope: Latents, inpainting: Inpainting | None) -> tuple[Latents, Latents]:
+    return latents, slope if inpainting is None else inpainting.velocity(slope)
 
 
 def not_finite(stage: Stage, steps: int) -> QwenImageError:
