@@ -174,7 +174,7 @@ def test_pictures_that_cannot_be_drawn_again(
     picture = tmp_path / "picture.png"
     save_png(picture, np.zeros((32, 32, 4), np.uint8), text_chunks(EDIT))
     assert '("图.png", from memory), which it does not hold; name them with -r' in fails(2, *usual, "--from", picture)
-    given = replace(EDIT, references=(), seed=None)
+    given = replace(EDIT, references=(), mask=None, seed=None)
     save_png(picture, np.zeros((32, 32, 4), np.uint8), text_chunks(given))
     assert "drawn from given noise, which it does not hold" in fails(2, *usual, "--from", picture)
     save_png(picture, np.zeros((32, 32, 4), np.uint8), text_chunks(replace(given, seed=1, width=0)))
