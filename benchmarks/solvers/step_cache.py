@@ -34,14 +34,14 @@ from qwen_image_engine.runtime.sampling.solver import SOLVERS
 EVALUATIONS = (8, 10, 12, 14, 16, 20, 28, 40)
 """Evaluations that every solver is given. Heun's spends one less, since N steps take 2N - 1."""
 
-LEAST, MOST = 8, 20
-"""Evaluations between which the cache is compared with solvers."""
+MOST = 20
+"""Evaluations up to which the cache is compared with solvers."""
 
-STEPS = (20, 30, 50)
-"""Steps that the cache thins out."""
+THRESHOLDS = ((20, 0.15), (30, 0.1), (50, 0.1))
+"""Steps and relative change of the head's residual. From one of 40 steps to the next it is about 0.04 on `shapes`."""
 
-THRESHOLDS = (0.1, 0.2)
-"""Relative changes of the head's residual. From one of 40 steps to the next it changes by about 0.04 on `shapes`."""
+REGULAR = ((20, 1), (30, 1), (30, 2), (50, 3))
+"""Steps and consecutive skips of caches without a threshold: 11 to 19 evaluations."""
 
 MULTISTEP = ("dpm++2m", "unipc")
 """Solvers that a cache is tried on once more, beside Euler's and AB2 in every setting."""
@@ -56,7 +56,7 @@ class Setting:
     cache: CacheSetting | None = None
 
 
-def settings(subject: Subject, blocks: int) -> Iterator[Setting]:
+def settings(subject: Subject) -> Iterator[Setting]:
     """Yield the settings of a subject: solvers alone, then caches with a threshold, then caches that skip regularly.
 
     Only the trained network, where error still falls, has solvers with more evaluations than the cache. Random weights
@@ -66,31 +66,24 @@ def settings(subject: Subject, blocks: int) -> Iterator[Setting]:
         if evaluations <= MOST or subject is AS_TRAINED:
             yield Setting(solver, evaluations // 2 if solver == "heun" else evaluations)
     if subject is not RANDOM:
-        for solver, steps, order, head, threshold in product(("euler", "ab2"), STEPS, (0, 1), (1, 2), THRESHOLDS):
+        for solver, order, head, (steps, threshold) in product(("euler", "ab2"), (0, 1), (1, 2), THRESHOLDS):
             yield Setting(solver, steps, CacheSetting(head, threshold, most_skips=4, order=order))
-        for solver, steps in product(MULTISTEP, STEPS[:2]):
-            yield Setting(solver, steps, CacheSetting(head=1, threshold=THRESHOLDS[0], most_skips=4, order=1))
-    for solver, steps, order, most_skips in product(("euler", "ab2"), STEPS, (0, 1), (1, 2, 3)):
-        cache = CacheSetting(head=1, threshold=math.inf, most_skips=most_skips, order=order)
-        if LEAST <= regular_evaluations(steps, cache, blocks) <= MOST:
-            yield Setting(solver, steps, cache)
-
-
-def regular_evaluations(steps: int, cache: CacheSetting, blocks: int) -> float:
-    """Return the evaluations of a cache whose threshold is infinite, with one evaluation a step."""
-    whole = cache.warm_up + (steps - cache.warm_up) // (cache.most_skips + 1)
-    return whole + (steps - whole) * cache.head / blocks
+    for solver, order, (steps, most_skips) in product(("euler", "ab2"), (0, 1), REGULAR):
+        yield Setting(solver, steps, CacheSetting(1, math.inf, most_skips=most_skips, order=order))
+    for solver, (steps, most_skips) in product(MULTISTEP, REGULAR[1:3]):
+        yield Setting(solver, steps, CacheSetting(1, math.inf, most_skips=most_skips, order=1))
 
 
 def measure(subject: Subject, request: int) -> list[dict[str, Any]]:
     """Return a row for each setting on one request: the setting, its evaluations, and decibels by measure."""
     requests = Requests(subject)
     solution = requests.sample(request, "heun", subject.solution_steps, requests.step(request))
-    euler = requests.sample(request, "euler", 200, requests.step(request))
-    wanted = {"solution": solution, "euler_200": euler}
+    wanted = {"solution": solution}
+    if subject.trained:
+        wanted["euler_200"] = requests.sample(request, "euler", 200, requests.step(request))
     decoded = {name: requests.decode(latents) for name, latents in wanted.items()} if subject.trained else {}
     rows = []
-    for setting in settings(subject, len(requests.network.transformer_blocks)):
+    for setting in settings(subject):
         step = requests.step(request, setting.cache or NEVER)
         latents = requests.sample(request, setting.solver, setting.steps, step)
         decibels = {f"latents_{name}": signal_to_error(latents, found) for name, found in wanted.items()}

@@ -60,8 +60,8 @@ class Subject:
     trained: bool
 
 
-AS_TRAINED = Subject("`shapes`", 256, 8, 128, trained=True)
-RANDOM_BLOCKS = Subject(f"{BLOCKS} random blocks", 128, 3, 128, trained=False)
+AS_TRAINED = Subject("`shapes`", 256, 8, 100, trained=True)
+RANDOM_BLOCKS = Subject(f"{BLOCKS} random blocks", 128, 3, 64, trained=False)
 RANDOM = Subject(f"{BLOCKS} random blocks, and time embedding", 128, 2, 250, trained=False)
 SUBJECTS = (AS_TRAINED, RANDOM_BLOCKS, RANDOM)
 
