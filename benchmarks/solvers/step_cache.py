@@ -63,9 +63,9 @@ def settings(subject: Subject) -> Iterator[Setting]:
     altogether have no thresholds: the head's residual changes by more than itself at every step.
     """
     for solver, evaluations in product(SOLVERS, EVALUATIONS):
-        if evaluations <= MOST or subject is AS_TRAINED:
+        if evaluations <= MOST or subject == AS_TRAINED:
             yield Setting(solver, evaluations // 2 if solver == "heun" else evaluations)
-    if subject is not RANDOM:
+    if subject != RANDOM:
         for solver, order, head, (steps, threshold) in product(("euler", "ab2"), (0, 1), (1, 2), THRESHOLDS):
             yield Setting(solver, steps, CacheSetting(head, threshold, most_skips=4, order=order))
     for solver, order, (steps, most_skips) in product(("euler", "ab2"), (0, 1), REGULAR):
@@ -123,7 +123,7 @@ def psnr(found: NDArray[Any], wanted: NDArray[Any]) -> float:
     return -10 * math.log10(max(error, 1e-20))
 
 
-def summary(subject: Subject, by_request: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def summary(by_request: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Return a row for each setting with the means over requests."""
     rows = []
     for same in zip(*by_request, strict=True):
@@ -135,7 +135,6 @@ def summary(subject: Subject, by_request: Sequence[Sequence[Mapping[str, Any]]])
         by_measure = {name: [row["decibels"][name] for row in same] for name in same[0]["decibels"]}
         rows.append(
             {
-                "subject": subject.name,
                 "solver": setting.solver,
                 "steps": setting.steps,
                 "cache": cache,
@@ -150,22 +149,31 @@ def summary(subject: Subject, by_request: Sequence[Sequence[Mapping[str, Any]]])
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1, help="requests at once, each in one process")
-    parser.add_argument("--output", type=Path, default=RESULTS / "step-cache.json")
+    parser.add_argument("--subjects", nargs="+", choices=tuple(SUBJECTS), default=tuple(SUBJECTS), help="to measure")
+    parser.add_argument("--output", type=Path, default=RESULTS / "step-cache.json", help="whose other subjects stay")
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    subjects = [SUBJECTS[name] for name in options.subjects]
+    found = kept(options.output, subjects)
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        for subject in SUBJECTS:
-            found = list(pool.map(partial(measure, subject), range(subject.requests)))
-            rows += summary(subject, found)
-            print(subject.name, len(rows), flush=True)
+        for subject in subjects:
+            by_request = list(pool.map(partial(measure, subject), range(subject.requests)))
+            found.append({**asdict(subject), "rows": summary(by_request), **environment()})
+            print(subject.name, flush=True)
             document = {
                 "what": "error of solvers and of a cache of the step's blocks, at equal evaluations of the network; "
                 "a step whose head of F blocks ran alone counts as F / blocks; means of decibels over requests",
-                "subjects": [asdict(item) for item in SUBJECTS],
-                "rows": rows,
-                **environment(),
+                "subjects": found,
             }
             options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def kept(output: Path, measured: Sequence[Subject]) -> list[dict[str, Any]]:
+    """Return the subjects of an earlier result that are not measured again."""
+    if not output.is_file():
+        return []
+    names = {subject.name for subject in measured}
+    before: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))["subjects"]
+    return [subject for subject in before if subject["name"] not in names]
 
 
 if __name__ == "__main__":

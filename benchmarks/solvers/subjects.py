@@ -61,9 +61,9 @@ class Subject:
 
 
 AS_TRAINED = Subject("`shapes`", 256, 8, 100, trained=True)
-RANDOM_BLOCKS = Subject(f"{BLOCKS} random blocks", 128, 3, 64, trained=False)
-RANDOM = Subject(f"{BLOCKS} random blocks, and time embedding", 128, 2, 250, trained=False)
-SUBJECTS = (AS_TRAINED, RANDOM_BLOCKS, RANDOM)
+RANDOM_BLOCKS = Subject(f"{BLOCKS} random blocks", 128, 2, 64, trained=False)
+RANDOM = Subject(f"{BLOCKS} random blocks, and time embedding", 128, 1, 250, trained=False)
+SUBJECTS = {"shapes": AS_TRAINED, "random-blocks": RANDOM_BLOCKS, "random": RANDOM}
 
 
 class Requests:
@@ -128,7 +128,7 @@ def _layout(conditioning: Conditioning, side: int) -> TokenSequence:
 
 
 def _network(subject: Subject, checkpoint: Checkpoint) -> Transformer:
-    if subject is RANDOM:
+    if subject == RANDOM:
         with tempfile.TemporaryDirectory() as folder:
             write_wide_checkpoint(Path(folder) / "wide", heads=1, blocks=BLOCKS)
             network = load_network(Checkpoint.open(Path(folder) / "wide"), "transformer")
@@ -138,7 +138,7 @@ def _network(subject: Subject, checkpoint: Checkpoint) -> Transformer:
     else:
         network = load_network(checkpoint, "transformer")
     assert isinstance(network, Transformer)
-    return _with_random_blocks(network) if subject is RANDOM_BLOCKS else network
+    return _with_random_blocks(network) if subject == RANDOM_BLOCKS else network
 
 
 def _with_random_blocks(trained: Transformer) -> Transformer:

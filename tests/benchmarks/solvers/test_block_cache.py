@@ -1,11 +1,14 @@
 """The step with a cache by blocks, against the network's own step."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.solvers.block_cache import CachedStep, CacheSetting
-from benchmarks.solvers.subjects import AS_TRAINED, Requests
+from benchmarks.solvers.step_cache import settings
+from benchmarks.solvers.subjects import AS_TRAINED, SUBJECTS, Requests
 from qwen_image_engine.runtime.model.time import time_features
 
 STEPS = 6
@@ -28,6 +31,17 @@ def test_threshold_zero_is_no_cache_bit_for_bit(requests: Requests) -> None:
         step = requests.step(0, CacheSetting(head, threshold=0, warm_up=0))
         np.testing.assert_array_equal(requests.sample(0, "euler", STEPS, step), last.latents)
         assert (step.whole, step.skipped, step.evaluations) == (STEPS, 0, STEPS)
+
+
+def test_a_subject_of_another_process_has_its_own_network_and_settings() -> None:
+    blocks, settled = {}, {}
+    for name, subject in SUBJECTS.items():
+        copy = pickle.loads(pickle.dumps(subject))
+        blocks[name] = len(Requests(copy, []).network.transformer_blocks)
+        settled[name] = list(settings(copy))
+    assert blocks == {"shapes": 7, "random-blocks": 32, "random": 32}
+    assert max(setting.steps for setting in settled["shapes"] if setting.cache is None) == 40
+    assert not any(setting.cache and np.isfinite(setting.cache.threshold) for setting in settled["random"])
 
 
 @pytest.mark.parametrize(
