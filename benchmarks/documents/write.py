@@ -12,10 +12,11 @@ from benchmarks.common.paths import ROOT
 from benchmarks.documents.figures import FIGURES
 from benchmarks.documents.gpu import gpu
 from benchmarks.documents.measured import measured
+from benchmarks.documents.step_cache import step_cache
 from benchmarks.documents.tables import TABLES
 from qwen_image_engine.engines.core import contract
 
-_TABLES = {**TABLES, "measured": measured, "gpu": gpu, "contracts": contract.markdown}
+_TABLES = {**TABLES, "measured": measured, "gpu": gpu, "step_cache": step_cache, "contracts": contract.markdown}
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _FIGURE = re.compile(r"(<!-- figure: (\w+) -->).*?(<!-- end -->)")
 
