@@ -9,6 +9,7 @@ import re
 import sys
 
 from benchmarks.common.paths import ROOT
+from benchmarks.documents.fewer_steps import judged, solvers
 from benchmarks.documents.figures import FIGURES
 from benchmarks.documents.gpu import gpu
 from benchmarks.documents.measured import measured
@@ -16,7 +17,15 @@ from benchmarks.documents.step_cache import step_cache
 from benchmarks.documents.tables import TABLES
 from qwen_image_engine.engines.core import contract
 
-_TABLES = {**TABLES, "measured": measured, "gpu": gpu, "step_cache": step_cache, "contracts": contract.markdown}
+_TABLES = {
+    **TABLES,
+    "measured": measured,
+    "gpu": gpu,
+    "step_cache": step_cache,
+    "solvers": solvers,
+    "judged": judged,
+    "contracts": contract.markdown,
+}
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _FIGURE = re.compile(r"(<!-- figure: (\w+) -->).*?(<!-- end -->)")
 
