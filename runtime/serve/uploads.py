@@ -1,0 +1,98 @@
+"""The uploaded pictures of an edit: opened from memory or a spooled file, checked before a pixel is decoded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import PurePosixPath, PureWindowsPath
+
+from PIL import Image, UnidentifiedImageError
+from starlette.datastructures import UploadFile
+
+from qwen_image_engine.runtime.images.read import DAMAGE, FORMATS
+from qwen_image_engine.runtime.images.reference_image import ReferenceImages
+from qwen_image_engine.runtime.pipeline import QwenImage
+from qwen_image_engine.runtime.serve.api.errors import ApiError, blamed
+
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
+_LONGEST_NAME = 200
+
+
+def read_images(pipeline: QwenImage, files: Sequence[UploadFile], most_pixels: int) -> ReferenceImages:
+    """Decode and fit uploaded reference images. This takes seconds for large ones; no network runs.
+
+    Raises:
+        ApiError: a file is no picture, is damaged, or has a size, a mode or frames that are not taken.
+    """
+    images = [open_picture(file, "image", index, most_pixels) for index, file in enumerate(files)]
+    with blamed("image"):
+        return pipeline.read_references(images)
+
+
+def read_mask(file: UploadFile, first: UploadFile, most_pixels: int) -> Image.Image:
+    """Decode a mask.
+
+    Args:
+        file: a PNG with alpha, 0 where the picture is edited.
+        first: the first image, whose size the mask must have.
+        most_pixels: most pixels of either.
+
+    Raises:
+        ApiError: the file is no PNG with alpha, is damaged, or has another size than the first image.
+    """
+    mask = open_picture(file, "mask", None, most_pixels, formats=("PNG",))
+    first.file.seek(0)
+    size = upright_size(open_picture(first, "image", 0, most_pixels))
+    if mask.size != size:
+        found, expected = (f"{width}x{height}" for width, height in (mask.size, size))
+        raise ApiError(400, f"the mask is {found}, expected the first image's {expected}", "mask", "invalid_value")
+    if mask.mode not in ("RGBA", "LA", "PA") and "transparency" not in mask.info:
+        raise ApiError(400, "the mask has no alpha channel, expected a PNG whose edited pixels are transparent", "mask")
+    try:
+        return mask.convert("RGBA")
+    except (*DAMAGE, Image.DecompressionBombError) as error:
+        raise ApiError(400, f"the mask cannot be read to its end ({error}); save it again", "mask") from error
+
+
+def open_picture(
+    file: UploadFile, param: str, index: int | None, most_pixels: int, formats: tuple[str, ...] = FORMATS
+) -> Image.Image:
+    """Open an uploaded picture. Its header alone is read; the pixels are decoded later.
+
+    Raises:
+        ApiError: the file is no picture of these formats, its header is damaged, or it has more than `most_pixels`.
+    """
+    which = param if index is None else f"{param} {index + 1}"
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            image = Image.open(file.file, formats=formats)
+    except UnidentifiedImageError as error:
+        text = f"{which} is no picture that can be read, expected {', '.join(formats)}; save it as PNG"
+        raise ApiError(400, text, param, "invalid_image") from error
+    except Image.DecompressionBombError as error:
+        raise _too_many(which, param, most_pixels) from error
+    except DAMAGE as error:
+        raise ApiError(400, f"{which} is damaged ({error}); save it again", param, "invalid_image") from error
+    if image.width * image.height > most_pixels:
+        raise _too_many(which, param, most_pixels)
+    if name := base_name(file.filename):
+        image.filename = name  # the name that the picture's parameters record
+    return image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return (width, height) of a picture as its EXIF orientation shows it."""
+    width, height = image.size
+    return (height, width) if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else (width, height)
+
+
+def base_name(name: str | None) -> str:
+    """Return the last part of an uploaded file's name, printable and short; nothing is ever opened by it."""
+    last = PurePosixPath(PureWindowsPath(name or "").name).name
+    return "".join(letter for letter in last if letter.isprintable())[:_LONGEST_NAME]
+
+
+def _too_many(which: str, param: str, most: int) -> ApiError:
+    return ApiError(
+        400, f"{which} has more than the {most} pixels that are read; scale it down", param, "invalid_image"
+    )
