@@ -9,6 +9,7 @@ from typing import Any
 
 from qwen_image_engine.runtime.denoiser import check_guidance
 from qwen_image_engine.runtime.images.reference_image import ReferenceImages
+from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.serve.api.errors import ApiError, blamed
 from qwen_image_engine.runtime.serve.api.limits import Limits
@@ -84,7 +85,8 @@ def prepare_job(
     """
     pipeline = model.pipeline
     files = values.get("image") or []
-    references = read_images(pipeline, files, limits.upload_pixels)
+    resolution = values.get("reference_resolution", DEFAULT_RESOLUTION)
+    references = read_images(pipeline, files, resolution, limits.upload_pixels)
     text = _text_tokens(pipeline, values, references)
     options: dict[str, Any] = {}
     if values.get("mask"):

@@ -125,7 +125,7 @@ def _values(data: FormData, form: RequestForm) -> dict[str, Any]:
         elif field.name in found:
             raise ApiError(400, f"'{field.name}' is given twice, expected once", field.name, "invalid_value")
         else:
-            found[field.name] = field.kind.from_text(field.name, item)
+            found[field.name] = field.kind.from_text(item)
     return found
 
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qwen_image_engine.runtime.model.size import MAX_REFERENCES
+from qwen_image_engine.runtime.images.fit import MAX_RESOLUTION
+from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, MAX_REFERENCES, SIDE_MULTIPLE
 from qwen_image_engine.runtime.sampling.schedule import MAX_STEPS
 from qwen_image_engine.runtime.serve.api.errors import ApiError
 from qwen_image_engine.runtime.serve.api.kinds import Choice, Kind, Number, Picture, Sigmas, Size, Text, Truth, Whole
@@ -116,6 +117,13 @@ def request_fields(limits: Limits, solvers: tuple[str, ...]) -> tuple[Field, ...
         Field("safety_identifier", ignored, "accepted and ignored", ignored=True),
         Field("seed", Whole(-(2**63), 2**64 - 1), "seed of the noise; a random one if absent"),
         Field("num_inference_steps", Whole(1, MAX_STEPS), "steps of the sampler; the model's own number if absent"),
+        Field(
+            "reference_resolution",
+            Whole(SIDE_MULTIPLE, MAX_RESOLUTION),
+            "side of a square of the area that each image is fitted to",
+            DEFAULT_RESOLUTION,
+            where=("edits",),
+        ),
         Field("negative_prompt", prompt, "what to steer away from; needs guidance_scale above 1"),
         Field("guidance_scale", Number(1.0, GREATEST_GUIDANCE), "1 for none; above 1 each step runs twice", 1.0),
         Field("sigmas", Sigmas(SPACINGS, MAX_STEPS), "spacing of the noise levels, or the levels themselves"),

@@ -31,13 +31,9 @@ class Kind(ABC):
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema."""
 
-    def from_text(self, name: str, text: str) -> Any:
-        """Return the value of a form's text.
-
-        Raises:
-            ApiError: the text is no value of this kind.
-        """
-        return self.check(name, text)
+    def from_text(self, text: str) -> Any:
+        """Return the JSON value of a form's text, which `check` has not seen yet."""
+        return text
 
 
 @dataclass(frozen=True)
@@ -96,9 +92,9 @@ class Whole(Kind):
             raise _out_of_range(name, "integer", value, value < self.least, self.least, self.most)
         return value
 
-    def from_text(self, name: str, text: str) -> int:
-        """Return the number; `Kind.from_text` describes the arguments."""
-        return self.check(name, _json(text))
+    def from_text(self, text: str) -> Any:
+        """Return the number, or a text that is none."""
+        return _json(text)
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema."""
@@ -120,9 +116,9 @@ class Number(Kind):
             raise _out_of_range(name, "number", value, value < self.least, self.least, self.most)
         return float(value)
 
-    def from_text(self, name: str, text: str) -> float:
-        """Return the number; `Kind.from_text` describes the arguments."""
-        return self.check(name, _json(text))
+    def from_text(self, text: str) -> Any:
+        """Return the number, or a text that is none."""
+        return _json(text)
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema."""
@@ -139,9 +135,9 @@ class Truth(Kind):
             raise wrong_type(name, "a boolean", value)
         return value
 
-    def from_text(self, name: str, text: str) -> bool:
-        """Return the value; `Kind.from_text` describes the arguments."""
-        return self.check(name, _json(text.lower()))
+    def from_text(self, text: str) -> Any:
+        """Return the value, or a text that is none."""
+        return _json(text.lower())
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema."""
@@ -168,9 +164,9 @@ class Sigmas(Kind):
             raise ApiError(400, f"'{name}' is {described(value)}, expected falling numbers", name, "invalid_value")
         return [float(item) for item in value]
 
-    def from_text(self, name: str, text: str) -> str | list[float]:
-        """Return the name or the levels; `Kind.from_text` describes the arguments."""
-        return self.check(name, text if text in self.names else _json(text))
+    def from_text(self, text: str) -> Any:
+        """Return the name or the levels."""
+        return _json(text)
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema."""
