@@ -9,24 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.core.loop import Loop, LoopInputs
+from qwen_image_engine.engines.core.loop import Loop, LoopInputs, Stage
 from qwen_image_engine.runtime.component_pool import ComponentPool
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.denoiser import step_inputs
 from qwen_image_engine.runtime.model.facts import ModelFacts
 from qwen_image_engine.runtime.model.time import time_features
 from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
-from qwen_image_engine.runtime.sampling.solver import SolverRow, guide, not_finite
+from qwen_image_engine.runtime.sampling.solver import guide, not_finite, sigma_after
 from qwen_image_engine.runtime.sampling.step import Read, Step
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
 
 
-def takes_steps(pool: ComponentPool, facts: ModelFacts, solver: SolverRow) -> bool:
-    """Return whether the engine of the component "step" takes a solver's steps itself. Load it if it is not held.
+def takes_steps(pool: ComponentPool, facts: ModelFacts) -> bool:
+    """Return whether the engine of the component "step" takes the steps itself. Load it if it is not held.
 
     Bidirectional networks have no component "step", so the host takes their steps.
     """
-    return solver.on_device and not facts.bidirectional and pool.loops("step")
+    return not facts.bidirectional and pool.loops("step")
 
 
 def device_steps(
@@ -38,7 +38,7 @@ def device_steps(
 ) -> Iterator[Step]:
     """Take all steps on the device, with the same bits as `solver.integrate`.
 
-    The host waits for each step, so that a run can be cancelled within one step. It allocates nothing between steps.
+    The host waits for each stage, so that a run can be cancelled within one. It allocates nothing between two.
 
     Args:
         pool: pool with the engine of the component "step", which takes steps itself.
@@ -53,55 +53,57 @@ def device_steps(
     num_images = len(inputs.latents)
     loop_inputs = LoopInputs(
         latents=inputs.latents,
-        sigmas=inputs.sigmas,
-        time_features=np.stack([time_features(float(sigma)) for sigma in inputs.sigmas[:-1]]),
+        stages=inputs.stages,
+        time_features=np.stack([time_features(stage.sigma) for stage in inputs.stages]),
         branches=tuple(
             step_inputs(pool, facts, item, rows=inputs.rows, columns=inputs.columns, num_images=num_images)
             for item in conditionings
         ),
         guidance=guidance,
     )
-    last = inputs.steps - 1
+    last = len(inputs.stages) - 1
     with pool.timings.measure_runs("step") as seconds:
         loop = pool.loop("step", loop_inputs)
         state = _State(loop, guidance)
         try:
-            for index in range(inputs.steps):
-                began = perf_counter()
+            began = perf_counter()
+            for index, stage in enumerate(inputs.stages):
                 check_cancelled()
-                pool.allocate("step", loop.step)
+                pool.allocate("step", loop.advance)
                 loop.wait()
                 state.taken += 1
-                if index < last:
-                    took = perf_counter() - began
-                    yield Step(index, inputs.steps, float(inputs.sigmas[index + 1]), took, state.reader(index))
+                if stage.ends and index < last:
+                    took, sigma = perf_counter() - began, sigma_after(inputs.stages, index)
+                    yield Step(stage.step, inputs.steps, sigma, took, state.reader(stage))
+                    began = perf_counter()
             found = loop.finish()
         except BaseException:
             loop.abandon()
             raise
         seconds += found.seconds
     if found.not_finite is not None:
-        raise not_finite(found.not_finite, inputs.sigmas)
+        raise not_finite(inputs.stages[found.not_finite], inputs.steps)
     final = found.latents, np.zeros_like(found.latents)  # at sigma 0 the velocity points nowhere else
-    yield Step(last, inputs.steps, float(inputs.sigmas[-1]), perf_counter() - began, lambda: final)
+    yield Step(inputs.steps - 1, inputs.steps, 0.0, perf_counter() - began, lambda: final)
 
 
 class _State:
-    """The latents on the device, which each step overwrites."""
+    """The latents on the device, which each stage overwrites."""
 
     def __init__(self, loop: Loop, guidance: float) -> None:
         self._loop = loop
         self._guidance = guidance
         self.taken = 0
 
-    def reader(self, index: int) -> Read:
-        """Return the function that reads latents and velocity of step `index`, until the next step overwrites them."""
+    def reader(self, stage: Stage) -> Read:
+        """Return the function that reads latents and velocity after a stage, until the next one overwrites them."""
+        taken = self.taken
 
         def read() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-            if self.taken != index + 1:
+            if self.taken != taken:
                 raise QwenImageError(
-                    f"step {index + 1}: its latents have been overwritten on the device by step {self.taken}; read "
-                    "them before the next step is taken"
+                    f"step {stage.step + 1}: its latents have been overwritten by a later step; read them "
+                    "before the next step is taken"
                 )
             latents, toward, *away = self._loop.read()
             return latents, guide(toward, away[0], self._guidance) if away else toward

@@ -33,8 +33,8 @@ from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, latent_size
 from qwen_image_engine.runtime.model.tiles import draw_tiles
 from qwen_image_engine.runtime.request import Request, RequestOptions
 from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
-from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
-from qwen_image_engine.runtime.sampling.solver import SOLVERS, Velocity, integrate
+from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig, Spacing
+from qwen_image_engine.runtime.sampling.solver import Velocity, integrate
 from qwen_image_engine.runtime.sampling.step import Step
 from qwen_image_engine.runtime.system.cancellation import cancellable
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch
@@ -184,6 +184,8 @@ class QwenImage:
         width: int | None = None,
         height: int | None = None,
         steps: int | None = None,
+        solver: str = "euler",
+        sigmas: Spacing = None,
         seed: int = 0,
         num_images: int = 1,
         latents: NDArray[np.float32] | None = None,
@@ -203,7 +205,11 @@ class QwenImage:
             width: width in pixels, a multiple of 32. None for the width that keeps the aspect ratio of the last
                 reference image at `height`, its fitted width if `height` is None too, or 1024 without reference images.
             height: height in pixels, likewise.
-            steps: number of steps. None for 40, or for the length of the checkpoint's fixed grid if it has one.
+            steps: number of steps. None for 40, or for the length of `sigmas` or of the checkpoint's fixed grid.
+            solver: name of a solver, a key of `runtime.sampling.solver.SOLVERS`. heun evaluates the network twice a
+                step, the others once.
+            sigmas: noise levels without the final 0, which the checkpoint's shift and stretch still move; or the name
+                of a spacing, a key of `runtime.sampling.spacing.SPACINGS`. None for the checkpoint's own.
             seed: seed of the noise, the same on every engine.
             num_images: number of pictures, 1 to 4, drawn as one batch from one seed.
             latents: initial noise instead of noise from the seed, float32 (num_images, tokens, channels).
@@ -221,7 +227,7 @@ class QwenImage:
         )
         width, height = images.picture_size(width, height)
         inputs = SamplingInputs.prepare(
-            self.schedule, self.facts.channels, width, height, steps, seed, num_images, latents
+            self.schedule, self.facts.channels, width, height, steps, seed, num_images, latents, solver, sigmas
         )
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
         tokens, cache_bytes = self._encoder.check(prompts, images.images)
@@ -284,6 +290,9 @@ class QwenImage:
             num_images=inputs.num_images,
             image=0,
             steps=inputs.steps,
+            solver=inputs.solver.name,
+            evaluations=inputs.evaluations,
+            sigmas=inputs.spacing,
             width=request.width,
             height=request.height,
             **asdict(self.origin),
@@ -295,8 +304,7 @@ class QwenImage:
 
     def _steps(self, conditionings: Sequence[Conditioning], guidance: float, inputs: SamplingInputs) -> Iterator[Step]:
         """Take the steps, on the device if the engine supports it."""
-        solver = SOLVERS["euler"]
-        if takes_steps(self._components, self.facts, solver):
+        if takes_steps(self._components, self.facts):
             return device_steps(self._components, self.facts, conditionings, guidance, inputs)
         conditioning, *rest = conditionings
         velocity = denoiser(
@@ -309,7 +317,7 @@ class QwenImage:
             columns=inputs.columns,
             num_images=inputs.num_images,
         )
-        return integrate(velocity, inputs.latents, inputs.sigmas, solver)
+        return integrate(velocity, inputs.latents, inputs.stages)
 
     def _preview(self, latents: NDArray[np.float32], scale: float, *, width: int, height: int) -> NDArray[np.uint8]:
         """Decode clean latents (batch, tokens, channels), and reduce the pictures to `scale`; see `Step.preview`."""
@@ -373,6 +381,8 @@ class QwenImage:
         width: int = 1024,
         height: int = 1024,
         steps: int | None = None,
+        solver: str = "euler",
+        sigmas: Spacing = None,
         seed: int = 0,
         num_images: int = 1,
         latents: NDArray[np.float32] | None = None,
@@ -389,7 +399,7 @@ class QwenImage:
         """
         self._check_open()
         inputs = SamplingInputs.prepare(
-            self.schedule, self.facts.channels, width, height, steps, seed, num_images, latents
+            self.schedule, self.facts.channels, width, height, steps, seed, num_images, latents, solver, sigmas
         )
         check_guidance(guidance, negative is not None)
         conditionings = [conditioning] if negative is None else [conditioning, negative]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.images.reference_image import ReferenceImages
 from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
+from qwen_image_engine.runtime.sampling.schedule import Spacing
 from qwen_image_engine.runtime.system.cancellation import Cancellation
 
 
@@ -26,6 +27,8 @@ class RequestOptions(TypedDict, total=False):
     width: int | None
     height: int | None
     steps: int | None
+    solver: str
+    sigmas: Spacing
     seed: int
     num_images: int
     latents: NDArray[np.float32] | None
@@ -42,7 +45,7 @@ class Request:
         guidance: guidance weight; 1 without guidance.
         width: width of the picture [pixels].
         height: height of the picture [pixels].
-        inputs: size of the latents, noise levels, seed, number of pictures.
+        inputs: size of the latents, noise levels, solver, seed, number of pictures.
         prefix_tokens: number of prefix tokens that the target attends to.
         cache_bytes: bytes of the keys and values of all prompts and of a batch's copies; 0 if the model's attention
             is bidirectional.

@@ -110,7 +110,7 @@ def run_all(options: argparse.Namespace, device: torch.device, budget: Budget, w
     plain = not options.tensorrt_only
     steps = timed_torch(options, device, budget, record)
     record.add("parity", torch_parity(options.tiny, device, work))
-    (row,) = guarded({"way": "Euler kernel"}, lambda: [kernel_row_apart()])
+    (row,) = guarded({"way": "solver kernel"}, lambda: [kernel_row_apart()])
     record.put("kernel", row)
     if plain:
         in_onnxruntime = ("bf16", "fp16", "fp8")

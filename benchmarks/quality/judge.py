@@ -78,7 +78,7 @@ def trajectory(pipeline: QwenImage, request: HeldOut | HeldOutEdit) -> Trajector
     start = SamplingInputs.prepare(
         pipeline.schedule, channels, request.width, request.height, STEPS, request.seed, 1, None
     )
-    for _ in integrate(velocity, start.latents, start.sigmas):
+    for _ in integrate(velocity, start.latents, start.stages):
         pass
     return Trajectory(request, images, conditioning, taken)
 

@@ -1,4 +1,4 @@
-"""The interface of a sampling loop that an engine runs on its device, with the inputs and the result of the loop."""
+"""The interface of a sampling loop that an engine runs on its device, and the stages of which any solver is made."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,29 +11,59 @@ from qwen_image_engine.engines.core.device_array import Values
 from qwen_image_engine.engines.core.engine import Engine
 
 
+@dataclass(frozen=True)
+class Stage:
+    """The constants of a stage. A solver is a list of stages, which host and device compute with the same bits.
+
+    With the latents x, the velocity v of the network at (x, `sigma`), and the terms m1 and m2 of the stage before and
+    of that before it (0 at first), a stage computes its own term m and the next x:
+
+        m = p * x + q * v
+        x = a * x + b * m + c * m1 + d * m2
+
+    in float32, from left to right, each operation rounded on its own.
+
+    Attributes:
+        step: index of the step that the stage belongs to, 0 for the first.
+        sigma: noise level at which the network is evaluated.
+        p: weight of the latents in the term.
+        q: weight of the velocity in the term.
+        a: weight of the latents.
+        b: weight of the stage's own term.
+        c: weight of the term of the stage before.
+        d: weight of the term before that.
+        ends: whether the step ends with this stage.
+    """
+
+    step: int
+    sigma: float
+    p: float
+    q: float
+    a: float
+    b: float
+    c: float = 0.0
+    d: float = 0.0
+    ends: bool = True
+
+
 @dataclass(frozen=True, eq=False)
 class LoopInputs:
     """The inputs of a sampling loop.
 
     Attributes:
-        latents: (batch, tokens, channels) float32 at sigmas[0]; not modified.
-        sigmas: (N + 1,) float32, falling.
-        time_features: (N, features) float32, time features of the first N sigmas.
+        latents: (batch, tokens, channels) float32 at the first stage's sigma; not modified.
+        stages: stages of all steps of the solver.
+        time_features: (stages, features) float32, time features of each stage's sigma.
         branches: all other inputs of a step by name: one mapping for the prompt and, with guidance, one for the
             negative prompt.
         guidance: guidance scale of the first branch over the second; not used if there is one branch.
     """
 
     latents: NDArray[np.float32]
-    sigmas: NDArray[np.float32]
+    stages: tuple[Stage, ...]
     time_features: NDArray[np.float32]
     branches: tuple[Mapping[str, Values], ...]
     guidance: float
-
-    @property
-    def steps(self) -> int:
-        """Number of steps, N."""
-        return len(self.sigmas) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +73,7 @@ class LoopResult:
     Attributes:
         latents: (batch, tokens, channels) latents after the last step.
         seconds: time of each run of the network on the device, in order.
-        not_finite: index of the first step whose velocity was not finite; None if all velocities were finite.
+        not_finite: index of the first stage whose velocity was not finite; None if all velocities were finite.
     """
 
     latents: NDArray[np.float32]
@@ -52,37 +82,37 @@ class LoopResult:
 
 
 class Loop(Protocol):
-    """A sampling loop whose steps run on the device while the host goes on.
+    """A sampling loop whose stages run on the device while the host goes on.
 
     It must not be used after `finish` or an error.
     """
 
-    def step(self) -> None:
-        """Enqueue the next step after all earlier steps, without waiting.
+    def advance(self) -> None:
+        """Enqueue the next stage after all earlier ones, without waiting.
 
         Raises:
-            OutOfDeviceMemory: the device has no room. The latents are unchanged, and the step may be tried again.
-            QwenImageError: the engine cannot run the step.
+            OutOfDeviceMemory: the device has no room. The latents are unchanged, and the stage may be tried again.
+            QwenImageError: the engine cannot run the stage.
         """
         ...
 
     def wait(self) -> None:
-        """Wait until the last enqueued step is done."""
+        """Wait until the network of the last enqueued stage is done."""
         ...
 
     def read(self) -> tuple[NDArray[np.float32], ...]:
-        """Return copies of the latents (batch, tokens, channels) after the last step and of each branch's velocity.
+        """Return copies of the latents (batch, tokens, channels) after the last stage and of each branch's velocity.
 
         Raises:
-            QwenImageError: an enqueued step failed.
+            QwenImageError: an enqueued stage failed.
         """
         ...
 
     def finish(self) -> LoopResult:
-        """Wait for all steps and return the result.
+        """Wait for all stages and return the result.
 
         Raises:
-            QwenImageError: an enqueued step failed.
+            QwenImageError: an enqueued stage failed.
         """
         ...
 
@@ -96,7 +126,7 @@ class LoopingEngine(Engine, Protocol):
     """An engine that runs the sampling loop on its device."""
 
     def loop(self, inputs: LoopInputs) -> Loop:
-        """Copy the inputs of the loop to the device, and take no step yet.
+        """Copy the inputs of the loop to the device, and take no stage yet.
 
         Raises:
             OutOfDeviceMemory: the device has no room.

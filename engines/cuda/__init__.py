@@ -1,1 +1,1 @@
-"""The CUDA driver through ctypes: memory, streams, the Euler kernel, properties of a GPU."""
+"""The CUDA driver through ctypes: memory, streams, the solvers' kernel, properties of a GPU."""

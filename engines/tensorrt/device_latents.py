@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, size_bytes, stored
 from qwen_image_engine.engines.core.loop import LoopInputs
@@ -18,14 +20,16 @@ class DeviceLatents:
     """The buffers for pictures of one size, used for one picture after the other: CUDA graphs hold their addresses.
 
     Attributes:
-        latents: latents before each step, overwritten with the latents after it.
-        time_features: time features of the step.
+        latents: latents before each stage, overwritten with the latents after it.
+        terms: terms of the two stages before; a stage overwrites the older one with its own.
+        time_features: time features of the stage.
         fixed: buffers by name, for each branch, of the inputs that come from the host once a picture.
         velocities: velocity of each branch.
-        fault: one uint32, the index of the first step whose velocity was not finite.
+        fault: one uint32, the index of the first stage whose velocity was not finite.
     """
 
     latents: DeviceBuffer
+    terms: tuple[DeviceBuffer, DeviceBuffer]
     time_features: DeviceBuffer
     fixed: tuple[Mapping[str, DeviceBuffer], ...]
     velocities: tuple[DeviceBuffer, ...]
@@ -49,6 +53,7 @@ class DeviceLatents:
         nbytes = inputs.latents.nbytes
         return cls(
             latents=DeviceBuffer(context, nbytes),
+            terms=(DeviceBuffer(context, nbytes), DeviceBuffer(context, nbytes)),
             time_features=DeviceBuffer(context, inputs.time_features[:1].nbytes),
             fixed=tuple(room(branch) for branch in inputs.branches),
             velocities=tuple(DeviceBuffer(context, nbytes) for _ in inputs.branches),
@@ -64,6 +69,8 @@ class DeviceLatents:
         dtypes = {spec.name: spec.dtype for spec in contract.inputs}
         shapes = {"latents": inputs.latents.shape, "time_features": inputs.time_features[:1].shape}
         self.latents.upload(stream, stored(inputs.latents, dtypes["latents"]))
+        for term in self.terms:  # finite, for a weight of 0
+            term.upload(stream, np.zeros_like(inputs.latents))
         shared = {
             "latents": DeviceArray(self.latents.device, shapes["latents"], dtypes["latents"]),
             "time_features": DeviceArray(self.time_features.device, shapes["time_features"], dtypes["time_features"]),

@@ -17,7 +17,7 @@ from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageEr
 from qwen_image_engine.engines.core.loop import LoopInputs
 from qwen_image_engine.engines.core.lru_cache import LruCache
 from qwen_image_engine.engines.core.packages import newer_than_supported
-from qwen_image_engine.engines.cuda.euler_kernel import EulerKernel
+from qwen_image_engine.engines.cuda.solver_kernel import SolverKernel
 from qwen_image_engine.engines.plans.entry import Shape
 from qwen_image_engine.engines.plans.profile_choice import choose_profile
 from qwen_image_engine.engines.tensorrt.bindings import PRODUCT, made, trt
@@ -74,7 +74,7 @@ class TensorRtEngine:
         self._graphs = self._repeats and self._jit is None
         self._calls: LruCache[Hashable, TensorRtCall] = LruCache(_CALLS if self._repeats else 1)
         self._latents: LruCache[Hashable, DeviceLatents] = LruCache(_PLACES)
-        self._euler: EulerKernel | None = None
+        self._kernel: SolverKernel | None = None
         self._loop: weakref.ref[TensorRtLoop] | None = None
         self._weights = session.weights.take(parts)
 
@@ -115,7 +115,7 @@ class TensorRtEngine:
             first = {"latents": inputs.latents, "time_features": inputs.time_features[:1], **branch}
             contract_check.check_inputs(self._contract, first)
             self._profile(_shapes(first))
-        self._euler = self._euler or EulerKernel(self._session.context)
+        self._kernel = self._kernel or SolverKernel(self._session.context)
         on_host = (
             (name, values.shape)
             for branch in inputs.branches
@@ -129,7 +129,7 @@ class TensorRtEngine:
         earlier = self._loop() if self._loop is not None else None
         if earlier is not None:
             earlier.superseded = True  # its latents may be where those of the next loop go
-        loop = TensorRtLoop(self._session.stream, self._euler, place, self._contract, inputs, self.enqueue)
+        loop = TensorRtLoop(self._session.stream, self._kernel, place, self._contract, inputs, self.enqueue)
         self._loop = weakref.ref(loop)  # the loop holds the engine
         return loop
 

@@ -1,4 +1,4 @@
-"""The sampling loop in a stream: the host enqueues step after step and waits once, for the latents at the end.
+"""The sampling loop in a stream: the host enqueues stage after stage and waits once, for the latents at the end.
 
 It has not run on a GPU yet; `docs/tensorrt-runtime.md` says what has been checked.
 """
@@ -14,7 +14,7 @@ from qwen_image_engine.engines.core.contract import Contract
 from qwen_image_engine.engines.core.device_array import DeviceArray
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.loop import LoopInputs, LoopResult
-from qwen_image_engine.engines.cuda.euler_kernel import NEVER, EulerKernel
+from qwen_image_engine.engines.cuda.solver_kernel import NEVER, SolverKernel
 from qwen_image_engine.engines.cuda.stream import CudaEvent, CudaStream, HostMemory
 from qwen_image_engine.engines.tensorrt.device_latents import DeviceLatents
 
@@ -23,22 +23,22 @@ Enqueue = Callable[[Mapping[str, DeviceArray], Mapping[str, DeviceArray]], None]
 
 
 class TensorRtLoop:
-    """The loop of a TensorRT engine; see `Loop`. Everything that the steps need is allocated by the constructor."""
+    """The loop of a TensorRT engine; see `Loop`. Everything that the stages need is allocated by the constructor."""
 
     def __init__(
         self,
         stream: CudaStream,
-        euler: EulerKernel,
+        kernel: SolverKernel,
         place: DeviceLatents,
         contract: Contract,
         inputs: LoopInputs,
         enqueue: Enqueue,
     ) -> None:
-        """Enqueue the first latents, and the inputs that stay the same in all steps.
+        """Enqueue the first latents, and the inputs that stay the same in all stages.
 
         Args:
             stream: stream of the engine; nothing in it uses `place` any more.
-            euler: kernel that adds a velocity to the latents.
+            kernel: kernel that takes a velocity into the latents.
             place: buffers of the loop.
             contract: contract of the step.
             inputs: inputs of the loop.
@@ -48,12 +48,12 @@ class TensorRtLoop:
             OutOfDeviceMemory: the device has no room.
             QwenImageError: the driver returns an error.
         """
-        self._stream, self._euler, self._place, self._loop, self._enqueue = stream, euler, place, inputs, enqueue
+        self._stream, self._kernel, self._place, self._loop, self._enqueue = stream, kernel, place, inputs, enqueue
         table = np.ascontiguousarray(inputs.time_features)
         self._row_bytes = table[:1].nbytes
         self._table = HostMemory(stream.context, table.nbytes)
         self._table.bytes[:] = table.reshape(-1).view(np.uint8)
-        runs = len(inputs.branches) * inputs.steps
+        runs = len(inputs.branches) * len(inputs.stages)
         self._marks = [CudaEvent(stream.context) for _ in range(runs + 1)]
         self._taken = 0
         self.superseded = False
@@ -73,8 +73,8 @@ class TensorRtLoop:
         place.fault.upload(stream, np.array([NEVER], np.uint32))
         stream.record(self._marks[0])
 
-    def step(self) -> None:
-        """Enqueue the next step; see `Loop.step`."""
+    def advance(self) -> None:
+        """Enqueue the next stage; see `Loop.advance`."""
         if self.superseded:
             raise QwenImageError("step: another run has begun on this engine; take all steps of one before the next")
         index, place, loop = self._taken, self._place, self._loop
@@ -82,21 +82,24 @@ class TensorRtLoop:
         for number, (inputs, outputs) in enumerate(zip(self._branches, self._velocities, strict=True), start=1):
             self._enqueue(inputs, outputs)
             self._stream.record(self._marks[index * len(self._branches) + number])
-        self._euler.launch(
+        before, earlier = place.terms if index % 2 else place.terms[::-1]
+        self._kernel.launch(
             self._stream.handle,
+            stage=loop.stages[index],
             latents=place.latents.device.address,
             toward=place.velocities[0].device.address,
             away=place.velocities[-1].device.address,
+            before=before.device.address,
+            earlier=earlier.device.address,
             fault=place.fault.device.address,
             guidance=loop.guidance,
-            delta=float(loop.sigmas[index + 1] - loop.sigmas[index]),
             count=loop.latents.size,
-            step=index,
+            index=index,
         )
         self._taken += 1
 
     def wait(self) -> None:
-        """Wait for the last step; see `Loop.wait`. The kernel that adds the velocity may still be running."""
+        """Wait for the last stage; see `Loop.wait`. The kernel that takes the velocity may still be running."""
         self._marks[self._taken * len(self._branches)].wait()
 
     def read(self) -> tuple[NDArray[np.float32], ...]:
@@ -111,7 +114,7 @@ class TensorRtLoop:
         return arrays
 
     def finish(self) -> LoopResult:
-        """Wait for all steps and return the result; see `Loop.finish`."""
+        """Wait for all stages and return the result; see `Loop.finish`."""
         latents, fault = np.empty_like(self._loop.latents), np.empty(1, np.uint32)
         for buffer, array in ((self._place.latents, latents), (self._place.fault, fault)):
             buffer.download(self._stream, array.nbytes)

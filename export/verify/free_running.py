@@ -19,7 +19,7 @@ from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.export.verify.difference import Difference, difference, finite
 from qwen_image_engine.export.verify.recording import Recording
 from qwen_image_engine.runtime.model.time import time_features
-from qwen_image_engine.runtime.sampling.solver import SOLVERS, Velocity
+from qwen_image_engine.runtime.sampling.solver import SOLVERS, State, Velocity
 
 SEED = 1
 """Seed of the control's noise."""
@@ -90,16 +90,17 @@ def divergence(velocity: Velocity, recording: Recording, start: NDArray[np.float
     """Follow a velocity from `start`; distances are infinite once a value is not finite."""
     following = _following(recording)
     afterwards = [*(step.latents for step in recording.steps[1:]), recording.final]
-    latents, found = start, []
+    found: list[float] = []
     # Not `integrate`: values which are not finite are a finding here.
-    solver = SOLVERS["euler"].begin(np.array([*recording.sigmas, 0.0], np.float32))
-    for index, expected in enumerate(afterwards):
-        latents, _ = solver.step(velocity, latents, index)
-        found.append(difference(latents, expected).relative_l2)
+    stages = SOLVERS["euler"].stages(np.array([*recording.sigmas, 0.0], np.float32))
+    state = State(start)
+    for stage, expected in zip(stages, afterwards, strict=True):
+        state.apply(stage, velocity(state.latents, stage.sigma))
+        found.append(difference(state.latents, expected).relative_l2)
         if math.isinf(found[-1]):
             break
     distances = (*found, *[math.inf] * (len(following) - len(found)))
-    return Trajectory(distances, latents if math.isfinite(distances[-1]) else None)
+    return Trajectory(distances, state.latents if math.isfinite(distances[-1]) else None)
 
 
 def free_running(

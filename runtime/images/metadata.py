@@ -14,6 +14,7 @@ import json
 from PIL.PngImagePlugin import PngInfo
 
 from qwen_image_engine.runtime.images.parameters import CHUNK, PictureParameters
+from qwen_image_engine.runtime.sampling.solver import SOLVERS
 
 _SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 
@@ -51,7 +52,7 @@ def webui_text(parameters: PictureParameters) -> str:
     guidance = parameters.guidance
     settings = {
         "Steps": parameters.steps,
-        "Sampler": "Euler",
+        "Sampler": SOLVERS[parameters.solver].label if parameters.solver in SOLVERS else parameters.solver,
         "CFG scale": int(guidance) if guidance == int(guidance) else guidance,
         "Seed": parameters.seed,
         "Size": f"{parameters.width}x{parameters.height}",

@@ -18,6 +18,8 @@ from qwen_image_engine.runtime.system.json_schema import (
     SchemaError,
     fields_of,
     is_integer,
+    is_list_of,
+    is_number,
     leaf,
     many,
     optional,
@@ -74,7 +76,10 @@ class PictureParameters:
         seed: seed of the initial noise; None if the caller gave the noise itself.
         num_images: size of the batch, whose noise is drawn at once.
         image: index of this picture in the batch, from 0.
-        steps: number of steps of the sampler.
+        steps: number of steps of the solver.
+        solver: name of the solver.
+        evaluations: number of evaluations of the network, each of which guidance doubles.
+        sigmas: noise levels or the name of a spacing that the caller chose; None for the checkpoint's own.
         width: width of the picture [pixels].
         height: height of the picture [pixels].
         engine: name of the backend that generated the picture.
@@ -93,6 +98,9 @@ class PictureParameters:
     num_images: int
     image: int
     steps: int
+    solver: str
+    evaluations: int
+    sigmas: tuple[float, ...] | str | None
     width: int
     height: int
     engine: str
@@ -117,12 +125,15 @@ class PictureParameters:
             if len(text) > _MAX_CHARACTERS:
                 raise SchemaError(f"{len(text)} characters, expected at most {_MAX_CHARACTERS}")
             values = parse(text)
+            if isinstance(values, dict) and "solver" not in values:  # drawn before there was a choice
+                values |= {"solver": "euler", "evaluations": values.get("steps"), "sigmas": None}
             _CHECK(values, "")
             if not values["image"] < values["num_images"]:
                 raise SchemaError(f"image {values['image']} of a batch of {values['num_images']}")
         except SchemaError as error:
             raise UsageError(f"{path}: its parameters are damaged or of another version ({error})") from error
         values["references"] = tuple(ReferenceOrigin(**reference) for reference in values["references"])
+        values["sigmas"] = tuple(values["sigmas"]) if isinstance(values["sigmas"], list) else values["sigmas"]
         return cls(**values)
 
 
@@ -131,6 +142,12 @@ _CHECK = fields_of(
     references=many(fields_of(ReferenceOrigin), least=0),
     reference_resolution=optional(COUNT),
     seed=optional(leaf("a whole number", is_integer)),
+    sigmas=leaf(
+        "null, a name or a list of numbers",
+        lambda value: (
+            value is None or isinstance(value, str) or (isinstance(value, list) and is_list_of(value, is_number))
+        ),
+    ),
 )
 
 

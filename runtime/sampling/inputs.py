@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
@@ -11,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.engines.core.loop import Stage
 from qwen_image_engine.runtime.model.latents import pack_latents
 from qwen_image_engine.runtime.model.size import MAX_IMAGES, latent_size
 from qwen_image_engine.runtime.sampling.noise import check_seed, draw_noise
-from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig, sigmas
+from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig, Spacing, sigmas
+from qwen_image_engine.runtime.sampling.solver import SolverRow, find_solver
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,8 @@ class SamplingInputs:
         columns: columns of latents, width / 16.
         channels: channels of latents.
         sigmas: noise levels (N + 1,) float32, falling to 0.
+        solver: the solver.
+        spacing: the caller's own choice of noise levels, a name or a list; None for the checkpoint's.
         seed: seed of the noise; not used if the caller gave latents.
         num_images: number of pictures of the batch.
         given: the caller's own initial latents (num_images, rows * columns, channels) float32, or None.
@@ -35,6 +40,8 @@ class SamplingInputs:
     columns: int
     channels: int
     sigmas: NDArray[np.float32]
+    solver: SolverRow
+    spacing: tuple[float, ...] | str | None
     seed: int
     num_images: int
     given: NDArray[np.float32] | None
@@ -50,19 +57,28 @@ class SamplingInputs:
         seed: int,
         num_images: int,
         latents: NDArray[np.float32] | None,
+        solver: str = "euler",
+        spacing: Spacing = None,
     ) -> Self:
         """Check a request and return its inputs. The noise is drawn when it is first used.
 
         Raises:
-            UsageError: size, steps, seed or number of images is not a whole number or is out of range, or the given
-                latents have another dtype or shape or are not finite.
+            UsageError: size, steps, seed or number of images is not a whole number or is out of range, the given
+                latents have another dtype or shape or are not finite, no solver has this name, the solver needs more
+                steps, or `spacing` is invalid (`schedule.sigmas`).
         """
+        row = find_solver(solver)
         for name, value in (("steps", 0 if steps is None else steps), ("seed", seed), ("num_images", num_images)):
             _check_whole(name, value)
         if latents is not None and not isinstance(latents, np.ndarray):
             raise UsageError(f"the given latents are {type(latents).__name__}, expected a numpy array")
         rows, columns = latent_size(width, height)
-        levels = sigmas(schedule, steps, rows * columns)
+        levels = sigmas(schedule, steps, rows * columns, spacing)
+        if len(levels) - 1 < row.fewest_steps:
+            raise UsageError(
+                f"solver {row.name} with {len(levels) - 1} steps: it needs at least {row.fewest_steps}, since it "
+                "starts with a step of Euler's; ask for more, or for solver euler"
+            )
         if not 1 <= num_images <= MAX_IMAGES:
             raise UsageError(f"{num_images} images asked for, expected 1 to {MAX_IMAGES}")
         if latents is None:
@@ -77,12 +93,29 @@ class SamplingInputs:
             if not np.isfinite(latents).all():
                 raise UsageError("the given latents hold values that are not finite")
             latents = np.ascontiguousarray(latents)
-        return cls(rows, columns, channels, levels, seed, num_images, latents)
+        kept = spacing if spacing is None or isinstance(spacing, str) else tuple(float(value) for value in spacing)
+        kept = None if kept == "model" else kept
+        return cls(rows, columns, channels, levels, row, kept, seed, num_images, latents)
 
     @property
     def steps(self) -> int:
         """Number of steps of the solver."""
         return len(self.sigmas) - 1
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Stages of the solver: one evaluation of the network each."""
+        return self.solver.stages(self.sigmas)
+
+    @property
+    def evaluations_by_step(self) -> list[int]:
+        """Number of evaluations of the network in each step."""
+        return [*Counter(stage.step for stage in self.stages).values()]
+
+    @property
+    def evaluations(self) -> int:
+        """Number of evaluations of the network, each of which guidance doubles."""
+        return len(self.stages)
 
     @cached_property
     def latents(self) -> NDArray[np.float32]:

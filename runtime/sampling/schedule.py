@@ -8,13 +8,27 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.system.json_schema import MISSING, NUMBER, TRUTH, Reader, is_list_of, is_number, leaf
+from qwen_image_engine.runtime.sampling.spacing import SPACINGS, spaced
+from qwen_image_engine.runtime.system.json_schema import (
+    MISSING,
+    NUMBER,
+    TRUTH,
+    Reader,
+    described,
+    is_list_of,
+    is_number,
+    leaf,
+)
+
+Spacing = Sequence[float] | str | None
+"""Levels of noise that a caller chooses; `sigmas` describes them."""
 
 DEFAULT_STEPS = 40
 MAX_STEPS = 1000
@@ -105,7 +119,9 @@ class ScheduleConfig:
         return config
 
 
-def sigmas(config: ScheduleConfig, num_steps: int | None, target_tokens: int) -> NDArray[np.float32]:
+def sigmas(
+    config: ScheduleConfig, num_steps: int | None, target_tokens: int, spacing: Spacing = None
+) -> NDArray[np.float32]:
     """Return the noise levels of a run, from 1 (noise) down to 0 (picture).
 
     The formula is s' = e^mu / (e^mu + 1/s - 1), with mu linear in the number of target tokens. The result is stretched
@@ -113,26 +129,62 @@ def sigmas(config: ScheduleConfig, num_steps: int | None, target_tokens: int) ->
 
     Args:
         config: the schedule.
-        num_steps: number of steps N; None for the length of the fixed grid, or 40 if there is none.
+        num_steps: number of steps N; None for the length of the list in `spacing`, else of the fixed grid, or 40 if
+            there is none. A fixed grid is interpolated to any other number.
         target_tokens: number of latents of the target, height/16 * width/16.
+        spacing: a list of levels s without the final 0, which takes the place of the checkpoint's grid and is shifted
+            and stretched like it, as the argument `sigmas` of diffusers' pipelines is; or a name of
+            `runtime.sampling.spacing.SPACINGS`, which places N levels between the first and the last of the
+            checkpoint's own; None for the checkpoint's own.
 
     Returns:
         Noise levels (N + 1,) float32, the last 0.
 
     Raises:
-        UsageError: there are fewer steps than the formula needs, more than `MAX_STEPS`, or another number than the
-            fixed grid has; or the picture is so large that every level is noise.
+        UsageError: there are fewer steps than the formula needs, or more than `MAX_STEPS`; the list has another length
+            than `num_steps` or is no list of falling levels in (0, 1]; no spacing has this name; or the picture is so
+            large that every level is noise.
     """
-    fixed = config.sample_sigmas
-    if fixed is not None and num_steps is not None and num_steps != len(fixed):
-        raise UsageError(f"{num_steps} steps asked for, but this checkpoint has a fixed grid of {len(fixed)} steps")
-    steps = len(fixed) if fixed is not None else DEFAULT_STEPS if num_steps is None else num_steps
+    given = None if spacing is None or isinstance(spacing, str) else _given_grid(spacing)
+    if given is not None and num_steps is not None and num_steps != len(given):
+        raise UsageError(f"{num_steps} steps asked for, and {len(given)} sigmas; leave out the number of steps")
+    own = given or config.sample_sigmas
+    steps = num_steps if num_steps is not None else DEFAULT_STEPS if own is None else len(own)
     fewest = 1 if config.shift_terminal is None else 2  # the stretch divides by 1 - sigma, 0 for a single step
     if steps < fewest:
         raise UsageError(f"{steps} steps asked for, this schedule needs at least {fewest}")
     if steps > MAX_STEPS:
         raise UsageError(f"{steps} steps asked for, at most {MAX_STEPS} are different from one another")
-    grid = np.array(fixed if fixed is not None else np.linspace(1.0, 1.0 / steps, steps), dtype=np.float32)
+    levels = _transformed(config, _even_or_fixed(own, steps), target_tokens)
+    if isinstance(spacing, str):
+        levels = spaced(spacing, levels)
+    levels = np.append(levels, 0).astype(np.float32)
+    if not (np.diff(levels) < 0).all():
+        raise UsageError(
+            f"{steps} sigmas lie so close together that two noise levels are equal in float32; leave some out"
+        )
+    return levels
+
+
+def _even_or_fixed(grid: Sequence[float] | None, steps: int) -> NDArray[np.float32]:
+    """Return an even grid of `steps` levels, or a fixed one, interpolated if it has another number of levels.
+
+    The fixed grid with its final 0 is a line over the share of the steps taken.
+    """
+    if grid is None:
+        return np.linspace(1.0, 1.0 / steps, steps).astype(np.float32)
+    if len(grid) != steps:
+        taken = np.linspace(0.0, len(grid), steps + 1)[:-1]
+        grid = np.interp(taken, np.arange(len(grid) + 1), [*grid, 0.0]).tolist()
+    return np.array(grid, np.float32)
+
+
+def _transformed(config: ScheduleConfig, grid: NDArray[np.float32], target_tokens: int) -> NDArray[np.float32]:
+    """Return the levels of a grid after the schedule's shift and stretch.
+
+    Raises:
+        UsageError: the picture is so large that every level is noise.
+    """
     if config.use_dynamic_shifting:
         exponent = shift_exponent(config, target_tokens)
         if exponent > _LARGEST_EXPONENT:
@@ -147,7 +199,7 @@ def sigmas(config: ScheduleConfig, num_steps: int | None, target_tokens: int) ->
     if config.shift_terminal is not None:
         complement = 1.0 - grid
         grid = 1.0 - complement / (complement[-1] / (1.0 - config.shift_terminal))
-    return np.append(grid, np.float32(0)).astype(np.float32)
+    return grid
 
 
 def shift_exponent(config: ScheduleConfig, target_tokens: int) -> float:
@@ -160,7 +212,30 @@ def _fixed_grid(values: Sequence[float] | None, where: str) -> tuple[float, ...]
     if values is None:
         return None
     grid = tuple(float(value) for value in values)
-    falling = all(a > b for a, b in pairwise(grid))
-    if not falling or grid[0] > 1.0 or grid[-1] <= 0.0:
+    if not falls(grid):
         raise QwenImageError(f"{where}: sample_sigmas {list(grid)} must fall from at most 1 and stay above 0")
     return grid
+
+
+def _given_grid(values: Sequence[float]) -> tuple[float, ...]:
+    """Return a list of levels that a caller gave.
+
+    Raises:
+        UsageError: it is no list of numbers that fall from at most 1 and stay above 0.
+    """
+    shown = described(values)
+    numbers = [*values] if isinstance(values, Sequence | np.ndarray) else []
+    if not numbers or not all(isinstance(value, Real) and not isinstance(value, bool) for value in numbers):
+        raise UsageError(f"sigmas {shown}: expected a list of numbers, or one of {', '.join(SPACINGS)}")
+    grid = tuple(float(value) for value in numbers)
+    if not falls(grid):
+        raise UsageError(
+            f"sigmas {shown}: expected numbers that fall, each below the one before, from at most 1 and above 0; the "
+            "final 0 is not among them"
+        )
+    return grid
+
+
+def falls(grid: Sequence[float]) -> bool:
+    """Return whether levels fall from at most 1, each below the one before, and stay above 0."""
+    return all(a > b for a, b in pairwise(grid)) and grid[-1] > 0.0 and grid[0] <= 1.0

@@ -1,17 +1,18 @@
-"""Solvers of the sampling equation dx/dsigma = velocity, and the table of solvers by name."""
+"""Solvers of the sampling equation dx/dsigma = velocity: the table of their names, and the integration on the host."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.loop import Stage
+from qwen_image_engine.runtime.sampling import stages
 from qwen_image_engine.runtime.sampling.step import Step
 
 Latents = NDArray[np.float32]
@@ -20,110 +21,124 @@ Velocity = Callable[[Latents, float], Latents]
 """The network as a function: (latents (batch, tokens, channels), sigma) -> velocity of the same shape."""
 
 
-class Solver(Protocol):
-    """An integration of dx/dsigma = velocity over a falling grid of noise levels, with the state of the method."""
-
-    def step(self, velocity: Velocity, latents: Latents, index: int) -> tuple[Latents, Latents]:
-        """Take step `index`, from sigmas[index] to sigmas[index + 1]. Steps are taken in order, each once.
-
-        Args:
-            velocity: the network.
-            latents: latents (batch, tokens, channels) at sigmas[index]; not modified.
-            index: index of the step, 0 for the first.
-
-        Returns:
-            The latents after the step, and the velocity at the beginning of the step.
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class SolverRow:
     """A row of the table of solvers.
 
     Attributes:
-        name: key of the row. Requests cannot choose a solver yet.
-        begin: function that creates the solver of one integration over sigmas (N + 1,) float32.
-        on_device: whether engines that take the steps themselves (`engines.core.loop`) do this arithmetic. Their
-            kernel is Euler's.
+        name: key of the row.
+        label: name that other programs show for it, for the text chunk that they read.
+        stages: function that returns the stages on a grid of noise levels (N + 1,) float32, falling to 0.
+        fewest_steps: least number of steps. With fewer the solver would be Euler's.
     """
 
     name: str
-    begin: Callable[[NDArray[np.float32]], Solver]
-    on_device: bool
+    label: str
+    stages: Callable[[NDArray[np.float32]], tuple[Stage, ...]]
+    fewest_steps: int
 
 
-class Euler:
-    """Euler's method, x + (sigma' - sigma) * velocity, as in diffusers' `FlowMatchEulerDiscreteScheduler`."""
-
-    def __init__(self, sigmas: NDArray[np.float32]) -> None:
-        self._sigmas = sigmas
-
-    def step(self, velocity: Velocity, latents: Latents, index: int) -> tuple[Latents, Latents]:
-        """Take one Euler step from sigmas[index] to sigmas[index + 1]. `Solver.step` describes the arguments."""
-        sigma, following = self._sigmas[index], self._sigmas[index + 1]
-        slope = velocity(latents, float(sigma))
-        return euler_step(latents, slope, sigma, following), slope
-
-
-def euler_step(latents: Latents, velocity: Latents, sigma: np.float32, following: np.float32) -> Latents:
-    """Return the latents at the noise level `following` after one Euler step from `sigma`, in float32.
-
-    `engines/cuda/euler_kernel.py` computes the same on a GPU, bit for bit.
-    """
-    return latents + (following - sigma) * velocity
-
-
-SOLVERS: Mapping[str, SolverRow] = {row.name: row for row in (SolverRow("euler", Euler, on_device=True),)}
+SOLVERS: Mapping[str, SolverRow] = {
+    row.name: row
+    for row in (
+        SolverRow("euler", "Euler", stages.euler, 1),
+        SolverRow("ab2", "AB2", stages.ab2, 2),
+        SolverRow("dpm++2m", "DPM++ 2M", stages.dpm_2m, 2),
+        SolverRow("unipc", "UniPC", stages.unipc, 2),
+        SolverRow("heun", "Heun", stages.heun, 2),
+    )
+}
 """Solvers by name."""
 
 
-def integrate(
-    velocity: Velocity, latents: Latents, sigmas: NDArray[np.float32], solver: SolverRow = SOLVERS["euler"]
-) -> Iterator[Step]:
-    """Integrate dx/dsigma = velocity from sigmas[0] to sigmas[-1] on the host.
+def find_solver(name: str) -> SolverRow:
+    """Return the row of a solver.
+
+    Raises:
+        UsageError: no solver has this name.
+    """
+    row = SOLVERS.get(name) if isinstance(name, str) else None
+    if row is None:
+        raise UsageError(f"solver {name!r} is unknown, expected one of {', '.join(SOLVERS)}")
+    return row
+
+
+class State:
+    """The latents of an integration, with the terms of the two stages before."""
+
+    def __init__(self, latents: Latents) -> None:
+        """Begin with latents (batch, tokens, channels), which are not modified."""
+        self.latents = latents
+        self._before: Latents | None = None
+        self._earlier: Latents | None = None
+
+    def apply(self, stage: Stage, velocity: Latents) -> None:
+        """Compute the term of a stage and the latents after it, in float32. `Stage` has the formula.
+
+        `engines/cuda/solver_kernel.py` computes the same on a GPU, bit for bit.
+        """
+        term = _combined(((stage.p, self.latents), (stage.q, velocity)))
+        self.latents = _combined(
+            ((stage.a, self.latents), (stage.b, term), (stage.c, self._before), (stage.d, self._earlier))
+        )
+        self._before, self._earlier = term, self._before
+
+
+def _combined(parts: Sequence[tuple[float, Latents | None]]) -> Latents:
+    """Return the sum of weighted arrays. What adds nothing is left out; it would change no bit but a zero's sign."""
+    total: Latents | None = None
+    for weight, values in parts:
+        if weight == 0 or values is None:
+            continue
+        part = values if weight == 1 else np.float32(weight) * values
+        total = part if total is None else total + part
+    assert total is not None, "a stage without a weight"
+    return total
+
+
+def integrate(velocity: Velocity, latents: Latents, plan: Sequence[Stage]) -> Iterator[Step]:
+    """Integrate dx/dsigma = velocity on the host.
 
     Args:
         velocity: the network.
-        latents: latents (batch, tokens, channels) at sigmas[0]; not modified.
-        sigmas: noise levels (N + 1,) float32, falling.
-        solver: row of `SOLVERS`.
+        latents: latents (batch, tokens, channels) at the first stage's sigma; not modified.
+        plan: stages of all steps, as `SolverRow.stages` returns them.
 
     Yields:
-        N steps. Step k comes after its update, with the latents at sigmas[k+1].
+        A step after its last stage, with the latents at the sigma after it.
 
     Raises:
         QwenImageError: the velocity is not finite or does not have the shape of the latents.
     """
-    steps = len(sigmas) - 1
-    method = solver.begin(sigmas)
-    for index in range(steps):
-        began = perf_counter()
-        latents, slope = method.step(_checked(velocity, index, sigmas), latents, index)
-        seconds = perf_counter() - began
-        yield Step(index, steps, float(sigmas[index + 1]), seconds, partial(_pair, latents, slope))
+    steps, state = plan[-1].step + 1, State(latents)
+    began = perf_counter()
+    for index, stage in enumerate(plan):
+        slope = velocity(state.latents, stage.sigma)
+        if slope.shape != latents.shape:
+            raise QwenImageError(f"velocity has shape {slope.shape}, expected that of the latents, {latents.shape}")
+        if not np.isfinite(slope).all():
+            raise not_finite(stage, steps)
+        state.apply(stage, slope)
+        if stage.ends:
+            seconds = perf_counter() - began
+            sigma = sigma_after(plan, index)
+            yield Step(stage.step, steps, sigma, seconds, partial(_pair, state.latents, slope))
+            began = perf_counter()
+
+
+def sigma_after(plan: Sequence[Stage], index: int) -> float:
+    """Return the noise level after the stage `index`, which ends a step; 0 after the last."""
+    return plan[index + 1].sigma if index + 1 < len(plan) else 0.0
 
 
 def _pair(latents: Latents, slope: Latents) -> tuple[Latents, Latents]:
     return latents, slope
 
 
-def _checked(velocity: Velocity, index: int, sigmas: NDArray[np.float32]) -> Velocity:
-    def evaluate(latents: Latents, sigma: float) -> Latents:
-        slope = velocity(latents, sigma)
-        if slope.shape != latents.shape:
-            raise QwenImageError(f"velocity has shape {slope.shape}, expected that of the latents, {latents.shape}")
-        if not np.isfinite(slope).all():
-            raise not_finite(index, sigmas)
-        return slope
-
-    return evaluate
-
-
-def not_finite(index: int, sigmas: NDArray[np.float32]) -> QwenImageError:
-    """Return the error for step `index` of a grid (N + 1,) whose velocity is not finite."""
+def not_finite(stage: Stage, steps: int) -> QwenImageError:
+    """Return the error for a stage, of so many steps in all, whose velocity is not finite."""
     return QwenImageError(
-        f"step {index + 1} of {len(sigmas) - 1} (sigma {sigmas[index]:.4f}): the velocity is not finite; "
+        f"step {stage.step + 1} of {steps} (sigma {stage.sigma:.4f}): the velocity is not finite; "
         "run the transformer in bf16 or fp32"
     )
 

@@ -17,7 +17,6 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from qwen_image_engine.runtime.sampling.solver import SOLVERS
 from qwen_image_engine.runtime.serve.api.bodies import read_form, read_json
 from qwen_image_engine.runtime.serve.api.errors import ApiError, drawing_error
 from qwen_image_engine.runtime.serve.api.fields import ENDPOINTS, Endpoint, RequestForm, request_fields
@@ -89,7 +88,7 @@ class _Routes:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._fields = request_fields(service.limits, solvers())
+        self._fields = request_fields(service.limits)
         self._forms = {endpoint: RequestForm(self._fields, endpoint) for endpoint in ENDPOINTS}
         self._document = openapi_document(self._forms)
         self._bodies = 0
@@ -281,11 +280,6 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._end()
-
-
-def solvers() -> tuple[str, ...]:
-    """Return the names of the solvers, the default first."""
-    return tuple(SOLVERS)
 
 
 async def _left(request: Request) -> None:

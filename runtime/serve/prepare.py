@@ -92,11 +92,6 @@ def prepare_job(
     if values.get("mask"):
         options["mask"] = read_mask(values["mask"][0], files[0], limits.upload_pixels)
         _check_takes(pipeline, "mask")
-    for name in ("sigmas", "solver"):
-        if values[name] is not None and _takes(pipeline, name):
-            options[name] = values[name]
-        elif values[name] is not None and name == "sigmas":
-            _check_takes(pipeline, name)
     width, height = values["size"] or (None, None)
     seed = secrets.randbelow(_RANDOM_SEEDS) if values["seed"] is None else values["seed"]
     with blamed("sigmas" if values["sigmas"] is not None else "num_inference_steps"):
@@ -109,6 +104,8 @@ def prepare_job(
             height=height,
             steps=values["num_inference_steps"],
             seed=seed,
+            solver=values["solver"],
+            sigmas=values["sigmas"],
             **options,
         )
     _check_fitted(request.width, request.height, limits)

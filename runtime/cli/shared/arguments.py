@@ -31,6 +31,14 @@ def byte_count(text: str) -> int:
     return count
 
 
+def spacing(text: str) -> tuple[float, ...] | str:
+    """Parse a flag's value: "1,0.7,0.4" to (1.0, 0.7, 0.4), and anything else to the name of a spacing, unchecked."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return text
+
+
 def whole_numbers(text: str) -> tuple[int, ...]:
     """Parse a flag's value, such as "0,1,30", to (0, 1, 30).
 

@@ -18,6 +18,7 @@ DEFAULTS: dict[str, Any] = {
     "num_images": 1,
     "reference_resolution": DEFAULT_RESOLUTION,
     "seed": (0,),
+    "solver": "euler",
 }
 """Values of flags that are None because neither the command line nor a picture names them."""
 
@@ -81,10 +82,24 @@ def _values(options: argparse.Namespace, parameters: "PictureParameters") -> dic
         "guidance": parameters.guidance,
         "width": width,
         "height": height,
-        "steps": parameters.steps,
+        **_sampling(options, parameters),
         "seed": None if parameters.seed is None else (parameters.seed,),
         "num_images": parameters.num_images,
         "engine": parameters.engine if parameters.engine in ENGINES else None,
+    }
+
+
+def _sampling(options: argparse.Namespace, parameters: "PictureParameters") -> dict[str, Any]:
+    """Return steps, solver and sigmas of the picture, as far as other flags leave them.
+
+    A list of sigmas is as long as the steps that it was given for, and goes when another number is asked for.
+    """
+    sigmas = parameters.sigmas
+    listed = sigmas is not None and not isinstance(sigmas, str)
+    return {
+        "steps": None if isinstance(options.sigmas, tuple) or (listed and options.steps is None) else parameters.steps,
+        "solver": parameters.solver,
+        "sigmas": None if listed and options.steps is not None else sigmas,
     }
 
 

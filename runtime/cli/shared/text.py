@@ -1,6 +1,7 @@
 """Texts and figures that several verbs print: a request's time by stage, and a plan's facts."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from statistics import median
 
 from qwen_image_engine.engines.core.components import COMPONENTS
@@ -11,12 +12,16 @@ from qwen_image_engine.runtime.system.text import size_text
 from qwen_image_engine.runtime.timing import Timing
 
 
-def stage_seconds(entries: Sequence[Timing], steps: int) -> dict[str, float]:
-    """Return the seconds of each stage of one request of `steps` steps, in the order of execution.
+def stage_seconds(entries: Sequence[Timing], evaluations: Sequence[int]) -> dict[str, float]:
+    """Return the seconds of each stage of one request, in the order of execution.
 
     A stage that did not run has 0. The first step is separate, because a backend allocates its memory in it. `step_s`
-    is the median of the other steps, or the first step if there is only one. With guidance a step is two runs, and
-    encoder and prefix run twice.
+    is the median of the other steps, or the first step if there is only one. With guidance an evaluation is two
+    runs, and encoder and prefix run twice.
+
+    Args:
+        entries: timings of the request.
+        evaluations: number of evaluations of the network in each step.
     """
     names = ("load_s", "references_s", "encode_s", "prefix_s", "first_step_s", "step_s", "decode_s")
     totals = dict.fromkeys(names, 0.0)
@@ -31,8 +36,8 @@ def stage_seconds(entries: Sequence[Timing], steps: int) -> dict[str, float]:
         else:
             totals[f"{stage}_s"] += entry.seconds
     if runs:
-        passes = len(runs) // steps
-        taken = [sum(runs[index : index + passes]) for index in range(0, len(runs), passes)]
+        passes, left = len(runs) // sum(evaluations), iter(runs)
+        taken = [sum(islice(left, count * passes)) for count in evaluations]
         totals["first_step_s"] = taken[0]
         totals["step_s"] = median(taken[1:] or taken)
     return totals

@@ -13,12 +13,15 @@ from qwen_image_engine.engines.backends import BACKENDS, ENGINES
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.engines.core.files import is_stream
 from qwen_image_engine.engines.tensorrt.package import KernelSpecialization
-from qwen_image_engine.runtime.cli.shared.arguments import whole_numbers
+from qwen_image_engine.runtime.cli.shared.arguments import spacing, whole_numbers
 from qwen_image_engine.runtime.cli.shared.output_files import picture_paths, read_latents
 from qwen_image_engine.runtime.cli.shared.picture_again import differences, take_parameters
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.shared.text import stage_seconds
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
+from qwen_image_engine.runtime.sampling.fast import FAST
+from qwen_image_engine.runtime.sampling.solver import SOLVERS
+from qwen_image_engine.runtime.sampling.spacing import SPACINGS
 from qwen_image_engine.runtime.system.files import check_writable, write_array
 from qwen_image_engine.runtime.system.progress import ProgressBar
 from qwen_image_engine.runtime.system.text import size_text, table
@@ -56,7 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixels, a multiple of 32 (1024, or as the last reference; with -H alone, its aspect ratio is kept)",
     )
     parser.add_argument("-H", "--height", type=int, help="likewise")
-    parser.add_argument("-s", "--steps", type=int, help="of the sampler (40, or the checkpoint's own)")
+    parser.add_argument("-s", "--steps", type=int, help="of the solver (40, or the checkpoint's own)")
+    add_solver_arguments(parser)
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help=f"--solver {FAST.solver} -s {FAST.steps}; docs/fewer-steps.md has figures of it and of 40 steps of euler",
+    )
     parser.add_argument(
         "--seed",
         type=whole_numbers,
@@ -104,6 +113,22 @@ def _add_reference_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_solver_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of every verb that samples."""
+    parser.add_argument(
+        "--solver",
+        choices=SOLVERS,
+        help="of the sampling equation; heun evaluates the network twice a step, the others once (euler)",
+    )
+    parser.add_argument(
+        "--sigmas",
+        type=spacing,
+        metavar="S,S…|NAME",
+        help="noise levels from at most 1 down, without the final 0, which the checkpoint still shifts; or a spacing: "
+        f"{', '.join(SPACINGS)} (the checkpoint's own)",
+    )
+
+
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of every verb that runs engines."""
     needs = [f"{row.name} needs {row.computes} instructions" for row in BACKENDS.values() if row.computes]
@@ -126,6 +151,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
     from qwen_image_engine.runtime.pipeline import QwenImage
     from qwen_image_engine.runtime.system.memory_use import MemoryWatch
 
+    _take_preset(options)
     again = take_parameters(options)
     files = _output_files(options)
     with MemoryWatch() if options.measure_memory else nullcontext() as watch:
@@ -170,6 +196,26 @@ class _Drawn:
     timings: dict[str, float]
 
 
+def _take_preset(options: argparse.Namespace) -> None:
+    """Fill in the flags that `--fast` stands for.
+
+    Raises:
+        UsageError: another flag says the same in another way.
+    """
+    if not options.fast:
+        return
+    given = [
+        flag
+        for flag, value in (("--solver", options.solver), ("-s", options.steps), ("--sigmas", options.sigmas))
+        if value is not None
+    ]
+    if given:
+        raise UsageError(
+            f"--fast beside {' and '.join(given)}: --fast is --solver {FAST.solver} -s {FAST.steps}; leave one out"
+        )
+    options.solver, options.steps = FAST.solver, FAST.steps
+
+
 def _output_files(options: argparse.Namespace) -> list[Path]:
     """Check the names of all files that will be written, and return the paths of the pictures.
 
@@ -198,6 +244,9 @@ def _requests(options: argparse.Namespace, pipeline: "QwenImage") -> "list[Reque
         QwenImageError: the latents cannot be read, or memory does not suffice.
     """
     first, *others = options.seed
+    own = pipeline.schedule.sample_sigmas
+    if options.fast and own is not None and len(own) <= FAST.steps:
+        raise UsageError(f"--fast is {FAST.steps} steps, and this checkpoint is made for {len(own)}; leave --fast out")
     request = pipeline.prepare(
         options.prompt,
         negative_prompt=options.negative_prompt,
@@ -208,6 +257,8 @@ def _requests(options: argparse.Namespace, pipeline: "QwenImage") -> "list[Reque
         width=options.width,
         height=options.height,
         steps=options.steps,
+        solver=options.solver,
+        sigmas=options.sigmas,
         seed=first,
         num_images=options.num_images,
         latents=None if options.latents is None else read_latents(options.latents),
@@ -250,7 +301,7 @@ def _draw(pipeline: "QwenImage", request: "Request", first: int, image: int | No
 
         pictures = pipeline.generate(request, on_step=advance)
     pictures = pictures if image is None else [pictures[image]]
-    return _Drawn(pictures, stage_seconds(pipeline.timings.entries[first:], steps))
+    return _Drawn(pictures, stage_seconds(pipeline.timings.entries[first:], request.inputs.evaluations_by_step))
 
 
 def _document(
@@ -273,6 +324,9 @@ def _document(
         "width": parameters.width,
         "height": parameters.height,
         "steps": parameters.steps,
+        "solver": parameters.solver,
+        "evaluations": parameters.evaluations,
+        "sigmas": [float(level) for level in request.inputs.sigmas],
         "references": [
             {"file": str(file), "width": image.rgba.shape[1], "height": image.rgba.shape[0], "sha256": image.sha256}
             for file, image in zip(options.reference, request.references.images, strict=True)
@@ -290,11 +344,12 @@ def _document(
 
 def _lines(document: Mapping[str, Any], peaks: "Mapping[str, MemoryUse]") -> list[str]:
     lines = list(document["files"])
+    taken = f"{document['steps']} steps of {document['solver']} ({document['evaluations']} evaluations)"
     for request in document["requests"]:
         noise = "given latents" if request["seed"] is None else f"seed {request['seed']}"
         spent = ", ".join(_spent(name, seconds) for name, seconds in request["timings"].items() if seconds)
         size = f"{document['width']}x{document['height']}"
-        lines.append(f"{size}, {document['steps']} steps, {noise}, {document['engine']}: {spent}")
+        lines.append(f"{size}, {taken}, {noise}, {document['engine']}: {spent}")
     lines.append(_spent("total_s", document["total_s"]))
     if peaks:
         rows = [

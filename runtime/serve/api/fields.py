@@ -13,6 +13,8 @@ from typing import Any, Literal
 from qwen_image_engine.runtime.images.fit import MAX_RESOLUTION
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, MAX_REFERENCES, SIDE_MULTIPLE
 from qwen_image_engine.runtime.sampling.schedule import MAX_STEPS
+from qwen_image_engine.runtime.sampling.solver import SOLVERS
+from qwen_image_engine.runtime.sampling.spacing import SPACINGS
 from qwen_image_engine.runtime.serve.api.errors import ApiError
 from qwen_image_engine.runtime.serve.api.kinds import Choice, Kind, Number, Picture, Sigmas, Size, Text, Truth, Whole
 from qwen_image_engine.runtime.serve.api.limits import (
@@ -25,7 +27,6 @@ from qwen_image_engine.runtime.serve.api.limits import (
 Endpoint = Literal["generations", "edits"]
 ENDPOINTS: tuple[Endpoint, ...] = ("generations", "edits")
 
-SPACINGS = ("model", "linear", "karras", "beta")
 GREATEST_GUIDANCE = 100.0
 _IGNORED_CHARACTERS = 256
 
@@ -55,13 +56,8 @@ class Field:
     many: int = 1
 
 
-def request_fields(limits: Limits, solvers: tuple[str, ...]) -> tuple[Field, ...]:
-    """Return the fields of both endpoints.
-
-    Args:
-        limits: bounds of the server.
-        solvers: names of the solvers that requests may choose.
-    """
+def request_fields(limits: Limits) -> tuple[Field, ...]:
+    """Return the fields of both endpoints, within the bounds of the server."""
     prompt = Text(MAX_PROMPT_CHARACTERS)
     ignored = Text(_IGNORED_CHARACTERS)
     return (
@@ -126,8 +122,8 @@ def request_fields(limits: Limits, solvers: tuple[str, ...]) -> tuple[Field, ...
         ),
         Field("negative_prompt", prompt, "what to steer away from; needs guidance_scale above 1"),
         Field("guidance_scale", Number(1.0, GREATEST_GUIDANCE), "1 for none; above 1 each step runs twice", 1.0),
-        Field("sigmas", Sigmas(SPACINGS, MAX_STEPS), "spacing of the noise levels, or the levels themselves"),
-        Field("solver", Choice(solvers), "solver of the sampler", solvers[0]),
+        Field("sigmas", Sigmas(tuple(SPACINGS), MAX_STEPS), "spacing of the noise levels, or the levels themselves"),
+        Field("solver", Choice(tuple(SOLVERS)), "solver of the sampler", "euler"),
     )
 
 

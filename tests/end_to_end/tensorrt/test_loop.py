@@ -15,9 +15,10 @@ import torch  # noqa: F401, before a test takes ctypes.CDLL away, which it needs
 
 from qwen_image_engine.engines.core.errors import Cancelled, OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.core.loop import LoopingEngine, LoopInputs
-from qwen_image_engine.engines.cuda.euler_kernel import EulerKernel
 from qwen_image_engine.engines.cuda.memory import CudaContext
+from qwen_image_engine.engines.cuda.solver_kernel import SolverKernel
 from qwen_image_engine.runtime.pipeline import QwenImage
+from qwen_image_engine.runtime.sampling.solver import SOLVERS
 from qwen_image_engine.runtime.sampling.step import Step
 from tests.support.fake_cuda import FakeDriver
 from tests.support.numpy_engines import Journal, NumpyEngine, numpy_pipeline, same_pictures
@@ -31,21 +32,27 @@ GUIDED: dict[str, Any] = {"guidance": 2.5, "negative_prompt": "a grey square"}
 def after_each_step(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> list[Counter[str]]:
     """The driver's calls, counted behind every step."""
     seen: list[Counter[str]] = []
-    launch = EulerKernel.launch
+    launch = SolverKernel.launch
 
-    def launched(self: EulerKernel, *arguments: Any, **named: Any) -> None:
+    def launched(self: SolverKernel, *arguments: Any, **named: Any) -> None:
         launch(self, *arguments, **named)
         seen.append(driver.calls.copy())
 
-    monkeypatch.setattr(EulerKernel, "launch", launched)
+    monkeypatch.setattr(SolverKernel, "launch", launched)
     return seen
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["graphs", "weights streamed"])
 @pytest.mark.parametrize(
     "arguments",
-    [{}, GUIDED, {**REFERENCES, "num_images": 3}, {**REFERENCES, **GUIDED, "num_images": 2}],
-    ids=["plain", "guidance", "references", "all"],
+    [
+        {},
+        GUIDED,
+        {**REFERENCES, "num_images": 3},
+        {**REFERENCES, **GUIDED, "num_images": 2},
+        *({**GUIDED, "solver": solver} for solver in SOLVERS),
+    ],
+    ids=["plain", "guidance", "references", "all", *SOLVERS],
 )
 @pytest.mark.parametrize("asked", [False, True], ids=["steps alone", "latents and previews"])
 def test_latents_are_those_of_the_host_bit_for_bit(
@@ -84,7 +91,9 @@ def test_latents_that_the_device_has_overwritten_are_told(make_bundle: MakeBundl
     with pipeline(make_bundle(), checkpoint) as drawn:
         pictures = drawn.generate("a", on_step=steps.append, **SIZE)
         np.testing.assert_array_equal(steps[-1].latents[0], pictures[0].latents)
-        with pytest.raises(QwenImageError, match="step 1: its latents have been overwritten on the device by step"):
+        with pytest.raises(
+            QwenImageError, match="step 1: its latents have been overwritten by a later step"
+        ):
             _ = steps[0].latents
 
 
@@ -316,14 +325,14 @@ def test_what_fits_no_profile_is_told_before_a_copy(make_bundle: MakeBundle, dri
     engine: Any = make_bundle().load_engine("step", "tensorrt")
     inputs = step_inputs(engine.contract)
     latents, features = inputs.pop("latents"), inputs.pop("time_features")
-    sigmas = np.array([1, 0], np.float32)
+    stages = SOLVERS["euler"].stages(np.array([1, 0], np.float32))
     for changed, words in (
         ({"latents": np.zeros((1, 500, 4), np.float32)}, "cos is"),
         ({"branches": ({**inputs, "extra": features},)}, "input extra is not known"),
     ):
         given = {"latents": latents, "branches": (inputs,), **changed}
         with pytest.raises(QwenImageError, match=words):
-            engine.loop(LoopInputs(sigmas=sigmas, time_features=features, guidance=1.0, **given))
+            engine.loop(LoopInputs(stages=stages, time_features=features, guidance=1.0, **given))
     assert driver.calls["cuMemHostAlloc"] == 0
 
 
@@ -358,7 +367,7 @@ def test_the_benchmark_compares_both_loops(
     from benchmarks.gpu.loop import COUNT, STEPS, kernel_row, loop_row
 
     assert COUNT % 256
-    assert kernel_row() == {"way": "Euler kernel", "steps": STEPS, "equal": True, "fault_found": True}
+    assert kernel_row() == {"way": "solver kernel", "steps": STEPS, "equal": True, "fault_found": True}
     engine: Any = make_bundle().load_engine("step", "tensorrt")
     row = loop_row(engine, step_inputs(engine.contract))
     assert row["equal"]

@@ -28,6 +28,9 @@ PLAIN = PictureParameters(
     num_images=1,
     image=0,
     steps=40,
+    solver="euler",
+    evaluations=40,
+    sigmas=None,
     width=64,
     height=32,
     engine="onnxruntime",
@@ -47,17 +50,26 @@ EDIT = replace(
     seed=-(2**63),
     num_images=3,
     image=2,
+    solver="heun",
+    steps=3,
+    evaluations=5,
+    sigmas=(1.0, 0.1 + 0.2, 0.1),
     bundle=None,
 )
 
 
-@pytest.mark.parametrize("parameters", [PLAIN, EDIT, replace(PLAIN, seed=None)])
+@pytest.mark.parametrize("parameters", [PLAIN, EDIT, replace(PLAIN, seed=None), replace(PLAIN, sigmas="karras")])
 def test_parameters_are_read_back_exactly(tmp_path: Path, parameters: PictureParameters) -> None:
     path = tmp_path / "图 1.png"
     save_png(path, RGBA, text_chunks(parameters))
     assert PictureParameters.read(path) == PictureParameters.read(str(path)) == parameters
     with Image.open(path) as image:
         np.testing.assert_array_equal(np.asarray(image), RGBA)
+
+
+def test_a_picture_from_before_there_were_solvers_is_eulers(tmp_path: Path) -> None:
+    old = {key: value for key, value in asdict(PLAIN).items() if key not in ("solver", "evaluations", "sigmas")}
+    assert PictureParameters.read(chunk(tmp_path / "picture.png", json.dumps(old))) == PLAIN
 
 
 def test_a_chunk_behind_the_pixels_is_read(tmp_path: Path) -> None:
@@ -93,6 +105,8 @@ def changed(**values: Any) -> str:
         (changed(steps=-1), "steps is -1, expected a whole number"),
         (changed(guidance=float("nan")), "guidance is nan, expected a finite number"),
         (changed(references=[{"name": "a.png"}]), r"references\[0\].sha256 is missing"),
+        (changed(sigmas=[1, "0.5"]), "sigmas is .*expected null, a name or a list of numbers"),
+        (changed(solver=None), "solver is null, expected a text"),
         (changed(mask="m.png"), "mask is no key that this version knows"),
         (changed(image=1), "image 1 of a batch of 1"),
         (changed(prompt="a" * 2**20), r"\d+ characters, expected at most 1048576"),

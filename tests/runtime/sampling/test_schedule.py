@@ -112,11 +112,6 @@ def test_one_step_without_the_stretch_equals_diffusers() -> None:
         sigmas(read(TURBO), 0, 256)
 
 
-def test_fixed_grid_refuses_another_step_count() -> None:
-    with pytest.raises(UsageError, match="20 steps asked for, but this checkpoint has a fixed grid of 8"):
-        sigmas(read(TURBO, TURBO_SIGMAS), 20, 256)
-
-
 @pytest.mark.parametrize("key", [key for key in BASE if not key.startswith("_") and BASE[key] is not False])
 def test_missing_key_is_named(key: str) -> None:
     with pytest.raises(QwenImageError, match=f"scheduler_config.json: key '{key}' is missing"):

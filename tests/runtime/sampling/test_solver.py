@@ -5,9 +5,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.runtime.sampling.solver import guide, integrate
+from qwen_image_engine.runtime.sampling.solver import SOLVERS, guide, integrate
 
 SHAPE = (2, 12, 5)
+EULER = SOLVERS["euler"].stages
 
 
 def field(latents: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
@@ -22,7 +23,7 @@ def test_steps_equal_diffusers(steps: int) -> None:
     untouched = start.copy()
     expected = torch.from_numpy(start.copy())
 
-    taken = list(integrate(field, start, scheduler.sigmas.numpy()))
+    taken = list(integrate(field, start, EULER(scheduler.sigmas.numpy())))
 
     assert [step.index for step in taken] == list(range(steps))
     for step, timestep, sigma in zip(taken, scheduler.timesteps, scheduler.sigmas, strict=False):
@@ -43,7 +44,7 @@ def test_the_caller_owns_the_loop() -> None:
         calls.append(sigma)
         return latents
 
-    steps = integrate(velocity, np.ones(SHAPE, np.float32), np.array([1, 0.5, 0.25, 0], np.float32))
+    steps = integrate(velocity, np.ones(SHAPE, np.float32), EULER(np.array([1, 0.5, 0.25, 0], np.float32)))
     assert calls == []
     next(steps)
     next(steps)
@@ -56,12 +57,12 @@ def test_velocity_that_is_not_finite_names_the_step() -> None:
         return latents if sigma > 0.6 else latents * np.float32(np.nan)
 
     with pytest.raises(QwenImageError, match=r"step 2 of 3 \(sigma 0.5000\): the velocity is not finite"):
-        list(integrate(velocity, np.ones(SHAPE, np.float32), np.array([1, 0.5, 0.25, 0], np.float32)))
+        list(integrate(velocity, np.ones(SHAPE, np.float32), EULER(np.array([1, 0.5, 0.25, 0], np.float32))))
 
 
 def test_velocity_of_another_shape_is_refused() -> None:
     with pytest.raises(QwenImageError, match=r"\(2, 1, 5\), expected .* \(2, 12, 5\)"):
-        list(integrate(lambda latents, _: latents[:, :1], np.ones(SHAPE, np.float32), np.array([1, 0], np.float32)))
+        next(integrate(lambda latents, _: latents[:, :1], np.ones(SHAPE, np.float32), EULER(np.ones(2, np.float32))))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0, 4.5])

@@ -78,6 +78,20 @@ class TestGenerations:
         assert reply.data is not None
         assert np.array_equal(pixels(reply.data[0].b64_json or ""), expected.rgba)
 
+    @pytest.mark.parametrize("sigmas", ["karras", [1.0, 0.7, 0.3]])
+    def test_solvers_and_noise_levels(self, server: Served, twin: QwenImage, sigmas: Any) -> None:
+        steps = len(sigmas) if isinstance(sigmas, list) else 4
+        options: Any = {"steps": steps, "solver": "ab2", "sigmas": sigmas}
+        extra = {"seed": 7, "num_inference_steps": steps, "solver": "ab2", "sigmas": sigmas}
+        client, image = server.openai(), patches(96, 64)
+        for reply, references in (
+            (client.images.generate(prompt="a", size="64x96", extra_body=extra), []),
+            (client.images.edit(image=png(image), prompt="a", size="64x96", extra_body=extra), [image]),
+        ):
+            (expected,) = twin.generate("a", seed=7, width=64, height=96, references=references, **options)
+            assert reply.data is not None
+            assert np.array_equal(pixels(reply.data[0].b64_json or ""), expected.rgba)
+
     def test_what_is_ignored(self, server: Served) -> None:
         ignored: dict[str, Any] = {"quality": "high", "style": "vivid", "moderation": "low", "user": "u"}
         reply = server.openai().images.generate(**SMALL, **ignored)
