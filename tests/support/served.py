@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from openai import OpenAI
 from PIL import Image
 
+from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.serve.api.limits import Limits
 from qwen_image_engine.runtime.serve.app import Service
@@ -26,6 +28,7 @@ from qwen_image_engine.runtime.serve.log import Log
 from qwen_image_engine.runtime.serve.models import Model, Models
 from qwen_image_engine.runtime.serve.server import Server, address_of, listen
 
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # a client would read the system's certificates, which takes longer
 SMALL: dict[str, Any] = {"prompt": "a red circle", "size": "64x96", "num_inference_steps": 4}
 
 
@@ -38,15 +41,17 @@ class Served:
         service: its parts.
         server: the server, to stop it.
         lines: its log.
+        error: the error that ended it.
     """
 
     url: str
     service: Service
     server: Server
     lines: io.StringIO = field(repr=False)
+    error: QwenImageError | None = None
 
     def client(self, **options: Any) -> httpx2.Client:
-        return httpx2.Client(base_url=self.url, timeout=60, **options)
+        return httpx2.Client(base_url=self.url, timeout=60, verify=_NO_TLS, **options)
 
     def openai(self, key: str = "any", **options: Any) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, **{"max_retries": 0, **options})
@@ -81,7 +86,14 @@ def served(
     listener = listen("127.0.0.1", 0)
     server = Server(service, listener, grace_s)
     found = Served(address_of(listener), service, server, lines)
-    thread = threading.Thread(target=server.run)
+
+    def run() -> None:
+        try:
+            server.run()
+        except QwenImageError as error:
+            found.error = error
+
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         until(service.worker.ready.is_set)
