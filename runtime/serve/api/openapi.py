@@ -119,7 +119,7 @@ def _pictures(endpoint: Endpoint, form: RequestForm) -> dict[str, Any]:
         "properties": {field.name: _schema(field, endpoint) for field in fields},
         "additionalProperties": False,
     }
-    drawn = {"application/json": {"schema": _named("Pictures")}, "text/event-stream": {"schema": {"type": "string"}}}
+    drawn = {"application/json": {"schema": _named("Pictures")}, "text/event-stream": {}}
     return {
         "summary": _SUMMARIES[endpoint],
         "requestBody": {"required": True, "content": {_TYPES[endpoint]: {"schema": body}}},
