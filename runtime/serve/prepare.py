@@ -45,7 +45,7 @@ def check_together(values: Mapping[str, Any]) -> None:
     """Raise if fields that are valid alone contradict one another.
 
     Raises:
-        ApiError: they do; `param` names the field to change.
+        ApiError: two fields contradict one another. `param` names the field to change.
     """
     output_of(values)
     with blamed("guidance_scale"):
@@ -145,7 +145,7 @@ def _check_fitted(width: int, height: int, limits: Limits) -> None:
     """Raise if the size that "auto" took from an image is beyond the server's bounds.
 
     Raises:
-        ApiError: it is.
+        ApiError: the size is beyond the bounds.
     """
     if width * height > limits.picture_pixels or max(width, height) > limits.picture_side:
         text = f"the last image's shape makes a picture of {width}x{height}, which is too large; name a 'size'"
