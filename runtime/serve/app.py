@@ -65,6 +65,7 @@ class Service:
         metrics = Metrics()
         worker = Worker(models, limits.queue, metrics, log)
         metrics.gauge("queue_length", "requests that wait", lambda: worker.waiting)
+        metrics.gauge("working", "whether a request is in work or waits", lambda: worker.busy)
         return cls(models, worker, Links(limits), metrics, log, limits, access or Access())
 
     def close(self) -> None:
