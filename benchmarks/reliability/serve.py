@@ -81,7 +81,7 @@ def _serve(requests: Connection, bundle: Path, threads: int) -> None:
     from qwen_image_engine.runtime.serve.server import Server, address_of, listen
 
     pipeline = QwenImage.load(bundle, threads=threads)
-    with open(os.devnull, "w", encoding="utf-8") as lines:
+    with Path(os.devnull).open("w", encoding="utf-8") as lines:
         service = Service.create(Models([Model("model", pipeline)]), Log(lines))
         listener = listen("127.0.0.1", 0)
         server = Server(service, listener)
