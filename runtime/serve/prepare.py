@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from qwen_image_engine.runtime.denoiser import check_guidance
@@ -86,28 +87,33 @@ def prepare_job(
     pipeline = model.pipeline
     files = values.get("image") or []
     resolution = values.get("reference_resolution", DEFAULT_RESOLUTION)
-    references = read_images(pipeline, files, resolution, limits.upload_pixels)
-    text = _text_tokens(pipeline, values, references)
-    options: dict[str, Any] = {}
+    mask = None
     if values.get("mask"):
-        options["mask"] = read_mask(values["mask"][0], files[0], limits.upload_pixels)
+        mask = read_mask(values["mask"][0], files[0], limits.upload_pixels)
         _check_takes(pipeline, "mask")
+    references = read_images(pipeline, files, resolution, limits.upload_pixels, for_mask=mask is not None)
+    text = _text_tokens(pipeline, values, references)
     width, height = values["size"] or (None, None)
     seed = secrets.randbelow(_RANDOM_SEEDS) if values["seed"] is None else values["seed"]
+    prepare = partial(
+        pipeline.prepare,
+        values["prompt"],
+        negative_prompt=values["negative_prompt"],
+        references=references,
+        guidance=values["guidance_scale"],
+        width=width,
+        height=height,
+        steps=values["num_inference_steps"],
+        seed=seed,
+        solver=values["solver"],
+        sigmas=values["sigmas"],
+    )
     with blamed("sigmas" if values["sigmas"] is not None else "num_inference_steps"):
-        request = pipeline.prepare(
-            values["prompt"],
-            negative_prompt=values["negative_prompt"],
-            references=references,
-            guidance=values["guidance_scale"],
-            width=width,
-            height=height,
-            steps=values["num_inference_steps"],
-            seed=seed,
-            solver=values["solver"],
-            sigmas=values["sigmas"],
-            **options,
-        )
+        request = prepare()
+    if mask is not None:
+        with blamed("mask"):  # everything else was found to be right
+            extra: dict[str, Any] = {"mask": mask}
+            request = prepare(**extra)
     _check_fitted(request.width, request.height, limits)
     job = Job(
         request_id,
@@ -152,12 +158,8 @@ def _check_fitted(width: int, height: int, limits: Limits) -> None:
         raise ApiError(400, text, "size", "invalid_value")
 
 
-def _takes(pipeline: QwenImage, name: str) -> bool:
-    return name in inspect.signature(pipeline.prepare).parameters
-
-
 def _check_takes(pipeline: QwenImage, name: str) -> None:
-    if not _takes(pipeline, name):
+    if name not in inspect.signature(pipeline.prepare).parameters:
         raise ApiError(
             400, f"this version of the server takes no '{name}'; leave it out", name, "unsupported_parameter"
         )

@@ -18,7 +18,9 @@ _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
 _LONGEST_NAME = 200
 
 
-def read_images(pipeline: QwenImage, files: Sequence[UploadFile], resolution: int, most_pixels: int) -> ReferenceImages:
+def read_images(
+    pipeline: QwenImage, files: Sequence[UploadFile], resolution: int, most_pixels: int, for_mask: bool = False
+) -> ReferenceImages:
     """Decode and fit uploaded reference images. This takes seconds for large ones; no network runs.
 
     Args:
@@ -26,13 +28,14 @@ def read_images(pipeline: QwenImage, files: Sequence[UploadFile], resolution: in
         files: the uploads, in order.
         resolution: side of a square of the area that each is fitted to [pixels].
         most_pixels: most pixels of each upload.
+        for_mask: whether the first one's own pixels are kept, which a mask needs.
 
     Raises:
         ApiError: a file is no picture, is damaged, or has a size, a mode or frames that are not taken.
     """
     images = [open_picture(file, "image", index, most_pixels) for index, file in enumerate(files)]
     with blamed("image"):
-        return pipeline.read_references(images, resolution)
+        return pipeline.read_references(images, resolution, **({"for_mask": True} if for_mask else {}))
 
 
 def read_mask(file: UploadFile, first: UploadFile, most_pixels: int) -> Image.Image:
