@@ -14,7 +14,9 @@ import multiprocessing
 import os
 import random
 import re
+import shlex
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -261,6 +263,28 @@ def _ask_and_leave(address: str, fields: Mapping[str, Any], after_s: float) -> N
                 return
 
 
+def by_locust(host: Host, command: str, users: int, seconds: int) -> dict[str, Any]:
+    """Return requests, failures and seconds of each kind of request of locust's users."""
+    script = Path(__file__).with_name("serve_users.py")
+    flags = ["--headless", "-u", str(users), "-r", str(users), "-t", f"{seconds}s", "--host", host.address, "--json"]
+    environment_of_its_own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [*shlex.split(command), "-f", str(script), *flags],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        env=environment_of_its_own,
+    )
+    return {
+        entry["name"]: {
+            "requests": entry["num_requests"],
+            "failures": entry["num_failures"],
+            "mean_s": entry["total_response_time"] / max(1, entry["num_requests"]) / 1000,
+        }
+        for entry in json.loads(done.stdout)
+    }
+
+
 def _idle(client: httpx2.Client) -> None:
     while metric(client, "working") or metric(client, "queue_length"):
         sleep(0.01)
@@ -286,6 +310,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--load-side", type=int, default=128, help="pixels of the pictures of the load")
     parser.add_argument("--leavers", type=int, default=50)
+    parser.add_argument("--locust", help="command of locust, for a load by a public tool (none)")
+    parser.add_argument("--locust-seconds", type=int, default=60)
     parser.add_argument("--output", type=Path, default=RESULTS / "serve.json")
     options = parser.parse_args(arguments)
     manifest = read_manifest(options.bundle)
@@ -305,6 +331,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "leave": leave(host, client, options.leavers, options.load_side),
             **environment(),
         }
+        if options.locust:
+            document["locust"] = by_locust(host, options.locust, options.clients, options.locust_seconds)
+            document["locust"]["failures_of_the_server"] = metric(client, "failures_total")
     host.close()
     options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(options.output, file=sys.stderr)
