@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import secrets
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,7 +18,7 @@ from qwen_image_engine.runtime.serve.encoding import Output
 from qwen_image_engine.runtime.serve.job import Event, Job
 from qwen_image_engine.runtime.serve.links import Links
 from qwen_image_engine.runtime.serve.models import Model
-from qwen_image_engine.runtime.serve.uploads import read_images, read_mask
+from qwen_image_engine.runtime.serve.uploads import open_picture, read_images
 
 _RANDOM_SEEDS = 2**31
 """Seeds that are drawn where a request names none: a browser holds them exactly, and the noise has 32 bits of them."""
@@ -89,8 +88,7 @@ def prepare_job(
     resolution = values.get("reference_resolution", DEFAULT_RESOLUTION)
     mask = None
     if values.get("mask"):
-        mask = read_mask(values["mask"][0], files[0], limits.upload_pixels)
-        _check_takes(pipeline, "mask")
+        mask = open_picture(values["mask"][0], "mask", None, limits.upload_pixels, formats=("PNG",))
     references = read_images(pipeline, files, resolution, limits.upload_pixels, for_mask=mask is not None)
     text = _text_tokens(pipeline, values, references)
     width, height = values["size"] or (None, None)
@@ -112,8 +110,7 @@ def prepare_job(
         request = prepare()
     if mask is not None:
         with blamed("mask"):  # everything else was found to be right
-            extra: dict[str, Any] = {"mask": mask}
-            request = prepare(**extra)
+            request = prepare(mask=mask)
     _check_fitted(request.width, request.height, limits)
     job = Job(
         request_id,
@@ -156,10 +153,3 @@ def _check_fitted(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.picture_pixels or max(width, height) > limits.picture_side:
         text = f"the last image's shape makes a picture of {width}x{height}, which is too large; name a 'size'"
         raise ApiError(400, text, "size", "invalid_value")
-
-
-def _check_takes(pipeline: QwenImage, name: str) -> None:
-    if name not in inspect.signature(pipeline.prepare).parameters:
-        raise ApiError(
-            400, f"this version of the server takes no '{name}'; leave it out", name, "unsupported_parameter"
-        )

@@ -74,7 +74,7 @@ def request_fields(limits: Limits) -> tuple[Field, ...]:
         Field(
             "mask",
             Picture(),
-            "a PNG of the first image's size, whose transparent pixels are edited",
+            "a PNG of the first image's size: its transparent pixels are edited, the others stay",
             where=("edits",),
         ),
         Field("model", Text(1000), "name of a model of /v1/models; the first one if absent"),
