@@ -11,6 +11,7 @@ from PIL import Image
 
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.serve.api.limits import Limits
+from qwen_image_engine.runtime.serve.server import listen
 from tests.support.images import patches
 from tests.support.numpy_engines import Journal
 from tests.support.served import SMALL, Served, png, served, until
@@ -249,9 +250,16 @@ class TestBounds:
                 connection.sendall(head + b"Content-Length: 100\r\n\r\n{")
                 assert _reply(connection)[0] == 408
 
-    @pytest.mark.parametrize("size", [30 << 20, 100_000])
-    def test_clients_that_take_nothing(self, pipeline: QwenImage, size: int) -> None:
+    @pytest.mark.parametrize("size", [30 << 20, 100_000, 30_000])
+    def test_clients_that_take_nothing(self, pipeline: QwenImage, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of a large reply, and of one whose end waits in the server when it closes the connection."""
+
+        def narrow(host: str, port: int) -> socket.socket:
+            listener = listen(host, port)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # which its connections inherit
+            return listener
+
+        monkeypatch.setattr("tests.support.served.listen", narrow)
         with served(pipeline, limits=Limits(write_s=0.3)) as server:
             token = server.service.links.add(b"x" * size, "png")
             connections = server.server._server.server_state.connections
