@@ -293,7 +293,8 @@ def serve() -> str:
         ),
         (
             "four pictures of a request, with their PNGs, against four of `generate`",
-            f"{four['seconds']:.2f} s, {four['generate_s']:.2f} s",
+            f"{four['seconds']:.2f} s, {four['generate_s']:.2f} s; "
+            f"{four['cpu_s']:.2f} s, {four['generate_cpu_s']:.2f} s of CPU time",
             "encoded while the next is drawn",
         ),
         (
