@@ -49,6 +49,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.quality.bench_quality --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.reliability.soak --engine onnxruntime --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.reliability.soak --engine openvino --bundle out/bench/bundle
+	$(BIN)/python -m benchmarks.reliability.serve --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.reliability.fuzz --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.quantisation.run
 	$(BIN)/python -m benchmarks.quantisation.fp8_attention
