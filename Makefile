@@ -67,6 +67,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.speed.attention
 	$(BIN)/python -m benchmarks.speed.reference_images
 	$(BIN)/python -m benchmarks.quality.modes
+	$(BIN)/python -m benchmarks.solvers.step_cache
 	$(BIN)/python -m benchmarks.quantisation.rotations
 	$(BIN)/python -m benchmarks.full_size.export_memory --work out/bench/memory --output benchmarks/results/export_memory.json
 	$(BIN)/python -m benchmarks.quality.shapes
