@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml setup.py $(shell find $(FOLDERS) -name '*.py')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 "setuptools>=77"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --config-settings editable_mode=strict \
-		--editable ".[cpu,openvino,export,tensorrt-rtx,dev]"
+		--editable ".[cpu,openvino,export,serve,tensorrt-rtx,dev]"
 	touch $(STAMP)
 
 demo: setup
@@ -49,6 +49,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.quality.bench_quality --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.reliability.soak --engine onnxruntime --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.reliability.soak --engine openvino --bundle out/bench/bundle
+	$(BIN)/python -m benchmarks.reliability.serve --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.reliability.fuzz --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.quantisation.run
 	$(BIN)/python -m benchmarks.quantisation.fp8_attention

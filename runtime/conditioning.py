@@ -173,6 +173,11 @@ class PromptEncoder:
         self._kept.shrink(wanted)
         return [found[prompt, hashes] for prompt in prompts]
 
+    def forget(self) -> None:
+        """Evict all results of earlier requests."""
+        self._kept.clear()
+        self._seen.clear()
+
     def _tokens(self, prompt: str, references: Sequence[ReferenceImage]) -> PromptTokens:
         return tokenize(self._tokenizer, prompt, [image.block for image in references])
 

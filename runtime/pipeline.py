@@ -525,6 +525,12 @@ class QwenImage:
             picture[tile.rows, tile.columns] = to_rgba8(tile.image)[0]
         return picture
 
+    def free(self) -> None:
+        """Free the engines and the cached encodings, after the calls of other threads end. A later run loads again."""
+        with self._turn():
+            self._components.close()
+            self._encoder.forget()
+
     def close(self) -> None:
         """Free the engines, after the calls of other threads end. Closing twice is allowed; any other call raises."""
         with self._turns.take():

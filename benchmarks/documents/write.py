@@ -16,6 +16,13 @@ from benchmarks.documents.measured import measured
 from benchmarks.documents.step_cache import step_cache
 from benchmarks.documents.tables import TABLES
 from qwen_image_engine.engines.core import contract
+from qwen_image_engine.runtime.serve.api import fields
+from qwen_image_engine.runtime.serve.api.limits import Limits
+
+
+def _fields() -> str:
+    return fields.markdown(Limits())
+
 
 _TABLES = {
     **TABLES,
@@ -25,6 +32,7 @@ _TABLES = {
     "solvers": solvers,
     "judged": judged,
     "contracts": contract.markdown,
+    "fields": _fields,
 }
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _FIGURE = re.compile(r"(<!-- figure: (\w+) -->).*?(<!-- end -->)")

@@ -26,6 +26,7 @@ from qwen_image_engine.runtime.cli.verbs import (
     inspect,
     plan,
     run,
+    serve,
     verify,
 )
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
@@ -56,6 +57,7 @@ VERBS: Mapping[str, Verb] = {
     "calibrate": calibrate,
     "build": build,
     "run": run,
+    "serve": serve,
     "verify": verify,
     "bench": bench,
     "compare": compare,

@@ -34,8 +34,13 @@ def text_chunks(parameters: PictureParameters) -> PngInfo:
     chunks = PngInfo()
     chunks.add_text("parameters", webui_text(parameters))
     chunks.add_text(CHUNK, parameters.to_json())
-    chunks.add_itxt("XML:com.adobe.xmp", _XMP.format(source_type=digital_source_type(parameters)))
+    chunks.add_itxt("XML:com.adobe.xmp", xmp_packet(parameters))
     return chunks
+
+
+def xmp_packet(parameters: PictureParameters) -> str:
+    """Return the XMP of a picture, which any format of files can hold."""
+    return _XMP.format(source_type=digital_source_type(parameters))
 
 
 def webui_text(parameters: PictureParameters) -> str:

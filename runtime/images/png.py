@@ -68,9 +68,9 @@ def save_png(path: Path, rgba: NDArray[np.uint8], chunks: PngImagePlugin.PngInfo
         raise QwenImageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def png_bytes(picture: Image.Image | NDArray[np.uint8]) -> bytes:
-    """Return a picture as a PNG without parameters. An array is (height, width, 4) uint8."""
+def png_bytes(picture: Image.Image | NDArray[np.uint8], chunks: PngImagePlugin.PngInfo | None = None) -> bytes:
+    """Return a picture as a PNG with text chunks, or without. An array is (height, width, 4) uint8."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture, "RGBA")
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from types import FrameType
 
@@ -35,13 +35,15 @@ class Interruption:
     Attributes:
         token: token that the first signal cancels.
         number: number of the first signal; None before it.
+        numbers: numbers of the signals that are heard.
     """
 
     def __init__(self, last_words: Callable[[Interruption], None]) -> None:
         self.token = Cancellation(KeyboardInterrupt)
         self.number: int | None = None
+        self.numbers: tuple[int, ...] = ()
         self._last_words = last_words
-        self._raised = self._finished = False
+        self._raised = self._finished = self._handed_over = False
 
     @property
     def words(self) -> str:
@@ -78,7 +80,7 @@ class Interruption:
         with os.fdopen(arrived, "rb", buffering=0) as pipe:
             while received := pipe.read(1):
                 number, now = received[0], time.monotonic()
-                if number not in numbers or (began is not None and now - began < REPEAT_S):
+                if self._handed_over or number not in numbers or (began is not None and now - began < REPEAT_S):
                     continue
                 if began is None and (self.number is not None or not self._finished):
                     began = now
@@ -88,6 +90,15 @@ class Interruption:
                 if not self._finished:
                     self._last_words(self)
                 os._exit(self.exit_code)
+
+    @contextmanager
+    def hand_over(self) -> Iterator[None]:
+        """Hear no signal during the block."""
+        self._handed_over = True
+        try:
+            yield
+        finally:
+            self._handed_over = False
 
     def _cancel(self, number: int) -> None:
         if self.number is None:
@@ -129,6 +140,7 @@ def interruptible(
 
     set_before = _current.set(interruption)
     handled = {number: signal.getsignal(number) for number in _ending_signals()}
+    interruption.numbers = tuple(handled)
     sys.unraisablehook = dropped
     try:
         with _watched(interruption, handled):
@@ -144,6 +156,38 @@ def interruptible(
             signal.signal(number, signal.SIG_DFL if process_ends else handler)
         sys.unraisablehook = report
         _current.reset(set_before)
+
+
+@contextmanager
+def handed_over(handle: Callable[[], None]) -> Iterator[None]:
+    """Call `handle` for each signal of the block, for a program that ends in an order of its own, and with exit code 0.
+
+    The main thread makes the calls, between two bytecodes. A signal within `REPEAT_S` of a call is the same request.
+    This does nothing outside the main thread.
+    """
+    called: float | None = None
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal called
+        now = time.monotonic()
+        if called is None or now - called >= REPEAT_S:
+            called = now
+            handle()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interruption = _current.get()
+    numbers = _ending_signals() if interruption is None else interruption.numbers
+    before = {number: signal.getsignal(number) for number in numbers}
+    with nullcontext() if interruption is None else interruption.hand_over():
+        for number in numbers:
+            signal.signal(number, hear)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 import argparse
 import re
 
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
 
 def picture_size(text: str) -> tuple[int, int]:
     """Parse a flag's value, such as "1024x768", to (width, height) in pixels.
@@ -14,6 +16,19 @@ def picture_size(text: str) -> tuple[int, int]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT in pixels, such as 1024x768")
     return int(found[1]), int(found[2])
+
+
+def byte_count(text: str) -> int:
+    """Parse a flag's value, such as "24GB" or "500MB", to bytes.
+
+    Raises:
+        ArgumentTypeError: the text is not a number of bytes above 0.
+    """
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([kMGT]?)B?", text, re.ASCII)
+    count = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if count <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of bytes, such as 24GB")
+    return count
 
 
 def spacing(text: str) -> tuple[float, ...] | str:

@@ -1,4 +1,4 @@
-"""The packages that only exporting, calibrating and verifying need, and the error of a missing package."""
+"""The packages that only some verbs need, and the error of a missing package."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,8 @@ from qwen_image_engine.runtime.system.machine import package_versions
 
 EXPORT_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors", "filelock")
 INSTALL = "pip install 'qwen-image-engine[export]'"
+SERVE_PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client", "anyio", "h11")
+INSTALL_SERVE = "pip install 'qwen-image-engine[serve]'"
 
 
 @contextmanager
@@ -40,3 +42,20 @@ def export_packages() -> Iterator[None]:
             f"the packages of plan, export, calibrate and verify do not load ({one_line(error)}); "
             f"install them again: {INSTALL}"
         ) from error
+
+
+@contextmanager
+def serve_packages() -> Iterator[None]:
+    """Turn a missing package of the extra `serve` into an error that names the extra.
+
+    Raises:
+        QwenImageError: a package that the block imports is not installed or cannot be loaded.
+    """
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in SERVE_PACKAGES:
+            raise
+        fault = "is not installed" if isinstance(error, ModuleNotFoundError) else f"does not load ({one_line(error)})"
+        raise QwenImageError(f"{package} {fault}, and serve needs it; install it with: {INSTALL_SERVE}") from error

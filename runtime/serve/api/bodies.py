@@ -1,0 +1,145 @@
+"""The reading of request bodies: JSON and forms, bounded in bytes, count and time before anything is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Message
+
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.runtime.serve.api.errors import ApiError
+from qwen_image_engine.runtime.serve.api.fields import Field, RequestForm
+from qwen_image_engine.runtime.serve.api.kinds import Picture, Sigmas
+from qwen_image_engine.runtime.serve.api.limits import Limits
+from qwen_image_engine.runtime.system.json_schema import parse
+from qwen_image_engine.runtime.system.text import size_text
+
+_PART_BYTES = 256 << 10
+"""Largest text of a form. A file's bytes count towards the whole body alone."""
+_MOST_TEXTS = 2000
+"""Most texts of a form: 1,000 noise levels take one each."""
+
+
+async def read_json(request: Request, form: RequestForm, limits: Limits) -> dict[str, Any]:
+    """Return the checked values of a JSON body.
+
+    Raises:
+        ApiError: the body is of another type, too large, too slow or no JSON object, or a field is wrong.
+        ClientDisconnect: the client left.
+    """
+    _check_type(request, "application/json")
+    async with _bounded(request, limits.json_bytes, limits.body_s) as bounded:
+        body = await bounded.body()
+    try:
+        values = parse(body)
+    except QwenImageError as error:
+        raise ApiError(400, f"the body is {error}; send one JSON object", code="invalid_json") from error
+    if not isinstance(values, dict):
+        raise ApiError(400, "the body is no JSON object; send one with a 'prompt'", code="invalid_json")
+    return form.values(values)
+
+
+@asynccontextmanager
+async def read_form(request: Request, form: RequestForm, limits: Limits) -> AsyncIterator[dict[str, Any]]:
+    """Yield the checked values of a multipart form, whose files are closed after the block.
+
+    The value of a field that may have several files is a list of `UploadFile`. Files of more than a megabyte are on
+    the disk meanwhile.
+
+    Raises:
+        ApiError: the body is of another type, too large, too slow or no form, there is no room for its files, or a
+            field is wrong.
+        ClientDisconnect: the client left.
+    """
+    _check_type(request, "multipart/form-data")
+    files = sum(field.many for field in form.fields.values() if isinstance(field.kind, Picture))
+    try:
+        async with _bounded(request, limits.form_bytes, limits.body_s) as bounded:
+            data = await bounded.form(max_files=files, max_fields=_MOST_TEXTS, max_part_size=_PART_BYTES)
+    except HTTPException as error:
+        raise ApiError(400, f"the form cannot be read: {error.detail}", code="invalid_form") from error
+    except OSError as error:
+        raise ApiError(507, "this server has no room for the files of the form; ask again later") from error
+    try:
+        yield form.values(_values(data, form))
+    finally:
+        await data.close()
+
+
+def _check_type(request: Request, expected: str) -> None:
+    found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if found != expected:
+        raise ApiError(415, f"the body's content type is {found or 'missing'!r}, expected {expected}")
+
+
+@asynccontextmanager
+async def _bounded(request: Request, most: int, seconds: float) -> AsyncIterator[Request]:
+    """Yield the request with a body that ends in an error where it is larger than `most` or takes longer.
+
+    Raises:
+        ApiError: the body is too large or takes too long.
+    """
+    too_large = ApiError(413, f"the body is larger than {size_text(most)}; send less", code="body_too_large")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > most:
+        raise too_large
+    read = 0
+
+    async def receive() -> Message:
+        nonlocal read
+        message = await request.receive()
+        read += len(message.get("body", b""))
+        if read > most:
+            raise too_large
+        return message
+
+    try:
+        async with asyncio.timeout(seconds):
+            yield Request(request.scope, receive)
+    except TimeoutError as error:
+        raise ApiError(408, f"the body did not arrive within {seconds:g} s; send it faster") from error
+
+
+def _values(data: FormData, form: RequestForm) -> dict[str, Any]:
+    """Return the fields of a form as values, those that may be given several times as lists."""
+    found: dict[str, Any] = {}
+    for key, item in data.multi_items():
+        field = form.field(key.removesuffix("[]"))
+        if isinstance(field.kind, Sigmas) and key.endswith("[]"):
+            levels = found.setdefault(field.name, [])
+            if not isinstance(item, str) or not isinstance(levels, list):
+                raise ApiError(400, f"'{key}' stands beside a file or a name, expected numbers alone", field.name)
+            levels.append(_number(item))
+        elif isinstance(field.kind, Picture):
+            _add_file(found, field, item)
+        elif isinstance(item, UploadFile):
+            raise ApiError(400, f"'{field.name}' is a file, expected a text", field.name, "invalid_type")
+        elif key.endswith("[]"):
+            raise ApiError(400, f"Unknown parameter: '{key}'.", key, "unknown_parameter")
+        elif field.name in found:
+            raise ApiError(400, f"'{field.name}' is given twice, expected once", field.name, "invalid_value")
+        else:
+            found[field.name] = field.kind.from_text(item)
+    return found
+
+
+def _add_file(found: dict[str, Any], field: Field, item: str | UploadFile) -> None:
+    if not isinstance(item, UploadFile):
+        field.kind.check(field.name, item)
+    files = found.setdefault(field.name, [])
+    if len(files) == field.many:
+        raise ApiError(400, f"there are more than {field.many} files '{field.name}'; leave some out", field.name)
+    files.append(item)
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
