@@ -26,6 +26,7 @@ from qwen_image_engine.reference.shapes.scenes.instructions import write_instruc
 from qwen_image_engine.reference.shapes.scenes.prompts import write_prompt
 from qwen_image_engine.reference.shapes.scenes.scene import Scene, random_scene, split_scene, swaps
 from qwen_image_engine.runtime.pipeline import QwenImage
+from qwen_image_engine.runtime.request import RequestOptions
 
 SIZES = ((128, 128), (192, 192), (192, 128), (128, 192), (256, 256))
 STEPS = 20
@@ -77,15 +78,24 @@ def held_out(counts: tuple[int, ...], prompts: int, seed: int = SEED) -> Iterato
         yield HeldOut(scene, write_prompt(scene, rng), width, height, seed + index)
 
 
-def evaluate(pipeline: QwenImage, counts: tuple[int, ...], prompts: int, seed: int = SEED) -> Score:
+def evaluate(
+    pipeline: QwenImage,
+    counts: tuple[int, ...],
+    prompts: int,
+    seed: int = SEED,
+    sampling: RequestOptions | None = None,
+) -> Score:
     """Draw held-out prompts with the reference's pipeline or a bundle's, and judge the pictures.
 
-    `counts`, `prompts` and `seed` go to `held_out`.
+    `counts`, `prompts` and `seed` go to `held_out`. `sampling` holds options of every request, such as a solver; None
+    for `STEPS` steps of Euler's method.
     """
+    asked: RequestOptions = {"steps": STEPS} if sampling is None else sampling
     sizes: dict[str, list[bool]] = {f"{width}x{height}": [] for width, height in SIZES}
     faults = Counter[str]()
     for item in held_out(counts, prompts, seed):
-        (picture,) = pipeline.generate(item.prompt, width=item.width, height=item.height, steps=STEPS, seed=item.seed)
+        options: RequestOptions = {**asked, "width": item.width, "height": item.height, "seed": item.seed}
+        (picture,) = pipeline.generate(item.prompt, **options)
         verdict = judge(picture.rgba, item.scene)
         sizes[f"{item.width}x{item.height}"].append(verdict.fulfilled)
         faults.update(_kind(fault) for fault in verdict.faults[:1])
@@ -141,25 +151,28 @@ def edit_references(item: HeldOutEdit) -> tuple[list[Image.Image], int]:
     return images, round(math.sqrt(item.width * item.height))
 
 
-def evaluate_edits(pipeline: QwenImage, edits: int, seed: int = SEED) -> EditScore:
+def evaluate_edits(
+    pipeline: QwenImage, edits: int, seed: int = SEED, sampling: RequestOptions | None = None
+) -> EditScore:
     """Make held-out edits with the reference's pipeline or a bundle's, and judge the pictures.
 
-    `edits` and `seed` go to `held_out_edits`.
+    `edits` and `seed` go to `held_out_edits`, `sampling` as in `evaluate`.
     """
+    asked: RequestOptions = {"steps": STEPS} if sampling is None else sampling
     kinds: dict[str, list[tuple[bool, float]]] = {kind: [] for kind in EDIT_KINDS}
     sizes: dict[str, list[tuple[bool, float]]] = {f"{width}x{height}": [] for width, height in SIZES}
     faults = Counter[str]()
     for item in held_out_edits(edits, seed):
         references, resolution = edit_references(item)
-        (picture,) = pipeline.generate(
-            item.prompt,
-            references=references,
-            reference_resolution=resolution,
-            width=item.width,
-            height=item.height,
-            steps=STEPS,
-            seed=item.seed,
-        )
+        options: RequestOptions = {
+            **asked,
+            "references": references,
+            "reference_resolution": resolution,
+            "width": item.width,
+            "height": item.height,
+            "seed": item.seed,
+        }
+        (picture,) = pipeline.generate(item.prompt, **options)
         verdict = judge_edit(picture.rgba, item.edit, np.asarray(references[0]))
         for found in (kinds[item.edit.kind], sizes[f"{item.width}x{item.height}"]):
             found.append((verdict.fulfilled, verdict.kept))
