@@ -166,7 +166,7 @@ def _checked_settings(bundle: Path, manifest: Manifest, options: PictureOptions)
     solution = options.get("solution", SOLUTION)
     given = options.get("cases")
     sizes = [(case.width, case.height) for case in given] if given else [options.get("size", SIZE)]
-    check_settings((*asked, solution), schedule, manifest.facts.channels, list(dict.fromkeys(sizes)))
+    check_settings(asked, solution, schedule, manifest.facts.channels, dict.fromkeys(sizes))
     return tuple(asked), solution
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.request import RequestOptions
 from qwen_image_engine.runtime.sampling.fast import FAST
 from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
-from qwen_image_engine.runtime.sampling.schedule import DEFAULT_STEPS, ScheduleConfig
+from qwen_image_engine.runtime.sampling.schedule import DEFAULT_STEPS, MAX_STEPS, ScheduleConfig
 from qwen_image_engine.runtime.sampling.solver import find_solver
 
 BASELINE = "euler"
@@ -93,22 +93,29 @@ def every_setting(
 
 
 def check_settings(
-    settings: Sequence[Setting], schedule: ScheduleConfig, channels: int, sizes: Sequence[tuple[int, int]]
+    settings: Sequence[Setting],
+    solution: Setting,
+    schedule: ScheduleConfig,
+    channels: int,
+    sizes: Iterable[tuple[int, int]],
 ) -> None:
-    """Raise if a setting cannot be drawn at one of the sizes, without a network.
+    """Raise if a setting, its baseline or the solution cannot be drawn at one of the sizes, without a network.
 
     Raises:
-        UsageError: there are no settings; or a solver, a number of steps or noise levels are invalid, of a setting or
-            of its baseline.
+        UsageError: there are no settings; or a solver, a number of steps or noise levels are invalid.
     """
     if not settings:
         raise UsageError("no settings are given; name a solver and a number of steps")
-    for setting in settings:
-        for width, height in sizes:
-            SamplingInputs.prepare(
-                schedule, channels, width, height, setting.steps, 0, 1, None, setting.solver, setting.sigmas
-            )
-            own = setting.baseline
+    for width, height in sizes:
+        for item in (solution, *settings):
+            SamplingInputs.prepare(schedule, channels, width, height, item.steps, 0, 1, None, item.solver, item.sigmas)
+        for item in settings:
+            if item.evaluations > MAX_STEPS:
+                raise UsageError(
+                    f"{item.steps} steps of {item.solver} are {item.evaluations} evaluations, and euler beside them "
+                    f"takes at most {MAX_STEPS} steps; ask for fewer"
+                )
+            own = item.baseline
             SamplingInputs.prepare(schedule, channels, width, height, own.steps, 0, 1, None, own.solver)
 
 

@@ -84,7 +84,8 @@ def _changes(where: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> It
         theirs = scores.get(score["kind"])
         if theirs is not None and theirs["tried"] == score["tried"]:
             first, second = score["rate"], theirs["rate"]
-            change = "same" if abs(second - first) <= RATE_MARGIN else "worse" if second < first else "closer"
+            near = round(abs(second - first), 9) <= RATE_MARGIN
+            change = "same" if near else "worse" if second < first else "closer"
             yield ChangedRow(where, f"judge, {score['kind']}", first, second, "accepted", None, None, None, change)
 
 
