@@ -25,16 +25,19 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.sampling.solver import SOLVERS
 
 EVALUATIONS = (8, 10, 12, 14, 16, 20, 28, 40)
+FEWER = (10, 14, 20, 40)
+"""Evaluations of the parts that ask whether the gain holds: int8 and guidance."""
 GUIDANCE = 3.0
 PARTS = ("fp32", "int8", "guidance", "solution")
 MANY_STEPS = (*(Setting(solver, 200) for solver in SOLVERS), Setting("heun", 100))
 
 
-def settings() -> tuple[Setting, ...]:
+def settings(part: str) -> tuple[Setting, ...]:
     """Return every solver with as many steps as the evaluations allow. Heun's N steps take 2N - 1."""
-    return tuple(
-        Setting(solver, count // 2 if solver == "heun" else count) for solver in SOLVERS for count in EVALUATIONS
-    )
+    if part == "solution":
+        return MANY_STEPS
+    counts = EVALUATIONS if part == "fp32" else FEWER
+    return tuple(Setting(solver, count // 2 if solver == "heun" else count) for solver in SOLVERS for count in counts)
 
 
 def row(found: Row) -> dict[str, Any]:
@@ -43,15 +46,17 @@ def row(found: Row) -> dict[str, Any]:
 
 
 def measure(part: str, options: argparse.Namespace, cases: tuple[Case, ...]) -> dict[str, Any]:
-    prompts = tuple(case for case in cases if kind(case) == "prompts")
+    prompts = [case for case in cases if kind(case) == "prompts"]
+    edits = [case for case in cases if kind(case) == "edits"]
+    fewer = {"solution": prompts[:2], "guidance": prompts[: options.fewer], "int8": [*prompts[: options.fewer], *edits]}
     where = environment()
     bundle = options.int8 if part == "int8" else options.fp32
     found = verify_pictures(
         [bundle],
         options.model,
-        settings=MANY_STEPS if part == "solution" else settings(),
+        settings=settings(part),
         solution=Setting(SOLUTION.solver, 2 * SOLUTION.steps) if part == "solution" else SOLUTION,
-        cases={"solution": prompts[:3], "guidance": prompts[: options.guided]}.get(part, cases),
+        cases=fewer.get(part, cases),
         guidance=GUIDANCE if part == "guidance" else 1.0,
         threads=options.threads,
     )
@@ -76,7 +81,7 @@ def main() -> None:
     parser.add_argument("--fp32", type=Path, required=True, metavar="BUNDLE")
     parser.add_argument("--int8", type=Path, metavar="BUNDLE")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--guided", type=int, default=8, help="prompts that are drawn with guidance too")
+    parser.add_argument("--fewer", type=int, default=4, help="prompts of the parts int8 and guidance")
     parser.add_argument("--threads", type=int, help="of the bundles' engines")
     parser.add_argument("--output", type=Path, default=RESULTS / "solvers.json")
     options = parser.parse_args()
