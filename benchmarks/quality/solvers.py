@@ -47,8 +47,7 @@ def row(found: Row) -> dict[str, Any]:
 
 def measure(part: str, options: argparse.Namespace, cases: tuple[Case, ...]) -> dict[str, Any]:
     prompts = [case for case in cases if kind(case) == "prompts"]
-    edits = [case for case in cases if kind(case) == "edits"]
-    fewer = {"solution": prompts[:2], "guidance": prompts[: options.fewer], "int8": [*prompts[: options.fewer], *edits]}
+    fewer = {"solution": prompts[:2], "guidance": prompts[: options.fewer], "int8": prompts[: options.fewer]}
     where = environment()
     bundle = options.int8 if part == "int8" else options.fp32
     found = verify_pictures(
@@ -87,7 +86,8 @@ def main() -> None:
     options = parser.parse_args()
     cases = default_cases(Checkpoint.open(options.model), SIZE, references=True)
     for part in options.parts:
-        measured = {**earlier(options.output), part: measure(part, options, cases)}
+        found = measure(part, options, cases)
+        measured = {**earlier(options.output), part: found}
         document = {
             "what": f"pictures of `shapes` at {SIZE[0]}x{SIZE[1]} by solver and evaluations of the network: mean PSNR "
             "[dB] and FLIP against the solution that the fp32 reference draws with many steps, beside Euler with as "
