@@ -67,6 +67,7 @@ def measure(part: str, options: argparse.Namespace, cases: tuple[Case, ...]) -> 
         **{key: getattr(own, key) for key in ("precision", "engine", "engine_version")},
         "rows": [row(item) for item in own.rows(found.cases)],
         **where,
+        "versions": found.environment["versions"],  # with flip-evaluator's
     }
 
 
