@@ -132,6 +132,6 @@ def test_files_that_cannot_be_compared(changes: Callable[..., Any]) -> None:
     with pytest.raises(UsageError, match="schema version 2, this version reads 1; run qwen-image verify --pictures"):
         changes({**own, "schema": 2}, own)
     with pytest.raises(UsageError, match=r"bundles\[0\].rows\[0\].solver"):
-        changes(own, document(row("ab2", 60.0, 0.004, solver=3)))
+        changes(own, document({**row("ab2", 60.0, 0.004), "solver": 3}))
     with pytest.raises(UsageError, match="no figure in common"):
         changes(own, document(row("euler", 60.0, 0.004)))
