@@ -11,9 +11,15 @@ from typing import Any
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.shapes.config import encoder_config, transformer_config
-from qwen_image_engine.reference.shapes.judge.evaluate import KINDS, EditScore, Score, evaluate, evaluate_edits
+from qwen_image_engine.reference.shapes.judge.evaluate import (
+    KINDS,
+    EditScore,
+    Sampling,
+    Score,
+    evaluate,
+    evaluate_edits,
+)
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.request import RequestOptions
 
 EDITS = "edits"
 
@@ -60,7 +66,7 @@ def check_judged(checkpoint: Checkpoint, prompts: int) -> None:
 
 
 def judge_pictures(
-    pipeline: QwenImage, prompts: int, *, edits: bool, sampling: RequestOptions | None = None
+    pipeline: QwenImage, prompts: int, *, edits: bool, sampling: Sampling | None = None
 ) -> dict[str, Score | EditScore]:
     """Return the scores of `prompts` held-out prompts of each kind.
 
@@ -69,9 +75,10 @@ def judge_pictures(
     Raises:
         QwenImageError: an engine failed.
     """
+    asked: Sampling = sampling or {}
     scores: dict[str, Score | EditScore] = {
-        kind: evaluate(pipeline, counts, prompts, sampling=sampling) for kind, counts in KINDS.items()
+        kind: evaluate(pipeline, counts, prompts, **asked) for kind, counts in KINDS.items()
     }
     if edits:
-        scores[EDITS] = evaluate_edits(pipeline, prompts, sampling=sampling)
+        scores[EDITS] = evaluate_edits(pipeline, prompts, **asked)
     return scores

@@ -30,13 +30,13 @@ from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.pipeline import reference_pipeline
+from qwen_image_engine.reference.shapes.judge.evaluate import Sampling
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.component_pool import Memory
 from qwen_image_engine.runtime.denoiser import check_guidance
 from qwen_image_engine.runtime.images.png import png_bytes
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.request import RequestOptions
 from qwen_image_engine.runtime.sampling.schedule import Spacing
 from qwen_image_engine.runtime.system.machine import Machine, package_versions
 from qwen_image_engine.runtime.system.progress import ProgressBar
@@ -231,7 +231,13 @@ def _drawn(
             judged = {}
             if judge is not None:
                 edits = any(case.references for case in cases)
-                sampling: RequestOptions = {**setting.sampling, **guidance.options}
+                sampling: Sampling = {
+                    "solver": setting.solver,
+                    "steps": setting.steps,
+                    "sigmas": setting.sigmas,
+                    "guidance": guidance.weight,
+                    "negative_prompt": guidance.negative_prompt,
+                }
                 judged = judge_pictures(pipeline, judge, edits=edits, sampling=sampling)
             yield SettingPictures(setting, setting in asked, own, judged)
             bar.advance()
