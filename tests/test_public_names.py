@@ -18,6 +18,8 @@ PUBLIC = {
     ("qwen_image_engine.export.verify", "Limit"),
     ("qwen_image_engine.export.verify", "verify"),
     ("qwen_image_engine.export.verify", "verify_bundle"),
+    ("qwen_image_engine.export.verify.pictures", "Setting"),
+    ("qwen_image_engine.export.verify.pictures", "verify_pictures"),
     ("qwen_image_engine.reference.checkpoint", "Checkpoint"),
     ("qwen_image_engine.runtime", "QwenImage"),
     ("qwen_image_engine.runtime.tools.bench", "bench"),

@@ -17,7 +17,7 @@ from qwen_image_engine.export.verify.cache_codes import CacheCodes
 from qwen_image_engine.export.verify.difference import Difference, difference, worst
 from qwen_image_engine.export.verify.free_running import DrawnCase, Trajectory, divergence
 from qwen_image_engine.export.verify.not_finite import first_not_finite
-from qwen_image_engine.export.verify.recording import REFERENCE_RESOLUTION, Call, Recording
+from qwen_image_engine.export.verify.recording import Call, Recording
 from qwen_image_engine.export.verify.result import NotFiniteOutput, Row
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.manifest import Manifest
@@ -116,7 +116,7 @@ def _steps(pipeline: QwenImage, recording: Recording, threshold: Threshold) -> t
     The bundle's own encoder, prefix and step run in both. For the row, each step is given the reference's latents.
     """
     case = recording.case
-    images = pipeline.read_references(case.references, REFERENCE_RESOLUTION)
+    images = pipeline.read_references(case.references, case.reference_resolution)
     conditioning = pipeline.encode(case.prompt, images)
     velocity = pipeline.denoiser(conditioning, width=case.width, height=case.height)
     runs = tuple(difference(velocity(step.latents, step.sigma), step.velocity) for step in recording.steps)

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from qwen_image_engine.engines.core.components import COMPONENTS
-from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.export.targets import TARGETS
 from qwen_image_engine.export.weights.file_hashes import finite_sha256
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.checkpoint.recorded import check_recorded, open_recorded
@@ -22,8 +23,47 @@ from qwen_image_engine.runtime.bundle.files import (
     export_advice,
     verify_files,
 )
-from qwen_image_engine.runtime.bundle.manifest import Manifest
+from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.system.progress import ProgressBar
+
+
+def named_bundles(bundles: Sequence[str | Path]) -> dict[Path, Manifest]:
+    """Return the manifests of bundles, which can be compared in one run, by the bundles' folders.
+
+    Raises:
+        UsageError: no bundle is named, or a bundle is named twice.
+        QwenImageError: a manifest cannot be read, has no thresholds, or names another checkpoint than the first
+            manifest.
+    """
+    manifests = {bundle: read_manifest(bundle) for bundle in _folders(bundles)}
+    for bundle, manifest in manifests.items():
+        if (manifest.target, manifest.precision) not in TARGETS:
+            known = ", ".join(f"{target} {precision}" for target, precision in TARGETS)
+            raise QwenImageError(
+                f"{bundle}: no thresholds for {manifest.target!r} in precision {manifest.precision!r}; known: {known}"
+            )
+    check_same_checkpoint(manifests)
+    return manifests
+
+
+def _folders(bundles: Sequence[str | Path]) -> list[Path]:
+    """Return the folders of bundles.
+
+    Raises:
+        UsageError: `bundles` is empty, is one name and no list, or names a bundle twice.
+    """
+    if isinstance(bundles, str | Path):
+        raise UsageError(f"bundles {str(bundles)!r}: expected a list of folders; verify_bundle takes one")
+    folders = list(map(Path, bundles))
+    if not folders:
+        raise UsageError("no bundles are given; name at least one")
+    named: dict[Path, Path] = {}
+    for folder in folders:
+        earlier = named.setdefault(folder.resolve(), folder)
+        if earlier is not folder:
+            both = str(folder) if earlier == folder else f"{earlier}, also as {folder},"
+            raise UsageError(f"the bundle {both} is named twice; name each once")
+    return folders
 
 
 def check_contents(bundle: Path, manifest: Manifest) -> None:

@@ -11,7 +11,14 @@ from typing import Any
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.shapes.config import encoder_config, transformer_config
-from qwen_image_engine.reference.shapes.judge.evaluate import KINDS, EditScore, Score, evaluate, evaluate_edits
+from qwen_image_engine.reference.shapes.judge.evaluate import (
+    KINDS,
+    EditScore,
+    Sampling,
+    Score,
+    evaluate,
+    evaluate_edits,
+)
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 EDITS = "edits"
@@ -34,34 +41,44 @@ class PictureScores:
         return {"kind": self.kind, **{side: asdict(score) | {"rate": score.rate} for side, score in sides.items()}}
 
 
+def is_shapes(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint is `shapes`: text encoder and transformer have the sizes of the training recipe.
+
+    The sizes are the same after new training or a copy to another folder, and no other checkpoint has them.
+    """
+    recipe = encoder_config(checkpoint.text_encoder.vocab_size), transformer_config()
+    return (checkpoint.text_encoder, checkpoint.transformer) == recipe
+
+
 def check_judged(checkpoint: Checkpoint, prompts: int) -> None:
     """Raise if the checkpoint is not `shapes`, the only one that the judge can score.
-
-    A checkpoint is `shapes` if its text encoder and transformer have the sizes of the training recipe. The sizes
-    are the same after new training or a copy to another folder, and no other checkpoint has them.
 
     Raises:
         UsageError: the checkpoint is not `shapes`, or there are no prompts.
     """
     if prompts < 1:
         raise UsageError(f"--judge {prompts}: expected the number of prompts of each kind, 1 or more")
-    recipe = encoder_config(checkpoint.text_encoder.vocab_size), transformer_config()
-    if (checkpoint.text_encoder, checkpoint.transformer) != recipe:
+    if not is_shapes(checkpoint):
         raise UsageError(
             f"--judge: {checkpoint.name} is not `shapes`, whose pictures alone the judge knows (docs/shapes.md); "
             "leave --judge out"
         )
 
 
-def judge_pictures(pipeline: QwenImage, prompts: int, *, edits: bool) -> dict[str, Score | EditScore]:
+def judge_pictures(
+    pipeline: QwenImage, prompts: int, *, edits: bool, sampling: Sampling | None = None
+) -> dict[str, Score | EditScore]:
     """Return the scores of `prompts` held-out prompts of each kind.
 
-    With `edits` there are the scores of as many edits too.
+    With `edits` there are the scores of as many edits too. `sampling` holds options of every request.
 
     Raises:
         QwenImageError: an engine failed.
     """
-    scores: dict[str, Score | EditScore] = {kind: evaluate(pipeline, counts, prompts) for kind, counts in KINDS.items()}
+    asked: Sampling = sampling or {}
+    scores: dict[str, Score | EditScore] = {
+        kind: evaluate(pipeline, counts, prompts, **asked) for kind, counts in KINDS.items()
+    }
     if edits:
-        scores[EDITS] = evaluate_edits(pipeline, prompts)
+        scores[EDITS] = evaluate_edits(pipeline, prompts, **asked)
     return scores

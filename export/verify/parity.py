@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Unpack
 
 from qwen_image_engine.engines.backends import BACKENDS, require
-from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.export.targets import TARGETS, thresholds
+from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.export.targets import thresholds
 from qwen_image_engine.export.thresholds import TEACHER_FORCED
 from qwen_image_engine.export.verify.bundle import BundleRows, compare_bundle
-from qwen_image_engine.export.verify.checkpoint import check_contents, check_same_checkpoint, open_checkpoint
+from qwen_image_engine.export.verify.checkpoint import check_contents, named_bundles, open_checkpoint
 from qwen_image_engine.export.verify.free_running import FreeRunning, free_running
 from qwen_image_engine.export.verify.judge import PictureScores, check_judged, judge_pictures
 from qwen_image_engine.export.verify.layers import check_layers, compare_layers
@@ -25,7 +25,7 @@ from qwen_image_engine.export.verify.recording import Recording, default_cases, 
 from qwen_image_engine.export.verify.result import RecordedCase, Verification, Verifications
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint, Source
 from qwen_image_engine.reference.pipeline import engine_loader, reference_pipeline
-from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest, record_verification
+from qwen_image_engine.runtime.bundle.manifest import Manifest, record_verification
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
 from qwen_image_engine.runtime.system.machine import Machine, package_versions
@@ -58,10 +58,9 @@ def verify(
             precision has no thresholds, or the engine or Polygraphy is not installed.
     """
     began = datetime.now(UTC).isoformat(timespec="seconds")
-    bundles = _folders(bundles)
     engine, threads, memory = options.get("engine", "onnxruntime"), options.get("threads"), options.get("memory")
     limits, judge, polygraphy = options.get("limits", ()), options.get("judge"), options.get("polygraphy")
-    manifests = _manifests(bundles)
+    manifests = named_bundles(bundles)
     for manifest in manifests.values():
         for limit in limits:
             limit.check((*manifest.components, TEACHER_FORCED))
@@ -72,7 +71,7 @@ def verify(
         check_polygraphy(polygraphy := Path(polygraphy))
     for bundle, manifest in manifests.items():
         check_contents(bundle, manifest)
-    first = bundles[0]
+    first = next(iter(manifests))
     named = (options.get("transformer_file"), options.get("loras"), options.get("attention"), options.get("variant"))
     opened = open_checkpoint(first, manifests[first], checkpoint, *named)
     if judge is not None:
@@ -95,7 +94,7 @@ def verify(
     check_cancelled()
     found = [_recorded(bundle, result) for bundle, result in zip(manifests, found, strict=True)]
     environment = {"began": began, "machine": asdict(Machine.here()), "versions": package_versions()}
-    return Verifications(tuple(found), command(bundles, checkpoint, options), environment)
+    return Verifications(tuple(found), command([*manifests], checkpoint, options), environment)
 
 
 def _recorded(bundle: Path, result: Verification) -> Verification:
@@ -105,44 +104,6 @@ def _recorded(bundle: Path, result: Verification) -> Verification:
     except QwenImageError as error:  # a bundle on a read-only disk, or of another user
         return replace(result, not_recorded=str(error))
     return result
-
-
-def _folders(bundles: Sequence[str | Path]) -> list[Path]:
-    """Return the folders of bundles.
-
-    Raises:
-        UsageError: `bundles` is empty, is one name and no list, or names a bundle twice.
-    """
-    if isinstance(bundles, str | Path):
-        raise UsageError(f"bundles {str(bundles)!r}: expected a list of folders; verify_bundle takes one")
-    folders = list(map(Path, bundles))
-    if not folders:
-        raise UsageError("no bundles are given; name at least one")
-    named: dict[Path, Path] = {}
-    for folder in folders:
-        earlier = named.setdefault(folder.resolve(), folder)
-        if earlier is not folder:
-            both = str(folder) if earlier == folder else f"{earlier}, also as {folder},"
-            raise UsageError(f"the bundle {both} is named twice; name each once")
-    return folders
-
-
-def _manifests(bundles: Sequence[Path]) -> dict[Path, Manifest]:
-    """Return the manifests of bundles, which can be compared in one run.
-
-    Raises:
-        QwenImageError: a manifest cannot be read, has no thresholds, or names another checkpoint than the first
-            manifest.
-    """
-    manifests = {bundle: read_manifest(bundle) for bundle in bundles}
-    for bundle, manifest in manifests.items():
-        if (manifest.target, manifest.precision) not in TARGETS:
-            known = ", ".join(f"{target} {precision}" for target, precision in TARGETS)
-            raise QwenImageError(
-                f"{bundle}: no thresholds for {manifest.target!r} in precision {manifest.precision!r}; known: {known}"
-            )
-    check_same_checkpoint(manifests)
-    return manifests
 
 
 def _verification(

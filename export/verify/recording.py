@@ -38,7 +38,7 @@ The released processor leaves such reference images as they are, whatever the as
 
 @dataclass(frozen=True)
 class Case:
-    """A request to record. Sizes are in pixels; reference images are fitted to `REFERENCE_RESOLUTION`."""
+    """A request to draw. Sizes are in pixels; reference images are fitted to `reference_resolution`."""
 
     name: str
     prompt: str
@@ -46,6 +46,7 @@ class Case:
     height: int
     seed: int = 7
     references: tuple[Image.Image, ...] = ()
+    reference_resolution: int = REFERENCE_RESOLUTION
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,18 +103,22 @@ def default_cases(tokenizer: Tokenizer, *, references: bool = True) -> tuple[Cas
     count = 1
     while len(tokenizer.encode(sentence * count).ids) < LONG_PROMPT_TOKENS:
         count += 1
-    edit = Case(
+    return (
+        Case("english", "a red circle in the center on a white background", 256, 256),
+        Case("chinese", "左边有一个蓝色的正方形，右边有一个绿色的三角形，透明背景", 192, 128),
+        Case("long", sentence * count, 128, 224),
+        *([edit_case()] if references else []),
+    )
+
+
+def edit_case() -> Case:
+    """Return an edit of two reference images that any checkpoint can do, one of them partly transparent."""
+    return Case(
         "edit",
         "make the circle blue and put it where the square is in the second picture",
         128,
         160,
         references=(_drawn(400, 300, 7), _drawn(200, 260, 8).convert("RGB")),
-    )
-    return (
-        Case("english", "a red circle in the center on a white background", 256, 256),
-        Case("chinese", "左边有一个蓝色的正方形，右边有一个绿色的三角形，透明背景", 192, 128),
-        Case("long", sentence * count, 128, 224),
-        *([edit] if references else []),
     )
 
 
@@ -138,7 +143,7 @@ def record(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resi
             calls.clear()
             steps = None if schedule.sample_sigmas else STEPS
             final = None
-            images = pipeline.read_references(case.references, REFERENCE_RESOLUTION)
+            images = pipeline.read_references(case.references, case.reference_resolution)
             conditioning = pipeline.encode(case.prompt, images)
             for step in pipeline.sample(
                 conditioning, width=case.width, height=case.height, steps=steps, seed=case.seed

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,7 @@ from qwen_image_engine.reference.shapes.scenes.instructions import write_instruc
 from qwen_image_engine.reference.shapes.scenes.prompts import write_prompt
 from qwen_image_engine.reference.shapes.scenes.scene import Scene, random_scene, split_scene, swaps
 from qwen_image_engine.runtime.pipeline import QwenImage
+from qwen_image_engine.runtime.sampling.schedule import Spacing
 
 SIZES = ((128, 128), (192, 192), (192, 128), (128, 192), (256, 256))
 STEPS = 20
@@ -33,6 +34,16 @@ KINDS = {"one or two shapes": (1, 2), "three shapes": (3,)}
 """Kinds of prompts that are scored separately: the numbers of shapes in them."""
 
 SEED = 20_000
+
+
+class Sampling(TypedDict, total=False):
+    """Options of every request that is judged, as `QwenImage.prepare` describes them."""
+
+    steps: int
+    solver: str
+    sigmas: Spacing
+    guidance: float
+    negative_prompt: str | None
 
 
 @dataclass(frozen=True)
@@ -82,20 +93,18 @@ def evaluate(
     counts: tuple[int, ...],
     prompts: int,
     seed: int = SEED,
-    *,
-    steps: int = STEPS,
-    solver: str = "euler",
+    **sampling: Unpack[Sampling],
 ) -> Score:
     """Draw held-out prompts with the reference's pipeline or a bundle's, and judge the pictures.
 
-    `counts`, `prompts` and `seed` go to `held_out`, `steps` and `solver` to the pipeline.
+    `counts`, `prompts` and `seed` go to `held_out`. `sampling` are options of every request, such as a solver; it takes
+    `STEPS` steps if they name none.
     """
+    asked: Sampling = {"steps": STEPS, **sampling}
     sizes: dict[str, list[bool]] = {f"{width}x{height}": [] for width, height in SIZES}
     faults = Counter[str]()
     for item in held_out(counts, prompts, seed):
-        (picture,) = pipeline.generate(
-            item.prompt, width=item.width, height=item.height, steps=steps, solver=solver, seed=item.seed
-        )
+        (picture,) = pipeline.generate(item.prompt, width=item.width, height=item.height, seed=item.seed, **asked)
         verdict = judge(picture.rgba, item.scene)
         sizes[f"{item.width}x{item.height}"].append(verdict.fulfilled)
         faults.update(_kind(fault) for fault in verdict.faults[:1])
@@ -151,13 +160,12 @@ def edit_references(item: HeldOutEdit) -> tuple[list[Image.Image], int]:
     return images, round(math.sqrt(item.width * item.height))
 
 
-def evaluate_edits(
-    pipeline: QwenImage, edits: int, seed: int = SEED, *, steps: int = STEPS, solver: str = "euler"
-) -> EditScore:
+def evaluate_edits(pipeline: QwenImage, edits: int, seed: int = SEED, **sampling: Unpack[Sampling]) -> EditScore:
     """Make held-out edits with the reference's pipeline or a bundle's, and judge the pictures.
 
-    `edits` and `seed` go to `held_out_edits`, `steps` and `solver` to the pipeline.
+    `edits` and `seed` go to `held_out_edits`, `sampling` as in `evaluate`.
     """
+    asked: Sampling = {"steps": STEPS, **sampling}
     kinds: dict[str, list[tuple[bool, float]]] = {kind: [] for kind in EDIT_KINDS}
     sizes: dict[str, list[tuple[bool, float]]] = {f"{width}x{height}": [] for width, height in SIZES}
     faults = Counter[str]()
@@ -169,9 +177,8 @@ def evaluate_edits(
             reference_resolution=resolution,
             width=item.width,
             height=item.height,
-            steps=steps,
-            solver=solver,
             seed=item.seed,
+            **asked,
         )
         verdict = judge_edit(picture.rgba, item.edit, np.asarray(references[0]))
         for found in (kinds[item.edit.kind], sizes[f"{item.width}x{item.height}"]):

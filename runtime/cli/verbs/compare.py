@@ -61,4 +61,5 @@ def _figure(value: float | None, unit: str) -> str:
         return "not finite"
     if unit == "bytes":
         return size_text(int(value))
-    return f"{value:.4g} s" if unit == "s" else f"{value:.2e}"
+    forms = {"s": f"{value:.4g} s", "dB": f"{value:.1f} dB", "FLIP": f"{value:.4f}", "accepted": f"{value:.1%}"}
+    return forms.get(unit, f"{value:.2e}")

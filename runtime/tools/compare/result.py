@@ -11,10 +11,19 @@ VERIFY = "qwen-image-verify"
 VERIFY_SCHEMA = 1
 
 
+PICTURES = "qwen-image-pictures"
+
+
+PICTURES_SCHEMA = 1
+
+
 FORMAT = "qwen-image-compare"
 
 
 SCHEMA = 1
+
+
+Kind = Literal["bench", "verify", "pictures"]
 
 
 Change = Literal["faster", "slower", "smaller", "larger", "closer", "worse", "same", "unclear"]
@@ -30,10 +39,11 @@ class ChangedRow:
 
     Attributes:
         where: case and contender, or bundle and component.
-        what: a stage, "peak memory", "disk", the case of a component, or a limit.
+        what: a stage, "peak memory", "disk", the case of a component, a measure of pictures, or a limit.
         before: seconds, bytes or the number of a measure in the first result; None if the number was not finite.
         after: seconds, bytes or the number of a measure in the second result; None if the number was not finite.
-        unit: "s", "bytes", the heading of a measure ("relative L2"), or "passed" for figures of 1.0 and 0.0.
+        unit: "s", "bytes", the heading of a measure ("relative L2"), "dB" and "FLIP" of pictures, "accepted" for shares
+            of them, or "passed" for figures of 1.0 and 0.0.
         ratio: factor by which the second result is better, above 1 if it is faster, smaller or closer; None if there
             are too few samples or a figure is zero.
         low: lower end of the ratio's confidence interval, widened by the margin by which two runs of one code differ;
@@ -60,7 +70,7 @@ class Comparison:
     """The figures that both results have, and the figures that are missing in the second result.
 
     Attributes:
-        kind: "bench" or "verify".
+        kind: kind of the two results.
         test: description of the test that decides.
         rows: figures in the order of the first result.
         notes: differences that make the results hard to compare: machines, checkpoints, versions, and figures that the
@@ -68,7 +78,7 @@ class Comparison:
         lost: cases of a contender, or rows of a bundle, that only the first result has.
     """
 
-    kind: Literal["bench", "verify"]
+    kind: Kind
     test: str
     rows: tuple[ChangedRow, ...]
     notes: tuple[str, ...]

@@ -20,6 +20,7 @@ from qwen_image_engine.runtime.system.json_schema import (
     SchemaError,
     is_count,
     is_list_of,
+    is_number,
     leaf,
     many,
     named,
@@ -156,5 +157,39 @@ def _verify(value: Any, place: str) -> None:
         _BUNDLE(value, place)
 
 
-FORMS: Mapping[str, Check] = {"bench": _BENCH, "verify": _verify}
+_FIGURES = optional(record(dict.fromkeys(("psnr_rgb", "psnr_alpha"), NUMBER) | {"flip": NOT_NEGATIVE}))
+_STEPS = {"solver": TEXT, "steps": COUNT}
+_LEVELS = leaf(
+    "noise levels, the name of a spacing or null",
+    lambda value: value is None or isinstance(value, str) or is_list_of(value, is_number),
+)
+_PICTURES = record(
+    {
+        **dict.fromkeys(("checkpoint", "config_sha256", "weights_sha256"), TEXT),
+        "guidance": POSITIVE,
+        "solution": record(_STEPS),
+        "cases": many(ANYTHING),
+        "bundles": many(
+            record(
+                {
+                    **dict.fromkeys(("precision", "engine", "engine_version"), TEXT),
+                    "rows": many(
+                        record(
+                            {
+                                "kind": TEXT,
+                                **_STEPS,
+                                "sigmas": _LEVELS,
+                                "asked": TRUTH,
+                                "figures": _FIGURES,
+                                "judged": many(record({"kind": TEXT, "tried": COUNT, "rate": NOT_NEGATIVE}), least=0),
+                            }
+                        )
+                    ),
+                }
+            )
+        ),
+    }
+)
+
+FORMS: Mapping[str, Check] = {"bench": _BENCH, "verify": _verify, "pictures": _PICTURES}
 """Checks of result files by the verb that wrote them."""

@@ -18,6 +18,7 @@ _HEAD_BYTES = 500
 _PAGES = {
     "Benchmark": "runtime.tools.report.bench_page:bench_page",
     "KernelReport": "runtime.tools.report.kernels_page:kernels_page",
+    "PictureComparison": "export.verify.pictures.page:pictures_page",
     "Verifications": "export.verify.report.page:verify_page",
 }
 """Entries of the functions that make a page, as (result) -> str, by the class of the result."""

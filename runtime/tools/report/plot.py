@@ -44,12 +44,16 @@ class Bar:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve over steps. Values that are not finite or not above 0 are left out, because the axis is logarithmic."""
+    """A curve over steps. Values that are not finite or not above 0 are left out, because the axis is logarithmic.
+
+    `at` has the position of each value on the horizontal axis; empty for 1, 2, 3, …
+    """
 
     label: str
     values: Sequence[float]
     series: int
     dashed: bool = False
+    at: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -101,27 +105,30 @@ def curves(
         levels: (value, number of a colour) of each dashed horizontal line.
         across: name of the horizontal axis.
     """
-    steps = max((len(line.values) for line in lines), default=0)
+    positions = sorted({place for line in lines for place in _places(line)})
+    steps = len(positions)
     with plotting():
         figure, axes = _panel(240, left=46, right=10, top=30, bottom=44 if sigmas else 34)
         for line in lines:
             values = [value if math.isfinite(value) and value > 0 else math.nan for value in line.values]
             colour, style = SERIES[line.series % len(SERIES)], (0, (3, 2)) if line.dashed else "-"
             marker = "" if steps > 3 * _MOST_TICKS else "o"
-            axes.plot(range(1, len(values) + 1), values, color=colour, linestyle=style, marker=marker, markersize=3.5)
+            axes.plot(_places(line), values, color=colour, linestyle=style, marker=marker, markersize=3.5)
         for level, series in levels:
             axes.axhline(level, color=SERIES[series % len(SERIES)], linewidth=1, linestyle=(0, (6, 4)))
         axes.set_yscale("log")
         _padded(axes, [*(value for line in lines for value in line.values), *(level for level, _ in levels)])
         every = max(1, math.ceil(steps / _MOST_TICKS))
-        ticks = list(range(1, steps + 1, every))
+        ticks = positions[::every]
         axes.set_xticks(ticks, [""] * len(ticks))
-        axes.set_xlim(0.6, max(steps, 2) + 0.4)
+        low, high = (positions[0], positions[-1]) if positions else (1, 1)
+        margin = max(0.4, (high - low) / 40)
+        axes.set_xlim(low - margin, max(high, low + 1) + margin)
         axes.tick_params(length=0)
         axes.grid(axis="y")
-        _below(axes, ticks, [str(tick) for tick in ticks], across, 14)
+        _below(axes, ticks, [f"{tick:g}" for tick in ticks], across, 14)
         if sigmas:
-            _below(axes, ticks, [f"{sigmas[tick - 1]:.2f}" for tick in ticks], "sigma", 28)
+            _below(axes, ticks, [f"{sigmas[round(tick) - 1]:.2f}" for tick in ticks], "sigma", 28)
         return _finished(figure, name, title)
 
 
@@ -177,7 +184,11 @@ def _finished(figure: Figure, name: str, title: str) -> Html:
     return inline(figure, name, title)
 
 
-def _below(axes: Axes, ticks: Sequence[int], labels: Sequence[str], name: str, depth: float) -> None:
+def _places(line: Line) -> Sequence[float]:
+    return line.at or range(1, len(line.values) + 1)
+
+
+def _below(axes: Axes, ticks: Sequence[float], labels: Sequence[str], name: str, depth: float) -> None:
     """Write a line of labels `depth` points below the axes, with the line's name to the left."""
     look: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "color": MUTED}
     for tick, label in zip(ticks, labels, strict=True):
