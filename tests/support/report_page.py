@@ -1,4 +1,4 @@
-"""Checks of every report: parsed as HTML, and looked at by Chromium where there is one."""
+"""Checks of every report: parsed as HTML, and looked at by Chromium where there is one; Chromium for other pages too."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input"}
+KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "Escape": (27, ""), " ": (32, " "), "ArrowDown": (40, ""), "ArrowUp": (38, "")}
+"""Virtual codes and texts of the keys that tests press."""
 
 
 class Page(HTMLParser):
@@ -133,6 +136,62 @@ class Browser:
     def value(self, expression: str) -> Any:
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
+    def run(self, expression: str) -> Any:
+        """The value of an expression, or of the promise that it is; an exception of the page fails."""
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def until(self, expression: str, seconds: float = 30.0) -> Any:
+        """Wait until an expression is true, and return it."""
+        end = time.monotonic() + seconds
+        while not (found := self.run(expression)):
+            assert time.monotonic() < end, f"it did not come true: {expression}"
+            time.sleep(0.02)
+        return found
+
+    def press(self, *keys: str, modifiers: int = 0) -> None:
+        """Press keys one after the other; `modifiers` are 2 for Ctrl and 8 for Shift."""
+        for key in keys:
+            code, text = KEYS[key]
+            pressed = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
+            self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **pressed)
+            self.call("Input.dispatchKeyEvent", type="keyUp", **pressed)
+
+    def type(self, text: str) -> None:
+        """Type a text where the focus is."""
+        self.call("Input.insertText", text=text)
+
+    def click(self, selector: str) -> None:
+        """Click in the middle of an element."""
+        (x, y) = self.middle(selector)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def drop(self, selector: str, *files: Path) -> None:
+        """Drag files over an element, and drop them."""
+        (x, y) = self.middle(selector)
+        data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+    def middle(self, selector: str) -> tuple[float, float]:
+        """The middle of an element [CSS pixels], which is scrolled into view."""
+        place = "(e => { e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect(); "
+        place += "return [b.left + b.width / 2, b.top + b.height / 2]; })"
+        (x, y) = self.run(f"{place}(document.querySelector({json.dumps(selector)}))")
+        return x, y
+
+    def told(self) -> list[dict[str, Any]]:
+        """Messages of the console, and exceptions, since the page was opened."""
+        kinds = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+        return [event for event in self.events if event.get("method") in kinds]
+
+    def asked(self) -> list[str]:
+        """Addresses that were asked for since the page was opened."""
+        sent = [event for event in self.events if event.get("method") == "Network.requestWillBeSent"]
+        return [event["params"]["request"]["url"] for event in sent]
+
     def screenshot(self, file: Path, height: int | None = None) -> None:
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": height or size["height"], "scale": 1}
@@ -192,16 +251,6 @@ def check_in_browser(file: Path, folder: Path) -> None:
                 assert chromium.value("document.documentElement.scrollWidth") <= width
                 assert chromium.value("Math.max(...[...document.images].map(i => i.naturalWidth ? 0 : 1), 0)") == 0
                 grounds[scheme] = chromium.value("getComputedStyle(document.body).backgroundColor")
-                told = [
-                    event
-                    for event in chromium.events
-                    if event.get("method") in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
-                ]
-                assert told == []
-                asked = [
-                    event["params"]["request"]["url"]
-                    for event in chromium.events
-                    if event.get("method") == "Network.requestWillBeSent"
-                ]
-                assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+                assert chromium.told() == []
+                assert [url for url in chromium.asked() if not url.startswith("data:")] == [file.as_uri()]
     assert grounds["light"] != grounds["dark"]
