@@ -1,4 +1,4 @@
-"""Checks of every report: parsed as HTML, and looked at by Chromium where there is one; Chromium for other pages too."""
+"""Chromium for tests, and checks of every report: parsed as HTML, and looked at by Chromium where there is one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Any
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "link", "img", "br", "input"}
-KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "Escape": (27, ""), " ": (32, " "), "ArrowDown": (40, ""), "ArrowUp": (38, "")}
-"""Virtual codes and texts of the keys that tests press."""
+KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "Escape": (27, "")}
+"""Windows's codes and the texts of the keys that tests press."""
 
 
 class Page(HTMLParser):

@@ -105,23 +105,24 @@ async function prepare() {
   }
 }
 
-async function copy(text, what) {
+/** Copy a text, or show it where the browser keeps the clipboard from the page. */
+async function copy(button, text) {
   if (await toClipboard(text)) {
-    say(`${what} copied.`);
-    return true;
+    done(button, "Copied");
+    return;
   }
   $("text").value = text;
   $("by-hand").showModal();
   $("text").select();
-  return false;
 }
 
-/** Let a button say for a moment that it copied. */
-async function copied(button, text) {
-  const label = button.textContent;
-  if (!(await copy(text, label.replace("Copy ", "")))) return;
-  button.textContent = "Copied";
-  setTimeout(() => (button.textContent = label), 1500);
+/** Let a button say for a moment that its work is done. */
+function done(button, text) {
+  button.dataset.label ??= button.textContent;
+  button.textContent = text;
+  say(`${text}.`);
+  clearTimeout(button.clock);
+  button.clock = setTimeout(() => (button.textContent = button.dataset.label), 1500);
 }
 
 on("form", "submit", (event) => {
@@ -148,17 +149,19 @@ on("key", "change", () => {
   form.clear();
   prepare();
 });
-on("as-image", "click", () => {
+on("as-image", "click", async () => {
   const entry = results.shown;
-  images.add([new File([entry.blob], fileName(entry), { type: entry.blob.type })]);
+  form.clear();
+  await images.add([new File([entry.blob], fileName(entry), { type: entry.blob.type })]);
+  if ($("fault").hidden) done($("as-image"), "Added");
 });
 on("settings", "click", () => {
   form.write(results.shown.values);
   images.replace(results.shown.images, results.shown.mask);
-  say("The settings of this picture are in the form.");
+  done($("settings"), "In the form");
 });
-on("copy-json", "click", () => copied($("copy-json"), asJson(results.shown)));
-on("copy-curl", "click", () => copied($("copy-curl"), asCurl(results.shown, hasKey())));
+on("copy-json", "click", () => copy($("copy-json"), asJson(results.shown)));
+on("copy-curl", "click", () => copy($("copy-curl"), asCurl(results.shown, hasKey())));
 on("by-hand-done", "click", () => $("by-hand").close());
 takeFiles((files) => {
   form.clear();

@@ -91,9 +91,7 @@ def test_latents_that_the_device_has_overwritten_are_told(make_bundle: MakeBundl
     with pipeline(make_bundle(), checkpoint) as drawn:
         pictures = drawn.generate("a", on_step=steps.append, **SIZE)
         np.testing.assert_array_equal(steps[-1].latents[0], pictures[0].latents)
-        with pytest.raises(
-            QwenImageError, match="step 1: its latents have been overwritten by a later step"
-        ):
+        with pytest.raises(QwenImageError, match="step 1: its latents have been overwritten by a later step"):
             _ = steps[0].latents
 
 
