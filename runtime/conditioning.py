@@ -84,10 +84,6 @@ class _Seen:
     deepstack: tuple[NDArray[np.float32], ...]
     latents: NDArray[np.float32]
 
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in (self.embeddings, *self.deepstack, self.latents))
-
 
 _Key = tuple[str, tuple[str, ...]]
 
@@ -126,7 +122,8 @@ class PromptEncoder:
         self._embeddings = embeddings
         self._facts = facts
         self._kept: LruCache[_Key, Conditioning] = LruCache(kept_bytes // 2)
-        self._seen: LruCache[str, _Seen] = LruCache(kept_bytes // 2)
+        self._seen: LruCache[tuple[str, str], tuple[NDArray[np.float32], ...]] = LruCache(kept_bytes // 2)
+        """Results of images, by component and SHA-256 of the image."""
 
     def prefix_tokens(self, prompt: str, references: Sequence[ReferenceImage]) -> int:
         """Return the number of prefix tokens that the target attends to. No network runs.
@@ -184,29 +181,44 @@ class PromptEncoder:
     def _tokens(self, prompt: str, references: Sequence[ReferenceImage]) -> PromptTokens:
         return tokenize(self._tokenizer, prompt, [image.block for image in references])
 
+    def latents(self, image: ReferenceImage) -> NDArray[np.float32]:
+        """Return the latents of an image alone, (1, h * w, channels). They serve it as a reference image too.
+
+        Raises:
+            QwenImageError: an engine failed, or returned values that are not finite.
+        """
+        (found,) = self._of_image("vae_encoder", image)
+        self._seen.shrink([("vae_encoder", image.sha256)])
+        return found
+
     def _see(self, references: Sequence[ReferenceImage]) -> list[_Seen]:
         """Encode each distinct image once. The vision tower runs for all images before the VAE encoder does."""
-        images = {image.sha256: image for image in references}
-        found = {name: value for name in images if (value := self._seen.get(name)) is not None}
-        new = {name: image for name, image in images.items() if name not in found}
-        features = {name: self._features(image) for name, image in new.items()}
-        for name, image in new.items():
-            latents = self._run("vae_encoder", image=vae_pixels(image.rgba))["latents"]
-            embeddings, *deepstack = features[name]
-            found[name] = _Seen(embeddings, tuple(deepstack), pack_latents(latents[:, None]))
-        for name, value in found.items():
-            self._seen.put(name, value, value.nbytes)
-        self._seen.shrink(images)
-        return [found[image.sha256] for image in references]
+        features = [self._of_image("vision", image) for image in references]
+        latents = [self._of_image("vae_encoder", image)[0] for image in references]
+        pairs = ((component, image.sha256) for image in references for component in ("vision", "vae_encoder"))
+        self._seen.shrink([*pairs])
+        return [_Seen(first, tuple(deepstack), own) for (first, *deepstack), own in zip(features, latents, strict=True)]
 
-    def _features(self, image: ReferenceImage) -> list[NDArray[np.float32]]:
+    def _of_image(self, component: str, image: ReferenceImage) -> tuple[NDArray[np.float32], ...]:
+        """Return the result of a component for an image, from the cache if it is there."""
+        key = component, image.sha256
+        found = self._seen.get(key)
+        if found is None:
+            found = self._features(image) if component == "vision" else (self._latents(image),)
+            self._seen.put(key, found, sum(array.nbytes for array in found))
+        return found
+
+    def _latents(self, image: ReferenceImage) -> NDArray[np.float32]:
+        return pack_latents(self._run("vae_encoder", image=vae_pixels(image.rgba))["latents"][:, None])
+
+    def _features(self, image: ReferenceImage) -> tuple[NDArray[np.float32], ...]:
         facts = self._facts.vision
         rows, columns = image.block.height, image.block.width
         indices, weights = interpolation(rows, columns, facts.position_side)
         cos, sin = vision_rotary_tables(rows, columns, facts.head_dim, facts.rope_theta)
         patches = vision_patches(encoder_pixels(image.rgba), facts.image_mean, facts.image_std)[None]
         outputs = self._run("vision", patches=patches, indices=indices, weights=weights, cos=cos, sin=sin)
-        return [outputs["embeddings"], *(outputs[f"deepstack_{index}"] for index in range(self._facts.deepstack))]
+        return outputs["embeddings"], *(outputs[f"deepstack_{index}"] for index in range(self._facts.deepstack))
 
     def _text_states(self, tokens: PromptTokens, seen: Sequence[_Seen]) -> NDArray[np.float32]:
         """Return the states of the text after the system turn, (1, T, context). States of image slots are dropped."""

@@ -21,6 +21,7 @@ from qwen_image_engine.runtime.component_pool import ComponentPool, Memory
 from qwen_image_engine.runtime.conditioning import KEPT_BYTES, Conditioning, PromptEncoder, check_finite
 from qwen_image_engine.runtime.denoiser import check_guidance, denoiser
 from qwen_image_engine.runtime.device_sampling import device_steps, takes_steps
+from qwen_image_engine.runtime.images.mask import Mask, MaskSource
 from qwen_image_engine.runtime.images.parameters import PictureOrigin as PictureOrigin
 from qwen_image_engine.runtime.images.parameters import PictureParameters, ReferenceOrigin
 from qwen_image_engine.runtime.images.picture import Picture
@@ -32,6 +33,7 @@ from qwen_image_engine.runtime.model.latents import unpack_latents
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, latent_size
 from qwen_image_engine.runtime.model.tiles import draw_tiles
 from qwen_image_engine.runtime.request import Request, RequestOptions
+from qwen_image_engine.runtime.sampling.inpainting import Inpainting
 from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig, Spacing
 from qwen_image_engine.runtime.sampling.solver import Velocity, integrate
@@ -180,6 +182,7 @@ class QwenImage:
         references: Sequence[ReferenceSource] | ReferenceImages = (),
         reference_resolution: int = DEFAULT_RESOLUTION,
         first_frame: bool = False,
+        mask: MaskSource | None = None,
         guidance: float = 1.0,
         width: int | None = None,
         height: int | None = None,
@@ -201,6 +204,9 @@ class QwenImage:
                 the result of `read_references`.
             reference_resolution: side in pixels of a square of the area that each reference image is fitted to.
             first_frame: whether to take the first frame of an animated reference image, which is refused otherwise.
+            mask: mask of the first reference image, an image file or a Pillow image with alpha (PNG, WebP) of that
+                image's own size. Alpha 0 is edited, 255 stays as it is; between them both are mixed. The first
+                reference image then decides the aspect ratio, in place of the last one.
             guidance: guidance weight. 1 for none; above 1 each step runs twice.
             width: width in pixels, a multiple of 32. None for the width that keeps the aspect ratio of the last
                 reference image at `height`, its fitted width if `height` is None too, or 1024 without reference images.
@@ -223,17 +229,27 @@ class QwenImage:
         images = (
             references
             if isinstance(references, ReferenceImages)
-            else self.read_references(references, reference_resolution, first_frame)
+            else self.read_references(references, reference_resolution, first_frame, for_mask=mask is not None)
         )
         width, height = images.picture_size(width, height)
         inputs = SamplingInputs.prepare(
             self.schedule, self.facts.channels, width, height, steps, seed, num_images, latents, solver, sigmas
         )
+        opened = None if mask is None else Mask.read(mask, images, width, height)
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
         tokens, cache_bytes = self._encoder.check(prompts, images.images)
         copies = 1 if num_images == 1 else 1 + num_images  # the batch's own, beside those that are kept
         return Request(
-            prompt, negative_prompt, images, float(guidance), width, height, inputs, tokens, copies * cache_bytes
+            prompt,
+            negative_prompt,
+            replace(images, first=None),  # its pixels are in the mask, at the picture's size
+            opened,
+            float(guidance),
+            width,
+            height,
+            inputs,
+            tokens,
+            copies * cache_bytes,
         )
 
     def generate(
@@ -265,10 +281,11 @@ class QwenImage:
         else:
             request = self.prepare(prompt, **options)
         with cancellable(request.cancellation), self._turn():
+            inpainting = self._inpainting(request)
             conditionings = self._encoder.encode(request.prompts, request.references.images)
-            decode = partial(self._preview, width=request.width, height=request.height)
+            decode = partial(self._preview, width=request.width, height=request.height, mask=request.mask)
             latents = request.inputs.latents
-            for step in self._steps(conditionings, request.guidance, request.inputs):
+            for step in self._steps(conditionings, request.guidance, request.inputs, inpainting):
                 request.cancellation.check()
                 if on_step is not None:
                     on_step(replace(step, _decode=decode))
@@ -276,6 +293,8 @@ class QwenImage:
                     latents = step.latents
             request.cancellation.check()
             rgba = self.decode(latents, request.width, request.height)
+            if request.mask is not None:
+                rgba = request.mask.keep_base(rgba)
         return self._pictures(request, rgba, latents)
 
     def _pictures(self, request: Request, rgba: NDArray[np.uint8], latents: NDArray[np.float32]) -> list[Picture]:
@@ -284,6 +303,7 @@ class QwenImage:
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             references=tuple(ReferenceOrigin(image.name, image.sha256) for image in request.references.images),
+            mask=None if request.mask is None else ReferenceOrigin(request.mask.name, request.mask.sha256),
             reference_resolution=request.references.resolution,
             guidance=request.guidance,
             seed=inputs.seed if inputs.given is None else None,
@@ -302,9 +322,25 @@ class QwenImage:
             Picture(rgba[image], latents[image], replace(parameters, image=image)) for image in range(inputs.num_images)
         ]
 
-    def _steps(self, conditionings: Sequence[Conditioning], guidance: float, inputs: SamplingInputs) -> Iterator[Step]:
-        """Take the steps, on the device if the engine supports it."""
-        if takes_steps(self._components, self.facts):
+    def _inpainting(self, request: Request) -> Inpainting | None:
+        """Return the latents outside of a request's mask. Encode its base if no earlier request has."""
+        if request.mask is None:
+            return None
+        base = self._encoder.latents(request.mask.base)
+        return Inpainting(request.mask.open_latents, base, request.inputs.latents)
+
+    def _steps(
+        self,
+        conditionings: Sequence[Conditioning],
+        guidance: float,
+        inputs: SamplingInputs,
+        inpainting: Inpainting | None = None,
+    ) -> Iterator[Step]:
+        """Take the steps, on the device if the engine supports it. With a mask the host takes them on every engine.
+
+        Latents are small, a megabyte at 1024x1024 in the released model, and the device's kernel stays as it is.
+        """
+        if inpainting is None and takes_steps(self._components, self.facts):
             return device_steps(self._components, self.facts, conditionings, guidance, inputs)
         conditioning, *rest = conditionings
         velocity = denoiser(
@@ -317,13 +353,17 @@ class QwenImage:
             columns=inputs.columns,
             num_images=inputs.num_images,
         )
-        return integrate(velocity, inputs.latents, inputs.stages)
+        return integrate(velocity, inputs.latents, inputs.stages, inpainting)
 
-    def _preview(self, latents: NDArray[np.float32], scale: float, *, width: int, height: int) -> NDArray[np.uint8]:
+    def _preview(
+        self, latents: NDArray[np.float32], scale: float, *, width: int, height: int, mask: Mask | None = None
+    ) -> NDArray[np.uint8]:
         """Decode clean latents (batch, tokens, channels), and reduce the pictures to `scale`; see `Step.preview`."""
         rows, columns = latent_size(width, height)
         with self.timings.measure_preview():
             pictures = self._decode(unpack_latents(latents, rows, columns))
+            if mask is not None:
+                pictures = mask.keep_base(pictures)
             return pictures if scale == 1 else np.stack([reduced(picture, round(1 / scale)) for picture in pictures])
 
     @contextmanager
@@ -343,15 +383,21 @@ class QwenImage:
             raise QwenImageError("this pipeline is closed; load it again with QwenImage.load")
 
     def read_references(
-        self, sources: Sequence[ReferenceSource], resolution: int = DEFAULT_RESOLUTION, first_frame: bool = False
+        self,
+        sources: Sequence[ReferenceSource],
+        resolution: int = DEFAULT_RESOLUTION,
+        first_frame: bool = False,
+        for_mask: bool = False,
     ) -> ReferenceImages:
         """Read and fit reference images. No network runs. `prepare` describes the arguments.
+
+        With `for_mask`, keep the first image's own pixels, which a mask needs, and take the default size from it.
 
         Raises:
             UsageError: there are too many images, an image cannot be read or fitted, or the bundle was exported without
                 components that read them.
         """
-        return ReferenceImages.read(sources, resolution, self.facts.vision, self._absent, first_frame)
+        return ReferenceImages.read(sources, resolution, self.facts.vision, self._absent, first_frame, for_mask)
 
     def prefix_tokens(self, prompt: str, references: ReferenceImages = NO_REFERENCES) -> int:
         """Return the number of prefix tokens that the target attends to. Each takes `facts.cache_token_bytes` in fp32.

@@ -9,6 +9,7 @@ from typing import Self, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen_image_engine.runtime.images.mask import Mask, MaskSource
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.images.reference_image import ReferenceImages
 from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
@@ -23,6 +24,7 @@ class RequestOptions(TypedDict, total=False):
     references: Sequence[ReferenceSource] | ReferenceImages
     reference_resolution: int
     first_frame: bool
+    mask: MaskSource | None
     guidance: float
     width: int | None
     height: int | None
@@ -42,6 +44,7 @@ class Request:
         prompt: the prompt, as given.
         negative_prompt: the negative prompt; None without guidance.
         references: reference images, read and fitted.
+        mask: mask of the first reference image, at the picture's size; None without a mask.
         guidance: guidance weight; 1 without guidance.
         width: width of the picture [pixels].
         height: height of the picture [pixels].
@@ -55,6 +58,7 @@ class Request:
     prompt: str
     negative_prompt: str | None
     references: ReferenceImages
+    mask: Mask | None
     guidance: float
     width: int
     height: int

@@ -14,8 +14,15 @@ from benchmarks.documents.gpu import gpu
 from benchmarks.documents.measured import measured
 from benchmarks.documents.tables import TABLES
 from qwen_image_engine.engines.core import contract
+from qwen_image_engine.runtime.serve.api import fields
+from qwen_image_engine.runtime.serve.api.limits import Limits
 
-_TABLES = {**TABLES, "measured": measured, "gpu": gpu, "contracts": contract.markdown}
+
+def _fields() -> str:
+    return fields.markdown(Limits())
+
+
+_TABLES = {**TABLES, "measured": measured, "gpu": gpu, "contracts": contract.markdown, "fields": _fields}
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _FIGURE = re.compile(r"(<!-- figure: (\w+) -->).*?(<!-- end -->)")
 

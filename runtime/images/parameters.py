@@ -15,11 +15,10 @@ from qwen_image_engine.engines.core.files import open_regular
 from qwen_image_engine.runtime.images.read import DAMAGE
 from qwen_image_engine.runtime.system.json_schema import (
     COUNT,
+    SIGMAS,
     SchemaError,
     fields_of,
     is_integer,
-    is_list_of,
-    is_number,
     leaf,
     many,
     optional,
@@ -51,11 +50,11 @@ class PictureOrigin:
 
 @dataclass(frozen=True)
 class ReferenceOrigin:
-    """The origin of a reference image.
+    """The origin of a reference image or of a mask.
 
     Attributes:
         name: name of the file, without its folder; None for an image from memory.
-        sha256: SHA-256 of the size and pixels of the fitted image.
+        sha256: SHA-256 of the size and pixels of the fitted image, or of the size and alpha of the mask in its file.
     """
 
     name: str | None
@@ -70,6 +69,7 @@ class PictureParameters:
         prompt: the prompt, as given.
         negative_prompt: the negative prompt; None without guidance.
         references: the reference images, in order.
+        mask: the mask of the first reference image; None without a mask.
         reference_resolution: side of a square of the area that each was fitted to [pixels]; None without reference
             images.
         guidance: guidance weight; 1 without guidance.
@@ -92,6 +92,7 @@ class PictureParameters:
     prompt: str
     negative_prompt: str | None
     references: tuple[ReferenceOrigin, ...]
+    mask: ReferenceOrigin | None
     reference_resolution: int | None
     guidance: float
     seed: int | None
@@ -127,12 +128,15 @@ class PictureParameters:
             values = parse(text)
             if isinstance(values, dict) and "solver" not in values:  # drawn before there was a choice
                 values |= {"solver": "euler", "evaluations": values.get("steps"), "sigmas": None}
+            if isinstance(values, dict):
+                values.setdefault("mask", None)  # drawn before there were masks
             _CHECK(values, "")
             if not values["image"] < values["num_images"]:
                 raise SchemaError(f"image {values['image']} of a batch of {values['num_images']}")
         except SchemaError as error:
             raise UsageError(f"{path}: its parameters are damaged or of another version ({error})") from error
         values["references"] = tuple(ReferenceOrigin(**reference) for reference in values["references"])
+        values["mask"] = ReferenceOrigin(**values["mask"]) if values["mask"] is not None else None
         values["sigmas"] = tuple(values["sigmas"]) if isinstance(values["sigmas"], list) else values["sigmas"]
         return cls(**values)
 
@@ -140,14 +144,10 @@ class PictureParameters:
 _CHECK = fields_of(
     PictureParameters,
     references=many(fields_of(ReferenceOrigin), least=0),
+    mask=optional(fields_of(ReferenceOrigin)),
     reference_resolution=optional(COUNT),
     seed=optional(leaf("a whole number", is_integer)),
-    sigmas=leaf(
-        "null, a name or a list of numbers",
-        lambda value: (
-            value is None or isinstance(value, str) or (isinstance(value, list) and is_list_of(value, is_number))
-        ),
-    ),
+    sigmas=SIGMAS,
 )
 
 

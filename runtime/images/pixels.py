@@ -60,5 +60,9 @@ def encoder_pixels(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def reference_hash(rgba: NDArray[np.uint8]) -> str:
-    """Return the SHA-256 of size and pixels. It is the cache key of an image's latents and states."""
+    """Return the SHA-256 of size and pixels. It is the cache key of an image's latents and states.
+
+    Args:
+        rgba: pixels (height, width, 4) uint8, or those of a mask (height, width) uint8.
+    """
     return hashlib.sha256(f"{rgba.shape}".encode() + rgba.tobytes()).hexdigest()

@@ -1,9 +1,11 @@
-"""The reader of reference images: opens a file, checks size and mode before decoding, and returns upright RGBA."""
+"""The reader of reference images and masks: checks size and mode of a file before decoding, and turns it upright."""
 
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
@@ -38,6 +40,8 @@ DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOF
 
 ReferenceSource = str | Path | Image.Image
 
+_Read = TypeVar("_Read")
+
 
 def check_references(sources: Sequence[ReferenceSource]) -> None:
     """Raise if `sources` is not a list of at most `MAX_REFERENCES` reference images.
@@ -53,8 +57,23 @@ def check_references(sources: Sequence[ReferenceSource]) -> None:
 
 def reference_name(source: ReferenceSource) -> str:
     """Return the name of a reference image in messages: the file if there is one."""
+    return _name("reference image", source)
+
+
+def mask_name(source: ReferenceSource) -> str:
+    """Return the name of a mask in messages: the file if there is one."""
+    return _name("mask", source)
+
+
+def file_name(source: ReferenceSource) -> str | None:
+    """Return the name of an image's file, without its folder; None for an image from memory."""
+    file = getattr(source, "filename", None) if isinstance(source, Image.Image) else source
+    return Path(file).name if file else None
+
+
+def _name(kind: str, source: ReferenceSource) -> str:
     name = getattr(source, "filename", "") if isinstance(source, Image.Image) else source
-    return f"reference image {str(name) or '(from memory)'}"
+    return f"{kind} {str(name) or '(from memory)'}"
 
 
 def read_reference(source: ReferenceSource, *, first_frame: bool = False) -> Image.Image:
@@ -74,18 +93,44 @@ def read_reference(source: ReferenceSource, *, first_frame: bool = False) -> Ima
             is damaged, or the image is animated, has an ambiguous mode, or has a side, an area or an aspect ratio
             outside the accepted range.
     """
-    if not isinstance(source, ReferenceSource):
-        raise UsageError(f"a reference image is {type(source).__name__}, expected a path or a PIL image")
     name = reference_name(source)
+    rgba, fault = _read("reference image", source, partial(_to_rgba, first_frame=first_frame))
+    if fault is not None:
+        warnings.warn(f"{name}: its colour profile cannot be applied ({fault}); read as sRGB", stacklevel=2)
+    return rgba
+
+
+def read_mask(source: ReferenceSource) -> Image.Image:
+    """Read the alpha channel of a mask, upright as its EXIF orientation says, in mode L. Colours do not count.
+
+    Args:
+        source: a file in one of `FORMATS`, such as a PNG or a WebP, or an image, which is not modified.
+
+    Raises:
+        UsageError: the mask has no alpha channel or more than one frame, or is refused for a fault that
+            `read_reference` refuses too.
+    """
+    return _read("mask", source, _to_alpha)
+
+
+def _read(kind: str, source: ReferenceSource, convert: Callable[[str, Image.Image], _Read]) -> _Read:
+    """Open an image and return the result of `convert`, which gets its name in messages and the image.
+
+    Raises:
+        UsageError: the source is neither a path nor an image, the file does not exist, cannot be opened, is no image or
+            is damaged, or `convert` refused the image.
+    """
+    if not isinstance(source, ReferenceSource):
+        raise UsageError(f"a {kind} is {type(source).__name__}, expected a path or a PIL image")
+    name = _name(kind, source)
     try:
         # Pillow warns of damaged metadata, and of sizes that are accepted or refused here.
         with warnings.catch_warnings(action="ignore"):
             if isinstance(source, Image.Image):
-                rgba, fault = _to_rgba(name, source, first_frame)
-            else:
-                # Pillow maps a TIFF that it opens by its path, with width and height exchanged if it lies on its side.
-                with open_regular(_checked_path(name, source)) as file, Image.open(file, formats=FORMATS) as image:
-                    rgba, fault = _to_rgba(name, image, first_frame)
+                return convert(name, source)
+            # Pillow maps a TIFF that it opens by its path, with width and height exchanged if it lies on its side.
+            with open_regular(_checked_path(name, source)) as file, Image.open(file, formats=FORMATS) as image:
+                return convert(name, image)
     except UnidentifiedImageError as error:
         raise UsageError(f"{name} {_unidentified(source)}") from error
     except Image.DecompressionBombError as error:
@@ -94,9 +139,6 @@ def read_reference(source: ReferenceSource, *, first_frame: bool = False) -> Ima
         raise UsageError(f"{name} cannot be opened ({error.strerror}); check its permissions") from error
     except DAMAGE as error:
         raise UsageError(f"{name} cannot be read to its end ({error}); check the file or save it as PNG") from error
-    if fault is not None:
-        warnings.warn(f"{name}: its colour profile cannot be applied ({fault}); read as sRGB", stacklevel=2)
-    return rgba
 
 
 def _checked_path(name: str, source: str | Path) -> Path:
@@ -125,8 +167,7 @@ def _unidentified(source: ReferenceSource) -> str:
 def _to_rgba(name: str, image: Image.Image, first_frame: bool) -> tuple[Image.Image, str | None]:
     """Return the picture in RGBA and sRGB, and the fault of its colour profile if that could not be applied."""
     _check_size(name, *image.size)
-    # An MPO is a camera's JPEG with a preview or a gain map behind the picture.
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    frames = _frames(image)
     if frames > 1 and not first_frame:
         raise UsageError(
             f"{name} has {frames} frames, expected a still image; save one frame as PNG, or take the first with the "
@@ -153,6 +194,24 @@ def _to_rgba(name: str, image: Image.Image, first_frame: bool) -> tuple[Image.Im
         return to_srgb(rgba, upright, profile), None
     except ProfileError as error:
         return rgba, str(error)
+
+
+def _to_alpha(name: str, image: Image.Image) -> Image.Image:
+    """Return the alpha channel."""
+    if (frames := _frames(image)) > 1:
+        raise UsageError(f"{name} has {frames} frames, expected a still image; save one frame as PNG")
+    if not image.has_transparency_data:
+        raise UsageError(
+            f"{name} has no alpha channel (mode {image.mode}), expected one that is 0 where the picture is edited; "
+            "save it as a PNG or WebP with alpha"
+        )
+    rgba, _ = _to_rgba(name, image, first_frame=False)
+    return rgba.getchannel("A")
+
+
+def _frames(image: Image.Image) -> int:
+    # An MPO is a camera's JPEG with a preview or a gain map behind the picture.
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
 def _check_size(name: str, width: int, height: int) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +9,13 @@ from PIL import Image
 
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.images.pixels import fit_reference, reference_hash
-from qwen_image_engine.runtime.images.read import ReferenceSource, check_references, read_reference, reference_name
+from qwen_image_engine.runtime.images.read import (
+    ReferenceSource,
+    check_references,
+    file_name,
+    read_reference,
+    reference_name,
+)
 from qwen_image_engine.runtime.model.facts import VisionFacts
 from qwen_image_engine.runtime.model.sequence import ImageBlock
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, PIXELS_PER_LATENT, other_side
@@ -43,17 +48,18 @@ class ReferenceImages:
 
     Attributes:
         images: fitted reference images.
-        size: default (width, height) of a picture [pixels]: the size of the last reference image, or a square of
-            `DEFAULT_RESOLUTION` without reference images.
-        proportions: (width, height) of the last reference image before it was fitted [pixels]; None without reference
-            images.
+        size: default (width, height) of a picture [pixels]: the size of the last reference image, of the first one if
+            they were read for a mask, or a square of `DEFAULT_RESOLUTION` without reference images.
+        proportions: (width, height) of the same image before it was fitted [pixels]; None without reference images.
         resolution: side of a square of the area that each image was fitted to [pixels]; None without reference images.
+        first: the first reference image before it was fitted, in mode RGBA; None unless they were read for a mask.
     """
 
     images: tuple[ReferenceImage, ...] = ()
     size: tuple[int, int] = (DEFAULT_RESOLUTION, DEFAULT_RESOLUTION)
     proportions: tuple[int, int] | None = None
     resolution: int | None = None
+    first: Image.Image | None = None
 
     @classmethod
     def read(
@@ -63,6 +69,7 @@ class ReferenceImages:
         facts: VisionFacts,
         absent: Collection[str] = (),
         first_frame: bool = False,
+        for_mask: bool = False,
     ) -> "ReferenceImages":
         """Read and fit all reference images. No network runs.
 
@@ -72,6 +79,8 @@ class ReferenceImages:
             facts: facts of the vision tower.
             absent: names of components that reference images need and that the bundle does not have.
             first_frame: whether to take the first frame of an animation, which is refused otherwise.
+            for_mask: whether a mask opens parts of the first image, whose own pixels are then kept and which decides
+                the default size.
 
         Raises:
             UsageError: there are too many images, an image cannot be read or fitted, or there are images and a
@@ -86,16 +95,20 @@ class ReferenceImages:
                 "without the flag --without"
             )
         images: list[ReferenceImage] = []
-        for source in sources:
-            image, proportions = cls._fitted(source, resolution, facts, first_frame)
-            images.append(image)
-        height, width = images[-1].rgba.shape[:2]
-        return cls(tuple(images), (width, height), proportions, resolution)
+        leading = 0 if for_mask else len(sources) - 1
+        for index, source in enumerate(sources):
+            fitted, image = cls._fitted(source, resolution, facts, first_frame)
+            images.append(fitted)
+            if index == leading:
+                proportions, first = image.size, image if for_mask else None
+            del image  # before the next one is read
+        height, width = images[leading].rgba.shape[:2]
+        return cls(tuple(images), (width, height), proportions, resolution, first)
 
     def picture_size(self, width: int | None, height: int | None) -> tuple[int, int]:
         """Return (width, height) of a picture, a multiple of 32 each.
 
-        If one side is given and there are reference images, the other follows from the aspect ratio of the last one.
+        If one side is given and there are reference images, the other follows from the aspect ratio of `proportions`.
         Any other side that is None is taken from `size`.
         """
         if self.proportions is not None:
@@ -109,8 +122,8 @@ class ReferenceImages:
     @staticmethod
     def _fitted(
         source: ReferenceSource, resolution: int, facts: VisionFacts, first_frame: bool
-    ) -> tuple[ReferenceImage, tuple[int, int]]:
-        """Read and fit one image, and return its size before that too.
+    ) -> tuple[ReferenceImage, Image.Image]:
+        """Read and fit one image, and return it before that too.
 
         The caller fits one at a time: the largest take half a gigabyte before fitting.
         """
@@ -118,5 +131,4 @@ class ReferenceImages:
         rgba = fit_reference(
             image, resolution, name=reference_name(source), min_pixels=facts.min_pixels, max_pixels=facts.max_pixels
         )
-        file = getattr(source, "filename", None) if isinstance(source, Image.Image) else source
-        return ReferenceImage(rgba, reference_hash(rgba), Path(file).name if file else None), image.size
+        return ReferenceImage(rgba, reference_hash(rgba), file_name(source)), image

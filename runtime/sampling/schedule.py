@@ -221,7 +221,7 @@ def _given_grid(values: Sequence[float]) -> tuple[float, ...]:
     """Return a list of levels that a caller gave.
 
     Raises:
-        UsageError: it is no list of numbers that fall from at most 1 and stay above 0.
+        UsageError: `values` is no list of numbers that fall from at most 1 and stay above 0.
     """
     shown = described(values)
     numbers = [*values] if isinstance(values, Sequence | np.ndarray) else []

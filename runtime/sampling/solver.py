@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.engines.core.loop import Stage
 from qwen_image_engine.runtime.sampling import stages
+from qwen_image_engine.runtime.sampling.inpainting import Inpainting
 from qwen_image_engine.runtime.sampling.step import Step
 
 Latents = NDArray[np.float32]
@@ -96,13 +97,21 @@ def _combined(parts: Sequence[tuple[float, Latents | None]]) -> Latents:
     return total
 
 
-def integrate(velocity: Velocity, latents: Latents, plan: Sequence[Stage]) -> Iterator[Step]:
+def integrate(
+    velocity: Velocity, latents: Latents, plan: Sequence[Stage], inpainting: Inpainting | None = None
+) -> Iterator[Step]:
     """Integrate dx/dsigma = velocity on the host.
+
+    With a mask, the latents outside of it are set before the first step and after each one, so every step begins with
+    blended latents, and the terms that a solver keeps are theirs. Within a step nothing is set: the second stage of
+    Heun's method evaluates the network at the first one's own prediction. Stages weigh latent by latent, so latents
+    outside reach those inside through the network alone.
 
     Args:
         velocity: the network.
         latents: latents (batch, tokens, channels) at the first stage's sigma; not modified.
         plan: stages of all steps, as `SolverRow.stages` returns them.
+        inpainting: latents outside of a mask; None without a mask.
 
     Yields:
         A step after its last stage, with the latents at the sigma after it.
@@ -110,7 +119,8 @@ def integrate(velocity: Velocity, latents: Latents, plan: Sequence[Stage]) -> It
     Raises:
         QwenImageError: the velocity is not finite or does not have the shape of the latents.
     """
-    steps, state = plan[-1].step + 1, State(latents)
+    steps = plan[-1].step + 1
+    state = State(latents if inpainting is None else inpainting.blended(latents, plan[0].sigma))
     began = perf_counter()
     for index, stage in enumerate(plan):
         slope = velocity(state.latents, stage.sigma)
@@ -120,9 +130,11 @@ def integrate(velocity: Velocity, latents: Latents, plan: Sequence[Stage]) -> It
             raise not_finite(stage, steps)
         state.apply(stage, slope)
         if stage.ends:
-            seconds = perf_counter() - began
             sigma = sigma_after(plan, index)
-            yield Step(stage.step, steps, sigma, seconds, partial(_pair, state.latents, slope))
+            if inpainting is not None:
+                state.latents = inpainting.blended(state.latents, sigma)
+            seconds = perf_counter() - began
+            yield Step(stage.step, steps, sigma, seconds, partial(_pair, state.latents, slope, inpainting))
             began = perf_counter()
 
 
@@ -131,8 +143,8 @@ def sigma_after(plan: Sequence[Stage], index: int) -> float:
     return plan[index + 1].sigma if index + 1 < len(plan) else 0.0
 
 
-def _pair(latents: Latents, slope: Latents) -> tuple[Latents, Latents]:
-    return latents, slope
+def _pair(latents: Latents, slope: Latents, inpainting: Inpainting | None) -> tuple[Latents, Latents]:
+    return latents, slope if inpainting is None else inpainting.velocity(slope)
 
 
 def not_finite(stage: Stage, steps: int) -> QwenImageError:

@@ -66,6 +66,7 @@ class Service:
         metrics = Metrics()
         worker = Worker(models, limits.queue, metrics, log)
         metrics.gauge("queue_length", "requests that wait", lambda: worker.waiting)
+        metrics.gauge("working", "whether a request is in work or waits", lambda: worker.busy)
         return cls(models, worker, Links(limits), metrics, log, limits, access or Access())
 
     def close(self) -> None:
@@ -93,8 +94,8 @@ class _Routes:
         self._forms = {endpoint: RequestForm(self._fields, endpoint) for endpoint in ENDPOINTS}
         self._document = openapi_document(self._forms)
         self._bodies = 0
-        # One at a time: the largest picture takes half a gigabyte before it is fitted.
-        self._preparing = anyio.CapacityLimiter(1)
+        # One at a time: the largest picture takes a quarter of a gigabyte before it is fitted.
+        self._decoding = anyio.CapacityLimiter(1)
 
     def table(self) -> list[BaseRoute]:
         """Return the routes."""
@@ -200,7 +201,7 @@ class _Routes:
 
         work = partial(prepare_job, values, model, self._service.limits, deliver, request.state.id, self._service.links)
         try:
-            job, tokens = await anyio.to_thread.run_sync(work, limiter=self._preparing)
+            job, tokens = await anyio.to_thread.run_sync(work, limiter=self._decoding if "image" in values else None)
         except ApiError:
             raise
         except Exception as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from qwen_image_engine.runtime.denoiser import check_guidance
@@ -18,7 +18,7 @@ from qwen_image_engine.runtime.serve.encoding import Output
 from qwen_image_engine.runtime.serve.job import Event, Job
 from qwen_image_engine.runtime.serve.links import Links
 from qwen_image_engine.runtime.serve.models import Model
-from qwen_image_engine.runtime.serve.uploads import read_images, read_mask
+from qwen_image_engine.runtime.serve.uploads import open_picture, read_images
 
 _RANDOM_SEEDS = 2**31
 """Seeds that are drawn where a request names none: a browser holds them exactly, and the noise has 32 bits of them."""
@@ -45,7 +45,7 @@ def check_together(values: Mapping[str, Any]) -> None:
     """Raise if fields that are valid alone contradict one another.
 
     Raises:
-        ApiError: they do; `param` names the field to change.
+        ApiError: two fields contradict one another. `param` names the field to change.
     """
     output_of(values)
     with blamed("guidance_scale"):
@@ -86,28 +86,31 @@ def prepare_job(
     pipeline = model.pipeline
     files = values.get("image") or []
     resolution = values.get("reference_resolution", DEFAULT_RESOLUTION)
-    references = read_images(pipeline, files, resolution, limits.upload_pixels)
-    text = _text_tokens(pipeline, values, references)
-    options: dict[str, Any] = {}
+    mask = None
     if values.get("mask"):
-        options["mask"] = read_mask(values["mask"][0], files[0], limits.upload_pixels)
-        _check_takes(pipeline, "mask")
+        mask = open_picture(values["mask"][0], "mask", None, limits.upload_pixels, formats=("PNG",))
+    references = read_images(pipeline, files, resolution, limits.upload_pixels, for_mask=mask is not None)
+    text = _text_tokens(pipeline, values, references)
     width, height = values["size"] or (None, None)
     seed = secrets.randbelow(_RANDOM_SEEDS) if values["seed"] is None else values["seed"]
+    prepare = partial(
+        pipeline.prepare,
+        values["prompt"],
+        negative_prompt=values["negative_prompt"],
+        references=references,
+        guidance=values["guidance_scale"],
+        width=width,
+        height=height,
+        steps=values["num_inference_steps"],
+        seed=seed,
+        solver=values["solver"],
+        sigmas=values["sigmas"],
+    )
     with blamed("sigmas" if values["sigmas"] is not None else "num_inference_steps"):
-        request = pipeline.prepare(
-            values["prompt"],
-            negative_prompt=values["negative_prompt"],
-            references=references,
-            guidance=values["guidance_scale"],
-            width=width,
-            height=height,
-            steps=values["num_inference_steps"],
-            seed=seed,
-            solver=values["solver"],
-            sigmas=values["sigmas"],
-            **options,
-        )
+        request = prepare()
+    if mask is not None:
+        with blamed("mask"):  # everything else was found to be right
+            request = prepare(mask=mask)
     _check_fitted(request.width, request.height, limits)
     job = Job(
         request_id,
@@ -145,19 +148,8 @@ def _check_fitted(width: int, height: int, limits: Limits) -> None:
     """Raise if the size that "auto" took from an image is beyond the server's bounds.
 
     Raises:
-        ApiError: it is.
+        ApiError: the size is beyond the bounds.
     """
     if width * height > limits.picture_pixels or max(width, height) > limits.picture_side:
         text = f"the last image's shape makes a picture of {width}x{height}, which is too large; name a 'size'"
         raise ApiError(400, text, "size", "invalid_value")
-
-
-def _takes(pipeline: QwenImage, name: str) -> bool:
-    return name in inspect.signature(pipeline.prepare).parameters
-
-
-def _check_takes(pipeline: QwenImage, name: str) -> None:
-    if not _takes(pipeline, name):
-        raise ApiError(
-            400, f"this version of the server takes no '{name}'; leave it out", name, "unsupported_parameter"
-        )

@@ -14,11 +14,12 @@ from qwen_image_engine.runtime.images.reference_image import ReferenceImages
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.serve.api.errors import ApiError, blamed
 
-_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
 _LONGEST_NAME = 200
 
 
-def read_images(pipeline: QwenImage, files: Sequence[UploadFile], resolution: int, most_pixels: int) -> ReferenceImages:
+def read_images(
+    pipeline: QwenImage, files: Sequence[UploadFile], resolution: int, most_pixels: int, for_mask: bool = False
+) -> ReferenceImages:
     """Decode and fit uploaded reference images. This takes seconds for large ones; no network runs.
 
     Args:
@@ -26,38 +27,14 @@ def read_images(pipeline: QwenImage, files: Sequence[UploadFile], resolution: in
         files: the uploads, in order.
         resolution: side of a square of the area that each is fitted to [pixels].
         most_pixels: most pixels of each upload.
+        for_mask: whether the first one's own pixels are kept, which a mask needs.
 
     Raises:
         ApiError: a file is no picture, is damaged, or has a size, a mode or frames that are not taken.
     """
     images = [open_picture(file, "image", index, most_pixels) for index, file in enumerate(files)]
     with blamed("image"):
-        return pipeline.read_references(images, resolution)
-
-
-def read_mask(file: UploadFile, first: UploadFile, most_pixels: int) -> Image.Image:
-    """Decode a mask.
-
-    Args:
-        file: a PNG with alpha, 0 where the picture is edited.
-        first: the first image, whose size the mask must have.
-        most_pixels: most pixels of either.
-
-    Raises:
-        ApiError: the file is no PNG with alpha, is damaged, or has another size than the first image.
-    """
-    mask = open_picture(file, "mask", None, most_pixels, formats=("PNG",))
-    first.file.seek(0)
-    size = upright_size(open_picture(first, "image", 0, most_pixels))
-    if mask.size != size:
-        found, expected = (f"{width}x{height}" for width, height in (mask.size, size))
-        raise ApiError(400, f"the mask is {found}, expected the first image's {expected}", "mask", "invalid_value")
-    if mask.mode not in ("RGBA", "LA", "PA") and "transparency" not in mask.info:
-        raise ApiError(400, "the mask has no alpha channel, expected a PNG whose edited pixels are transparent", "mask")
-    try:
-        return mask.convert("RGBA")
-    except (*DAMAGE, Image.DecompressionBombError) as error:
-        raise ApiError(400, f"the mask cannot be read to its end ({error}); save it again", "mask") from error
+        return pipeline.read_references(images, resolution, for_mask=for_mask)
 
 
 def open_picture(
@@ -84,12 +61,6 @@ def open_picture(
     if name := base_name(file.filename):
         image.filename = name  # the name that the picture's parameters record
     return image
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return (width, height) of a picture as its EXIF orientation shows it."""
-    width, height = image.size
-    return (height, width) if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else (width, height)
 
 
 def base_name(name: str | None) -> str:

@@ -90,7 +90,8 @@ class Worker:
         if self._draining:
             headers = {"Retry-After": "10", "Connection": "close"}
             raise ApiError(503, "the server is stopping; ask again later", code="draining", headers=headers)
-        if len(self._waiting) >= self._limit and (self._current is not None or self._limit == 0):
+        idle = self.ready.is_set() and self._current is None and not self._waiting
+        if len(self._waiting) >= self._limit and not idle:
             wait = min(_LONGEST_RETRY_S, max(1, ceil(self._job_s)))
             text = f"{self._limit} requests are waiting, which is the most; ask again in {wait} s"
             raise ApiError(429, text, code="queue_full", headers={"Retry-After": str(wait)})

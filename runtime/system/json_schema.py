@@ -158,6 +158,10 @@ NAME = leaf(
     f"a name of 1 to {_LONGEST_NAME} characters",
     lambda value: isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and is_name(value),
 )
+SIGMAS = leaf(
+    "null, a name or a list of numbers",
+    lambda value: value is None or isinstance(value, str) or (isinstance(value, list) and is_list_of(value, is_number)),
+)
 OBJECT = leaf("an object", lambda value: isinstance(value, dict))
 
 

@@ -1,6 +1,7 @@
-"""Reference images to draw after: soft patches of any colour, and of any opacity where there is an alpha."""
+"""Reference images to draw after, soft patches of any colour and opacity, and masks of them."""
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 
@@ -8,3 +9,10 @@ def patches(width: int, height: int, mode: str = "RGBA", seed: int = 0) -> Image
     """An image of `mode` RGB or RGBA; the same arguments give the same."""
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, len(mode))).astype(np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def mask_of(alpha: NDArray[np.uint8]) -> Image.Image:
+    """A mask with this alpha (height, width), 0 where it opens."""
+    image = Image.new("RGBA", alpha.shape[::-1], (9, 99, 199))
+    image.putalpha(Image.fromarray(alpha))
+    return image

@@ -14,11 +14,16 @@ from qwen_image_engine.engines.plans.entry import Profile, Shape
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.component_pool import ComponentPool, Memory
 from qwen_image_engine.runtime.pipeline import QwenImage
-from tests.support.images import patches
+from tests.support.images import mask_of, patches
 from tests.support.numpy_engines import Journal, numpy_pipeline
 
 SIZE: dict[str, Any] = {"width": 64, "height": 96, "steps": 5}
 REFERENCES: dict[str, Any] = {"references": [patches(90, 60), patches(50, 70, "RGB", 1)], "reference_resolution": 64}
+MASKED: dict[str, Any] = {
+    "references": [patches(64, 96)],
+    "reference_resolution": 80,
+    "mask": mask_of(np.repeat(np.uint8([[0, 255]]), 32, axis=1).repeat(96, axis=0)),
+}
 MakeBundle = Callable[..., Bundle]
 
 

@@ -77,15 +77,25 @@ def held_out(counts: tuple[int, ...], prompts: int, seed: int = SEED) -> Iterato
         yield HeldOut(scene, write_prompt(scene, rng), width, height, seed + index)
 
 
-def evaluate(pipeline: QwenImage, counts: tuple[int, ...], prompts: int, seed: int = SEED) -> Score:
+def evaluate(
+    pipeline: QwenImage,
+    counts: tuple[int, ...],
+    prompts: int,
+    seed: int = SEED,
+    *,
+    steps: int = STEPS,
+    solver: str = "euler",
+) -> Score:
     """Draw held-out prompts with the reference's pipeline or a bundle's, and judge the pictures.
 
-    `counts`, `prompts` and `seed` go to `held_out`.
+    `counts`, `prompts` and `seed` go to `held_out`, `steps` and `solver` to the pipeline.
     """
     sizes: dict[str, list[bool]] = {f"{width}x{height}": [] for width, height in SIZES}
     faults = Counter[str]()
     for item in held_out(counts, prompts, seed):
-        (picture,) = pipeline.generate(item.prompt, width=item.width, height=item.height, steps=STEPS, seed=item.seed)
+        (picture,) = pipeline.generate(
+            item.prompt, width=item.width, height=item.height, steps=steps, solver=solver, seed=item.seed
+        )
         verdict = judge(picture.rgba, item.scene)
         sizes[f"{item.width}x{item.height}"].append(verdict.fulfilled)
         faults.update(_kind(fault) for fault in verdict.faults[:1])
@@ -141,10 +151,12 @@ def edit_references(item: HeldOutEdit) -> tuple[list[Image.Image], int]:
     return images, round(math.sqrt(item.width * item.height))
 
 
-def evaluate_edits(pipeline: QwenImage, edits: int, seed: int = SEED) -> EditScore:
+def evaluate_edits(
+    pipeline: QwenImage, edits: int, seed: int = SEED, *, steps: int = STEPS, solver: str = "euler"
+) -> EditScore:
     """Make held-out edits with the reference's pipeline or a bundle's, and judge the pictures.
 
-    `edits` and `seed` go to `held_out_edits`.
+    `edits` and `seed` go to `held_out_edits`, `steps` and `solver` to the pipeline.
     """
     kinds: dict[str, list[tuple[bool, float]]] = {kind: [] for kind in EDIT_KINDS}
     sizes: dict[str, list[tuple[bool, float]]] = {f"{width}x{height}": [] for width, height in SIZES}
@@ -157,7 +169,8 @@ def evaluate_edits(pipeline: QwenImage, edits: int, seed: int = SEED) -> EditSco
             reference_resolution=resolution,
             width=item.width,
             height=item.height,
-            steps=STEPS,
+            steps=steps,
+            solver=solver,
             seed=item.seed,
         )
         verdict = judge_edit(picture.rgba, item.edit, np.asarray(references[0]))

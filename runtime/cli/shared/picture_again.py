@@ -10,7 +10,7 @@ from qwen_image_engine.runtime.system.json_schema import described
 
 if TYPE_CHECKING:
     from qwen_image_engine.runtime.images.parameters import PictureOrigin, PictureParameters
-    from qwen_image_engine.runtime.images.reference_image import ReferenceImages
+    from qwen_image_engine.runtime.request import Request
 
 DEFAULTS: dict[str, Any] = {
     "engine": "onnxruntime",
@@ -53,7 +53,7 @@ def take_parameters(options: argparse.Namespace) -> "PictureParameters | None":
 
 
 def differences(
-    options: argparse.Namespace, parameters: "PictureParameters", origin: "PictureOrigin", references: "ReferenceImages"
+    options: argparse.Namespace, parameters: "PictureParameters", origin: "PictureOrigin", request: "Request"
 ) -> list[str]:
     """Return the sources of the picture of `--from` that its new pictures do not share, as phrases."""
     found = []
@@ -62,9 +62,11 @@ def differences(
     if parameters.engine != options.engine:
         found.append(f"by the engine {described(parameters.engine)}")
     if parameters.references and [item.sha256 for item in parameters.references] != [
-        image.sha256 for image in references.images
+        image.sha256 for image in request.references.images
     ]:
         found.append("after reference images with other pixels")
+    if parameters.mask and request.mask and parameters.mask.sha256 != request.mask.sha256:
+        found.append("inside a mask with other pixels")
     return found
 
 
@@ -107,13 +109,18 @@ def _check_files(options: argparse.Namespace, parameters: "PictureParameters") -
     """Raise if the picture was drawn from files that it does not hold and no flag names.
 
     Raises:
-        UsageError: reference images or initial noise are missing.
+        UsageError: reference images, a mask or initial noise are missing.
     """
     if parameters.references and not options.reference:
         names = ", ".join(described(item.name) if item.name else "from memory" for item in parameters.references)
         raise UsageError(
             f"{options.picture} was drawn after reference images ({names}), which it does not hold; name them with -r, "
             "in this order"
+        )
+    if parameters.mask and not options.mask:
+        name = described(parameters.mask.name) if parameters.mask.name else "from memory"
+        raise UsageError(
+            f"{options.picture} was drawn inside a mask ({name}), which it does not hold; name it with --mask"
         )
     if parameters.seed is None and options.latents is None and options.seed is None:
         raise UsageError(

@@ -10,8 +10,9 @@ from qwen_image_engine.engines.backends import ENGINES
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size
 from qwen_image_engine.runtime.cli.shared.output_files import add_report_argument
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
-from qwen_image_engine.runtime.cli.verbs.run import add_kernel_specialization_argument
+from qwen_image_engine.runtime.cli.verbs.run import add_kernel_specialization_argument, add_sigmas_argument
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
+from qwen_image_engine.runtime.sampling.solver import SOLVERS
 from qwen_image_engine.runtime.system.files import check_writable, write_json
 from qwen_image_engine.runtime.system.text import table
 
@@ -42,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-s", "--steps", type=int, nargs="+", default=[None], help="of the sampler (40, or the checkpoint's own)"
     )
+    parser.add_argument(
+        "--solver", nargs="+", choices=SOLVERS, default=["euler"], help="of the sampling equation (euler)"
+    )
+    add_sigmas_argument(parser)
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images drawn at once (1)")
     parser.add_argument("--references", type=int, nargs="+", default=[0], help="numbers of reference images (0)")
     parser.add_argument(
@@ -80,6 +85,8 @@ def execute(options: argparse.Namespace) -> VerbResult:
         baselines=options.baseline,
         sizes=options.size,
         steps=options.steps,
+        solvers=options.solver,
+        sigmas=options.sigmas,
         batches=options.batch,
         references=options.references,
         reference_resolution=options.reference_resolution,

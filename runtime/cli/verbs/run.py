@@ -56,11 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-W",
         "--width",
         type=int,
-        help="pixels, a multiple of 32 (1024, or as the last reference; with -H alone, its aspect ratio is kept)",
+        help="pixels, a multiple of 32 (1024, or as the last reference, with --mask the first; with -H alone, its "
+        "aspect ratio is kept)",
     )
     parser.add_argument("-H", "--height", type=int, help="likewise")
     parser.add_argument("-s", "--steps", type=int, help="of the solver (40, or the checkpoint's own)")
-    add_solver_arguments(parser)
+    parser.add_argument(
+        "--solver",
+        choices=SOLVERS,
+        help="of the sampling equation; heun evaluates the network twice a step, the others once (euler)",
+    )
+    add_sigmas_argument(parser)
     parser.add_argument(
         "--fast",
         action="store_true",
@@ -109,17 +115,18 @@ def _add_reference_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"side of a square of the area that each is fitted to ({DEFAULT_RESOLUTION})",
     )
     parser.add_argument(
+        "--mask",
+        type=Path,
+        metavar="MASK.png",
+        help="edit the first reference image where this picture of the same size is transparent, and nowhere else",
+    )
+    parser.add_argument(
         "--first-frame", action="store_true", help="take the first frame of an animation, or the first page of a TIFF"
     )
 
 
-def add_solver_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags of every verb that samples."""
-    parser.add_argument(
-        "--solver",
-        choices=SOLVERS,
-        help="of the sampling equation; heun evaluates the network twice a step, the others once (euler)",
-    )
+def add_sigmas_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the flag of every verb that samples."""
     parser.add_argument(
         "--sigmas",
         type=spacing,
@@ -253,6 +260,7 @@ def _requests(options: argparse.Namespace, pipeline: "QwenImage") -> "list[Reque
         references=options.reference,
         reference_resolution=options.reference_resolution,
         first_frame=options.first_frame,
+        mask=options.mask,
         guidance=options.guidance,
         width=options.width,
         height=options.height,
@@ -274,7 +282,7 @@ def _requests(options: argparse.Namespace, pipeline: "QwenImage") -> "list[Reque
 def _tell_differences(
     options: argparse.Namespace, again: "PictureParameters", pipeline: "QwenImage", request: "Request"
 ) -> None:
-    found = differences(options, again, pipeline.origin, request.references)
+    found = differences(options, again, pipeline.origin, request)
     if found:
         line = f"{options.picture} was drawn {', and '.join(found)}: the new picture will differ"
         print(line, file=sys.stderr, flush=True)
@@ -331,6 +339,7 @@ def _document(
             {"file": str(file), "width": image.rgba.shape[1], "height": image.rgba.shape[0], "sha256": image.sha256}
             for file, image in zip(options.reference, request.references.images, strict=True)
         ],
+        "mask": {"file": str(options.mask), "sha256": request.mask.sha256} if request.mask else None,
         "prefix_tokens": request.prefix_tokens,
         "cache_bytes": request.cache_bytes,
         "engine": parameters.engine,

@@ -6,6 +6,7 @@ The names are those of OpenAI's image endpoints (`openai` 3.57, `types/image_gen
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -73,7 +74,7 @@ def request_fields(limits: Limits) -> tuple[Field, ...]:
         Field(
             "mask",
             Picture(),
-            "a PNG of the first image's size, whose transparent pixels are edited",
+            "a PNG of the first image's size: its transparent pixels are edited, the others stay",
             where=("edits",),
         ),
         Field("model", Text(1000), "name of a model of /v1/models; the first one if absent"),
@@ -81,7 +82,7 @@ def request_fields(limits: Limits) -> tuple[Field, ...]:
         Field(
             "size",
             Size(limits.picture_pixels, limits.picture_side),
-            "'auto' (1024x1024, or the last image's), or WIDTHxHEIGHT, multiples of 32",
+            "size of the pictures; 'auto' is 1024x1024, or the last image's shape",
             "auto",
         ),
         Field(
@@ -168,3 +169,17 @@ class RequestForm:
             else:
                 found[field.name] = field.kind.check(field.name, value)
         return found
+
+
+def markdown(limits: Limits) -> str:
+    """Return the table of fields for docs/serve.md."""
+    lines = ["| field | takes | default | meaning |", "|---|---|---|---|"]
+    for field in request_fields(limits):
+        default = "required" if field.required else "" if field.default is None else f"`{_json_text(field.default)}`"
+        meaning = f"{field.meaning}; edits alone" if field.where == ("edits",) else field.meaning
+        lines.append(f"| `{field.name}` | {field.kind.words()} | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _json_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -31,6 +31,10 @@ class Kind(ABC):
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema."""
 
+    @abstractmethod
+    def words(self) -> str:
+        """Return the values for a person."""
+
     def from_text(self, text: str) -> Any:
         """Return the JSON value of a form's text, which `check` has not seen yet."""
         return text
@@ -43,7 +47,7 @@ class Text(Kind):
     most: int
 
     def check(self, name: str, value: Any) -> str:
-        """Return the text; `Kind.check` describes the arguments."""
+        """Return the text. `Kind.check` describes the arguments."""
         if not isinstance(value, str):
             raise wrong_type(name, "a string", value)
         if len(value) > self.most:
@@ -55,26 +59,34 @@ class Text(Kind):
         """Return the JSON schema."""
         return {"type": "string", "maxLength": self.most}
 
+    def words(self) -> str:
+        """Return the values for a person."""
+        return f"text of at most {self.most:,} characters"
+
 
 @dataclass(frozen=True)
 class Choice(Kind):
-    """One of a few words."""
+    """A word from a short list."""
 
-    words: tuple[str, ...]
+    known: tuple[str, ...]
 
     def check(self, name: str, value: Any) -> str:
         """Return the word; `Kind.check` describes the arguments."""
         if not isinstance(value, str):
             raise wrong_type(name, "a string", value)
-        if value not in self.words:
-            known = ", ".join(f"'{word}'" for word in self.words)
+        if value not in self.known:
+            known = ", ".join(f"'{word}'" for word in self.known)
             found = f"'{name}' is {described(value)}, supported values are {known}"
             raise ApiError(400, found, name, "invalid_value")
         return value
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema."""
-        return {"type": "string", "enum": list(self.words)}
+        return {"type": "string", "enum": list(self.known)}
+
+    def words(self) -> str:
+        """Return the values for a person."""
+        return ", ".join(f"`{word}`" for word in self.known)
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,10 @@ class Whole(Kind):
         """Return the JSON schema."""
         return {"type": "integer", "minimum": self.least, "maximum": self.most}
 
+    def words(self) -> str:
+        """Return the values for a person."""
+        return "whole number" if self.most >= 2**63 else f"{self.least} to {self.most}"
+
 
 @dataclass(frozen=True)
 class Number(Kind):
@@ -124,6 +140,10 @@ class Number(Kind):
         """Return the JSON schema."""
         return {"type": "number", "minimum": self.least, "maximum": self.most}
 
+    def words(self) -> str:
+        """Return the values for a person."""
+        return f"number from {self.least:g} to {self.most:g}"
+
 
 @dataclass(frozen=True)
 class Truth(Kind):
@@ -142,6 +162,10 @@ class Truth(Kind):
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema."""
         return {"type": "boolean"}
+
+    def words(self) -> str:
+        """Return the values for a person."""
+        return "`true`, `false`"
 
 
 @dataclass(frozen=True)
@@ -173,6 +197,10 @@ class Sigmas(Kind):
         level = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
         levels = {"type": "array", "items": level, "minItems": 1, "maxItems": self.most}
         return {"oneOf": [Choice(self.names).schema(), levels]}
+
+    def words(self) -> str:
+        """Return the values for a person."""
+        return f"{Choice(self.names).words()}, or falling numbers above 0, at most 1"
 
 
 @dataclass(frozen=True)
@@ -208,6 +236,10 @@ class Size(Kind):
         """Return the JSON schema."""
         return {"type": "string", "pattern": "^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"}
 
+    def words(self) -> str:
+        """Return the values for a person."""
+        return f"`auto`, or `WIDTHxHEIGHT` in multiples of {SIDE_MULTIPLE}"
+
 
 @dataclass(frozen=True)
 class Picture(Kind):
@@ -220,6 +252,10 @@ class Picture(Kind):
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema."""
         return {"type": "string", "format": "binary"}
+
+    def words(self) -> str:
+        """Return the values for a person."""
+        return "file"
 
 
 def nearest_sizes(width: int, height: int) -> list[tuple[int, int]]:

@@ -22,6 +22,8 @@ class Case:
         steps: steps of the sampler.
         batch: number of images drawn at once.
         references: number of reference images.
+        solver: name of the solver.
+        sigmas: noise levels or the name of a spacing; None for the checkpoint's own.
     """
 
     width: int
@@ -29,12 +31,21 @@ class Case:
     steps: int
     batch: int = 1
     references: int = 0
+    solver: str = "euler"
+    sigmas: tuple[float, ...] | str | None = None
+
+    def __post_init__(self) -> None:
+        """Turn levels that were read from JSON into a tuple."""
+        if isinstance(self.sigmas, list):
+            object.__setattr__(self, "sigmas", tuple(self.sigmas))
 
     def __str__(self) -> str:
         images = f", {self.batch} images" if self.batch > 1 else ""
         plural = "image" if self.references == 1 else "images"
         references = f", {self.references} reference {plural}" if self.references else ""
-        return f"{self.width}x{self.height}, {self.steps} steps{images}{references}"
+        solver = "" if self.solver == "euler" else f" of {self.solver}"
+        spacing = "" if self.sigmas is None else f", {self.sigmas if isinstance(self.sigmas, str) else 'given'} sigmas"
+        return f"{self.width}x{self.height}, {self.steps} steps{solver}{spacing}{images}{references}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -106,6 +106,8 @@ def pipeline_runner(pipeline: QwenImage, version: str, precision: str, disk_byte
             width=case.width,
             height=case.height,
             steps=case.steps,
+            solver=case.solver,
+            sigmas=case.sigmas,
             seed=request.seed,
             num_images=case.batch,
         )

@@ -25,6 +25,7 @@ from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.component_pool import Memory
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
+from qwen_image_engine.runtime.sampling.schedule import Spacing
 from qwen_image_engine.runtime.system.machine import Machine, package_versions
 from qwen_image_engine.runtime.system.progress import ProgressBar
 from qwen_image_engine.runtime.tools.bench.case import MAX_DRAWS, Case, reference_picture
@@ -49,6 +50,8 @@ def bench(
     baselines: Sequence[str] = (),
     sizes: Sequence[tuple[int, int]] = ((DEFAULT_RESOLUTION, DEFAULT_RESOLUTION),),
     steps: Sequence[int | None] = (None,),
+    solvers: Sequence[str] = ("euler",),
+    sigmas: Spacing = None,
     batches: Sequence[int] = (1,),
     references: Sequence[int] = (0,),
     reference_resolution: int = DEFAULT_RESOLUTION,
@@ -58,7 +61,7 @@ def bench(
     kernel_specialization: KernelSpecialization | None = None,
     pictures: bool = False,
 ) -> Benchmark:
-    """Measure every combination of sizes, steps, batches and reference images on every engine and baseline.
+    """Measure every combination of sizes, solvers, steps, batches and reference images on every engine and baseline.
 
     Each contender is loaded in a process of its own. All contenders stay loaded and draw in turn.
 
@@ -70,6 +73,8 @@ def bench(
         baselines: names from `BASELINES`. If a baseline cannot run here, `contenders` has the reason and no runs.
         sizes: (width, height) in pixels, multiples of 32.
         steps: steps of the sampler; None for 40, or for the steps of a checkpoint with a fixed grid.
+        solvers: solvers of the sampling equation. In the stage "step" of heun, each of its evaluations counts.
+        sigmas: noise levels or the name of a spacing, as of `QwenImage.prepare`; None for the checkpoint's own.
         batches: numbers of images drawn at once, 1 to 4.
         references: numbers of reference images, 0 to 10.
         reference_resolution: side of each reference image [pixels].
@@ -94,6 +99,8 @@ def bench(
         baselines=baselines,
         sizes=sizes,
         steps=steps,
+        solvers=solvers,
+        sigmas=sigmas if sigmas is None or isinstance(sigmas, str) else tuple(sigmas),
         batches=batches,
         references=references,
         reference_resolution=reference_resolution,
@@ -175,7 +182,7 @@ def _check(settings: Settings) -> None:
     both = set(settings.engines) & set(settings.baselines)
     if both:
         raise UsageError(f"{min(both)} is engine and baseline; a ratio to itself would only tell the noise")
-    for name in ("engines", "sizes", "steps", "batches", "references"):
+    for name in ("engines", "sizes", "solvers", "steps", "batches", "references"):
         if not getattr(settings, name):
             raise UsageError(f"no {name} are given; name at least one")
     if not 1 <= settings.rounds <= MAX_ROUNDS:
@@ -201,8 +208,18 @@ def _cases(bundle: Bundle, settings: Settings) -> Iterator[Case]:
             raise UsageError(f"{count} reference images: expected 0 or more")
         picture = reference_picture((0, 0), settings.reference_resolution) if count else None
         bundle.read_references([picture] * count if picture else [], settings.reference_resolution)
-    for (width, height), steps, batch, count in product(
-        settings.sizes, settings.steps, settings.batches, settings.references
+    euler_alone = [name for name in settings.baselines if name.startswith("diffusers")]
+    for (width, height), solver, steps, batch, count in product(
+        settings.sizes, settings.solvers, settings.steps, settings.batches, settings.references
     ):
-        start = SamplingInputs.prepare(schedule, channels, width, height, steps, 0, batch, None)
-        yield Case(width, height, start.steps, batch, count)
+        start = SamplingInputs.prepare(
+            schedule, channels, width, height, steps, 0, batch, None, solver, settings.sigmas
+        )
+        own = schedule.sample_sigmas
+        if euler_alone and (solver != "euler" or start.spacing is not None or (own and len(own) != start.steps)):
+            raise UsageError(
+                f"baseline {euler_alone[0]} takes steps of euler on the checkpoint's own noise levels, and "
+                f"{start.steps} steps of {solver}{' on other levels' if solver == 'euler' else ''} are asked for; "
+                "leave the baseline out"
+            )
+        yield Case(width, height, start.steps, batch, count, solver, start.spacing)

@@ -99,8 +99,9 @@ class Benchmark:
         """
         settings = dict(data["settings"])
         settings["sizes"] = tuple((int(width), int(height)) for width, height in settings["sizes"])
-        for name in ("engines", "baselines", "steps", "batches", "references"):
-            settings[name] = tuple(settings[name])
+        for name in ("engines", "baselines", "steps", "solvers", "batches", "references", "sigmas"):
+            if isinstance(settings.get(name), list):
+                settings[name] = tuple(settings[name])
         return cls(
             settings=Settings(**settings),
             bundle=data["bundle"],

@@ -27,6 +27,7 @@ _LISTED: Mapping[str, tuple[str, Callable[[object], bool]]] = {
     "baselines": ("baselines' names", _name),
     "sizes": ("(width, height) in pixels", _pair),
     "steps": ("whole numbers, or None for the checkpoint's own", lambda value: value is None or _whole(value)),
+    "solvers": ("solvers' names", _name),
     "batches": ("whole numbers", _whole),
     "references": ("whole numbers", _whole),
 }
@@ -52,6 +53,8 @@ class Settings:
         output: file to which the command wrote the result; None if it wrote no file.
         report: folder to which the command wrote a page; None if it wrote no page.
         kernel_specialization: when tensorrt-rtx compiles kernels for the shapes of a call; None for its default.
+        solvers: solvers of the sampling equation.
+        sigmas: noise levels or the name of a spacing; None for the checkpoint's own.
     """
 
     bundle: str
@@ -69,6 +72,8 @@ class Settings:
     output: str | None = None
     report: str | None = None
     kernel_specialization: str | None = None
+    solvers: tuple[str, ...] = ("euler",)
+    sigmas: tuple[float, ...] | str | None = None
 
     @classmethod
     def of(cls, **given: Any) -> Self:
@@ -78,7 +83,7 @@ class Settings:
             UsageError: a value is not a list of the expected items, or not a whole number.
         """
         for name, (what, is_one) in _LISTED.items():
-            items = given[name]
+            items = given.get(name, ("euler",))  # only of solvers there is a default
             if isinstance(items, str) or not isinstance(items, Iterable):
                 raise UsageError(f"{name} {items!r}: expected a list of {what}")
             given[name] = tuple(items)
@@ -102,6 +107,10 @@ class Settings:
         words += ["--size", *(f"{width}x{height}" for width, height in self.sizes)]
         if self.steps != (None,):
             words += ["--steps", *map(str, self.steps)]
+        if self.solvers != ("euler",):
+            words += ["--solver", *self.solvers]
+        if self.sigmas is not None:
+            words += ["--sigmas", self.sigmas if isinstance(self.sigmas, str) else ",".join(map(str, self.sigmas))]
         words += ["--batch", *map(str, self.batches), "--references", *map(str, self.references)]
         words += ["--reference-resolution", str(self.reference_resolution), "--rounds", str(self.rounds)]
         if self.threads is not None:

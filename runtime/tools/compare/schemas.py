@@ -12,6 +12,7 @@ from qwen_image_engine.runtime.system.json_schema import (
     NUMBER,
     POSITIVE,
     SHARE,
+    SIGMAS,
     TEXT,
     TRUTH,
     WHOLE,
@@ -50,7 +51,8 @@ _SETTINGS = record(
         "threads": optional(COUNT),
         "memory": TEXT,
     },
-    dict.fromkeys(("output", "report", "kernel_specialization"), optional(TEXT)),
+    dict.fromkeys(("output", "report", "kernel_specialization"), optional(TEXT))
+    | {"solvers": many(TEXT), "sigmas": SIGMAS},
     closed=True,
 )
 
@@ -69,7 +71,11 @@ _WAY = record(
     closed=True,
 )
 
-_CASE = record(dict.fromkeys(("width", "height", "steps", "batch"), COUNT) | {"references": WHOLE}, closed=True)
+_CASE = record(
+    dict.fromkeys(("width", "height", "steps", "batch"), COUNT) | {"references": WHOLE},
+    {"solver": TEXT, "sigmas": SIGMAS},
+    closed=True,
+)
 
 
 def _sample(value: Any, place: str) -> None:

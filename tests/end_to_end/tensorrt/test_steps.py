@@ -17,15 +17,17 @@ from qwen_image_engine.runtime.component_pool import Memory
 from tests.support.fake_cuda import FakeDriver
 from tests.support.fake_tensorrt_runtime import Context
 from tests.support.numpy_engines import Journal, same_pictures
-from tests.support.played_tensorrt import REFERENCES, SIZE, MakeBundle, expected, pipeline, step_inputs
+from tests.support.played_tensorrt import MASKED, REFERENCES, SIZE, MakeBundle, expected, pipeline, step_inputs
 from tests.support.request_checks import check_requests
+
+STEERED: dict[str, Any] = {"num_images": 3, "guidance": 2.5, "negative_prompt": "grey"}
 
 
 @pytest.mark.parametrize("memory", ["resident", "sequential"])
 @pytest.mark.parametrize(
     "arguments",
-    [{}, REFERENCES, {"num_images": 3, "guidance": 2.5, "negative_prompt": "grey"}],
-    ids=["text", "references", "batch and guidance"],
+    [{}, REFERENCES, STEERED, MASKED, {**MASKED, **STEERED, "solver": "heun"}],
+    ids=["text", "references", "batch and guidance", "mask", "mask, batch and guidance"],
 )
 def test_pictures_are_those_of_the_networks_bit_for_bit(
     make_bundle: MakeBundle, checkpoint: Path, driver: FakeDriver, arguments: dict[str, Any], memory: Memory

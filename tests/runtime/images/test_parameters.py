@@ -22,6 +22,7 @@ PLAIN = PictureParameters(
     prompt="a red fox, in snow",
     negative_prompt=None,
     references=(),
+    mask=None,
     reference_resolution=None,
     guidance=1.0,
     seed=7,
@@ -45,6 +46,7 @@ EDIT = replace(
     prompt="把它变成红色 🙂\nNegative prompt: none\tCafé \x01",
     negative_prompt="",
     references=(ReferenceOrigin("图.png", "cd" * 32), ReferenceOrigin(None, "ef" * 32)),
+    mask=ReferenceOrigin("半.png", "01" * 32),
     reference_resolution=512,
     guidance=1.1 + 2.2,
     seed=-(2**63),
@@ -69,6 +71,11 @@ def test_parameters_are_read_back_exactly(tmp_path: Path, parameters: PicturePar
 
 def test_a_picture_from_before_there_were_solvers_is_eulers(tmp_path: Path) -> None:
     old = {key: value for key, value in asdict(PLAIN).items() if key not in ("solver", "evaluations", "sigmas")}
+    assert PictureParameters.read(chunk(tmp_path / "picture.png", json.dumps(old))) == PLAIN
+
+
+def test_a_picture_from_before_there_were_masks_has_none(tmp_path: Path) -> None:
+    old = {key: value for key, value in asdict(PLAIN).items() if key != "mask"}
     assert PictureParameters.read(chunk(tmp_path / "picture.png", json.dumps(old))) == PLAIN
 
 
@@ -107,7 +114,9 @@ def changed(**values: Any) -> str:
         (changed(references=[{"name": "a.png"}]), r"references\[0\].sha256 is missing"),
         (changed(sigmas=[1, "0.5"]), "sigmas is .*expected null, a name or a list of numbers"),
         (changed(solver=None), "solver is null, expected a text"),
-        (changed(mask="m.png"), "mask is no key that this version knows"),
+        (changed(mask="m.png"), 'mask is "m.png", expected'),
+        (changed(mask={"name": "m.png"}), "mask.sha256 is missing"),
+        (changed(strength=0.5), "strength is no key that this version knows"),
         (changed(image=1), "image 1 of a batch of 1"),
         (changed(prompt="a" * 2**20), r"\d+ characters, expected at most 1048576"),
         (changed().replace("64", "9" * 5000), "Exceeds the limit"),

@@ -17,6 +17,8 @@ from tests.support.served import SMALL, Served, png, served
 
 CAT = ("cat.png", png(patches(96, 64)), "image/png")
 
+OPAQUE = Image.new("RGBA", (96, 64), (0, 0, 0, 255))
+
 
 @pytest.fixture(autouse=True)
 def nothing_is_drawn(journal: Journal) -> Iterator[None]:
@@ -152,9 +154,10 @@ class TestForms:
             (
                 [("image", CAT), ("mask", ("m.png", png(patches(64, 64)), "image/png"))],
                 "mask",
-                "the first image's 96x64",
+                "expected the size of the first",
             ),
             ([("image", CAT), ("mask", ("m.png", png(patches(96, 64, "RGB")), "image/png"))], "mask", "no alpha"),
+            ([("image", CAT), ("mask", ("m.png", png(OPAQUE), "image/png"))], "mask", "nothing would be edited"),
             ([("image", CAT), ("mask", CAT), ("mask", CAT)], "mask", "more than 1 files"),
             ([("picture", CAT)], "picture", "Unknown parameter"),
             ([("image", CAT), ("prompt", CAT)], "prompt", "a file, expected a text"),

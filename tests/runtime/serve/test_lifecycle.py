@@ -73,6 +73,32 @@ class TestQueue:
             gate.open()
             assert [item.result().status_code for item in (running, *waiting)] == [200] * 3
 
+    def test_it_is_as_long_while_models_are_loaded(
+        self, pipeline: QwenImage, ask: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loading, real = threading.Event(), QwenImage.preload
+        monkeypatch.setattr(QwenImage, "preload", lambda self: (loading.wait(20), real(self)))
+        with served(pipeline, limits=Limits(queue=1), wait=False) as server:
+            with server.client() as client:
+                assert client.get("/health").status_code == 200
+                reply = client.get("/ready")
+                assert (reply.status_code, reply.json()["error"]["code"]) == (503, "loading")
+            first = ask(server)
+            until(lambda: server.service.worker.waiting == 1)
+            assert ask(server).result().status_code == 429
+            loading.set()
+            assert first.result().status_code == 200
+
+    def test_a_queue_of_none(self, pipeline: QwenImage, gate: Gate, ask: Any) -> None:
+        with served(pipeline, limits=Limits(queue=0)) as server:
+            first = ask(server)
+            until(lambda: gate.arrived == 1)
+            assert ask(server).result().status_code == 429
+            gate.open()
+            assert first.result().status_code == 200
+            until(lambda: not server.service.worker.busy)
+            assert ask(server).result().status_code == 200
+
     def test_no_picture_is_another_clients(self, server: Served, twin: QwenImage, ask: Any) -> None:
         """16 clients at once, each with seeds of its own: what comes back is what its seed draws."""
         expected = {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+from PIL import Image
 
 from qwen_image_engine.runtime.images.parameters import PictureParameters
 from qwen_image_engine.runtime.pipeline import QwenImage
@@ -164,6 +165,27 @@ class TestEdits:
             (expected,) = twin.generate("both", seed=3 + index, **options)
             assert np.array_equal(pixels(item.b64_json or ""), expected.rgba)
         assert reply.size == f"{expected.parameters.width}x{expected.parameters.height}"
+
+    def test_a_mask(self, server: Served, twin: QwenImage, tmp_path: Path) -> None:
+        """Transparent pixels of the mask are drawn, and opaque ones are the first image's."""
+        image, other = patches(64, 96, "RGB", 2), patches(96, 96, "RGB", 1)
+        mask = Image.new("RGBA", (64, 96))
+        mask.paste((9, 9, 9, 255), (0, 0, 64, 48))
+        extra = {**EXTRA, "reference_resolution": 160}
+        files = [("one.png", png(image)), ("two.png", png(other))]
+        reply = server.openai().images.edit(
+            image=files, mask=("mask.png", png(mask)), prompt="a hat", size="64x96", extra_body=extra
+        )
+        assert reply.data is not None
+        data = base64.b64decode(reply.data[0].b64_json or "")
+        options: Any = {"references": [image, other], "reference_resolution": 160, "mask": mask}
+        (expected,) = twin.generate("a hat", seed=7, **options, **DRAWN)
+        assert np.array_equal(pixels(data), expected.rgba)
+        assert np.array_equal(pixels(data)[:40, :, :3], np.asarray(image)[:40])
+        (tmp_path / "found.png").write_bytes(data)
+        recorded = PictureParameters.read(tmp_path / "found.png").mask
+        assert recorded is not None
+        assert recorded.name == "mask.png"
 
     def test_the_name_of_the_file_is_recorded_and_nothing_else_of_it(self, server: Served, tmp_path: Path) -> None:
         reply = server.openai().images.edit(image=("../../etc/ca\nt.png", png(patches(96, 64))), **SMALL)

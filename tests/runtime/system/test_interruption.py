@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
-from qwen_image_engine.runtime.system.interruption import interruptible
+from qwen_image_engine.runtime.system.interruption import handed_over, interruptible
 
 pytestmark = pytest.mark.usefixtures("hears_interruptions")
 
@@ -18,7 +18,7 @@ import signal, sys
 from qwen_image_engine.runtime.cli.main import carry_out
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.system.cancellation import check_cancelled
-from qwen_image_engine.runtime.system.interruption import interruptible
+from qwen_image_engine.runtime.system.interruption import handed_over, interruptible
 from qwen_image_engine.runtime.system.progress import ProgressBar
 from qwen_image_engine.runtime.timing import Timings
 
@@ -149,3 +149,49 @@ def test_signals_are_as_before_after_a_block() -> None:
     finally:
         for number, handler in zip(numbers[1:], before, strict=True):
             signal.signal(number, handler)
+
+
+HANDED_OVER = """
+import os, signal, sys, time
+from qwen_image_engine.runtime.cli.entry import main
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
+from qwen_image_engine.runtime.cli.verbs import doctor
+from qwen_image_engine.runtime.system.interruption import REPEAT_S, handed_over
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+heard = []
+
+
+def execute(options):
+    with handed_over(lambda: heard.append(1)):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            time.sleep(1.2 * REPEAT_S)
+    print(len(heard), file=sys.stderr)
+    if options.json:
+        signal.raise_signal(signal.SIGTERM)
+    return VerbResult({}, ["done"])
+
+
+doctor.execute = execute
+sys.exit(main())
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("flags", "code", "line"), [([], 0, ""), (["--json"], 143, "ended by SIGTERM")])
+def test_signals_that_are_handed_over_end_nothing(flags: list[str], code: int, line: str) -> None:
+    """Three of them, none too close to the one before; after the block the command hears them again."""
+    command = [sys.executable, "-c", HANDED_OVER, "doctor", *flags]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert found.returncode == code
+    assert found.stderr == "3\n" + (f"qwen-image: error: {line}\n" if line else "")
+
+
+def test_handing_over_leaves_handlers_as_they_were() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    heard: list[int] = []
+    with handed_over(lambda: heard.append(1)):
+        signal.raise_signal(signal.SIGINT)
+    assert heard == [1]
+    assert signal.getsignal(signal.SIGINT) is before

@@ -17,6 +17,7 @@ from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.images.metadata import text_chunks
 from qwen_image_engine.runtime.images.parameters import PictureParameters
 from qwen_image_engine.runtime.images.png import save_png
+from qwen_image_engine.runtime.sampling.fast import FAST
 from tests.runtime.images.test_parameters import EDIT
 from tests.support.images import patches
 
@@ -173,7 +174,7 @@ def test_pictures_that_cannot_be_drawn_again(
     picture = tmp_path / "picture.png"
     save_png(picture, np.zeros((32, 32, 4), np.uint8), text_chunks(EDIT))
     assert '("图.png", from memory), which it does not hold; name them with -r' in fails(2, *usual, "--from", picture)
-    given = replace(EDIT, references=(), seed=None)
+    given = replace(EDIT, references=(), mask=None, seed=None)
     save_png(picture, np.zeros((32, 32, 4), np.uint8), text_chunks(given))
     assert "drawn from given noise, which it does not hold" in fails(2, *usual, "--from", picture)
     save_png(picture, np.zeros((32, 32, 4), np.uint8), text_chunks(replace(given, seed=1, width=0)))
@@ -207,6 +208,58 @@ def test_lines_name_every_request(
     assert lines[:4] == [str(tmp_path / f"out-{index}.png") for index in range(4)]
     assert [line.split(", ")[2] for line in lines[4:6]] == ["seed 4", "seed 5"]
     assert "tokens before the target" not in streams.err
+
+
+def test_solvers_and_sigmas_are_recorded_and_drawn_again(
+    exported: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = ["run", str(exported()), "-p", "a", "-W", "64", "-H", "64"]
+
+    def draw(name: str, *flags: str) -> tuple[dict[str, Any], PictureParameters, NDArray[np.uint8]]:
+        file = tmp_path / f"{name}.png"
+        assert main([*usual, "-o", str(file), "--json", *flags]) == 0
+        return json.loads(capsys.readouterr().out), PictureParameters.read(file), pixels(file)
+
+    found, parameters, heun = draw("heun", "--solver", "heun", "-s", "3", "--sigmas", "karras")
+    assert (found["solver"], found["steps"], found["evaluations"]) == ("heun", 3, 5)
+    assert len(found["sigmas"]) == 4
+    assert (parameters.solver, parameters.evaluations, parameters.sigmas) == ("heun", 5, "karras")
+    again = ["--from", str(tmp_path / "heun.png")]
+    np.testing.assert_array_equal(draw("again", *again)[2], heun)
+
+    _, parameters, listed = draw("list", "--solver", "ab2", "--sigmas", "1,0.6,0.3")
+    assert (parameters.solver, parameters.steps, parameters.sigmas) == ("ab2", 3, (1.0, 0.6, 0.3))
+    again = ["--from", str(tmp_path / "list.png")]
+    np.testing.assert_array_equal(draw("again", *again)[2], listed)
+    assert draw("other", *again, "-s", "2")[1].sigmas is None
+    assert draw("other", *again, "--sigmas", "1,0.5")[1].steps == 2
+    assert draw("other", *again, "--fast")[1].solver == FAST.solver
+
+    _, fast, drawn = draw("fast", "--fast")
+    assert (fast.solver, fast.steps, fast.sigmas) == (FAST.solver, FAST.steps, None)
+    np.testing.assert_array_equal(draw("spelt", "--solver", FAST.solver, "-s", str(FAST.steps))[2], drawn)
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (("--solver", "ab2", "-s", "1"), "1 steps asked for, this schedule needs at least 2"),
+        (("--sigmas", "cosine"), "sigmas 'cosine': expected numbers, or one of model, linear, karras, beta"),
+        (("--sigmas", "1,0.5,0.7"), "expected numbers that fall"),
+        (("--sigmas", "1,0.5,0.5"), "expected numbers that fall"),
+        (("--sigmas", "1.5,0.5"), "from at most 1"),
+        (("--sigmas", "1,0"), "above 0"),
+        (("--sigmas", "1,0.5", "-s", "3"), "3 steps asked for, and 2 sigmas"),
+        (("--fast", "-s", "8"), "--fast beside -s: --fast is --solver"),
+        (("--fast", "--solver", "euler", "--sigmas", "karras"), "--fast beside --solver and --sigmas"),
+    ],
+)
+def test_bad_solvers_and_sigmas_are_told(
+    exported: Callable[..., Path], output: Path, fails: Callable[..., str], flags: tuple[str, ...], word: str
+) -> None:
+    usual: list[Any] = ["run", exported(), "-p", "a", "-o", output / "out.png", "-W", 64, "-H", 64]
+    assert word in fails(2, *usual, *flags)
 
 
 @pytest.mark.usefixtures("unloaded")
