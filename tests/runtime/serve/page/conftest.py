@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwen_image_engine.runtime.serve import app, prepare
+from qwen_image_engine.runtime.serve import app
 from tests.support.images import patches
 from tests.support.report_page import BROWSER, Browser, browser
 from tests.support.served import Served, png, until
@@ -125,7 +125,7 @@ def received(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     real = app.prepare_job
 
-    def record(values: dict[str, Any], model: Any, *rest: Any) -> Any:
+    def record(values: dict[str, Any], *rest: Any) -> Any:
         copy = dict(values)
         for name in ("image", "mask"):
             if values.get(name):
@@ -133,9 +133,7 @@ def received(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
                 for file in values[name]:
                     file.file.seek(0)
         found.append(copy)
-        if values.get("mask") and not prepare._takes(model.pipeline, "mask"):
-            values = {**values, "mask": None}
-        return real(values, model, *rest)
+        return real(values, *rest)
 
     monkeypatch.setattr(app, "prepare_job", record)
     return found
