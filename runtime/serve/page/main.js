@@ -13,7 +13,8 @@ const on = (id, event, act) => $(id).addEventListener(event, act);
 const results = new Results(say);
 const images = new Images((text, fault) => (fault ? form.blame({ message: text }) : say(text)));
 const masks = new MaskDialog();
-let stop = null;
+let stop = null; // of the request in work
+let masking = null; // the encoding of a mask, which takes a moment after its dialog
 
 function say(text) {
   $("live").textContent = text;
@@ -31,6 +32,7 @@ async function draw() {
   const hadFocus = document.activeElement === $("draw");
   stop = new AbortController();
   try {
+    await masking;
     const { partial_images, ...values } = form.read();
     const entry = { images: [...images.list], mask: images.mask };
     busy(true, values.n ?? 1, hadFocus);
@@ -140,9 +142,11 @@ on("files", "change", async () => {
   await images.add([...$("files").files]);
   $("files").value = "";
 });
-on("open-mask", "click", async () => {
-  images.mask = await masks.open(images.list[0], images.mask);
-  images.show();
+on("open-mask", "click", () => {
+  masking = masks.open(images.list[0], images.mask).then((mask) => {
+    images.mask = mask;
+    images.show();
+  });
 });
 on("key", "change", () => {
   keepKey($("key").value.trim());

@@ -61,8 +61,9 @@ class Tab:
 
     def wait(self, pictures: int) -> None:
         """Wait until there are so many pictures in the history, and none in work."""
-        self.chromium.until(f"document.querySelectorAll('#history li').length === {pictures}")
-        self.chromium.until("document.querySelector('#progress').hidden")
+        length = f"document.querySelectorAll('#history li').length === {pictures}"
+        self.chromium.until(f"!{self.of('draw')}.disabled && ({length} || !{self.of('fault')}.hidden)")
+        assert self.text("fault") == ""
 
     def text(self, name: str) -> str:
         found = self.chromium.run(f"{self.of(name)}.textContent")

@@ -161,7 +161,7 @@ class TestKeyboard:
         tab.chromium.press("Enter")
         tab.chromium.press("Escape")
         tab.chromium.until("document.activeElement.id === 'open-mask'")
-        tab.draw(size="64x64")
+        tab.draw(size="96x64")
         tab.wait(1)
         expected = np.full((64, 96), 255, np.uint8)
         expected[20:28, 10:40] = 0

@@ -167,7 +167,7 @@ class TestMask:
         tab.chromium.until(f"{tab.of('share')}.textContent.endsWith('of the image is painted.')")
         tab.chromium.click("#mask-done")
         tab.chromium.until("document.querySelectorAll('#images canvas').length === 1")
-        tab.draw()
+        tab.draw(size="96x64")
         tab.wait(1)
         tab.chromium.call("Emulation.setTouchEmulationEnabled", enabled=False)
         (name, data) = received[0]["mask"][0]
@@ -195,7 +195,7 @@ class TestMask:
         tab.fill(**{"rect-left": 0, "rect-top": 0, "rect-width": 96, "rect-height": 4})
         tab.chromium.click("#rect-fill")
         tab.chromium.click("#mask-done")
-        tab.draw()
+        tab.draw(size="96x64")
         tab.wait(1)
         expected = np.zeros((64, 96), np.uint8)
         expected[20:28, 10:40] = expected[:4] = 255
