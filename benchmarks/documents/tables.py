@@ -268,6 +268,57 @@ def soak() -> str:
     )
 
 
+def serve() -> str:
+    """Return the table of the server's cost, of its load, and of clients that leave."""
+    if not (RESULTS / "serve.json").is_file():
+        return "No result has been committed yet.\n"
+    found = result("serve")
+    cost, first, load, left = (found[key] for key in ("overhead", "first_partial", "load", "leave"))
+    four = cost["four"]
+    rows = [
+        (
+            f"a picture through the server against `generate`, encoding left out, median of {cost['rounds']} pairs",
+            f"{cost['server_s']:.2f} s, {cost['generate_s']:.2f} s, {cost['ratio'] - 1:+.1%}",
+            "at most +5%",
+        ),
+        ("encoding its PNG", f"{cost['encoding_s'] * 1000:.0f} ms", "reported apart"),
+        (
+            "four pictures of a request, with their PNGs, against four of `generate`",
+            f"{four['seconds']:.2f} s, {four['generate_s']:.2f} s",
+            "encoded while the next is drawn",
+        ),
+        (
+            "the first of three partial pictures, against its step in a loop",
+            f"{first['seconds']:.2f} s, {first['its_step_s']:.2f} s",
+            "after its step",
+        ),
+        (
+            f"{load['requests']:,} requests of {load['clients']} clients",
+            f"{load['lost']} lost, {load['mixed_up']} mixed up",
+            "none",
+        ),
+        ("memory from request 100 to the last", f"{load['growth_bytes'] / 1e6:+.0f} MB", "flat"),
+        (
+            f"{left['leavers']} clients that leave at random moments",
+            f"{left['stopped']:.0f} pictures stopped, {left['finished_before_they_left']:.0f} were finished; "
+            f"idle after {left['longest_until_idle_s']:.2f} s at most",
+            "work stops within a step",
+        ),
+        (
+            "threads and open files after them",
+            f"{left['after']['threads'] - left['before']['threads']:+d}, "
+            f"{left['after']['files'] - left['before']['files']:+d}",
+            "no more",
+        ),
+    ]
+    if users := found.get("locust"):
+        kinds = [entry for entry in users.values() if isinstance(entry, dict)]
+        requests, failed = (sum(entry[key] for entry in kinds) for key in ("requests", "failures"))
+        told = f"{requests:,} requests, {failed} failures, {users['failures_of_the_server']:.0f} of the server's"
+        rows.append(("locust, pictures, streams and bad requests", told, "no 500"))
+    return markdown(("what", "found", "aim"), rows)
+
+
 def rtx_builds() -> str:
     """Return the table of builds with TensorRT for RTX, with a row for each precision and set of GPUs."""
     rows = []
@@ -435,6 +486,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         full_size_run,
         full_size_peaks,
         soak,
+        serve,
         rtx_builds,
         spellings,
         fuzz,

@@ -89,11 +89,13 @@ def _serve(requests: Connection, bundle: Path, threads: int) -> None:
         server = Server(service, listener)
         thread = threading.Thread(target=server.run)
         thread.start()
-        requests.send(address_of(listener))
-        while (options := requests.recv()) is not None:
-            requests.send(_draw(pipeline, options))
-        server.stop()
-        thread.join()
+        try:
+            requests.send(address_of(listener))
+            while (options := requests.recv()) is not None:
+                requests.send(_draw(pipeline, options))
+        finally:  # also where the other process has ended
+            server.stop()
+            thread.join()
 
 
 def _draw(pipeline: QwenImage, options: Mapping[str, Any]) -> tuple[float, str, list[float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,19 +12,19 @@ import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
 
+from qwen_image_engine.runtime.serve.answers import Events, about, answer
 from qwen_image_engine.runtime.serve.api.bodies import read_form, read_json
 from qwen_image_engine.runtime.serve.api.errors import ApiError, drawing_error
-from qwen_image_engine.runtime.serve.api.fields import ENDPOINTS, Endpoint, RequestForm, request_fields
+from qwen_image_engine.runtime.serve.api.fields import ENDPOINTS, RequestForm, request_fields
 from qwen_image_engine.runtime.serve.api.limits import Limits
 from qwen_image_engine.runtime.serve.api.openapi import openapi_document
-from qwen_image_engine.runtime.serve.api.replies import About, JsonReply, Tokens, error_event, error_reply
+from qwen_image_engine.runtime.serve.api.replies import JsonReply, Tokens, error_reply
 from qwen_image_engine.runtime.serve.guard import Access, Guard
-from qwen_image_engine.runtime.serve.job import Ended, Event, FinishedPicture, Job, PartialPicture, Progress
+from qwen_image_engine.runtime.serve.job import Event, Job
 from qwen_image_engine.runtime.serve.links import Links
 from qwen_image_engine.runtime.serve.log import Log
 from qwen_image_engine.runtime.serve.metrics import CONTENT_TYPE, Metrics
@@ -32,9 +32,6 @@ from qwen_image_engine.runtime.serve.models import Models
 from qwen_image_engine.runtime.serve.page.routes import page_routes
 from qwen_image_engine.runtime.serve.prepare import check_together, prepare_job
 from qwen_image_engine.runtime.serve.worker import Worker
-
-_KEPT_ALIVE_S = 15.0
-"""Seconds without an event after which a stream sends a comment, so that nothing between takes it for dead."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ class _Routes:
         finally:
             self._bodies -= 1
         job, tokens, events = await self._prepare(request, values)
-        return await self._answer(request, "generations", values, job, tokens, events)
+        return await answer(request, about("generations", values, job), job, tokens, events, self._service.worker)
 
     async def edits(self, request: Request) -> Response:
         """Draw pictures of a prompt and reference images."""
@@ -132,7 +129,7 @@ class _Routes:
                 job, tokens, events = await self._prepare(request, values)
         finally:
             self._bodies -= 1
-        return await self._answer(request, "edits", values, job, tokens, events)
+        return await answer(request, about("edits", values, job), job, tokens, events, self._service.worker)
 
     async def models(self, request: Request) -> Response:
         """List the models."""
@@ -182,7 +179,7 @@ class _Routes:
             text = f"{self._bodies} requests are being read, which is the most; ask again in a second"
             raise ApiError(429, text, code="too_many_uploads", headers={"Retry-After": "1"})
 
-    async def _prepare(self, request: Request, values: Mapping[str, Any]) -> tuple[Job, Tokens, asyncio.Queue[Event]]:
+    async def _prepare(self, request: Request, values: Mapping[str, Any]) -> tuple[Job, Tokens, Events]:
         """Prepare the job of a request.
 
         Raises:
@@ -191,7 +188,7 @@ class _Routes:
         model = self._service.models.find(values["model"])
         check_together(values)
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event] = asyncio.Queue()
+        events: Events = asyncio.Queue()
 
         def deliver(event: Event) -> None:
             try:
@@ -210,109 +207,6 @@ class _Routes:
                 self._service.log.failure("failed", error, id=request.state.id)
             raise found from error
         return job, tokens, events
-
-    async def _answer(
-        self,
-        request: Request,
-        endpoint: Endpoint,
-        values: Mapping[str, Any],
-        job: Job,
-        tokens: Tokens,
-        events: asyncio.Queue[Event],
-    ) -> Response:
-        """Submit a job, and return its pictures or a stream of them.
-
-        Raises:
-            ApiError: the queue is full, or the job failed.
-            ClientDisconnect: the client left.
-        """
-        output, drawn = job.output, job.request
-        size = f"{drawn.width}x{drawn.height}"
-        about = About(endpoint, output.background, output.format, values["quality"], size)
-        self._service.worker.submit(job)
-        if values["stream"]:
-            return _Stream(self._stream(job, about, tokens, events), partial(self._service.worker.cancel, job))
-        leaving = asyncio.create_task(_left(request))
-        drawing = asyncio.create_task(_finished(events))
-        try:
-            await asyncio.wait({leaving, drawing}, return_when=asyncio.FIRST_COMPLETED)
-            if not drawing.done():
-                raise ClientDisconnect
-            pictures = drawing.result()
-        finally:
-            self._service.worker.cancel(job)
-            leaving.cancel()
-            drawing.cancel()
-        data = [_picture(request, output.format, picture) for picture in pictures]
-        return await anyio.to_thread.run_sync(JsonReply, about.reply(data, tokens))
-
-    async def _stream(
-        self, job: Job, about: About, tokens: Tokens, events: asyncio.Queue[Event]
-    ) -> AsyncIterator[bytes]:
-        """Yield the server-sent events of a job. A step is a comment, which clients of the API pass over."""
-        while True:
-            try:
-                event = await asyncio.wait_for(events.get(), _KEPT_ALIVE_S)
-            except TimeoutError:
-                yield b": waiting\n\n"
-                continue
-            match event:
-                case Progress(picture, step, steps):
-                    yield f": picture {picture + 1} of {len(job.seeds)}, step {step} of {steps}\n\n".encode()
-                case PartialPicture(_, index, b64):
-                    yield about.event("partial_image", b64_json=b64, partial_image_index=index)
-                case FinishedPicture(_, seed, b64, _):
-                    yield about.event("completed", b64_json=b64, seed=seed, usage=tokens.document(1))
-                case Ended(error):
-                    if error is not None:
-                        yield error_event(error)
-                    return
-
-
-class _Stream(StreamingResponse):
-    """A reply of server-sent events. `end` is called at its end, also where the client left before its first byte."""
-
-    def __init__(self, events: AsyncIterator[bytes], end: Callable[[], None]) -> None:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._end = end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._end()
-
-
-async def _left(request: Request) -> None:
-    """Wait until the client has left."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _finished(events: asyncio.Queue[Event]) -> list[FinishedPicture]:
-    """Wait for all pictures of a job.
-
-    Raises:
-        ApiError: the job failed.
-    """
-    pictures: list[FinishedPicture] = []
-    while True:
-        event = await events.get()
-        if isinstance(event, FinishedPicture):
-            pictures.append(event)
-        if isinstance(event, Ended):
-            if event.error is not None:
-                raise event.error
-            return pictures
-
-
-def _picture(request: Request, suffix: str, picture: FinishedPicture) -> dict[str, Any]:
-    if picture.token is None:
-        return {"b64_json": picture.b64, "seed": picture.seed}
-    url = request.url.replace(path=f"/v1/images/files/{picture.token}.{suffix}", query="")
-    return {"url": str(url), "seed": picture.seed}
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -151,5 +151,5 @@ def _check_fitted(width: int, height: int, limits: Limits) -> None:
         ApiError: the size is beyond the bounds.
     """
     if width * height > limits.picture_pixels or max(width, height) > limits.picture_side:
-        text = f"the last image's shape makes a picture of {width}x{height}, which is too large; name a 'size'"
+        text = f"the image's shape makes a picture of {width}x{height}, which is too large; name a 'size'"
         raise ApiError(400, text, "size", "invalid_value")

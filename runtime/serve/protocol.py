@@ -74,10 +74,16 @@ class _BoundedProtocol(H11Protocol):
             self._write_due.cancel()
             self._write_due = None
 
+    def on_response_complete(self) -> None:
+        """Note the end of a reply."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._abort_later()
+
     def timeout_keep_alive_handler(self) -> None:
-        """End a connection that has had no request for a while, also if its client takes the last bytes never."""
+        """End a connection that has had no request for a while."""
         super().timeout_keep_alive_handler()
-        self.loop.call_later(self.write_s, self.transport.abort)
+        self._abort_later()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request of HTTP/1.1, or has too large a head."""
@@ -112,4 +118,8 @@ class _BoundedProtocol(H11Protocol):
             ):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+        self._abort_later()
+
+    def _abort_later(self) -> None:
+        """End a connection that was closed even if its client takes the last bytes never."""
         self.loop.call_later(self.write_s, self.transport.abort)

@@ -23,7 +23,7 @@ from qwen_image_engine.engines.backends import (
 from qwen_image_engine.engines.core.errors import QwenImageError, one_line, pass_interruption
 from qwen_image_engine.engines.core.versions import UnsupportedVersion, unsupported_version
 from qwen_image_engine.engines.onnxruntime.package import TELEMETRY_SWITCH
-from qwen_image_engine.runtime.cli.shared.extras import EXPORT_PACKAGES, INSTALL, export_packages
+from qwen_image_engine.runtime.cli.shared.extras import EXPORT_PACKAGES, INSTALL, export_packages, serve_packages
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.system.machine import CPU_FLAGS, Machine, int8_expectation, package_versions
 from qwen_image_engine.runtime.system.text import size_text, table
@@ -55,6 +55,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
     free_bytes = shutil.disk_usage(folder).free
     cache, cached = _hub_cache()
     fault = _export_fault(packages)
+    no_server = _serve_fault()
     diffusers = _diffusers_fault()
 
     rows = [("python", f"{machine.python} on {machine.system}")]
@@ -63,6 +64,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
     rows += [(name, f"✗ {unsupported[name]}" if name in unsupported else found) for name, found in installed.items()]
     rows += [(f"engine {item.name}", _engine_text(item)) for item in engines]
     rows.append(("plan, export, calibrate, verify", f"✗ {fault}" if fault else "✓"))
+    rows.append(("serve", f"✗ {no_server}" if no_server else "✓"))
     if diffusers is not None:
         rows.append(("diffusers pipelines", f"✗ {diffusers}" if diffusers else "✓"))
     rows.append(("cpu", f"{machine.cpu}, {machine.cores} cores for this process"))
@@ -83,6 +85,7 @@ def execute(options: argparse.Namespace) -> VerbResult:
         "unsupported": unsupported,
         "engines": [asdict(item) for item in engines],
         "export": {"ready": fault is None, "missing": fault},
+        "serve": {"ready": no_server is None, "missing": no_server},
         "diffusers": {"ready": diffusers == "", "fault": diffusers or None},
         "disk": {"folder": str(folder), "free_bytes": free_bytes},
         "hub_cache": {"folder": None if cache is None else str(cache), "checkpoints": cached},
@@ -166,6 +169,16 @@ def _export_fault(packages: Mapping[str, str | None]) -> str | None:
         with export_packages():
             for name in EXPORT_PACKAGES:
                 importlib.import_module(name.replace("-", "_"))
+    except QwenImageError as error:
+        return str(error)
+    return None
+
+
+def _serve_fault() -> str | None:
+    """Return the reason why the packages of the extra `serve` cannot be used, or None if they can."""
+    try:
+        with serve_packages():
+            from qwen_image_engine.runtime.serve import server as _server  # noqa: F401
     except QwenImageError as error:
         return str(error)
     return None

@@ -141,6 +141,17 @@ def test_an_older_package_of_export_is_refused_by_both_versions(
     assert document("doctor")["export"] == {"ready": False, "missing": words}
 
 
+def test_doctor_tells_whether_there_is_a_server(document: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert document("doctor")["serve"] == {"ready": True, "missing": None}
+    for name in [name for name in sys.modules if name.startswith("qwen_image_engine.runtime.serve")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    found = document("doctor")["serve"]
+    assert not found["ready"]
+    assert "uvicorn is not installed" in found["missing"]
+    assert "pip install 'qwen-image-engine[serve]'" in found["missing"]
+
+
 def test_doctor_tells_where_telemetry_is_on_and_what_works_on_each_system(
     document: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

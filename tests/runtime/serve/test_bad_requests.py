@@ -11,9 +11,10 @@ from PIL import Image
 
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.serve.api.limits import Limits
+from qwen_image_engine.runtime.serve.server import listen
 from tests.support.images import patches
 from tests.support.numpy_engines import Journal
-from tests.support.served import SMALL, Served, png, served
+from tests.support.served import SMALL, Served, png, served, until
 
 CAT = ("cat.png", png(patches(96, 64)), "image/png")
 
@@ -248,6 +249,28 @@ class TestBounds:
                 head = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                 connection.sendall(head + b"Content-Length: 100\r\n\r\n{")
                 assert _reply(connection)[0] == 408
+
+    @pytest.mark.parametrize("size", [30 << 20, 100_000, 30_000])
+    def test_clients_that_take_nothing(self, pipeline: QwenImage, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of a large reply, and of one whose end waits in the server when it closes the connection."""
+
+        def narrow(host: str, port: int) -> socket.socket:
+            listener = listen(host, port)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # which its connections inherit
+            return listener
+
+        monkeypatch.setattr("tests.support.served.listen", narrow)
+        with served(pipeline, limits=Limits(write_s=0.3)) as server:
+            token = server.service.links.add(b"x" * size, "png")
+            connections = server.server._server.server_state.connections
+            with socket.socket() as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                host, _, port = server.url.removeprefix("http://").partition(":")
+                connection.connect((host, int(port)))
+                head = f"GET /v1/images/files/{token}.png HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+                connection.sendall(head.encode())
+                until(lambda: server.log("request"))
+                until(lambda: not connections)
 
     def test_too_many_bodies_at_once(self, pipeline: QwenImage) -> None:
         with served(pipeline, limits=Limits(bodies=1)) as server, _connected(server) as connection:
