@@ -143,10 +143,12 @@ on("files", "change", async () => {
   $("files").value = "";
 });
 on("open-mask", "click", () => {
-  masking = masks.open(images.list[0], images.mask).then((mask) => {
+  form.clear();
+  const painted = (mask) => {
     images.mask = mask;
     images.show();
-  });
+  };
+  masking = masks.open(images.list[0], images.mask).then(painted, fail);
 });
 on("key", "change", () => {
   keepKey($("key").value.trim());

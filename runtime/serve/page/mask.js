@@ -1,6 +1,7 @@
 // The painting of a mask over the first reference image, by pointer or by numbers.
 
 import { percent } from "./images.js";
+import { Refusal } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
 const COLOUR = "#2563c9";
@@ -26,9 +27,14 @@ export class MaskDialog {
     $("mask-done").addEventListener("click", () => $("mask").close());
   }
 
-  /** Show the dialog until it is closed. Return the mask of `image`, or null if nothing is painted. */
+  /** Show the dialog until it is closed. Return the mask of `image`, or null if nothing is painted.
+   *  Throw a `Refusal` if the image has more pixels than this browser paints on. */
   async open(image, before) {
     [this._canvas.width, this._canvas.height] = [image.width, image.height];
+    this._context.fillRect(0, 0, 1, 1); // on too large a canvas this does nothing, and tells nothing
+    if (!this._context.getImageData(0, 0, 1, 1).data[3]) {
+      throw new Refusal(`${image.name} is too large to paint on in this browser. Scale it down.`);
+    }
     $("mask-image").src = image.url;
     const sides = { left: 0, top: 0, width: image.width, height: image.height };
     for (const [name, side] of Object.entries(sides)) {

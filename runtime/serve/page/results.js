@@ -78,7 +78,7 @@ export class Results {
     $("image").hidden = !entry;
     $("empty").hidden = Boolean(entry);
     if (!entry) return;
-    this._put(entry.url, entry.values.prompt);
+    this._put(entry.url, entry.values.prompt.slice(0, 500));
     $("caption").textContent = facts(entry);
     $("save").href = entry.url;
     $("save").download = fileName(entry);

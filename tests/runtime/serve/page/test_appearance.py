@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runtime.serve.page.conftest import Tab, alpha
-from tests.support.report_page import Browser
+from tests.support.chromium import Browser
 from tests.support.served import Served
+from tests.support.served_page import Tab, alpha
 
 pytestmark = pytest.mark.process
 

@@ -12,11 +12,11 @@ from PIL import Image
 
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.serve.guard import Access
-from tests.runtime.serve.page.conftest import SMALL, Tab, alpha
+from tests.support.chromium import Browser
 from tests.support.images import patches
 from tests.support.numpy_engines import Journal
-from tests.support.report_page import Browser
 from tests.support.served import Gate, Served, pixels, png, served, until
+from tests.support.served_page import SMALL, Tab, alpha
 
 pytestmark = pytest.mark.process
 
