@@ -3,34 +3,33 @@
 import { Refusal } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
-const NUMBERS = ["num_inference_steps", "seed", "guidance_scale", "n", "partial_images"];
+const OF_EDITS = "reference_resolution";
+const NUMBERS = ["num_inference_steps", "seed", "guidance_scale", "n", "partial_images", OF_EDITS];
 const WORDS = ["negative_prompt", "solver", "model"];
 
-/** Take choices and bounds from the OpenAPI document, which the server makes from the table that checks requests. */
-export function fill(openapi) {
-  const body = openapi.paths["/v1/images/generations"].post.requestBody;
-  const fields = body.content["application/json"].schema.properties;
-  const schema = (name) => fields[name].anyOf?.[0] ?? fields[name];
+/** Take choices and bounds from the schemas of the fields of edits, which are those of generations and more. */
+export function fill(fields) {
   for (const name of NUMBERS) {
-    const { minimum, maximum } = schema(name);
     if (name === "seed") continue; // beyond what a script holds exactly
-    $(name).min = minimum;
-    $(name).max = maximum;
+    $(name).min = fields[name].minimum;
+    $(name).max = fields[name].maximum;
   }
-  offer($("solver"), schema("solver").enum, fields.solver.default);
+  $(OF_EDITS).placeholder = fields[OF_EDITS].default;
+  offer($("solver"), fields.solver.enum, fields.solver.default);
 }
 
 export function offer(select, names, chosen = select.value) {
   select.replaceChildren(...names.map((name) => new Option(name, name, false, name === chosen)));
 }
 
-/** Return the values of the form by the API's names; what was left empty is absent. */
-export function read() {
+/** Return the values of the form by the API's names; what was left empty, or is of edits alone, is absent. */
+export function read(edits) {
   const values = { prompt: $("prompt").value };
   for (const name of WORDS) if ($(name).value) values[name] = $(name).value;
   values.size = $("size").value;
   if (values.size === "other") values.size = `${$("width").value}x${$("height").value}`;
   for (const name of NUMBERS) {
+    if (name === OF_EDITS && !edits) continue;
     const field = $(name);
     const label = field.labels[0].textContent;
     if (field.validity.badInput) throw new Refusal(`${label} is no number.`, 0, name);

@@ -33,7 +33,7 @@ async function draw() {
   stop = new AbortController();
   try {
     await masking;
-    const { partial_images, ...values } = form.read();
+    const { partial_images, ...values } = form.read(images.list.length > 0);
     const entry = { images: [...images.list], mask: images.mask };
     busy(true, values.n ?? 1, hadFocus);
     await follow(values, partial_images ?? 0, entry);
@@ -93,13 +93,14 @@ function fail(error) {
   form.blame(error);
 }
 
-/** Ask the server for its models and the bounds of its fields. */
+/** Ask the server for its models, and for the fields of a request, which its OpenAPI document makes from its table. */
 async function prepare() {
   try {
     const openapi = await (await ask("/openapi.json")).json();
-    form.fill(openapi);
     const edits = openapi.paths["/v1/images/edits"].post.requestBody.content["multipart/form-data"];
-    images.most = edits.schema.properties.image.maxItems;
+    const fields = edits.schema.properties;
+    form.fill(fields);
+    images.most = fields.image.maxItems;
     const { data } = await (await ask("/v1/models")).json();
     form.offer($("model"), data.map((model) => model.id));
   } catch (error) {

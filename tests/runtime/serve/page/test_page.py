@@ -95,11 +95,13 @@ class TestImages:
         dog.write_bytes(png(patches(64, 64, seed=1)))
         tab.chromium.drop("#prompt", cat, dog)
         tab.chromium.until("document.querySelectorAll('#images li').length === 2")
-        tab.draw(prompt="two lines\nof a prompt", size="64x64")
+        tab.draw(prompt="two lines\nof a prompt", size="64x64", reference_resolution=512)
         tab.wait(1)
+        assert received[0]["reference_resolution"] == 512
         assert received[0]["image"] == [("cat.png", cat.read_bytes()), ("a %22dog%22.png", dog.read_bytes())]
         assert received[0]["prompt"] == "two lines\nof a prompt"
         options: dict[str, Any] = {"width": 64, "height": 64, "steps": 4, "seed": 5, "references": [cat, dog]}
+        options["reference_resolution"] = 512
         (expected,) = twin.generate("two lines\nof a prompt", **options)
         assert np.array_equal(pixels(tab.saved(tmp_path)), expected.rgba)
         tab.check_quiet()
