@@ -21,7 +21,9 @@ function say(text) {
 }
 
 function blob(event) {
-  const bytes = Uint8Array.from(atob(event.b64_json), (letter) => letter.charCodeAt(0));
+  const text = atob(event.b64_json);
+  const bytes = new Uint8Array(text.length);
+  for (let at = 0; at < text.length; at += 1) bytes[at] = text.charCodeAt(at);
   return new Blob([bytes], { type: `image/${event.output_format}` });
 }
 

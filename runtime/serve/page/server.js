@@ -41,17 +41,13 @@ export async function* events(path, options) {
   const reply = await ask(path, options);
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  let seen = 0;
   try {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
       rest += value;
-      for (let end; (end = rest.indexOf("\n\n", Math.max(0, seen - 1))) >= 0; seen = 0) {
-        yield event(rest.slice(0, end));
-        rest = rest.slice(end + 2);
-      }
-      seen = rest.length;
+      if (!value.includes("\n")) continue; // a picture has megabytes in one line, which are not searched for each part
+      for (let end; (end = rest.indexOf("\n\n")) >= 0; rest = rest.slice(end + 2)) yield event(rest.slice(0, end));
     }
   } catch (error) {
     throw broken(error);

@@ -349,6 +349,32 @@ class TestCopies:
         tab.chromium.until(f"!{tab.of('by-hand')}.open")
 
 
+def test_names_are_texts(tab: Tab, cat: Path, tmp_path: Path) -> None:
+    markup = "<img src=x onerror=document.title='run'>"
+    tab.chromium.drop("body", cat.rename(tmp_path / f"{markup.replace('/', '')}.png"))
+    tab.chromium.until("document.querySelectorAll('#images li').length === 1")
+    tab.draw(prompt=markup)
+    tab.wait(1)
+    assert tab.chromium.run("[document.querySelectorAll('[onerror]').length, document.title]") == [0, "qwen-image"]
+    tab.check_quiet()
+
+
+def test_the_policy_is_in_force(tab: Tab) -> None:
+    """Whatever gets into the page, no script of its own runs, and nothing is sent to another address."""
+    tab.chromium.run(
+        "addEventListener('securitypolicyviolation', e => (window.broken ??= []).push(e.effectiveDirective))"
+    )
+    tab.chromium.run(
+        "(() => { const script = document.createElement('script'); script.textContent = 'document.title = 1'; "
+        "const frame = document.createElement('iframe'); frame.src = '/'; const image = new Image(); "
+        "image.src = 'http://127.0.0.2:9/x.png'; document.body.append(script, frame, image); "
+        "fetch('http://127.0.0.2:9/').catch(() => {}); })()"
+    )
+    tab.chromium.until("broken.length >= 4")
+    assert set(tab.chromium.run("broken")) == {"script-src-elem", "frame-src", "img-src", "connect-src"}
+    assert tab.chromium.run("document.title") == "qwen-image"
+
+
 def test_the_history_is_of_the_page_alone(tab: Tab, server: Served) -> None:
     tab.draw()
     tab.wait(1)
