@@ -22,11 +22,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from hashlib import sha256
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from time import monotonic, perf_counter, sleep
+from time import monotonic, perf_counter, process_time, sleep
 from typing import Any
 
 import httpx2
@@ -65,15 +66,40 @@ class Host:
         self.address: str = self._end.recv()
         self.process = self._child.pid or 0
 
-    def draw(self, **options: Any) -> tuple[float, str, list[float]]:
-        """Return the seconds of `generate`, a hash of the pixels, and the seconds until each step was taken."""
+    def draw(self, **options: Any) -> "Drawn":
+        """Draw with `generate`."""
         self._end.send(options)
-        drawn: tuple[float, str, list[float]] = self._end.recv()
+        drawn: Drawn = self._end.recv()
         return drawn
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds that the process has used, in all its threads."""
+        self._end.send({})
+        seconds: float = self._end.recv()
+        return seconds
 
     def close(self) -> None:
         self._end.send(None)
         self._child.join()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture of `generate`.
+
+    Attributes:
+        seconds: wall-clock time.
+        cpu_s: CPU time of the process.
+        encoding_cpu_s: CPU time of encoding its PNG, which is no part of the others.
+        pixels: hash of the pixels.
+        steps: seconds until each step was taken.
+    """
+
+    seconds: float
+    cpu_s: float
+    encoding_cpu_s: float
+    pixels: str
+    steps: list[float]
 
 
 def _serve(requests: Connection, bundle: Path, threads: int) -> None:
@@ -92,19 +118,23 @@ def _serve(requests: Connection, bundle: Path, threads: int) -> None:
         try:
             requests.send(address_of(listener))
             while (options := requests.recv()) is not None:
-                requests.send(_draw(pipeline, options))
+                requests.send(_draw(pipeline, options) if options else process_time())
         finally:  # also where the other process has ended
             server.stop()
             thread.join()
 
 
-def _draw(pipeline: QwenImage, options: Mapping[str, Any]) -> tuple[float, str, list[float]]:
+def _draw(pipeline: QwenImage, options: Mapping[str, Any]) -> Drawn:
+    from qwen_image_engine.runtime.serve.encoding import Output, encode
+
     steps: list[float] = []
-    began = perf_counter()
+    began, cpu_began = perf_counter(), process_time()
     (picture,) = pipeline.generate(on_step=lambda step: steps.append(perf_counter() - began), **options)
-    seconds = perf_counter() - began
+    seconds, cpu_s = perf_counter() - began, process_time() - cpu_began
     pipeline.timings.clear()
-    return seconds, pixels_hash(picture.rgba), steps
+    encode(picture.rgba, Output(), picture.parameters)
+    encoding_cpu_s = process_time() - cpu_began - cpu_s
+    return Drawn(seconds, cpu_s, encoding_cpu_s, pixels_hash(picture.rgba), steps)
 
 
 def pixels_hash(rgba: Any) -> str:
@@ -126,46 +156,66 @@ ENCODED = r"stage_seconds_total\{stage=\"encode_file\"\}"
 
 
 def overhead(host: Host, client: httpx2.Client, rounds: int, side: int) -> dict[str, Any]:
-    """Return the seconds of pictures in a loop and through the server, without the encoding of their files."""
+    """Return the seconds of pictures in a loop and through the server, without the encoding of their files.
+
+    CPU seconds are of the whole process, which is the server and the loop: they tell where other processes have taken
+    the cores.
+    """
     request = {"prompt": PROMPTS[0], "size": f"{side}x{side}", "num_inference_steps": STEPS}
     options: dict[str, Any] = {"width": side, "height": side, "steps": STEPS}
-    looped, through, encoded = [], [], []
+    looped, through, encoded, through_cpu = [], [], [], []
     for number in range(rounds + 1):
         for which in ("loop", "server") if number % 2 else ("server", "loop"):
             if which == "loop":
-                seconds, pixels, _ = host.draw(prompt=PROMPTS[0], seed=number, **options)
-                looped.append(seconds)
-                expected = pixels
+                looped.append(host.draw(prompt=PROMPTS[0], seed=number, **options))
             else:
-                before = metric(client, ENCODED)
+                before, cpu_before = metric(client, ENCODED), host.cpu_s()
                 began = perf_counter()
                 reply = client.post(GENERATIONS, json={**request, "seed": number})
-                seconds = perf_counter() - began
+                seconds, cpu_s = perf_counter() - began, host.cpu_s() - cpu_before
                 encoded.append(metric(client, ENCODED) - before)
                 through.append(seconds - encoded[-1])
+                through_cpu.append(cpu_s)
                 found = picture_hash(reply.json()["data"][0]["b64_json"])
-        assert found == expected, f"the picture of seed {number} is another one"
-    for values in (looped, through, encoded):
+        assert found == looped[-1].pixels, f"the picture of seed {number} is another one"
+    for values in (looped, through, encoded, through_cpu):
         del values[0]  # the first shapes of a process take longer
-    pairs = [served / alone for served, alone in zip(through, looped, strict=True)]
+    pairs = [served / alone.seconds for served, alone in zip(through, looped, strict=True)]
+    cpu = [served - alone.encoding_cpu_s for served, alone in zip(through_cpu, looped, strict=True)]
+    cpu_pairs = [served / alone.cpu_s for served, alone in zip(cpu, looped, strict=True)]
+    generate_s = median(alone.seconds for alone in looped)
     return {
         "rounds": rounds,
-        "generate_s": median(looped),
+        "generate_s": generate_s,
         "server_s": median(through),
         "encoding_s": median(encoded),
         "ratio": median(pairs),
         "ratios": [round(pair, 4) for pair in pairs],
-        **_many(client, request, median(looped)),
+        "generate_cpu_s": median(alone.cpu_s for alone in looped),
+        "server_cpu_s": median(cpu),
+        "encoding_cpu_s": median(alone.encoding_cpu_s for alone in looped),
+        "cpu_ratio": median(cpu_pairs),
+        "cpu_ratios": [round(pair, 4) for pair in cpu_pairs],
+        "four": _many(host, client, request, options),
     }
 
 
-def _many(client: httpx2.Client, request: Mapping[str, Any], one_s: float) -> dict[str, Any]:
-    """Return the seconds of four pictures of one request, whose files but the last are encoded meanwhile."""
-    before = metric(client, ENCODED)
+def _many(host: Host, client: httpx2.Client, request: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the seconds of four pictures of one request, whose files are encoded while the next is drawn."""
+    before, cpu_before = metric(client, ENCODED), host.cpu_s()
     began = perf_counter()
     client.post(GENERATIONS, json={**request, "seed": 0, "n": 4}).raise_for_status()
-    seconds = perf_counter() - began
-    return {"four": {"seconds": seconds, "encoding_s": metric(client, ENCODED) - before, "generate_s": 4 * one_s}}
+    seconds, cpu_s = perf_counter() - began, host.cpu_s() - cpu_before
+    encoding_s = metric(client, ENCODED) - before
+    drawn = [host.draw(prompt=PROMPTS[0], seed=seed, **options) for seed in range(4)]
+    return {
+        "seconds": seconds,
+        "cpu_s": cpu_s,
+        "encoding_s": encoding_s,
+        "generate_s": sum(one.seconds for one in drawn),
+        "generate_cpu_s": sum(one.cpu_s for one in drawn),
+        "generate_and_encoding_cpu_s": sum(one.cpu_s + one.encoding_cpu_s for one in drawn),
+    }
 
 
 def first_partial(host: Host, client: httpx2.Client, side: int) -> dict[str, Any]:
@@ -178,7 +228,7 @@ def first_partial(host: Host, client: httpx2.Client, side: int) -> dict[str, Any
                 first_s = perf_counter() - began
                 break  # and the client leaves
     _idle(client)
-    _, _, steps = host.draw(prompt=PROMPTS[0], seed=1, width=side, height=side, steps=STEPS)
+    steps = host.draw(prompt=PROMPTS[0], seed=1, width=side, height=side, steps=STEPS).steps
     return {"seconds": first_s, "its_step_s": steps[4], "the_next_step_s": steps[5], "last_step_s": steps[-1]}
 
 
@@ -210,7 +260,7 @@ def load(
         replies = list(pool.map(ask, range(requests)))
     seconds = perf_counter() - began
     size: dict[str, Any] = {"width": side, "height": side, "steps": LOAD_STEPS}
-    expected = [host.draw(prompt=PROMPTS[number % 3], seed=number, **size)[1] for number in range(requests)]
+    expected = [host.draw(prompt=PROMPTS[number % 3], seed=number, **size).pixels for number in range(requests)]
     levels = [value for count, value in resident.items() if int(count) >= min(WARM, requests)] or [_resident(host)]
     return {
         "requests": requests,
@@ -226,7 +276,7 @@ def load(
 
 def leave(host: Host, client: httpx2.Client, leavers: int, side: int) -> dict[str, Any]:
     """Leave requests at random moments, and look at what remains of them."""
-    seconds, _, steps = host.draw(prompt=PROMPTS[0], seed=0, width=side, height=side, steps=STEPS)
+    drawn_once = host.draw(prompt=PROMPTS[0], seed=0, width=side, height=side, steps=STEPS)
     _idle(client)
     before = {"threads": _count(host, "task"), "files": _count(host, "fd"), "resident_bytes": _resident(host)}
     drawn, cancelled = (metric(client, name) for name in (r"pictures_total\{.*\}", "cancelled_total"))
@@ -234,7 +284,7 @@ def leave(host: Host, client: httpx2.Client, leavers: int, side: int) -> dict[st
     freed = []
     for number in range(leavers):
         fields = {"prompt": PROMPTS[0], "seed": number, "size": f"{side}x{side}", "num_inference_steps": STEPS}
-        _ask_and_leave(host.address, {**fields, "stream": number % 2 == 0}, rng.uniform(0, 1.2 * seconds))
+        _ask_and_leave(host.address, {**fields, "stream": number % 2 == 0}, rng.uniform(0, drawn_once.seconds))
         began = perf_counter()
         _idle(client)
         freed.append(perf_counter() - began)
@@ -244,7 +294,7 @@ def leave(host: Host, client: httpx2.Client, leavers: int, side: int) -> dict[st
         "leavers": leavers,
         "finished_before_they_left": finished - drawn,
         "stopped": stopped - cancelled,
-        "a_step_s": median(np.diff(steps).tolist()),
+        "a_step_s": median(np.diff(drawn_once.steps).tolist()),
         "longest_until_idle_s": max(freed),
         "before": before,
         "after": after,

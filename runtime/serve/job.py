@@ -71,6 +71,7 @@ class Job:
         partial_images: partial pictures of each picture.
         progress: whether each step is an event.
         links: place of the files for `response_format: url`; None to send them in Base64.
+        ended: whether the last event was sent.
     """
 
     id: str
@@ -82,7 +83,7 @@ class Job:
     partial_images: int = 0
     progress: bool = False
     links: Links | None = None
-    _ended: bool = field(default=False, init=False)
+    ended: bool = field(default=False, init=False)
 
     def picture(self, index: int) -> Request:
         """Return the request of one picture, with the job's cancellation token."""
@@ -96,8 +97,8 @@ class Job:
 
     def end(self, error: ApiError | None = None) -> None:
         """Send the last event, unless it was sent already."""
-        if not self._ended:
-            self._ended = True
+        if not self.ended:
+            self.ended = True
             self.deliver(Ended(error))
 
 

@@ -240,6 +240,8 @@ class Worker:
 
     def _fail(self, job: Job, error: Exception) -> None:
         """End a job with an error, and count and log it. The error's frames, which hold arrays, are not kept."""
+        if job.ended:  # by an encoding that failed, which has cancelled the rest
+            return
         if isinstance(error, Cancelled):
             self._metrics.cancelled.inc()
             self._log.write("cancelled", id=job.id)

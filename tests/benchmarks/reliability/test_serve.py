@@ -15,7 +15,7 @@ def test_a_small_one(exported: Callable[..., Path], tmp_path: Path) -> None:
     bounds = ["--rounds", "2", "--side", "64", "--requests", "50", "--clients", "16", "--load-side", "64"]
     main(["--bundle", str(exported()), *bounds, "--leavers", "5", "--output", str(output)])
     found = json.loads(output.read_text(encoding="utf-8"))
-    assert len(found["overhead"]["ratios"]) == 2
+    assert len(found["overhead"]["ratios"]) == len(found["overhead"]["cpu_ratios"]) == 2
     assert found["overhead"]["encoding_s"] > 0
     assert 0 < found["first_partial"]["its_step_s"] < found["first_partial"]["last_step_s"]
     load, leave = found["load"], found["leave"]

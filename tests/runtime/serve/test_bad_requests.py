@@ -287,8 +287,10 @@ def test_no_room_for_urls(server: Served, monkeypatch: pytest.MonkeyPatch, journ
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("qwen_image_engine.runtime.serve.links.whole_file", full)
-    reply = generate(server, response_format="url", **SMALL)
+    reply = generate(server, response_format="url", n=3, **SMALL)
     assert "disk is full" in error(reply, 507, "response_format", "storage_full")
+    until(lambda: not server.service.worker.busy)
+    assert (server.metric("failures_total"), server.metric("cancelled_total")) == (1, 0)
     journal.events.clear()  # this one was drawn
 
 
