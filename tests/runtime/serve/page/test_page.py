@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from qwen_image_engine.runtime.pipeline import QwenImage
+from qwen_image_engine.runtime.serve.api.limits import Limits
 from qwen_image_engine.runtime.serve.guard import Access
 from tests.support.chromium import Browser
 from tests.support.images import patches
@@ -265,6 +267,32 @@ class TestErrors:
         tab.draw(partial_images=0)
         assert "could not be drawn" in tab.fault()
         assert tab.chromium.told() == []
+
+    def test_an_image_that_is_too_large(self, pipeline: QwenImage, chromium: Browser, tmp_path: Path) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3)).astype(np.uint8)
+        file = tmp_path / "noise.png"
+        file.write_bytes(png(Image.fromarray(noise)))
+        with served(pipeline, limits=Limits(form_bytes=1 << 20)) as server:
+            tab = Tab(chromium, server)
+            tab.open()
+            chromium.drop("body", file)
+            chromium.until("document.querySelectorAll('#images li').length === 1")
+            tab.draw()
+            assert tab.fault() == "The body is larger than 1.05 MB; send less."
+
+    def test_a_full_queue(self, pipeline: QwenImage, gate: Gate, chromium: Browser) -> None:
+        with served(pipeline, limits=Limits(queue=0)) as server:
+            tab = Tab(chromium, server)
+            tab.open()
+            with server.client() as client, ThreadPoolExecutor(1) as threads:
+                other = threads.submit(client.post, "/v1/images/generations", json=SMALL)
+                until(lambda: gate.arrived == 1)
+                tab.draw()
+                assert "ask again in" in tab.fault()
+                gate.open()
+                assert other.result().status_code == 200
+            tab.chromium.click("#draw")
+            tab.wait(1)
 
     def test_a_server_that_has_gone(self, pipeline: QwenImage, gate: Gate, chromium: Browser) -> None:
         with served(pipeline, grace_s=0.1) as server:
