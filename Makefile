@@ -49,6 +49,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.quality.bench_quality --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.reliability.soak --engine onnxruntime --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.reliability.soak --engine openvino --bundle out/bench/bundle
+	$(BIN)/python -m benchmarks.reliability.serve --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.reliability.fuzz --bundle out/bench/bundle
 	$(BIN)/python -m benchmarks.quantisation.run
 	$(BIN)/python -m benchmarks.quantisation.fp8_attention
@@ -66,6 +67,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.speed.attention
 	$(BIN)/python -m benchmarks.speed.reference_images
 	$(BIN)/python -m benchmarks.quality.modes
+	$(BIN)/python -m benchmarks.solvers.step_cache
 	$(BIN)/python -m benchmarks.quantisation.rotations
 	$(BIN)/python -m benchmarks.full_size.export_memory --work out/bench/memory --output benchmarks/results/export_memory.json
 	$(BIN)/python -m benchmarks.quality.shapes

@@ -277,6 +277,11 @@ def serve() -> str:
     four = cost["four"]
     rows = [
         (
+            f"load average of the machine's {found['machine']['cores']} cores, at the beginning and the end",
+            ", ".join(f"{value:.1f}" for value in found["load_averages"]),
+            "wall-clock times tell little above 1",
+        ),
+        (
             f"a picture through the server against `generate`, encoding left out, median of {cost['rounds']} pairs",
             f"{cost['server_s']:.2f} s, {cost['generate_s']:.2f} s, {cost['ratio'] - 1:+.1%}",
             "at most +5%",

@@ -12,6 +12,7 @@ from benchmarks.common.paths import ROOT
 from benchmarks.documents.figures import FIGURES
 from benchmarks.documents.gpu import gpu
 from benchmarks.documents.measured import measured
+from benchmarks.documents.step_cache import step_cache
 from benchmarks.documents.tables import TABLES
 from qwen_image_engine.engines.core import contract
 from qwen_image_engine.runtime.serve.api import fields
@@ -22,7 +23,14 @@ def _fields() -> str:
     return fields.markdown(Limits())
 
 
-_TABLES = {**TABLES, "measured": measured, "gpu": gpu, "contracts": contract.markdown, "fields": _fields}
+_TABLES = {
+    **TABLES,
+    "measured": measured,
+    "gpu": gpu,
+    "step_cache": step_cache,
+    "contracts": contract.markdown,
+    "fields": _fields,
+}
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _FIGURE = re.compile(r"(<!-- figure: (\w+) -->).*?(<!-- end -->)")
 

@@ -127,7 +127,7 @@ def export(case: Case, checkpoint: Path, folder: Path, weights: Weights) -> Iter
     from qwen_image_engine.reference.load import load_network
     from qwen_image_engine.reference.networks.transformer import Transformer
     from qwen_image_engine.reference.pipeline import model_facts
-    from qwen_image_engine.runtime.bundle.bound_lists import bindable_weights, bound_bytes
+    from qwen_image_engine.runtime.bundle.bound_lists import bindable_weights, bound_bytes, bound_count
     from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
     from qwen_image_engine.runtime.tools.build.request import promise
     from qwen_image_engine.runtime.tools.build.shapes import Template, build_profiles
@@ -158,7 +158,7 @@ def export(case: Case, checkpoint: Path, folder: Path, weights: Weights) -> Iter
             bound = bindable_weights(folder, entry.model) if weights == "bound" else ()
             yield {
                 "weight_bytes": weight_bytes(folder / entry.model),
-                "bound_weights": len(bound),
+                "bound_weights": bound_count(bound),
                 "bound_bytes": bound_bytes(bound),
                 "dims": asdict(dims(opened)),
                 "axes": axes(entry.contract, job.profiles[-1]),

@@ -33,7 +33,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.plans.build_memory import build_memory_bytes
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildOptions, BuildResult, Weights
 from qwen_image_engine.engines.tensorrt.build.launch import Watch
-from qwen_image_engine.runtime.bundle.bound_lists import bound_bytes
+from qwen_image_engine.runtime.bundle.bound_lists import bound_bytes, bound_count
 from qwen_image_engine.runtime.system.memory_use import highest_resident_bytes
 from qwen_image_engine.runtime.tools.build.shapes import DEFAULT_SIZES, BuildShapes
 
@@ -170,7 +170,7 @@ def plan_facts(bundle: Path, component: str, entry: Any) -> dict[str, Any]:
     report = count_kernels(bundle)
     seconds = time.perf_counter() - began
     return {
-        "bound_weights": len(entry.bound),
+        "bound_weights": bound_count(entry.bound),
         "bound_bytes": bound_bytes(entry.bound),
         "fused_attentions": entry.fused_attentions,
         "fp8_products": entry.fp8_products,
@@ -200,7 +200,7 @@ def predicted(bundle: Path, wanted: Build) -> dict[str, Any]:
     bound = bindable_weights(bundle, model) if wanted.weights == "bound" else ()
     return {
         "weight_bytes": weights,
-        "predicted_bytes": build_memory_bytes(weights - bound_bytes(bound), len(bound)),
+        "predicted_bytes": build_memory_bytes(weights - bound_bytes(bound), bound_count(bound)),
     }
 
 

@@ -367,6 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "serve.json")
     options = parser.parse_args(arguments)
     manifest = read_manifest(options.bundle)
+    began_at = os.getloadavg()[0]
     host = Host(options.bundle, options.threads)
     bounds = httpx2.Limits(max_connections=options.clients + 1)
     with httpx2.Client(base_url=host.address, timeout=600, limits=bounds) as client:
@@ -381,6 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "first_partial": first_partial(host, client, options.side),
             "load": load(host, client, options.requests, options.clients, options.load_side, report=True),
             "leave": leave(host, client, options.leavers, options.load_side),
+            "load_averages": [began_at, os.getloadavg()[0]],
             **environment(),
         }
         if options.locust:

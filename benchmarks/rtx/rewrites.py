@@ -143,6 +143,63 @@ def keys_beside_values(model: ir.Model, contract: Contract) -> Contract:
     return contract
 
 
+def values_joined(model: ir.Model, contract: Contract) -> Contract:
+    """Concatenate values with queries and keys, so that the build makes one product of all three."""
+    graph = model.graph
+    for both in [node for node in graph if node.op_type == "Concat"]:
+        query, key = (_value(item) for item in both.inputs[:2])
+        maker = query.producer()
+        if maker is None or maker.op_type != "Gemm":
+            continue
+        read = _value(_producer(query).inputs[0])
+        (value,) = (use.node.outputs[0] for use in read.uses() if use.node.outputs[0] not in (query, key))
+        found = _side_by_side(graph, [query, key, value], [[query, key], [value]], both)
+        _replace(both.outputs[0], found[0])
+        _replace_but(value, found[1])
+    RemoveUnusedNodesPass()(model)
+    graph.sort()
+    return contract
+
+
+def gates_joined(model: ir.Model, contract: Contract) -> Contract:
+    """Concatenate the results of both products of an MLP, so that the build makes one product of them."""
+    graph = model.graph
+    for sigmoid in [node for node in graph if node.op_type == "Sigmoid"]:
+        gate = _value(sigmoid.inputs[0])
+        maker = _producer(gate)
+        if maker.op_type != "Gemm" or len({use.node for use in _value(maker.inputs[0]).uses()}) != 2:
+            continue
+        (up,) = (use.node.outputs[0] for use in _value(maker.inputs[0]).uses() if use.node is not maker)
+        found = _side_by_side(graph, [gate, up], [[gate], [up]], _producer(up))
+        for old, new in zip((gate, up), found, strict=True):
+            _replace_but(old, new)
+    RemoveUnusedNodesPass()(model)
+    graph.sort()
+    return contract
+
+
+def _side_by_side(
+    graph: ir.Graph, values: Sequence[ir.Value], parts: Sequence[Sequence[ir.Value]], behind: ir.Node
+) -> Sequence[ir.Value]:
+    """Return the columns of `values`, concatenated and split into `parts`, by nodes behind `behind`."""
+    rows = next(iter(values[0].shape or ()))
+    widths = [sum(int(list(item.shape or ())[1]) for item in part) for part in parts]  # type: ignore[call-overload]
+    whole = _node("Concat", values, [rows, sum(widths)], {"axis": 1})
+    sizes = add_constant(graph, "widths_" + "_".join(map(str, widths)), np.array(widths, np.int64))
+    split = _node("Split", [whole.outputs[0], sizes], [rows, None], {"axis": 1}, len(widths))
+    for output, width in zip(split.outputs, widths, strict=True):
+        output.shape = ir.Shape([rows, width])
+    graph.insert_after(behind, [whole, split])
+    return split.outputs
+
+
+def _replace_but(old: ir.Value, new: ir.Value) -> None:
+    """Let all nodes read `new` instead of `old`, but for the Concat that `new` comes from."""
+    kept = _producer(_producer(new).inputs[0])
+    for use in [use for use in old.uses() if use.node is not kept]:
+        use.node.replace_input_with(use.idx, new)
+
+
 def output_by_einsum(model: ir.Model, contract: Contract) -> Contract:
     """Let the output projection read attention's result as heads, by Einsum, without a transpose before it."""
     graph = model.graph

@@ -95,6 +95,8 @@ SPELLINGS = (
         fp8_attention=True,
     ),
     Spelling("one mean of squares: as exported", "int8", "yes", weights=BOTH),
+    Spelling("and values in the product of queries and keys", rewrite=rewrites.values_joined, **_trial),
+    Spelling("both products of the MLP as one", "bf16", "no", (GatesApart,), rewrites.gates_joined, ("bound",)),
     Spelling("keys and values bound whole", rewrite=rewrites.keys_and_values_whole, **_trial),
     Spelling("keys and values bound whole, by heads", rewrite=rewrites.keys_and_values_whole_by_heads, **_trial),
     Spelling("values alone bound whole, by heads", rewrite=rewrites.values_whole_by_heads, **_trial),

@@ -28,7 +28,7 @@
 
 namespace {
 
-constexpr std::size_t oldest_schema = 6, newest_schema = 8;  // of the manifest
+constexpr std::size_t oldest_schema = 6, newest_schema = 9;  // of the manifest
 constexpr int side_multiple = 32;  // pixels: 16 a latent, and an even number of latents
 constexpr int pixels_per_latent = 16;
 constexpr int largest_side = 1024;  // pixels: the runtime decodes larger pictures in tiles, this program does not

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from io import FileIO
+from itertools import accumulate
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -20,7 +21,11 @@ _ALIGNMENT = 512
 """Places of weights in a block begin at multiples of this [bytes]. A block begins at one of 256 at least (CUDA C++
 Programming Guide, "Device Memory Accesses"), so weights lie no worse than in blocks of their own."""
 
-_Key = tuple[Path, int, int, str]
+Parts = tuple[FilePart, ...]
+"""Parts of files whose bytes lie one behind the other on the device: a weight, or several that are one input."""
+
+_PartKey = tuple[Path, int, int, str]
+_Key = tuple[_PartKey, ...]
 _State = tuple[int, int, int, int]
 """Device, inode, size and time of the last change of a file."""
 
@@ -29,7 +34,8 @@ class SharedWeights:
     """The weights of files that are on the device, by place and contents.
 
     `take` gives arrays of bytes. An array, and with it its place here, lives as long as somebody refers to it, so an
-    engine holds its arrays and lets go of them when it is closed.
+    engine holds its arrays and lets go of them when it is closed. A weight may have several parts, for engines that
+    read them as one input.
 
     What one call uploads is in one block of memory, since blocks are rounded up to pages (of 2 MiB, as a rule; weights
     of 26 MB in blocks of their own would waste 6%). A block is freed when nothing in it is held: prefix, loaded after
@@ -40,14 +46,17 @@ class SharedWeights:
         """Hold nothing yet. `stream` is for the copies."""
         self._stream = stream
         self._held: WeakValueDictionary[_Key, DeviceArray] = WeakValueDictionary()
-        self._checked: dict[_Key, _State] = {}
+        self._checked: dict[_PartKey, _State] = {}
 
-    def missing(self, parts: Iterable[FilePart]) -> list[FilePart]:
-        """Return the parts that are not on the device."""
-        return [part for part in parts if part.key not in self._held]
+    def missing(self, weights: Iterable[Parts]) -> list[Parts]:
+        """Return the weights that are not on the device."""
+        return [parts for parts in weights if self._found(_key(parts)) is None]
 
-    def take(self, parts: Mapping[str, FilePart]) -> dict[str, DeviceArray]:
-        """Return the bytes of each part on the device. Upload what is not there.
+    def take(self, weights: Mapping[str, Parts]) -> dict[str, DeviceArray]:
+        """Return the bytes of each weight on the device, its parts one behind the other. Upload what is not there.
+
+        A weight that is there as one of the parts of another is not uploaded, but one whose parts are there in places
+        of their own is: of a transformer the keys' projection of one block, if prefix is loaded before step.
 
         Every file is opened and its size is checked before anything is uploaded. The SHA-256 of a part is checked when
         it is uploaded for the first time, and again if its file has changed since; see `upload_parts` for its cost.
@@ -57,42 +66,73 @@ class SharedWeights:
             OutOfDeviceMemory: the device has no room.
             QwenImageError: a file is missing, not regular, too short or has other contents. The text names the tensor.
         """
-        found = {part.key: held for part in parts.values() if (held := self._held.get(part.key)) is not None}
-        wanted = {part.key: part for part in parts.values() if part.key not in found}
+        keys = {name: _key(parts) for name, parts in weights.items()}
+        found = {key: held for key in keys.values() if (held := self._found(key)) is not None}
+        wanted = {keys[name]: parts for name, parts in weights.items() if keys[name] not in found}
+        parts = [part for of in wanted.values() for part in of]
         with ExitStack() as stack:
             files: dict[Path, FileIO] = {}
-            for part in wanted.values():
+            for part in parts:
                 if part.path not in files:
                     files[part.path] = stack.enter_context(_open(part))
                 size = os.fstat(files[part.path].fileno()).st_size
                 if size < part.offset + part.nbytes:
                     raise part.fault(f"it holds {size} bytes, expected {part.offset + part.nbytes} at least")
-            states = {part.key: _state(files[part.path]) for part in wanted.values()}
-            unchecked = [part for key, part in wanted.items() if self._checked.get(key) != states[key]]
+            states = {part.key: _state(files[part.path]) for part in parts}
+            unchecked = [part for part in parts if self._checked.get(part.key) != states[part.key]]
             fresh = self._room_for(wanted)
-            upload_parts(self._stream, list(wanted.values()), list(fresh.values()), files, unchecked)
-        self._held.update(fresh)  # only now: an error may keep arrays alive that were not checked
-        self._checked.update(states)
+            targets = [target for key, held in fresh.items() for target in _places(key, held)]
+            upload_parts(self._stream, parts, targets, files, unchecked)
         found |= fresh
-        return {name: found[part.key] for name, part in parts.items()}
+        self._held.update(found)  # only now: an error may keep arrays alive that were not checked
+        self._checked.update(states)
+        return {name: found[key] for name, key in keys.items()}
 
-    def _room_for(self, parts: Mapping[_Key, FilePart]) -> dict[_Key, DeviceArray]:
-        """Allocate a block with a place for each part."""
-        block = CudaMemory(self._stream.context, room_bytes(parts.values()), "weights")
+    def _found(self, key: _Key) -> DeviceArray | None:
+        """Return a weight on the device: in a place of its own, or one of the parts of another; None without either."""
+        held = self._held.get(key)
+        if held is not None or len(key) > 1:
+            return held
+        for other, joint in self._held.items():
+            for part, place in zip(other, _places(other, joint), strict=True):
+                if part == key[0] and place.offset % _ALIGNMENT == 0:
+                    return place
+        return None
+
+    def _room_for(self, weights: Mapping[_Key, Parts]) -> dict[_Key, DeviceArray]:
+        """Allocate a block with a place for each weight."""
+        block = CudaMemory(self._stream.context, room_bytes(weights.values()), "weights")
         places, offset = {}, 0
-        for key, part in parts.items():
-            places[key] = DeviceArray(block, (part.nbytes,), "uint8", offset)
-            offset += _room(part.nbytes)
+        for key in weights:
+            places[key] = DeviceArray(block, (_nbytes(key),), "uint8", offset)
+            offset += _room(key)
         return places
 
 
-def room_bytes(parts: Iterable[FilePart]) -> int:
-    """Return the bytes of device memory that parts take, each place and content once."""
-    return sum(map(_room, {part.key: part.nbytes for part in parts}.values()))
+def room_bytes(weights: Iterable[Parts]) -> int:
+    """Return the bytes of device memory that weights take, each place and content once."""
+    return sum(map(_room, set(map(_key, weights))))
 
 
-def _room(nbytes: int) -> int:
-    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+def _key(parts: Parts) -> _Key:
+    return tuple(part.key for part in parts)
+
+
+def _nbytes(key: _Key) -> int:
+    return sum(nbytes for _, _, nbytes, _ in key)
+
+
+def _room(key: _Key) -> int:
+    return -(-_nbytes(key) // _ALIGNMENT) * _ALIGNMENT
+
+
+def _places(key: _Key, held: DeviceArray) -> list[DeviceArray]:
+    """Return the array of each part of a weight, one behind the other."""
+    ends = [*accumulate((nbytes for _, _, nbytes, _ in key), initial=held.offset)]
+    return [
+        DeviceArray(held.memory, (nbytes,), "uint8", start)
+        for start, (_, _, nbytes, _) in zip(ends[:-1], key, strict=True)
+    ]
 
 
 def _open(part: FilePart) -> FileIO:

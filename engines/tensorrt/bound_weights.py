@@ -8,32 +8,34 @@ from collections.abc import Mapping
 
 from qwen_image_engine.engines.core.contract import Contract, describe_shape
 from qwen_image_engine.engines.core.contract_check import PortFacts
-from qwen_image_engine.engines.core.device_array import size_bytes
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.engines.cuda.file_upload import FilePart
-from qwen_image_engine.engines.cuda.shared_weights import room_bytes
+from qwen_image_engine.engines.cuda.shared_weights import Parts, room_bytes
 from qwen_image_engine.engines.plans.fit import check_memory_fits, check_shared_weights_fit
 from qwen_image_engine.engines.tensorrt.load import PlanSource
 from qwen_image_engine.engines.tensorrt.session import TensorRtSession
 
 
-def weight_parts(source: PlanSource) -> dict[str, FilePart]:
-    """Return the part of a file with each weight that the plan takes as an input, by name."""
+def weight_parts(source: PlanSource) -> dict[str, Parts]:
+    """Return the parts of files that lie one behind the other in each of a plan's inputs for weights, by name."""
     return {
-        weight.name: FilePart(
-            path=source.folder / weight.file,
-            offset=weight.offset,
-            nbytes=size_bytes(weight.shape, weight.dtype),
-            sha256=weight.sha256,
-            name=weight.name,
-            mend=source.mend,
+        weight.name: tuple(
+            FilePart(
+                path=source.folder / piece.file,
+                offset=piece.offset,
+                nbytes=weight.nbytes(piece),
+                sha256=piece.sha256,
+                name=piece.name,
+                mend=source.mend,
+            )
+            for piece in weight.pieces
         )
         for weight in source.entry.bound
     }
 
 
-def check_room(session: TensorRtSession, component: str, source: PlanSource, parts: Mapping[str, FilePart]) -> None:
+def check_room(session: TensorRtSession, component: str, source: PlanSource, parts: Mapping[str, Parts]) -> None:
     """Raise if the device has no room for a plan and those of its weights that no other engine holds.
 
     Raises:

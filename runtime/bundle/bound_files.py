@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from qwen_image_engine.engines.core.contract import describe_shape
-from qwen_image_engine.engines.core.device_array import size_bytes
 from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.graph.weight_file import StoredTensor
-from qwen_image_engine.engines.plans.bound_weight import BoundWeight
+from qwen_image_engine.engines.plans.bound_weight import BoundWeight, WeightPiece
 from qwen_image_engine.engines.plans.entry import PlanEntry
 from qwen_image_engine.runtime.bundle.files import WeightHeaders, check_files
 from qwen_image_engine.runtime.bundle.manifest import Manifest
@@ -26,30 +25,31 @@ def check_bound_files(folder: Path, manifest: Manifest, component: str, plan: Pl
             header has no tensor of this dtype and shape at this place. The text names the tensor.
     """
     headers = WeightHeaders(folder)
-    for weight in plan.bound:
-        if weight.file not in manifest.files or weight.dtype not in DTYPES:
+    for weight, piece in ((item, piece) for item in plan.bound for piece in item.pieces):
+        if piece.file not in manifest.files or weight.dtype not in DTYPES:
             raise QwenImageError(
-                f"{component}: its engine takes {weight.name} as {weight.dtype} from {folder / weight.file}, and this "
+                f"{component}: its engine takes {piece.name} as {weight.dtype} from {folder / piece.file}, and this "
                 f"bundle has no such weight; build it again with: {rebuild}"
             )
-        if weight.file not in headers:
+        if piece.file not in headers:
             try:
-                check_files(folder, manifest, [weight.file])
-                headers[weight.file]
+                check_files(folder, manifest, [piece.file])
+                headers[piece.file]
             except QwenImageError as error:
-                raise QwenImageError(f"{component} takes the weight {weight.name} from {error}") from error
-        _check_place(headers, folder, component, weight, rebuild)
+                raise QwenImageError(f"{component} takes the weight {piece.name} from {error}") from error
+        _check_place(headers, folder, component, weight, piece, rebuild)
 
 
-def _check_place(headers: WeightHeaders, folder: Path, component: str, weight: BoundWeight, rebuild: str) -> None:
-    nbytes = size_bytes(weight.shape, weight.dtype)
+def _check_place(
+    headers: WeightHeaders, folder: Path, component: str, weight: BoundWeight, piece: WeightPiece, rebuild: str
+) -> None:
     dtype = DTYPES[weight.dtype].safetensors
-    file = headers[weight.file]
-    if file.holds(StoredTensor(weight.name, dtype, weight.shape, weight.offset, nbytes)):
+    file = headers[piece.file]
+    if file.holds(StoredTensor(piece.name, dtype, piece.shape, piece.offset, weight.nbytes(piece))):
         return
-    held = file.at(weight.offset)
+    held = file.at(piece.offset)
     there = f"{held.name}, {held.dtype} {describe_shape(held.shape)} from byte {held.offset}" if held else "nothing"
     raise QwenImageError(
-        f"{component}: its engine takes {weight.name}, {dtype} {describe_shape(weight.shape)}, from byte "
-        f"{weight.offset} of {folder / weight.file}, whose header has {there}; build it again with: {rebuild}"
+        f"{component}: its engine takes {piece.name}, {dtype} {describe_shape(piece.shape)}, from byte "
+        f"{piece.offset} of {folder / piece.file}, whose header has {there}; build it again with: {rebuild}"
     )

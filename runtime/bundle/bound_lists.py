@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
-from qwen_image_engine.engines.core.device_array import size_bytes
 from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.graph.external_weights import ExternalWeight, external_weights, read_graph
-from qwen_image_engine.engines.plans.bound_weight import BoundWeight
+from qwen_image_engine.engines.core.graph.weight_inputs import WeightInput, weight_inputs
+from qwen_image_engine.engines.plans.bound_weight import BoundWeight, WeightPiece
 from qwen_image_engine.runtime.system.json_schema import SchemaError, described
+
+_Read = TypeVar("_Read", ExternalWeight, WeightInput)
 
 LISTS = "bound_weights"
 """Key of the lists in the manifest."""
@@ -44,13 +46,48 @@ def with_digests(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, "plans": plans, LISTS: lists}
 
 
+def with_pieces(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest of schema 8, whose inputs are one weight each, with its lists in the form of schema 9.
+
+    Whatever is not as 8 had it stays, for the check to find.
+    """
+    lists, plans = document.get(LISTS), document.get("plans")
+    if not isinstance(lists, dict) or not isinstance(plans, dict):
+        return {**document}
+    written, digests = {}, {}
+    for digest, found in lists.items():
+        is_list = isinstance(found, list) and all(map(_is_one_weight, found)) and list_digest(found) == digest
+        new = [_with_piece(item) for item in found] if is_list else found
+        digests[digest] = list_digest(new) if is_list else digest
+        written[digests[digest]] = new
+    plans = {
+        name: [_with_digest(plan, digests) for plan in of] if isinstance(of, list) else of for name, of in plans.items()
+    }
+    return {**document, "plans": plans, LISTS: written}
+
+
+def _is_one_weight(item: Any) -> bool:
+    return isinstance(item, dict) and item.keys() == {"name", "dtype", "shape", "file", "offset", "sha256"}
+
+
+def _with_piece(item: Mapping[str, Any]) -> dict[str, Any]:
+    piece = {key: value for key, value in item.items() if key != "dtype"}
+    return {"name": item["name"], "dtype": item["dtype"], "shape": item["shape"], "pieces": [piece]}
+
+
+def _with_digest(plan: Any, digests: Mapping[str, str]) -> Any:
+    bound = plan.get("bound") if isinstance(plan, dict) else None
+    return {**plan, "bound": digests.get(bound, bound)} if isinstance(bound, str) else plan
+
+
 def list_of(
     place: str, digest: str | None, lists: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> tuple[BoundWeight, ...]:
     """Return the list that a plan names. `place` is the plan's place in the manifest, `lists` are all lists there.
 
     Raises:
-        SchemaError: there is no such list, it is another than its digest says, or a name or dtype in it is wrong.
+        SchemaError: there is no such list, it is another than its digest says, or a name, shape or dtype in it is
+            wrong.
     """
     if digest is None:
         return ()
@@ -59,25 +96,36 @@ def list_of(
     found = lists[digest]
     if list_digest(found) != digest:
         raise SchemaError(f"{LISTS}.{digest} is another list than its key, a SHA-256, says")
-    weights = tuple(BoundWeight(**{**weight, "shape": tuple(weight["shape"])}) for weight in found)
-    if len({weight.name for weight in weights}) < len(weights):
+    weights = tuple(_of_json(weight) for weight in found)
+    if wrong := next((item for item in weights if not item.is_consistent), None):
+        raise SchemaError(
+            f"{LISTS}.{digest} has {described(wrong.name)} of the shape {list(wrong.shape)}, which are not the names "
+            "and the shapes of its pieces, one behind the other"
+        )
+    if len({piece.name for weight in weights for piece in weight.pieces}) < sum(map(_count, weights)):
         raise SchemaError(f"{LISTS}.{digest} has a weight twice")
     if unknown := next((weight.dtype for weight in weights if weight.dtype not in DTYPES), None):
         raise SchemaError(f"{LISTS}.{digest} has the dtype {described(unknown)}, which is no dtype of weights")
     return weights
 
 
+def _of_json(weight: Mapping[str, Any]) -> BoundWeight:
+    pieces = tuple(WeightPiece(**{**piece, "shape": tuple(piece["shape"])}) for piece in weight["pieces"])
+    return BoundWeight(**{**weight, "shape": tuple(weight["shape"]), "pieces": pieces})
+
+
 def bindable_weights(folder: Path, model: str) -> tuple[BoundWeight, ...]:
-    """Return the weights that a plan of a graph can take as inputs, without hashes, in the order of the plan's inputs.
+    """Return the inputs of a graph's plan for weights, without hashes, in the order in which the plan has them.
 
     Args:
         folder: the bundle's folder.
         model: name of the graph's file in the bundle.
 
     Raises:
-        QwenImageError: the graph cannot be read.
+        QwenImageError: the graph, or a file with its scales, cannot be read.
     """
-    return tuple(_bound(model, weight) for weight in _weights(folder, model) if weight.is_bindable)
+    found = _read(folder / model, lambda graph: weight_inputs(graph, (folder / model).parent))
+    return tuple(BoundWeight.of(item.dtype, (_piece_of(model, piece) for piece in item.pieces)) for item in found)
 
 
 def check_bound_weights(component: str, folder: Path, model: str, weights: Sequence[BoundWeight], rebuild: str) -> None:
@@ -99,33 +147,46 @@ def check_bound_weights(component: str, folder: Path, model: str, weights: Seque
     """
     if not weights:
         return
-    there = {weight.name: _bound(model, weight) for weight in _weights(folder, model)}
+    there = {item.name: (item.dtype, _piece_of(model, item)) for item in _read(folder / model, external_weights)}
     for weight in weights:
-        if (found := there.get(weight.name)) != weight.without_hash:
-            raise QwenImageError(
-                f"{component}: its plan's list of bound weights is another bundle's: {weight.name} is "
-                f"{_described(weight)} in the list, and {_described(found)} in {model}; build it again with: {rebuild}"
-            )
+        for piece in weight.without_hash.pieces:
+            if (found := there.get(piece.name)) != (weight.dtype, piece):
+                listed = _described((weight.dtype, piece))
+                raise QwenImageError(
+                    f"{component}: its plan's list of bound weights is another bundle's: {piece.name} is {listed} in "
+                    f"the list, and {_described(found)} in {model}; build it again with: {rebuild}"
+                )
 
 
 def bound_bytes(weights: Iterable[BoundWeight]) -> int:
     """Return the bytes of weights; weights of one place count once."""
-    return sum({(item.file, item.offset): size_bytes(item.shape, item.dtype) for item in weights}.values())
+    places = {(piece.file, piece.offset): item.nbytes(piece) for item in weights for piece in item.pieces}
+    return sum(places.values())
 
 
-def _weights(folder: Path, model: str) -> list[ExternalWeight]:
+def bound_count(weights: Iterable[BoundWeight]) -> int:
+    """Return the number of a graph's weights that are inputs of its plan, or pieces of inputs."""
+    return sum(map(_count, weights))
+
+
+def _count(weight: BoundWeight) -> int:
+    return len(weight.pieces)
+
+
+def _read(path: Path, read: Callable[[memoryview], list[_Read]]) -> list[_Read]:
     try:
-        return external_weights(read_graph(folder / model))
+        return read(read_graph(path))
     except (OSError, ValueError) as error:
-        raise QwenImageError(f"{folder / model}: cannot be read ({error}); export the bundle again") from error
+        raise QwenImageError(f"{path}: cannot be read ({error}); export the bundle again") from error
 
 
-def _bound(model: str, weight: ExternalWeight) -> BoundWeight:
+def _piece_of(model: str, weight: ExternalWeight) -> WeightPiece:
     file = (PurePosixPath(model).parent / weight.location).as_posix()
-    return BoundWeight(weight.name, weight.dtype, weight.shape, file, weight.offset, "")
+    return WeightPiece(weight.name, weight.shape, file, weight.offset, "")
 
 
-def _described(weight: BoundWeight | None) -> str:
+def _described(weight: tuple[str, WeightPiece] | None) -> str:
     if weight is None:
         return "missing"
-    return f"{weight.dtype} {list(weight.shape)} at byte {weight.offset} of {weight.file}"
+    dtype, piece = weight
+    return f"{dtype} {list(piece.shape)} at byte {piece.offset} of {piece.file}"

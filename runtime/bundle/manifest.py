@@ -18,9 +18,9 @@ from qwen_image_engine.engines.core.components import components_with
 from qwen_image_engine.engines.core.contract import CONTRACTS, Contract, Dims, TensorSpec
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import leads_out, read_regular, whole_file
-from qwen_image_engine.engines.plans.bound_weight import BoundWeight
+from qwen_image_engine.engines.plans.bound_weight import BoundWeight, WeightPiece
 from qwen_image_engine.engines.plans.entry import BUILDERS, PlanEntry, Profile, Shape
-from qwen_image_engine.runtime.bundle.bound_lists import LISTS, list_of, with_digests
+from qwen_image_engine.runtime.bundle.bound_lists import LISTS, list_of, with_digests, with_pieces
 from qwen_image_engine.runtime.bundle.checkpoint_flags import checkpoint_flags
 from qwen_image_engine.runtime.bundle.consistency import (
     DIMS_SCHEMA,
@@ -62,11 +62,11 @@ from qwen_image_engine.runtime.system.text import command_line
 
 MANIFEST = "manifest.json"
 FORMAT = "qwen-image-bundle"
-SCHEMA = 8
-"""Version of the manifest's form. Manifests of 7, without bound weights, and of 6, with one plan a component at most,
-are read too."""
+SCHEMA = 9
+"""Version of the manifest's form. Manifests of 8, with one weight an input, of 7, without bound weights, and of 6, with
+one plan a component at most, are read too."""
 
-_NO_BOUND_WEIGHTS, _ONE_PLAN = 7, 6
+_ONE_PIECE, _NO_BOUND_WEIGHTS, _ONE_PLAN = 8, 7, 6
 
 _LONGEST_PATH = 4096
 _FACTS_SHA256 = "facts_sha256"
@@ -236,7 +236,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise QwenImageError(f'{path}: is not the manifest of a bundle: no "format": "{FORMAT}" in it')
     if data.get("schema") == _ONE_PLAN:
         data = _with_plan_lists(data)
-    if data.get("schema") == _NO_BOUND_WEIGHTS:
+    if data.get("schema") == _ONE_PIECE:
+        data = with_pieces(data)
+    if data.get("schema") in (_NO_BOUND_WEIGHTS, _ONE_PIECE):
         data["schema"] = SCHEMA
     if data.get("schema") != SCHEMA:
         source = data["checkpoint"].get("path") if isinstance(data.get("checkpoint"), dict) else None
@@ -343,8 +345,8 @@ def _plan(
     if entry.get("layers") is not None:
         _check_listed(f"{place}.layers", entry["layers"], files)
     bound = list_of(place, entry.get("bound"), lists)
-    for weight in bound:
-        _check_listed(f"the file of {weight.name} in {LISTS}", weight.file, files)
+    for piece in (piece for weight in bound for piece in weight.pieces):
+        _check_listed(f"the file of {piece.name} in {LISTS}", piece.file, files)
     profiles = tuple(
         Profile(item["name"], {key: _extents(shapes) for key, shapes in item["shapes"].items()})
         for item in entry["profiles"]
@@ -435,7 +437,7 @@ _PLAN = fields_of(
     layers=optional(_PATH),
     bound=optional(TEXT),
 )
-_BOUND_LISTS = named(many(fields_of(BoundWeight, file=_PATH)))
+_BOUND_LISTS = named(many(fields_of(BoundWeight, pieces=many(fields_of(WeightPiece, file=_PATH)))))
 _MANIFEST = fields_of(
     Manifest,
     tool=fields_of(Tool),

@@ -162,8 +162,18 @@ def interruptible(
 def handed_over(handle: Callable[[], None]) -> Iterator[None]:
     """Call `handle` for each signal of the block, for a program that ends in an order of its own, and with exit code 0.
 
-    The main thread makes the calls, between two bytecodes. This does nothing outside the main thread.
+    The main thread makes the calls, between two bytecodes. A signal within `REPEAT_S` of a call is the same request.
+    This does nothing outside the main thread.
     """
+    called: float | None = None
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal called
+        now = time.monotonic()
+        if called is None or now - called >= REPEAT_S:
+            called = now
+            handle()
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -172,7 +182,7 @@ def handed_over(handle: Callable[[], None]) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in numbers}
     with nullcontext() if interruption is None else interruption.hand_over():
         for number in numbers:
-            signal.signal(number, lambda number, frame: handle())
+            signal.signal(number, hear)
         try:
             yield
         finally:

@@ -62,4 +62,4 @@ def test_numbers_and_the_template() -> None:
     assert TEXT_TEMPLATE.format("{images}{prompt}").replace("\n", "\\n") in TEXT
     assert f"⌈n/{TILE_LATENTS}⌉" in section("Decoding")
     assert f"at most {MAX_STEPS} steps, and {DEFAULT_STEPS} by default" in section("Noise levels")
-    assert SCHEMA == 8, "read docs/embedding.md and docs/embedding/draw.cpp again: the manifest's form has changed"
+    assert SCHEMA == 9, "read docs/embedding.md and docs/embedding/draw.cpp again: the manifest's form has changed"

@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.graph.joined_products import JOINT
 from qwen_image_engine.engines.plans.entry import Shape
 from qwen_image_engine.engines.plans.profile import Range
 from qwen_image_engine.engines.plans.profile_choice import choose_profile
@@ -33,7 +34,7 @@ from qwen_image_engine.engines.tensorrt.kernels.ports import Ports
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.runtime.bundle.bound_lists import bound_bytes
+from qwen_image_engine.runtime.bundle.bound_lists import bound_bytes, bound_count
 from qwen_image_engine.runtime.bundle.files import check_bound_lists
 from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 from qwen_image_engine.runtime.component_pool import ComponentPool
@@ -214,21 +215,40 @@ def check_bound_weights(folder: Path, manifest: Manifest) -> None:
             for tensor in graph.initializer
             if places[tensor.name] and sum(size > 1 for size in tensor.dims) > 1
         }
-        assert {weight.name for weight in plan.bound} == matrices - kernels - scales
+        pieces = {piece.name: (weight, piece) for weight in plan.bound for piece in weight.pieces}
+        assert pieces.keys() == matrices - kernels - scales
+        assert len(pieces) == bound_count(plan.bound)
         assert bool(plan.bound) == (COMPONENTS[name].network != "vae")
-        for weight in plan.bound:
-            place = places[weight.name]
-            assert weight.file == (Path(manifest.components[name].model).parent / place["location"]).as_posix()
-            with safe_open(folder / weight.file, "np") as stored:
-                assert tuple(stored.get_slice(weight.name).get_shape()) == weight.shape
-            data = (folder / weight.file).read_bytes()[int(place["offset"]) :][: int(place["length"])]
-            assert weight.sha256 == hashlib.sha256(data).hexdigest()
-        quantised = [weight for weight in plan.bound if weight.dtype in ("int8", "float8_e4m3fn")]
+        for weight, piece in pieces.values():
+            place = places[piece.name]
+            assert piece.file == (Path(manifest.components[name].model).parent / place["location"]).as_posix()
+            with safe_open(folder / piece.file, "np") as stored:
+                assert tuple(stored.get_slice(piece.name).get_shape()) == piece.shape
+            data = (folder / piece.file).read_bytes()[int(place["offset"]) :][: int(place["length"])]
+            assert piece.sha256 == hashlib.sha256(data).hexdigest()
+            assert weight.shape[1:] == piece.shape[1:]
+        quantised = [weight for weight, _ in pieces.values() if weight.dtype in ("int8", "float8_e4m3fn")]
         assert len(quantised) == len(manifest.components[name].quantised_layers)  # as their codes
+    check_joined_weights(manifest)
+
+
+def check_joined_weights(manifest: Manifest) -> None:
+    """Queries and keys are one input, and so are both products of an MLP in FP8, in each plan of a network alike.
+
+    A prefix's last block has keys and values alone. Scales of INT8 are many, and its weights stay apart.
+    """
     step, prefix = ({weight.name: weight for weight in manifest.plans[name][0].bound} for name in ("step", "prefix"))
-    assert (
-        sum(step[name] == prefix[name] for name in step.keys() & prefix.keys()) > len(prefix) / 2
-    )  # one copy on a card
+    assert all(step[name] == prefix[name] for name in step.keys() & prefix.keys())  # one copy on a card
+    own = [name for name in prefix.keys() - step.keys() if "txt_in" not in name]
+    assert [name for name in own if "attn" in name] == own
+    assert len(own) == (manifest.precision != "int8")
+    blocks = manifest.plans["step"][0].fused_attentions
+    kinds = {"bf16": (blocks, 0), "fp8": (blocks, blocks), "int8": (0, 0)}[manifest.precision]
+    joint = [name for name in step if JOINT in name]
+    assert tuple(sum(word in name for name in joint) for word in ("to_k", "gate_layer")) == kinds
+    assert len(joint) == sum(kinds)
+    encoder = manifest.plans["text_encoder"][0]
+    assert sum(JOINT in weight.name for weight in encoder.bound) == encoder.fused_attentions - 1  # not the first
 
 
 def check_weights_inside(folder: Path, manifest: Manifest, precision: str) -> None:

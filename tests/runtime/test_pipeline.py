@@ -27,6 +27,14 @@ def last(steps: Any) -> Step:
     return final
 
 
+def test_freed_engines_are_loaded_again(pipeline: QwenImage, journal: Journal) -> None:
+    before = pipeline.generate("a red circle", seed=7, **SMALL)
+    pipeline.free()
+    assert journal.counts()["close step"] == journal.counts()["close text_encoder"] == 1
+    assert same_pictures(before, pipeline.generate("a red circle", seed=7, **SMALL))
+    assert journal.counts()["run prefix"] == 2  # encodings are freed too
+
+
 class TestGenerate:
     def test_the_seed_decides_the_picture(self, pipeline: QwenImage) -> None:
         pictures = [pipeline.generate("a red circle", seed=seed, **SMALL) for seed in (7, 7, 8)]

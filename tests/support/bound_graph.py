@@ -23,13 +23,20 @@ WEIGHTS: dict[str, NDArray[Any]] = {
     "scales": np.ones((2, 2), np.float32),
     "kernels": np.ones((2, 2, 3, 3), np.float32),
     "wide": np.ones((4, 2), np.float32),
+    "queries": np.arange(12, dtype=np.float32).reshape(3, 4) / 8,
+    "keys": np.arange(8, dtype=np.float32).reshape(2, 4) / 4,
 }
 """What the graph reads, in the order of its initializers."""
 
-BINDABLE = ("matrix", "table", "codes")
-"""Those of them that a plan takes as inputs."""
+BINDABLE = ("matrix", "table", "codes", "queries+keys")
+"""The inputs of a plan for those of them that can be inputs."""
 
 _DTYPES = {"float32": TensorProto.FLOAT, "int8": TensorProto.INT8}
+
+
+def values_of(name: str) -> NDArray[Any]:
+    """Return the numbers of an input of `BINDABLE`."""
+    return np.concatenate([WEIGHTS[piece] for piece in name.split("+")])
 
 
 def write_weights(path: Path) -> None:
@@ -55,6 +62,9 @@ def bound_graph(name: str, weights: Path, shapes: Mapping[str, tuple[int, ...]] 
         helper.make_node("DequantizeLinear", ["codes", "scales"], ["weights"], axis=0),
         helper.make_node("Conv", ["image", "kernels"], ["features"]),
         helper.make_node("Cast", ["wide"], ["narrow"], to=TensorProto.BFLOAT16),
+        helper.make_node("Gemm", ["matrix", "queries"], ["q"], "first", transB=1),
+        helper.make_node("Gemm", ["matrix", "keys"], ["k"], "second", transB=1),
+        helper.make_node("Concat", ["q", "k"], ["both"], axis=1),
     ]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 2, "height", "width"])
     output = helper.make_tensor_value_info("product", TensorProto.FLOAT, [3])

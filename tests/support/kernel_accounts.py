@@ -50,7 +50,7 @@ BLOCKS = {
 """4,096 wide, 32 heads of 128, MLP of 12,288, 4,096 tokens and 4,096 before them; and `shapes` for 8.6 at 1024x1024
 with `PREFIX` tokens before."""
 
-MOST_OF_SHAPES = 14, 78_400_000
+MOST_OF_SHAPES = 13, 76_800_000
 """Kernels of a block, and bytes that they move, of today's `shapes` in bf16 with bound weights, at the same sizes."""
 
 

@@ -1,30 +1,26 @@
-"""The weights of a graph that are in files beside it, and graphs that take some of them as inputs instead.
+"""The weights of a graph that are in files beside it.
 
-The ONNX file is read and written in protobuf's wire format, without the package onnx. The numbers of fields are from
+The ONNX file is read in protobuf's wire format, without the package onnx. The numbers of fields are from
 https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.files import read_regular
 from qwen_image_engine.engines.core.graph.accepted import MAX_GRAPH_BYTES
-from qwen_image_engine.engines.core.protobuf import VARINT, Field, fields, integer_field, message_field, messages
+from qwen_image_engine.engines.core.protobuf import VARINT, Field, fields, messages
 
 _MODEL_GRAPH = 7
-_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT = 1, 5, 11
+_GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _NODE_INPUT, _NODE_OPERATOR = 1, 4
 _TENSOR_DIMS, _TENSOR_DTYPE, _TENSOR_NAME, _TENSOR_PLACE, _TENSOR_LOCATION = 1, 2, 8, 13, 14
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
-_VALUE_NAME, _VALUE_TYPE = 1, 2
-_TYPE_TENSOR = 1
-_TENSOR_TYPE_DTYPE, _TENSOR_TYPE_SHAPE = 1, 2
-_SHAPE_AXIS, _AXIS_SIZE = 1, 1
 _EXTERNAL = Field(_TENSOR_LOCATION, VARINT, 1)
 
 _DTYPES = {row.onnx: row for row in DTYPES.values()}
@@ -101,46 +97,6 @@ def external_weights(model: memoryview) -> list[ExternalWeight]:
             if _EXTERNAL in fields(tensor):
                 found.append(_weight(tensor, scales, kernels, cast))
     return found
-
-
-def with_weights_as_inputs(model: memoryview, weights: Iterable[ExternalWeight]) -> bytes:
-    """Return the bytes of a graph that takes `weights` as inputs, behind its own inputs and in this order.
-
-    Raises:
-        ValueError: the bytes are no ONNX model.
-    """
-    inputs = [message_field(_GRAPH_INPUT, _value(weight)) for weight in weights]
-    names = {weight.name for weight in weights}
-    written = []
-    for field in fields(model):
-        if field.number == _MODEL_GRAPH and isinstance(field.value, slice):
-            graph = b"".join([*_without(model[field.value], names), *inputs])
-            written.append(message_field(_MODEL_GRAPH, graph))
-        else:
-            written.append(_copied(model, field))
-    return b"".join(written)
-
-
-def _without(graph: memoryview, names: Collection[str]) -> Iterator[bytes]:
-    """Yield the fields of a graph, except initializers of these names."""
-    for field in fields(graph):
-        if field.number == _GRAPH_INITIALIZER and isinstance(field.value, slice) and _name(graph[field.value]) in names:
-            continue
-        yield _copied(graph, field)
-
-
-def _copied(message: memoryview, field: Field) -> bytes:
-    if isinstance(field.value, slice):
-        return message_field(field.number, bytes(message[field.value]))
-    return integer_field(field.number, field.value)
-
-
-def _value(weight: ExternalWeight) -> bytes:
-    """Return a `ValueInfoProto`: the name, dtype and static shape of an input."""
-    axes = b"".join(message_field(_SHAPE_AXIS, integer_field(_AXIS_SIZE, size)) for size in weight.shape)
-    tensor = integer_field(_TENSOR_TYPE_DTYPE, DTYPES[weight.dtype].onnx) + message_field(_TENSOR_TYPE_SHAPE, axes)
-    kind = message_field(_TYPE_TENSOR, tensor)
-    return message_field(_VALUE_NAME, weight.name.encode()) + message_field(_VALUE_TYPE, kind)
 
 
 def _weight(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.graph.joined_products import JOINT
 from qwen_image_engine.engines.tensorrt.build.account import Names
 from qwen_image_engine.engines.tensorrt.build.inspector import Bits, EngineLayer, engine_layers
 from qwen_image_engine.engines.tensorrt.build.job import ExpectedFusions
@@ -103,12 +104,17 @@ def _audit(layers: Collection[EngineLayer], network: Network) -> Audit:
     return Audit(
         fused_attentions=len(fused),
         fp8_attentions=len(fused) - len(wide_attentions),
-        fp8_products=sum(found == "fp8" for found in bits.values()),
-        int8_products=sum(found == "int8" for found in bits.values()),
+        fp8_products=sum(products_of(name) for name, found in bits.items() if found == "fp8"),
+        int8_products=sum(products_of(name) for name, found in bits.items() if found == "int8"),
         unfused=tuple(sorted(set(network.attentions).difference(fused)) if named or not fused else ()),
         wide_attentions=tuple(wide_attentions),
         wide=tuple(name for name, found in bits.items() if found is None),
     )
+
+
+def products_of(name: str) -> int:
+    """Return the number of the graph's products that a node of the parsed graph stands for."""
+    return 1 + name.count(JOINT)
 
 
 def _bits(kernels: Collection[EngineLayer]) -> Bits | None:

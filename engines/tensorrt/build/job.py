@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from qwen_image_engine.engines.plans.entry import Profile
 
-BUILDER_REVISION = 3
+BUILDER_REVISION = 4
 """A part of every plan's key. Raise it if the builder makes another engine of the same job, or audits the engine by
 other rules. Plans of an older version are then built again."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from qwen_image_engine.engines.core.errors import one_line
 from qwen_image_engine.engines.tensorrt.build.account import Names, names_of_file, other_form
-from qwen_image_engine.engines.tensorrt.build.audit import attention_kernels, product_kernels
+from qwen_image_engine.engines.tensorrt.build.audit import attention_kernels, product_kernels, products_of
 from qwen_image_engine.engines.tensorrt.build.inspector import EngineLayer, engine_layers
 
 HEADINGS = ("profile", "kernels", "attentions fused", "of them FP8", "products", "not fused", "not in 8 bits")
@@ -79,7 +79,7 @@ def _summary(profile: str, layers: Collection[EngineLayer], names: Names) -> Pro
         attentions=len(names.attentions),
         fused_attentions=len(fused),
         fp8_attentions=sum(all(item.reads_fp8 for item in attentions[name]) for name in fused),
-        products=Counter(precisions.values()),
+        products=Counter(found for name, found in precisions.items() for _ in range(products_of(name))),
         unfused=tuple(name for name in names.attentions if name not in fused),
         wide=tuple(name for name in names.from_codes if precisions.get(name) not in ("fp8", "int8")),
     )

@@ -19,6 +19,7 @@ convolutions have strides, which accounts do not list), sizes of open tensors ar
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -153,11 +154,15 @@ class Sizes:
                 self._elements[item.name] = rows * width
 
     def _width(self, layer: Layer, tensor: Tensor) -> int:
-        """Return the elements of a row that a kernel writes: all heads, where an attention reads heads of a batch."""
+        """Return the elements of a row that a kernel writes: all heads, where an attention reads heads of a batch.
+
+        A kernel lists an input for each part of it that it reads: queries and keys of one product twice.
+        """
         if tensor.dims.count(OPEN) < 2 or tensor.name not in self._queries | self._longer:
             return tensor.closed
-        widths = [item.closed for item in layer.inputs if item.is_open and item.closed % tensor.closed == 0]
-        return max(widths, default=tensor.closed)
+        parts = Counter(item.name for item in layer.inputs)
+        widths = [item.closed // parts[item.name] for item in layer.inputs if item.is_open]
+        return max((width for width in widths if width % tensor.closed == 0), default=tensor.closed)
 
     def tokens(self, tensor: Tensor) -> int | None:
         """Return the tokens of one picture in an attention's query or key; None if they are not known."""

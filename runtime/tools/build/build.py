@@ -19,7 +19,7 @@ from qwen_image_engine.engines.plans.build_memory import build_memory_bytes, che
 from qwen_image_engine.engines.plans.entry import LAYERS, PLAN, PlanEntry, Profile
 from qwen_image_engine.engines.tensorrt.build.job import BUILDER_REVISION, BuildJob, BuildOptions, BuildResult
 from qwen_image_engine.engines.tensorrt.build.launch import Watch, run_build
-from qwen_image_engine.runtime.bundle.bound_lists import bound_bytes
+from qwen_image_engine.runtime.bundle.bound_lists import bound_bytes, bound_count
 from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import FileEntry
@@ -160,12 +160,13 @@ def _check_room(request: BuildRequest, plans: PlansFolder, pending: Sequence[str
     free = reachable_memory_bytes() if request.device is None else None
     for name in pending:
         bound = request.bindable.get(name, ())
+        count = bound_count(bound)
         inside = weight_bytes(request.folder / plans.manifest.components[name].model) - bound_bytes(bound)
         held[name] = inside if bound else weight_file_bytes(plans.manifest, name)
         if request.device is None:
             advise = request.options.weights == "inside"
-            check_host_memory(name, inside, free, bound=len(bound), advise_bound=advise)
-            needed.append(build_memory_bytes(inside, len(bound)))
+            check_host_memory(name, inside, free, bound=count, advise_bound=advise)
+            needed.append(build_memory_bytes(inside, count))
     if not request.options.strip_weights:
         check_disk(plans.path, held, request.options, request.platform.builder)
     largest = list(accumulate(sorted(needed, reverse=True)))

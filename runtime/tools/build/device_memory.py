@@ -20,7 +20,7 @@ from qwen_image_engine.engines.plans.memory import port_bytes
 from qwen_image_engine.engines.plans.profile import Range, profile
 from qwen_image_engine.engines.plans.scratch import scratch_bytes
 from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX
-from qwen_image_engine.runtime.bundle.bound_lists import bindable_weights, bound_bytes
+from qwen_image_engine.runtime.bundle.bound_lists import bindable_weights, bound_bytes, bound_count
 from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION, latent_size
 from qwen_image_engine.runtime.model.tiles import spans
@@ -54,7 +54,7 @@ class PlanSize:
         weight_bytes: bytes of the weights among them.
         built: whether the plan is there; otherwise `bytes` is an estimate.
         bound: bytes of the weights that the plan takes as inputs, by place. Plans share those of one place.
-        bound_weights: number of these weights, of which one place may hold several.
+        bound_weights: number of weights of the graph among them, of which one place may hold several.
     """
 
     name: str
@@ -155,17 +155,23 @@ def model_of_bundle(folder: Path, manifest: Manifest, builder: str, card: Card |
             chosen = min(found, key=lambda plan: len(plan.compute_capabilities))
             size = manifest.files[chosen.file].bytes + (weights if chosen.stripped else 0)
             inside = weights - bound_bytes(chosen.bound)
-            plans.append(PlanSize(name, (name,), size, inside, True, _by_place(chosen.bound), len(chosen.bound)))
+            plans.append(
+                PlanSize(name, (name,), size, inside, True, _by_place(chosen.bound), bound_count(chosen.bound))
+            )
         else:
             bound = bindable_weights(folder, entry.model) if builder == TENSORRT_RTX.engine else ()
             inside = weights - bound_bytes(bound)
-            plans.append(PlanSize.estimated(name, (name,), inside, _by_place(bound), len(bound)))
+            plans.append(PlanSize.estimated(name, (name,), inside, _by_place(bound), bound_count(bound)))
     contracts = {name: entry.contract for name, entry in manifest.components.items()}
     return Model(tuple(plans), contracts, manifest.precision, manifest.facts.decoder_halo)
 
 
 def _by_place(weights: Sequence[BoundWeight]) -> dict[str, int]:
-    return {f"{weight.file}@{weight.offset}": size_bytes(weight.shape, weight.dtype) for weight in weights}
+    """Return bytes of weights by place. A weight that is a piece for one plan and whole for another has two."""
+    return {
+        "+".join(f"{piece.file}@{piece.offset}" for piece in weight.pieces): size_bytes(weight.shape, weight.dtype)
+        for weight in weights
+    }
 
 
 def _is_for(plan: PlanEntry, card: Card | None) -> bool:

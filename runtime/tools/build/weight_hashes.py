@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
-from qwen_image_engine.engines.core.device_array import size_bytes
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.core.files import open_regular
-from qwen_image_engine.engines.plans.bound_weight import BoundWeight
+from qwen_image_engine.engines.plans.bound_weight import BoundWeight, WeightPiece
 from qwen_image_engine.runtime.system.machine import usable_cores
 
 _PIECE_BYTES = 1 << 20
@@ -41,9 +40,16 @@ class WeightHashes:
         Raises:
             QwenImageError: a file cannot be read, or ends before a weight does.
         """
+        places = (_place(weight, piece) for weight in weights for piece in weight.pieces)
         with self._lock:  # builds side by side have mostly the same weights
-            self._add(dict.fromkeys(place for place in map(_place, weights) if place not in self._known), watch)
-        return tuple(replace(weight, sha256=self._known[_place(weight)]) for weight in weights)
+            self._add(dict.fromkeys(place for place in places if place not in self._known), watch)
+        return tuple(
+            replace(
+                weight,
+                pieces=tuple(replace(piece, sha256=self._known[_place(weight, piece)]) for piece in weight.pieces),
+            )
+            for weight in weights
+        )
 
     def _add(self, places: Collection[_Place], watch: Callable[[str], None]) -> None:
         pool = ThreadPoolExecutor(usable_cores())
@@ -73,5 +79,5 @@ class WeightHashes:
         return digest.hexdigest()
 
 
-def _place(weight: BoundWeight) -> _Place:
-    return weight.file, weight.offset, size_bytes(weight.shape, weight.dtype)
+def _place(weight: BoundWeight, piece: WeightPiece) -> _Place:
+    return piece.file, piece.offset, weight.nbytes(piece)

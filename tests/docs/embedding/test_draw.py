@@ -116,4 +116,4 @@ def test_what_is_no_bundle(draw: Path, tmp_path: Path) -> None:
     assert (damaged.returncode, damaged.stderr) == (1, f"draw: {tmp_path / 'manifest.json'}: is not JSON\n")
     (tmp_path / "manifest.json").write_text('{"format": "qwen-image-bundle", "schema": 99}', encoding="utf-8")
     newer = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert (newer.returncode, newer.stderr) == (1, f"draw: {tmp_path}: is of schema 99, expected 6 to 8\n")
+    assert (newer.returncode, newer.stderr) == (1, f"draw: {tmp_path}: is of schema 99, expected 6 to 9\n")

@@ -62,7 +62,10 @@ def make_bundle(
             graph, plan = tmp_path / f"{name}.onnx", tmp_path / f"{name}.plan"
             graph.write_bytes(toy_graph(name))
             plan.write_bytes(plan_bytes(name, values.get("stripped", False), plan_weights(tmp_path, bound[name])))
-            stored = [tmp_path / file for file in dict.fromkeys(weight.file for weight in bound[name])]
+            stored = [
+                tmp_path / file
+                for file in dict.fromkeys(piece.file for weight in bound[name] for piece in weight.pieces)
+            ]
             files |= {path.name: describe_file(path) for path in (graph, plan, *stored)}
             listed = tuple(path.name for path in stored) or (graph.name,)
             components[name] = ComponentEntry(graph.name, listed, "bf16", (), {}, 23, 11, item)

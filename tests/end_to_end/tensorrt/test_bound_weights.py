@@ -14,6 +14,7 @@ import pytest
 from qwen_image_engine.engines.core.device_array import DeviceArray
 from qwen_image_engine.engines.core.errors import OutOfDeviceMemory, QwenImageError
 from qwen_image_engine.engines.cuda.memory import CudaMemory
+from qwen_image_engine.engines.plans.bound_weight import BoundWeight
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.files import describe_file
 from tests.support.fake_cuda import FakeDriver
@@ -57,7 +58,7 @@ def test_the_transformers_engines_share_one_copy(make_bundle: MakeBundle, driver
     for component in TRANSFORMER:
         engines.append(bundle.load_engine(component, product))
         seen.append((uploads(driver), used(driver)))
-    assert seen == [(2, PREFIX_WEIGHTS), (2, PREFIX_WEIGHTS), (3, STEP_WEIGHTS), (3, STEP_WEIGHTS)]
+    assert seen == [(3, PREFIX_WEIGHTS), (3, PREFIX_WEIGHTS), (4, STEP_WEIGHTS), (4, STEP_WEIGHTS)]
     freed = []
     for engine in engines:
         engine.close()
@@ -71,7 +72,7 @@ def test_what_another_engine_holds_stays_and_the_rest_is_freed(make_bundle: Make
     step.close()
     assert used(driver) == PREFIX_WEIGHTS
     step = bundle.load_engine("step", "tensorrt")
-    assert (uploads(driver), used(driver)) == (4, STEP_WEIGHTS)
+    assert (uploads(driver), used(driver)) == (5, STEP_WEIGHTS)
     prefix.close()
     step.close()
     step.close()
@@ -95,8 +96,8 @@ def test_sequential_frees_and_uploads_again_and_hashes_once(
             bundle.load_engine(component, "tensorrt").close()
             assert used(driver) == 0
         sent.append(uploads(driver) - before)
-    assert sent == [1 + 2 + 3] * 2
-    assert len(hashed) == 1 + 3  # the blocks' weights once, for prefix
+    assert sent == [1 + 3 + 4] * 2
+    assert len(hashed) == 1 + 4  # the blocks' weights once, for prefix
 
 
 def test_a_step_costs_no_more_calls_than_with_weights_inside(
@@ -152,7 +153,8 @@ def flip_last(data: bytearray) -> None:
 def test_other_bytes_are_refused_and_nothing_is_kept(make_bundle: MakeBundle, driver: FakeDriver) -> None:
     bundle = make_bundle("bound")
     path = rewritten(bundle, flip_last)
-    last = max(bundle.manifest.plans["step"][0].bound, key=lambda weight: weight.offset).name
+    pieces = [piece for weight in bundle.manifest.plans["step"][0].bound for piece in weight.pieces]
+    last = max(pieces, key=lambda piece: piece.offset).name
     files = {**bundle.manifest.files, path.name: describe_file(path)}  # as for large files, whose bytes are not hashed
     bundle = replace(bundle, manifest=replace(bundle.manifest, files=files))
     words = (
@@ -207,22 +209,22 @@ def test_a_file_that_is_not_there_is_told_before_anything_is_uploaded(
     ("values", "words"),
     [
         (
-            {"shape": (7, 5)},
-            r"takes blocks.0.attn.weight, BF16 \(7, 5\), from byte \d+ of \S+, whose header has blocks.0",
+            {"shape": (7, 2)},
+            r"takes blocks.0.attn.to_k.weight, BF16 \(7, 2\), from byte \d+ of \S+, whose header has blocks.0",
         ),
         (
             {"dtype": "float16"},
-            r"blocks.0.attn.weight, F16 \(5, 7\), from byte \d+ .* header has blocks.0.*, BF16 \(5, 7",
+            r"blocks.0.attn.to_q.weight, F16 \(3, 7\), from byte \d+ .* header has blocks.0.*, BF16 \(3, 7",
         ),
         (
             {"offset": 1 << 40},
             r"from byte 1099511627776 of \S+, whose header has nothing; build it again with: qwen-image",
         ),
         ({"offset": 8}, r"from byte 8 of \S+, whose header has nothing; build it again with: qwen-image"),
-        ({"dtype": "int5"}, r"takes blocks.0.attn.weight as int5 from .* no such weight; build it again with: "),
+        ({"dtype": "int5"}, r"takes blocks.0.attn.to_q.weight as int5 from .* no such weight; build it again with: "),
         (
             {"file": "other"},
-            r"takes blocks.0.attn.weight as bfloat16 from \S+other, and this bundle has no such weight",
+            r"takes blocks.0.attn.to_k.weight as bfloat16 from \S+other, and this bundle has no such weight",
         ),
     ],
 )
@@ -236,15 +238,21 @@ def test_a_list_that_is_not_the_headers_is_refused(
 
 
 def changed_list(bundle: Bundle, values: dict[str, Any] | None, name: str = BLOCKS[0]) -> Bundle:
-    """A bundle that lists a weight of the step otherwise, or not at all."""
+    """A bundle that lists an input of the step otherwise, by the last of its pieces, or not at all."""
     (plan,) = bundle.manifest.plans["step"]
     bound = [
-        replace(weight, **(values or {})) if weight.name == name else weight
+        changed(weight, values or {}) if weight.name == name else weight
         for weight in plan.bound
         if values is not None or weight.name != name
     ]
     plans = {**bundle.manifest.plans, "step": (replace(plan, bound=tuple(bound)),)}
     return replace(bundle, manifest=replace(bundle.manifest, plans=plans))
+
+
+def changed(weight: BoundWeight, values: dict[str, Any]) -> BoundWeight:
+    if values.keys() <= {"name", "dtype"}:
+        return replace(weight, **values)
+    return replace(weight, pieces=(*weight.pieces[:-1], replace(weight.pieces[-1], **values)))
 
 
 def changed_plan(bundle: Bundle, **values: Any) -> Bundle:
@@ -262,7 +270,7 @@ def changed_plan(bundle: Bundle, **values: Any) -> Bundle:
         (lambda bundle: changed_plan(bundle, shape=(7, 5)), r"\S+ is bfloat16 \(7, 5\), expected bfloat16 \(5, 7\);"),
         (lambda bundle: changed_plan(bundle, dtype="int8"), r"\S+ is int8 \(5, 7\), expected bfloat16 \(5, 7\);"),
         (lambda bundle: changed_plan(bundle, name="a"), r"a is not known, input \S+ is missing, expected bfloat16"),
-        (lambda bundle: changed_list(bundle, None), r"blocks.0.attn.weight is not known;"),
+        (lambda bundle: changed_list(bundle, None), r"blocks.0.attn.to_q.weight\+\S+ is not known;"),
         (lambda bundle: changed_list(bundle, {"name": "latents"}), r"\S+ is not known, input latents is a weight"),
     ],
     ids=["shape", "dtype", "name", "not listed", "listed twice"],
@@ -292,7 +300,7 @@ def test_too_little_memory_is_told_before_an_upload_and_counts_what_is_there(
         rf"{plan} .* free: 1 are missing; run with --memory sequential, .* --precision fp8 or int8$",
     ):
         bundle.load_engine("step", "tensorrt")
-    assert uploads(driver) == 2
+    assert uploads(driver) == 3
     driver.total_bytes += 1
     step = bundle.load_engine("step", "tensorrt")
     prefix.close()

@@ -339,10 +339,10 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
 def test_another_schema_version_says_what_to_do(bundle: Path) -> None:
     edit(bundle, lambda document: document.update(schema=3, dims=None))
     assert is_bundle(bundle)
-    with pytest.raises(QwenImageError, match=r"schema version 3, this version reads 8; export .* from /models/small"):
+    with pytest.raises(QwenImageError, match=r"schema version 3, this version reads 9; export .* from /models/small"):
         read_manifest(bundle)
-    edit(bundle, lambda document: document.update(schema=9))
-    with pytest.raises(QwenImageError, match=r"schema version 9, this version reads 8; a newer version .* update"):
+    edit(bundle, lambda document: document.update(schema=10))
+    with pytest.raises(QwenImageError, match=r"schema version 10, this version reads 9; a newer version .* update"):
         read_manifest(bundle)
 
 

@@ -221,6 +221,19 @@ class TestBounds:
             reply = client.post("/v1/images/generations", content=chunks(), headers=headers)
             assert "20.00 kB" in error(reply, 413, None, "body_too_large")
 
+    def test_a_form_without_a_length(self, pipeline: QwenImage) -> None:
+        """Its file is larger than what is kept in memory."""
+
+        def chunks() -> Iterator[bytes]:
+            yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+            for _ in range(30):
+                yield b"a" * (100 << 10)
+
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        with served(pipeline, limits=Limits(form_bytes=2 << 20)) as server, server.client() as client:
+            reply = client.post("/v1/images/edits", content=chunks(), headers=headers)
+            assert "2.10 MB" in error(reply, 413, None, "body_too_large")
+
     def test_a_megabyte_of_header(self, server: Served) -> None:
         with _connected(server) as connection:
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 60_000)

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.tensorrt.build.account import file_text
 from qwen_image_engine.engines.tensorrt.build.audit import Audit, Network, audit, check_audit, check_parsed
 from qwen_image_engine.engines.tensorrt.build.inspector import node_names
 from qwen_image_engine.engines.tensorrt.build.job import ExpectedFusions
+from qwen_image_engine.engines.tensorrt.build.summary import summary
 
 NETWORK = Network(("Attention_8", "Attention_48"), ("Gemm_5", "Gemm_50", "Gemm_6", "Gemm_7"), ("Cast_3",))
 PROMISE = ExpectedFusions(3, 0, 0, ("Attention_8", "Attention_48"))
@@ -90,6 +92,16 @@ def test_a_product_beside_attention_is_counted() -> None:
     assert (found.fused_attentions, found.fp8_products) == (1, 2)
     wide = counted(inspected(layer("Attention_48 + Gemm_50", tactic="sm90_fmha_bf16")))
     assert (wide.fused_attentions, wide.fp8_products, wide.wide) == (1, 0, ("Gemm_50",))
+
+
+def test_a_joined_product_counts_as_those_that_it_stands_for() -> None:
+    network = replace(NETWORK, products=("Gemm_5+Gemm_50", "Gemm_6", "Gemm_7"))
+    layers = (layer("qk", ("Gemm_5+Gemm_50",), "FP8"), layer("Gemm_6_myl0_1", dtype="FP8"), layer("out", ("Gemm_7",)))
+    assert counted(inspected(*FUSED, *layers), network).fp8_products == 3
+    named = layer("Gemm_5+Gemm_50_myl0_3", dtype="FP8", kind="gemm")
+    assert counted(inspected(*FUSED, named), network).fp8_products == 2
+    text = file_text(inspected(*FUSED, *layers), network.names(("any",)))
+    assert summary(text)[0].products == {"fp8": 3, "unknown": 1}
 
 
 def product(

@@ -101,6 +101,30 @@ def test_heads_of_an_open_batch_are_an_axis_of_the_attention() -> None:
     assert kernels[3].flops == B * 4 * T * 8 * T
 
 
+def test_queries_and_keys_of_one_product_are_two_parts_of_a_row() -> None:
+    both = tensor("both", [-1, 16])
+    kernels, known = counted(
+        [
+            layer("gemm", [tensor("x", [-1, -1, 8])], [both], "Gemm_1", constants=[tensor("w", [8, 16])]),
+            layer("__myl_SlicMulMove_0x1", [both, both], [tensor("q", [-1, -1, 4]), tensor("k", [-1, 4, -1])]),
+            layer("__myl_TranMove_0x1", [tensor("x", [-1, -1, 2, 4])], [tensor("v", [-1, -1, 4])]),
+            layer(
+                "_gemm_mha_v2_0x1",
+                [tensor("q", [-1, -1, 4]), tensor("k", [-1, 4, -1]), tensor("v", [-1, -1, 4])],
+                [tensor("z", [-1, -1, 4])],
+                "Attention_1",
+            ),
+            layer("__myl_MoveResh_0x1", [tensor("z", [-1, -1, 4])], [tensor("y", [-1, -1, 8])]),
+        ],
+        (X,),
+        (spec("y", "batch", "tokens", 8),),
+        batch=True,
+    )
+    assert known
+    assert (kernels[1].read, kernels[1].written) == (2 * 16 * B * T, 2 * 16 * B * T)
+    assert kernels[3].read == 3 * 2 * 8 * B * T
+
+
 def test_a_mean_written_flat_is_one_for_each_head() -> None:
     kernels, known = counted(
         [

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.plans.bound_weight import BoundWeight, WeightPiece
 from qwen_image_engine.engines.plans.entry import PlanEntry
-from qwen_image_engine.runtime.bundle.bound_lists import LISTS, bound_bytes
+from qwen_image_engine.runtime.bundle.bound_lists import LISTS, bound_bytes, bound_count, list_digest
 from qwen_image_engine.runtime.bundle.files import check_bound_lists, describe_file, verify_files
 from qwen_image_engine.runtime.bundle.manifest import MANIFEST, read_manifest, write_manifest
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.tools.build.build import build_bundle
 from qwen_image_engine.runtime.tools.build.plans_folder import PLANS
-from tests.support.bound_graph import BINDABLE, WEIGHTS, bound_graph, write_weights
+from tests.support.bound_graph import BINDABLE, WEIGHTS, bound_graph, values_of, write_weights
 from tests.support.builders import install_builders
 from tests.support.played_build import GPU, FakeBuild, build
 
@@ -52,6 +53,11 @@ def bound(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return bundle
 
 
+def in_pieces(weights: tuple[BoundWeight, ...]) -> tuple[BoundWeight, ...]:
+    """The weights as plans of before had them, each an input of its own."""
+    return tuple(BoundWeight.of(weight.dtype, [piece]) for weight in weights for piece in weight.pieces)
+
+
 def step_of(bundle: Path) -> PlanEntry:
     return read_manifest(bundle).plans["step"][0]
 
@@ -73,11 +79,14 @@ def test_bound_is_the_default_of_tensorrt_for_rtx(bound: Path) -> None:
     found = step_of(bound).bound
     assert tuple(weight.name for weight in found) == BINDABLE
     for weight in found:
-        values = WEIGHTS[weight.name]
-        assert (weight.dtype, weight.shape, weight.file) == (values.dtype.name, values.shape, "weights.safetensors")
-        assert data[weight.offset :][: values.nbytes] == values.tobytes()
-        assert weight.sha256 == hashlib.sha256(values.tobytes()).hexdigest()
-    assert bound_bytes(found) == sum(WEIGHTS[name].nbytes for name in BINDABLE)
+        values = values_of(weight.name)
+        assert (weight.dtype, weight.shape) == (values.dtype.name, values.shape)
+        assert b"".join(data[item.offset :][: weight.nbytes(item)] for item in weight.pieces) == values.tobytes()
+        for piece in weight.pieces:
+            assert (piece.shape, piece.file) == (WEIGHTS[piece.name].shape, "weights.safetensors")
+            assert piece.sha256 == hashlib.sha256(WEIGHTS[piece.name].tobytes()).hexdigest()
+    assert bound_bytes(found) == sum(values_of(name).nbytes for name in BINDABLE)
+    assert bound_count(found) == len(BINDABLE) + 1
     check_bound_lists(bound, manifest)
     assert verify_files(bound, manifest) == []
 
@@ -187,6 +196,7 @@ class TestLists:
             ({"offset": 8}, r"bound weights is another bundle's: matrix is float32 \[3, 4\] at byte 8 of"),
             ({"shape": (4, 3)}, r"matrix is float32 \[4, 3\] .*, and float32 \[3, 4\] at byte"),
             ({"dtype": "int32"}, r"matrix is int32"),
+            ({"name": "keys"}, r"keys is float32 \[3, 4\] at byte \d+ .*, and float32 \[2, 4\] at byte"),
             ({"file": "tokenizer.json"}, r"of tokenizer.json in the list, and .* of weights.safetensors in step.onnx"),
             ({"name": "stranger"}, r"stranger is .*, and missing in step.onnx; build it again with: qwen-image build"),
         ],
@@ -196,7 +206,9 @@ class TestLists:
         manifest = read_manifest(bound)
         (plan,) = manifest.plans["step"]
         files = {**manifest.files, "tokenizer.json": manifest.files["step.onnx"]}
-        listed = (replace(plan.bound[0], **change), *plan.bound[1:])
+        pieces = [replace(plan.bound[0].pieces[0], **{key: of for key, of in change.items() if key != "dtype"})]
+        rest = [weight for weight in plan.bound[1:] if "keys" not in weight.name]
+        listed = (BoundWeight.of(change.get("dtype", "float32"), pieces), *rest)
         write_manifest(bound, replace(manifest, files=files, plans={"step": (replace(plan, bound=listed),)}))
         with pytest.raises(QwenImageError, match=words) as refused:
             check_bound_lists(bound, read_manifest(bound))
@@ -220,7 +232,7 @@ class TestLists:
             document[LISTS] = {}
 
         def misname(document: Any) -> None:
-            document[LISTS][digest][0]["file"] = "elsewhere"
+            document[LISTS][digest][0]["pieces"][0]["file"] = "elsewhere"
 
         def disorder(document: Any) -> None:
             document[LISTS][digest] = 3
@@ -235,6 +247,59 @@ class TestLists:
             edit(bound, change)
             with pytest.raises(QwenImageError, match=words):
                 read_manifest(bound)
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"name": "keys+queries"}, '"keys.queries" of the shape'),
+            ({"shape": (20, 1)}, r'"queries.keys" of the shape \[20, 1\], which are not the names and the shapes of'),
+            ({"shape": (6, 4)}, r"of the shape \[6, 4\]"),
+            ({"pieces": ()}, r"pieces is an empty list, expected a list"),
+        ],
+    )
+    def test_a_list_whose_pieces_are_others_than_its_weights(self, bound: Path, change: Any, words: str) -> None:
+        rtx(bound, FakeBuild(), only=("step",))
+        manifest = read_manifest(bound)
+        (plan,) = manifest.plans["step"]
+        listed = (*plan.bound[:-1], replace(plan.bound[-1], **change))
+        write_manifest(bound, replace(manifest, plans={"step": (replace(plan, bound=listed),)}))
+        with pytest.raises(QwenImageError, match=words):
+            read_manifest(bound)
+
+    def test_pieces_of_other_columns_cannot_lie_one_behind_the_other(self, bound: Path) -> None:
+        first, other = (WeightPiece(name, shape, "a", 0, "") for name, shape in (("a", (2, 3)), ("b", (2, 4))))
+        assert not BoundWeight.of("float32", [first, other]).is_consistent
+        assert not BoundWeight.of("float32", [replace(item, shape=()) for item in (first, other)]).is_consistent
+        assert BoundWeight.of("float32", [first, replace(other, shape=(5, 3))]).is_consistent
+
+    def test_manifests_with_one_weight_an_input_are_read(self, bound: Path) -> None:
+        rtx(bound, FakeBuild())
+        manifest = read_manifest(bound)
+        apart = {
+            name: tuple(replace(plan, bound=in_pieces(plan.bound)) for plan in plans)
+            for name, plans in manifest.plans.items()
+        }
+        write_manifest(bound, replace(manifest, plans=apart))
+        before = read_manifest(bound)
+
+        def older(document: Any) -> None:
+            document["schema"] = 8
+            lists = {
+                digest: [{"dtype": item["dtype"], **item["pieces"][0]} for item in of]
+                for digest, of in document[LISTS].items()
+            }
+            names = {digest: list_digest(of) for digest, of in lists.items()}
+            document[LISTS] = {names[digest]: of for digest, of in lists.items()}
+            for plan in (plan for plans in document["plans"].values() for plan in plans if plan["bound"]):
+                plan["bound"] = names[plan["bound"]]
+
+        edit(bound, older)
+        assert json.loads((bound / MANIFEST).read_text(encoding="utf-8"))[LISTS]
+        assert read_manifest(bound) == before
+        check_bound_lists(bound, before)
+        edit(bound, lambda document: next(iter(document[LISTS].values()))[0].update(offset=9))
+        with pytest.raises(QwenImageError, match="not in the expected format"):
+            read_manifest(bound)
 
     def test_manifests_without_lists_are_read(self, bound: Path) -> None:
         rtx(bound, FakeBuild(), weights="inside")
@@ -258,7 +323,7 @@ def test_the_command_and_inspect_tell_bound_weights(
         "qwen_image_engine.runtime.tools.build.build.build_bundle.__kwdefaults__",
         {**build_bundle.__kwdefaults__, "device": no_gpu, "run": FakeBuild()},
     )
-    nbytes = sum(WEIGHTS[name].nbytes for name in BINDABLE)
+    nbytes = sum(values_of(name).nbytes for name in BINDABLE)
     assert main(["build", str(bound), "--only", "step", "--json"]) == 0
     (component,) = json.loads(capsys.readouterr().out)["components"]
     assert component["bound_bytes"] == nbytes

@@ -9,7 +9,7 @@ import pytest
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import CONTRACTS, contract
 from qwen_image_engine.engines.core.graph.weight_bytes import weight_bytes
-from qwen_image_engine.engines.plans.bound_weight import BoundWeight
+from qwen_image_engine.engines.plans.bound_weight import BoundWeight, WeightPiece
 from qwen_image_engine.engines.plans.build_memory import build_memory_bytes
 from qwen_image_engine.engines.plans.cards import Card, find_card
 from qwen_image_engine.engines.plans.entry import PlanEntry
@@ -196,7 +196,7 @@ def test_plans_of_a_bundle(exported: Callable[..., Path]) -> None:
     for plan in model_of_bundle(bundle, manifest, "tensorrt").plans:
         assert plan.weight_bytes == weight_bytes(bundle / manifest.components[plan.name].model)
         assert not plan.bound
-    weight = BoundWeight("matrix", "bfloat16", (3, 4), "transformer/weights.safetensors", 8, "")
+    weight = BoundWeight.of("bfloat16", [WeightPiece("matrix", (3, 4), "transformer/weights.safetensors", 8, "")])
     entry = PlanEntry("plans/step.plan", "aa", "tensorrt-rtx", "1.7", ("8.9",), None, None, (), bound=(weight,))
     with_plan = replace(
         manifest, plans={"step": (entry,)}, files={**manifest.files, entry.file: FileEntry(12345, "00" * 32)}

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.engines.plans.bound_weight import BoundWeight
+from qwen_image_engine.engines.plans.bound_weight import BoundWeight, WeightPiece
 from qwen_image_engine.runtime.tools.build.weight_hashes import WeightHashes
 
 BYTES = bytes(range(256)) * 8192  # two pieces
 
 
 def weight(name: str, offset: int, *shape: int) -> BoundWeight:
-    return BoundWeight(name, "int8", shape, "weights", offset, "")
+    return BoundWeight.of("int8", [WeightPiece(name, shape, "weights", offset, "")])
 
 
 def test_each_place_is_hashed_once(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_each_place_is_hashed_once(tmp_path: Path) -> None:
     hashes, said = WeightHashes(tmp_path), []
     weights = (weight("all", 0, 2, 1 << 20), weight("part", 7, 3, 5), weight("again", 7, 5, 3))
     found = hashes.hashed(weights, said.append)
-    assert [item.sha256 for item in found] == [
+    assert [piece.sha256 for item in found for piece in item.pieces] == [
         hashlib.sha256(part).hexdigest() for part in (BYTES, BYTES[7:22], BYTES[7:22])
     ]
     assert [item.name for item in found] == ["all", "part", "again"]
