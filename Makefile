@@ -12,7 +12,7 @@ FOLDERS := calibration engines export reference runtime
 setup: $(STAMP)
 
 # The strict editable install lets mypy follow the mapped folders; it links the files it finds, hence the dependency on them.
-$(STAMP): pyproject.toml setup.py $(shell find $(FOLDERS) -name '*.py')
+$(STAMP): pyproject.toml setup.py $(shell find $(FOLDERS) -name '*.py' -o -name '*.html' -o -name '*.css' -o -name '*.js')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 "setuptools>=77"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --config-settings editable_mode=strict \

@@ -29,6 +29,7 @@ from qwen_image_engine.runtime.serve.links import Links
 from qwen_image_engine.runtime.serve.log import Log
 from qwen_image_engine.runtime.serve.metrics import CONTENT_TYPE, Metrics
 from qwen_image_engine.runtime.serve.models import Models
+from qwen_image_engine.runtime.serve.page.routes import page_routes
 from qwen_image_engine.runtime.serve.prepare import check_together, prepare_job
 from qwen_image_engine.runtime.serve.worker import Worker
 
@@ -105,6 +106,7 @@ class _Routes:
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
             Route("/openapi.json", self.openapi, methods=["GET"]),
+            *page_routes(),
         ]
 
     async def generations(self, request: Request) -> Response:

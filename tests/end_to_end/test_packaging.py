@@ -53,6 +53,14 @@ def test_every_module_is_in_it(installed: Path) -> None:
 
 
 @pytest.mark.process
+def test_the_page_of_the_server_is_in_it(installed: Path) -> None:
+    page = Path("runtime/serve/page")
+    files = [file for file in (ROOT / page).iterdir() if file.suffix in (".html", ".css", ".js")]
+    assert files
+    assert all((installed / HOME / page / file.name).read_bytes() == file.read_bytes() for file in files)
+
+
+@pytest.mark.process
 def test_the_small_checkpoint_is_not(installed: Path) -> None:
     assert not list(installed.rglob("*.safetensors"))
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import os
-import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-VOID = {"meta", "link", "img", "br"}
+from tests.support.chromium import browser
+
+VOID = {"meta", "link", "img", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -84,103 +77,6 @@ def check_page(file: Path) -> Page:
     return page
 
 
-class Browser:
-    """Headless Chromium over its pipe: JSON messages that end in a zero byte."""
-
-    def __init__(self, read: int, write: int) -> None:
-        self._read, self._write, self._rest, self._count = read, write, b"", 0
-        self.events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    _session: str | None = None
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        self._count += 1
-        message: dict[str, Any] = {"id": self._count, "method": method, "params": parameters}
-        if self._session is not None:
-            message["sessionId"] = self._session
-        os.write(self._write, json.dumps(message).encode() + b"\0")
-        while True:
-            found = self._next()
-            if found.get("id") == self._count:
-                assert "error" not in found, found
-                result: dict[str, Any] = found["result"]
-                return result
-            self.events.append(found)
-
-    def _next(self) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            chunk = os.read(self._read, 1 << 16)
-            assert chunk, "the browser has gone"
-            self._rest += chunk
-        line, _, self._rest = self._rest.partition(b"\0")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def look(self, url: str, width: int, scheme: str, height: int = 900) -> None:
-        self.events.clear()
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
-        )
-        self.call("Page.navigate", url=url)
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self._next())
-
-    def value(self, expression: str) -> Any:
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
-
-    def screenshot(self, file: Path, height: int | None = None) -> None:
-        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": height or size["height"], "scale": 1}
-        found = self.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
-        file.write_bytes(base64.b64decode(found["data"]))
-
-
-@contextmanager
-def browser(folder: Path) -> Iterator[Browser]:
-    """A browser whose profile is in `folder`."""
-    assert BROWSER is not None
-    (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
-
-    def pipes() -> None:  # the browser reads from 3 and writes to 4
-        os.dup2(theirs_in, 13)
-        os.dup2(theirs_out, 14)
-        os.dup2(13, 3)
-        os.dup2(14, 4)
-
-    process = subprocess.Popen(
-        [
-            BROWSER,
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--remote-debugging-pipe",
-            f"--user-data-dir={folder / 'profile'}",
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=pipes,
-        close_fds=False,
-    )
-    os.close(theirs_in)
-    os.close(theirs_out)
-    try:
-        yield Browser(ours_in, ours_out)
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours_in)
-        os.close(ours_out)
-
-
 def check_in_browser(file: Path, folder: Path) -> None:
     """Renders light and dark, on a desk and on a phone: no message, no request but for the page, no sideways scroll."""
     grounds = {}
@@ -192,16 +88,6 @@ def check_in_browser(file: Path, folder: Path) -> None:
                 assert chromium.value("document.documentElement.scrollWidth") <= width
                 assert chromium.value("Math.max(...[...document.images].map(i => i.naturalWidth ? 0 : 1), 0)") == 0
                 grounds[scheme] = chromium.value("getComputedStyle(document.body).backgroundColor")
-                told = [
-                    event
-                    for event in chromium.events
-                    if event.get("method") in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
-                ]
-                assert told == []
-                asked = [
-                    event["params"]["request"]["url"]
-                    for event in chromium.events
-                    if event.get("method") == "Network.requestWillBeSent"
-                ]
-                assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+                assert chromium.told() == []
+                assert [url for url in chromium.asked() if not url.startswith("data:")] == [file.as_uri()]
     assert grounds["light"] != grounds["dark"]

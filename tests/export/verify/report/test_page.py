@@ -21,8 +21,9 @@ from qwen_image_engine.reference.lora.file import LoraFile
 from qwen_image_engine.reference.shapes.judge.evaluate import Score
 from qwen_image_engine.runtime.images.png import png_bytes
 from qwen_image_engine.runtime.tools.report.folder import write_report
+from tests.support.chromium import BROWSER
 from tests.support.differences import planted
-from tests.support.report_page import BROWSER, check_in_browser, check_page
+from tests.support.report_page import check_in_browser, check_page
 
 ATTACK = '"><script>alert(1)</script>'
 

@@ -17,9 +17,10 @@ from qwen_image_engine.runtime.bundle.files import describe_file
 from qwen_image_engine.runtime.bundle.manifest import read_manifest, write_manifest
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.tools.kernels.result import NOT_TIMED
+from tests.support.chromium import BROWSER
 from tests.support.kernel_accounts import BLOCKS, SIZES, shapes_account
 from tests.support.kernel_bundle import ACCOUNT, add_plan, change_plans, first_plan, renamed, write_kernel_bundle
-from tests.support.report_page import BROWSER, check_in_browser, check_page
+from tests.support.report_page import check_in_browser, check_page
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from qwen_image_engine.runtime.tools.report.bench_case import seconds_text
 from qwen_image_engine.runtime.tools.report.folder import check_report, write_report
 from qwen_image_engine.runtime.tools.report.html import tag
 from qwen_image_engine.runtime.tools.report.pictures import LEAST_END, difference_map, picture_difference, scale_end
-from tests.support.report_page import BROWSER, check_in_browser, check_page
+from tests.support.chromium import BROWSER
+from tests.support.report_page import check_in_browser, check_page
 from tests.support.small_benchmark import settings
 
 ATTACK = "<script>alert(1)</script>"
