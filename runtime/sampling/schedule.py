@@ -151,6 +151,8 @@ def sigmas(
     own = given or config.sample_sigmas
     steps = num_steps if num_steps is not None else DEFAULT_STEPS if own is None else len(own)
     fewest = 1 if config.shift_terminal is None else 2  # the stretch divides by 1 - sigma, 0 for a single step
+    if given is not None and steps < fewest:
+        raise UsageError(f"{steps} sigma given, expected at least {fewest}: this schedule stretches them")
     if steps < fewest:
         raise UsageError(f"{steps} steps asked for, this schedule needs at least {fewest}")
     if steps > MAX_STEPS:
@@ -183,7 +185,7 @@ def _transformed(config: ScheduleConfig, grid: NDArray[np.float32], target_token
     """Return the levels of a grid after the schedule's shift and stretch.
 
     Raises:
-        UsageError: the picture is so large that every level is noise.
+        UsageError: the picture is so large, or the levels are so near to 1, that every level is noise.
     """
     if config.use_dynamic_shifting:
         exponent = shift_exponent(config, target_tokens)
@@ -198,6 +200,8 @@ def _transformed(config: ScheduleConfig, grid: NDArray[np.float32], target_token
         grid = config.shift * grid / (1.0 + (config.shift - 1.0) * grid)
     if config.shift_terminal is not None:
         complement = 1.0 - grid
+        if complement[-1] <= 0:
+            raise UsageError("every sigma is 1 in float32, expected the last one below; ask for lower sigmas")
         grid = 1.0 - complement / (complement[-1] / (1.0 - config.shift_terminal))
     return grid
 

@@ -88,7 +88,7 @@ def prepare_job(
     resolution = values.get("reference_resolution", DEFAULT_RESOLUTION)
     mask = None
     if values.get("mask"):
-        mask = open_picture(values["mask"][0], "mask", None, limits.upload_pixels, formats=("PNG",))
+        mask = open_picture(values["mask"][0], "mask", None, limits.upload_pixels, formats=("PNG", "WEBP"))
     references = read_images(pipeline, files, resolution, limits.upload_pixels, for_mask=mask is not None)
     text = _text_tokens(pipeline, values, references)
     width, height = values["size"] or (None, None)

@@ -136,6 +136,10 @@ class _DrainingServer(uvicorn.Server):
     def stop(self) -> None:
         """Begin to drain; at a second call, end."""
         first = self._until is None
+        busy = self._service.worker.busy
+        self._service.log.write(
+            "draining", grace=self._grace_s if first else 0, waiting=self._service.worker.waiting, busy=busy
+        )
         self._until = time.monotonic() + (self._grace_s if first else 0)
         self._service.worker.drain()
 
@@ -154,9 +158,9 @@ class _DrainingServer(uvicorn.Server):
 
 @contextmanager
 def _libraries_log(service: Service) -> Iterator[None]:
-    """Write uvicorn's and asyncio's warnings to the service's log."""
+    """Write the libraries' warnings to the service's log."""
     handler = LogHandler(service.log)
-    loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")]
+    loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio", "python_multipart")]
     before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)

@@ -114,6 +114,7 @@ class Worker:
             if job in self._waiting:
                 self._waiting.remove(job)
                 self._metrics.cancelled.inc()
+                self._log.write("cancelled", id=job.id)
                 self._changed.notify_all()
             else:
                 return

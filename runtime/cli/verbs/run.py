@@ -218,9 +218,10 @@ def _take_preset(options: argparse.Namespace) -> None:
     ]
     if given:
         raise UsageError(
-            f"--fast beside {' and '.join(given)}: --fast is --solver {FAST.solver} -s {FAST.steps}; leave one out"
+            f"--fast beside {' and '.join(given)}: --fast is --solver {FAST.solver} -s {FAST.steps} on the "
+            "checkpoint's own sigmas; leave one out"
         )
-    options.solver, options.steps = FAST.solver, FAST.steps
+    options.solver, options.steps, options.sigmas = FAST.solver, FAST.steps, "model"
 
 
 def _output_files(options: argparse.Namespace) -> list[Path]:

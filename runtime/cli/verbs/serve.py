@@ -58,6 +58,8 @@ def execute(options: argparse.Namespace) -> VerbResult:
     """Serve until a signal, and report what was drawn."""
     if not 0 <= options.queue <= 10_000:
         raise UsageError(f"--queue {options.queue}: expected 0 to 10000 requests")
+    if not 0 <= options.port <= 65535:
+        raise UsageError(f"--port {options.port}: expected 0 to 65535")
     if not 0 <= options.grace <= _LONGEST_GRACE_S:
         raise UsageError(f"--grace {options.grace:g}: expected 0 to {_LONGEST_GRACE_S:g} seconds")
     key = options.api_key if options.api_key is not None else os.environ.get(KEY_VARIABLE) or None

@@ -280,7 +280,12 @@ def wrong_type(name: str, expected: str, value: Any) -> ApiError:
 
 def _out_of_range(name: str, kind: str, value: float, below: bool, least: float, most: float) -> ApiError:
     code = f"{kind}_{'below_min' if below else 'above_max'}_value"
-    return ApiError(400, f"'{name}' is {described(value)}, expected a {kind} from {least} to {most}", name, code)
+    return ApiError(
+        400,
+        f"'{name}' is {described(value)}, expected {'an' if kind == 'integer' else 'a'} {kind} from {least} to {most}",
+        name,
+        code,
+    )
 
 
 def _json(text: str) -> Any:

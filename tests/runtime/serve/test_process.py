@@ -131,7 +131,7 @@ def test_what_leaves_and_what_is_late_is_cancelled(
         (["BUNDLE", "BUNDLE"], 2, "NAME=BUNDLE"),
         (["a b=BUNDLE"], 2, "the name 'a b'"),
         (["BUNDLE", "--memory-budget", "1kB"], 2, "--memory-budget"),
-        (["BUNDLE", "--port", "70000"], 1, "choose another --port"),
+        (["BUNDLE", "--port", "70000"], 2, "expected 0 to 65535"),
     ],
 )
 def test_is_refused(
