@@ -27,7 +27,12 @@ def process(log: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str],
     """The process and its address, once its models are loaded; `log` becomes its standard error."""
     with log.open("w", encoding="utf-8") as lines:
         running = subprocess.Popen(
-            [*ENTRY, *arguments, "--port", "0", "--json"], stdout=subprocess.PIPE, stderr=lines, text=True
+            [*ENTRY, *arguments, "--port", "0", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=lines,
+            text=True,
+            # What a shell starts behind itself ignores Ctrl-C, and hands that down.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
     try:
         address = next(line["address"] for line in follow(log, running) if line["event"] == "listening")
