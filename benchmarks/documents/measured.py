@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from benchmarks.documents.tables import ONNXRUNTIME, OPENVINO, markdown, result, speed_ratio
+from qwen_image_engine.runtime.sampling.fast import FAST
 
 ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
@@ -56,6 +57,7 @@ def _measured() -> Iterator[tuple[str, str, str]]:
             ", ".join(f"{name} {rate:.1%}" for name, rate in zip(names, rates, strict=True)),
             "judge",
         )
+    yield from _fewer_steps()
     ways = {"int8": "int8", "static FP8": "FP8, twin", "static int8": "static int8, twin", "plain W8A8": "plain W8A8"}
     table = {(row["checkpoint"], row["way"]): row["step_cosine_mean"] for row in result("quantisation")["rows"]}
     for checkpoint in dict.fromkeys(checkpoint for checkpoint, _ in table):
@@ -124,10 +126,32 @@ def _measured() -> Iterator[tuple[str, str, str]]:
         f"{max(run['plan_bytes'] / run['profiles'] for run in built) / 1e6:.0f} MB a profile ([rtx.md](rtx.md))",
         "full-size-build",
     )
+    load = result("serve")["load"]
+    yield (
+        f"the server, {load['requests']:,} requests of {load['clients']} clients",
+        f"{load['lost'] or 'none'} lost, {load['mixed_up'] or 'none'} mixed up, {load['growth_bytes'] / 1e6:+.0f} MB "
+        "([serve.md](serve.md))",
+        "serve",
+    )
     fuzzed = result("fuzz")
     yield (
         f"{fuzzed['mutations']:,} damaged bundles, checkpoints and calibrations",
         f"{fuzzed['states']['refused']:,} refused in one line, {fuzzed['bad'] or 'none'} ended badly "
         "([trust.md](trust.md))",
         "fuzz",
+    )
+
+
+def _fewer_steps() -> Iterator[tuple[str, str, str]]:
+    """Yield the rows of the preset of `run --fast` beside the released pipeline's 40 steps."""
+    both = (("euler", 40), (FAST.solver, FAST.steps))
+    rows = {(row["precision"], row["solver"], row["steps"]): row for row in result("fewer-steps")["results"]}
+    rates = []
+    for kind in ("prompts", "edits"):
+        each = (f"{rows['fp32', *setting][kind]['rate']:.1%}" for setting in both)
+        rates.append(f"{kind} {' and '.join(each)}")
+    yield (
+        f"pictures that the judge accepts, Euler 40 and `--fast` ({FAST.steps} evaluations), fp32",
+        f"{', '.join(rates)} ([fewer-steps.md](fewer-steps.md))",
+        "fewer-steps",
     )
