@@ -35,8 +35,9 @@ from qwen_image_engine.runtime.model.tiles import draw_tiles
 from qwen_image_engine.runtime.request import Request, RequestOptions
 from qwen_image_engine.runtime.sampling.inpainting import Inpainting
 from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
-from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig, Spacing
+from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig
 from qwen_image_engine.runtime.sampling.solver import Velocity, integrate
+from qwen_image_engine.runtime.sampling.spacing import Spacing
 from qwen_image_engine.runtime.sampling.step import Step
 from qwen_image_engine.runtime.system.cancellation import cancellable
 from qwen_image_engine.runtime.system.memory_use import MemoryWatch

@@ -13,7 +13,7 @@ from qwen_image_engine.runtime.images.mask import Mask, MaskSource
 from qwen_image_engine.runtime.images.read import ReferenceSource
 from qwen_image_engine.runtime.images.reference_image import ReferenceImages
 from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
-from qwen_image_engine.runtime.sampling.schedule import Spacing
+from qwen_image_engine.runtime.sampling.spacing import Spacing
 from qwen_image_engine.runtime.system.cancellation import Cancellation
 
 

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.engines.core.files import open_regular
 from qwen_image_engine.runtime.images.read import DAMAGE
+from qwen_image_engine.runtime.sampling.spacing import ChosenLevels
 from qwen_image_engine.runtime.system.json_schema import (
     COUNT,
     SIGMAS,
@@ -101,7 +102,7 @@ class PictureParameters:
     steps: int
     solver: str
     evaluations: int
-    sigmas: tuple[float, ...] | str | None
+    sigmas: ChosenLevels
     width: int
     height: int
     engine: str

@@ -16,8 +16,9 @@ from qwen_image_engine.engines.core.loop import Stage
 from qwen_image_engine.runtime.model.latents import pack_latents
 from qwen_image_engine.runtime.model.size import MAX_IMAGES, latent_size
 from qwen_image_engine.runtime.sampling.noise import check_seed, draw_noise
-from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig, Spacing, sigmas
+from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig, sigmas
 from qwen_image_engine.runtime.sampling.solver import SolverRow, find_solver
+from qwen_image_engine.runtime.sampling.spacing import ChosenLevels, Spacing, chosen_levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,7 @@ class SamplingInputs:
     channels: int
     sigmas: NDArray[np.float32]
     solver: SolverRow
-    spacing: tuple[float, ...] | str | None
+    spacing: ChosenLevels
     seed: int
     num_images: int
     given: NDArray[np.float32] | None
@@ -93,9 +94,7 @@ class SamplingInputs:
             if not np.isfinite(latents).all():
                 raise UsageError("the given latents hold values that are not finite")
             latents = np.ascontiguousarray(latents)
-        kept = spacing if spacing is None or isinstance(spacing, str) else tuple(float(value) for value in spacing)
-        kept = None if kept == "model" else kept
-        return cls(rows, columns, channels, levels, row, kept, seed, num_images, latents)
+        return cls(rows, columns, channels, levels, row, chosen_levels(spacing), seed, num_images, latents)
 
     @property
     def steps(self) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.sampling.spacing import SPACINGS, spaced
+from qwen_image_engine.runtime.sampling.spacing import SPACINGS, Spacing, spaced
 from qwen_image_engine.runtime.system.json_schema import (
     MISSING,
     NUMBER,
@@ -26,9 +26,6 @@ from qwen_image_engine.runtime.system.json_schema import (
     is_number,
     leaf,
 )
-
-Spacing = Sequence[float] | str | None
-"""Levels of noise that a caller chooses; `sigmas` describes them."""
 
 DEFAULT_STEPS = 40
 MAX_STEPS = 1000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,28 @@ _BETA = 0.6
 """Both parameters of the beta distribution of Lee et al. 2024 (arXiv:2407.12173)."""
 
 Levels = NDArray[np.float64]
+
+Spacing = Sequence[float] | str | None
+"""Noise levels that a caller chooses: a list without the final 0, the name of a spacing, or None for the checkpoint's
+own."""
+
+ChosenLevels = tuple[float, ...] | str | None
+"""A `Spacing` as settings and records hold it: None for "model" too."""
+
+
+def chosen_levels(spacing: Spacing) -> ChosenLevels:
+    """Return a caller's choice in the form that is kept and compared."""
+    if spacing is None or spacing == "model":
+        return None
+    return spacing if isinstance(spacing, str) else tuple(float(level) for level in spacing)
+
+
+def levels_text(levels: Sequence[float] | str) -> str:
+    """Return levels as the flag `--sigmas` takes them, which reads the same numbers back."""
+    if isinstance(levels, str):
+        return levels
+    short = ((level, f"{level:g}") for level in levels)
+    return ",".join(text if float(text) == level else repr(float(level)) for level, text in short)
 
 
 def _linear(first: float, last: float, steps: int) -> Levels:

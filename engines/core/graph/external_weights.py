@@ -102,7 +102,7 @@ def external_weights(model: memoryview) -> list[ExternalWeight]:
 def _weight(
     tensor: memoryview, scales: Collection[str], kernels: Collection[str], cast: Collection[str]
 ) -> ExternalWeight:
-    name = _name(tensor)
+    name = tensor_name(tensor)
     pairs = messages(tensor, _TENSOR_PLACE)
     place = {_text(pair, _ENTRY_KEY): _text(pair, _ENTRY_VALUE) for pair in pairs}
     dtypes = [field.value for field in fields(tensor) if field.number == _TENSOR_DTYPE]
@@ -142,7 +142,8 @@ def _read_by(graph: memoryview) -> Iterator[tuple[bytes, str]]:
                 yield operator, bytes([*messages(node, _NODE_INPUT)][_READERS[operator]]).decode()
 
 
-def _name(tensor: memoryview) -> str:
+def tensor_name(tensor: memoryview) -> str:
+    """Return the name of a tensor of a graph."""
     return _text(tensor, _TENSOR_NAME)
 
 

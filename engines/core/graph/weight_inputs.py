@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.files import open_regular
-from qwen_image_engine.engines.core.graph.external_weights import ExternalWeight, external_weights
+from qwen_image_engine.engines.core.graph.external_weights import ExternalWeight, external_weights, tensor_name
 from qwen_image_engine.engines.core.graph.graph_nodes import GRAPH_NODE
 from qwen_image_engine.engines.core.graph.joined_products import JOINT, Contents, JoinedProducts, joined_products
 from qwen_image_engine.engines.core.protobuf import Field, fields, integer_field, message_field, messages
@@ -105,7 +105,11 @@ def _rewritten(graph: memoryview, names: Collection[str], replaced: Mapping[int,
     """Yield the fields of a graph without initializers of these names, and with other nodes in the place of some."""
     index = -1
     for field in fields(graph):
-        if field.number == _GRAPH_INITIALIZER and isinstance(field.value, slice) and _name(graph[field.value]) in names:
+        if (
+            field.number == _GRAPH_INITIALIZER
+            and isinstance(field.value, slice)
+            and tensor_name(graph[field.value]) in names
+        ):
             continue
         index += field.number == GRAPH_NODE
         is_replaced = field.number == GRAPH_NODE and index in replaced
@@ -129,7 +133,7 @@ def _value(weight: WeightInput) -> bytes:
 def _contents(graph: memoryview, weights: Iterable[ExternalWeight], folder: Path) -> Contents:
     """Return the function that tells the contents of single numbers, in the graph's file or in another."""
     files = {weight.name: weight for weight in weights}
-    tensors = {_name(tensor): tensor for tensor in messages(graph, _GRAPH_INITIALIZER)}
+    tensors = {tensor_name(tensor): tensor for tensor in messages(graph, _GRAPH_INITIALIZER)}
 
     def contents(name: str) -> Hashable | None:
         weight, tensor = files.get(name), tensors.get(name)
@@ -144,7 +148,3 @@ def _contents(graph: memoryview, weights: Iterable[ExternalWeight], folder: Path
             return weight.dtype, file.read(weight.nbytes)
 
     return contents
-
-
-def _name(tensor: memoryview) -> str:
-    return b"".join(map(bytes, messages(tensor, _TENSOR_NAME))).decode()

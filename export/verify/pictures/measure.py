@@ -37,7 +37,7 @@ from qwen_image_engine.runtime.component_pool import Memory
 from qwen_image_engine.runtime.denoiser import check_guidance
 from qwen_image_engine.runtime.images.png import png_bytes
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.sampling.schedule import Spacing
+from qwen_image_engine.runtime.sampling.spacing import Spacing, levels_text
 from qwen_image_engine.runtime.system.machine import Machine, package_versions
 from qwen_image_engine.runtime.system.progress import ProgressBar
 
@@ -267,7 +267,7 @@ def _command(bundles: Sequence[Path], checkpoint: Source | None, options: Pictur
     if steps := options.get("steps"):
         words += ["-s", *map(str, steps)]
     if (levels := options.get("sigmas")) is not None:
-        words += ["--sigmas", levels if isinstance(levels, str) else ",".join(f"{level:g}" for level in levels)]
+        words += ["--sigmas", levels_text(levels)]
     if "size" in options:
         words += ["--size", "{}x{}".format(*options["size"])]
     if "guidance" in options:

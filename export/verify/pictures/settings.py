@@ -13,6 +13,7 @@ from qwen_image_engine.runtime.sampling.fast import FAST
 from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
 from qwen_image_engine.runtime.sampling.schedule import DEFAULT_STEPS, MAX_STEPS, ScheduleConfig
 from qwen_image_engine.runtime.sampling.solver import find_solver
+from qwen_image_engine.runtime.sampling.spacing import ChosenLevels, Spacing, chosen_levels, levels_text
 
 BASELINE = "euler"
 """Solver of the baseline, which is what the released pipeline takes."""
@@ -33,7 +34,7 @@ class Setting:
 
     solver: str
     steps: int
-    sigmas: tuple[float, ...] | str | None = None
+    sigmas: ChosenLevels = None
 
     @property
     def evaluations(self) -> int:
@@ -53,7 +54,7 @@ class Setting:
     @property
     def line(self) -> str:
         """Name of the settings that differ in the number of steps alone, such as "ab2 karras"."""
-        return " ".join([self.solver, *([] if self.sigmas is None else [self._levels()])])
+        return " ".join([self.solver, *([] if self.sigmas is None else [levels_text(self.sigmas)])])
 
     @property
     def sampling(self) -> RequestOptions:
@@ -61,10 +62,7 @@ class Setting:
         return {"solver": self.solver, "steps": self.steps, "sigmas": self.sigmas}
 
     def __str__(self) -> str:
-        return " ".join([self.solver, str(self.steps), *([] if self.sigmas is None else [self._levels()])])
-
-    def _levels(self) -> str:
-        return self.sigmas if isinstance(self.sigmas, str) else ",".join(f"{level:g}" for level in self.sigmas or ())
+        return " ".join([self.solver, str(self.steps), *([] if self.sigmas is None else [levels_text(self.sigmas)])])
 
 
 SOLUTION = Setting("heun", 200)
@@ -72,7 +70,7 @@ SOLUTION = Setting("heun", 200)
 
 
 def every_setting(
-    solvers: Sequence[str], steps: Sequence[int], sigmas: Sequence[float] | str | None, schedule: ScheduleConfig
+    solvers: Sequence[str], steps: Sequence[int], sigmas: Spacing, schedule: ScheduleConfig
 ) -> tuple[Setting, ...]:
     """Return a setting for each solver and each number of steps.
 
@@ -83,8 +81,7 @@ def every_setting(
         sigmas: noise levels, or the name of a spacing; None for the checkpoint's own.
         schedule: the checkpoint's schedule.
     """
-    levels = sigmas if sigmas is None or isinstance(sigmas, str) else tuple(map(float, sigmas))
-    levels = None if levels == "model" else levels
+    levels = chosen_levels(sigmas)
     if not steps:
         grid = levels if isinstance(levels, tuple) else schedule.sample_sigmas
         steps = (FAST.steps, DEFAULT_STEPS) if grid is None else (len(grid),)

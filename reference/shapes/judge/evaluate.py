@@ -26,7 +26,7 @@ from qwen_image_engine.reference.shapes.scenes.instructions import write_instruc
 from qwen_image_engine.reference.shapes.scenes.prompts import write_prompt
 from qwen_image_engine.reference.shapes.scenes.scene import Scene, random_scene, split_scene, swaps
 from qwen_image_engine.runtime.pipeline import QwenImage
-from qwen_image_engine.runtime.sampling.schedule import Spacing
+from qwen_image_engine.runtime.sampling.spacing import Spacing
 
 SIZES = ((128, 128), (192, 192), (192, 128), (128, 192), (256, 256))
 STEPS = 20

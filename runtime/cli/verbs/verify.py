@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.cli.shared.arguments import picture_size, spacing
@@ -149,7 +149,6 @@ def _pictures(options: argparse.Namespace, prompts: list[str] | None) -> tuple["
         from qwen_image_engine.export.verify.pictures.measure import verify_pictures
         from qwen_image_engine.export.verify.pictures.settings import SOLUTION, Setting
         from qwen_image_engine.export.verify.pictures.tables import tables
-        from qwen_image_engine.reference.lora.file import LoraFile
 
     asked = {
         "solvers": options.solver,
@@ -165,16 +164,25 @@ def _pictures(options: argparse.Namespace, prompts: list[str] | None) -> tuple["
     result = verify_pictures(
         options.bundles,
         options.model,
-        transformer_file=options.transformer,
-        loras=[LoraFile.parse(text) for text in options.lora] or None,
-        attention=options.attention,
-        variant=options.variant,
-        engine=options.engine,
-        threads=options.threads,
+        **_shared(options),
         pictures=options.report is not None,
         **{name: value for name, value in asked.items() if value is not None},
     )
     return result, tables(result)
+
+
+def _shared(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of both comparisons: the checkpoint's parts, and what runs the bundles."""
+    from qwen_image_engine.reference.lora.file import LoraFile
+
+    return {
+        "transformer_file": options.transformer,
+        "loras": [LoraFile.parse(text) for text in options.lora] or None,
+        "attention": options.attention,
+        "variant": options.variant,
+        "engine": options.engine,
+        "threads": options.threads,
+    }
 
 
 def _components(options: argparse.Namespace) -> tuple["Verifications", Iterable[str]]:
@@ -183,17 +191,11 @@ def _components(options: argparse.Namespace) -> tuple["Verifications", Iterable[
         from qwen_image_engine.export.verify.limits import Limit
         from qwen_image_engine.export.verify.parity import verify
         from qwen_image_engine.export.verify.report.tables import tables
-        from qwen_image_engine.reference.lora.file import LoraFile
 
     result = verify(
         options.bundles,
         options.model,
-        transformer_file=options.transformer,
-        loras=[LoraFile.parse(text) for text in options.lora] or None,
-        attention=options.attention,
-        variant=options.variant,
-        engine=options.engine,
-        threads=options.threads,
+        **_shared(options),
         limits=tuple(Limit.parse(text) for text in options.fail_on),
         layers=options.layers,
         judge=options.judge,

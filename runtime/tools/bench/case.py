@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from qwen_image_engine.runtime.sampling.spacing import ChosenLevels
+
 PROMPT = "a red circle on the left and a blue square on the right on a white background"
 _PATCHES = 8
 
@@ -32,7 +34,7 @@ class Case:
     batch: int = 1
     references: int = 0
     solver: str = "euler"
-    sigmas: tuple[float, ...] | str | None = None
+    sigmas: ChosenLevels = None
 
     def __post_init__(self) -> None:
         """Turn levels that were read from JSON into a tuple."""

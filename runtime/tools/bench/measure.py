@@ -25,7 +25,7 @@ from qwen_image_engine.runtime.bundle.manifest import Manifest
 from qwen_image_engine.runtime.component_pool import Memory
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.sampling.inputs import SamplingInputs
-from qwen_image_engine.runtime.sampling.schedule import Spacing
+from qwen_image_engine.runtime.sampling.spacing import Spacing, chosen_levels
 from qwen_image_engine.runtime.system.machine import Machine, package_versions
 from qwen_image_engine.runtime.system.progress import ProgressBar
 from qwen_image_engine.runtime.tools.bench.case import MAX_DRAWS, Case, reference_picture
@@ -100,7 +100,7 @@ def bench(
         sizes=sizes,
         steps=steps,
         solvers=solvers,
-        sigmas=sigmas if sigmas is None or isinstance(sigmas, str) else tuple(sigmas),
+        sigmas=chosen_levels(sigmas),
         batches=batches,
         references=references,
         reference_resolution=reference_resolution,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.runtime.sampling.spacing import ChosenLevels, levels_text
 
 
 def _whole(value: object) -> bool:
@@ -73,7 +74,7 @@ class Settings:
     report: str | None = None
     kernel_specialization: str | None = None
     solvers: tuple[str, ...] = ("euler",)
-    sigmas: tuple[float, ...] | str | None = None
+    sigmas: ChosenLevels = None
 
     @classmethod
     def of(cls, **given: Any) -> Self:
@@ -83,7 +84,9 @@ class Settings:
             UsageError: a value is not a list of the expected items, or not a whole number.
         """
         for name, (what, is_one) in _LISTED.items():
-            items = given.get(name, ("euler",))  # only of solvers there is a default
+            if name not in given:  # a field with a default
+                continue
+            items = given[name]
             if isinstance(items, str) or not isinstance(items, Iterable):
                 raise UsageError(f"{name} {items!r}: expected a list of {what}")
             given[name] = tuple(items)
@@ -110,7 +113,7 @@ class Settings:
         if self.solvers != ("euler",):
             words += ["--solver", *self.solvers]
         if self.sigmas is not None:
-            words += ["--sigmas", self.sigmas if isinstance(self.sigmas, str) else ",".join(map(str, self.sigmas))]
+            words += ["--sigmas", levels_text(self.sigmas)]
         words += ["--batch", *map(str, self.batches), "--references", *map(str, self.references)]
         words += ["--reference-resolution", str(self.reference_resolution), "--rounds", str(self.rounds)]
         if self.threads is not None:

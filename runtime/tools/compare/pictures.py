@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qwen_image_engine.runtime.sampling.spacing import levels_text
 from qwen_image_engine.runtime.tools.compare.result import Change, ChangedRow, Comparison
 
 DB_MARGIN = 1.0
@@ -58,7 +59,7 @@ def _rows(bundle: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     found = {}
     for row in bundle["rows"]:
         levels = row["sigmas"]
-        words = [] if levels is None else [levels if isinstance(levels, str) else ",".join(f"{s:g}" for s in levels)]
+        words = [] if levels is None else [levels_text(levels)]
         found[" ".join([f"{row['kind']},", row["solver"], str(row["steps"]), *words])] = row
     return found
 

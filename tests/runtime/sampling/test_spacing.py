@@ -6,8 +6,9 @@ import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from qwen_image_engine.engines.core.errors import UsageError
+from qwen_image_engine.runtime.cli.shared.arguments import spacing
 from qwen_image_engine.runtime.sampling.schedule import sigmas
-from qwen_image_engine.runtime.sampling.spacing import beta_quantile
+from qwen_image_engine.runtime.sampling.spacing import beta_quantile, levels_text
 from tests.runtime.sampling.test_schedule import BASE, TURBO, TURBO_SIGMAS, read
 
 
@@ -87,6 +88,14 @@ def test_levels_that_the_stretch_cannot_take_are_told() -> None:
         sigmas(read(BASE), None, 256, [0.5])
     with pytest.raises(UsageError, match="every sigma is 1 in float32"):
         sigmas(read(BASE), None, 256, [1.0, 1.0 - 1e-10])
+
+
+@pytest.mark.parametrize(
+    ("levels", "text"), [("karras", "karras"), ((1.0, 0.6), "1,0.6"), ((0.1 + 0.2, 1 / 7), f"{0.1 + 0.2!r},{1 / 7!r}")]
+)
+def test_levels_are_written_as_the_flag_reads_them_back(levels: tuple[float, ...] | str, text: str) -> None:
+    assert levels_text(levels) == text
+    assert spacing(text) == levels
 
 
 def test_another_number_of_steps_than_sigmas_is_refused() -> None:
