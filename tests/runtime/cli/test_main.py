@@ -143,8 +143,9 @@ def test_an_older_package_of_export_is_refused_by_both_versions(
 
 def test_doctor_tells_whether_there_is_a_server(document: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert document("doctor")["serve"] == {"ready": True, "missing": None}
-    for name in [name for name in sys.modules if name.startswith("qwen_image_engine.runtime.serve")]:
-        monkeypatch.delitem(sys.modules, name)
+    imported = importlib.import_module("qwen_image_engine.runtime.serve.server")
+    monkeypatch.delitem(sys.modules, imported.__name__)  # as module and as attribute, which are both put back
+    monkeypatch.delattr(importlib.import_module("qwen_image_engine.runtime.serve"), "server")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     found = document("doctor")["serve"]
     assert not found["ready"]
