@@ -7,10 +7,8 @@ is more than half of the time of an export.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
-from unittest import mock
 
 import torch
 from torch._ops import OpOverload
@@ -20,13 +18,6 @@ from torch.fx import Graph, Node
 from qwen_image_engine.engines.core.errors import QwenImageError
 
 _aten: Any = torch.ops.aten
-
-
-@contextmanager
-def node_by_node() -> Iterator[None]:
-    """Let `run_decompositions` of every exported program do what `decompose` does, within the block."""
-    with mock.patch.object(ExportedProgram, "run_decompositions", decompose):
-        yield
 
 
 def decompose(program: ExportedProgram, table: object = None) -> ExportedProgram:

@@ -21,9 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.engines.core.contract import Contract, contract, split_axis
 from qwen_image_engine.engines.core.errors import QwenImageError
-from qwen_image_engine.export.decompose import node_by_node
 from qwen_image_engine.export.graph.external_weights import set_unplaced
 from qwen_image_engine.export.graph.shapes import axes
+from qwen_image_engine.export.node_by_node import node_by_node
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.reference.components import dims, forward
 from qwen_image_engine.reference.load import empty_network
