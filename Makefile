@@ -37,7 +37,7 @@ lint: setup
 	$(BIN)/mypy --num-workers 2
 
 # Against the real APIs' signatures, of TensorRT and of TensorRT for RTX in its place; plain lint takes whatever they are
-# asked for as Any. After it a few modules are left to check.
+# asked for as Any. After lint only the modules that use them are checked again.
 typecheck-tensorrt: setup
 	$(BIN)/python .ci/tensorrt_stubs.py $(STUBS)
 	MYPYPATH=$(STUBS) $(BIN)/mypy

@@ -44,7 +44,7 @@ CPU: Passes = (
     Cleanup,
 )
 CUDA: Passes = (*_GPU, AttentionWithoutTransposes, *_ROWS, Cleanup)
-TENSORRT: Passes = (*_GPU, LayerNormInFloat32, *_ROWS, JointSquareMean, Cleanup)
+TENSORRT: Passes = (*_GPU, LayerNormInFloat32, *_ROWS, Cleanup, JointSquareMean, Cleanup)
 TENSORRT_BF16: Passes = (*TENSORRT, GatesApart)
 
 STATIC: QuantisingPasses = (SmoothModulation, ScaleValues, LinearToStatic, Fp8Attention, Fp8Cache)
