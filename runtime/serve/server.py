@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import uvicorn
 
@@ -21,6 +22,8 @@ GRACE_S = 30.0
 _LAST_REPLIES_S = 5
 """Seconds for the replies that remain after the grace: errors of cancelled pictures, and clients that take the last
 bytes slowly."""
+_TICK_S = 0.1
+_LOOK_S = 0.01
 
 
 def check_reach(host: str, key: str | None, allow_remote: bool) -> None:
@@ -86,7 +89,6 @@ class Server:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=_LAST_REPLIES_S,
             h11_max_incomplete_event_size=service.limits.header_bytes,
         )
         self._service = service
@@ -120,13 +122,15 @@ class Server:
 
 
 class _DrainingServer(uvicorn.Server):
-    """A server that drains before it closes its socket."""
+    """A server that drains before it closes its socket, and that does not sleep through its end."""
 
     def __init__(self, config: uvicorn.Config, service: Service, grace_s: float) -> None:
         super().__init__(config)
         self._service = service
         self._grace_s = grace_s
         self._until: float | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._woken = asyncio.Event()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -142,9 +146,37 @@ class _DrainingServer(uvicorn.Server):
         )
         self._until = time.monotonic() + (self._grace_s if first else 0)
         self._service.worker.drain()
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._woken.set)
+
+    async def main_loop(self) -> None:
+        """Run until the server ends: look ten times a second, and at once after `stop`."""
+        self._loop = asyncio.get_running_loop()
+        counter = 0
+        while not await self.on_tick(counter):
+            counter += 1
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), _TICK_S)
+            self._woken.clear()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and wait for the last replies, no longer than there are any."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_REPLIES_S):
+                while self.server_state.connections or self.server_state.tasks:
+                    await asyncio.sleep(_LOOK_S)
+        for task in self.server_state.tasks:
+            task.cancel()
 
     async def on_tick(self, counter: int) -> bool:
-        """Return whether the server ends now; called ten times a second."""
+        """Return whether the server ends now."""
         if self._until is not None and not self.should_exit:
             late = time.monotonic() >= self._until
             if late or not (self._service.worker.busy or self.server_state.tasks):
