@@ -4,13 +4,17 @@ One server takes all that change nothing in it.
 """
 
 import json
+import re
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from PIL import Image
 
@@ -122,11 +126,27 @@ def test_fields(server: Served, fields: dict[str, Any], param: str, code: str | 
     assert words in error(generate(server, **fields), 400, param, code)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"a"', b"\xff\xfe", b"[" * 100_000, b'{"prompt": 1e999}'])
-def test_what_is_no_object(server: Served, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"[]", "no JSON object"),
+        (b"null", "no JSON object"),
+        (b'"a"', "no JSON object"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "nested more than 100 deep; send"),
+        (b'{"seed": ' + b"7" * 10_000 + b"}", "a number of thousands of digits; send"),
+        (b'{"prompt": 1e999}', "'prompt'"),
+    ],
+    ids=range(9),
+)
+def test_what_is_no_object(server: Served, body: bytes, words: str) -> None:
     with server.client() as client:
         reply = client.post("/v1/images/generations", content=body, headers={"content-type": "application/json"})
-    error(reply, 400, "prompt" if b"1e999" in body else None)
+    message = error(reply, 400, "prompt" if b"1e999" in body else None)
+    assert words in message
+    assert not re.search(r"sys\.|recursion|codec", message)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +187,7 @@ class TestForms:
             ([("image", ("a.png", CAT[1][:200], "image/png"))], "image", "cannot be read to its end"),
             ([("image", ("a.png", png(patches(16, 64)), "image/png"))], "image", "expected at least 32 a side"),
             ([("image[]", CAT)] * 11, "image", "more than 10 files"),
-            ([("image[]", CAT)] * 12, None, "Too many files"),
+            ([("image[]", CAT)] * 12, None, "the form has more than 11 files"),
             ([("image", CAT), ("mask", ("m.png", b"GIF89a", "image/png"))], "mask", "expected PNG"),
             (
                 [("image", CAT), ("mask", ("m.png", png(patches(64, 64)), "image/png"))],
@@ -192,6 +212,12 @@ class TestForms:
         error(edit(server, **{"prompt[]": "b"}), 400, "prompt[]", "unknown_parameter")
         assert "a text, expected a file" in error(edit(server, image="http://127.0.0.1/cat.png"), 400, "image")
 
+    def test_too_many_and_too_long_texts(self, server: Served) -> None:
+        levels = [("sigmas[]", (None, b"0.5"))] * 2001
+        assert "more than 2000 texts" in error(edit(server, levels), 400, None, "invalid_form")
+        long = error(edit(server, user="u" * 300_000), 400, None, "invalid_form")
+        assert "a text of the form is larger than 262.14 kB" in long
+
     def test_no_image(self, server: Served) -> None:
         with server.client() as client:
             reply = client.post("/v1/images/edits", files=[("prompt", (None, b"a"))])
@@ -203,8 +229,10 @@ class TestForms:
         with server.client() as client:
             reply = client.post("/v1/images/edits", content=body, headers=headers)
             assert reply.status_code == 400
+            message = reply.json()["error"]["message"]
+            assert "no form that can be read" in message or message == "Missing required parameter: 'prompt'."
             reply = client.post("/v1/images/edits", content=body, headers={"content-type": "multipart/form-data"})
-            error(reply, 400)
+            assert "no boundary; send multipart/form-data; boundary=" in error(reply, 400, None, "invalid_form")
 
     def test_bombs(self, server: Served) -> None:
         """Kilobytes that become more than Pillow opens, and more than this server reads."""
@@ -224,7 +252,7 @@ class TestBounds:
             connection.sendall(head + b"Content-Length: 2147483648\r\n\r\n")
             status, document = _reply(connection)
         assert status == 413
-        assert "134.22 MB" in document["error"]["message"]
+        assert "larger than 128.00 MB" in document["error"]["message"]
 
     def test_a_body_without_a_length(self, pipeline: QwenImage) -> None:
         def chunks() -> Iterator[bytes]:
@@ -278,6 +306,34 @@ class TestBounds:
                 connection.sendall(head + b"Content-Length: 100\r\n\r\n{")
                 assert _reply(connection)[0] == 408
 
+    def test_a_body_that_drips(self, pipeline: QwenImage) -> None:
+        """It has a minute, and no byte a second."""
+        head = b"POST /v1/images/%s HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\nContent-Length: 9000\r\n\r\n%s"
+        part = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n'
+        bodies = (b"generations", b"application/json", b"{"), (b"edits", b"multipart/form-data; boundary=x", part)
+        limits = Limits(body_s=60, body_grace_s=0.1, body_rate=1000)
+        with served(pipeline, limits=limits) as server:
+            for number, begun in enumerate(bodies):
+                with _connected(server) as connection:
+                    connection.sendall(head % begun)
+                    while len(server.log("request")) == number:
+                        connection.send(b" ")
+                        time.sleep(0.01)
+                    status, document = _reply(connection)
+                assert (status, document["error"]["code"]) == (408, "body_too_slow")
+                assert "less than 1.00 kB a second" in document["error"]["message"]
+
+    def test_a_body_that_pauses_within_its_rate(self, pipeline: QwenImage) -> None:
+        """Its first half has paid for the seconds until the other comes."""
+        body = b" " * 1000 + b'{"n": 0}'
+        head = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        limits = Limits(body_grace_s=0.05, body_rate=50)
+        with served(pipeline, limits=limits) as server, _connected(server) as connection:
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body[:1000])
+            time.sleep(0.2)
+            connection.sendall(body[1000:])
+            assert _reply(connection)[0] == 400
+
     @pytest.mark.parametrize("size", [30 << 20, 100_000, 30_000])
     def test_clients_that_take_nothing(self, pipeline: QwenImage, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of a large reply, and of one whose end waits in the server when it closes the connection."""
@@ -306,8 +362,25 @@ class TestBounds:
             connection.sendall(head + b"Content-Length: 100\r\nExpect: 100-continue\r\n\r\n")
             assert b"100 Continue" in connection.recv(1000)
             reply = generate(server, **SMALL)
-            error(reply, 429, None, "too_many_uploads")
+            assert "1 request is being read, which is the most;" in error(reply, 429, None, "too_many_uploads")
             assert reply.headers["retry-after"] == "1"
+
+    def test_bodies_of_one_client_leave_room_for_others(self, pipeline: QwenImage) -> None:
+        head = b"POST /v1/images/%s HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\nContent-Length: 100\r\n"
+        kinds = (b"generations", b"application/json"), (b"edits", b"multipart/form-data; boundary=x")
+        with served(pipeline, limits=Limits(bodies=3, client_bodies=2)) as server, ExitStack() as connections:
+            for path, kind in kinds:
+                connection = connections.enter_context(_connected(server))
+                connection.sendall(head % (path, kind) + b"Expect: 100-continue\r\n\r\n")
+                assert b"100 Continue" in connection.recv(1000)
+            for fields in ({"n": 0}, SMALL):
+                message = error(generate(server, **fields), 429, None, "too_many_uploads")
+                assert "2 requests are being read from your address" in message
+            other = httpx2.HTTPTransport(local_address="127.0.0.2")
+            with httpx2.Client(base_url=server.url, transport=other) as client:
+                error(client.post("/v1/images/generations", json={"prompt": "a", "n": 0}), 400, "n")
+            connections.close()
+            until(lambda: generate(server, n=0).status_code == 400)
 
 
 def test_no_room_for_urls(pipeline: QwenImage, monkeypatch: pytest.MonkeyPatch, journal: Journal) -> None:
