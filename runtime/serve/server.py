@@ -13,7 +13,7 @@ import uvicorn
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.serve.app import Service, application
-from qwen_image_engine.runtime.serve.guard import is_loopback
+from qwen_image_engine.runtime.serve.guard import EarlyRefusals, is_loopback
 from qwen_image_engine.runtime.serve.log import LogHandler
 from qwen_image_engine.runtime.serve.protocol import bounded_protocol
 from qwen_image_engine.runtime.system.interruption import handed_over
@@ -85,7 +85,7 @@ class Server:
         config = uvicorn.Config(
             application(service),
             loop="asyncio",
-            http=bounded_protocol(service.limits),
+            http=bounded_protocol(service.limits, EarlyRefusals(service.metrics, service.log)),
             ws="none",
             lifespan="off",
             log_config=None,
