@@ -18,7 +18,7 @@ from qwen_image_engine.runtime.serve.api.fields import Field, RequestForm
 from qwen_image_engine.runtime.serve.api.kinds import Picture, Sigmas
 from qwen_image_engine.runtime.serve.api.limits import Limits
 from qwen_image_engine.runtime.system.json_schema import parse
-from qwen_image_engine.runtime.system.text import size_text
+from qwen_image_engine.runtime.system.text import plural, size_text
 
 _PART_BYTES = 256 << 10
 """Largest text of a form. A file's bytes count towards the whole body alone."""
@@ -82,7 +82,7 @@ def _form_fault(detail: str, files: int) -> str:
     """Return the fault of a form in a sentence, from the library's own, which name its parts and Python's."""
     faults = {
         "Missing boundary": "the form's content type has no boundary; send multipart/form-data; boundary=…",
-        "Too many files": f"the form has more than {files} files; leave some out",
+        "Too many files": f"the form has more than {plural(files, 'file')}; leave some out",
         "Too many fields": f"the form has more than {_MOST_TEXTS} texts; leave some out",
         "Part exceeded": f"a text of the form is larger than {size_text(_PART_BYTES)}; send a file as a part with a "
         "file name",
@@ -155,7 +155,9 @@ def _add_file(found: dict[str, Any], field: Field, item: str | UploadFile) -> No
         field.kind.check(field.name, item)
     files = found.setdefault(field.name, [])
     if len(files) == field.many:
-        raise ApiError(400, f"there are more than {field.many} files '{field.name}'; leave some out", field.name)
+        raise ApiError(
+            400, f"there came more than {plural(field.many, 'file')} '{field.name}'; leave some out", field.name
+        )
     files.append(item)
 
 

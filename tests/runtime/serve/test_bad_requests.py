@@ -3,6 +3,7 @@
 One server takes all that change nothing in it.
 """
 
+import io
 import json
 import re
 import socket
@@ -84,8 +85,8 @@ def edit(server: Served, files: Any = (("image", CAT),), **fields: Any) -> Any:
         ({"prompt": "<|image_pad|>"}, "prompt", "invalid_value", "stands for a reference image"),
         ({"prompt": "\ud800"}, "prompt", "invalid_value", "not valid Unicode"),
         ({"negative_prompt": "b " * 1200, "guidance_scale": 2}, "negative_prompt", "invalid_value", "shorten it"),
-        ({"negative_prompt": "b"}, "guidance_scale", "invalid_value", "needs guidance above 1"),
-        ({"guidance_scale": 3}, "guidance_scale", "invalid_value", "needs a negative prompt"),
+        ({"negative_prompt": "b"}, "guidance_scale", "invalid_value", "needs a 'guidance_scale' above 1"),
+        ({"guidance_scale": 3}, "negative_prompt", "missing_required_parameter", "is 3, and needs a 'negative_prompt'"),
         ({"guidance_scale": 0.5}, "guidance_scale", "number_below_min_value", "from 1.0 to 100.0"),
         ({"n": 0}, "n", "integer_below_min_value", "from 1 to 10"),
         ({"n": 100}, "n", "integer_above_max_value", "from 1 to 10"),
@@ -94,6 +95,8 @@ def edit(server: Served, files: Any = (("image", CAT),), **fields: Any) -> Any:
         ({"size": "1000x608"}, "size", "invalid_value", "the nearest are"),
         ({"size": "10x10"}, "size", "invalid_value", "the nearest are 32x32"),
         ({"size": "0x64"}, "size", "invalid_value", "WIDTHxHEIGHT"),
+        ({"size": "0512x512"}, "size", "invalid_value", "without leading zeros: 512x512"),
+        ({"size": "64x0096"}, "size", "invalid_value", "without leading zeros: 64x96"),
         ({"size": "huge"}, "size", "invalid_value", "'auto' or WIDTHxHEIGHT"),
         ({"size": "99968x99968"}, "size", "invalid_value", "expected at most"),
         ({"size": 1024}, "size", "invalid_type", "an integer, expected a string"),
@@ -110,7 +113,10 @@ def edit(server: Served, files: Any = (("image", CAT),), **fields: Any) -> Any:
         ({"seed": 2**64}, "seed", "integer_above_max_value", "from -9223372036854775808"),
         ({"seed": 2**64 - 1, "n": 2}, "seed", None, "the seeds after it"),
         ({"num_inference_steps": 0}, "num_inference_steps", "integer_below_min_value", "from 1 to 1000"),
-        ({"num_inference_steps": 1}, "num_inference_steps", "invalid_value", "at least 2"),
+        ({"num_inference_steps": 1}, "num_inference_steps", "invalid_value", "1 step asked for, this schedule needs"),
+        ({"num_inference_steps": 3, "sigmas": [1, 0.5]}, "sigmas", "invalid_value", "leave out 'num_inference_steps'"),
+        ({"sigmas": "1,0.5"}, "sigmas", "invalid_type", "a string of numbers, expected an array of them"),
+        ({"sigmas": "[1, 0.5]"}, "sigmas", "invalid_type", "a string of numbers, expected an array of them"),
         ({"sigmas": []}, "sigmas", "invalid_value", "numbers above 0"),
         ({"sigmas": [0.5, 0.9]}, "sigmas", "invalid_value", "falling"),
         ({"sigmas": [2, 1]}, "sigmas", "invalid_value", "at most 1"),
@@ -178,6 +184,13 @@ def test_models_paths_and_methods(server: Served) -> None:
         error(client.get("/v1/images/files/..%2f..%2fetc%2fpasswd.png"), 404)
 
 
+def animated() -> bytes:
+    buffer = io.BytesIO()
+    first, second = (Image.new("L", (64, 64), level) for level in (0, 255))
+    first.save(buffer, "GIF", save_all=True, append_images=[second])
+    return buffer.getvalue()
+
+
 class TestForms:
     @pytest.mark.parametrize(
         ("files", "param", "words"),
@@ -186,6 +199,7 @@ class TestForms:
             ([("image", ("a.png", b"<svg/>", "image/png"))], "image", "no picture that can be read"),
             ([("image", ("a.png", CAT[1][:200], "image/png"))], "image", "cannot be read to its end"),
             ([("image", ("a.png", png(patches(16, 64)), "image/png"))], "image", "expected at least 32 a side"),
+            ([("image", ("a.gif", animated(), "image/gif"))], "image", "a still image; save one frame as PNG"),
             ([("image[]", CAT)] * 11, "image", "more than 10 files"),
             ([("image[]", CAT)] * 12, None, "the form has more than 11 files"),
             ([("image", CAT), ("mask", ("m.png", b"GIF89a", "image/png"))], "mask", "expected PNG"),
@@ -196,7 +210,7 @@ class TestForms:
             ),
             ([("image", CAT), ("mask", ("m.png", png(patches(96, 64, "RGB")), "image/png"))], "mask", "no alpha"),
             ([("image", CAT), ("mask", ("m.png", png(OPAQUE), "image/png"))], "mask", "nothing would be edited"),
-            ([("image", CAT), ("mask", CAT), ("mask", CAT)], "mask", "more than 1 files"),
+            ([("image", CAT), ("mask", CAT), ("mask", CAT)], "mask", "more than 1 file 'mask'"),
             ([("picture", CAT)], "picture", "Unknown parameter"),
             ([("image", CAT), ("prompt", CAT)], "prompt", "a file, expected a text"),
         ],
@@ -211,6 +225,25 @@ class TestForms:
         error(edit(server, prompt=["a", "b"]), 400, "prompt")
         error(edit(server, **{"prompt[]": "b"}), 400, "prompt[]", "unknown_parameter")
         assert "a text, expected a file" in error(edit(server, image="http://127.0.0.1/cat.png"), 400, "image")
+
+    @pytest.mark.parametrize(("size", "words"), [("auto", "expected the size of the first"), ("64x96", "auto, or for")])
+    def test_a_mask_of_other_proportions(self, server: Served, size: str, words: str) -> None:
+        """Of another size than the first image, or of a picture that is."""
+        mask = ("m.png", png(patches(64, 96)), "image/png")
+        assert words in error(edit(server, [("image", CAT), ("mask", mask)], size=size), 400, "mask", "invalid_value")
+
+    def test_advice_is_in_terms_of_a_request(self, server: Served) -> None:
+        """The command's flags are nothing that a client can set."""
+        long = ("long.png", png(patches(1900, 32)), "image/png")
+        message = error(edit(server, [("image", long)], reference_resolution=64), 400, "image", "invalid_value")
+        assert re.search(r"; use 'reference_resolution' \d+$", message)
+        for reply in (
+            edit(server, [("image", ("a.gif", animated(), "image/gif"))]),
+            edit(server, [("image", CAT), ("mask", CAT)], size="32x512"),
+            generate(server, num_inference_steps=1, solver="heun"),
+        ):
+            assert reply.status_code == 400
+            assert "--" not in reply.json()["error"]["message"]
 
     def test_too_many_and_too_long_texts(self, server: Served) -> None:
         levels = [("sigmas[]", (None, b"0.5"))] * 2001
@@ -283,6 +316,19 @@ class TestBounds:
             status, document = _reply(connection)
         assert status == 431
         assert "headers" in document["error"]["message"]
+
+    def test_early_refusals_are_counted_and_have_an_id(self, pipeline: QwenImage) -> None:
+        starts = {408: b"GET /health HT", 431: b"GET / HTTP/1.1\r\nX: " + b"a" * 60_000, 400: b"\x16\x03\x01\r\n\r\n"}
+        with served(pipeline, limits=Limits(header_s=0.2)) as server:
+            for number, (status, start) in enumerate(starts.items()):
+                with _connected(server) as connection:
+                    connection.sendall(start)
+                    head = b"".join(iter(lambda: connection.recv(65536), b""))
+                (line,) = server.log("request")[number:]
+                assert line["status"] == status
+                assert line["client"] == "127.0.0.1"
+                assert f"x-request-id: {line['id']}\r\n".encode() in head
+                assert server.metric("refusals_total", status=str(status)) == 1
 
     def test_what_is_not_http(self, server: Served) -> None:
         with _connected(server) as connection:
