@@ -318,7 +318,7 @@ class TestBounds:
         assert "headers" in document["error"]["message"]
 
     def test_early_refusals_are_counted_and_have_an_id(self, pipeline: QwenImage) -> None:
-        starts = {408: b"GET /health HT", 431: b"GET / HTTP/1.1\r\nX: " + b"a" * 60_000, 400: b"\x16\x03\x01\r\n\r\n"}
+        starts = {408: b"GET /health HT", 431: b"GET / HTTP/1.1\r\nX: " + b"a" * 33_000, 400: b"\x16\x03\x01\r\n\r\n"}
         with served(pipeline, limits=Limits(header_s=0.2)) as server:
             for number, (status, start) in enumerate(starts.items()):
                 with _connected(server) as connection:
