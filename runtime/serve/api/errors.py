@@ -14,6 +14,7 @@ FAILED = "server_error"
 _FIELDS = {
     "--reference-resolution": "'reference_resolution'",
     "leave out the number of steps": "leave out 'num_inference_steps'",
+    "export it again, without the flag --without": "ask for another 'model'",
     "leave one side out, or take": "ask for 'size' auto, or for",
 }
 """Words of the command's advice, and what they are in a request."""

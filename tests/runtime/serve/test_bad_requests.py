@@ -245,6 +245,11 @@ class TestForms:
             assert reply.status_code == 400
             assert "--" not in reply.json()["error"]["message"]
 
+    def test_a_model_that_takes_no_images(self, checkpoint: Path) -> None:
+        with served(numpy_pipeline(checkpoint, Journal(), absent=("vision", "prefix_image"))) as server:
+            message = error(edit(server), 400, "image", "invalid_value")
+        assert message.endswith("the bundle has no vision and no prefix_image; ask for another 'model'")
+
     def test_too_many_and_too_long_texts(self, server: Served) -> None:
         levels = [("sigmas[]", (None, b"0.5"))] * 2001
         assert "more than 2000 texts" in error(edit(server, levels), 400, None, "invalid_form")
