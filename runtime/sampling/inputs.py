@@ -19,6 +19,7 @@ from qwen_image_engine.runtime.sampling.noise import check_seed, draw_noise
 from qwen_image_engine.runtime.sampling.schedule import ScheduleConfig, sigmas
 from qwen_image_engine.runtime.sampling.solver import SolverRow, find_solver
 from qwen_image_engine.runtime.sampling.spacing import ChosenLevels, Spacing, chosen_levels
+from qwen_image_engine.runtime.system.text import plural
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +77,10 @@ class SamplingInputs:
         rows, columns = latent_size(width, height)
         levels = sigmas(schedule, steps, rows * columns, spacing)
         if len(levels) - 1 < row.fewest_steps:
+            given = plural(len(levels) - 1, "step")
             raise UsageError(
-                f"solver {row.name} with {len(levels) - 1} steps: it needs at least {row.fewest_steps}, since it "
-                "starts with a step of Euler's; ask for more, or for solver euler"
+                f"solver {row.name} with {given}: it needs at least {row.fewest_steps}, since it starts with a step of "
+                "Euler's; ask for more, or for solver euler"
             )
         if not 1 <= num_images <= MAX_IMAGES:
             raise UsageError(f"{num_images} images asked for, expected 1 to {MAX_IMAGES}")

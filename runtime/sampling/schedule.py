@@ -26,6 +26,7 @@ from qwen_image_engine.runtime.system.json_schema import (
     is_number,
     leaf,
 )
+from qwen_image_engine.runtime.system.text import plural
 
 DEFAULT_STEPS = 40
 MAX_STEPS = 1000
@@ -144,14 +145,16 @@ def sigmas(
     """
     given = None if spacing is None or isinstance(spacing, str) else _given_grid(spacing)
     if given is not None and num_steps is not None and num_steps != len(given):
-        raise UsageError(f"{num_steps} steps asked for, and {len(given)} sigmas; leave out the number of steps")
+        raise UsageError(
+            f"{plural(num_steps, 'step')} asked for, and {plural(len(given), 'sigma')}; leave out the number of steps"
+        )
     own = given or config.sample_sigmas
     steps = num_steps if num_steps is not None else DEFAULT_STEPS if own is None else len(own)
     fewest = 1 if config.shift_terminal is None else 2  # the stretch divides by 1 - sigma, 0 for a single step
     if given is not None and steps < fewest:
-        raise UsageError(f"{steps} sigma given, expected at least {fewest}: this schedule stretches them")
+        raise UsageError(f"{plural(steps, 'sigma')} given, expected at least {fewest}: this schedule stretches them")
     if steps < fewest:
-        raise UsageError(f"{steps} steps asked for, this schedule needs at least {fewest}")
+        raise UsageError(f"{plural(steps, 'step')} asked for, this schedule needs at least {fewest}")
     if steps > MAX_STEPS:
         raise UsageError(f"{steps} steps asked for, at most {MAX_STEPS} are different from one another")
     levels = _transformed(config, _even_or_fixed(own, steps), target_tokens)

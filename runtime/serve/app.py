@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from qwen_image_engine.runtime.serve.api.fields import ENDPOINTS, RequestForm, r
 from qwen_image_engine.runtime.serve.api.limits import Limits
 from qwen_image_engine.runtime.serve.api.openapi import openapi_document
 from qwen_image_engine.runtime.serve.api.replies import JsonReply, Tokens, error_reply
+from qwen_image_engine.runtime.serve.api.slots import BodySlots
 from qwen_image_engine.runtime.serve.guard import Access, Guard
 from qwen_image_engine.runtime.serve.job import Event, Job
 from qwen_image_engine.runtime.serve.links import Links
@@ -90,7 +92,7 @@ class _Routes:
         self._fields = request_fields(service.limits)
         self._forms = {endpoint: RequestForm(self._fields, endpoint) for endpoint in ENDPOINTS}
         self._document = openapi_document(self._forms)
-        self._bodies = 0
+        self._slots = BodySlots(service.limits)
         # One at a time: the largest picture takes a quarter of a gigabyte before it is fitted.
         self._decoding = anyio.CapacityLimiter(1)
 
@@ -111,24 +113,16 @@ class _Routes:
 
     async def generations(self, request: Request) -> Response:
         """Draw pictures of a prompt."""
-        self._admit()
-        self._bodies += 1
-        try:
+        with self._slot(request):
             values = await read_json(request, self._forms["generations"], self._service.limits)
-        finally:
-            self._bodies -= 1
         job, tokens, events = await self._prepare(request, values)
         return await answer(request, about("generations", values, job), job, tokens, events, self._service.worker)
 
     async def edits(self, request: Request) -> Response:
         """Draw pictures of a prompt and reference images."""
-        self._admit()
-        self._bodies += 1
-        try:
+        with self._slot(request):
             async with read_form(request, self._forms["edits"], self._service.limits) as values:
                 job, tokens, events = await self._prepare(request, values)
-        finally:
-            self._bodies -= 1
         return await answer(request, about("edits", values, job), job, tokens, events, self._service.worker)
 
     async def models(self, request: Request) -> Response:
@@ -168,16 +162,14 @@ class _Routes:
         """Return the OpenAPI document."""
         return JsonReply(self._document)
 
-    def _admit(self) -> None:
-        """Raise if a request for pictures would be refused, before its body is read.
+    def _slot(self, request: Request) -> AbstractContextManager[None]:
+        """Return a place for the body of a request for pictures, which is refused before it is read if it would be.
 
         Raises:
-            ApiError: the queue is full, too many bodies are read at the moment, or the server is stopping.
+            ApiError: the queue is full, or the server is stopping; the block raises if too many bodies are being read.
         """
         self._service.worker.check_room()
-        if self._bodies >= self._service.limits.bodies:
-            text = f"{self._bodies} requests are being read, which is the most; ask again in a second"
-            raise ApiError(429, text, code="too_many_uploads", headers={"Retry-After": "1"})
+        return self._slots.one(request.client.host if request.client else None)
 
     async def _prepare(self, request: Request, values: Mapping[str, Any]) -> tuple[Job, Tokens, Events]:
         """Prepare the job of a request.

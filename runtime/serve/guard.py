@@ -25,6 +25,7 @@ _KEYED = ("/v1/", "/metrics")
 _OPEN = ("/v1/images/files/",)
 """Paths that need the key, and of those the paths that do not: the token in their address is a key of its own."""
 
+_READY = "/ready"
 _PICTURES = ("/v1/images/generations", "/v1/images/edits")
 
 
@@ -95,7 +96,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        identity = f"req_{secrets.token_hex(12)}"
+        identity = new_id()
         scope.setdefault("state", {})["id"] = identity
         began = time.perf_counter()
         status = 0
@@ -123,8 +124,9 @@ class Guard:
             self._note(scope, identity, status or _LEFT, time.perf_counter() - began)
 
     def _note(self, scope: Scope, identity: str, status: int, seconds: float) -> None:
-        if 400 <= status < 500 or status == 503:
-            self._metrics.refusals.labels(str(status)).inc()
+        asked = scope["path"] == _READY and status == 503  # the answer to a question, as 200 is
+        if not asked and status != _LEFT:
+            count_refusal(self._metrics, status)
         if scope["path"] in _PICTURES:
             self._metrics.requests.observe(seconds)
         client = scope.get("client")
@@ -137,3 +139,29 @@ class Guard:
             status=status,
             seconds=round(seconds, 4),
         )
+
+
+class EarlyRefusals:
+    """The refusals of connections whose request has no whole head, and so does not come to the guard."""
+
+    def __init__(self, metrics: Metrics, log: Log) -> None:
+        self._metrics = metrics
+        self._log = log
+
+    def note(self, status: int, client: str | None) -> str:
+        """Count and log a refusal. Return the id of its reply."""
+        identity = new_id()
+        count_refusal(self._metrics, status)
+        self._log.write("request", id=identity, client=client, status=status)
+        return identity
+
+
+def new_id() -> str:
+    """Return the id of a request."""
+    return f"req_{secrets.token_hex(12)}"
+
+
+def count_refusal(metrics: Metrics, status: int) -> None:
+    """Count a reply if its status is that of a refusal."""
+    if 400 <= status < 500 or status == 503:
+        metrics.refusals.labels(str(status)).inc()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from qwen_image_engine.engines.core.components import COMPONENTS
 from qwen_image_engine.runtime.system.memory_use import highest_resident_bytes
@@ -14,6 +14,16 @@ from qwen_image_engine.runtime.timing import Timings
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
+
+
+class _Registry(CollectorRegistry):
+    """A registry without the time at which each counter was created, which the text form has as a gauge of its own."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics."""
+        for metric in super().collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
 
 
 class Metrics:
@@ -28,7 +38,7 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self._registry = _Registry()
         self.pictures = self._counter("pictures", "pictures that were drawn", "model")
         self.refusals = self._counter("refusals", "requests that were refused", "status")
         self.failures = self._counter("failures", "requests that ended with an error of the server")

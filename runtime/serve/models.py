@@ -11,7 +11,7 @@ from typing import Any
 from qwen_image_engine.engines.core.errors import UsageError
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.component_pool import Memory
-from qwen_image_engine.runtime.pipeline import QwenImage
+from qwen_image_engine.runtime.pipeline import QwenImage, preloaded
 from qwen_image_engine.runtime.serve.api.errors import ApiError
 from qwen_image_engine.runtime.system.json_schema import described
 from qwen_image_engine.runtime.system.text import size_text
@@ -26,7 +26,7 @@ class Model:
     Attributes:
         name: name in requests.
         pipeline: the open pipeline, whose engines may be loaded or not.
-        bytes: bytes that its loaded engines take, by the weights of its files.
+        bytes: bytes of the files of its weights, each once, however many of its engines read it.
         created: time of the bundle [s since 1970].
     """
 
@@ -38,19 +38,25 @@ class Model:
 
     @classmethod
     def open(cls, name: str, folder: Path, engine: str, memory: Memory, threads: int | None) -> Model:
-        """Open a bundle without loading an engine.
+        """Open a bundle. Its smallest engine is loaded and freed, to tell whether the engines run here at all.
 
         Raises:
-            UsageError: the name or the memory policy is not valid.
-            QwenImageError: the bundle is missing, changed, incomplete or of another schema version.
+            UsageError: the name, the memory policy or the number of threads is not valid, or the engine does not run
+                the bundle's graphs.
+            QwenImageError: the bundle is missing, changed, incomplete or of another schema version, or the engine's
+                package or its device is missing.
         """
         if not _NAME.fullmatch(name):
             raise UsageError(f"the name {name!r} of a model: expected 1 to 200 letters, digits and .:/@+-_")
         bundle = Bundle.open(folder)
         pipeline = QwenImage.open(bundle, engine=engine, memory=memory, threads=threads)
         manifest = bundle.manifest
-        # Each engine of the transformer may hold its own copy of the weights, so the files count once a component.
-        weights = sum(manifest.files[file].bytes for entry in manifest.components.values() for file in entry.weights)
+        needed = [manifest.components[component] for component in preloaded(manifest.facts.attention)]
+        least = min(needed, key=lambda entry: sum(manifest.files[file].bytes for file in entry.weights))
+        bundle.load_engine(least.contract.component, engine, threads).close()
+        names = {file for entry in manifest.components.values() for file in entry.weights}
+        # One file may lie there under two names, as a link to the checkpoint's.
+        weights = sum({manifest.files[file].sha256: manifest.files[file].bytes for file in names}.values())
         return cls(name, pipeline, weights, int((folder / "manifest.json").stat().st_mtime))
 
     def document(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from qwen_image_engine.runtime.denoiser import check_guidance
 from qwen_image_engine.runtime.images.reference_image import ReferenceImages
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.pipeline import QwenImage
@@ -48,8 +47,13 @@ def check_together(values: Mapping[str, Any]) -> None:
         ApiError: two fields contradict one another. `param` names the field to change.
     """
     output_of(values)
-    with blamed("guidance_scale"):
-        check_guidance(values["guidance_scale"], values["negative_prompt"] is not None)
+    guidance, negative = values["guidance_scale"], values["negative_prompt"]
+    if guidance > 1 and negative is None:
+        text = f"'guidance_scale' is {guidance:g}, and needs a 'negative_prompt' to steer away from; it may be empty"
+        raise ApiError(400, text, "negative_prompt", "missing_required_parameter")
+    if guidance == 1 and negative is not None:
+        text = "'negative_prompt' needs a 'guidance_scale' above 1; set it, for example to 3"
+        raise ApiError(400, text, "guidance_scale", "invalid_value")
     if values["partial_images"] and not values["stream"]:
         text = f"'partial_images' is {values['partial_images']}, and they are sent in a stream; set 'stream'"
         raise ApiError(400, text, "partial_images", "invalid_value")

@@ -11,6 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qwen_image_engine.runtime.serve.api.errors import ApiError
 from qwen_image_engine.runtime.serve.api.limits import Limits
+from qwen_image_engine.runtime.serve.guard import EarlyRefusals
 
 _TEXTS = {
     408: "the head of the request did not arrive in time; send it faster",
@@ -18,12 +19,13 @@ _TEXTS = {
 }
 
 
-def bounded_protocol(limits: Limits) -> type[H11Protocol]:
-    """Return the protocol with the times of `limits`."""
+def bounded_protocol(limits: Limits, refusals: EarlyRefusals) -> type[H11Protocol]:
+    """Return the protocol with the times of `limits`. What it refuses is noted in `refusals`."""
 
     class Bounded(_BoundedProtocol):
         header_s = limits.header_s
         write_s = limits.write_s
+        early = refusals
 
     return Bounded
 
@@ -37,6 +39,7 @@ class _BoundedProtocol(H11Protocol):
 
     header_s: float
     write_s: float
+    early: EarlyRefusals
     _head_due: asyncio.TimerHandle | None = None
     _write_due: asyncio.TimerHandle | None = None
 
@@ -106,7 +109,9 @@ class _BoundedProtocol(H11Protocol):
         """Send an error if no other reply has begun, and end the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
             body = json.dumps(error.document()).encode()
+            identity = self.early.note(error.status, self.client[0] if self.client else None)
             headers = [
+                (b"x-request-id", identity.encode()),
                 (b"content-type", b"application/json"),
                 (b"content-length", str(len(body)).encode()),
                 (b"connection", b"close"),

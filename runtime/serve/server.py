@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import uvicorn
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.runtime.serve.app import Service, application
-from qwen_image_engine.runtime.serve.guard import is_loopback
+from qwen_image_engine.runtime.serve.guard import EarlyRefusals, is_loopback
 from qwen_image_engine.runtime.serve.log import LogHandler
 from qwen_image_engine.runtime.serve.protocol import bounded_protocol
 from qwen_image_engine.runtime.system.interruption import handed_over
@@ -21,6 +22,8 @@ GRACE_S = 30.0
 _LAST_REPLIES_S = 5
 """Seconds for the replies that remain after the grace: errors of cancelled pictures, and clients that take the last
 bytes slowly."""
+_TICK_S = 0.1
+_LOOK_S = 0.01
 
 
 def check_reach(host: str, key: str | None, allow_remote: bool) -> None:
@@ -49,10 +52,13 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=128)
+        listener = socket.create_server((host, port), family=family, backlog=128)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise QwenImageError(f"cannot listen on {host} port {port} ({reason}); choose another --port") from error
+    # Connections inherit it. The end of a short reply would wait 40 ms for a client to acknowledge its head.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def address_of(listener: socket.socket) -> str:
@@ -79,14 +85,13 @@ class Server:
         config = uvicorn.Config(
             application(service),
             loop="asyncio",
-            http=bounded_protocol(service.limits),
+            http=bounded_protocol(service.limits, EarlyRefusals(service.metrics, service.log)),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=_LAST_REPLIES_S,
             h11_max_incomplete_event_size=service.limits.header_bytes,
         )
         self._service = service
@@ -120,13 +125,15 @@ class Server:
 
 
 class _DrainingServer(uvicorn.Server):
-    """A server that drains before it closes its socket."""
+    """A server that drains before it closes its socket, and that does not sleep through its end."""
 
     def __init__(self, config: uvicorn.Config, service: Service, grace_s: float) -> None:
         super().__init__(config)
         self._service = service
         self._grace_s = grace_s
         self._until: float | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._woken = asyncio.Event()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -142,9 +149,37 @@ class _DrainingServer(uvicorn.Server):
         )
         self._until = time.monotonic() + (self._grace_s if first else 0)
         self._service.worker.drain()
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._woken.set)
+
+    async def main_loop(self) -> None:
+        """Run until the server ends: look ten times a second, and at once after `stop`."""
+        self._loop = asyncio.get_running_loop()
+        counter = 0
+        while not await self.on_tick(counter):
+            counter += 1
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), _TICK_S)
+            self._woken.clear()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and wait for the last replies, no longer than there are any."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_REPLIES_S):
+                while self.server_state.connections or self.server_state.tasks:
+                    await asyncio.sleep(_LOOK_S)
+        for task in self.server_state.tasks:
+            task.cancel()
 
     async def on_tick(self, counter: int) -> bool:
-        """Return whether the server ends now; called ten times a second."""
+        """Return whether the server ends now."""
         if self._until is not None and not self.should_exit:
             late = time.monotonic() >= self._until
             if late or not (self._service.worker.busy or self.server_state.tasks):

@@ -93,7 +93,8 @@ class Worker:
         idle = self.ready.is_set() and self._current is None and not self._waiting
         if len(self._waiting) >= self._limit and not idle:
             wait = min(_LONGEST_RETRY_S, max(1, ceil(self._job_s)))
-            text = f"{self._limit} requests are waiting, which is the most; ask again in {wait} s"
+            waiting = "1 request is" if self._limit == 1 else f"{self._limit} requests are"
+            text = f"{waiting} waiting, which is the most; ask again in {wait} s"
             raise ApiError(429, text, code="queue_full", headers={"Retry-After": str(wait)})
 
     def submit(self, job: Job) -> None:

@@ -44,8 +44,14 @@ def parse(data: bytes | str) -> Any:
     """
     try:
         value = json.loads(data.decode("utf-8") if isinstance(data, bytes) else data)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         raise SchemaError(f"not JSON ({error})") from error
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"not JSON (no UTF-8 from byte {error.start} on)") from error
+    except ValueError as error:  # Python reads no integer of more than 4,300 digits
+        raise SchemaError("not JSON that is read here: it has a number of thousands of digits") from error
+    except RecursionError as error:
+        raise SchemaError(f"not JSON that is read here: nested more than {_MOST_DEPTH} deep") from error
     level = [value]
     for _ in range(_MOST_DEPTH):
         level = [

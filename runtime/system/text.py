@@ -28,6 +28,11 @@ def command_line(*words: object) -> str:
     return shlex.join(texts)
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a number of things for a person: "1 step", "2 steps"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def size_text(count: int) -> str:
     """Return a number of bytes for a person, in decimal units like the sizes of disks and checkpoints."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):

@@ -82,20 +82,25 @@ def _serve_flags() -> set[str]:
 
 def test_bounds_are_the_servers() -> None:
     limits = Limits()
-    assert (limits.json_bytes, limits.form_bytes, limits.header_bytes) == (1 << 20, 128 << 20, 32 << 10)
+    assert (limits.json_bytes, limits.form_bytes, limits.header_bytes) == (10**6, 128 * 10**6, 32_000)
     assert (limits.picture_pixels, limits.picture_side) == (2752 * 1536, 8192)
     for words in (
-        f"a head took longer than {limits.header_s:g} s, a body longer than {limits.body_s:g} s",
-        "1 MiB of JSON or 128 MiB of a form",
-        "a head of more than 32 KiB",
+        f"a head took longer than {limits.header_s:g} s; a body came at",
+        f"at less than {limits.body_rate / 1000:g} kB a second",
+        f"after its first {limits.body_grace_s:g} s, or took longer than {limits.body_s:g} s",
+        "1 MB of JSON or 128 MB of a form",
+        "a head of more than 32 kB",
         f"`--queue` requests are waiting ({limits.queue}), or {limits.bodies} bodies",
+        f"or {limits.client_bodies} of one client's address",
         "at most 2752x1536 pixels and 8,192 a side",
         f"uploads {limits.upload_pixels // 10**6} million",
         f"takes nothing of its reply for {limits.write_s:g} s",
-        f"The last {limits.links:,} pictures are kept, up to\n  1 GiB",
+        f"The last {limits.links:,} pictures are kept, up to\n  1 GB",
         f"`--grace` seconds ({GRACE_S:g})",
     ):
         assert words in TEXT, words
     options = _parser().parse_args(["serve", "BUNDLE"])
     assert (options.queue, options.grace, options.host, options.port) == (limits.queue, GRACE_S, "127.0.0.1", 8000)
     assert limits.link_s == 3600
+    assert limits.link_bytes == 10**9
+    assert not re.search(r"\b[KM]iB", TEXT)

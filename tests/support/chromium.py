@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     _session: str | None = None
 
@@ -60,9 +60,15 @@ class Browser:
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
         )
-        self.call("Page.navigate", url=url)
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+        loader = self.call("Page.navigate", url=url)["loaderId"]
+        while not any(self._is_loaded(event, loader) for event in self.events):
             self.events.append(self._next())
+
+    @staticmethod
+    def _is_loaded(event: dict[str, Any], loader: str) -> bool:
+        found = event.get("params", {})
+        is_load = (event.get("method"), found.get("name")) == ("Page.lifecycleEvent", "load")
+        return is_load and found["loaderId"] == loader
 
     def value(self, expression: str) -> Any:
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
@@ -74,11 +80,12 @@ class Browser:
         return found["result"].get("value")
 
     def until(self, expression: str, seconds: float = 30.0) -> Any:
-        """Wait until an expression is true, and return it."""
-        end = time.monotonic() + seconds
-        while not (found := self.run(expression)):
-            assert time.monotonic() < end, f"it did not come true: {expression}"
-            time.sleep(0.02)
+        """Wait until an expression is true, and return it. The page itself looks again and again."""
+        look = f"const found = {expression}; if (found || performance.now() > end) return done(found);"
+        again = "setTimeout(() => { try { look(); } catch (error) { failed(error); } }, 4);"
+        end = f"const end = performance.now() + {1000 * seconds};"
+        found = self.run(f"new Promise((done, failed) => {{ {end} const look = () => {{ {look} {again} }}; look(); }})")
+        assert found, f"it did not come true: {expression}"
         return found
 
     def press(self, *keys: str, modifiers: int = 0) -> None:

@@ -1,5 +1,8 @@
 """Reference images to draw after, soft patches of any colour and opacity, and masks of them."""
 
+import struct
+import zlib
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -16,3 +19,8 @@ def mask_of(alpha: NDArray[np.uint8]) -> Image.Image:
     image = Image.new("RGBA", alpha.shape[::-1], (9, 99, 199))
     image.putalpha(Image.fromarray(alpha))
     return image
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG that Pillow does not write."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import numpy as np
 from numpy.typing import NDArray
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 from PIL import Image
 
 from qwen_image_engine.engines.core.errors import QwenImageError
@@ -56,7 +56,8 @@ class Served:
         return httpx2.Client(base_url=self.url, timeout=60, verify=_NO_TLS, **options)
 
     def openai(self, key: str = "any", **options: Any) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, **{"max_retries": 0, **options})
+        http = DefaultHttpxClient(verify=_NO_TLS)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, http_client=http, **{"max_retries": 0, **options})
 
     def log(self, event: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.lines.getvalue().splitlines()]

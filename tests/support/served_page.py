@@ -41,13 +41,11 @@ class Tab:
         if height:
             values |= {"size": "other", "width": width, "height": height}
         for name, value in values.items():
-            unfold = "for (const e of [element.closest('details')]) if (e) e.open = true;"
-            self.chromium.run(f"(element => {{ {unfold} }})({self.of(name)})")
-            if self.chromium.run(f"{self.of(name)}.tagName") == "SELECT":
-                changed = "dispatchEvent(new Event('change', {bubbles: true}))"
-                self.chromium.run(f"(e => {{ e.value = {json.dumps(value)}; e.{changed}; }})({self.of(name)})")
-            else:
-                self.chromium.run(f"(e => {{ e.focus(); e.select(); }})({self.of(name)})")
+            text = json.dumps(value)
+            chosen = f"e.value = {text}; e.dispatchEvent(new Event('change', {{bubbles: true}}))"
+            unfold = "const part = e.closest('details'); if (part) part.open = true;"
+            fill = f"if (e.tagName === 'SELECT') {{ {chosen} }} else {{ e.focus(); e.select(); }} return e.tagName;"
+            if self.chromium.run(f"(e => {{ {unfold} {fill} }})({self.of(name)})") != "SELECT":
                 self.chromium.type(str(value))
 
     def draw(self, **values: Any) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qwen_image_engine.engines.core.errors import UsageError
-from qwen_image_engine.runtime.system.text import table
+from qwen_image_engine.runtime.system.text import plural, table
 
 if TYPE_CHECKING:
     from qwen_image_engine.calibration.sensitivity.analysis import Analysis
@@ -74,7 +74,7 @@ def chosen_sensitivity(options: argparse.Namespace) -> SensitivityOptions | None
 def sensitivity_lines(analysis: "Analysis") -> list[str]:
     """Return the lines of an analysis: tables of linear groups and worst linears, the found recipe, and the files."""
     sensitivity, document = analysis.sensitivity, analysis.to_json()
-    pictures = "1 picture" if len(sensitivity.pictures) == 1 else f"{len(sensitivity.pictures)} pictures"
+    pictures = plural(len(sensitivity.pictures), "picture")
     together = document["together"]
     sigmas = sensitivity.mean_sigmas()
     groups = [("linears", "count", "relative L2", "worst at sigma", "worst linear", "relative L2")]

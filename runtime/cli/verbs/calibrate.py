@@ -20,7 +20,7 @@ from qwen_image_engine.runtime.cli.shared.sensitivity_arguments import (
 from qwen_image_engine.runtime.cli.shared.stage_progress import Bar, StageProgress
 from qwen_image_engine.runtime.model.size import DEFAULT_RESOLUTION
 from qwen_image_engine.runtime.system.files import with_home
-from qwen_image_engine.runtime.system.text import table
+from qwen_image_engine.runtime.system.text import plural, table
 
 if TYPE_CHECKING:
     from qwen_image_engine.calibration.observe.record import Calibration
@@ -135,9 +135,8 @@ def _report(
         "seconds": seconds,
     }
     sizes = ", ".join(f"{width}x{height}" for width, height in settings.sizes)
-    pictures = "1 picture" if settings.prompts == 1 else f"{settings.prompts} pictures"
     lines = [
-        f"{output}: {pictures} of {settings.steps} steps at {sizes}, guidance "
+        f"{output}: {plural(settings.prompts, 'picture')} of {plural(settings.steps, 'step')} at {sizes}, guidance "
         f"{settings.guidance:g}, {settings.dtype} on {settings.device}, "
         f"{'there already' if reused else f'{seconds:.1f} s'}",
         *_component_table(components),

@@ -24,7 +24,7 @@ from qwen_image_engine.runtime.sampling.solver import SOLVERS
 from qwen_image_engine.runtime.sampling.spacing import SPACINGS
 from qwen_image_engine.runtime.system.files import check_writable, write_array
 from qwen_image_engine.runtime.system.progress import ProgressBar
-from qwen_image_engine.runtime.system.text import size_text, table
+from qwen_image_engine.runtime.system.text import plural, size_text, table
 
 if TYPE_CHECKING:
     from qwen_image_engine.runtime.images.parameters import PictureParameters
@@ -354,7 +354,9 @@ def _document(
 
 def _lines(document: Mapping[str, Any], peaks: "Mapping[str, MemoryUse]") -> list[str]:
     lines = list(document["files"])
-    taken = f"{document['steps']} steps of {document['solver']} ({document['evaluations']} evaluations)"
+    taken = (
+        f"{plural(document['steps'], 'step')} of {document['solver']} ({plural(document['evaluations'], 'evaluation')})"
+    )
     for request in document["requests"]:
         noise = "given latents" if request["seed"] is None else f"seed {request['seed']}"
         spent = ", ".join(_spent(name, seconds) for name, seconds in request["timings"].items() if seconds)

@@ -10,6 +10,7 @@ from qwen_image_engine.runtime.cli.shared.arguments import byte_count
 from qwen_image_engine.runtime.cli.shared.extras import serve_packages
 from qwen_image_engine.runtime.cli.shared.result import VerbResult
 from qwen_image_engine.runtime.cli.verbs.run import add_engine_arguments
+from qwen_image_engine.runtime.system.text import plural
 
 if TYPE_CHECKING:
     from qwen_image_engine.runtime.serve.models import Models
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-budget",
         type=byte_count,
         metavar="BYTES",
-        help="of the weights of loaded bundles together, such as 24GB; the least recently used is freed (no limit)",
+        help="of the weights of loaded bundles together, such as 24GB or 24GiB; the least used is freed (no limit)",
     )
     parser.add_argument("--queue", type=int, default=16, help="requests that may wait; more are refused with 429 (16)")
     parser.add_argument(
@@ -80,15 +81,16 @@ def execute(options: argparse.Namespace) -> VerbResult:
     address = address_of(listener)
     Server(service, listener, options.grace).run()
     drawn = service.metrics.drawn()
-    return VerbResult({"address": address, "pictures": drawn}, [f"{drawn} pictures drawn"])
+    return VerbResult({"address": address, "pictures": drawn}, [f"{plural(drawn, 'picture')} drawn"])
 
 
 def _models(options: argparse.Namespace) -> "Models":
-    """Open the bundles, without loading an engine.
+    """Open the bundles.
 
     Raises:
-        UsageError: a name is not valid or is there twice.
-        QwenImageError: a bundle is missing, changed, incomplete or of another schema version.
+        UsageError: a name is not valid or is there twice; otherwise as `Model.open` raises.
+        QwenImageError: a bundle is missing, changed, incomplete or of another schema version, or its engine does not
+            run here.
     """
     from qwen_image_engine.runtime.serve.models import Model, Models
 

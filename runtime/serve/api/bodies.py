@@ -18,7 +18,7 @@ from qwen_image_engine.runtime.serve.api.fields import Field, RequestForm
 from qwen_image_engine.runtime.serve.api.kinds import Picture, Sigmas
 from qwen_image_engine.runtime.serve.api.limits import Limits
 from qwen_image_engine.runtime.system.json_schema import parse
-from qwen_image_engine.runtime.system.text import size_text
+from qwen_image_engine.runtime.system.text import plural, size_text
 
 _PART_BYTES = 256 << 10
 """Largest text of a form. A file's bytes count towards the whole body alone."""
@@ -34,7 +34,7 @@ async def read_json(request: Request, form: RequestForm, limits: Limits) -> dict
         ClientDisconnect: the client left.
     """
     _check_type(request, "application/json")
-    async with _bounded(request, limits.json_bytes, limits.body_s) as bounded:
+    async with _bounded(request, limits.json_bytes, limits) as bounded:
         body = await bounded.body()
     try:
         values = parse(body)
@@ -60,10 +60,10 @@ async def read_form(request: Request, form: RequestForm, limits: Limits) -> Asyn
     _check_type(request, "multipart/form-data")
     files = sum(field.many for field in form.fields.values() if isinstance(field.kind, Picture))
     try:
-        async with _bounded(request, limits.form_bytes, limits.body_s) as bounded:
+        async with _bounded(request, limits.form_bytes, limits) as bounded:
             data = await bounded.form(max_files=files, max_fields=_MOST_TEXTS, max_part_size=_PART_BYTES)
     except HTTPException as error:
-        raise ApiError(400, f"the form cannot be read: {error.detail}", code="invalid_form") from error
+        raise ApiError(400, _form_fault(error.detail, files), code="invalid_form") from error
     except OSError as error:
         raise ApiError(507, "this server has no room for the files of the form; ask again later") from error
     try:
@@ -78,18 +78,32 @@ def _check_type(request: Request, expected: str) -> None:
         raise ApiError(415, f"the body's content type is {found or 'missing'!r}, expected {expected}")
 
 
+def _form_fault(detail: str, files: int) -> str:
+    """Return the fault of a form in a sentence, from the library's own, which name its parts and Python's."""
+    faults = {
+        "Missing boundary": "the form's content type has no boundary; send multipart/form-data; boundary=…",
+        "Too many files": f"the form has more than {plural(files, 'file')}; leave some out",
+        "Too many fields": f"the form has more than {_MOST_TEXTS} texts; leave some out",
+        "Part exceeded": f"a text of the form is larger than {size_text(_PART_BYTES)}; send a file as a part with a "
+        "file name",
+    }
+    found = (text for start, text in faults.items() if detail.startswith(start))
+    return next(found, "the body is no form that can be read; send it as multipart/form-data, as browsers do")
+
+
 @asynccontextmanager
-async def _bounded(request: Request, most: int, seconds: float) -> AsyncIterator[Request]:
-    """Yield the request with a body that ends in an error where it is larger than `most` or takes longer.
+async def _bounded(request: Request, most: int, limits: Limits) -> AsyncIterator[Request]:
+    """Yield the request with a body that ends in an error where it is larger than `most`, or comes too slowly.
 
     Raises:
-        ApiError: the body is too large or takes too long.
+        ApiError: the body is too large or too slow.
     """
     too_large = ApiError(413, f"the body is larger than {size_text(most)}; send less", code="body_too_large")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > most:
         raise too_large
-    read = 0
+    read, began = 0, asyncio.get_running_loop().time()
+    latest = began + limits.body_s
 
     async def receive() -> Message:
         nonlocal read
@@ -97,13 +111,20 @@ async def _bounded(request: Request, most: int, seconds: float) -> AsyncIterator
         read += len(message.get("body", b""))
         if read > most:
             raise too_large
+        # Each byte buys time, up to what a whole body has: whoever sends less than the rate runs out of it.
+        paid = began + limits.body_grace_s + read / limits.body_rate
+        time.reschedule(min(latest, paid) if message.get("more_body") else latest)
         return message
 
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout_at(min(latest, began + limits.body_grace_s)) as time:
             yield Request(request.scope, receive)
     except TimeoutError as error:
-        raise ApiError(408, f"the body did not arrive within {seconds:g} s; send it faster") from error
+        text = (
+            f"the body came at less than {size_text(int(limits.body_rate))} a second after {limits.body_grace_s:g} s, "
+            f"or took longer than {limits.body_s:g} s; send it faster"
+        )
+        raise ApiError(408, text, code="body_too_slow") from error
 
 
 def _values(data: FormData, form: RequestForm) -> dict[str, Any]:
@@ -134,7 +155,9 @@ def _add_file(found: dict[str, Any], field: Field, item: str | UploadFile) -> No
         field.kind.check(field.name, item)
     files = found.setdefault(field.name, [])
     if len(files) == field.many:
-        raise ApiError(400, f"there are more than {field.many} files '{field.name}'; leave some out", field.name)
+        raise ApiError(
+            400, f"there came more than {plural(field.many, 'file')} '{field.name}'; leave some out", field.name
+        )
     files.append(item)
 
 

@@ -14,6 +14,8 @@ from qwen_image_engine.runtime.serve.api.errors import ApiError
 from qwen_image_engine.runtime.system.json_schema import described, is_integer, is_number, parse
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
+_PADDED = re.compile(r"0*([1-9]\d{0,4})x0*([1-9]\d{0,4})", re.ASCII)
+_NUMBERS = re.compile(r"[\s\[(]*[-+.]?\d", re.ASCII)
 
 
 class Kind(ABC):
@@ -177,8 +179,11 @@ class Sigmas(Kind):
 
     def check(self, name: str, value: Any) -> str | list[float]:
         """Return the name or the levels; `Kind.check` describes the arguments."""
-        if isinstance(value, str):
+        if isinstance(value, str) and not _NUMBERS.match(value):
             return Choice(self.names).check(name, value)
+        if isinstance(value, str):
+            text = f"'{name}' is a string of numbers, expected an array of them, such as [1, 0.5], or a spacing's name"
+            raise ApiError(400, text, name, "invalid_type")
         if not isinstance(value, list):
             raise wrong_type(name, "a string or an array of numbers", value)
         if not 1 <= len(value) <= self.most or not all(is_number(item) and 0 < item <= 1 for item in value):
@@ -217,6 +222,10 @@ class Size(Kind):
         if value == "auto":
             return None
         found = _SIZE.fullmatch(value)
+        padded = _PADDED.fullmatch(value)
+        if found is None and padded is not None:
+            text = f"'{name}' is {described(value)}, expected it without leading zeros: {padded[1]}x{padded[2]}"
+            raise ApiError(400, text, name, "invalid_value")
         if found is None:
             text = f"'{name}' is {described(value)}, expected 'auto' or WIDTHxHEIGHT in pixels, such as 1024x1024"
             raise ApiError(400, text, name, "invalid_value")

@@ -22,7 +22,7 @@ _REFUSALS: Mapping[int, str] = {
     408: "the body came too slowly",
     413: "the body is too large",
     415: "the body has another content type",
-    429: "the queue is full; the header Retry-After says when to ask again",
+    429: "the queue is full, or too many bodies are being read; the header Retry-After says when to ask again",
     500: "the picture could not be drawn",
     503: "the server is stopping, or has not enough memory",
     507: "there is no room for a temporary file",

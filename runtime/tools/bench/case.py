@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from qwen_image_engine.runtime.sampling.spacing import ChosenLevels
+from qwen_image_engine.runtime.system.text import plural
 
 PROMPT = "a red circle on the left and a blue square on the right on a white background"
 _PATCHES = 8
@@ -43,11 +44,10 @@ class Case:
 
     def __str__(self) -> str:
         images = f", {self.batch} images" if self.batch > 1 else ""
-        plural = "image" if self.references == 1 else "images"
-        references = f", {self.references} reference {plural}" if self.references else ""
+        references = f", {plural(self.references, 'reference image')}" if self.references else ""
         solver = "" if self.solver == "euler" else f" of {self.solver}"
         spacing = "" if self.sigmas is None else f", {self.sigmas if isinstance(self.sigmas, str) else 'given'} sigmas"
-        return f"{self.width}x{self.height}, {self.steps} steps{solver}{spacing}{images}{references}"
+        return f"{self.width}x{self.height}, {plural(self.steps, 'step')}{solver}{spacing}{images}{references}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from qwen_image_engine.runtime.images.read import (
     read_reference,
     reference_name,
 )
+from tests.support.images import png_chunk
 
 RGBA = np.random.default_rng(0).integers(0, 256, (40, 56, 4), dtype=np.uint8)
 PICTURE = Image.fromarray(RGBA)
@@ -165,12 +166,9 @@ def colours16(values: NDArray[np.uint16], *chunks: bytes) -> bytes:
     """A PNG of 16-bit colours, which Pillow does not write."""
     height, width, _ = values.shape
     rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
-    return b"".join([b"\x89PNG\r\n\x1a\n", header, *chunks, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")])
-
-
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    pixels, end = png_chunk(b"IDAT", zlib.compress(rows)), png_chunk(b"IEND", b"")
+    return b"".join([b"\x89PNG\r\n\x1a\n", header, *chunks, pixels, end])
 
 
 def test_sixteen_bit_colours_are_read(tmp_path: Path) -> None:
@@ -212,7 +210,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "floats": (mode_f, "has mode F,"),
     "integers": (lambda: encoded(GREY.convert("I"), "TIFF"), "has mode I,"),
     "16-bit transparent colour": (
-        lambda: colours16(np.zeros((32, 32, 3), np.uint16), chunk(b"tRNS", struct.pack(">HHH", 4660, 0, 0))),
+        lambda: colours16(np.zeros((32, 32, 3), np.uint16), png_chunk(b"tRNS", struct.pack(">HHH", 4660, 0, 0))),
         "has 16-bit colours and a transparent one, expected 8 bits; save it as an RGBA PNG",
     ),
     "narrow": (lambda: png(31, 400), "is 31x400 pixels, expected at least 32 a side.*scale"),

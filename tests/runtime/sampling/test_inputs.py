@@ -30,7 +30,7 @@ def test_the_choice_of_levels_is_kept(given: Any, kept: object) -> None:
 @pytest.mark.parametrize("solver", ["ab2", "dpm++2m", "unipc", "heun"])
 def test_a_solver_that_starts_as_eulers_needs_a_second_step(solver: str) -> None:
     assert prepare(steps=1).evaluations == 1
-    with pytest.raises(UsageError, match=r"with 1 steps: it needs at least 2, since it starts with a step of Euler's"):
+    with pytest.raises(UsageError, match=r"with 1 step: it needs at least 2, since it starts with a step of Euler's"):
         prepare(steps=1, solver=solver)
 
 

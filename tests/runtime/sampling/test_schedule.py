@@ -102,7 +102,7 @@ def test_even_grid_has_forty_steps_by_default() -> None:
 
 @pytest.mark.parametrize("steps", [-1, 0, 1])
 def test_too_few_steps_for_the_stretch(steps: int) -> None:
-    with pytest.raises(UsageError, match=f"{steps} steps asked for, this schedule needs at least 2"):
+    with pytest.raises(UsageError, match=f"{steps} steps? asked for, this schedule needs at least 2"):
         sigmas(read(BASE), steps, 256)
 
 

@@ -1,19 +1,21 @@
 """The clients that may ask: the key, the names of the server, pages of other origins."""
 
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
-from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.serve.guard import Access, is_loopback
 from qwen_image_engine.runtime.serve.server import check_reach, listen, loopback_names
+from tests.support.numpy_engines import Journal, numpy_pipeline
 from tests.support.served import SMALL, Served, served
 
 
-@pytest.fixture
-def server(pipeline: QwenImage) -> Iterator[Served]:
-    with served(pipeline, access=Access("a key", loopback_names("127.0.0.1"))) as found:
+@pytest.fixture(scope="module")
+def server(checkpoint: Path) -> Iterator[Served]:
+    with served(numpy_pipeline(checkpoint, Journal()), access=Access("a key", loopback_names("127.0.0.1"))) as found:
         yield found
 
 
@@ -85,3 +87,11 @@ def test_listening() -> None:
     for host, port in (("256.0.0.1", 0), ("127.0.0.1", 100_000)):
         with pytest.raises(QwenImageError, match="cannot listen"):
             listen(host, port)
+
+
+def test_no_reply_waits_for_its_head_to_be_acknowledged(server: Served) -> None:
+    with server.client(headers={"Host": "localhost"}) as client:
+        assert client.get("/health").status_code == 200
+        for connection in server.server._server.server_state.connections:
+            accepted = connection.transport.get_extra_info("socket")
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -1,19 +1,29 @@
-"""Bad requests: each with its status, one sentence, and the field at fault. No network runs for any."""
+"""Bad requests: each with its status, one sentence, and the field at fault. No network runs for any.
+
+One server takes all that change nothing in it.
+"""
 
 import io
 import json
+import re
 import socket
+import struct
+import time
+import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from PIL import Image
 
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.serve.api.limits import Limits
 from qwen_image_engine.runtime.serve.server import listen
-from tests.support.images import patches
-from tests.support.numpy_engines import Journal
+from tests.support.images import patches, png_chunk
+from tests.support.numpy_engines import Journal, numpy_pipeline
 from tests.support.served import SMALL, Served, png, served, until
 
 CAT = ("cat.png", png(patches(96, 64)), "image/png")
@@ -21,8 +31,20 @@ CAT = ("cat.png", png(patches(96, 64)), "image/png")
 OPAQUE = Image.new("RGBA", (96, 64), (0, 0, 0, 255))
 
 
+@pytest.fixture(scope="module")
+def journal() -> Journal:
+    return Journal()
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint: Path, journal: Journal) -> Iterator[Served]:
+    with served(numpy_pipeline(checkpoint, journal)) as found:
+        yield found
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_drawn(journal: Journal) -> Iterator[None]:
+    journal.events.clear()
     yield
     assert not any(event.startswith("run") for event in journal.events)
 
@@ -63,8 +85,8 @@ def edit(server: Served, files: Any = (("image", CAT),), **fields: Any) -> Any:
         ({"prompt": "<|image_pad|>"}, "prompt", "invalid_value", "stands for a reference image"),
         ({"prompt": "\ud800"}, "prompt", "invalid_value", "not valid Unicode"),
         ({"negative_prompt": "b " * 1200, "guidance_scale": 2}, "negative_prompt", "invalid_value", "shorten it"),
-        ({"negative_prompt": "b"}, "guidance_scale", "invalid_value", "needs guidance above 1"),
-        ({"guidance_scale": 3}, "guidance_scale", "invalid_value", "needs a negative prompt"),
+        ({"negative_prompt": "b"}, "guidance_scale", "invalid_value", "needs a 'guidance_scale' above 1"),
+        ({"guidance_scale": 3}, "negative_prompt", "missing_required_parameter", "is 3, and needs a 'negative_prompt'"),
         ({"guidance_scale": 0.5}, "guidance_scale", "number_below_min_value", "from 1.0 to 100.0"),
         ({"n": 0}, "n", "integer_below_min_value", "from 1 to 10"),
         ({"n": 100}, "n", "integer_above_max_value", "from 1 to 10"),
@@ -73,6 +95,8 @@ def edit(server: Served, files: Any = (("image", CAT),), **fields: Any) -> Any:
         ({"size": "1000x608"}, "size", "invalid_value", "the nearest are"),
         ({"size": "10x10"}, "size", "invalid_value", "the nearest are 32x32"),
         ({"size": "0x64"}, "size", "invalid_value", "WIDTHxHEIGHT"),
+        ({"size": "0512x512"}, "size", "invalid_value", "without leading zeros: 512x512"),
+        ({"size": "64x0096"}, "size", "invalid_value", "without leading zeros: 64x96"),
         ({"size": "huge"}, "size", "invalid_value", "'auto' or WIDTHxHEIGHT"),
         ({"size": "99968x99968"}, "size", "invalid_value", "expected at most"),
         ({"size": 1024}, "size", "invalid_type", "an integer, expected a string"),
@@ -89,7 +113,10 @@ def edit(server: Served, files: Any = (("image", CAT),), **fields: Any) -> Any:
         ({"seed": 2**64}, "seed", "integer_above_max_value", "from -9223372036854775808"),
         ({"seed": 2**64 - 1, "n": 2}, "seed", None, "the seeds after it"),
         ({"num_inference_steps": 0}, "num_inference_steps", "integer_below_min_value", "from 1 to 1000"),
-        ({"num_inference_steps": 1}, "num_inference_steps", "invalid_value", "at least 2"),
+        ({"num_inference_steps": 1}, "num_inference_steps", "invalid_value", "1 step asked for, this schedule needs"),
+        ({"num_inference_steps": 3, "sigmas": [1, 0.5]}, "sigmas", "invalid_value", "leave out 'num_inference_steps'"),
+        ({"sigmas": "1,0.5"}, "sigmas", "invalid_type", "a string of numbers, expected an array of them"),
+        ({"sigmas": "[1, 0.5]"}, "sigmas", "invalid_type", "a string of numbers, expected an array of them"),
         ({"sigmas": []}, "sigmas", "invalid_value", "numbers above 0"),
         ({"sigmas": [0.5, 0.9]}, "sigmas", "invalid_value", "falling"),
         ({"sigmas": [2, 1]}, "sigmas", "invalid_value", "at most 1"),
@@ -105,11 +132,27 @@ def test_fields(server: Served, fields: dict[str, Any], param: str, code: str | 
     assert words in error(generate(server, **fields), 400, param, code)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"a"', b"\xff\xfe", b"[" * 100_000, b'{"prompt": 1e999}'])
-def test_what_is_no_object(server: Served, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"[]", "no JSON object"),
+        (b"null", "no JSON object"),
+        (b'"a"', "no JSON object"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "nested more than 100 deep; send"),
+        (b'{"seed": ' + b"7" * 10_000 + b"}", "a number of thousands of digits; send"),
+        (b'{"prompt": 1e999}', "'prompt'"),
+    ],
+    ids=range(9),
+)
+def test_what_is_no_object(server: Served, body: bytes, words: str) -> None:
     with server.client() as client:
         reply = client.post("/v1/images/generations", content=body, headers={"content-type": "application/json"})
-    error(reply, 400, "prompt" if b"1e999" in body else None)
+    message = error(reply, 400, "prompt" if b"1e999" in body else None)
+    assert words in message
+    assert not re.search(r"sys\.|recursion|codec", message)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +184,13 @@ def test_models_paths_and_methods(server: Served) -> None:
         error(client.get("/v1/images/files/..%2f..%2fetc%2fpasswd.png"), 404)
 
 
+def animated() -> bytes:
+    buffer = io.BytesIO()
+    first, second = (Image.new("L", (64, 64), level) for level in (0, 255))
+    first.save(buffer, "GIF", save_all=True, append_images=[second])
+    return buffer.getvalue()
+
+
 class TestForms:
     @pytest.mark.parametrize(
         ("files", "param", "words"),
@@ -149,8 +199,9 @@ class TestForms:
             ([("image", ("a.png", b"<svg/>", "image/png"))], "image", "no picture that can be read"),
             ([("image", ("a.png", CAT[1][:200], "image/png"))], "image", "cannot be read to its end"),
             ([("image", ("a.png", png(patches(16, 64)), "image/png"))], "image", "expected at least 32 a side"),
+            ([("image", ("a.gif", animated(), "image/gif"))], "image", "a still image; save one frame as PNG"),
             ([("image[]", CAT)] * 11, "image", "more than 10 files"),
-            ([("image[]", CAT)] * 12, None, "Too many files"),
+            ([("image[]", CAT)] * 12, None, "the form has more than 11 files"),
             ([("image", CAT), ("mask", ("m.png", b"GIF89a", "image/png"))], "mask", "expected PNG"),
             (
                 [("image", CAT), ("mask", ("m.png", png(patches(64, 64)), "image/png"))],
@@ -159,7 +210,7 @@ class TestForms:
             ),
             ([("image", CAT), ("mask", ("m.png", png(patches(96, 64, "RGB")), "image/png"))], "mask", "no alpha"),
             ([("image", CAT), ("mask", ("m.png", png(OPAQUE), "image/png"))], "mask", "nothing would be edited"),
-            ([("image", CAT), ("mask", CAT), ("mask", CAT)], "mask", "more than 1 files"),
+            ([("image", CAT), ("mask", CAT), ("mask", CAT)], "mask", "more than 1 file 'mask'"),
             ([("picture", CAT)], "picture", "Unknown parameter"),
             ([("image", CAT), ("prompt", CAT)], "prompt", "a file, expected a text"),
         ],
@@ -175,6 +226,36 @@ class TestForms:
         error(edit(server, **{"prompt[]": "b"}), 400, "prompt[]", "unknown_parameter")
         assert "a text, expected a file" in error(edit(server, image="http://127.0.0.1/cat.png"), 400, "image")
 
+    @pytest.mark.parametrize(("size", "words"), [("auto", "expected the size of the first"), ("64x96", "auto, or for")])
+    def test_a_mask_of_other_proportions(self, server: Served, size: str, words: str) -> None:
+        """Of another size than the first image, or of a picture that is."""
+        mask = ("m.png", png(patches(64, 96)), "image/png")
+        assert words in error(edit(server, [("image", CAT), ("mask", mask)], size=size), 400, "mask", "invalid_value")
+
+    def test_advice_is_in_terms_of_a_request(self, server: Served) -> None:
+        """The command's flags are nothing that a client can set."""
+        long = ("long.png", png(patches(1900, 32)), "image/png")
+        message = error(edit(server, [("image", long)], reference_resolution=64), 400, "image", "invalid_value")
+        assert re.search(r"; use 'reference_resolution' \d+$", message)
+        for reply in (
+            edit(server, [("image", ("a.gif", animated(), "image/gif"))]),
+            edit(server, [("image", CAT), ("mask", CAT)], size="32x512"),
+            generate(server, num_inference_steps=1, solver="heun"),
+        ):
+            assert reply.status_code == 400
+            assert "--" not in reply.json()["error"]["message"]
+
+    def test_a_model_that_takes_no_images(self, checkpoint: Path) -> None:
+        with served(numpy_pipeline(checkpoint, Journal(), absent=("vision", "prefix_image"))) as server:
+            message = error(edit(server), 400, "image", "invalid_value")
+        assert message.endswith("the bundle has no vision and no prefix_image; ask for another 'model'")
+
+    def test_too_many_and_too_long_texts(self, server: Served) -> None:
+        levels = [("sigmas[]", (None, b"0.5"))] * 2001
+        assert "more than 2000 texts" in error(edit(server, levels), 400, None, "invalid_form")
+        long = error(edit(server, user="u" * 300_000), 400, None, "invalid_form")
+        assert "a text of the form is larger than 262.14 kB" in long
+
     def test_no_image(self, server: Served) -> None:
         with server.client() as client:
             reply = client.post("/v1/images/edits", files=[("prompt", (None, b"a"))])
@@ -186,19 +267,19 @@ class TestForms:
         with server.client() as client:
             reply = client.post("/v1/images/edits", content=body, headers=headers)
             assert reply.status_code == 400
+            message = reply.json()["error"]["message"]
+            assert "no form that can be read" in message or message == "Missing required parameter: 'prompt'."
             reply = client.post("/v1/images/edits", content=body, headers={"content-type": "multipart/form-data"})
-            error(reply, 400)
+            assert "no boundary; send multipart/form-data; boundary=" in error(reply, 400, None, "invalid_form")
 
     def test_bombs(self, server: Served) -> None:
-        """A kilobyte that becomes a gigabyte, and one that is larger than this server reads."""
-        for side in (20_000, 9_000):
-            buffer = io.BytesIO()
-            Image.MAX_IMAGE_PIXELS, before = None, Image.MAX_IMAGE_PIXELS
-            try:
-                Image.new("1", (side, side)).save(buffer, "PNG")
-            finally:
-                Image.MAX_IMAGE_PIXELS = before
-            reply = edit(server, [("image", ("a.png", buffer.getvalue(), "image/png"))])
+        """Kilobytes that become more than Pillow opens, and more than this server reads."""
+        for side in (14_000, 8_200):
+            rows = zlib.compressobj()
+            data = b"".join([*(rows.compress(b"\0" * (1 + side // 8)) for _ in range(side)), rows.flush()])
+            header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+            bomb = b"".join([b"\x89PNG\r\n\x1a\n", header, png_chunk(b"IDAT", data), png_chunk(b"IEND", b"")])
+            reply = edit(server, [("image", ("a.png", bomb, "image/png"))])
             assert "more than the" in error(reply, 400, "image")
 
 
@@ -209,7 +290,7 @@ class TestBounds:
             connection.sendall(head + b"Content-Length: 2147483648\r\n\r\n")
             status, document = _reply(connection)
         assert status == 413
-        assert "134.22 MB" in document["error"]["message"]
+        assert "larger than 128.00 MB" in document["error"]["message"]
 
     def test_a_body_without_a_length(self, pipeline: QwenImage) -> None:
         def chunks() -> Iterator[bytes]:
@@ -241,6 +322,19 @@ class TestBounds:
         assert status == 431
         assert "headers" in document["error"]["message"]
 
+    def test_early_refusals_are_counted_and_have_an_id(self, pipeline: QwenImage) -> None:
+        starts = {408: b"GET /health HT", 431: b"GET / HTTP/1.1\r\nX: " + b"a" * 33_000, 400: b"\x16\x03\x01\r\n\r\n"}
+        with served(pipeline, limits=Limits(header_s=0.2)) as server:
+            for number, (status, start) in enumerate(starts.items()):
+                with _connected(server) as connection:
+                    connection.sendall(start)
+                    head = b"".join(iter(lambda: connection.recv(65536), b""))
+                (line,) = server.log("request")[number:]
+                assert line["status"] == status
+                assert line["client"] == "127.0.0.1"
+                assert f"x-request-id: {line['id']}\r\n".encode() in head
+                assert server.metric("refusals_total", status=str(status)) == 1
+
     def test_what_is_not_http(self, server: Served) -> None:
         with _connected(server) as connection:
             connection.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")
@@ -262,6 +356,34 @@ class TestBounds:
                 head = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                 connection.sendall(head + b"Content-Length: 100\r\n\r\n{")
                 assert _reply(connection)[0] == 408
+
+    def test_a_body_that_drips(self, pipeline: QwenImage) -> None:
+        """It has a minute, and no byte a second."""
+        head = b"POST /v1/images/%s HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\nContent-Length: 9000\r\n\r\n%s"
+        part = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n'
+        bodies = (b"generations", b"application/json", b"{"), (b"edits", b"multipart/form-data; boundary=x", part)
+        limits = Limits(body_s=60, body_grace_s=0.1, body_rate=1000)
+        with served(pipeline, limits=limits) as server:
+            for number, begun in enumerate(bodies):
+                with _connected(server) as connection:
+                    connection.sendall(head % begun)
+                    while len(server.log("request")) == number:
+                        connection.send(b" ")
+                        time.sleep(0.01)
+                    status, document = _reply(connection)
+                assert (status, document["error"]["code"]) == (408, "body_too_slow")
+                assert "less than 1.00 kB a second" in document["error"]["message"]
+
+    def test_a_body_that_pauses_within_its_rate(self, pipeline: QwenImage) -> None:
+        """Its first half has paid for the seconds until the other comes."""
+        body = b" " * 1000 + b'{"n": 0}'
+        head = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        limits = Limits(body_grace_s=0.05, body_rate=50)
+        with served(pipeline, limits=limits) as server, _connected(server) as connection:
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body[:1000])
+            time.sleep(0.2)
+            connection.sendall(body[1000:])
+            assert _reply(connection)[0] == 400
 
     @pytest.mark.parametrize("size", [30 << 20, 100_000, 30_000])
     def test_clients_that_take_nothing(self, pipeline: QwenImage, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,19 +413,37 @@ class TestBounds:
             connection.sendall(head + b"Content-Length: 100\r\nExpect: 100-continue\r\n\r\n")
             assert b"100 Continue" in connection.recv(1000)
             reply = generate(server, **SMALL)
-            error(reply, 429, None, "too_many_uploads")
+            assert "1 request is being read, which is the most;" in error(reply, 429, None, "too_many_uploads")
             assert reply.headers["retry-after"] == "1"
 
+    def test_bodies_of_one_client_leave_room_for_others(self, pipeline: QwenImage) -> None:
+        head = b"POST /v1/images/%s HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\nContent-Length: 100\r\n"
+        kinds = (b"generations", b"application/json"), (b"edits", b"multipart/form-data; boundary=x")
+        with served(pipeline, limits=Limits(bodies=3, client_bodies=2)) as server, ExitStack() as connections:
+            for path, kind in kinds:
+                connection = connections.enter_context(_connected(server))
+                connection.sendall(head % (path, kind) + b"Expect: 100-continue\r\n\r\n")
+                assert b"100 Continue" in connection.recv(1000)
+            for fields in ({"n": 0}, SMALL):
+                message = error(generate(server, **fields), 429, None, "too_many_uploads")
+                assert "2 requests are being read from your address" in message
+            other = httpx2.HTTPTransport(local_address="127.0.0.2")
+            with httpx2.Client(base_url=server.url, transport=other) as client:
+                error(client.post("/v1/images/generations", json={"prompt": "a", "n": 0}), 400, "n")
+            connections.close()
+            until(lambda: generate(server, n=0).status_code == 400)
 
-def test_no_room_for_urls(server: Served, monkeypatch: pytest.MonkeyPatch, journal: Journal) -> None:
+
+def test_no_room_for_urls(pipeline: QwenImage, monkeypatch: pytest.MonkeyPatch, journal: Journal) -> None:
     def full(*arguments: Any, **options: Any) -> Any:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("qwen_image_engine.runtime.serve.links.whole_file", full)
-    reply = generate(server, response_format="url", n=3, **SMALL)
-    assert "disk is full" in error(reply, 507, "response_format", "storage_full")
-    until(lambda: not server.service.worker.busy)
-    assert (server.metric("failures_total"), server.metric("cancelled_total")) == (1, 0)
+    with served(pipeline) as server:
+        reply = generate(server, response_format="url", n=3, **SMALL)
+        assert "disk is full" in error(reply, 507, "response_format", "storage_full")
+        until(lambda: not server.service.worker.busy)
+        assert (server.metric("failures_total"), server.metric("cancelled_total")) == (1, 0)
     journal.events.clear()  # this one was drawn
 
 

@@ -83,6 +83,8 @@ class TestQueue:
                 assert client.get("/health").status_code == 200
                 reply = client.get("/ready")
                 assert (reply.status_code, reply.json()["error"]["code"]) == (503, "loading")
+                until(lambda: len(server.log("request")) == 2)
+                assert server.metric("refusals_total", status="503") == 0
             first = ask(server)
             until(lambda: server.service.worker.waiting == 1)
             assert ask(server).result().status_code == 429
@@ -151,6 +153,7 @@ class TestLeaving:
             until(lambda: server.log("cancelled"))
             assert journal.counts()["run step"] <= 3
             assert server.log("request")[-1]["status"] == 499
+            assert server.metric("refusals_total", status="499") == 0
             assert server.metric("cancelled_total") == 1
             assert ask(server).result().status_code == 200
 
@@ -241,6 +244,7 @@ class TestTheEnd:
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "draining"
             assert int(refused.headers["retry-after"]) >= 1
+            until(lambda: server.metric("refusals_total", status="503") == 1)
             with server.client() as client:
                 assert client.get("/ready").status_code == 503
                 assert client.get("/health").status_code == 200
@@ -267,6 +271,17 @@ class TestTheEnd:
             assert folder is not None
             assert len(list(folder.iterdir())) == 1
         assert not folder.exists()
+
+
+def test_the_metrics_are_counters_without_their_times(server: Served, ask: Any) -> None:
+    """A client of Prometheus writes for each counter when it was made, as a gauge that nobody asked for."""
+    assert ask(server).result().status_code == 200
+    assert ask(server, n=0).result().status_code == 400
+    until(lambda: server.metric("refusals_total", status="400") == 1)
+    text = server.service.metrics.text().decode()
+    assert "_created" not in text
+    for name in ("pictures_total", "refusals_total", "stage_seconds_total", "request_seconds_count", "queue_length"):
+        assert f"\nqwen_image_{name}" in text
 
 
 def test_prompts_are_logged_if_asked(checkpoint: Path, ask: Any) -> None:

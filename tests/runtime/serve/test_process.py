@@ -17,6 +17,7 @@ import pytest
 from openai import OpenAI
 
 from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.serve.models import Model
 from tests.support.images import patches
 
 ENTRY = (sys.executable, "-m", "qwen_image_engine.runtime.cli.entry", "serve")
@@ -124,6 +125,16 @@ def test_what_leaves_and_what_is_late_is_cancelled(
     assert "picture" not in events
 
 
+def test_a_file_of_weights_counts_once(exported: Callable[..., Path]) -> None:
+    """Against the files on the disk: three graphs of the transformer and three of the VAE read one file each."""
+    bundle = exported()
+    model = Model.open("narrow", bundle, "onnxruntime", "resident", 1)
+    model.pipeline.close()
+    files = list(bundle.rglob("weights*.safetensors"))
+    assert len(files) == 4
+    assert model.bytes == sum(file.stat().st_size for file in files)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -136,6 +147,9 @@ def test_what_leaves_and_what_is_late_is_cancelled(
         (["BUNDLE", "BUNDLE"], 2, "NAME=BUNDLE"),
         (["a b=BUNDLE"], 2, "the name 'a b'"),
         (["BUNDLE", "--memory-budget", "1kB"], 2, "--memory-budget"),
+        (["BUNDLE", "--threads", "0"], 2, "0 threads: expected 1 to 1024"),
+        (["BUNDLE", "--engine", "onnxruntime-cuda"], 2, "which onnxruntime-cuda does not run"),
+        (["BUNDLE", "--memory-budget", "1KiB"], 2, "--memory-budget"),
         (["BUNDLE", "--port", "70000"], 2, "expected 0 to 65535"),
     ],
 )

@@ -126,7 +126,7 @@ def test_the_command(
         (["--pictures", "--layers"], "--layers compares components"),
         (["--pictures", "--fail-on", "step=1"], "--fail-on compares components"),
         (["--pictures", "--solver", "ab2,rk4"], "solver 'rk4' is unknown, expected one of euler, ab2"),
-        (["--pictures", "-s", "1"], "1 steps asked for"),
+        (["--pictures", "-s", "1"], "1 step asked for"),
         (["--pictures", "--sigmas", "0.5,0.7"], "expected numbers that fall"),
         (["--pictures", "--size", "100x64"], "100x64"),
         (["--pictures", "--guidance", "0.5"], "guidance is 0.5"),

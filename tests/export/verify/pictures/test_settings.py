@@ -55,7 +55,7 @@ def test_baselines_come_first_and_once() -> None:
     ("setting", "message"),
     [
         (Setting("rk4", 8), "solver 'rk4' is unknown"),
-        (Setting("ab2", 1), "1 steps asked for, this schedule needs at least 2"),
+        (Setting("ab2", 1), "1 step asked for, this schedule needs at least 2"),
         (Setting("euler", 2000), "2000 steps asked for, at most 1000"),
         (Setting("ab2", 3, (1.0, 0.5, 0.5)), "expected numbers that fall"),
         (Setting("ab2", 4, (1.0, 0.5)), "4 steps asked for, and 2 sigmas"),

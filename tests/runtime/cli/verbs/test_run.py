@@ -244,7 +244,7 @@ def test_solvers_and_sigmas_are_recorded_and_drawn_again(
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
-        (("--solver", "ab2", "-s", "1"), "1 steps asked for, this schedule needs at least 2"),
+        (("--solver", "ab2", "-s", "1"), "1 step asked for, this schedule needs at least 2"),
         (("--sigmas", "cosine"), "sigmas 'cosine': expected numbers, or one of model, linear, karras, beta"),
         (("--sigmas", "1,0.5,0.7"), "expected numbers that fall"),
         (("--sigmas", "1,0.5,0.5"), "expected numbers that fall"),

@@ -1,5 +1,7 @@
 """How the page looks and how it is used without a mouse: light and dark, narrow, and by keyboard alone."""
 
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.support.chromium import Browser
-from tests.support.served import Served
+from tests.support.numpy_engines import Journal, numpy_pipeline
+from tests.support.served import Served, served
 from tests.support.served_page import Tab, alpha
 
 pytestmark = pytest.mark.process
@@ -17,8 +20,35 @@ LONG = "a_very_long_name_" * 12
 STATES = ("start", "picture", "fault", "mask")
 
 
+@pytest.fixture(scope="module")
+def kept_server(checkpoint: Path) -> Iterator[Served]:
+    """One server for tests that only look."""
+    with served(numpy_pipeline(checkpoint, Journal())) as found:
+        yield found
+
+
+@pytest.fixture
+def show(chromium: Browser, kept_server: Served, cat: Path) -> Callable[..., None]:
+    """`show(state, width, scheme)`: the page in a state.
+
+    Where the test before has left it so in this width, the scheme alone is changed.
+    """
+
+    def bring(state: str, width: int = 1200, scheme: str = "light") -> None:
+        tab = Tab(chromium, kept_server)
+        mark = f"{kept_server.url} {state} {width}"
+        if chromium.run("window.shown") == mark:
+            chromium.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            return
+        tab.open(width, scheme)
+        enter(tab, state, cat)
+        chromium.run(f"window.shown = {json.dumps(mark)}")
+
+    return bring
+
+
 def enter(tab: Tab, state: str, cat: Path) -> None:
-    """Bring the page into a state."""
+    """Bring the page, which was just opened, into a state."""
     tab.chromium.run("document.querySelector('#more').open = true")
     if state == "picture":
         tab.chromium.drop("body", cat.rename(cat.with_name(f"{LONG}.png")))
@@ -37,10 +67,8 @@ def enter(tab: Tab, state: str, cat: Path) -> None:
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("width", [360, 320])
-def test_no_sideways_scroll_on_a_phone(chromium: Browser, server: Served, cat: Path, width: int, state: str) -> None:
-    tab = Tab(chromium, server)
-    tab.open(width)
-    enter(tab, state, cat)
+def test_no_sideways_scroll_on_a_phone(chromium: Browser, show: Callable[..., None], width: int, state: str) -> None:
+    show(state, width)
     assert chromium.run("document.documentElement.scrollWidth") <= width
     widest = "Math.max(...[...document.querySelectorAll('body *')].filter(e => e.checkVisibility())"
     assert chromium.run(f"{widest}.map(e => e.getBoundingClientRect().right))") <= width
@@ -51,8 +79,8 @@ def test_fields_do_not_make_a_phone_zoom(tab: Tab) -> None:
     assert min(tab.chromium.run(f"{fields}.map(e => parseFloat(getComputedStyle(e).fontSize))")) >= 16
 
 
-def test_light_and_dark(chromium: Browser, server: Served, tmp_path: Path) -> None:
-    tab = Tab(chromium, server)
+def test_light_and_dark(chromium: Browser, kept_server: Served, tmp_path: Path) -> None:
+    tab = Tab(chromium, kept_server)
     shots = {}
     for scheme in ("light", "dark"):
         tab.open(scheme=scheme)
@@ -83,19 +111,15 @@ CONTRAST = """
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("state", STATES)
-def test_texts_can_be_read(chromium: Browser, server: Served, cat: Path, scheme: str, state: str) -> None:
-    tab = Tab(chromium, server)
-    tab.open(scheme=scheme)
-    enter(tab, state, cat)
+def test_texts_can_be_read(chromium: Browser, show: Callable[..., None], scheme: str, state: str) -> None:
+    show(state, scheme=scheme)
     assert chromium.run(CONTRAST) == []
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_every_control_has_a_name(chromium: Browser, server: Served, cat: Path, state: str) -> None:
+def test_every_control_has_a_name(chromium: Browser, show: Callable[..., None], state: str) -> None:
     """By the browser's own tree of what a screen reader is told."""
-    tab = Tab(chromium, server)
-    tab.open()
-    enter(tab, state, cat)
+    show(state)
     roles = {"button", "textbox", "combobox", "spinbutton", "link", "radio", "slider", "progressbar", "dialog", "image"}
     nodes = chromium.call("Accessibility.getFullAXTree")["nodes"]
     named: dict[str, list[Any]] = {}

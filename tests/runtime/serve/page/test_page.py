@@ -269,16 +269,16 @@ class TestErrors:
         assert tab.chromium.told() == []
 
     def test_an_image_that_is_too_large(self, pipeline: QwenImage, chromium: Browser, tmp_path: Path) -> None:
-        noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3)).astype(np.uint8)
+        noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3)).astype(np.uint8)
         file = tmp_path / "noise.png"
         file.write_bytes(png(Image.fromarray(noise)))
-        with served(pipeline, limits=Limits(form_bytes=1 << 20)) as server:
+        with served(pipeline, limits=Limits(form_bytes=256 << 10)) as server:
             tab = Tab(chromium, server)
             tab.open()
             chromium.drop("body", file)
             chromium.until("document.querySelectorAll('#images li').length === 1")
             tab.draw()
-            assert tab.fault() == "The body is larger than 1.05 MB; send less."
+            assert tab.fault() == "The body is larger than 262.14 kB; send less."
 
     def test_a_full_queue(self, pipeline: QwenImage, gate: Gate, chromium: Browser) -> None:
         with served(pipeline, limits=Limits(queue=0)) as server:

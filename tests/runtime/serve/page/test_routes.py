@@ -1,12 +1,15 @@
 """The files of the page over HTTP, and what can be told of them without a browser."""
 
 import re
+from collections.abc import Iterator
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
+from tests.support.numpy_engines import Journal, numpy_pipeline
 from tests.support.report_page import Page
-from tests.support.served import Served
+from tests.support.served import Served, served
 
 FILES = {
     file.name: file.read_text(encoding="utf-8")
@@ -15,6 +18,12 @@ FILES = {
 }
 SCRIPTS = {name: text for name, text in FILES.items() if name.endswith(".js")}
 HTML = FILES["index.html"]
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint: Path) -> Iterator[Served]:
+    with served(numpy_pipeline(checkpoint, Journal())) as found:
+        yield found
 
 
 @pytest.mark.parametrize(
