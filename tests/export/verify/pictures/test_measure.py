@@ -179,7 +179,7 @@ def test_ab2_is_nearer_than_euler_on_shapes() -> None:
     """The checkpoint that was trained, at 14 evaluations: more than half the error is gone."""
     case, guidance = (Case("one", "a red circle on the left on a pink background", 96, 96),), Guidance()
     with reference_pipeline(SHAPES) as pipeline, ProgressBar("", 0) as bar:
-        solution = solve(pipeline, case, Setting("heun", 60), guidance, bar)
+        solution = solve(pipeline, case, Setting("heun", 30), guidance, bar)
         ab2, euler = (
             next(pictures(pipeline, case, Setting(solver, 14), guidance, solution, keep=False)).distance
             for solver in ("ab2", "euler")
