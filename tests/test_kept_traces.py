@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import onnx_ir as ir
 import pytest
@@ -57,11 +59,40 @@ def test_a_kept_graph_is_the_traced_one(random_checkpoint: Callable[..., Path], 
     assert ir.to_proto(kept) == ir.to_proto(traced) == ir.to_proto(fresh)
 
 
+def empty(checkpoint: Checkpoint, component: str, dtype: str) -> ir.Model:
+    return ir.Model(ir.Graph([], [], nodes=[], name=f"{component} {dtype}"), ir_version=11)
+
+
+def test_a_worker_traces_another_graph_while_one_is_traced(
+    random_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint.open(random_checkpoint())
+    begun, other = Event(), Event()
+    traced = []
+
+    def slow(checkpoint: Checkpoint, component: str, dtype: str) -> ir.Model:
+        traced.append(component)
+        if component == COMPONENT:
+            begun.set()
+            assert other.wait(60)
+        else:
+            other.set()
+        return empty(checkpoint, component, dtype)
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(KeptTraces(slow, tmp_path, "a"), checkpoint, COMPONENT, "float16")
+        assert begun.wait(60)
+        second = KeptTraces(slow, tmp_path, "a")(checkpoint, COMPONENT, "float16")
+    assert second.graph.name == first.result().graph.name == f"{COMPONENT} float16"
+    assert traced == [COMPONENT, "text_encoder"]
+    kept = KeptTraces(slow, tmp_path, "a")
+    for component in ("text_encoder", "vision", COMPONENT):
+        kept(checkpoint, component, "float16")
+    assert kept.fresh == 1
+
+
 def test_another_source_or_dtype_is_another_graph(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(random_checkpoint())
-
-    def empty(checkpoint: Checkpoint, component: str, dtype: str) -> ir.Model:
-        return ir.Model(ir.Graph([], [], nodes=[], name=f"{component} {dtype}"), ir_version=11)
 
     def fresh(source: str, dtype: str) -> int:
         kept = KeptTraces(empty, tmp_path, source)

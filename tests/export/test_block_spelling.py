@@ -15,7 +15,6 @@ import pytest
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.tensorrt.build.account import listed_layers
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
-from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.tools.build.build import build_bundle
 from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
@@ -62,11 +61,11 @@ def heads_in_float32(found: Layers, checkpoint: Checkpoint) -> list[str]:
 
 @pytest.mark.process
 @pytest.mark.parametrize("capability", ["8.9", "12.0"])
-def test_bf16(random_checkpoint: Callable[..., Path], trace_once: None, tmp_path: Path, capability: str) -> None:
+def test_bf16(static_bundle: Callable[..., tuple[Path, Path]], tmp_path: Path, capability: str) -> None:
     """SiLU and the product of both are in the product's kernel, and the norms write nothing in float32."""
-    checkpoint = Checkpoint.open(random_checkpoint())
-    export_bundle(checkpoint, tmp_path / "bundle", target="tensorrt", precision="bf16")
-    found = layers(tmp_path / "bundle", capability)
+    source, bundle = static_bundle("narrow", "tensorrt", "bf16")
+    checkpoint = Checkpoint.open(source)
+    found = layers(Path(shutil.copytree(bundle, tmp_path / "bundle")), capability)
     assert len(kernels(found, "FcSiluMul")) == checkpoint.transformer.num_layers
     assert heads_in_float32(found, checkpoint) == []
 

@@ -10,8 +10,9 @@ from qwen_image_engine.engines.backends import load_engine
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.model.tiles import draw_tiles
 
-# Tiles of 19 by 26 latents in 3 by 4, of 6 or 7 a side; fp32 in another order, as in `test_parity`.
-ROWS, COLUMNS, MOST = 19, 26, 7
+# Pictures of 26 by 13 latents in 4 by 2 tiles, of 6 or 7 a side, and lying; fp32 in another order, as in `test_parity`.
+SIZES = {"narrow": (26, 13), "odd": (13, 26)}
+MOST = 7
 LIMIT = 1e-5
 
 
@@ -26,7 +27,7 @@ def test_tiles_are_the_whole_picture(
         load_engine(backend, exported(name) / entry.model, entry.contract)
         for entry in (manifest.components["vae_decoder_mid"], manifest.components["vae_decoder_up"])
     )
-    latents = np.random.default_rng(7).standard_normal((1, manifest.dims.z, ROWS, COLUMNS), np.float32)
+    latents = np.random.default_rng(7).standard_normal((1, manifest.dims.z, *SIZES[name]), np.float32)
     features = mid.run({"latents": latents})["features"]
     whole = up.run({"features": features})["image"]
     found = np.full_like(whole, np.nan)

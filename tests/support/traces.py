@@ -7,6 +7,7 @@ run each time.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from tests.support.paths import ROOT
 
@@ -45,27 +46,54 @@ class KeptTraces:
         self.fresh = 0
 
     def __call__(self, checkpoint: Any, component: str, dtype: Any) -> ir.Model:
+        key = self._key(checkpoint, component, dtype)
+        if key not in self._traced:
+            self._traced[key] = self._kept(key, checkpoint, component, dtype)
+        return self._traced[key].clone()
+
+    def _key(self, checkpoint: Any, component: str, dtype: Any) -> str:
         from qwen_image_engine.engines.core.components import COMPONENTS
 
         config = repr(getattr(checkpoint, COMPONENTS[component].network))
         stored = checkpoint.stored(COMPONENTS[component].network).layout.prefix
         words = "\n".join((self._source, config, stored, component, str(dtype)))
-        key = hashlib.sha256(words.encode()).hexdigest()
-        if key not in self._traced:
-            self._traced[key] = self._kept(key, checkpoint, component, dtype)
-        return self._traced[key].clone()
+        return hashlib.sha256(words.encode()).hexdigest()
 
     def _kept(self, key: str, checkpoint: Any, component: str, dtype: Any) -> ir.Model:
         file = self.folder / f"{key}.onnx"
-        if not file.is_file():
-            with FileLock(self.folder / f"{key}.lock"):
-                if not file.is_file():  # another worker may have traced it meanwhile
-                    self.fresh += 1
-                    temporary = self.folder / f"{secrets.token_hex(8)}.tmp"
-                    temporary.write_bytes(ir.to_proto(self._trace(checkpoint, component, dtype)).SerializeToString())
-                    temporary.replace(file)
+        try:
+            self._made(checkpoint, component, dtype, wait_s=0)
+        except Timeout:  # another worker traces it
+            self._make_another(checkpoint, dtype)
+            self._made(checkpoint, component, dtype, wait_s=-1)
         os.utime(file)  # what is not used any more goes; see `forget`
         return ir.from_proto(ir.serde.onnx.ModelProto.FromString(file.read_bytes()))
+
+    def _made(self, checkpoint: Any, component: str, dtype: Any, wait_s: float) -> bool:
+        """Trace a graph if it is not kept, and return whether it was not; raise `Timeout` while others trace it."""
+        key = self._key(checkpoint, component, dtype)
+        file = self.folder / f"{key}.onnx"
+        if file.is_file():
+            return False
+        with FileLock(self.folder / f"{key}.lock", timeout=wait_s):
+            if file.is_file():  # another worker has traced it meanwhile
+                return False
+            self.fresh += 1
+            temporary = self.folder / f"{secrets.token_hex(8)}.tmp"
+            temporary.write_bytes(ir.to_proto(self._trace(checkpoint, component, dtype)).SerializeToString())
+            temporary.replace(file)
+        return True
+
+    def _make_another(self, checkpoint: Any, dtype: Any) -> None:
+        """Trace the next graph of a checkpoint that an export wants and nobody traces, instead of waiting."""
+        from qwen_image_engine.engines.core.components import components_with
+        from qwen_image_engine.export.targets import TARGETS
+
+        for row in components_with(checkpoint.transformer.attention):
+            if any(target.dtype_of(row.network) == str(dtype) for target in TARGETS.values()):
+                with contextlib.suppress(Timeout):
+                    if self._made(checkpoint, row.name, dtype, wait_s=0):
+                        return
 
 
 def kept_traces(trace: Trace) -> KeptTraces:

@@ -85,7 +85,7 @@ for kind, entries in {"int8": int8, "static int8": static_int8, "fp8": fp8}.item
 def grown_bytes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     """By which the peak of memory grows by a tensor eight times as large, by kind of weights."""
     folder = tmp_path_factory.mktemp("memory")
-    tensors = {"small": torch.randn(1024, 4096).bfloat16(), "large": torch.randn(8192, 4096).bfloat16()}
+    tensors = {"small": torch.randn(512, 4096).bfloat16(), "large": torch.randn(4096, 4096).bfloat16()}
     save_file(tensors, folder / "source.safetensors")
     command = [sys.executable, "-c", PROGRAM, str(folder / "source.safetensors"), str(folder)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
@@ -97,8 +97,8 @@ def grown_bytes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 @pytest.mark.parametrize("kind", ["int8", "static int8", "fp8"])
 def test_memory_holds_a_block_whatever_the_tensors_size(grown_bytes: dict[str, int], kind: str) -> None:
     """Static weights are smoothed and rounded with error feedback."""
-    # The large tensor is 67 MB as stored and 134 MB in fp32; eight blocks have shown what one takes.
-    assert grown_bytes[kind] < 32 << 20
+    # The large tensor is 34 MB as stored and 67 MB in fp32; four blocks have shown what one takes.
+    assert grown_bytes[kind] < 24 << 20
 
 
 def test_blocks_of_any_size_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

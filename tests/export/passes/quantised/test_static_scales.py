@@ -299,9 +299,9 @@ def test_manifest_records_fp8_attention(static_bundle: Bundles) -> None:
 
 
 def test_attention_alone_in_fp8_is_no_fp32(
-    calibrated: Callable[[Path], Path], random_checkpoint: Callable[..., Path], tmp_path: Path
+    calibrated: Callable[[Path], Path], with_outliers: Callable[[str], tuple[Path, Path]], tmp_path: Path
 ) -> None:
-    folder = random_checkpoint("narrow")
+    folder = with_outliers("narrow")[0]  # whose calibration other tests use
     checkpoint = Checkpoint.open(folder)
     last = checkpoint.transformer.num_layers - 1
     rule = {"linears": f"*.{last}.img_mlp.out", "precision": "fp8"}
