@@ -6,16 +6,19 @@ The compiler is TensorRT for RTX, which needs no GPU. What is checked is in its 
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.tensorrt.build.account import listed_layers
 from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.tools.build.build import build_bundle
 from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
 from tests.support.compiler import need_compiler
@@ -57,6 +60,17 @@ def heads_in_float32(found: Layers, checkpoint: Checkpoint) -> list[str]:
         for output in layer["Outputs"]
         if output["Datatype"] == "Float" and output["Dimensions"][-2:] == heads
     ]
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "step"])
+def test_queries_and_keys_of_every_layer_share_their_mean(
+    static_bundle: Callable[..., tuple[Path, Path]], component: str
+) -> None:
+    bundle = static_bundle("narrow", "tensorrt", "bf16")[1]
+    file = bundle / read_manifest(bundle).components[component].model
+    graph = onnx.load(file, load_external_data=False).graph
+    counts = Counter(node.op_type for node in graph.node)
+    assert counts["ReduceMean"] == counts["Attention"] >= 2
 
 
 @pytest.mark.process
