@@ -17,6 +17,7 @@ from tests.test_rooms import SOURCES
 
 MODULES = posix_only_modules()
 NAMES = {module: posix_only_names(module) for module in ("os", "signal", "time", "socket", "select")}
+ANY_OF_THEM = re.compile(rf"\b({'|'.join(sorted(MODULES.union(*NAMES.values())))})\b")
 
 RUN = """
 import importlib, pkgutil, sys
@@ -69,6 +70,8 @@ class _WithoutOtherSystems(ast.NodeTransformer):
 def posix_only_uses(file: Path) -> Iterator[str]:
     """POSIX-only parts of the standard library that a source takes without asking for them or for the system first."""
     text = file.read_text(encoding="utf-8")
+    if not ANY_OF_THEM.search(text):
+        return
     tree = ast.parse(text)
     nodes = list(ast.walk(_WithoutOtherSystems().visit(tree) if "win32" in text else tree))
     asked = {
