@@ -20,6 +20,7 @@ from qwen_image_engine.engines.core.files import read_regular, regular_size
 from qwen_image_engine.engines.core.graph import accepted
 from qwen_image_engine.engines.core.graph.accepted import MAX_AXIS, MAX_GRAPH_BYTES, MAX_RANK, OPERATORS, Operator
 from qwen_image_engine.engines.core.graph.weight_file import StoredTensor, WeightFile
+from qwen_image_engine.engines.core.lru_cache import LruCache
 from qwen_image_engine.engines.core.protobuf import MESSAGE, VARINT, fields
 
 Message = dict[int, list[int | memoryview]]
@@ -92,9 +93,8 @@ class _Place(NamedTuple):
     wanted: StoredTensor
 
 
-_places: dict[bytes, tuple[_Place, ...]] = {}
+_places: LruCache[bytes, tuple[_Place, ...]] = LruCache(64)
 """The places in graphs that have passed, by the graph's sha256: a verb opens a bundle several times."""
-_MAX_GRAPHS = 64
 
 
 def _checked_places(data: bytes) -> tuple[_Place, ...]:
@@ -103,14 +103,13 @@ def _checked_places(data: bytes) -> tuple[_Place, ...]:
     Raises:
         ValueError: the graph is no `ModelProto`, or holds something that no export holds.
     """
-    digest = hashlib.sha256(data).digest()
-    if digest not in _places:
-        check = _Check()
-        check.model(memoryview(data))
-        if len(_places) >= _MAX_GRAPHS:
-            _places.clear()
-        _places[digest] = tuple(check.places)
-    return _places[digest]
+
+    def check() -> tuple[_Place, ...]:
+        checked = _Check()
+        checked.model(memoryview(data))
+        return tuple(checked.places)
+
+    return _places.get_or_make(hashlib.sha256(data).digest(), check)
 
 
 def _check_place(place: _Place, prefix: str, weights: Mapping[str, WeightFile]) -> None:
