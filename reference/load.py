@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
@@ -36,7 +40,7 @@ def empty_network(checkpoint: Checkpoint, name: str) -> nn.Module:
     """
     checkpoint.check_depth(name)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             if name == "transformer":
                 network: nn.Module = Transformer(checkpoint.transformer)
             elif name == "text_encoder":
@@ -64,3 +68,22 @@ def load_network(checkpoint: Checkpoint, name: str, dtype: torch.dtype = torch.f
     network = empty_network(checkpoint, name)
     checkpoint.stored(name).load_into(network, dtype)
     return network.requires_grad_(False)
+
+
+class _Unfilled(TorchFunctionMode):
+    """A mode in which parameters get no random values.
+
+    On "meta" there is nothing to fill, and the first `normal_` of a process there imports torch._dynamo: 2 seconds.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_):
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)

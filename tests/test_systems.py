@@ -17,6 +17,7 @@ from tests.test_rooms import SOURCES
 
 MODULES = posix_only_modules()
 NAMES = {module: posix_only_names(module) for module in ("os", "signal", "time", "socket", "select")}
+ANY_OF_THEM = re.compile(rf"\b({'|'.join(sorted(MODULES.union(*NAMES.values())))})\b")
 
 RUN = """
 import importlib, pkgutil, sys
@@ -68,13 +69,18 @@ class _WithoutOtherSystems(ast.NodeTransformer):
 
 def posix_only_uses(file: Path) -> Iterator[str]:
     """POSIX-only parts of the standard library that a source takes without asking for them or for the system first."""
-    tree = _WithoutOtherSystems().visit(ast.parse(file.read_text(encoding="utf-8")))
+    text = file.read_text(encoding="utf-8")
+    if not ANY_OF_THEM.search(text):
+        return
+    tree = ast.parse(text)
+    nodes = list(ast.walk(_WithoutOtherSystems().visit(tree) if "win32" in text else tree))
     asked = {
         (ast.unparse(call.args[0]), ast.literal_eval(call.args[1]))
-        for call in ast.walk(tree)
-        if isinstance(call, ast.Call) and ast.unparse(call.func) == "hasattr" and isinstance(call.args[1], ast.Constant)
+        for call in nodes
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "hasattr"
+        if isinstance(call.args[1], ast.Constant)
     }
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom):

@@ -34,14 +34,14 @@ def fields(message: Bytes) -> Iterator[Field]:
     """
     at, end = 0, len(message)
     while at < end:
-        key, at = _read_varint(message, at)
-        number, kind = divmod(key, 8)
+        key, at = (message[at], at + 1) if message[at] < 0x80 else _read_varint(message, at)  # most have one byte
+        number, kind = key >> 3, key & 7
         if kind == VARINT:
             value, at = _read_varint(message, at)
             yield Field(number, kind, value)
             continue
         if kind == MESSAGE:
-            size, at = _read_varint(message, at)
+            size, at = (message[at], at + 1) if at < end and message[at] < 0x80 else _read_varint(message, at)
         elif kind in _FIXED_BYTES:
             size = _FIXED_BYTES[kind]
         else:
@@ -75,8 +75,6 @@ def message_field(number: int, payload: bytes) -> bytes:
 
 def _read_varint(data: Bytes, at: int) -> tuple[int, int]:
     """Return the integer at `at`, which has seven bits a byte, and the position of its end."""
-    if at < len(data) and (first := data[at]) < 0x80:  # most keys and lengths have one byte
-        return first, at + 1
     value = 0
     for index, byte in enumerate(data[at : at + _LONGEST_VARINT]):
         value |= (byte & 0x7F) << 7 * index

@@ -53,11 +53,7 @@ class UnsupportedVersion:
 @cache
 def supported_versions(package: str) -> SupportedVersions | None:
     """Return the supported versions of the distribution `package`; None if this distribution does not name any."""
-    try:
-        requirements = requires(DISTRIBUTION) or ()
-    except PackageNotFoundError:  # the sources alone, without an installation
-        return None
-    for requirement in requirements:
+    for requirement in _requirements():
         found = _REQUIREMENT.fullmatch(requirement)
         if found is None or found[1].lower() != package.lower().replace("_", "-") or found[3] == _FOR_DEVELOPMENT:
             continue
@@ -82,6 +78,14 @@ def unsupported_version(package: str, version: str) -> UnsupportedVersion | None
         if found > _numbers(bound) if comparison == "==" else comparison == "<" and found >= _numbers(bound):
             return UnsupportedVersion(package, version, supported, older=False)
     return None
+
+
+@cache
+def _requirements() -> list[str]:
+    try:
+        return requires(DISTRIBUTION) or []
+    except PackageNotFoundError:  # the sources alone, without an installation
+        return []
 
 
 def _numbers(release: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 
@@ -95,13 +96,16 @@ def _pace(entries: Sequence[Entry]) -> float:
         torch.set_num_threads(threads)
 
 
+@cache
 def _hashing_seconds_per_byte() -> float:
+    """Return the seconds of hashing a byte, of this process's first trial: the machine stays the same."""
     data = memoryview(bytearray(_HASHED_BYTES))
     return _best_seconds(lambda: hashlib.sha256(data).digest()) / _HASHED_BYTES
 
 
+@cache
 def _interpreter_seconds() -> float:
-    """Return the seconds that a fixed piece of Python takes on this machine."""
+    """Return the seconds that a fixed piece of Python takes on this machine, of this process's first trial."""
 
     def work() -> None:
         kept: dict[str, int] = {}

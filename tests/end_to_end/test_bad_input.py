@@ -105,10 +105,10 @@ def test_without_a_console(exported: Callable[..., Path], monkeypatch: pytest.Mo
 
 @pytest.mark.process
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full here")
-def test_document_that_cannot_be_written() -> None:
+def test_document_that_cannot_be_written(exported: Callable[..., Path]) -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run(
-            [sys.executable, "-c", ENTRY, "doctor", "--json"],
+            [sys.executable, "-c", ENTRY, "inspect", exported(), "--json"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -12,6 +12,7 @@ import ast
 import inspect
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +29,7 @@ class FakeTensorRT(ModuleType):
         self.__spec__ = ModuleSpec(stub.parent.name, None)  # torch asks whether it can be found
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.returns: dict[str, Callable[..., Any]] = {}
-        for node in ast.parse(stub.read_text(encoding="utf-8")).body:
+        for node in _parsed(stub).body:
             if isinstance(node, ast.ClassDef):
                 setattr(self, node.name, self._class(node, node.name))
             elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -52,7 +53,7 @@ class FakeTensorRT(ModuleType):
         functions: dict[str, list[ast.FunctionDef]] = {}
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                annotation = ast.unparse(item.annotation)
+                annotation = _text(item.annotation)
                 if annotation.startswith("typing.ClassVar") and not item.target.id.startswith("__"):
                     member = object.__new__(made)
                     member.__dict__["name"] = item.target.id
@@ -63,7 +64,7 @@ class FakeTensorRT(ModuleType):
                 setattr(made, item.name, self._class(item, f"{name}.{item.name}"))
             elif isinstance(item, ast.FunctionDef):
                 if any(isinstance(mark, ast.Name) and mark.id == "property" for mark in item.decorator_list):
-                    made.stub_own[item.name] = ast.unparse(item.returns) if item.returns else "None"
+                    made.stub_own[item.name] = _text(item.returns) if item.returns else "None"
                 elif not any(isinstance(mark, ast.Attribute) and mark.attr == "setter" for mark in item.decorator_list):
                     functions.setdefault(item.name, []).append(item)
         for function, overloads in functions.items():
@@ -73,7 +74,7 @@ class FakeTensorRT(ModuleType):
 
     def _method(self, owner: str, function: str, overloads: list[ast.FunctionDef]) -> Callable[..., Any]:
         signatures = [_signature(item.args) for item in overloads]
-        returned = ast.unparse(overloads[0].returns) if overloads[0].returns else "None"
+        returned = _text(overloads[0].returns) if overloads[0].returns else "None"
         name = f"{owner}.{function}"
 
         def method(this: Any, *arguments: Any, **named: Any) -> Any:
@@ -100,6 +101,16 @@ class FakeTensorRT(ModuleType):
         return object.__new__(found) if isinstance(found, type) else known.get(annotation)
 
 
+@cache
+def _parsed(stub: Path) -> ast.Module:
+    return ast.parse(stub.read_text(encoding="utf-8"))
+
+
+@cache
+def _text(node: ast.expr) -> str:
+    return ast.unparse(node)
+
+
 class _Fake:
     stub_own: dict[str, str] = {}  # noqa: RUF012
     stub_module: FakeTensorRT
@@ -123,6 +134,7 @@ class _Fake:
         object.__setattr__(self, name, value)
 
 
+@cache
 def _signature(arguments: ast.arguments) -> inspect.Signature:
     kinds = inspect.Parameter
     positional = [*arguments.posonlyargs, *arguments.args]

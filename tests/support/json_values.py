@@ -33,18 +33,24 @@ NASTY: tuple[Any, ...] = (
 def changed(document: Any, every: int = 1) -> Iterator[tuple[str, Any]]:
     """Give copies of a document with one value replaced by one of `NASTY`, or removed, and what was changed.
 
+    What a change leaves alone is the document's own, so none of it may be written to.
+
     With `every` = n, one in n of these changes: prime to the number of values, so that each place meets other ones.
     """
     for path, value in islice(product(_paths(document), (*NASTY, ...)), 0, None, every):
-        other = copy.deepcopy(document)
-        holder = other
-        for key in path[:-1]:
-            holder = holder[key]
-        if value is ...:
-            del holder[path[-1]]
-        else:
-            holder[path[-1]] = value
-        yield f"{path}: {str(value)[:40]!r}", other
+        yield f"{path}: {str(value)[:40]!r}", _replaced(document, path, value)
+
+
+def _replaced(document: Any, path: tuple[Any, ...], value: Any) -> Any:
+    key, *inner = path
+    other = copy.copy(document)
+    if inner:
+        other[key] = _replaced(document[key], tuple(inner), value)
+    elif value is ...:
+        del other[key]
+    else:
+        other[key] = value
+    return other
 
 
 def _paths(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -15,6 +15,7 @@ import platform
 import secrets
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +134,16 @@ def _closure(home: Path, start: str) -> set[str]:
         if name in seen:
             continue
         seen.add(name)
-        for node in ast.walk(ast.parse((home / name).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qwen_image_engine."):
-                module = str(node.module).removeprefix("qwen_image_engine.").replace(".", "/")
-                files = [
-                    f"{module}.py",
-                    f"{module}/__init__.py",
-                    *(f"{module}/{alias.name}.py" for alias in node.names),
-                ]
-                waiting += [file for file in files if (home / file).is_file()]
+        waiting += [file for file in _imported((home / name).read_text(encoding="utf-8")) if (home / file).is_file()]
     return seen
+
+
+@cache
+def _imported(source: str) -> tuple[str, ...]:
+    """Files that a source may import."""
+    files: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qwen_image_engine."):
+            module = str(node.module).removeprefix("qwen_image_engine.").replace(".", "/")
+            files += [f"{module}.py", f"{module}/__init__.py", *(f"{module}/{alias.name}.py" for alias in node.names)]
+    return tuple(files)

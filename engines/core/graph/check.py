@@ -7,11 +7,12 @@ https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from qwen_image_engine.engines.core.dtypes import DTYPES
 from qwen_image_engine.engines.core.errors import QwenImageError
@@ -19,6 +20,7 @@ from qwen_image_engine.engines.core.files import read_regular, regular_size
 from qwen_image_engine.engines.core.graph import accepted
 from qwen_image_engine.engines.core.graph.accepted import MAX_AXIS, MAX_GRAPH_BYTES, MAX_RANK, OPERATORS, Operator
 from qwen_image_engine.engines.core.graph.weight_file import StoredTensor, WeightFile
+from qwen_image_engine.engines.core.lru_cache import LruCache
 from qwen_image_engine.engines.core.protobuf import MESSAGE, VARINT, fields
 
 Message = dict[int, list[int | memoryview]]
@@ -70,7 +72,9 @@ def check_graph_file(component: str, model: Path, name: str, weights: Mapping[st
     try:
         if data is None:
             raise _Refused(f"{size} bytes, expected {MAX_GRAPH_BYTES} at most")
-        _Check(str(PurePosixPath(name).parent), weights).model(memoryview(data))
+        folder = str(PurePosixPath(name).parent)
+        for place in _checked_places(data):
+            _check_place(place, "" if folder == "." else f"{folder}/", weights)
     except ValueError as error:  # also of the protobuf reader
         raise QwenImageError(
             f"{component}: {model} is no graph that this version exports: {error}; export the bundle again"
@@ -81,12 +85,69 @@ class _Refused(ValueError):
     """The error that a graph holds something that no export holds. The text says what was found and expected."""
 
 
-class _Check:
-    """The check of one graph. Types and attributes repeat, so each form is checked once."""
+class _Place(NamedTuple):
+    """The place of a tensor's bytes, as a graph has it: a file beside the graph's, and the bytes there."""
 
-    def __init__(self, folder: str, weights: Mapping[str, WeightFile]) -> None:
-        self._folder = folder
-        self._weights = weights
+    location: str
+    length: int
+    wanted: StoredTensor
+
+
+_places: LruCache[bytes, tuple[_Place, ...]] = LruCache(64)
+"""The places in graphs that have passed, by the graph's sha256: a verb opens a bundle several times."""
+
+
+def _checked_places(data: bytes) -> tuple[_Place, ...]:
+    """Check what a graph holds by itself, and return the places of its tensors in other files.
+
+    Raises:
+        ValueError: the graph is no `ModelProto`, or holds something that no export holds.
+    """
+
+    def check() -> tuple[_Place, ...]:
+        checked = _Check()
+        checked.model(memoryview(data))
+        return tuple(checked.places)
+
+    return _places.get_or_make(hashlib.sha256(data).digest(), check)
+
+
+def _check_place(place: _Place, prefix: str, weights: Mapping[str, WeightFile]) -> None:
+    """Raise if the place of a tensor's bytes is not where a listed weight file has such a tensor.
+
+    Args:
+        place: place that a graph has.
+        prefix: name of the graph's folder in the bundle, with a slash, or "".
+        weights: weight files that the graph may name, by name in the bundle.
+    """
+    location, length, wanted = place
+    file = weights.get(prefix + location)
+    if file is None:
+        raise _Refused(
+            f"the tensor {_shown(wanted.name)} is in the file {_shown(location)}, which the manifest does not list "
+            "among the component's weights"
+        )
+    if length != wanted.nbytes:
+        raise _Refused(
+            f"the tensor {_shown(wanted.name)} has {length} bytes of {_shown(location)}, expected {wanted.nbytes}"
+        )
+    if not file.holds(wanted):
+        found = file.at(wanted.offset)
+        raise _Refused(
+            f"the tensor {_shown(wanted.name)}, {wanted.dtype} {_shown([*wanted.shape])}, is at byte {wanted.offset} "
+            f"of {_shown(location)}, whose header has {_described_tensor(found)} there"
+        )
+
+
+class _Check:
+    """The check of one graph. Types and attributes repeat, so each form is checked once.
+
+    Attributes:
+        places: places of the tensors in other files, in the graph's order.
+    """
+
+    def __init__(self) -> None:
+        self.places: list[_Place] = []
         self._seen: set[tuple[str, bytes]] = set()
 
     def model(self, data: memoryview) -> None:
@@ -100,7 +161,7 @@ class _Check:
             domain, version = _text(opset, 1), _last(opset, 2)
             if version not in accepted.OPSETS.get(domain, ()):
                 raise _Refused(f"opset {version} of the domain {_shown(domain)}, which exports do not use")
-        graphs = list(_messages(model, 7))
+        graphs = _messages(model, 7)
         if len(graphs) != 1:
             raise _Refused(f"{len(graphs)} graphs, expected one")
         self._graph(graphs[0])
@@ -183,10 +244,11 @@ class _Check:
         if 13 in tensor or tensor.get(14, [0]) != [0]:
             if internal or 9 in tensor or tensor.get(14) != [_EXTERNAL]:
                 raise _Refused(f"the tensor {_shown(name)} is both in the graph and in another file")
-            wanted = StoredTensor(name, _DTYPES[dtype].safetensors, tuple(dims), -1, expected)
-            self._check_place(wanted, list(_messages(tensor, 13)))
+            location, offset, length = _read_place(name, _messages(tensor, 13))
+            wanted = StoredTensor(name, _DTYPES[dtype].safetensors, tuple(dims), offset, expected)
+            self.places.append(_Place(location, length, wanted))
             return name
-        stored = list(_messages(tensor, 9))
+        stored = _messages(tensor, 9)
         if sum(map(len, stored)) != expected or len(stored) > 1:
             raise _Refused(f"the tensor {_shown(name)} has {sum(map(len, stored))} bytes, expected {expected}")
         if dtype == _INT64 and stored:
@@ -195,31 +257,16 @@ class _Check:
                     raise _Refused(f"the tensor {_shown(name)} holds {value}, expected {MAX_AXIS} at most")
         return name
 
-    def _check_place(self, tensor: StoredTensor, entries: list[memoryview]) -> None:
-        """Raise if the place of a tensor's bytes is not where a listed weight file has such a tensor."""
-        pairs = [_read(entry, _PAIR, "a place") for entry in entries]
-        place = {_text(pair, 1): _text(pair, 2) for pair in pairs}
-        name = _shown(tensor.name)
-        if len(place) != len(pairs) or place.keys() != {"location", "offset", "length"}:
-            raise _Refused(f"the place of the tensor {name} is not one location, offset and length")
-        location = place["location"]
-        file = self._weights.get(location if self._folder == "." else f"{self._folder}/{location}")
-        if file is None:
-            raise _Refused(
-                f"the tensor {name} is in the file {_shown(location)}, which the manifest does not list among the "
-                "component's weights"
-            )
-        if not all(_is_decimal(place[key]) for key in ("offset", "length")):
-            raise _Refused(f"the place of the tensor {name} has an offset or a length that is no number")
-        wanted = replace(tensor, offset=int(place["offset"]))
-        if (length := int(place["length"])) != wanted.nbytes:
-            raise _Refused(f"the tensor {name} has {length} bytes of {_shown(location)}, expected {wanted.nbytes}")
-        if not file.holds(wanted):
-            found = file.at(wanted.offset)
-            raise _Refused(
-                f"the tensor {name}, {wanted.dtype} {_shown([*wanted.shape])}, is at byte {wanted.offset} of "
-                f"{_shown(location)}, whose header has {_described_tensor(found)} there"
-            )
+
+def _read_place(tensor: str, entries: list[memoryview]) -> tuple[str, int, int]:
+    """Return the file, the offset and the length of a tensor's bytes."""
+    pairs = [_read(entry, _PAIR, "a place") for entry in entries]
+    place = {_text(pair, 1): _text(pair, 2) for pair in pairs}
+    if len(place) != len(pairs) or place.keys() != {"location", "offset", "length"}:
+        raise _Refused(f"the place of the tensor {_shown(tensor)} is not one location, offset and length")
+    if not all(_is_decimal(place[key]) for key in ("offset", "length")):
+        raise _Refused(f"the place of the tensor {_shown(tensor)} has an offset or a length that is no number")
+    return place["location"], int(place["offset"]), int(place["length"])
 
 
 def _described_tensor(tensor: StoredTensor | None) -> str:
@@ -235,7 +282,7 @@ def _check_type(data: memoryview, name: str) -> None:
         if not set(tensor.get(1, ())) <= _DTYPES.keys():
             raise _Refused(f"{_shown(name)} is of the type {_listed(tensor[1])}, which exports do not hold")
         for shape in _messages(tensor, 2):
-            axes = list(_messages(_read(shape, _SHAPE, f"the shape of {_shown(name)}"), 1))
+            axes = _messages(_read(shape, _SHAPE, f"the shape of {_shown(name)}"), 1)
             sizes = [_signed(size) for axis in axes for size in _read(axis, _AXIS, "an axis").get(1, ())]
             if len(axes) > MAX_RANK or not all(0 <= size <= MAX_AXIS for size in sizes):
                 raise _Refused(f"{_shown(name)} has the axes {_shown(sizes)}, expected {MAX_AXIS} at most")
@@ -249,14 +296,18 @@ def _read(data: memoryview, known: Mapping[int, frozenset[int]], what: str) -> M
     """
     found: Message = {}
     for number, kind, value in fields(data):
-        if kind not in known.get(number, ()):
+        if number not in known or kind not in known[number]:
             raise _Refused(f"{what} has the field {number}, which exports do not use")
-        found.setdefault(number, []).append(data[value] if isinstance(value, slice) else value)
+        part = data[value] if isinstance(value, slice) else value
+        if number in found:
+            found[number].append(part)
+        else:
+            found[number] = [part]
     return found
 
 
-def _messages(message: Message, number: int) -> Iterator[memoryview]:
-    return (value for value in message.get(number, ()) if isinstance(value, memoryview))
+def _messages(message: Message, number: int) -> list[memoryview]:
+    return [value for value in message.get(number, ()) if isinstance(value, memoryview)]
 
 
 def _texts(message: Message, number: int) -> list[str]:
@@ -265,6 +316,8 @@ def _texts(message: Message, number: int) -> list[str]:
 
 def _text(message: Message, number: int) -> str:
     """Return a text, "" if there is none. Protobuf takes the last of several, and a reader may take another."""
+    if number not in message:
+        return ""
     texts = _texts(message, number)
     if len(texts) > 1:
         raise _Refused(f"a text is there {len(texts)} times: {_shown(texts)}")

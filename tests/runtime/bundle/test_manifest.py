@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -72,18 +73,19 @@ FACTS = ModelFacts(
 HEADER = b'{"w":{"dtype":"U8","shape":[9000000],"data_offsets":[0,9000000]}}'
 
 
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of one component: a small graph, a table, and weights too large to be hashed by the quick check."""
-    (tmp_path / "transformer").mkdir()
-    (tmp_path / "transformer" / "step.onnx").write_bytes(b"\x08graph")
-    (tmp_path / "table.safetensors").write_bytes(len(HEADER).to_bytes(8, "little") + HEADER)
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "transformer").mkdir()
+    (folder / "transformer" / "step.onnx").write_bytes(b"\x08graph")
+    (folder / "table.safetensors").write_bytes(len(HEADER).to_bytes(8, "little") + HEADER)
     large = len(HEADER).to_bytes(8, "little") + HEADER + bytes(9_000_000)
     assert len(large) > SMALL_FILE_BYTES
-    (tmp_path / "transformer" / "weights.safetensors").write_bytes(large)
+    (folder / "transformer" / "weights.safetensors").write_bytes(large)
     names = ("transformer/step.onnx", "transformer/weights.safetensors", "table.safetensors")
     write_manifest(
-        tmp_path,
+        folder,
         Manifest(
             tool=Tool("0.1.0", "ab"),
             target="cpu",
@@ -106,11 +108,17 @@ def bundle(tmp_path: Path) -> Path:
                     fused_attentions=("Attention_48",),
                 )
             },
-            files={name: describe_file(tmp_path / name) for name in names},
+            files={name: describe_file(folder / name) for name in names},
             origins={"transformer": "01"},
         ),
     )
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def bundle(whole: Path, tmp_path: Path) -> Path:
+    """A copy of `whole`."""
+    return shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
 
 
 PLAN = PlanEntry(

@@ -26,6 +26,25 @@ from qwen_image_engine.runtime.images.parameters import PictureParameters
 from qwen_image_engine.runtime.system.machine import package_versions
 
 COMMAND = [sys.executable, "-c", "import sys; from qwen_image_engine.runtime.cli.main import main; sys.exit(main())"]
+TELLS_OF_THE_FIRST_STEP = """
+import sys
+from pathlib import Path
+from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.cli.verbs import run
+
+told = Path(sys.argv.pop(1))
+
+
+class Bar(run.ProgressBar):
+    def __init__(self, label, *others):
+        super().__init__(label, *others)
+        if label == "drawing":
+            told.touch()
+
+
+run.ProgressBar = Bar
+sys.exit(main())
+"""
 SMALL = ("-W", "96", "-H", "64", "-s", "3")
 
 
@@ -89,13 +108,11 @@ def test_doctor_of_one_engine(document: Callable[..., Any], capsys: pytest.Captu
     assert "engine openvino" not in shown
 
 
-@pytest.mark.process
 @pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is a driver")
-def test_doctor_tells_that_engines_are_built_without_a_gpu() -> None:
+def test_doctor_tells_that_engines_are_built_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorrt_rtx_libs")
-    done = subprocess.run([*COMMAND, "doctor"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("engine tensorrt-rtx"))
+    assert main(["doctor"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("engine tensorrt-rtx"))
     assert re.search(r"✓ 1\.7\S+ builds engine files, ✗ cannot run them: no CUDA driver: ", line)
 
 
@@ -349,18 +366,18 @@ def test_latents_that_do_not_fit(
 
 
 @pytest.mark.process
-def test_a_reader_that_leaves(random_checkpoint: Callable[..., Path]) -> None:
-    line = " ".join([*(f"'{word}'" for word in COMMAND), "inspect", str(random_checkpoint()), "| true"])
+def test_a_reader_that_leaves(exported: Callable[..., Path]) -> None:
+    line = " ".join([*(f"'{word}'" for word in COMMAND), "inspect", str(exported()), "| true"])
     found = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
     assert found.stderr == ""
 
 
 def interrupted(
-    arguments: list[str], when: Callable[[], bool], number: int = signal.SIGINT
+    command: list[str], when: Callable[[], bool], number: int = signal.SIGINT
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command, and send it a signal (Ctrl-C) as soon as `when` holds."""
+    """Run a command, and send it a signal (Ctrl-C) as soon as `when` holds."""
     process = subprocess.Popen(
-        [*COMMAND, *arguments],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -373,7 +390,7 @@ def interrupted(
     assert process.poll() is None, process.communicate()
     process.send_signal(number)
     out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @pytest.mark.process
@@ -381,30 +398,35 @@ def test_interrupted_export_leaves_no_bundle(random_checkpoint: Callable[..., Pa
     folder = tmp_path / "folder"
     folder.mkdir()
     arguments = ["export", "-m", str(random_checkpoint()), str(folder / "bundle")]
-    found = interrupted(arguments, lambda: any(folder.glob(".*.partial")), signal.SIGTERM)
+    found = interrupted([*COMMAND, *arguments], lambda: any(folder.glob(".*.partial")), signal.SIGTERM)
     assert (found.returncode, found.stdout, found.stderr) == (143, "", "qwen-image: error: ended by SIGTERM\n")
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.process
 def test_interrupted_run_leaves_no_picture(exported: Callable[..., Path], tmp_path: Path) -> None:
-    arguments = ["run", str(exported()), "-p", "a circle", "-o", str(tmp_path / "out.png"), "-s", "1000", "--json"]
-    began = time.monotonic()
-    found = interrupted([*arguments, "-W", "1024", "-H", "1024"], lambda: time.monotonic() - began > 5)
+    folder, told = tmp_path / "folder", tmp_path / "told"
+    folder.mkdir()
+    command = [sys.executable, "-c", TELLS_OF_THE_FIRST_STEP, str(told), "run", str(exported()), "--json"]
+    command += ["-p", "a circle", "-o", str(folder / "out.png"), "-s", "1000", "-W", "1024", "-H", "1024"]
+    found = interrupted(command, told.exists)
     assert found.returncode == 130
     assert json.loads(found.stdout) == {"error": "interrupted", "exit_code": 130}
     assert found.stderr == "qwen-image: error: interrupted\n"
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo terminal")
-def test_bar_on_a_terminal_only(exported: Callable[..., Path], tmp_path: Path) -> None:
-    arguments = [*COMMAND, "run", str(exported()), "-p", "a circle", "-o", str(tmp_path / "out.png"), *SMALL]
-    silent = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert silent.stderr == ""
+def test_bar_on_a_terminal_only(
+    exported: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", str(exported()), "-p", "a circle", "-o", str(tmp_path / "out.png"), *SMALL]
+    capfd.readouterr()
+    assert main(arguments) == 0
+    assert capfd.readouterr().err == ""
     terminal, slave = os.openpty()
-    subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=slave, check=True)
+    subprocess.run([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=slave, check=True)
     os.close(slave)
     assert "3/3" in os.read(terminal, 100_000).decode()
     os.close(terminal)

@@ -61,6 +61,7 @@ def subgraph(m: onnx.ModelProto) -> None:
 HOSTILE: dict[str, tuple[Change, str]] = {
     "unlisted weights": (place("location", "other.bin"), "'other.bin', which the manifest does not list"),
     "weights above": (place("location", "../vae/weights.safetensors"), "does not list"),
+    "weights by another name": (place("location", "./weights.safetensors"), "does not list"),
     "long location": (place("location", LONG), "300002 characters"),
     "offset": (place("offset", "64"), "at byte 64 of 'weights.safetensors', whose header has 'weight', F32"),
     "offset of another": (place("offset", "48"), "whose header has 'other', F32 [3, 1, 1] from byte 48"),
@@ -116,6 +117,16 @@ def test_hostile_graphs_are_refused_in_a_sentence(name: str, tmp_path: Path) -> 
         check(tmp_path / "graph.onnx", changed)
     assert message in str(caught.value)
     assert len(str(caught.value)) < 500 + len(str(tmp_path))
+
+
+def test_places_are_compared_with_the_files_of_each_bundle(tmp_path: Path) -> None:
+    """The same graph in another bundle, whose weights are elsewhere."""
+    check(tmp_path / "graph.onnx", model())
+    moved = {"vae/weights.safetensors": WeightFile([StoredTensor("weight", "F32", (1, 1, 2, 2), 64, 16)])}
+    with pytest.raises(QwenImageError, match=r"at byte 60 of 'weights\.safetensors', whose header has nothing"):
+        check_graph_file("vae_decoder_mid", tmp_path / "graph.onnx", NAME, moved)
+    with pytest.raises(QwenImageError, match="which the manifest does not list"):
+        check_graph_file("vae_decoder_mid", tmp_path / "graph.onnx", "text_encoder/graph.onnx", LISTED)
 
 
 def test_files_cut_short_are_refused(tmp_path: Path) -> None:

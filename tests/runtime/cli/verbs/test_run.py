@@ -22,11 +22,11 @@ from tests.runtime.images.test_parameters import EDIT
 from tests.support.images import patches
 
 
-@pytest.fixture
-def references(tmp_path: Path) -> list[Path]:
-    """A wide image with alpha and a tall one without."""
-    folder = tmp_path / "references"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A wide image with alpha and a tall one without, beside a text."""
+    folder = tmp_path_factory.mktemp("references")
+    (folder / "text.txt").write_text("no image", encoding="utf-8")
     patches(420, 280).save(folder / "wide.png")
     patches(300, 400, "RGB", 1).save(folder / "tall.png")
     return [folder / "wide.png", folder / "tall.png"]
@@ -158,7 +158,7 @@ def test_a_picture_of_another_bundle_and_engine(
     assert PictureParameters.read(again) == PictureParameters.read(first)
     assert first.read_bytes() == again.read_bytes()
     capsys.readouterr()
-    alone = exported("narrow", without=("vision", "vae_encoder"))
+    alone = exported(without=("vision",))
     assert main(["run", str(alone), "--from", str(first), "-o", str(again), "--engine", "onnxruntime"]) == 0
     expected = rf'^{first} was drawn with another bundle \("[^"]*", "fp32"\), and by the engine "openvino": the new'
     assert re.search(expected, capsys.readouterr().err, re.MULTILINE)
@@ -285,7 +285,6 @@ def test_what_cannot_be_drawn(
     word: str,
 ) -> None:
     monkeypatch.chdir(references[0].parent)
-    Path("text.txt").write_text("no image", encoding="utf-8")
     usual: list[Any] = ["run", exported(), "-p", "a", "-o", output / "out.png", "-s", 2]
     assert word in fails(2, *usual, *flags)
 
@@ -294,7 +293,7 @@ def test_what_cannot_be_drawn(
 def test_a_bundle_that_takes_no_references(
     exported: Callable[..., Path], references: list[Path], output: Path, fails: Callable[..., str]
 ) -> None:
-    folder = exported("narrow", without=("vision", "vae_encoder"))
+    folder = exported(without=("vision",))
     usual: list[Any] = ["run", folder, "-p", "a", "-o", output / "out.png", "-s", 2]
     assert "the bundle has no vision" in fails(2, *usual, "-r", references[0])
 

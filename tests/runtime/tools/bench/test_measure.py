@@ -38,6 +38,21 @@ def without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     return hide
 
 
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refused(*arguments) -> message`: `fails` with code 1 and --json alone, for what starts processes each time."""
+
+    def check(*arguments: object) -> str:
+        capsys.readouterr()
+        assert main([*map(str, arguments), "--json"]) == 1
+        captured = capsys.readouterr()
+        message = str(json.loads(captured.out)["error"])
+        assert captured.err == f"qwen-image: error: {message}\n"
+        return message
+
+    return check
+
+
 @pytest.mark.process
 def test_the_command(
     exported: Callable[..., Path],
@@ -112,10 +127,10 @@ def test_lines_for_a_person(exported: Callable[..., Path], capsys: pytest.Captur
 
 @pytest.mark.process
 def test_an_engine_that_is_not_installed_is_an_error(
-    exported: Callable[..., Path], without: Callable[..., None], fails: Callable[..., str]
+    exported: Callable[..., Path], without: Callable[..., None], refused: Callable[..., str]
 ) -> None:
     without("openvino")
-    message = fails(1, "bench", exported(), "--engine", "openvino", *TINY)
+    message = refused("bench", exported(), "--engine", "openvino", *TINY)
     assert message == "openvino: openvino is not installed; install it with: pip install 'qwen-image-engine[openvino]'"
 
 
@@ -135,10 +150,10 @@ def test_every_engine_that_is_not_installed_is_named(name: str, monkeypatch: pyt
 
 @pytest.mark.process
 def test_cuda_that_is_not_there(
-    exported: Callable[..., Path], fails: Callable[..., str], without: Callable[..., None]
+    exported: Callable[..., Path], refused: Callable[..., str], without: Callable[..., None]
 ) -> None:
     without("openvino")
-    message = fails(1, "bench", exported(), "--engine", "onnxruntime-cuda", *TINY)
+    message = refused("bench", exported(), "--engine", "onnxruntime-cuda", *TINY)
     assert message.startswith("onnxruntime-cuda: ")
     found = bench(exported(), baselines=["onnxruntime-cuda"], sizes=[(64, 32)], steps=[2], rounds=1, threads=1)
     assert [contender.missing is None for contender in found.contenders] == [True, False]
@@ -152,9 +167,9 @@ def test_what_an_engine_computes_in() -> None:
 
 @pytest.mark.process
 def test_another_checkpoint_is_refused(
-    exported: Callable[..., Path], random_checkpoint: Callable[..., Path], fails: Callable[..., str]
+    exported: Callable[..., Path], random_checkpoint: Callable[..., Path], refused: Callable[..., str]
 ) -> None:
-    message = fails(1, "bench", exported(), "--baseline", "torch", "-m", random_checkpoint("odd"), *TINY)
+    message = refused("bench", exported(), "--baseline", "torch", "-m", random_checkpoint("odd"), *TINY)
     assert "was not made from" in message
     assert "name the right one with -m" in message
 
