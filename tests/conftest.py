@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -28,6 +29,18 @@ pytest_plugins = ["tests.support.toy_pipeline"]
 WATCH = pytest.StashKey[ProcessWatch]()
 CHECKPOINTS = frozenset({"trace_once", "calibrated"})
 """Fixtures of every test that exports or calibrates a checkpoint, or runs what others have."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_are_whole() -> Iterator[None]:
+    """Fail after a file that leaves a module of the project out of its package: others could not patch it by name."""
+    yield
+    for name, module in list(sys.modules.items()):
+        package, _, last = name.rpartition(".")
+        if name.startswith("qwen_image_engine.") and package in sys.modules:
+            found = getattr(sys.modules[package], last, None)
+            is_shadowed = found is not None and not isinstance(found, ModuleType)  # by what it defines, of its name
+            assert found is module or is_shadowed, f"{name} is imported, and not what its package has under that name"
 
 
 @pytest.fixture(scope="session")

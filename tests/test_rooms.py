@@ -1,6 +1,7 @@
 """The law of imports, over the source alone: one direction between rooms, no circle inside one, small rooms."""
 
 import ast
+import functools
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -64,15 +65,18 @@ def imports(file: Path) -> Iterator[tuple[str, bool]]:
         yield from ((name, node in tree.body) for name in modules)
 
 
-ARROWS = {name: set(imports(file)) for name, file in SOURCES.items()}
+@functools.cache
+def all_imports() -> dict[str, set[tuple[str, bool]]]:
+    """Imports of each module; read when a test asks, since collecting takes place in every worker."""
+    return {name: set(imports(file)) for name, file in SOURCES.items()}
 
 
 def arrows(*, between_rooms: bool) -> dict[str, set[str]]:
     """Imports of each module, or of each room."""
     if not between_rooms:
-        return {name: {target for target, _ in found} for name, found in ARROWS.items()}
+        return {name: {target for target, _ in found} for name, found in all_imports().items()}
     graph: dict[str, set[str]] = {}
-    for name, found in ARROWS.items():
+    for name, found in all_imports().items():
         graph.setdefault(room(name), set()).update({room(target) for target, _ in found} - {room(name)})
     return graph
 
@@ -87,7 +91,7 @@ def circle(graph: Mapping[str, set[str]]) -> list[str]:
 
 def test_the_source_was_found() -> None:
     assert len(SOURCES) > 250
-    assert ("engines.core.errors", True) in ARROWS["runtime.pipeline"]
+    assert ("engines.core.errors", True) in all_imports()["runtime.pipeline"]
 
 
 def test_rooms_import_in_one_direction() -> None:
@@ -101,7 +105,7 @@ def test_no_room_has_a_circle_inside() -> None:
 
 
 def test_each_folder_imports_what_is_below_it() -> None:
-    for name, found in ARROWS.items():
+    for name, found in all_imports().items():
         place = max((place for place in BELOW if f"{name}.".startswith(f"{place}.")), key=len)
         for target, _ in found:
             assert target.startswith(BELOW[place]), f"{name} imports {target}"
@@ -117,7 +121,7 @@ def test_each_folder_imports_what_is_below_it() -> None:
 
 def test_the_command_imports_lazily() -> None:
     """Everything but the runtime and the engines, that is: a verb starts without torch."""
-    for name, found in ARROWS.items():
+    for name, found in all_imports().items():
         if name.startswith("runtime.cli"):
             heavy = [target for target, first in found if first and not target.startswith(("runtime", "engines"))]
             assert heavy == [], name
