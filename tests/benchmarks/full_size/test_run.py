@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.common.measured_process import Measured
+from benchmarks.common.measured_process import Measured, run_measured
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle.files import verify_files
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
@@ -63,10 +63,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def exports(work: Path, trace_once: None) -> list[dict[str, Any]]:
     from benchmarks.full_size import run
 
-    apart = run.run_measured
-
     def measured(*command: object) -> Measured:
-        return apart(*command) if "export" in command and "int8" in command else here(*command)
+        return run_measured(*command) if "export" in command and "int8" in command else here(*command)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "EXPORTS", (("cpu", "fp32", "link"), ("cpu", "int8", "copy")))  # of the same traced graphs
