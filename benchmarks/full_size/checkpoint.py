@@ -65,8 +65,9 @@ def write_checkpoint(folder: Path, configs: Mapping[str, dict[str, Any]], turbo:
         QwenImageError: the disk has too little free space for the missing weight files.
     """
     configs = {name: dict(config) for name, config in configs.items()}
-    mean, std = torch.randn(2, configs["vae"]["z_dim"], generator=torch.Generator().manual_seed(0))
-    configs["vae"] |= {"latents_mean": (0.1 * mean).tolist(), "latents_std": (1 + 0.1 * std).tolist()}
+    generator, channels = torch.Generator().manual_seed(1), configs["vae"]["z_dim"]
+    configs["vae"]["latents_mean"] = torch.randn(channels, generator=generator).mul(0.3).tolist()
+    configs["vae"]["latents_std"] = torch.rand(channels, generator=generator).add(0.5).tolist()
     shapes = library_shapes(configs)
     files = {name: weight_files(name, shapes[name]) for name in configs}
     missing = [(name, file) for name in files for file in files[name] if not is_complete(folder / name, file)]

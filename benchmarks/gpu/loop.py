@@ -11,13 +11,11 @@ import sys
 from collections.abc import Mapping
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.common.paths import ROOT
-from benchmarks.gpu.timings import Row
-from benchmarks.gpu.work import p90
 from qwen_image_engine.engines.core.loop import LoopingEngine, LoopInputs
 from qwen_image_engine.engines.cuda.buffer import DeviceBuffer
 from qwen_image_engine.engines.cuda.driver import device_info
@@ -25,6 +23,9 @@ from qwen_image_engine.engines.cuda.memory import CudaContext
 from qwen_image_engine.engines.cuda.solver_kernel import NEVER, SolverKernel
 from qwen_image_engine.engines.cuda.stream import CudaStream
 from qwen_image_engine.runtime.sampling.solver import SOLVERS, guide, integrate
+
+if TYPE_CHECKING:  # the kernel's own process needs no torch
+    from benchmarks.gpu.timings import Row
 
 KERNEL_SECONDS = 60.0
 STEPS = 8
@@ -114,6 +115,8 @@ def loop_row(engine: LoopingEngine, inputs: Mapping[str, Any]) -> Row:
         engine: engine of the step.
         inputs: inputs of one step, with keys and values on the device.
     """
+    from benchmarks.gpu.work import p90
+
     latents, features = inputs["latents"], inputs["time_features"]
     fixed = {name: values for name, values in inputs.items() if name not in ("latents", "time_features")}
     asked = LoopInputs(latents, EULER, np.repeat(features, STEPS, axis=0), (fixed,), 1.0)

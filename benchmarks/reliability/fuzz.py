@@ -111,11 +111,29 @@ class Fuzzer:
                 worker.close()
 
     def run(self, seeds: Iterable[int]) -> Iterator[Record]:
+        """Attempt to use the copy that each seed damages."""
         for seed in seeds:
             yield self.one(seed)
 
+    def spread(self, seeds: Iterable[int]) -> Iterator[Record]:
+        """Attempt to use the copies of seeds whose damage is the first of its sort.
+
+        A sort is a subject, a kind of mutation and whether its hash was repaired, and for graphs the file as well.
+        """
+        seen = set()
+        for seed in seeds:
+            subject, job, mutation = self._damage(seed)
+            sort = (subject, mutation.kind, mutation.signed, mutation.kind == "graph" and mutation.file)
+            if sort not in seen:
+                seen.add(sort)
+                yield self._use(seed, subject, job, mutation)
+
     def one(self, seed: int) -> Record:
         """Damage a copy as `seed` says, attempt to use it, and leave it in `damaged` until the next seed."""
+        return self._use(seed, *self._damage(seed))
+
+    def _damage(self, seed: int) -> tuple[str, Job, Mutation]:
+        """Damage a copy, and return its subject, the job of using it, and its change."""
         rng = random.Random(seed)
         subject = rng.choices(list(self._sources), [SHARES[name] for name in self._sources])[0]
         engine = rng.choice(self._engines)
@@ -125,14 +143,16 @@ class Fuzzer:
         copy_folder(self._sources[subject], folder)
         mutation = mutate(folder, rng, places=subject not in self._in_process)
         output = self._work / "out.png"
-        job = Job(SUBJECTS[subject], folder, self._sources["checkpoint"], output, engine, reference)
+        return subject, Job(SUBJECTS[subject], folder, self._sources["checkpoint"], output, engine, reference), mutation
+
+    def _use(self, seed: int, subject: str, job: Job, mutation: Mutation) -> Record:
         outcome = self._attempt(subject, job)
         job.output.unlink(missing_ok=True)
         if subject == "unfinished calibration":  # finished by the attempt, beside what was damaged
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(job.folder, ignore_errors=True)
         message = outcome.message.replace(str(self._work), "WORK")  # a temporary folder, another each time
-        state = self._judge(outcome.state, mutation, folder) if subject == "bundle" else outcome.state
-        return Record(seed, subject, engine if subject == "bundle" else None, mutation, state, message)
+        state = self._judge(outcome.state, mutation, job.folder) if subject == "bundle" else outcome.state
+        return Record(seed, subject, job.engine if subject == "bundle" else None, mutation, state, message)
 
     @property
     def damaged(self) -> Path:

@@ -42,7 +42,7 @@ from qwen_image_engine.export.passes.gates_apart import GatesApart
 from qwen_image_engine.export.passes.joint_square_mean import JointSquareMean
 from qwen_image_engine.export.targets import choose_target
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.load import load_network
+from qwen_image_engine.reference.load import empty_network
 from qwen_image_engine.reference.networks.transformer import Transformer
 from qwen_image_engine.runtime.bundle.bound_lists import bindable_weights
 from qwen_image_engine.runtime.bundle.manifest_entries import ComponentEntry
@@ -117,11 +117,12 @@ def export(checkpoint: Checkpoint, spelling: Spelling, folder: Path) -> tuple[Pa
     target = replace(target, passes=lambda: passes)
     scales = None
     if target.quantisation is not None:
-        network = load_network(checkpoint, "transformer")
+        network = empty_network(checkpoint, "transformer")
         assert isinstance(network, Transformer)
         scales = synthetic_calibration(network)
     quantised = quantised_networks(checkpoint, target.quantisation, scales)["transformer"]
-    written = write_network(checkpoint, ["step"], target, quantised, "copy", folder, {}, lambda what, count: None)
+    weights = "link" if target.quantisation is None else "copy"
+    written = write_network(checkpoint, ["step"], target, quantised, weights, folder, {}, lambda what, count: None)
     entry = written.components["step"]
     return folder / entry.model, entry
 

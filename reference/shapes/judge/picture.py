@@ -5,6 +5,7 @@ a stated shape must hold ink of the stated colour whose outline fits the stated 
 cell must be ground. Words are not read: the cell of a stated word is left out.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,8 +81,7 @@ def _ink(picture: NDArray[np.uint8], ground: str) -> NDArray[np.bool_]:
 def _item_fault(picture: NDArray[np.uint8], ink: NDArray[np.bool_], item: Item) -> str | None:
     height, width = ink.shape
     radius = RADIUS * min(width, height)
-    x, y = place_centre(item.place, width, height)
-    expected = float(coverage(item.shape, x, y, radius, width, height).sum())
+    expected = _drawn_area(item.shape, item.place, width, height)
     area = float(ink.sum())
     if not AREA_RANGE[0] * expected <= area <= AREA_RANGE[1] * expected:
         return f"{area / expected:.2f} of the area of a {item.shape}"
@@ -101,18 +101,32 @@ def _item_fault(picture: NDArray[np.uint8], ink: NDArray[np.bool_], item: Item) 
     return None
 
 
+@functools.lru_cache(maxsize=256)
+def _drawn_area(shape: str, place: str, width: int, height: int) -> float:
+    """Return the pixels that a shape of the mean size covers in the middle of a cell."""
+    x, y = place_centre(place, width, height)
+    return float(coverage(shape, x, y, RADIUS * min(width, height), width, height).sum())
+
+
+@functools.lru_cache(maxsize=256)
+def _template(shape: str, radius: float, width: int, height: int) -> tuple[int, float, float]:
+    """Return the pixels of a shape in the middle of a picture, and x and y from its reference point to its centroid."""
+    centred = coverage(shape, width / 2, height / 2, radius, width, height) >= 0.5
+    rows, columns = np.nonzero(centred)
+    return len(rows), float(columns.mean() + 0.5 - width / 2), float(rows.mean() + 0.5 - height / 2)
+
+
 def _best_shape(ink: NDArray[np.bool_], radius: float) -> tuple[str, float]:
     """Return the shape whose outline, moved and scaled to the ink, overlaps the ink most, and this overlap."""
     height, width = ink.shape
     rows, columns = np.nonzero(ink)
     best = ("nothing", 0.0)
     for shape in SHAPES:
-        centred = coverage(shape, width / 2, height / 2, radius, width, height) >= 0.5
-        template_rows, template_columns = np.nonzero(centred)
-        scale = float(np.sqrt(ink.sum() / centred.sum()))
+        area, right, down = _template(shape, radius, width, height)
+        scale = float(np.sqrt(len(rows) / area))
         # The outline's reference point lies where its centroid meets the ink's.
-        x = columns.mean() + 0.5 - scale * (template_columns.mean() + 0.5 - width / 2)
-        y = rows.mean() + 0.5 - scale * (template_rows.mean() + 0.5 - height / 2)
+        x = columns.mean() + 0.5 - scale * right
+        y = rows.mean() + 0.5 - scale * down
         outline = coverage(shape, x, y, radius * scale, width, height) >= 0.5
         overlap = float((outline & ink).sum() / (outline | ink).sum())
         if overlap > best[1]:

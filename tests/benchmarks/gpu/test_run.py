@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.kept_command import kept_command
 from tests.support.paths import BENCHMARKS, ROOT, SHAPES
 
 NO_GPU = not torch.cuda.is_available()
+
+
+ABSENT = ("tokenizers", "PIL", "onnx", "onnx_ir", "onnxscript", "ml_dtypes", "onnxruntime", "diffusers", "transformers")
+"""Packages that the script takes where they are, and does without elsewhere."""
 
 
 def gpu(*arguments: object, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
@@ -33,32 +37,40 @@ def gpu(*arguments: object, python: str = sys.executable) -> subprocess.Complete
     )
 
 
+@contextmanager
+def as_command(folder: Path, *arguments: object) -> Iterator[Callable[[], int]]:
+    """The main function of `benchmarks/gpu/run.py` as it is started in a folder with arguments, in this process."""
+    from benchmarks.gpu import run as gpu
+
+    config = torch._dynamo.config
+    with pytest.MonkeyPatch.context() as patch, config.patch(recompile_limit=config.recompile_limit):
+        patch.chdir(folder)
+        patch.setattr("benchmarks.gpu.run.signal.signal", lambda *arguments: None)
+        patch.setattr("benchmarks.common.environment.commit", lambda: "0123456789ab")  # asks git
+        patch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # put back at the end
+        patch.setattr(sys, "argv", ["gpu.py", *map(str, arguments)])
+        yield gpu.main
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="module")
-def dry_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def dry_run(tmp_path_factory: pytest.TempPathFactory, trace_once: None) -> dict[str, Any]:
+    """The result of everything at a tiny size."""
     folder = tmp_path_factory.mktemp("gpu")
-    output, python = folder / "gpu.json", folder / "python"
-    command = " ".join(map(shlex.quote, kept_command("benchmarks.gpu.run:main")))
-    start = f'if [ "$1" = -m ]; then shift 2; exec {command} "$@"; fi'  # gpu.sh starts that module
-    python.write_text(f'#!/bin/sh\n{start}\nexec {shlex.quote(sys.executable)} "$@"\n')
-    python.chmod(0o755)
-    done = gpu("--device", "cpu", "--tiny", "--output", output, python=str(python))
-    assert done.returncode == 0, done.stderr
+    output = folder / "gpu.json"
+    with as_command(folder, "--device", "cpu", "--tiny", "--output", output) as main:
+        assert main() == 0
     document: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     return document
 
 
 @pytest.fixture
-def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def in_process(tmp_path: Path) -> Callable[..., int]:
     """`in_process(*arguments)`: the exit code of `benchmarks/gpu/run.py` in this process, started in `tmp_path`."""
 
     def run(*arguments: object) -> int:
-        from benchmarks.gpu import run as gpu
-
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("benchmarks.gpu.run.signal.signal", lambda *arguments: None)
-        monkeypatch.setattr("benchmarks.common.environment.commit", lambda: "0123456789ab")  # asks git
-        monkeypatch.setattr(sys, "argv", ["gpu.py", *map(str, arguments)])
-        return gpu.main()
+        with as_command(tmp_path, *arguments) as main:
+            return main()
 
     return run
 
@@ -211,13 +223,13 @@ def test_what_the_compiler_makes_of_the_graphs(precision: str, trace_once: None,
     assert not item.folder.exists()
 
 
-@pytest.mark.process
-def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+def test_without_a_gpu_it_says_so(
+    in_process: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if not NO_GPU:
         pytest.skip("there is one")
-    done = gpu("--output", tmp_path / "gpu.json")
-    assert done.returncode == 1
-    assert "torch sees no CUDA device" in done.stderr
+    assert in_process("--output", tmp_path / "gpu.json") == 1
+    assert "torch sees no CUDA device" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -303,7 +315,7 @@ def test_what_fails_leaves_the_other_rows(
     )
     monkeypatch.setattr("benchmarks.gpu.run.peers", lambda *arguments: [])
     output = tmp_path / "gpu.json"
-    assert in_process("--device", "cpu", "--tiny", "--output", output) == 0
+    assert in_process("--device", "cpu", "--tiny", "--backend", "eager", "--output", output) == 0
     document = json.loads(output.read_text(encoding="utf-8"))
     assert document["complete"] is True
     assert len(document["parity"]) == 2 + 6
@@ -395,16 +407,24 @@ def test_a_python_without_torch_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_nothing_but_torch_numpy_and_safetensors_is_needed_to_start() -> None:
-    code = """
-import sys
-absent = ("tokenizers", "PIL", "onnx", "onnx_ir", "onnxscript", "ml_dtypes", "onnxruntime", "diffusers", "transformers")
-sys.modules |= dict.fromkeys(absent)  # importing one of them is an ImportError
-import benchmarks.gpu.run
-"""
-    path = {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **path})
+def test_nothing_but_torch_numpy_and_safetensors_is_needed_to_start(tmp_path: Path) -> None:
+    """The whole script, in a Python where importing one of the others is an ImportError."""
+    output, python, start = tmp_path / "gpu.json", tmp_path / "python", tmp_path / "start.py"
+    start.write_text(
+        f"import runpy, sys; sys.modules |= dict.fromkeys({ABSENT}); sys.path[0] = {str(ROOT)!r}; "
+        "runpy.run_module('benchmarks.gpu.run', run_name='__main__', alter_sys=True)"
+    )
+    words = f'{shlex.quote(sys.executable)} {shlex.quote(str(start))} "$@"'
+    python.write_text(
+        f'#!/bin/sh\nif [ "$1" = -m ]; then shift 2; exec {words}; fi\nexec {shlex.quote(sys.executable)} "$@"\n'
+    )
+    python.chmod(0o755)
+    done = gpu("--device", "cpu", "--tiny", "--tensorrt-only", "--output", output, python=str(python))
     assert done.returncode == 0, done.stderr
+    document = json.loads(output.read_text(encoding="utf-8"))
+    assert document["complete"] is True
+    assert [row["way"] for row in document["steps"] if "missing" not in row] == ["torch eager"]
+    assert "prefix" in {row["component"] for row in document["parity"] if "missing" not in row}
 
 
 def test_the_table_is_made_from_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,10 +489,11 @@ def test_what_gpu_sh_links_is_a_distribution(tmp_path: Path) -> None:
         f'''#!/bin/sh
 case "$1" in
 -c) ;;
-*) exec "{sys.executable}" -S -c "from importlib.metadata import version; print(version('qwen-image-engine'))" ;;
+*) "{sys.executable}" -S -c "from importlib.metadata import version; print(version('qwen-image-engine'))"; exit 3 ;;
 esac
 '''
     )
     python.chmod(0o755)
     done = gpu(python=str(python))
     assert done.stdout.strip() == version("qwen-image-engine"), done.stderr
+    assert done.returncode == 3

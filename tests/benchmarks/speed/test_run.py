@@ -1,14 +1,12 @@
 """benchmarks/speed/run.py at a small width: every way computes the step, and profiles know what an operator is."""
 
 import json
-import subprocess
+import sys
 from pathlib import Path
 
 import onnx
 import pytest
-
-from tests.support.kept_command import kept_command
-from tests.support.paths import ROOT
+import torch
 
 KINDS = {
     "attention",
@@ -25,12 +23,17 @@ WAYS = {"ONNX Runtime int8", "OpenVINO int8, rest fp32", "OpenVINO int8, rest bf
 
 
 @pytest.mark.process
-def test_every_way_is_timed_and_profiled(tmp_path: Path) -> None:
+def test_every_way_is_timed_and_profiled(trace_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.speed.run import main
+
     output = tmp_path / "speed.json"
     small = ("--heads", "2", "--blocks", "1", "--tokens", "64", "--rounds", "1", "--threads", "1", "--profile")
-    command = [*kept_command("benchmarks.speed.run:main"), *small, "--work", tmp_path / "work", "--output", output]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", ["run.py", *small, "--work", str(tmp_path / "work"), "--output", str(output)])
+    threads = torch.get_num_threads()
+    try:
+        main()
+    finally:
+        torch.set_num_threads(threads)
     document = json.loads(output.read_text(encoding="utf-8"))
 
     rows = {row["way"]: row for row in document["results"]}

@@ -122,16 +122,17 @@ def test_ctrl_c_keeps_whole_trajectories(prompts: Path, tmp_path: Path) -> None:
     assert [path.name for path in output.iterdir()] == [PARTIAL]
 
 
-@pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo terminal")
-def test_bar_on_a_terminal_only(prompts: Path, tmp_path: Path) -> None:
-    arguments = [*COMMAND, "calibrate", "-m", str(SHAPES), str(tmp_path / "calibration"), "--prompts", str(prompts)]
-    silent = subprocess.run([*arguments, *FLAGS], capture_output=True, text=True, check=True)
-    assert silent.stderr == ""
-    shutil.rmtree(tmp_path / "calibration")
+def test_bar_on_a_terminal_only(prompts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "calibration"
+    arguments = ["calibrate", "-m", str(SHAPES), str(output), "--prompts", str(prompts), *FLAGS]
+    assert main(arguments) == 0
+    assert capfd.readouterr().err == ""
+    shutil.rmtree(output)
     terminal, slave = os.openpty()
-    subprocess.run([*arguments, *FLAGS], stdout=subprocess.DEVNULL, stderr=slave, check=True)
-    os.close(slave)
+    with pytest.MonkeyPatch.context() as patch, os.fdopen(slave, "w", encoding="utf-8") as stream:
+        patch.setattr(sys, "stderr", stream)
+        assert main(arguments) == 0
     shown = os.read(terminal, 100_000).decode()
     assert "hashing the checkpoint" in shown
     assert "calibrating" in shown

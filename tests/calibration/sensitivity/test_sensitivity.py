@@ -13,6 +13,7 @@ from qwen_image_engine.calibration.observe.calibrate import calibrate
 from qwen_image_engine.calibration.observe.record import RECORD, TENSORS, Calibration
 from qwen_image_engine.calibration.rules.quantisation import FP8_STATIC, Quantisation
 from qwen_image_engine.calibration.rules.recipe_file import QuantisationRecipe
+from qwen_image_engine.calibration.sensitivity import analysis
 from qwen_image_engine.calibration.sensitivity.analysis import Analysis, analyse
 from qwen_image_engine.calibration.sensitivity.partial import PartialSensitivity
 from qwen_image_engine.calibration.sensitivity.sensitivity import GROUPS, judged
@@ -143,7 +144,16 @@ def test_progress(analysed: tuple[Analysis, list[tuple[str, int, int]]]) -> None
 
 
 @pytest.mark.parametrize(("target", "precision", "limit"), [("cpu", "int8", 0.03), ("tensorrt", "int8", 0.1)])
-def test_int8(shapes: Path, calibrated: Path, tmp_path: Path, target: str, precision: str, limit: float) -> None:
+def test_int8(
+    shapes: Path,
+    calibrated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    precision: str,
+    limit: float,
+) -> None:
+    monkeypatch.setattr(analysis, "PICTURES", 1)  # every linear is measured on each
     found, _ = run(shapes, calibrated, tmp_path, target=target, precision=precision)
     assert found.found is None
     assert len(found.sensitivity.alone) == LINEARS
@@ -154,10 +164,10 @@ def test_int8(shapes: Path, calibrated: Path, tmp_path: Path, target: str, preci
     ]
 
 
-@pytest.fixture
-def interrupted(shapes: Path, calibrated: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def interrupted_once(shapes: Path, calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a calibration whose sensitivity was interrupted within the third linear."""
-    folder = shutil.copytree(calibrated, tmp_path / "calibration")
+    folder = shutil.copytree(calibrated, tmp_path_factory.mktemp("interrupted") / "calibration")
 
     def progress(stage: str, done: int, total: int) -> None:
         if done == 5 * STEPS:
@@ -170,17 +180,29 @@ def interrupted(shapes: Path, calibrated: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def interrupted(interrupted_once: Path, tmp_path: Path) -> Path:
+    """A copy of the interrupted folder."""
+    return shutil.copytree(interrupted_once, tmp_path / "calibration")
+
+
 def test_an_interrupted_measurement_goes_on(
-    analysed: tuple[Analysis, list[tuple[str, int, int]]], shapes: Path, interrupted: Path
+    analysed: tuple[Analysis, list[tuple[str, int, int]]], shapes: Path, measured: Path, interrupted: Path
 ) -> None:
+    """From the linears of before the interruption, and those that would have come until the last two."""
+    expected = analysed[0].sensitivity
+    path, left = interrupted / PARTIAL, 2
+    begun, whole = (json.loads(file.read_text(encoding="utf-8")) for file in (path, measured / PARTIAL))
+    assert list(begun["alone"]) == list(expected.alone)[:2]
+    begun["alone"] |= {name: whole["alone"][name] for name in list(expected.alone)[2:-left]}
+    path.write_text(json.dumps(begun), encoding="utf-8")
     calibrate(shapes, interrupted, PROMPTS, **SETTINGS)  # what is left in its folder is no obstacle
     found, calls = run(shapes, interrupted, interrupted)
-    expected = analysed[0].sensitivity
     assert found.sensitivity.alone == expected.alone
     assert found.sensitivity.together == expected.together
     assert list(found.sensitivity.alone) == list(expected.alone)
     total = (LINEARS + 1) * 2 * STEPS
-    assert calls == [("measuring", done, total) for done in range(2 * 2 * STEPS, total + 1)]
+    assert calls == [("measuring", done, total) for done in range((LINEARS - left) * 2 * STEPS, total + 1)]
     assert not (interrupted / PARTIAL).exists()
 
 

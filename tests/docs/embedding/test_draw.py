@@ -55,7 +55,7 @@ def shapes_bundle(shared: SharedFolders, trace_once: None) -> Path:
 @pytest.fixture(scope="module")
 def turbo_bundle(exported: Callable[..., Path]) -> Path:
     """A bundle of random weights with fixed noise levels, and embeddings in fp32; those of `shapes` are in bf16."""
-    return exported("odd", without=TEXT_ALONE, turbo=True)
+    return exported("narrow", without=TEXT_ALONE, turbo=True)
 
 
 def read_pam(path: Path) -> NDArray[np.uint8]:

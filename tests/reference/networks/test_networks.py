@@ -205,7 +205,7 @@ class TestVae:
     def test_tiles_are_the_whole_picture(self, checkpoint: Checkpoint, within: Within) -> None:
         network: Vae = load(checkpoint, "vae", Vae(checkpoint.vae))
         generator = torch.Generator().manual_seed(0)
-        features = network.features(torch.randn(1, checkpoint.vae.z_dim, 19, 26, generator=generator)).numpy()
+        features = network.features(torch.randn(1, checkpoint.vae.z_dim, 19, 21, generator=generator)).numpy()
         whole = network.image(torch.from_numpy(features))
         found = torch.full_like(whole, torch.nan)
         for tile in draw_tiles(

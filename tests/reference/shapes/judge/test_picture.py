@@ -11,7 +11,7 @@ SCENE = Scene((Item("circle", "red", "top left"), Item("square", "blue", "center
 
 @pytest.mark.slow
 def test_the_judge_accepts_own_drawings_and_refuses_swapped_ones() -> None:
-    accepted = judge_quality(240)
+    accepted = judge_quality(120)
     assert accepted.pop("own") >= 0.99
     assert set(accepted) == {"shape", "colour", "place", "ground"}
     assert max(accepted.values()) <= 0.05
