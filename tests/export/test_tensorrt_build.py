@@ -269,7 +269,7 @@ def check_joined_weights(manifest: Manifest) -> None:
     assert tuple(sum(word in name for name in joint) for word in ("to_k", "gate_layer")) == kinds
     assert len(joint) == sum(kinds)
     encoder = manifest.plans["text_encoder"][0]
-    assert sum(JOINT in weight.name for weight in encoder.bound) == encoder.fused_attentions - 1  # not the first
+    assert sum(JOINT in weight.name for weight in encoder.bound) == encoder.fused_attentions
 
 
 def check_weights_inside(folder: Path, manifest: Manifest, precision: str) -> None:

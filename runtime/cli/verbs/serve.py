@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-budget",
         type=byte_count,
         metavar="BYTES",
-        help="of the weights of loaded bundles together, such as 24GB or 24GiB; the least used is freed (no limit)",
+        help="of the weights of loaded bundles together, as 24GB or 24GiB; the one unused longest is freed (no limit)",
     )
     parser.add_argument("--queue", type=int, default=16, help="requests that may wait; more are refused with 429 (16)")
     parser.add_argument(
