@@ -23,6 +23,7 @@ from tests.support.processes import ProcessWatch
 from tests.support.shared import SharedFolders
 
 leave_out_operators()
+gc.disable()  # until all tests are collected
 
 pytest_plugins = ["tests.support.toy_pipeline"]
 
@@ -216,9 +217,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Keep what is imported by now out of every later collection of garbage: torch alone is a million objects."""
+    """Keep what is imported by now out of every later collection of garbage: torch alone is a million objects.
+
+    Later ones are rare: graphs are made of so many objects that collections took an eighth of the time.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(200_000, 20, 20)
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
