@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from onnx_ir.passes import InPlacePass
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
 from qwen_image_engine.calibration.quantise.network import QuantisedNetwork
 from qwen_image_engine.export.passes.attention import AttentionToMultiHeadAttention, AttentionWithoutTransposes
@@ -44,7 +45,14 @@ CPU: Passes = (
     Cleanup,
 )
 CUDA: Passes = (*_GPU, AttentionWithoutTransposes, *_ROWS, Cleanup)
-TENSORRT: Passes = (*_GPU, LayerNormInFloat32, *_ROWS, Cleanup, JointSquareMean, Cleanup)
+TENSORRT: Passes = (
+    *_GPU,
+    LayerNormInFloat32,
+    *_ROWS,
+    CommonSubexpressionEliminationPass,
+    JointSquareMean,
+    Cleanup,
+)
 TENSORRT_BF16: Passes = (*TENSORRT, GatesApart)
 
 STATIC: QuantisingPasses = (SmoothModulation, ScaleValues, LinearToStatic, Fp8Attention, Fp8Cache)
