@@ -26,7 +26,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# The tests that start no process and neither export nor calibrate: a minute or so.
+# The tests that start no process, neither export nor calibrate and take no seconds: a minute and a half or less.
 test-fast: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not process and not slow"
 

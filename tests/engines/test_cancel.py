@@ -34,6 +34,7 @@ def deep(backend: str, write_graph: Callable[..., Path]) -> Any:
     engine.close()
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_it_is_cancelled(deep: Any) -> None:
     assert isinstance(deep, CancellableEngine)
     rows = np.random.default_rng(1).standard_normal((ROWS, WIDTH), np.float32)

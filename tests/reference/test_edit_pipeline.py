@@ -16,6 +16,8 @@ from qwen_image_engine.runtime.pipeline import QwenImage
 from tests.support.images import patches
 from tests.support.oracles import load_edit_pipeline
 
+pytestmark = pytest.mark.slow
+
 # As for text alone, in `test_pipeline`.
 TOLERANCE = 1e-4
 FIGURE = "final latents of an edit against diffusers, relative L2"

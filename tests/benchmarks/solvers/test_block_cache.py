@@ -23,6 +23,7 @@ def _noise(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((1, 256, 16)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_threshold_zero_is_no_cache_bit_for_bit(requests: Requests) -> None:
     pipeline = requests.pipeline
     conditioning = pipeline.encode(requests.prompts[0])
@@ -33,6 +34,7 @@ def test_threshold_zero_is_no_cache_bit_for_bit(requests: Requests) -> None:
         assert (step.whole, step.skipped, step.evaluations) == (STEPS, 0, STEPS)
 
 
+@pytest.mark.slow
 def test_a_subject_of_another_process_has_its_own_network_and_settings() -> None:
     blocks, settled = {}, {}
     for name, subject in SUBJECTS.items():

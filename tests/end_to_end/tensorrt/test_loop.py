@@ -256,12 +256,13 @@ def test_what_is_on_its_way_is_waited_for_where_the_loop_is_left(
     assert driver.free_bytes == driver.total_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "when", "every"),
     [
         pytest.param({}, "before", 7, id="plain-before"),
         pytest.param({}, "after", 7, id="plain-after"),
-        pytest.param(GUIDED, "before", 1, id="guidance-before", marks=pytest.mark.slow),
+        pytest.param(GUIDED, "before", 1, id="guidance-before"),
         pytest.param(GUIDED, "after", 7, id="guidance-after"),
     ],
 )

@@ -202,6 +202,7 @@ class TestVae:
         assert not reaches(cut + halo, before)
 
     @torch.inference_mode()
+    @pytest.mark.slow
     def test_tiles_are_the_whole_picture(self, checkpoint: Checkpoint, within: Within) -> None:
         network: Vae = load(checkpoint, "vae", Vae(checkpoint.vae))
         generator = torch.Generator().manual_seed(0)

@@ -123,6 +123,7 @@ def test_a_profile_that_cannot_be_applied_is_warned_of(tmp_path: Path, profile: 
 
 
 @pytest.mark.filterwarnings("ignore:reference image")
+@pytest.mark.slow
 def test_damaged_profiles_raise_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for profile in (WIDE, cmyk_profile(), grey_profile(2.2)):

@@ -43,6 +43,7 @@ def test_the_released_model_on_cards(document: Callable[..., Any], released: Pat
     assert "--memory sequential" in cards["rtx-4090"]["helps"]
 
 
+@pytest.mark.slow
 def test_fp8_attention_halves_keys_and_values(
     document: Callable[..., Any], released: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
