@@ -30,6 +30,7 @@ def test_share_of_the_weights(released: Transformer) -> None:
 
 
 @pytest.mark.parametrize(("side", "linears", "attention"), [(1024, 0.86, 0.14), (2048, 0.62, 0.38)])
+@pytest.mark.slow
 def test_share_of_a_steps_arithmetic(released: Transformer, side: int, linears: float, attention: float) -> None:
     tokens, config = (side // 16) ** 2, released.config
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False, depth=None) as counter:

@@ -400,6 +400,7 @@ def test_unexpected_manifests_are_refused_in_words(
         read_manifest(bundle)
 
 
+@pytest.mark.slow
 def test_no_value_is_refused_without_words(bundle: Path) -> None:
     build(bundle)
     document = json.loads((bundle / MANIFEST).read_text())

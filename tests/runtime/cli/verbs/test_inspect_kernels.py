@@ -93,6 +93,7 @@ def test_estimates_are_called_so(
     assert all(NOT_TIMED in line for line in heads)
 
 
+@pytest.mark.slow
 def test_another_card_has_no_plan(
     bundle: Path, document: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +117,7 @@ def test_lines_without_a_card(bundle: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("gpu", [(), ("--gpu", "rtx-3090")])
+@pytest.mark.slow
 def test_the_page(bundle: Path, tmp_path: Path, gpu: tuple[str, ...]) -> None:
     assert main(["inspect", str(bundle), "--kernels", *gpu, "--report", str(tmp_path / "page")]) == 0
     page = check_page(tmp_path / "page" / "index.html")

@@ -22,6 +22,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_released_model_on_cards(document: Callable[..., Any], released: Path) -> None:
     found = document("plan", "-m", released, *TENSORRT, "--gpu", "rtx-pro-6000,rtx-5090,RTX 4090,rtx-3060")["gpu"]
     plans = {plan["name"]: plan for plan in found["plans"]}

@@ -97,6 +97,7 @@ def test_every_figure_stands_in_the_page(benchmark_result: Callable[..., Benchma
     assert len(page.named("img")) == 4  # two pictures, a difference, the bar of its colours
 
 
+@pytest.mark.slow
 def test_many_cases_do_not_bury_the_page(benchmark_result: Callable[..., Benchmark], tmp_path: Path) -> None:
     """A box for each pair, which names its cases, and one for all the noise."""
     found = benchmark_result()
