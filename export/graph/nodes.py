@@ -31,8 +31,13 @@ def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
             return graph.initializers[unique]
         count += 1
         unique = f"{name}_{count}"
-    tensor = ir.tensor(array, name=unique)
-    value = ir.Value(name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    return add_initializer(graph, unique, ir.Tensor(array, name=unique))
+
+
+def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Return a new initializer of this name, which the graph has not, with the values of `tensor`."""
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import InPlacePass, PassResult
 
-from qwen_image_engine.export.graph.nodes import Array, add_constant, constant
+from qwen_image_engine.export.graph.nodes import Array, add_constant, add_initializer, constant
 
 
 class FoldConstants(InPlacePass):
@@ -58,15 +58,8 @@ def _lift(graph: ir.Graph) -> bool:
             tensor = attribute.as_tensor()
         else:
             continue
-        value = ir.Value(
-            name=output.name,
-            shape=ir.Shape(tensor.shape.numpy()),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-            metadata_props=output.metadata_props.copy(),
-        )
-        graph.register_initializer(value)
-        output.replace_all_uses_with(value)
+        assert output.name is not None
+        output.replace_all_uses_with(add_initializer(graph, output.name, tensor))
         graph.remove(node, safe=True)
         found = True
     return found

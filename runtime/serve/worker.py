@@ -23,6 +23,7 @@ from qwen_image_engine.runtime.serve.job import FinishedPicture, Job, PartialPic
 from qwen_image_engine.runtime.serve.log import Log
 from qwen_image_engine.runtime.serve.metrics import Metrics
 from qwen_image_engine.runtime.serve.models import Models
+from qwen_image_engine.runtime.system.text import plural
 
 _ENCODED_BEHIND = 4
 """Pictures that may wait to be encoded. Then drawing waits, so that pictures do not pile up in memory."""
@@ -93,7 +94,7 @@ class Worker:
         idle = self.ready.is_set() and self._current is None and not self._waiting
         if len(self._waiting) >= self._limit and not idle:
             wait = min(_LONGEST_RETRY_S, max(1, ceil(self._job_s)))
-            waiting = "1 request is" if self._limit == 1 else f"{self._limit} requests are"
+            waiting = plural(self._limit, "request is", "requests are")
             text = f"{waiting} waiting, which is the most; ask again in {wait} s"
             raise ApiError(429, text, code="queue_full", headers={"Retry-After": str(wait)})
 

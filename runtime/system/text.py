@@ -28,9 +28,9 @@ def command_line(*words: object) -> str:
     return shlex.join(texts)
 
 
-def plural(count: int, noun: str) -> str:
-    """Return a number of things for a person: "1 step", "2 steps"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """Return a number of things for a person: "1 step", "2 steps". `many` is `one` with an s unless it is given."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def size_text(count: int) -> str:

@@ -4,7 +4,7 @@ import argparse
 import re
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_UNITS |= {"ki": 2**10, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 def picture_size(text: str) -> tuple[int, int]:
@@ -25,8 +25,8 @@ def byte_count(text: str) -> int:
     Raises:
         ArgumentTypeError: the text is not a number of bytes above 0.
     """
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?(?:([kMGT]?)B?|([KkMGT]i)B?)", text, re.ASCII)
-    count = int(float(found[1]) * (_BINARY[found[3][0].upper()] if found[3] else _UNITS[found[2]])) if found else 0
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([kMGT]?|[kKMGT]i)B?", text, re.ASCII)
+    count = int(float(found[1]) * _UNITS[found[2]]) if found else 0
     if count <= 0:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number of bytes, such as 24GB or 24GiB")
     return count

@@ -9,9 +9,12 @@ from ipaddress import IPv6Address, ip_address
 
 from qwen_image_engine.runtime.serve.api.errors import ApiError
 from qwen_image_engine.runtime.serve.api.limits import Limits
+from qwen_image_engine.runtime.system.text import plural
 
 _NETWORK_BITS = 64
 """Bits of the part of an IPv6 address that a client cannot choose."""
+
+_READ = ("request is", "requests are")
 
 
 class BodySlots:
@@ -34,10 +37,10 @@ class BodySlots:
         client = client_of(host)
         found, most = self._taken.total(), self._limits.bodies
         if found >= most:
-            raise _refusal(f"{_requests(found)} being read, which is the most")
+            raise _refusal(f"{plural(found, *_READ)} being read, which is the most")
         found = self._taken[client]
         if found >= self._limits.client_bodies:
-            raise _refusal(f"{_requests(found)} being read from your address, which is the most of one address")
+            raise _refusal(f"{plural(found, *_READ)} being read from your address, which is the most of one address")
         self._taken[client] += 1
         try:
             yield
@@ -57,10 +60,6 @@ def client_of(host: str | None) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return f"{int(address) >> (128 - _NETWORK_BITS):x}"
-
-
-def _requests(count: int) -> str:
-    return "1 request is" if count == 1 else f"{count} requests are"
 
 
 def _refusal(text: str) -> ApiError:
