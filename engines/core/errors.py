@@ -18,7 +18,15 @@ class Cancelled(QwenImageError):
 
 
 class UsageError(QwenImageError):
-    """The error that a request is invalid, for example its size, step count or an option; exit code 2."""
+    """The error that a request is invalid, for example its size, step count or an option; exit code 2.
+
+    Attributes:
+        for_client: the text for a client of the server: its advice names fields of a request, never a flag.
+    """
+
+    def __init__(self, text: str, *, for_client: str | None = None) -> None:
+        super().__init__(text)
+        self.for_client = text if for_client is None else for_client
 
 
 _SOURCE_LINES = re.compile(

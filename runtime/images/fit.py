@@ -44,12 +44,13 @@ def reference_size(
         for candidate in range(SIDE_MULTIPLE, MAX_RESOLUTION + 1, SIDE_MULTIPLE)
         if _fault(_fitted(width, height, candidate), min_pixels, max_pixels) is None
     ]
-    advice = (
-        f"use --reference-resolution {min(valid, key=lambda candidate: abs(candidate - resolution))}"
-        if valid
-        else "crop it to a squarer shape"
+    found = f"{name} is {size[0]}x{size[1]} at the reference resolution {resolution}: {fault}"
+    if not valid:
+        raise UsageError(f"{found}; crop it to a squarer shape")
+    nearest = min(valid, key=lambda candidate: abs(candidate - resolution))
+    raise UsageError(
+        f"{found}; use --reference-resolution {nearest}", for_client=f"{found}; use 'reference_resolution' {nearest}"
     )
-    raise UsageError(f"{name} is {size[0]}x{size[1]} at the reference resolution {resolution}: {fault}; {advice}")
 
 
 def check_resolution(resolution: int) -> None:

@@ -114,9 +114,13 @@ def _check_picture_size(references: ReferenceImages, width: int, height: int) ->
     across, down = references.first.size
     tall, wide = other_side(width, across, down), other_side(height, down, across)
     if (width, height) != references.size and height != tall and width != wide:
-        raise UsageError(
+        found = (
             f"a mask at size {width}x{height}: the picture keeps the aspect ratio of the first reference image, "
-            f"{across}x{down}; leave one side out, or take {width}x{tall} or {wide}x{height}"
+            f"{across}x{down}"
+        )
+        sizes = f"{width}x{tall} or {wide}x{height}"
+        raise UsageError(
+            f"{found}; leave one side out, or take {sizes}", for_client=f"{found}; ask for 'size' auto, or for {sizes}"
         )
 
 

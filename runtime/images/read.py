@@ -169,9 +169,9 @@ def _to_rgba(name: str, image: Image.Image, first_frame: bool) -> tuple[Image.Im
     _check_size(name, *image.size)
     frames = _frames(image)
     if frames > 1 and not first_frame:
+        found = f"{name} has {frames} frames, expected a still image; save one frame as PNG"
         raise UsageError(
-            f"{name} has {frames} frames, expected a still image; save one frame as PNG, or take the first with the "
-            "flag --first-frame of run (first_frame=True)"
+            f"{found}, or take the first with the flag --first-frame of run (first_frame=True)", for_client=found
         )
     if image.mode not in MODES:
         raise UsageError(

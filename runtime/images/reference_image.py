@@ -90,9 +90,9 @@ class ReferenceImages:
         if not sources:
             return cls()
         if absent:
+            found = f"there are reference images, and the bundle has no {' and no '.join(absent)}"
             raise UsageError(
-                f"there are reference images, and the bundle has no {' and no '.join(absent)}; export it again, "
-                "without the flag --without"
+                f"{found}; export it again, without the flag --without", for_client=f"{found}; ask for another 'model'"
             )
         images: list[ReferenceImage] = []
         leading = 0 if for_mask else len(sources) - 1

@@ -145,8 +145,9 @@ def sigmas(
     """
     given = None if spacing is None or isinstance(spacing, str) else _given_grid(spacing)
     if given is not None and num_steps is not None and num_steps != len(given):
+        found = f"{plural(num_steps, 'step')} asked for, and {plural(len(given), 'sigma')}"
         raise UsageError(
-            f"{plural(num_steps, 'step')} asked for, and {plural(len(given), 'sigma')}; leave out the number of steps"
+            f"{found}; leave out the number of steps", for_client=f"{found}; leave out 'num_inference_steps'"
         )
     own = given or config.sample_sigmas
     steps = num_steps if num_steps is not None else DEFAULT_STEPS if own is None else len(own)

@@ -11,14 +11,6 @@ from qwen_image_engine.engines.core.errors import Cancelled, QwenImageError, Usa
 INVALID = "invalid_request_error"
 FAILED = "server_error"
 
-_FIELDS = {
-    "--reference-resolution": "'reference_resolution'",
-    "leave out the number of steps": "leave out 'num_inference_steps'",
-    "export it again, without the flag --without": "ask for another 'model'",
-    "leave one side out, or take": "ask for 'size' auto, or for",
-}
-"""Words of the command's advice, and what they are in a request."""
-
 
 class ApiError(Exception):
     """The error that a request is answered with.
@@ -67,16 +59,7 @@ def blamed(param: str) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise ApiError(400, for_clients(str(error)), param, "invalid_value") from error
-
-
-def for_clients(text: str) -> str:
-    """Return the text of a `UsageError` with its advice in terms of a request. The command's own is left out."""
-    for words, field in _FIELDS.items():
-        text = text.replace(words, field)
-    found, semicolon, advice = text.rpartition("; ")
-    kept = ", or ".join(part for part in advice.split(", or ") if "--" not in part)
-    return f"{found}{semicolon if kept else ''}{kept}" if semicolon else text
+        raise ApiError(400, error.for_client, param, "invalid_value") from error
 
 
 def drawing_error(error: BaseException) -> ApiError:
@@ -87,7 +70,7 @@ def drawing_error(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UsageError):
-        return ApiError(400, for_clients(str(error)), code="invalid_value")
+        return ApiError(400, error.for_client, code="invalid_value")
     if isinstance(error, Cancelled):
         return ApiError(503, "the server is stopping, and this picture was cancelled; ask again later", code="draining")
     if is_memory(error):
