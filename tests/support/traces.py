@@ -63,16 +63,15 @@ class KeptTraces:
     def _kept(self, key: str, checkpoint: Any, component: str, dtype: Any) -> ir.Model:
         file = self.folder / f"{key}.onnx"
         try:
-            self._made(checkpoint, component, dtype, wait_s=0)
+            self._made(key, checkpoint, component, dtype, wait_s=0)
         except Timeout:  # another worker traces it
             self._make_another(checkpoint, dtype)
-            self._made(checkpoint, component, dtype, wait_s=-1)
+            self._made(key, checkpoint, component, dtype, wait_s=-1)
         os.utime(file)  # what is not used any more goes; see `forget`
         return ir.from_proto(ir.serde.onnx.ModelProto.FromString(file.read_bytes()))
 
-    def _made(self, checkpoint: Any, component: str, dtype: Any, wait_s: float) -> bool:
+    def _made(self, key: str, checkpoint: Any, component: str, dtype: Any, wait_s: float) -> bool:
         """Trace a graph if it is not kept, and return whether it was not; raise `Timeout` while others trace it."""
-        key = self._key(checkpoint, component, dtype)
         file = self.folder / f"{key}.onnx"
         if file.is_file():
             return False
@@ -92,8 +91,9 @@ class KeptTraces:
 
         for row in components_with(checkpoint.transformer.attention):
             if any(target.dtype_of(row.network) == str(dtype) for target in TARGETS.values()):
+                key = self._key(checkpoint, row.name, dtype)
                 with contextlib.suppress(Timeout):
-                    if self._made(checkpoint, row.name, dtype, wait_s=0):
+                    if self._made(key, checkpoint, row.name, dtype, wait_s=0):
                         return
 
 
