@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,10 @@ def gpu(*arguments: object, python: str = sys.executable) -> subprocess.Complete
 @contextmanager
 def as_command(folder: Path, *arguments: object) -> Iterator[Callable[[], int]]:
     """The main function of `benchmarks/gpu/run.py` as it is started in a folder with arguments, in this process."""
+    from torch._dynamo import config
+
     from benchmarks.gpu import run as gpu
 
-    config = torch._dynamo.config
     with pytest.MonkeyPatch.context() as patch, config.patch(recompile_limit=config.recompile_limit):
         patch.chdir(folder)
         patch.setattr("benchmarks.gpu.run.signal.signal", lambda *arguments: None)
@@ -193,28 +195,37 @@ def test_what_is_compared_has_room_in_the_profiles() -> None:
 @pytest.mark.process
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
 def test_what_the_compiler_makes_of_the_graphs(precision: str, trace_once: None, tmp_path: Path) -> None:
-    """Exported with synthetic scales, and built by the compiler that needs no GPU."""
+    """Exported with synthetic scales, and built by the compiler that needs no GPU.
+
+    The weights are inside; where they are inputs, a plan keeps the same promise and is as much smaller.
+    """
     from benchmarks.common.released_configs import small_configs
     from benchmarks.gpu.network import random_transformer
     from benchmarks.gpu.tensorrt import TensorRt, shapes_of
     from benchmarks.gpu.timings import Budget
+    from qwen_image_engine.engines.tensorrt.build.job import BuildOptions
+    from qwen_image_engine.runtime.bundle.bound_lists import bindable_weights, bound_bytes
     from tests.support.compiler import CAPABILITIES, compiled_for, need_compiler
 
     need_compiler()
+    compiled = compiled_for(CAPABILITIES[precision])
     configs = small_configs()
     network = random_transformer(configs["transformer"], torch.device("cpu"), torch.float32)
     item = TensorRt(network, configs, tmp_path, precision, lambda: shapes_of([4, 8], 8), Budget(100))
     for component in ("step", "prefix"):
-        entry, plan, profiles, built = item.build(component, compiled_for(CAPABILITIES[precision]))
+        entry, plan, profiles, built = item.build(component, compiled)
         assert plan.stat().st_size == built.bytes
         assert [profile.name for profile in profiles] == (["64x64", "128x128"] if component == "step" else ["any"])
         layers = len(entry.quantised_layers)
-        assert (built.fp8_products, built.int8_products) == (
-            layers * (precision == "fp8"),
-            layers * (precision == "int8"),
-        )
+        products = layers * (precision == "fp8"), layers * (precision == "int8")
+        assert (built.fp8_products, built.int8_products) == products
+        assert built.fused_attentions == len(entry.fused_attentions or ()) > 0
         assert bool(layers) == (precision != "bf16")
         assert all(layer.input_scale for layer in entry.quantised_layers.values())
+    as_inputs = BuildOptions(weights="bound")
+    *_, bound = item.build("prefix", lambda job, watch: compiled(replace(job, options=as_inputs), watch))
+    assert (bound.fused_attentions, bound.fp8_products, bound.int8_products) == (built.fused_attentions, *products)
+    assert built.bytes > bound.bytes + 0.8 * bound_bytes(bindable_weights(item.folder, entry.model))
     late = TensorRt(network, configs, tmp_path, precision, item.shapes, Budget(-1))
     late.exported = item.exported
     with pytest.raises(TimeoutError, match="the time was up while step was built"):
