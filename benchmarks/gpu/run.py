@@ -23,7 +23,6 @@ from threading import Timer
 from typing import Any
 
 import torch
-import torch._dynamo
 
 from benchmarks.common.environment import environment
 from benchmarks.common.paths import RESULTS
@@ -45,6 +44,7 @@ from benchmarks.gpu.timings import (
     Steps,
     Way,
     compiled_prefix_rows,
+    eager_way,
     guarded,
     one_line,
     prefix_row,
@@ -61,9 +61,6 @@ GRACE_SECONDS = 50.0
 """Time after the budget at which the script ends itself [s]."""
 
 PROFILE_SECONDS = 30.0
-RECOMPILATIONS = 64
-"""Limit of recompilations of one function: each size, each contender and the prefix need one. torch's limit is 8."""
-
 TINY = (64, "aot_eager")
 """Pixels a side of a dry run, and its torch.compile backend, which generates no code."""
 
@@ -145,14 +142,17 @@ def timed_torch(options: argparse.Namespace, device: torch.device, budget: Budge
         network = random_transformer(values, device, dtype)
         synchronise(device)
         steps = Steps(network, [pixels // 16 for pixels in options.pixels], 8 if options.tiny else PREFIX, budget)
-        quick = torch_ways(network, options.backend, compile_seconds(options))[0]
+        if options.tensorrt_only:
+            quick = [eager_way(network)]
+        else:
+            quick = torch_ways(network, options.backend, compile_seconds(options))[0]
     except Exception as error:  # parity at the small size is worth having all the same
         record.put("network", {"missing": f"failed: {one_line(error)}"})
         return None
     parameters = sum(weight.numel() for weight in network.parameters())
     record.put("network", {**values, "parameters": parameters, "dtype": str(dtype)})
     record.add("ceilings", steps.ceiling_rows())
-    record.add("steps", steps.rows(quick[:1] if options.tensorrt_only else quick))
+    record.add("steps", steps.rows(quick))
     (row,) = guarded({}, lambda: [prefix_row(steps)])
     record.put("prefix", row)
     if not options.tensorrt_only:
@@ -250,7 +250,6 @@ def main() -> int:
         return 1
     torch.backends.cudnn.allow_tf32 = False  # the reference in fp32 is one, as is the VAE on ONNX Runtime
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the folder goes then too
-    torch._dynamo.config.recompile_limit = RECOMPILATIONS
     seconds = options.seconds - max(0.0, time.time() - float(os.environ.get("GPU_BEGAN", time.time())))
     budget, device = Budget(seconds), torch.device(options.device)
     record = Record(options.output, {"what": WHAT, "device": device_info(device), **environment()})

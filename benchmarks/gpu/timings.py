@@ -18,6 +18,9 @@ EAGER = "torch eager"
 COMPILED = "torch.compile of the blocks, one CUDA graph"
 COMPILED_STEP = "torch.compile of the step, one CUDA graph"
 
+RECOMPILATIONS = 64
+"""Limit of recompilations of one function: each size, each contender and the prefix need one. torch's limit is 8."""
+
 READY_SECONDS = 15.0
 """Estimated time of a row whose contender is already built [s]."""
 
@@ -118,6 +121,11 @@ def guarded(facts: Row, rows: Callable[[], Iterable[Row]], missing: str | None =
         yield facts | {"missing": f"failed: {one_line(error)}"}
 
 
+def eager_way(network: Transformer) -> Way:
+    """Return the reference as it is, which the others are compared with."""
+    return Way(EAGER, lambda case: eager(network, case), 5)
+
+
 def torch_ways(network: Transformer, backend: str, seconds: float) -> tuple[list[Way], list[Way]]:
     """Return the reference's contenders: those for every size, and those that take minutes to compile.
 
@@ -126,10 +134,13 @@ def torch_ways(network: Transformer, backend: str, seconds: float) -> tuple[list
         backend: backend of torch.compile, such as "inductor".
         seconds: estimated time of one compilation of a block [s].
     """
+    import torch._dynamo  # takes more than a second, and TensorRT alone does not need it
+
+    torch._dynamo.config.recompile_limit = RECOMPILATIONS
     device = network.img_in.weight.device
     fast, whole = compiled_blocks(network, {"backend": backend}), compiled_step(network, {"backend": backend})
     quick = [
-        Way(EAGER, lambda case: eager(network, case), 5),
+        eager_way(network),
         Way("torch eager, one CUDA graph", lambda case: graphed(eager(network, case), device), 5),
         Way(COMPILED, lambda case: graphed(eager(fast, case), device), seconds),
         Way(COMPILED_STEP, lambda case: graphed(whole(case), device), 2 * seconds),
