@@ -24,7 +24,7 @@ def quantise_rows(rows: Tensor, scale: float, feedback: ErrorFeedback | None = N
 
 def quantise(values: Tensor, scale: float) -> Tensor:
     """Return the nearest codes (float8_e4m3fn) of `values`, ties to even; `values` are about codes * scale."""
-    return (values / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    return (values / scale).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
 
 
 SOFTMAX = 1 / fp8.LARGEST

@@ -147,9 +147,15 @@ class SharedScale:
     @cached_property
     def value(self) -> Tensor:
         """Scale () in its stored dtype; 1 for weights of zeros, or of numbers that no scale is small enough for."""
-        largest = max(float(rows.abs().max()) for weight in self.weights for rows in weight.row_blocks())
+        largest = max(_largest(rows) for weight in self.weights for rows in weight.row_blocks())
         scale = stored_scale(largest / fp8.LARGEST) or 1.0
         return torch.tensor(scale, dtype=_torch(self.dtype))
+
+
+def _largest(values: Tensor) -> float:
+    """Return the largest magnitude, in one pass and without a copy."""
+    least, largest = values.aminmax()
+    return max(-float(least), float(largest))
 
 
 class Fp8Weight(_Weight):
