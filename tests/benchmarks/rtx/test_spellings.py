@@ -3,12 +3,14 @@
 A change of the graph that costs a kernel or traffic fails here. The compiler is TensorRT for RTX, without a GPU.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.common import wide_checkpoint
+from benchmarks.full_size.export_memory import write_weights
 from benchmarks.rtx.spellings import BLOCKS, HEADS, SPELLINGS, build, export
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from tests.support.compiler import need_compiler
@@ -17,14 +19,28 @@ MOST = {"bf16": (13, 610e6), "fp8": (13, 945e6), "fp8 with attention": (13, 810e
 """Kernels, products and attention among them, and bytes of the others, at 4,096 tokens behind 4,096."""
 
 
+def save_with_holes(tensors: Mapping[str, torch.Tensor], file: Path, metadata: object) -> None:
+    """Write vectors of 0.01, and matrices that are holes after a first 0.01, which decides their scale.
+
+    The matrices are inputs of the plan, so the compiler sees none of them.
+    """
+    write_weights(file, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, "BF16", 2, contents=False)
+    number = torch.tensor([0.01], dtype=torch.bfloat16).view(torch.uint8).numpy().tobytes()
+    place = file.stat().st_size - sum(2 * tensor.numel() for tensor in tensors.values())
+    with file.open("r+b") as stored:
+        for tensor in tensors.values():
+            stored.seek(place)
+            stored.write(number * (tensor.numel() if tensor.dim() == 1 else 1))
+            place += 2 * tensor.numel()
+
+
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Two blocks of the released width. Their weights are all alike: the compiler sees none of them."""
+    """Two blocks of the released width."""
     folder = tmp_path_factory.mktemp("wide") / "checkpoint"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            wide_checkpoint, "_weight", lambda name, shape, generator: torch.full(shape, 0.01, dtype=torch.bfloat16)
-        )
+        patch.setattr(wide_checkpoint, "_weight", lambda name, shape, generator: torch.empty(shape, device="meta"))
+        patch.setattr(wide_checkpoint, "save_file", save_with_holes)
         wide_checkpoint.write_wide_checkpoint(folder, HEADS, BLOCKS)
     return Checkpoint.open(folder)
 
