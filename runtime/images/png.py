@@ -29,8 +29,15 @@ def to_rgba8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
             f"the decoded image holds {np.count_nonzero(~np.isfinite(image))} values that are not finite; "
             "run the VAE decoder in fp32 or bf16"
         )
-    unit = np.clip(image * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
-    return np.ascontiguousarray(np.round(unit * np.float32(255)).astype(np.uint8).transpose(0, 2, 3, 1))
+    scaled = image * np.float32(0.5)  # the one copy: a picture of 16 million pixels takes 256 MB in fp32
+    scaled += np.float32(0.5)
+    np.clip(scaled, 0.0, 1.0, out=scaled)
+    scaled *= np.float32(255)
+    np.rint(scaled, out=scaled)
+    by_pixel = scaled.transpose(0, 2, 3, 1)
+    pixels = np.empty(by_pixel.shape, np.uint8)
+    pixels[...] = by_pixel
+    return pixels
 
 
 def check_png_name(path: Path) -> None:
