@@ -158,6 +158,7 @@ def browser(folder: Path) -> Iterator[Browser]:
             "--hide-scrollbars",
             "--no-first-run",
             "--disable-background-networking",
+            "--disable-features=BackForwardCache",  # each page that was left would be kept, in a process of its own
             "--remote-debugging-pipe",
             f"--user-data-dir={folder / 'profile'}",
         ],
