@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -90,7 +91,7 @@ def execute(options):
             signal.raise_signal(number)  # by a held key, or from `timeout`, which sends it twice
             print("removed", file=sys.stderr)
         else:
-            time.sleep(REPEAT_S)
+            time.sleep(1.2 * REPEAT_S)
             signal.raise_signal(number)
             threading.Event().wait()
 
@@ -100,15 +101,72 @@ sys.exit(main())
 """
 
 
+HANDED_OVER = """
+import os, signal, sys, time
+from qwen_image_engine.runtime.cli.entry import main
+from qwen_image_engine.runtime.cli.shared.result import VerbResult
+from qwen_image_engine.runtime.cli.verbs import doctor
+from qwen_image_engine.runtime.system.interruption import REPEAT_S, handed_over
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+heard = []
+
+
+def execute(options):
+    with handed_over(lambda: heard.append(1)):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            time.sleep(1.2 * REPEAT_S)
+    print(len(heard), file=sys.stderr)
+    if options.json:
+        signal.raise_signal(signal.SIGTERM)
+    return VerbResult({}, ["done"])
+
+
+doctor.execute = execute
+sys.exit(main())
+"""
+
+
+Words = tuple[str, ...]
+SIGNALS = [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "ended by SIGTERM")]
+HANGS: list[Words] = [(ENDED, str(int(signal.Signals[name])), "hangs", "doctor", "--json") for name, *_ in SIGNALS]
+HANDS_OVER: list[Words] = [(HANDED_OVER, "doctor"), (HANDED_OVER, "doctor", "--json")]
+
+
+@pytest.fixture(scope="module")
+def ended() -> Iterator[Callable[[Words], subprocess.CompletedProcess[str]]]:
+    """`ended(words)`: a process at its end. Those that wait for seconds are started together."""
+
+    def start(words: Words) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    running = {words: start(words) for words in (*HANGS, *HANDS_OVER)}
+
+    def wait(words: Words) -> subprocess.CompletedProcess[str]:
+        if words not in running:
+            running[words] = start(words)
+        process = running[words]
+        out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    yield wait
+    for process in running.values():
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("then", ["removes", "hangs"])
-@pytest.mark.parametrize(
-    ("name", "code", "words"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "ended by SIGTERM")]
-)
-def test_signals_end_the_command(name: str, code: int, words: str, then: str) -> None:
+@pytest.mark.parametrize(("name", "code", "words"), SIGNALS)
+def test_signals_end_the_command(
+    ended: Callable[[Words], subprocess.CompletedProcess[str]], name: str, code: int, words: str, then: str
+) -> None:
     """The first lets the command remove what it has made; a later one ends it at once, without a traceback."""
-    command = [sys.executable, "-c", ENDED, str(int(signal.Signals[name])), then, "doctor", "--json"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    found = ended((ENDED, str(int(signal.Signals[name])), then, "doctor", "--json"))
     removed = "removed\n" if then == "removes" else ""
     assert (found.returncode, found.stderr) == (code, f"{removed}qwen-image: error: {words}\n")
     assert json.loads(found.stdout) == {"error": words, "exit_code": code}
@@ -151,40 +209,13 @@ def test_signals_are_as_before_after_a_block() -> None:
             signal.signal(number, handler)
 
 
-HANDED_OVER = """
-import os, signal, sys, time
-from qwen_image_engine.runtime.cli.entry import main
-from qwen_image_engine.runtime.cli.shared.result import VerbResult
-from qwen_image_engine.runtime.cli.verbs import doctor
-from qwen_image_engine.runtime.system.interruption import REPEAT_S, handed_over
-
-signal.signal(signal.SIGINT, signal.default_int_handler)
-heard = []
-
-
-def execute(options):
-    with handed_over(lambda: heard.append(1)):
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
-            os.kill(os.getpid(), number)
-            os.kill(os.getpid(), number)
-            time.sleep(1.2 * REPEAT_S)
-    print(len(heard), file=sys.stderr)
-    if options.json:
-        signal.raise_signal(signal.SIGTERM)
-    return VerbResult({}, ["done"])
-
-
-doctor.execute = execute
-sys.exit(main())
-"""
-
-
 @pytest.mark.process
 @pytest.mark.parametrize(("flags", "code", "line"), [([], 0, ""), (["--json"], 143, "ended by SIGTERM")])
-def test_signals_that_are_handed_over_end_nothing(flags: list[str], code: int, line: str) -> None:
+def test_signals_that_are_handed_over_end_nothing(
+    ended: Callable[[Words], subprocess.CompletedProcess[str]], flags: list[str], code: int, line: str
+) -> None:
     """Three of them, each of which comes twice; after the block the command hears them again."""
-    command = [sys.executable, "-c", HANDED_OVER, "doctor", *flags]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    found = ended((HANDED_OVER, "doctor", *flags))
     assert found.returncode == code
     assert found.stderr == "3\n" + (f"qwen-image: error: {line}\n" if line else "")
 
