@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wants_json = "--json" in given
 
     def work() -> VerbResult:
-        options = _parser().parse_args(given)
+        options = _parser(given).parse_args(given)
         return VERBS[options.verb].execute(options)
 
     return carry_out(work, wants_json, quiet=wants_json and not _asks_for_text(given))
@@ -135,13 +135,15 @@ def carry_out(work: Callable[[], VerbResult], wants_json: bool, *, quiet: bool) 
     return report.exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(given: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """Return the command's parser with the flags of every verb, or only of the verbs that are words of `given`."""
     parser = _Parser(prog="qwen-image", description="Compile and run Qwen-Image-2.x.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"qwen-image {version('qwen-image-engine')}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, verb in VERBS.items():
         own = verbs.add_parser(name, help=verb.SUMMARY, description=verb.SUMMARY, allow_abbrev=False)
-        verb.add_arguments(own)
+        if given is None or name in given:  # two hundred flags take longer than to parse some of them
+            verb.add_arguments(own)
         own.add_argument("--json", action="store_true", help="print one JSON document on standard output")
     return parser
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING as NO_DEFAULT
@@ -30,6 +31,7 @@ _SHOWN = 60
 _LISTED = 8
 _LONGEST_NAME = 1000
 _LONGEST_PLACE = 200
+_NO_NAME = re.compile("[\0\ud800-\udfff]")
 
 
 class SchemaError(QwenImageError):
@@ -119,7 +121,7 @@ def is_count(value: object) -> TypeGuard[int]:
 
 def is_name(text: str) -> bool:
     """Return whether a text can be part of a path on every system: without NUL and halves of characters."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    return _NO_NAME.search(text) is None
 
 
 def is_list_of(value: object, test: Callable[[Any], bool], length: int | None = None) -> bool:
@@ -207,13 +209,13 @@ def named(item: Check, names: tuple[str, ...] | None = None) -> Check:
 
 def record(required: Mapping[str, Check], extra: Mapping[str, Check] | None = None, *, closed: bool = False) -> Check:
     """Return the check of an object with the keys of `required`, optionally of `extra`, and if `closed` no others."""
+    known = {**required, **(extra or {})}
 
     def check(value: Any, place: str) -> None:
         found = _object(value, place)
         for key in required:
             if key not in found:
                 raise SchemaError(f"{_within(place, key)} is missing")
-        known = {**required, **(extra or {})}
         for key, own in found.items():
             if key in known:
                 known[key](own, _within(place, key))
