@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -232,20 +233,54 @@ EXPORT, VERIFY = ["export", "-m", "model", "bundle"], ["verify", "bundle"]
 CALIBRATE = ["calibrate", "-m", "model", "calibration", "--prompts", "prompts.txt"]
 
 
+WITHOUT = [("torch", EXPORT), ("onnx_ir", EXPORT), ("torch", VERIFY), ("torch", CALIBRATE), ("safetensors", CALIBRATE)]
+ANSWERS = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+
+sys.modules[sys.argv[1]] = None
+from qwen_image_engine.runtime.cli.main import main
+
+
+def answer(verb):
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = main(verb)
+    return code, out.getvalue(), err.getvalue()
+
+
+print(json.dumps([answer(verb) for verb in json.loads(sys.argv[2])]))
+"""
+
+
+@pytest.fixture(scope="module")
+def without_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, list[str]], tuple[int, str, str]]:
+    """`without_package(package, verb) -> (code, stdout, stderr)`: one process for all verbs of a package."""
+
+    @cache
+    def answers(package: str) -> list[tuple[int, str, str]]:
+        folder = tmp_path_factory.mktemp("without")
+        verbs = json.dumps([verb for name, verb in WITHOUT if name == package])
+        words = [sys.executable, "-c", ANSWERS, package, verbs]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert list(folder.iterdir()) == []
+        return [(code, out, err) for code, out, err in json.loads(done.stdout)]
+
+    def answer(package: str, verb: list[str]) -> tuple[int, str, str]:
+        return answers(package)[[found for name, found in WITHOUT if name == package].index(verb)]
+
+    return answer
+
+
 @pytest.mark.process
-@pytest.mark.parametrize(
-    ("package", "verb"),
-    [("torch", EXPORT), ("onnx_ir", EXPORT), ("torch", VERIFY), ("torch", CALIBRATE), ("safetensors", CALIBRATE)],
-)
-def test_export_packages_not_installed(output: Path, package: str, verb: list[str]) -> None:
-    program = (
-        f"import sys; sys.modules[{package!r}] = None; from qwen_image_engine.runtime.cli.main import main; "
-        f"sys.exit(main({verb!r}))"
-    )
-    found = subprocess.run([sys.executable, "-c", program], cwd=output, capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stdout, found.stderr.count("\n")) == (1, "", 1)
-    assert f"{package} is not installed" in found.stderr
-    assert "pip install 'qwen-image-engine[export]'" in found.stderr
+@pytest.mark.parametrize(("package", "verb"), WITHOUT)
+def test_export_packages_not_installed(
+    without_package: Callable[[str, list[str]], tuple[int, str, str]], package: str, verb: list[str]
+) -> None:
+    code, out, err = without_package(package, verb)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert f"{package} is not installed" in err
+    assert "pip install 'qwen-image-engine[export]'" in err
 
 
 def test_unknown_flag_and_verb(fails: Callable[..., str]) -> None:
