@@ -1,6 +1,7 @@
 """The bundle: linked and copied weights, any dtype and sharding, reuse, and nothing left of an export that fails."""
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -25,6 +26,23 @@ from qwen_image_engine.runtime.bundle.manifest import Manifest, read_manifest
 
 Checkpoints = Callable[..., Path]
 Bundles = Callable[[str], tuple[Path, Path]]
+
+WITHOUT = ("vision",)
+"""Leaves out half of a bundle's nodes, in tests of what happens to any network."""
+
+
+@pytest.fixture(scope="module")
+def linked(random_checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`linked(dtype) -> Path`: the linked bundle of a sharded checkpoint, of all networks in bfloat16; read-only."""
+
+    @functools.cache
+    def bundle(dtype: str) -> Path:
+        folder = tmp_path_factory.mktemp("linked") / dtype
+        checkpoint = random_checkpoint("narrow", dtype=dtype, max_shard_size="500KB")
+        export_bundle(checkpoint, folder, weights="link", without=() if dtype == "bfloat16" else WITHOUT)
+        return folder
+
+    return bundle
 
 
 def run_step(folder: Path, random_inputs: Callable[..., dict[str, Array]]) -> Array:
@@ -70,24 +88,27 @@ def test_copied_weights_are_a_safetensors_file_of_the_checkpoints_tensors(bundle
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_linked_and_copied_bundles_of_sharded_half_precision_agree(
-    random_checkpoint: Checkpoints, random_inputs: Callable[..., dict[str, Array]], tmp_path: Path, dtype: str
+    random_checkpoint: Checkpoints,
+    random_inputs: Callable[..., dict[str, Array]],
+    linked: Callable[[str], Path],
+    tmp_path: Path,
+    dtype: str,
 ) -> None:
-    checkpoint = random_checkpoint("narrow", dtype=dtype, max_shard_size="500KB")
-    linked, copied = tmp_path / "linked", tmp_path / "copied"
+    checkpoint, copied = random_checkpoint("narrow", dtype=dtype, max_shard_size="500KB"), tmp_path / "copied"
     before = {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*") if path.is_file()}
-    export_bundle(checkpoint, linked, weights="link")
-    export_bundle(checkpoint, copied, weights="copy")
+    links = linked(dtype)
+    export_bundle(checkpoint, copied, weights="copy", without=WITHOUT)
     assert before == {path: path.stat().st_mtime_ns for path in before}
     # Both convert exactly, so not a bit may differ.
-    assert np.array_equal(run_step(linked, random_inputs), run_step(copied, random_inputs))
-    shards = list((linked / "transformer").glob("*.safetensors"))
+    assert np.array_equal(run_step(links, random_inputs), run_step(copied, random_inputs))
+    shards = list((links / "transformer").glob("*.safetensors"))
     assert len(shards) > 1
     assert all(shard.samefile(checkpoint / "transformer" / shard.name) for shard in shards)
     with safe_open(copied / "transformer" / "weights.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float32}  # noqa: SIM118
     opened = Checkpoint.open(checkpoint)
     table = opened.components["text_encoder"].read(opened.token_embeddings().name)
-    for folder in (linked, copied):
+    for folder in (links, copied):
         assert verify_files(folder, read_manifest(folder)) == []
         assert stored_table(folder).equal(table)
 
@@ -101,9 +122,8 @@ def stored_table(folder: Path) -> torch.Tensor:
     return torch.frombuffer(data, dtype=dtype, count=rows * hidden, offset=entry.offset).reshape(rows, hidden)
 
 
-def test_linked_graphs_are_sound_with_their_weights_as_inputs(random_checkpoint: Checkpoints, tmp_path: Path) -> None:
-    folder = tmp_path / "linked"
-    export_bundle(random_checkpoint("narrow", dtype="bfloat16", max_shard_size="500KB"), folder, weights="link")
+def test_linked_graphs_are_sound_with_their_weights_as_inputs(linked: Callable[[str], Path]) -> None:
+    folder = linked("bfloat16")
     for name in (entry.model for entry in read_manifest(folder).components.values()):
         model = onnx.load(str(folder / name), load_external_data=False)
         # The checker refuses hard links; weights as inputs leave it the graph.
@@ -146,7 +166,7 @@ def test_links_go_past_the_symlinks_of_a_hub_snapshot(random_checkpoint: Checkpo
         link = snapshot / path.relative_to(source)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(blob)
-    manifest = export_bundle(snapshot, tmp_path / "bundle", weights="link")
+    manifest = export_bundle(snapshot, tmp_path / "bundle", weights="link", without=WITHOUT)
     for name in manifest.files:
         path = tmp_path / "bundle" / name
         assert path.is_file()
@@ -194,14 +214,15 @@ def test_an_interrupted_export_keeps_the_bundle_that_was_there(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_bundle(random_checkpoint("narrow", dtype="bfloat16"), output, progress=interrupt)
+        export_bundle(random_checkpoint("narrow", dtype="bfloat16"), output, without=WITHOUT, progress=interrupt)
     assert verify_files(output, read_manifest(output)) == []
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_progress_grows_to_its_total(random_checkpoint: Checkpoints, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    export_bundle(random_checkpoint("narrow"), tmp_path / "bundle", progress=lambda *call: seen.append(call))
+    output = tmp_path / "bundle"
+    export_bundle(random_checkpoint("narrow"), output, without=WITHOUT, progress=lambda *call: seen.append(call))
     done = [call[1] for call in seen]
     assert done == sorted(done)
     assert done[-1] == seen[-1][2]
@@ -243,13 +264,13 @@ def test_a_damaged_file_is_not_reused(bundle: Bundles, tmp_path: Path) -> None:
     checkpoint, made = bundle("narrow")
     output = tmp_path / "bundle"
     shutil.copytree(made, output)
-    file = output / "vae" / "weights.safetensors"
+    file = output / "text_encoder" / "weights.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     manifest = read_manifest(output)
     check_files(output, manifest, ["model_index.json"])
-    assert [fault.path for fault in verify_files(output, manifest)] == ["vae/weights.safetensors"]
+    assert [fault.path for fault in verify_files(output, manifest)] == ["text_encoder/weights.safetensors"]
     export_bundle(checkpoint, output)
     assert verify_files(output, read_manifest(output)) == []
 
@@ -258,9 +279,9 @@ def test_another_precision_or_way_of_weights_is_not_reused(bundle: Bundles, tmp_
     checkpoint, made = bundle("narrow")
     output = tmp_path / "bundle"
     shutil.copytree(made, output)
-    export_bundle(checkpoint, output, weights="link")
+    export_bundle(checkpoint, output, weights="link", without=WITHOUT)
     assert read_manifest(output).weights == "link"
-    assert not (output / "vae" / "weights.safetensors").exists()
+    assert not list(output.glob("*/weights.safetensors"))
 
 
 def test_a_bundle_of_another_schema_is_replaced(bundle: Bundles, tmp_path: Path) -> None:
@@ -269,7 +290,7 @@ def test_a_bundle_of_another_schema_is_replaced(bundle: Bundles, tmp_path: Path)
     output.mkdir()
     manifest = json.loads((made / "manifest.json").read_text())
     (output / "manifest.json").write_text(json.dumps(manifest | {"schema": 0}))
-    export_bundle(checkpoint, output)
+    export_bundle(checkpoint, output, without=WITHOUT)
     assert isinstance(read_manifest(output), Manifest)
 
 

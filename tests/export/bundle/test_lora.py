@@ -68,13 +68,15 @@ def bundle(checkpoint: Path, loras: list[LoraFile], tmp_path_factory: Any) -> Pa
 
 @pytest.mark.parametrize(("target", "precision"), [("cpu", "fp32"), ("cpu", "int8"), ("tensorrt", "bf16")])
 def test_weights_are_those_of_a_merged_checkpoint(
-    checkpoint: Path, loras: list[LoraFile], merged: Path, tmp_path: Path, target: str, precision: str
+    checkpoint: Path, loras: list[LoraFile], merged: Path, bundle: Path, tmp_path: Path, target: str, precision: str
 ) -> None:
     opened = Checkpoint.open(checkpoint, loras=loras)
-    without = () if precision == "fp32" else WITHOUT  # the transformer is what they are about
-    export_bundle(opened, tmp_path / "lora", target=target, precision=precision, without=without)
-    export_bundle(merged, tmp_path / "merged", target=target, precision=precision, without=without)
-    found, expected = (load_file(tmp_path / name / WEIGHTS) for name in ("lora", "merged"))
+    options: dict[str, Any] = {"target": target, "precision": precision, "without": WITHOUT}
+    if precision != "fp32":  # the transformer is what they are about
+        bundle = tmp_path / "lora"
+        export_bundle(opened, bundle, **options)
+    export_bundle(merged, tmp_path / "merged", **options)
+    found, expected = (load_file(folder / WEIGHTS) for folder in (bundle, tmp_path / "merged"))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     if precision == "bf16":
