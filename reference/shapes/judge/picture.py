@@ -11,8 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_image_engine.reference.shapes.scenes.draw import RADIUS, cell, coverage, place_centre
-from qwen_image_engine.reference.shapes.scenes.scene import COLOURS, GROUNDS, PLACES, SHAPES, TRANSPARENT, Item, Scene
+from qwen_image_engine.reference.shapes.scenes.draw import RADIUS, Window, around, cell, coverage, place_centre, whole
+from qwen_image_engine.reference.shapes.scenes.scene import (
+    COLOURS,
+    GROUNDS,
+    PLACES,
+    RGB,
+    SHAPES,
+    TRANSPARENT,
+    Item,
+    Scene,
+)
 
 # Distance in RGB from which a pixel is not the ground any more; the closest ground and colour, pink and white, are 106
 # apart.
@@ -56,9 +65,7 @@ def judge(picture: NDArray[np.uint8], scene: Scene) -> Verdict:
     for place in PLACES:
         rows, columns = cell(place, width, height)
         if place in stated:
-            cell_ink = np.zeros_like(ink)
-            cell_ink[rows, columns] = ink[rows, columns]
-            fault = _item_fault(picture, cell_ink, stated[place])
+            fault = _item_fault(picture, ink, (rows, columns), stated[place])
         elif place == scene.word_place:
             fault = None
         else:
@@ -73,28 +80,33 @@ def _ink(picture: NDArray[np.uint8], ground: str) -> NDArray[np.bool_]:
     opaque = picture[..., 3] >= 128
     if ground == TRANSPARENT:
         return opaque
-    distance = np.linalg.norm(picture[..., :3].astype(np.float32) - np.array(GROUNDS[ground], np.float32), axis=-1)
-    ink: NDArray[np.bool_] = ~opaque | (distance > INK_DISTANCE)
+    ink: NDArray[np.bool_] = ~opaque | (_squared_distance(picture, GROUNDS[ground]) > INK_DISTANCE**2)
     return ink
 
 
-def _item_fault(picture: NDArray[np.uint8], ink: NDArray[np.bool_], item: Item) -> str | None:
-    height, width = ink.shape
+def _squared_distance(pixels: NDArray[np.uint8], colour: RGB) -> NDArray[np.int32]:
+    """Return the squared distance in RGB of pixels (..., 3 or 4) from a colour, (...): the sums of whole numbers."""
+    red, green, blue = (pixels[..., index].astype(np.int32) - value for index, value in enumerate(colour))
+    found: NDArray[np.int32] = red * red + green * green + blue * blue
+    return found
+
+
+def _item_fault(picture: NDArray[np.uint8], all_ink: NDArray[np.bool_], window: Window, item: Item) -> str | None:
+    height, width = all_ink.shape
     radius = RADIUS * min(width, height)
     expected = _drawn_area(item.shape, item.place, width, height)
+    ink = all_ink[window]
     area = float(ink.sum())
     if not AREA_RANGE[0] * expected <= area <= AREA_RANGE[1] * expected:
         return f"{area / expected:.2f} of the area of a {item.shape}"
-    shape, overlap = _best_shape(ink, radius)
+    shape, overlap = _best_shape(ink, window, radius, width, height)
     if shape != item.shape or overlap < MINIMUM_OVERLAP:
         return f"looks like a {shape} (overlap {overlap:.2f}), not a {item.shape}"
-    inner = _eroded(ink) & (picture[..., 3] >= 128)
+    inner = _eroded(ink) & (picture[window][..., 3] >= 128)
     if not inner.any():
         return "nothing opaque"
-    names = list(COLOURS)
-    palette = np.array([COLOURS[name] for name in names], np.float32)
-    pixels = picture[inner][:, :3].astype(np.float32)
-    nearest = np.linalg.norm(pixels[:, None] - palette, axis=-1).argmin(1)
+    names, pixels = list(COLOURS), picture[window][inner]
+    nearest = np.stack([_squared_distance(pixels, COLOURS[name]) for name in names], axis=-1).argmin(1)
     share = float((nearest == names.index(item.colour)).mean())
     if share < COLOUR_SHARE:
         return f"{names[int(np.bincount(nearest).argmax())]}, not {item.colour}"
@@ -105,30 +117,35 @@ def _item_fault(picture: NDArray[np.uint8], ink: NDArray[np.bool_], item: Item) 
 def _drawn_area(shape: str, place: str, width: int, height: int) -> float:
     """Return the pixels that a shape of the mean size covers in the middle of a cell."""
     x, y = place_centre(place, width, height)
-    return float(coverage(shape, x, y, RADIUS * min(width, height), width, height).sum())
+    return float(coverage(shape, x, y, RADIUS * min(width, height), whole(width, height)).sum())
 
 
 @functools.lru_cache(maxsize=256)
 def _template(shape: str, radius: float, width: int, height: int) -> tuple[int, float, float]:
     """Return the pixels of a shape in the middle of a picture, and x and y from its reference point to its centroid."""
-    centred = coverage(shape, width / 2, height / 2, radius, width, height) >= 0.5
+    centred = coverage(shape, width / 2, height / 2, radius, whole(width, height)) >= 0.5
     rows, columns = np.nonzero(centred)
     return len(rows), float(columns.mean() + 0.5 - width / 2), float(rows.mean() + 0.5 - height / 2)
 
 
-def _best_shape(ink: NDArray[np.bool_], radius: float) -> tuple[str, float]:
-    """Return the shape whose outline, moved and scaled to the ink, overlaps the ink most, and this overlap."""
-    height, width = ink.shape
-    rows, columns = np.nonzero(ink)
-    best = ("nothing", 0.0)
+def _best_shape(ink: NDArray[np.bool_], window: Window, radius: float, width: int, height: int) -> tuple[str, float]:
+    """Return the shape whose outline, moved and scaled to the ink, overlaps the ink most, and this overlap.
+
+    `ink` is that of the window, (rows, columns); there is none elsewhere.
+    """
+    rows, columns = (indices + side.start for indices, side in zip(np.nonzero(ink), window, strict=True))
+    everywhere, best = np.zeros((height, width), np.bool_), ("nothing", 0.0)
+    everywhere[window] = ink
     for shape in SHAPES:
         area, right, down = _template(shape, radius, width, height)
         scale = float(np.sqrt(len(rows) / area))
         # The outline's reference point lies where its centroid meets the ink's.
         x = columns.mean() + 0.5 - scale * right
         y = rows.mean() + 0.5 - scale * down
-        outline = coverage(shape, x, y, radius * scale, width, height) >= 0.5
-        overlap = float((outline & ink).sum() / (outline | ink).sum())
+        reached = around(x, y, radius * scale, width, height)
+        outline = coverage(shape, x, y, radius * scale, reached) >= 0.5
+        shared = int((outline & everywhere[reached]).sum())
+        overlap = float(shared / (int(outline.sum()) + len(rows) - shared))
         if overlap > best[1]:
             best = (shape, overlap)
     return best

@@ -15,6 +15,9 @@ from qwen_image_engine.reference.shapes.scenes.scene import COLOURS, GROUNDS, PL
 RADIUS, RADIUS_SPREAD, CENTRE_SPREAD = 0.137, 0.008, 0.012
 WORD_HEIGHT = 0.13
 
+Window = tuple[slice, slice]
+"""Rows and columns of a picture."""
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -55,20 +58,22 @@ def draw_spread(scene: Scene, spreads: Sequence[Spread], width: int, height: int
     rgb[:] = (255, 255, 255) if clear else GROUNDS[scene.ground]
     alpha = np.full((height, width), 0.0 if clear else 1.0, np.float32)
     side = min(width, height)
-    layers: list[tuple[NDArray[np.float32], RGB]] = []
+    layers: list[tuple[NDArray[np.float32], Window, RGB]] = []
     for item, spread in zip(scene.items, spreads, strict=True):
         radius = side * (RADIUS + RADIUS_SPREAD * spread.radius)
         x, y = place_centre(item.place, width, height)
         x += side * CENTRE_SPREAD * spread.x
         y += side * CENTRE_SPREAD * spread.y
-        layers.append((coverage(item.shape, x, y, radius, width, height), COLOURS[item.colour]))
+        window = around(x, y, radius, width, height)
+        layers.append((coverage(item.shape, x, y, radius, window), window, COLOURS[item.colour]))
     if scene.word is not None and scene.word_place is not None:
-        layers.append((word_coverage(scene.word, scene.word_place, width, height), word_colour(scene.ground)))
-    for cover, colour in layers:
+        cover = word_coverage(scene.word, scene.word_place, width, height)
+        layers.append((cover, whole(width, height), word_colour(scene.ground)))
+    for cover, window, colour in layers:
         # Straight alpha: on a clear ground the edge's colour is the shape's own, its alpha the coverage.
         weight = (cover > 0).astype(np.float32) if clear else cover
-        rgb += weight[..., None] * (np.asarray(colour, np.float32) - rgb)
-        alpha = np.maximum(alpha, cover)
+        rgb[window] += weight[..., None] * (np.asarray(colour, np.float32) - rgb[window])
+        alpha[window] = np.maximum(alpha[window], cover)
     return np.concatenate([rgb, 255 * alpha[..., None]], axis=-1).round().astype(np.uint8)
 
 
@@ -78,7 +83,7 @@ def word_colour(ground: str) -> RGB:
     return (20, 20, 20) if dark else (250, 250, 250)
 
 
-def cell(place: str, width: int, height: int) -> tuple[slice, slice]:
+def cell(place: str, width: int, height: int) -> Window:
     """Return the rows and columns of pixels of a cell of the grid."""
     row, column = PLACES[place]
     rows, columns = ((round(k * n / 3), round((k + 1) * n / 3)) for k, n in ((row, height), (column, width)))
@@ -91,10 +96,24 @@ def place_centre(place: str, width: int, height: int) -> tuple[float, float]:
     return (column + 0.5) * width / 3, (row + 0.5) * height / 3
 
 
-def coverage(shape: str, x: float, y: float, radius: float, width: int, height: int) -> NDArray[np.float32]:
-    """Return the part of each pixel that the shape covers, (height, width) in [0, 1]."""
-    dx = np.arange(width, dtype=np.float32)[None, :] + 0.5 - np.float32(x)
-    dy = np.arange(height, dtype=np.float32)[:, None] + 0.5 - np.float32(y)
+def whole(width: int, height: int) -> Window:
+    """Return the window of all pixels of a picture."""
+    return slice(0, height), slice(0, width)
+
+
+def around(x: float, y: float, radius: float, width: int, height: int) -> Window:
+    """Return the window of the pixels that a shape of a radius may cover, whose tips reach 1.2 times as far."""
+    reach = 1.2 * radius + 2
+    columns = slice(max(0, int(x - reach)), max(0, min(width, int(x + reach) + 1)))
+    rows = slice(max(0, int(y - reach)), max(0, min(height, int(y + reach) + 1)))
+    return rows, columns
+
+
+def coverage(shape: str, x: float, y: float, radius: float, window: Window) -> NDArray[np.float32]:
+    """Return the part of each pixel that the shape covers, in [0, 1], (rows, columns) of the window."""
+    rows, columns = window
+    dx = np.arange(columns.start, columns.stop, dtype=np.float32)[None, :] + 0.5 - np.float32(x)
+    dy = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + 0.5 - np.float32(y)
     if shape == "circle":
         distance = np.hypot(dx, dy) - radius
     elif shape == "square":
