@@ -12,26 +12,37 @@ import pytest
 
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main
-from tests.support.kept_command import kept_command
 from tests.support.wheel import build_wheel
 
 
-def optimum(*arguments: str, kept_graphs: bool = False) -> subprocess.CompletedProcess[str]:
-    entry = "optimum.commands.optimum_cli"
-    start = kept_command(f"{entry}:main") if kept_graphs else (sys.executable, "-m", entry)
-    command = [*start, "export", "qwen-image", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+@pytest.fixture
+def optimum(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
+    """`optimum(argument, …)`: the exit code of `optimum-cli export qwen-image` in this process."""
+
+    def run(*arguments: str) -> object:
+        from optimum.commands.optimum_cli import main as optimum_main
+
+        monkeypatch.setattr(sys, "argv", ["optimum-cli", "export", "qwen-image", *arguments])
+        try:
+            optimum_main()
+        except SystemExit as exit_:
+            return exit_.code
+        return 0
+
+    return run
 
 
-@pytest.mark.process
 def test_exports_the_same_bundle(
-    random_checkpoint: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    random_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    optimum: Callable[..., object],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     arguments = ["-m", str(random_checkpoint(name="narrow")), "--without", "vision", "--json"]
-    done = optimum(*arguments, str(tmp_path / "theirs"), kept_graphs=True)
-    assert done.returncode == 0, done.stderr
+    assert optimum(*arguments, str(tmp_path / "theirs")) == 0
+    found = json.loads(capfd.readouterr().out)
     assert main(["export", *arguments, str(tmp_path / "ours")]) == 0
-    found, expected = json.loads(done.stdout), json.loads(capfd.readouterr().out)
+    expected = json.loads(capfd.readouterr().out)
     assert found.keys() == expected.keys()
     assert found["components"] == expected["components"]
     assert read_manifest(tmp_path / "theirs") == read_manifest(tmp_path / "ours")
@@ -39,8 +50,9 @@ def test_exports_the_same_bundle(
 
 @pytest.mark.process
 def test_fails_as_the_verb_does() -> None:
-    """By flags alone: whatever else fails in `test_exits_as_the_verb_does`, without a process that imports torch."""
-    done = optimum("BUNDLE")
+    """By flags alone: the others take the command in this process, without one more that imports torch."""
+    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "qwen-image", "BUNDLE"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stdout) == (2, "")
     assert "required: -m/--model" in done.stderr
 
@@ -58,15 +70,10 @@ def test_exits_as_the_verb_does(
     arguments: list[str],
     code: int,
     message: str,
-    monkeypatch: pytest.MonkeyPatch,
+    optimum: Callable[..., object],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    from optimum.commands.optimum_cli import main as optimum_main
-
-    monkeypatch.setattr(sys, "argv", ["optimum-cli", "export", "qwen-image", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        optimum_main()
-    assert exit_.value.code == code
+    assert optimum(*arguments) == code
     out, err = capfd.readouterr()
     assert out == ""
     assert message in err
