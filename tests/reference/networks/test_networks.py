@@ -62,6 +62,28 @@ def transformer(checkpoint: Checkpoint) -> Transformer:
     return network
 
 
+@pytest.fixture(scope="module")
+def text_encoder_oracle(folder: Path) -> Any:
+    return load_text_encoder(folder).model.language_model
+
+
+@pytest.fixture(scope="module")
+def text_encoder(checkpoint: Checkpoint) -> TextEncoder:
+    network: TextEncoder = load(checkpoint, "text_encoder", TextEncoder(checkpoint.text_encoder))
+    return network
+
+
+@pytest.fixture(scope="module")
+def vae_oracle(folder: Path) -> Any:
+    return load_vae(folder)
+
+
+@pytest.fixture(scope="module")
+def vae(checkpoint: Checkpoint) -> Vae:
+    network: Vae = load(checkpoint, "vae", Vae(checkpoint.vae))
+    return network
+
+
 class TestTransformer:
     @pytest.mark.parametrize("sequence", SEQUENCES)
     @torch.inference_mode()
@@ -133,11 +155,14 @@ class TestTextEncoder:
     @pytest.mark.parametrize("length", [1, 23, 300])
     @torch.inference_mode()
     def test_states_before_the_final_norm(
-        self, folder: Path, checkpoint: Checkpoint, length: int, within: Within
+        self,
+        checkpoint: Checkpoint,
+        text_encoder_oracle: Any,
+        text_encoder: TextEncoder,
+        length: int,
+        within: Within,
     ) -> None:
-        oracle = load_text_encoder(folder).model.language_model
-        config = checkpoint.text_encoder
-        network: TextEncoder = load(checkpoint, "text_encoder", TextEncoder(config))
+        oracle, network, config = text_encoder_oracle, text_encoder, checkpoint.text_encoder
         ids = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(length))
         taken: list[Tensor] = []
         # transformers 5 returns the state after the norm, so diffusers takes the norm's input too.
@@ -160,11 +185,10 @@ class TestVae:
     @pytest.mark.parametrize("size", [(4, 4), (2, 12), (6, 2)])
     @torch.inference_mode()
     def test_encode_and_decode(
-        self, folder: Path, checkpoint: Checkpoint, size: tuple[int, int], within: Within
+        self, checkpoint: Checkpoint, vae_oracle: Any, vae: Vae, size: tuple[int, int], within: Within
     ) -> None:
         rows, columns = size
-        oracle = load_vae(folder)
-        network: Vae = load(checkpoint, "vae", Vae(checkpoint.vae))
+        oracle, network = vae_oracle, vae
         generator = torch.Generator().manual_seed(rows)
         mean, std = (
             torch.tensor(values).view(1, -1, 1, 1, 1)
@@ -183,9 +207,8 @@ class TestVae:
         assert float(unclamped.abs().max()) > 1.0
 
     @torch.inference_mode()
-    def test_the_halo_is_all_that_a_tile_depends_on(self, checkpoint: Checkpoint) -> None:
+    def test_the_halo_is_all_that_a_tile_depends_on(self, checkpoint: Checkpoint, vae: Vae) -> None:
         """A NaN reaches every pixel that depends on it, however little: random weights would hide the far ones."""
-        network: Vae = load(checkpoint, "vae", Vae(checkpoint.vae))
         halo = up_halo(checkpoint.vae)
         channels, cut = checkpoint.vae.decoder_base_dim * checkpoint.vae.dim_mult[-1], halo + 2
         features = torch.ones(1, channels, 2, 4 * cut)
@@ -193,7 +216,7 @@ class TestVae:
         def reaches(latent: int, pixels: slice) -> bool:
             spoiled = features.clone()
             spoiled[..., 2 * latent : 2 * latent + 2] = torch.nan
-            return bool(network.image(spoiled)[..., pixels].isnan().any())
+            return bool(vae.image(spoiled)[..., pixels].isnan().any())
 
         before, after = slice(None, 16 * cut), slice(16 * cut, None)
         assert reaches(cut - halo, after)
@@ -203,14 +226,13 @@ class TestVae:
 
     @torch.inference_mode()
     @pytest.mark.slow
-    def test_tiles_are_the_whole_picture(self, checkpoint: Checkpoint, within: Within) -> None:
-        network: Vae = load(checkpoint, "vae", Vae(checkpoint.vae))
+    def test_tiles_are_the_whole_picture(self, checkpoint: Checkpoint, vae: Vae, within: Within) -> None:
         generator = torch.Generator().manual_seed(0)
-        features = network.features(torch.randn(1, checkpoint.vae.z_dim, 19, 21, generator=generator)).numpy()
-        whole = network.image(torch.from_numpy(features))
+        features = vae.features(torch.randn(1, checkpoint.vae.z_dim, 19, 21, generator=generator)).numpy()
+        whole = vae.image(torch.from_numpy(features))
         found = torch.full_like(whole, torch.nan)
         for tile in draw_tiles(
-            lambda part: network.image(torch.from_numpy(part)).numpy(), features, up_halo(checkpoint.vae), most=9
+            lambda part: vae.image(torch.from_numpy(part)).numpy(), features, up_halo(checkpoint.vae), most=9
         ):
             found[:, :, tile.rows, tile.columns] = torch.from_numpy(tile.image)
         within("tiles of the VAE decoder against the whole, relative L2", error(found, whole), TOLERANCE)
