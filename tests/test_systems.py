@@ -34,11 +34,13 @@ for module in pkgutil.walk_packages(qwen_image_engine.__path__, "qwen_image_engi
 print("> absent:", *absent, flush=True)
 
 from qwen_image_engine.export.bundle import network_folder
+from qwen_image_engine.export.verify import parity, recording
 from qwen_image_engine.runtime.cli.main import main
 from tests.support.traces import kept_traces
 
 bundle, checkpoint, shapes, folder = map(Path, sys.argv[1:])
 network_folder.trace = kept_traces(network_folder.trace)
+parity.default_cases = lambda tokenizer, references: (recording.Case("small", "\\u7ea2", 64, 32), recording.edit_case())
 picture = ["-p", "\\u7ea2", "-W", "64", "-H", "64", "-s", "2"]
 calibration = ["--prompts", folder / "prompts.txt", "--steps", "2", "--size", "64x64"]
 for words in (
