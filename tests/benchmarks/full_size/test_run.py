@@ -1,7 +1,7 @@
 """benchmarks/full_size/run.py on a checkpoint of 0.05 GB: the code that makes and measures the one of 33 GB.
 
-One export, one drawing and the step run in processes of their own, as all do there. The others run in this one: what a
-process costs is measured the same for all.
+One plan and one drawing run in processes of their own, as all do there. The others run in this one: what a process
+costs is measured the same for all.
 """
 
 import io
@@ -20,7 +20,6 @@ from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle.files import verify_files
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
-from tests.support.kept_command import kept_command
 
 SHARDS = {"transformer": 2, "text_encoder": 4, "vae": 1}
 
@@ -64,11 +63,10 @@ def exports(work: Path, trace_once: None) -> list[dict[str, Any]]:
     from benchmarks.full_size import run
 
     def measured(*command: object) -> Measured:
-        return run_measured(*command) if "export" in command and "int8" in command else here(*command)
+        return run_measured(*command) if "plan" in command and "int8" in command else here(*command)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "EXPORTS", (("cpu", "fp32", "link"), ("cpu", "int8", "copy")))  # of the same traced graphs
-        patch.setattr(run, "COMMAND", kept_command("qwen_image_engine.runtime.cli.entry:main"))
         patch.setattr(run, "run_measured", measured)
         return list(full_size(work, "export")["exports"])
 
@@ -171,11 +169,11 @@ def test_a_step_and_a_decode_alone(
     work: Path, exports: list[dict[str, Any]], in_this_process: Callable[[], None]
 ) -> None:
     assert exports
+    in_this_process()
     step = full_size(work, "step", "--size", 128, "--rounds", 2)
     assert (step["tokens"], step["prefix"]) == (64, 200)
     assert [item["stage"] for item in step["stages"]] == ["load step", "run step", "run step"]
     assert step["predicted"].keys() == {"text_encoder", "prefix", "step", "vae_decoder"}
-    in_this_process()
     decode = full_size(work, "decode", "--size", 96)
     assert {item["stage"].partition(" ")[0] for item in decode["stages"]} == {"load", "run"}
     assert decode["process_s"] > 0
