@@ -303,6 +303,22 @@ def test_constants_are_folded_and_weights_are_not() -> None:
     assert graph.graph.initializers["w"] is weight
 
 
+def test_nodes_in_any_order_are_sorted_and_those_that_nothing_reads_removed() -> None:
+    text = """any (float[2] x) => (float[2] y) {
+        a = Neg(x)
+        unused = Exp(a)
+        unread = Abs(unused)
+        b = Relu(a)
+        y = Add(b, x)
+    }"""
+    graph = model(text)
+    nodes = list(graph.graph)
+    graph.graph.remove(nodes)
+    graph.graph.extend([nodes[index] for index in (4, 2, 1, 3, 0)])
+    Cleanup()(graph)
+    assert [node.op_type for node in graph.graph] == ["Neg", "Relu", "Add"]
+
+
 def test_equal_constants_are_merged() -> None:
     text = "twice (float[b, 2] x) => (float[b, 2] y) {\n a = Add(x, c)\n y = Mul(a, d)\n}"
     graph = model(text, c=np.array([1, 2], np.float32), d=np.array([1, 2], np.float32))
