@@ -31,7 +31,7 @@ def test_the_recipe_writes_a_checkpoint_that_diffusers_loads(tmp_path: Path, mon
     monkeypatch.setattr(edit_reading, "STEPS", 2)
     monkeypatch.setattr(edit_reading, "BATCH", 6)
     pool = (PoolSize(64, 64, scenes=6, share=0.5, batch=4), PoolSize(96, 64, scenes=6, share=0.5, batch=4))
-    course = transformer.Course(pool, (0.4, 0.3, 0.3), steps=3, small_only=0.25, rate=1e-3)
+    course = transformer.Course(pool, (0.4, 0.3, 0.3), steps=4, small_only=0.25, rate=1e-3)
     monkeypatch.setattr(recipe, "COURSES", (course, dataclasses.replace(course, steps=2)))
     monkeypatch.setattr(recipe, "EDITS", dataclasses.replace(course, edits=pool))
     folder = tmp_path / "shapes"
