@@ -22,6 +22,7 @@ from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.tools.build.build import build_bundle
 from qwen_image_engine.runtime.tools.build.shapes import BuildShapes
 from tests.support.compiler import need_compiler
+from tests.support.plans import kept_plans
 
 Layers = list[Mapping[str, Any]]
 
@@ -41,6 +42,7 @@ def layers(folder: Path, capability: str) -> Layers:
         compute_capabilities=(capability,),
         only=("step",),
         device=no_gpu,
+        run=kept_plans(),
     )
     return listed_layers((folder / str(built.entry.layers)).read_text(encoding="utf-8"))
 

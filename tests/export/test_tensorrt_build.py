@@ -48,6 +48,7 @@ from tests.support.compiler import CAPABILITIES, need_compiler
 from tests.support.images import patches
 from tests.support.kernel_accounts import MOST_OF_SHAPES, PREFIX, SIZES
 from tests.support.paths import ROOT
+from tests.support.plans import kept_plans
 from tests.support.shared import SharedFolders
 from tests.support.single_file import write_single_file
 
@@ -119,6 +120,7 @@ def build(
         compute_capabilities=(CAPABILITIES[precision],),
         only=only,
         device=no_gpu,
+        run=kept_plans(),
     )
     return read_manifest(folder)
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildResult
-from qwen_image_engine.engines.tensorrt.build.launch import Watch, run_build
+from qwen_image_engine.engines.tensorrt.build.launch import Watch
+from tests.support.plans import kept_plans
 
 CAPABILITIES = {"bf16": "8.6", "int8": "8.6", "fp8": "8.9"}
 """The oldest compute capability that takes each precision, among consumer cards of three generations."""
@@ -28,6 +29,6 @@ def compiled_for(capability: str) -> Callable[[BuildJob, Watch], BuildResult]:
 
     def run(job: BuildJob, watch: Watch) -> BuildResult:
         own = {"builder": "tensorrt-rtx", "compute_capabilities": (capability,), "timing_cache": None}
-        return run_build(replace(job, **own), watch)
+        return kept_plans()(replace(job, **own), watch)
 
     return run

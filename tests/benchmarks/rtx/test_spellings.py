@@ -14,6 +14,7 @@ from benchmarks.full_size.export_memory import write_weights
 from benchmarks.rtx.spellings import BLOCKS, HEADS, SPELLINGS, build, export
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from tests.support.compiler import need_compiler
+from tests.support.plans import kept_plans
 
 MOST = {"bf16": (13, 610e6), "fp8": (13, 945e6), "fp8 with attention": (13, 810e6)}
 """Kernels, products and attention among them, and bytes of the others, at 4,096 tokens behind 4,096."""
@@ -50,7 +51,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     ("precision", "capability"), [("bf16", "12.0"), ("fp8", "8.9"), ("fp8 with attention", "12.0")]
 )
 def test_a_block_of_the_released_width(
-    wide: Checkpoint, trace_once: None, tmp_path: Path, precision: str, capability: str
+    wide: Checkpoint, trace_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, capability: str
 ) -> None:
     need_compiler()
     spelling = next(
@@ -60,6 +61,7 @@ def test_a_block_of_the_released_width(
         and "bound" in item.weights
         and (item.precision, item.fp8_attention) == (precision[:4].strip(), "attention" in precision)
     )
+    monkeypatch.setattr("benchmarks.rtx.spellings.run_build", kept_plans())
     row = build(spelling, *export(wide, spelling, tmp_path), "bound", capability)
     kernels, moved = MOST[precision]
     assert "error" not in row
