@@ -150,28 +150,32 @@ class PromptEncoder:
         return lengths[0], sum(lengths) * self._token_bytes
 
     def encode(self, prompts: Sequence[str], references: Sequence[ReferenceImage] = ()) -> list[Conditioning]:
-        """Encode prompts. Each component runs for all prompts before the next one runs, so that it is loaded once.
+        """Encode prompts with the same reference images; see `encode_each`."""
+        return self.encode_each([(prompt, references) for prompt in prompts])
+
+    def encode_each(self, requests: Sequence[tuple[str, Sequence[ReferenceImage]]]) -> list[Conditioning]:
+        """Encode prompts with reference images. Each component runs for all before the next, so that it loads once.
 
         Raises:
             UsageError: a prompt is too long, is not valid Unicode, or contains an image slot.
             QwenImageError: there is no memory for the keys and values, an engine failed, or an engine returned values
                 that are not finite.
         """
-        hashes = tuple(image.sha256 for image in references)
-        wanted = [(prompt, hashes) for prompt in dict.fromkeys(prompts)]
-        found = {key: value for key in wanted if (value := self._kept.get(key)) is not None}
-        tokens = {key: self._tokens(key[0], references) for key in wanted if key not in found}
+        keys = [(prompt, tuple(image.sha256 for image in references)) for prompt, references in requests]
+        images = {key: references for key, (_, references) in zip(keys, requests, strict=True)}
+        found = {key: value for key in images if (value := self._kept.get(key)) is not None}
+        tokens = {key: self._tokens(key[0], images[key]) for key in images if key not in found}
         if tokens:
             length = sum(map(prefix_tokens, tokens.values()))
-            self._kept.shrink(wanted, length * self._token_bytes)
+            self._kept.shrink([*images], length * self._token_bytes)
             check_memory(tokens.values(), self._facts, self._engine, self._token_bytes)
-            seen = self._see(references)
-            states = {key: self._text_states(item, seen) for key, item in tokens.items()}
+            seen = self._see({key: images[key] for key in tokens})
+            states = {key: self._text_states(item, seen[key]) for key, item in tokens.items()}
             found |= self._conditionings(tokens, states, seen)
-        for key in wanted:
+        for key in images:
             self._kept.put(key, found[key], found[key].nbytes)
-        self._kept.shrink(wanted)
-        return [found[prompt, hashes] for prompt in prompts]
+        self._kept.shrink([*images])
+        return [found[key] for key in keys]
 
     def forget(self) -> None:
         """Evict all results of earlier requests."""
@@ -191,13 +195,16 @@ class PromptEncoder:
         self._seen.shrink([("vae_encoder", image.sha256)])
         return found
 
-    def _see(self, references: Sequence[ReferenceImage]) -> list[_Seen]:
+    def _see(self, images: Mapping[_Key, Sequence[ReferenceImage]]) -> dict[_Key, list[_Seen]]:
         """Encode each distinct image once. The vision tower runs for all images before the VAE encoder does."""
-        features = [self._of_image("vision", image) for image in references]
-        latents = [self._of_image("vae_encoder", image)[0] for image in references]
-        pairs = ((component, image.sha256) for image in references for component in ("vision", "vae_encoder"))
-        self._seen.shrink([*pairs])
-        return [_Seen(first, tuple(deepstack), own) for (first, *deepstack), own in zip(features, latents, strict=True)]
+        distinct = {image.sha256: image for references in images.values() for image in references}
+        features = {sha256: self._of_image("vision", image) for sha256, image in distinct.items()}
+        latents = {sha256: self._of_image("vae_encoder", image)[0] for sha256, image in distinct.items()}
+        self._seen.shrink([(component, sha256) for sha256 in distinct for component in ("vision", "vae_encoder")])
+        seen = {
+            sha256: _Seen(first, tuple(deepstack), latents[sha256]) for sha256, (first, *deepstack) in features.items()
+        }
+        return {key: [seen[image.sha256] for image in references] for key, references in images.items()}
 
     def _of_image(self, component: str, image: ReferenceImage) -> tuple[NDArray[np.float32], ...]:
         """Return the result of a component for an image, from the cache if it is there."""
@@ -244,10 +251,10 @@ class PromptEncoder:
         self,
         tokens: Mapping[_Key, PromptTokens],
         states: Mapping[_Key, NDArray[np.float32]],
-        seen: Sequence[_Seen],
+        seen: Mapping[_Key, Sequence[_Seen]],
     ) -> dict[_Key, Conditioning]:
         """Run the first prefix pass for all prompts, then the passes of the images. Return the conditionings."""
-        latents = tuple(image.latents for image in seen)
+        latents = {key: tuple(image.latents for image in seen[key]) for key in tokens}
         segments = {key: _after_system_turn(item) for key, item in tokens.items()}
         caches: dict[_Key, dict[str, Values]] = {key: {} for key in tokens}
         if not self._facts.bidirectional:
@@ -255,8 +262,8 @@ class PromptEncoder:
             tables = {key: rotary_tables(prefix_positions(item), axes) for key, item in segments.items()}
             caches = {key: self._first_run(segments[key], states[key], tables[key]) for key in tokens}
             for key in tokens:
-                self._image_runs(segments[key], states[key], latents, tables[key], caches[key])
-        return {key: Conditioning(*key, segments[key], states[key], latents, caches[key]) for key in tokens}
+                self._image_runs(segments[key], states[key], latents[key], tables[key], caches[key])
+        return {key: Conditioning(*key, segments[key], states[key], latents[key], caches[key]) for key in tokens}
 
     def _first_run(self, segments: Sequence[Segment], states: NDArray[np.float32], tables: Tables) -> dict[str, Values]:
         """Return the keys and values of the text before the first image, with room for all tokens after it."""

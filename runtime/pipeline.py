@@ -419,6 +419,19 @@ class QwenImage:
         with self._turn():
             return self._encoder.encode([prompt], references.images)[0]
 
+    def encode_each(self, requests: Sequence[tuple[str, ReferenceImages]]) -> list[Conditioning]:
+        """Encode several prompts, each with its own reference images, and load each component once for all of them.
+
+        The results of all prompts are in memory together.
+
+        Raises:
+            UsageError: a prompt is too long, is not valid Unicode, or contains an image slot.
+            QwenImageError: there is no memory for the keys and values, an engine failed, or an engine returned values
+                that are not finite.
+        """
+        with self._turn():
+            return self._encoder.encode_each([(prompt, references.images) for prompt, references in requests])
+
     def sample(
         self,
         conditioning: Conditioning,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from qwen_image_engine.engines.core.components import EVERY_STEP
 from qwen_image_engine.engines.core.device_array import Values
+from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX, KernelSpecialization
 from qwen_image_engine.export.targets import thresholds
@@ -61,25 +62,24 @@ def compare_bundle(
     """
     limits = thresholds(manifest.target, manifest.precision, engine)
     assert limits is not None
-    rows = list(_components(Bundle(bundle, manifest), recordings, limits, engine, threads))
-    distances, drawn = [], []
     specialization = _specialization(engine)
-    with QwenImage.load(
-        bundle, engine=engine, memory="sequential", threads=threads, kernel_specialization=specialization
-    ) as pipeline:
-        for recording in recordings:
-            try:
-                row, trajectory = _steps(pipeline, recording, limits[TEACHER_FORCED])
-            except QwenImageError as error:
-                found = first_not_finite(bundle, manifest, rows)
-                if found is None:
-                    raise
-                raise QwenImageError(f"{bundle}: {found}") from error
-            rows.append(row)
-            distances.append(trajectory.distances)
-            if pictures:
-                drawn.append(_drawn(pipeline, recording, trajectory))
-    return BundleRows(tuple(rows), tuple(distances), tuple(drawn), first_not_finite(bundle, manifest, rows))
+    compared = _ComparedBundle(bundle, manifest, recordings, limits)
+    try:
+        with QwenImage.load(
+            compared, engine=engine, memory="sequential", threads=threads, kernel_specialization=specialization
+        ) as pipeline:
+            steps, trajectories = _steps(pipeline, recordings, limits[TEACHER_FORCED])
+            drawn = list(map(partial(_drawn, pipeline), recordings, trajectories)) if pictures else []
+    except QwenImageError as error:
+        compared.compare_others(engine, threads, specialization)
+        found = first_not_finite(bundle, manifest, compared.rows())
+        if found is None:
+            raise
+        raise QwenImageError(f"{bundle}: {found}") from error
+    compared.compare_others(engine, threads, specialization)
+    rows = (*compared.rows(), *steps)
+    distances = tuple(trajectory.distances for trajectory in trajectories)
+    return BundleRows(rows, distances, tuple(drawn), first_not_finite(bundle, manifest, rows))
 
 
 def _specialization(engine: str) -> KernelSpecialization | None:
@@ -87,41 +87,78 @@ def _specialization(engine: str) -> KernelSpecialization | None:
     return "eager" if engine == TENSORRT_RTX.engine else None
 
 
-def _components(
-    bundle: Bundle,
-    recordings: Sequence[Recording],
-    thresholds: Mapping[str, Threshold],
-    engine: str,
-    threads: int | None,
-) -> Iterator[Row]:
-    """Yield the rows of each component on the reference's inputs, one engine loaded at a time."""
-    for name, entry in bundle.manifest.components.items():
-        codes = CacheCodes(entry.contract, bundle.manifest)
-        with closing(bundle.load_engine(name, engine, threads, _specialization(engine))) as running:
-            for recording in recordings:
-                calls = recording.calls.get(name, ())
-                if calls:
-                    runs = tuple(_outputs(call, running.run(codes.inputs(call.inputs)), codes) for call in calls)
-                    sigmas = recording.sigmas if name in EVERY_STEP else ()
-                    yield Row(name, recording.case.name, runs, thresholds[name], sigmas)
+@dataclass(frozen=True)
+class _ComparedBundle(Bundle):
+    """A bundle whose components are compared with recordings when their engines are first loaded.
+
+    The pipeline that is left to itself then runs the same engine: loading one takes longer than its runs here.
+    """
+
+    recordings: Sequence[Recording]
+    limits: Mapping[str, Threshold]
+    by_component: dict[str, tuple[Row, ...]] = field(default_factory=dict)
+
+    def load_engine(
+        self,
+        component: str,
+        backend: str,
+        threads: int | None = None,
+        kernel_specialization: KernelSpecialization | None = None,
+    ) -> Engine:
+        """Load an engine, and compare it if it is its component's first."""
+        running = super().load_engine(component, backend, threads, kernel_specialization)
+        if component not in self.by_component:
+            try:
+                self.by_component[component] = tuple(self._compare(component, running))
+            except BaseException:
+                running.close()
+                raise
+        return running
+
+    def compare_others(
+        self, engine: str, threads: int | None, kernel_specialization: KernelSpecialization | None
+    ) -> None:
+        """Compare the components that no pipeline has loaded, one engine at a time."""
+        for name in self.manifest.components:
+            if name not in self.by_component:
+                self.load_engine(name, engine, threads, kernel_specialization).close()
+
+    def rows(self) -> list[Row]:
+        """Return the rows of each component in the manifest's order."""
+        return [row for name in self.manifest.components for row in self.by_component[name]]
+
+    def _compare(self, name: str, running: Engine) -> Iterator[Row]:
+        """Yield the rows of a component on the reference's inputs."""
+        codes = CacheCodes(self.manifest.components[name].contract, self.manifest)
+        for recording in self.recordings:
+            calls = recording.calls.get(name, ())
+            if calls:
+                runs = tuple(_outputs(call, running.run(codes.inputs(call.inputs)), codes) for call in calls)
+                sigmas = recording.sigmas if name in EVERY_STEP else ()
+                yield Row(name, recording.case.name, runs, self.limits[name], sigmas)
 
 
 def _outputs(call: Call, found: Mapping[str, Values], codes: CacheCodes) -> Difference:
     return worst(difference(codes.output(name, found[name]), expected) for name, expected in call.outputs.items())
 
 
-def _steps(pipeline: QwenImage, recording: Recording, threshold: Threshold) -> tuple[Row, Trajectory]:
-    """Return the row of teacher-forced steps, and the trajectory of the bundle left to itself.
+def _steps(
+    pipeline: QwenImage, recordings: Sequence[Recording], threshold: Threshold
+) -> tuple[list[Row], list[Trajectory]]:
+    """Return the rows of teacher-forced steps, and the trajectories of the bundle left to itself.
 
-    The bundle's own encoder, prefix and step run in both. For the row, each step is given the reference's latents.
+    The bundle's own encoder, prefix and step run in both. For the rows, each step is given the reference's latents.
     """
-    case = recording.case
-    images = pipeline.read_references(case.references, case.reference_resolution)
-    conditioning = pipeline.encode(case.prompt, images)
-    velocity = pipeline.denoiser(conditioning, width=case.width, height=case.height)
-    runs = tuple(difference(velocity(step.latents, step.sigma), step.velocity) for step in recording.steps)
-    row = Row(TEACHER_FORCED, case.name, runs, threshold, recording.sigmas)
-    return row, divergence(velocity, recording, recording.steps[0].latents)
+    cases = [recording.case for recording in recordings]
+    requests = [(case.prompt, pipeline.read_references(case.references, case.reference_resolution)) for case in cases]
+    rows, trajectories = [], []
+    for recording, conditioning in zip(recordings, pipeline.encode_each(requests), strict=True):
+        case = recording.case
+        velocity = pipeline.denoiser(conditioning, width=case.width, height=case.height)
+        runs = tuple(difference(velocity(step.latents, step.sigma), step.velocity) for step in recording.steps)
+        rows.append(Row(TEACHER_FORCED, case.name, runs, threshold, recording.sigmas))
+        trajectories.append(divergence(velocity, recording, recording.steps[0].latents))
+    return rows, trajectories
 
 
 def _drawn(pipeline: QwenImage, recording: Recording, trajectory: Trajectory) -> DrawnCase:

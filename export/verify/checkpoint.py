@@ -18,6 +18,7 @@ from qwen_image_engine.reference.pipeline import model_facts
 from qwen_image_engine.reference.storage.finite import NotFiniteError
 from qwen_image_engine.runtime.bundle.files import (
     WeightHeaders,
+    check_bound_lists,
     check_graphs,
     check_tables,
     export_advice,
@@ -71,7 +72,7 @@ def check_contents(bundle: Path, manifest: Manifest) -> None:
 
     Raises:
         QwenImageError: a file is missing, or differs from the manifest; a graph holds something that no export holds;
-            or a weight is not where its file has it.
+            a weight is not where its file has it; or the list of a plan's bound weights is another bundle's.
     """
     with ProgressBar("hashing the bundle", sum(file.bytes for file in manifest.files.values()), "bytes") as bar:
         faults = verify_files(bundle, manifest, bar.advance)
@@ -85,6 +86,7 @@ def check_contents(bundle: Path, manifest: Manifest) -> None:
     headers = WeightHeaders(bundle)
     check_graphs(bundle, manifest, headers=headers)
     check_tables(bundle, manifest, headers)
+    check_bound_lists(bundle, manifest)
 
 
 def check_same_checkpoint(manifests: Mapping[Path, Manifest]) -> None:

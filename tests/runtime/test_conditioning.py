@@ -154,6 +154,30 @@ class TestMemory:
         assert journal.held_at_most() == (1 if memory == "sequential" else len(order))
         assert same_pictures(drawn, numpy_pipeline(checkpoint, Journal()).generate("a", **arguments))
 
+    def test_several_requests_load_each_component_once(self, checkpoint: Path) -> None:
+        journal = Journal()
+        with numpy_pipeline(checkpoint, journal, memory="sequential") as pipeline:
+            asked = [("a", [WIDE]), ("b", []), ("a", [TALL, WIDE]), ("c", [TALL]), ("b", [])]
+            requests = [(prompt, pipeline.read_references(images, 64)) for prompt, images in asked]
+            found = pipeline.encode_each(requests)
+            assert [event for event in journal.events if event.startswith("load")] == [f"load {name}" for name in ONCE]
+            assert runs(journal) == {
+                "vision": 2,
+                "vae_encoder": 2,
+                "text_encoder": 4,
+                "prefix": 4,
+                "prefix_image": 4,
+            }
+        assert found[1] is found[4]
+        for conditioning, request in zip(found, requests, strict=True):
+            alone = numpy_pipeline(checkpoint, Journal()).encode(*request)
+            assert (conditioning.prompt, conditioning.references) == (alone.prompt, alone.references)
+            assert conditioning.segments == alone.segments
+            np.testing.assert_array_equal(conditioning.text_states, alone.text_states)
+            assert [array.tobytes() for array in conditioning.latents] == [array.tobytes() for array in alone.latents]
+            assert conditioning.cache.keys() == alone.cache.keys()
+            assert all(np.array_equal(values, alone.cache[name]) for name, values in conditioning.cache.items())
+
     def test_too_little_for_keys_and_values_is_refused_before_anything_runs(
         self, pipeline: QwenImage, journal: Journal, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -4,22 +4,25 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from qwen_image_engine.engines.core.contract import CONTRACTS
+from qwen_image_engine.engines.core.contract import CONTRACTS, Contract
+from qwen_image_engine.engines.core.engine import Engine
 from qwen_image_engine.engines.core.errors import QwenImageError
 from qwen_image_engine.export.targets import TARGETS, thresholds
 from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold
 from qwen_image_engine.export.verify import parity
 from qwen_image_engine.export.verify.difference import difference
 from qwen_image_engine.export.verify.parity import verify_bundle
-from qwen_image_engine.export.verify.recording import STEPS, Case
+from qwen_image_engine.export.verify.recording import STEPS, Case, edit_case
 from qwen_image_engine.export.verify.report.tables import tables
 from qwen_image_engine.export.verify.result import Row
+from qwen_image_engine.runtime.bundle import bundle as engines
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.system.files import file_sha256
@@ -100,6 +103,23 @@ def test_exported_bundle_passes(
     steps = 8 if options else STEPS
     assert len(rows[TEACHER_FORCED]["cases"][0]["relative_l2_by_step"]) == steps
     assert read_manifest(folder).verify == document
+
+
+def test_each_engine_is_loaded_once(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, loaded = engines.load_engine, []
+
+    def counted(backend: str, model: Path, contract: Contract, threads: int | None = None) -> Engine:
+        loaded.append(contract.component)
+        return load(backend, model, contract, threads)
+
+    monkeypatch.setattr(engines, "load_engine", counted)
+    cases = (*QUICK, Case("other", "a blue square", 32, 64), replace(edit_case(), width=64, height=64))
+    result = verify_bundle(copied, cases=cases)
+    assert result.passed
+    components = [*read_manifest(copied).components]
+    assert sorted(loaded) == sorted(components)
+    assert [*dict.fromkeys(row.component for row in result.rows)] == [*components, TEACHER_FORCED]
+    assert [row.case for row in result.rows if row.component == "step"] == ["quick", "other", "edit"]
 
 
 def test_a_bundle_that_cannot_be_written_is_verified_all_the_same(copied: Path) -> None:
