@@ -51,19 +51,22 @@ class Simulation:
         self._rows, self._columns = channel_scales(tensors, quantised)
         self._running = _Running()
         self._linears = {name: self._linear(name) for name in quantised.layers}  # as they are while none is quantised
+        self._simulations: dict[str, nn.Module] = {}
 
     @contextmanager
     def quantised(self, linears: Collection[str]) -> Iterator[None]:
         """Quantise linears during the block, and restore the network afterwards.
 
-        Linears are named as in `QuantisedNetwork.layers`. Each weight is quantised once at the beginning. The codes are
-        held in addition to the network's weights.
+        Linears are named as in `QuantisedNetwork.layers`. Each weight is quantised when it is first named.
+        The codes are held from then on, in addition to the network's weights.
         """
         kept: dict[str, nn.Module] = {}
         try:
             for name in linears:
                 module = name.removeprefix(self._prefix)
-                self._network.set_submodule(module, self._simulated(name))
+                if name not in self._simulations:
+                    self._simulations[name] = self._simulated(name)
+                self._network.set_submodule(module, self._simulations[name])
                 kept[module] = self._linears[name]
             yield
         finally:
