@@ -14,8 +14,7 @@ from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
 from qwen_image_engine.export.bundle.bundle import export_bundle
 from qwen_image_engine.export.verify.parity import verify_bundle
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.pipeline import reference_pipeline
-from qwen_image_engine.reference.torch_engine import reference_engines
+from qwen_image_engine.reference.pipeline import engine_loader, reference_pipeline
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.component_pool import Memory
@@ -58,7 +57,7 @@ def test_one_tower_serves_every_size(
     within: Callable[[str, float, float], None],
 ) -> None:
     checkpoint = Checkpoint.open(random_checkpoint(name))
-    reference = reference_engines(checkpoint)["vision"]
+    reference = engine_loader(checkpoint)("vision")
     entry = read_manifest(exported(name)).components["vision"]
     engine = load_engine(backend, exported(name) / entry.model, entry.contract)
     config, rng = checkpoint.vision, np.random.default_rng(0)

@@ -30,7 +30,7 @@ from qwen_image_engine.export.verify.layer_outputs import layer_graph
 from qwen_image_engine.export.verify.parity import verify_bundle
 from qwen_image_engine.export.verify.recording import Case
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
-from qwen_image_engine.reference.torch_engine import reference_engines
+from qwen_image_engine.reference.pipeline import engine_loader
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from tests.support.images import patches
@@ -135,7 +135,7 @@ def test_in_float32_they_compute_what_torch_does(
     checkpoint, folder = cuda_bundle("fp32")
     entry = read_manifest(folder).components[component]
     running = load_engine("onnxruntime", folder / entry.model, entry.contract)
-    reference = reference_engines(Checkpoint.open(checkpoint))[component]
+    reference = engine_loader(Checkpoint.open(checkpoint))(component)
     sizes = {"batch": 2, "text": 19, "prefix": 7, "tokens": 24, "height": 6, "width": 4, "image": 24, "slots": 6}
     inputs = random_inputs(entry.contract, **sizes)
     expected, found = reference.run(inputs), running.run(inputs)

@@ -19,8 +19,8 @@ from qwen_image_engine.export.estimate.sizes import estimate_export
 from qwen_image_engine.export.targets import choose_target
 from qwen_image_engine.export.verify.difference import Difference, difference
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from qwen_image_engine.reference.pipeline import engine_loader
 from qwen_image_engine.reference.storage.tensor_file import read_header
-from qwen_image_engine.reference.torch_engine import reference_engines
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.bundle.manifest_entries import QuantisedLayer
 
@@ -40,7 +40,7 @@ def ran(folder: Path, component: str, inputs: Inputs, backend: str) -> dict[str,
 def differences(checkpoint: Path, folder: Path, component: str, inputs: Inputs, found: Any) -> dict[str, Difference]:
     """Each output of a bundle's component against torch's in fp32."""
     arrays = inputs(read_manifest(folder).components[component].contract, **SIZES)
-    expected = reference_engines(Checkpoint.open(checkpoint))[component].run(arrays)
+    expected = engine_loader(Checkpoint.open(checkpoint))(component).run(arrays)
     return {name: difference(found[name], expected[name]) for name in expected}
 
 

@@ -24,7 +24,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Verification]
     shapes, folder = Checkpoint.open(SHAPES), tmp_path_factory.mktemp("twins")
     found = {}
     prompts = (ROOT / "benchmarks" / "prompts.txt").read_text(encoding="utf-8").splitlines()
-    calibrate(shapes, folder / "calibration", prompts[: len(SIZES)], steps=8, sizes=SIZES)
+    calibrate(shapes, folder / "calibration", prompts[: len(SIZES)], steps=4, sizes=SIZES)
     for precision, names in CASES.items():
         options = {"target": "tensorrt-twin", "precision": precision, "calibration": folder / "calibration"}
         export_bundle(shapes, folder / precision, without=["vision"], **options)
