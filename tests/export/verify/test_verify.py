@@ -19,12 +19,14 @@ from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold
 from qwen_image_engine.export.verify import parity
 from qwen_image_engine.export.verify.difference import difference
 from qwen_image_engine.export.verify.parity import verify_bundle
-from qwen_image_engine.export.verify.recording import STEPS, Case, edit_case
+from qwen_image_engine.export.verify.recording import STEPS, Case, Recording, edit_case, record
 from qwen_image_engine.export.verify.report.tables import tables
 from qwen_image_engine.export.verify.result import Row
+from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
 from qwen_image_engine.runtime.bundle import bundle as engines
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main
+from qwen_image_engine.runtime.component_pool import Memory
 from qwen_image_engine.runtime.system.files import file_sha256
 from tests.support.differences import planted
 from tests.support.edit_manifest import edit_manifest, rehash
@@ -35,9 +37,26 @@ EDIT = ("edit",)
 """The case that runs every component."""
 
 
+@pytest.fixture(scope="module")
+def record_once() -> Callable[..., list[Recording]]:
+    """`record` for the cases that verify has by itself, by which the reference runs each of a checkpoint once."""
+    made: dict[tuple[Path, str], Recording] = {}
+
+    def once(checkpoint: Checkpoint, cases: Sequence[Case], memory: Memory = "resident") -> list[Recording]:
+        left = [case for case in cases if (checkpoint.folder, case.name) not in made]
+        for recording in record(checkpoint, left, memory):
+            made[checkpoint.folder, recording.case.name] = recording
+        return [made[checkpoint.folder, case.name] for case in cases]
+
+    return once
+
+
 @pytest.fixture
-def default_cases(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[str]], None]:
+def default_cases(
+    monkeypatch: pytest.MonkeyPatch, record_once: Callable[..., list[Recording]]
+) -> Callable[[Sequence[str]], None]:
     """`default_cases(names)`: of the cases that verify has by itself, those of the names are left."""
+    monkeypatch.setattr(parity, "record", record_once)
     every = parity.default_cases
 
     def left(names: Sequence[str]) -> None:
