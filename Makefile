@@ -7,6 +7,9 @@ STUBS := out/tensorrt-stubs
 SHAPES := reference/shapes/checkpoint
 FOLDERS := calibration engines export reference runtime
 
+# Tests start a hundred processes; without bytecode, as images of containers often ask, each compiles the sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test test-fast lint typecheck-tensorrt bench docs clean
 
 setup: $(STAMP)
