@@ -32,6 +32,14 @@ def read_tensors(checkpoint: Checkpoint, network: str) -> tuple[TensorInfo, ...]
     return checkpoint.read_by[network]
 
 
+_BUILT: Mapping[str, Callable[[Checkpoint], nn.Module]] = {
+    "transformer": lambda checkpoint: Transformer(checkpoint.transformer),
+    "text_encoder": lambda checkpoint: TextEncoder(checkpoint.text_encoder),
+    "vision": lambda checkpoint: Vision(checkpoint.vision),
+    "vae": lambda checkpoint: Vae(checkpoint.vae),
+}
+
+
 def empty_network(checkpoint: Checkpoint, name: str) -> nn.Module:
     """Build one of `NETWORKS` with parameters on "meta" and derived buffers real.
 
@@ -41,14 +49,7 @@ def empty_network(checkpoint: Checkpoint, name: str) -> nn.Module:
     checkpoint.check_depth(name)
     try:
         with torch.device("meta"), _Unfilled():
-            if name == "transformer":
-                network: nn.Module = Transformer(checkpoint.transformer)
-            elif name == "text_encoder":
-                network = TextEncoder(checkpoint.text_encoder)
-            elif name == "vision":
-                network = Vision(checkpoint.vision)
-            else:
-                network = Vae(checkpoint.vae)
+            network = _BUILT[name](checkpoint)
     except (RuntimeError, TypeError, OverflowError) as error:
         raise QwenImageError(
             f"{checkpoint.stored(name).location / 'config.json'}: no tensors can have the sizes that it asks for"

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from qwen_image_engine.engines.backends import ON_GPU
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, with_room
-from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import OutOfMemory, QwenImageError
 from qwen_image_engine.engines.core.lru_cache import LruCache
 from qwen_image_engine.engines.cuda.driver import device_info
 from qwen_image_engine.runtime.component_pool import ComponentPool
@@ -328,7 +328,8 @@ def check_memory(tokens: Collection[PromptTokens], facts: ModelFacts, engine: st
     take `token_bytes`.
 
     Raises:
-        QwenImageError: the arrays do not fit into free memory, or the engine needs a GPU and there is none.
+        OutOfMemory: the arrays do not fit into free memory.
+        QwenImageError: the engine needs a GPU and there is none.
     """
     on_gpu = engine in ON_GPU
     free, where = (device_info().free_bytes, "the GPU") if on_gpu else (reachable_memory_bytes(), "memory and swap")
@@ -339,7 +340,7 @@ def check_memory(tokens: Collection[PromptTokens], facts: ModelFacts, engine: st
         needs[f"the text encoder's attention over {longest} tokens"] = scores
     for what, needed in needs.items():
         if free is not None and needed > free:
-            raise QwenImageError(
+            raise OutOfMemory(
                 f"{what} take {needed} bytes and {free} bytes of {where} are free; give fewer reference images, or "
                 f"smaller ones with --reference-resolution{', or run with --memory sequential' if on_gpu else ''}"
             )

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_image_engine.engines.core.device_array import DeviceArray, Values, repeat
-from qwen_image_engine.engines.core.errors import QwenImageError, UsageError
+from qwen_image_engine.engines.core.errors import OutOfMemory, UsageError
 from qwen_image_engine.runtime.component_pool import ComponentPool
 from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.model.facts import ModelFacts
@@ -41,13 +41,13 @@ def _check_memory(conditioning: Conditioning, num_images: int) -> None:
     Copies on a device need no check here: the device never overcommits memory, so their allocation fails.
 
     Raises:
-        QwenImageError: the copies need more memory and swap than are free.
+        OutOfMemory: the copies need more memory and swap than are free.
     """
     needed = sum(item.nbytes for item in conditioning.cache.values() if not isinstance(item, DeviceArray))
     needed *= num_images
     free = reachable_memory_bytes() if num_images > 1 else None
     if free is not None and needed > free:
-        raise QwenImageError(
+        raise OutOfMemory(
             f"keys and values of {num_images} images at once take {needed} bytes and {free} bytes of memory and swap "
             "are free; draw fewer at once, from one seed each"
         )

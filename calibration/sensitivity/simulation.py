@@ -111,6 +111,7 @@ class Simulation:
             scales = torch.tensor([[scale]], device=device)
             codes = fp8.quantise_rows(weight, scale, feedback)
         else:
+            assert layer.precision == "int8"
             dtype = torch.float32 if item is None else SCALE_DTYPE
             codes, row_scales = int8.quantise_rows(rotate(weight, layer.rotation), dtype, feedback)
             scales = row_scales.float()[:, None]
@@ -161,7 +162,7 @@ class _Static(_Linear):
     ) -> None:
         super().__init__(codes, scales, columns)
         self._static, self._running = static, running
-        self._quantise = fp8.quantise if precision == "fp8" else int8.quantise
+        self._quantise = {"fp8": fp8.quantise, "int8": int8.quantise}[precision]
 
     def _rounded(self, values: Tensor) -> Tensor:
         scale = self._static.get(self._running.component)

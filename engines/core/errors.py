@@ -9,7 +9,11 @@ class QwenImageError(Exception):
     """The base of the errors for a user. The text is one line: what was found, what was expected, what to do."""
 
 
-class OutOfDeviceMemory(QwenImageError):
+class OutOfMemory(QwenImageError):
+    """The error that host or GPU has too little memory. A smaller request may fit."""
+
+
+class OutOfDeviceMemory(OutOfMemory):
     """The error that a GPU has too little memory. Freeing other engines may help."""
 
 
@@ -59,7 +63,7 @@ def load_failure(
     the GPU's memory; running out of it gives `OutOfDeviceMemory`.
     """
     if is_memory(error):
-        return (OutOfDeviceMemory if on_device else QwenImageError)(
+        return (OutOfDeviceMemory if on_device else OutOfMemory)(
             f"{component}: not enough memory to load {model} in {backend} ({one_line(error)}); "
             "run with --memory sequential, or export with --precision int8"
         )
@@ -84,7 +88,7 @@ def run_failure(
     """
     call = ", ".join(f"{name}={size}" for name, size in sizes.items())
     if is_memory(error):
-        return (OutOfDeviceMemory if on_device else QwenImageError)(
+        return (OutOfDeviceMemory if on_device else OutOfMemory)(
             f"{component}: {backend} has not enough memory for {call} ({one_line(error)}); "
             "ask for a smaller size, fewer images, or --memory sequential (qwen-image plan --size tells what one takes)"
         )
@@ -118,6 +122,6 @@ def pass_interruption(error: BaseException) -> None:
 
 def is_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out."""
-    return isinstance(error, MemoryError | OutOfDeviceMemory) or any(
+    return isinstance(error, MemoryError | OutOfMemory) or any(
         word in one_line(error).lower() for word in _OUT_OF_MEMORY
     )

@@ -62,7 +62,7 @@ class Cleanup(InPlacePass):
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Run onnx-ir's own passes, first the sort: unused nodes are found in one round from the end of sorted ones."""
+        """Run onnx-ir's passes and the merging of constants. Nodes are sorted: unused ones are found in one round."""
         return ir.passes.Sequential(
             *(() if _is_sorted(model.graph) else (TopologicalSortPass(),)),
             RemoveUnusedNodesPass(),
@@ -75,7 +75,10 @@ class Cleanup(InPlacePass):
 
 
 def _is_sorted(graph: ir.Graph) -> bool:
-    """Return whether every node comes after the nodes that it reads, which onnx-ir's sort would find at length."""
+    """Return whether every node comes after the nodes that it reads. No graph here has a graph inside.
+
+    This takes a small part of the time of a sort that changes nothing.
+    """
     done: set[ir.Node | None] = {None}
     for node in graph:
         if any(value is not None and value.producer() not in done for value in node.inputs):

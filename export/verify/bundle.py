@@ -10,7 +10,7 @@ from pathlib import Path
 from qwen_image_engine.engines.core.components import EVERY_STEP
 from qwen_image_engine.engines.core.device_array import Values
 from qwen_image_engine.engines.core.engine import Engine
-from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import Cancelled, OutOfMemory, QwenImageError
 from qwen_image_engine.engines.tensorrt.package import TENSORRT_RTX, KernelSpecialization
 from qwen_image_engine.export.targets import thresholds
 from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold
@@ -22,7 +22,9 @@ from qwen_image_engine.export.verify.recording import Call, Recording
 from qwen_image_engine.export.verify.result import NotFiniteOutput, Row
 from qwen_image_engine.runtime.bundle.bundle import Bundle
 from qwen_image_engine.runtime.bundle.manifest import Manifest
+from qwen_image_engine.runtime.conditioning import Conditioning
 from qwen_image_engine.runtime.images.png import png_bytes
+from qwen_image_engine.runtime.images.reference_image import ReferenceImages
 from qwen_image_engine.runtime.pipeline import QwenImage
 
 
@@ -70,6 +72,8 @@ def compare_bundle(
         ) as pipeline:
             steps, trajectories = _steps(pipeline, recordings, limits[TEACHER_FORCED])
             drawn = list(map(partial(_drawn, pipeline), recordings, trajectories)) if pictures else []
+    except Cancelled:
+        raise
     except QwenImageError as error:
         compared.compare_others(engine, threads, specialization)
         found = first_not_finite(bundle, manifest, compared.rows())
@@ -92,6 +96,11 @@ class _ComparedBundle(Bundle):
     """A bundle whose components are compared with recordings when their engines are first loaded.
 
     The pipeline that is left to itself then runs the same engine: loading one takes longer than its runs here.
+
+    Attributes:
+        recordings: cases as the reference ran them.
+        limits: threshold of each row.
+        by_component: rows of the components that were loaded; `load_engine` adds them.
     """
 
     recordings: Sequence[Recording]
@@ -152,13 +161,22 @@ def _steps(
     cases = [recording.case for recording in recordings]
     requests = [(case.prompt, pipeline.read_references(case.references, case.reference_resolution)) for case in cases]
     rows, trajectories = [], []
-    for recording, conditioning in zip(recordings, pipeline.encode_each(requests), strict=True):
+    for recording, conditioning in zip(recordings, _encoded(pipeline, requests), strict=True):
         case = recording.case
         velocity = pipeline.denoiser(conditioning, width=case.width, height=case.height)
         runs = tuple(difference(velocity(step.latents, step.sigma), step.velocity) for step in recording.steps)
         rows.append(Row(TEACHER_FORCED, case.name, runs, threshold, recording.sigmas))
         trajectories.append(divergence(velocity, recording, recording.steps[0].latents))
     return rows, trajectories
+
+
+def _encoded(pipeline: QwenImage, requests: Sequence[tuple[str, ReferenceImages]]) -> Iterator[Conditioning]:
+    """Yield the conditioning of each request: of all at once, or of one after the other where memory is short."""
+    try:
+        yield from pipeline.encode_each(requests)
+    except OutOfMemory:  # raised before any network runs, if it is the sum that does not fit
+        for prompt, images in requests:
+            yield pipeline.encode(prompt, images)
 
 
 def _drawn(pipeline: QwenImage, recording: Recording, trajectory: Trajectory) -> DrawnCase:
@@ -172,6 +190,8 @@ def _drawn(pipeline: QwenImage, recording: Recording, trajectory: Trajectory) ->
         return DrawnCase(case.name, reference, None, "its latents are not finite")
     try:
         (picture,) = pipeline.decode(trajectory.final, case.width, case.height)
+    except Cancelled:
+        raise
     except QwenImageError as error:
         return DrawnCase(case.name, reference, None, str(error))
     return DrawnCase(case.name, reference, png_bytes(picture))

@@ -28,6 +28,7 @@ PACKAGES = (
     "tokenizers",
     "pillow",
     "onnxruntime",
+    "onnxruntime-gpu",
     "openvino",
     "tensorrt",
     "tensorrt-rtx",

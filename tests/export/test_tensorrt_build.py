@@ -68,7 +68,7 @@ NETWORKS = {
     "fp8": {"text_encoder", "transformer"},
     "int8": {"transformer"},
 }
-"""The networks of each bundle that none before it has the same to a byte."""
+"""The networks of each bundle that differ, by some byte, from those of every bundle before it."""
 
 SIZED = ("step", "vae_decoder_mid", "vae_decoder_up")
 """The components whose plans have a profile for each size of a picture."""

@@ -48,7 +48,7 @@ class KeptPlans:
         kept = self._folder / self._key(job)
         files = {kept.with_suffix(".plan"): Path(job.plan), kept.with_suffix(".layers.json"): Path(job.layers)}
         said = kept.with_suffix(".result.json")
-        if not said.is_file():
+        if not all(file.is_file() for file in (said, *files)):
             result = self._run(job, watch)
             for own, made in files.items():
                 _write(own, made.read_bytes())

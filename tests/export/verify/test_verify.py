@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from qwen_image_engine.engines.core.contract import CONTRACTS, Contract
 from qwen_image_engine.engines.core.engine import Engine
-from qwen_image_engine.engines.core.errors import QwenImageError
+from qwen_image_engine.engines.core.errors import Cancelled, OutOfMemory, QwenImageError
 from qwen_image_engine.export.targets import TARGETS, thresholds
 from qwen_image_engine.export.thresholds import TEACHER_FORCED, Threshold
 from qwen_image_engine.export.verify import parity
@@ -27,6 +27,7 @@ from qwen_image_engine.runtime.bundle import bundle as engines
 from qwen_image_engine.runtime.bundle.manifest import read_manifest
 from qwen_image_engine.runtime.cli.main import main
 from qwen_image_engine.runtime.component_pool import Memory
+from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.system.files import file_sha256
 from tests.support.differences import planted
 from tests.support.edit_manifest import edit_manifest, rehash
@@ -139,6 +140,32 @@ def test_each_engine_is_loaded_once(copied: Path, monkeypatch: pytest.MonkeyPatc
     assert sorted(loaded) == sorted(components)
     assert [*dict.fromkeys(row.component for row in result.rows)] == [*components, TEACHER_FORCED]
     assert [row.case for row in result.rows if row.component == "step"] == ["quick", "other", "edit"]
+
+
+def test_cases_are_encoded_one_by_one_where_memory_is_short(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = []
+
+    def check(tokens: Collection[object], *others: object) -> None:
+        encoded.append(len(tokens))
+        if len(tokens) > 1:
+            raise OutOfMemory("keys and values of all cases do not fit")
+
+    monkeypatch.setattr("qwen_image_engine.runtime.conditioning.check_memory", check)
+    assert verify_bundle(copied, cases=(*QUICK, Case("other", "a blue square", 32, 64))).passed
+    assert encoded[-3:] == [2, 1, 1]
+
+
+def test_what_is_cancelled_loads_nothing_more(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cancel(*arguments: object) -> None:
+        raise Cancelled("the caller cancelled")
+
+    def load(*arguments: object, **named: object) -> Engine:
+        raise AssertionError("an engine is loaded")
+
+    monkeypatch.setattr(QwenImage, "encode_each", cancel)
+    monkeypatch.setattr(engines, "load_engine", load)
+    with pytest.raises(Cancelled):
+        verify_bundle(copied, cases=QUICK)
 
 
 def test_a_bundle_that_cannot_be_written_is_verified_all_the_same(copied: Path) -> None:

@@ -245,6 +245,13 @@ class TestForms:
             assert reply.status_code == 400
             assert "--" not in reply.json()["error"]["message"]
 
+    def test_too_little_memory(self, server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A smaller request may fit, so it is no fault of the server."""
+        monkeypatch.setattr("qwen_image_engine.runtime.conditioning.reachable_memory_bytes", lambda: 1000)
+        for reply in (edit(server), generate(server)):
+            assert "smaller size" in error(reply, 503, None, "out_of_memory")
+            assert int(reply.headers["retry-after"]) > 0
+
     def test_a_model_that_takes_no_images(self, checkpoint: Path) -> None:
         with served(numpy_pipeline(checkpoint, Journal(), absent=("vision", "prefix_image"))) as server:
             message = error(edit(server), 400, "image", "invalid_value")
