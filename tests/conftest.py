@@ -118,12 +118,10 @@ def _stubs(product: str) -> Path:
 def trace_once(pytestconfig: pytest.Config) -> Iterator[None]:
     """Trace each graph once, and keep it: it takes seconds, and the values of weights do not change it."""
     from qwen_image_engine.export.bundle import network_folder
-    from tests.support.traces import forget, kept_traces
+    from tests.support.traces import kept_traces
 
     with pytest.MonkeyPatch.context() as patch:
-        kept = kept_traces(network_folder.trace)
-        forget(kept.folder)
-        patch.setattr(network_folder, "trace", kept)
+        patch.setattr(network_folder, "trace", kept_traces(network_folder.trace))
         yield
 
 

@@ -12,8 +12,9 @@ import pytest
 from qwen_image_engine.export import trace as tracing
 from qwen_image_engine.export.bundle import network_folder
 from qwen_image_engine.reference.checkpoint.checkpoint import Checkpoint
+from tests.support.kept import forget
 from tests.support.paths import ROOT
-from tests.support.traces import KeptTraces, forget, source_hash
+from tests.support.traces import KeptTraces, source_hash
 
 COMPONENT = "prefix"
 

@@ -7,10 +7,8 @@ What the tests look at, the plan's size and the account of its layers, is what i
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,8 +19,8 @@ import onnx
 
 from qwen_image_engine.engines.tensorrt.build.job import BuildJob, BuildResult
 from qwen_image_engine.engines.tensorrt.build.launch import Watch, run_build
+from tests.support.kept import hash_of_sources, kept_folder, write
 from tests.support.paths import ROOT
-from tests.support.traces import forget
 
 PACKAGES = ("tensorrt-rtx", "numpy", "onnx")
 _PLACES = ("model", "plan", "layers")
@@ -51,13 +49,13 @@ class KeptPlans:
         if not all(file.is_file() for file in (said, *files)):
             result = self._run(job, watch)
             for own, made in files.items():
-                _write(own, made.read_bytes())
-            _write(said, json.dumps(asdict(result)).encode())
+                write(own, made.read_bytes())
+            write(said, json.dumps(asdict(result)).encode())
             return result
         for own, asked in files.items():
             shutil.copyfile(own, asked)
         for own in (said, *files):
-            os.utime(own)  # what is not used any more goes; see `forget`
+            os.utime(own)  # what is not used any more goes; see `kept.forget`
         return BuildResult.from_json(json.loads(said.read_text(encoding="utf-8")))
 
     def _key(self, job: BuildJob) -> str:
@@ -80,24 +78,11 @@ def source_hash(home: Path) -> str:
     Args:
         home: the folder in which `engines` is.
     """
-    digest = hashlib.sha256(platform.python_version().encode())
-    for package in PACKAGES:
-        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
-    for file in sorted((home / "engines").rglob("*.py")):
-        digest.update(f"{file.relative_to(home)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    names = (file.relative_to(home).as_posix() for file in (home / "engines").rglob("*.py"))
+    return hash_of_sources(home, names, PACKAGES)
 
 
 @cache
 def kept_plans() -> KeptPlans:
     """Return `run_build` through the files that all runs of the tests share."""
-    folder = ROOT / ".pytest_cache" / "plans"
-    folder.mkdir(parents=True, exist_ok=True)
-    forget(folder)
-    return KeptPlans(run_build, folder, source_hash(ROOT))
-
-
-def _write(file: Path, data: bytes) -> None:
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-    unfinished.write_bytes(data)
-    unfinished.replace(file)
+    return KeptPlans(run_build, kept_folder("plans"), source_hash(ROOT))

@@ -9,11 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
-import importlib.metadata
 import os
-import platform
-import secrets
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -22,6 +18,7 @@ from typing import Any
 import onnx_ir as ir
 from filelock import FileLock, Timeout
 
+from tests.support.kept import hash_of_sources, kept_folder, write
 from tests.support.paths import ROOT
 
 PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
@@ -67,7 +64,7 @@ class KeptTraces:
         except Timeout:  # another worker traces it
             self._make_another(checkpoint, dtype)
             self._made(key, checkpoint, component, dtype, wait_s=-1)
-        os.utime(file)  # what is not used any more goes; see `forget`
+        os.utime(file)  # what is not used any more goes; see `kept.forget`
         return ir.from_proto(ir.serde.onnx.ModelProto.FromString(file.read_bytes()))
 
     def _made(self, key: str, checkpoint: Any, component: str, dtype: Any, wait_s: float) -> bool:
@@ -79,9 +76,7 @@ class KeptTraces:
             if file.is_file():  # another worker has traced it meanwhile
                 return False
             self.fresh += 1
-            temporary = self.folder / f"{secrets.token_hex(8)}.tmp"
-            temporary.write_bytes(ir.to_proto(self._trace(checkpoint, component, dtype)).SerializeToString())
-            temporary.replace(file)
+            write(file, ir.to_proto(self._trace(checkpoint, component, dtype)).SerializeToString())
         return True
 
     def _make_another(self, checkpoint: Any, dtype: Any) -> None:
@@ -99,9 +94,7 @@ class KeptTraces:
 
 def kept_traces(trace: Trace) -> KeptTraces:
     """Return `trace` through the files that all runs of the tests share."""
-    folder = ROOT / ".pytest_cache" / "traces"
-    folder.mkdir(parents=True, exist_ok=True)
-    return KeptTraces(trace, folder, source_hash(ROOT))
+    return KeptTraces(trace, kept_folder("traces"), source_hash(ROOT))
 
 
 def source_hash(home: Path, start: str = START) -> str:
@@ -111,19 +104,7 @@ def source_hash(home: Path, start: str = START) -> str:
         home: the folder in which `export`, `reference` and the others are.
         start: the module's file in it.
     """
-    digest = hashlib.sha256(platform.python_version().encode())
-    for package in PACKAGES:
-        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
-    for name in sorted(_closure(home, start)):
-        digest.update(f"{name} {hashlib.sha256((home / name).read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
-def forget(folder: Path, days: float = 14) -> None:
-    """Remove graphs that no run has used for so long."""
-    for file in folder.glob("*"):
-        if time.time() - file.stat().st_mtime > days * 86400:
-            file.unlink(missing_ok=True)
+    return hash_of_sources(home, _closure(home, start), PACKAGES)
 
 
 def _closure(home: Path, start: str) -> set[str]:

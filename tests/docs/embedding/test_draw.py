@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qwen_image_engine.runtime.pipeline import QwenImage
 from qwen_image_engine.runtime.text.prompt import tokenize
 from qwen_image_engine.runtime.text.tokenizer import load_tokenizer
+from tests.support.kept import kept_folder
 from tests.support.paths import ROOT, SHAPES
 from tests.support.shared import SharedFolders
 
@@ -52,12 +53,10 @@ def kept_program(command: tuple[str | Path, ...], *versions: str) -> Path:
     digest = hashlib.sha256("\n".join((*map(str, command), *versions, compiler)).encode())
     for file in sorted(SOURCE.glob("*.?pp")):
         digest.update(file.read_bytes())
-    folder = ROOT / ".pytest_cache" / "programs"
-    program = folder / f"draw-{digest.hexdigest()}"
+    program = kept_folder("programs") / f"draw-{digest.hexdigest()}"
     if program.is_file():
+        program.touch()  # what is not used any more goes; see `kept.forget`
         return program
-    shutil.rmtree(folder, ignore_errors=True)  # of other sources
-    folder.mkdir(parents=True)
     unfinished = program.with_suffix(".unfinished")
     built = subprocess.run([*command, "-o", unfinished], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
